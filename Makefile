@@ -1,0 +1,38 @@
+# Everything runs in .venv, which `make setup` makes from pyproject.toml.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+WORKERS ?= 2
+
+.PHONY: help setup run test check status clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/ready ## make .venv with all that runs and tests need
+
+$(VENV)/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "sat needs Python 3.11 or newer; name one: make PYTHON=python3.12 setup"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[sweep,dev]'
+	@touch $@
+
+run: setup ## train, attack and record a run: make run ARGS="activation=gelu attack.steps=2"
+	@$(BIN)/python -m sat.run $(ARGS)
+
+test: setup ## run the tests: make test ARGS="-k attack"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+check: setup ## lint and format check (ruff)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+status: setup ## list the runs in outputs: finished, running, stopped, failed
+	@$(BIN)/python scripts/report.py --status outputs
+
+clean: ## remove what can be made again; outputs/ and data/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

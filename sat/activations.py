@@ -1,0 +1,208 @@
+"""ReLU and its smooth relatives, one class each.
+
+Values and derivatives are those of Xie et al., "Smooth Adversarial Training" (arXiv 2006.14536),
+where the function occurs there. Every constructor takes its function's own arguments and lastly
+`inplace`, since timm builds `act_layer(inplace=True)`. ReLU, LeakyReLU, ELU and CELU obey it: their
+backward pass reads the output alone, so nothing but the output is kept. The others ignore it: their
+derivative needs the input, of which torch would save a copy.
+
+Input and output have one shape and one dtype, bf16 and fp16 included. Learnable scalars are
+float32 parameters without a second dimension, one set a layer: no weight decay should fall on them.
+SmoothReLU and PSSiLU are first-order: their gradients should not be differentiated again.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _positive(key: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{key}={value:g}: must be above 0 and finite")
+    return value
+
+
+def _scalar(value: float, learnable: bool) -> nn.Parameter | nn.Buffer:
+    """A buffer where it is fixed: the state dict has the same keys either way."""
+    return (nn.Parameter if learnable else nn.Buffer)(torch.tensor(float(value)))
+
+
+def _total(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of all elements. Rows first: bf16 summed into float32 is 40 times slower on a CPU."""
+    return x.sum(-1).sum(dtype=dtype)
+
+
+class ReLU(nn.ReLU):
+    """max(0, x)."""
+
+
+class LeakyReLU(nn.LeakyReLU):
+    """x, or negative_slope * x for x < 0 (Maas et al. 2013)."""
+
+    def __init__(self, negative_slope: float = 0.01, inplace: bool = False):
+        super().__init__(_positive("negative_slope", negative_slope), inplace)
+
+
+class PReLU(nn.PReLU):
+    """x, or w * x for x < 0, with w learned from `init`, one a layer (He et al., 1502.01852)."""
+
+    def __init__(self, init: float = 0.25, inplace: bool = False):
+        if not math.isfinite(init):
+            raise ValueError(f"init={init:g}: must be finite")
+        super().__init__(1, init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.prelu(x, self.weight.to(x.dtype))  # the kernel refuses mixed precision
+
+
+class ParametricSoftplus(nn.Softplus):
+    """log(1 + e^(alpha x)) / alpha; its derivative is sigma(alpha x)."""
+
+    def __init__(self, alpha: float = 10.0, inplace: bool = False):
+        # Above the threshold the kernel returns x: at 40 that is exact in float64 (e^-40 = 4e-18),
+        # at torch's 20 it is off by 2e-9, and e^40 still fits in a float32.
+        super().__init__(_positive("alpha", alpha), threshold=40.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The kernel computes in float32 by itself; CUDA's autocast would have it keep a float32
+        # copy of the input and return float32: twice the memory.
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
+
+
+class Softplus(ParametricSoftplus):
+    """log(1 + e^x)."""
+
+    def __init__(self, inplace: bool = False):
+        super().__init__(1.0)
+
+
+class SiLU(nn.SiLU):
+    """x sigma(x), also known as Swish: the paper's final choice."""
+
+    def __init__(self, inplace: bool = False):
+        super().__init__()
+
+
+class GELU(nn.GELU):
+    """x Phi(x); "tanh" is the approximation that the paper's code uses (Hendrycks and Gimpel)."""
+
+    def __init__(self, approximate: Literal["none", "tanh"] = "none", inplace: bool = False):
+        super().__init__(approximate)
+
+
+class Mish(nn.Mish):
+    """x tanh(log(1 + e^x)) (Misra, 1908.08681)."""
+
+    def __init__(self, inplace: bool = False):
+        super().__init__()
+
+
+class ELU(nn.ELU):
+    """x, or alpha (e^x - 1) for x < 0: smooth at alpha = 1 only, else f'(0-) = alpha is a kink."""
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False):
+        super().__init__(_positive("alpha", alpha), inplace)
+
+
+class CELU(nn.CELU):
+    """x, or alpha (e^(x / alpha) - 1) for x < 0: smooth at every alpha (Barron, 1704.07483)."""
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False):
+        super().__init__(_positive("alpha", alpha), inplace)
+
+
+def _scaled(x: Tensor, alpha: Tensor) -> Tensor:
+    """u = alpha max(x, 0), stopped where fp16 overflows: log(1 + u) / alpha is then far below one
+    rounding step of x."""
+    return torch.mul(x, alpha).clamp_(0, torch.finfo(x.dtype).max)
+
+
+class _SmoothReLU(torch.autograd.Function):
+    """Saves x alone."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(x, alpha)
+        # Where x < 0, u = 0 and the last clamp makes x 0.
+        return _scaled(x, alpha).log1p_().mul_(-1 / alpha).add_(x).clamp_min_(0)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, alpha = ctx.saved_tensors
+        v = _scaled(x, alpha).add_(1)
+        grad_x = torch.addcdiv(grad, grad, v, value=-1)  # df/dx = u / v = 1 - 1/v
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None
+        # df/dalpha = (log v - (1 - 1/v)) / alpha^2
+        return grad_x, _total(v.log_().mul_(grad).sub_(grad_x), alpha.dtype) / alpha.square()
+
+
+class SmoothReLU(nn.Module):
+    """x - log(alpha x + 1) / alpha for x >= 0, else 0; f' = alpha x / (1 + alpha x).
+
+    As in Xie et al., alpha = beta^2 with beta learned, one a layer, and `alpha` is its start (400);
+    with learnable=False alpha stays as given.
+    """
+
+    def __init__(self, alpha: float = 400.0, learnable: bool = True, inplace: bool = False):
+        super().__init__()
+        self.beta = _scalar(math.sqrt(_positive("alpha", alpha)), learnable)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _SmoothReLU.apply(x, self.beta.square())
+
+
+class _PSSiLU(torch.autograd.Function):
+    """p + w (x - p) with p = x sigma(alpha x) and w = -b / (1 - b). Saves x alone."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, alpha: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, alpha, w)
+        return (x * alpha).sigmoid_().mul_(x).lerp_(x, w.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        x, alpha, w = ctx.saved_tensors
+        z = x * alpha
+        # dp/dx = silu'(z), so df/dx = silu'(z) + w (1 - silu'(z))
+        grad_x = torch.ops.aten.silu_backward(grad, z).lerp_(grad, w.to(x.dtype))
+        if not any(ctx.needs_input_grad[1:]):
+            return grad_x, None, None
+        sigma = z.sigmoid_()
+        d_w = (1 - sigma).mul_(x).mul_(grad)  # df/dw = x - p
+        grad_w = _total(d_w, w.dtype)
+        # df/dalpha = (1 - w) x^2 sigma (1 - sigma)
+        return grad_x, (1 - w) * _total(d_w.mul_(x).mul_(sigma), alpha.dtype), grad_w
+
+
+class PSSiLU(nn.Module):
+    """x (sigma(a x) - b) / (1 - b) with a = |alpha| and b = |beta|, learned, one pair a layer.
+
+    Dai, Mahloujifar and Mittal, "Parameterizing Activation Functions for Adversarial Robustness"
+    (arXiv 2110.05626). Absolute values and start (alpha 1, beta 1e-8: |beta| has no slope at 0) are
+    those of the authors' model in RobustBench (`paf_wide_resnet.py`), which has one pair for the
+    whole network. b stops at 0.9, well before its pole at 1.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 1e-8,
+        learnable: bool = True,
+        inplace: bool = False,
+    ):
+        super().__init__()
+        if not 0 <= beta <= 0.9 or (learnable and beta == 0):
+            raise ValueError(
+                f"beta={beta:g}: must be from 0 to 0.9, and above 0 (say 1e-8) where it is learned"
+            )
+        self.alpha = _scalar(_positive("alpha", alpha), learnable)
+        self.beta = _scalar(beta, learnable)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = self.beta.abs().clamp(max=0.9)
+        return _PSSiLU.apply(x, self.alpha.abs(), b / (b - 1))

@@ -1,0 +1,7 @@
+"""Attacks: `attack(model, x, y, draws) -> x_adv`, images in [0, 1], eps and step in 1/255."""
+
+from sat.attacks.clean import Clean
+from sat.attacks.fgsm import FGSM
+from sat.attacks.pgd import PGD
+
+__all__ = ["FGSM", "PGD", "Clean"]

@@ -1,0 +1,72 @@
+"""Files that are whole or absent: written beside their name, flushed to disk, then renamed."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+log = logging.getLogger("sat")
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Calls `write` on a temporary file and renames it to `path` once it is safe on disk."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Tensors, numbers, strings, lists and dicts: what `weights_only=True` reads back."""
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, lambda file: torch.save(state, file))
+
+
+def rotate(last: Path, previous: Path, state: dict[str, Any]) -> None:
+    """Saves `last` and keeps the one before as `previous`; one of them is whole at any moment."""
+    if last.exists():
+        link = previous.with_name(f".{previous.name}.tmp")
+        link.unlink(missing_ok=True)
+        os.link(last, link)
+        os.replace(link, previous)
+    save(last, state)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU. Raises ValueError for what is no checkpoint."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(f"{path}: is damaged, or is no checkpoint ({reason})") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: holds a {type(state).__name__}, no checkpoint of this program")
+    return state
+
+
+def newest(folder: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint of `last.pt` and `previous.pt`; None where neither is there."""
+    problems = []
+    for path in (folder / "last.pt", folder / "previous.pt"):
+        if path.exists():
+            try:
+                state = read(path)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                log.warning("%s; going on from %s", problem, path.name)
+            return state
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}; record.fresh=true starts over")
+    return None

@@ -1,0 +1,344 @@
+"""From a composed config to checked objects, and from the objects' arguments to a run's identity.
+
+Every group's option names a class of this package (`_target_`) and its arguments. The class's
+signature is the schema: `build` converts each value to its annotated type, refuses what does not
+fit in one line, and constructs. Constructors check ranges and do no work.
+"""
+
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import re
+import signal
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+SECTIONS = "activation attack model dataset schedule objective validation evaluation record".split()
+SCALARS = {"seed": int, "device": str}
+# Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
+FOLLOWED = {"eps": float, "depth": int, "width": float}
+# What moves no number of a trained model is no part of its identity.
+NOT_IDENTITY = {"dataset.root", "dataset.path", "dataset.workers", "dataset.download"}
+NOT_IDENTITY |= {"dataset.skip_unreadable", "model.weights"}
+PARTIAL = ("activation",)  # built once a layer, by the model
+
+
+class Refused(Exception):
+    """Bad input: one line that names the key, the value and the remedy. Exit code 2."""
+
+
+class Fault(Exception):
+    """The run could not go on; what it saved is kept. Exit code 1."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved itself; `code` is the exit code."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.code = 128 + number
+
+
+@contextmanager
+def refusing(prefix: str) -> Iterator[None]:
+    """What a part refuses while it is set up, as a `Refused` whose line names the whole key."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refused(f"{prefix}{error}") from error
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A checked run: its parts as objects, its name, and the plain config they came from."""
+
+    seed: int
+    device: str
+    parts: Mapping[str, Any]
+    choices: Mapping[str, str]
+    config: Mapping[str, Any]
+    name: str
+    hash: str
+
+    def __getattr__(self, part: str) -> Any:
+        if part in SECTIONS:
+            return self.parts[part]
+        raise AttributeError(part)
+
+    @property
+    def weights(self) -> str | None:
+        """Where the model starts from: a run directory or a file of weights."""
+        return self.config["model"].get("weights")
+
+    def yaml(self) -> str:
+        """The resolved config as text, which `check` accepts again."""
+        return yaml.safe_dump(dict(self.config), sort_keys=False)
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The composed config as plain data, interpolations resolved."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise Refused(one_line(error)) from error
+
+
+def check(plain: Mapping[str, Any]) -> Spec:
+    """Builds every part of a resolved config and names the run; raises `Refused`."""
+    plain = dict(plain)
+    choices = dict(plain.pop("choices", {}))
+    unknown(plain, [*SECTIONS, *SCALARS], "")
+    config: dict[str, Any] = {"choices": choices}
+    for key, hint in SCALARS.items():
+        config[key] = convert(plain.get(key), hint, key)
+    if not 0 <= config["seed"] < 2**31:
+        raise Refused(f"seed={config['seed']}: must be from 0 to {2**31 - 1}")
+    parts = {}
+    for section in SECTIONS:
+        if not isinstance(plain.get(section), Mapping):
+            raise Refused(f"{section}={plain.get(section)}: is a group; name one of its options")
+        node, beside = dict(plain[section]), {}
+        if section == "dataset":
+            beside = {k: convert(node.pop(k, None), FOLLOWED[k], f"dataset.{k}") for k in FOLLOWED}
+        if section == "model":
+            beside = {"weights": convert(node.pop("weights", None), str | None, "model.weights")}
+        parts[section], typed = build(node, section, partial_=section in PARTIAL)
+        config[section] = {**typed, **beside}
+    digest = identity(config)
+    return Spec(
+        seed=config["seed"],
+        device=config["device"],
+        parts=parts,
+        choices=choices,
+        config=config,
+        name=f"{readable(config, choices)}-{digest}",
+        hash=digest,
+    )
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Eight hex digits of everything that decides the trained weights, and of nothing else."""
+    kept: dict[str, Any] = {"seed": config["seed"]}
+    for section in SECTIONS:
+        if section in ("evaluation", "record"):
+            continue
+        kept[section] = {
+            key: value
+            for key, value in config[section].items()
+            if f"{section}.{key}" not in NOT_IDENTITY
+            and not (section == "dataset" and key in FOLLOWED)
+        }
+    if (name := data_name(config["dataset"])) is not None:
+        kept["dataset"]["name"] = name
+    if config["model"]["weights"]:
+        kept["model"]["weights"] = _file_digest(config["model"]["weights"])
+    text = json.dumps(kept, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def data_name(dataset: Mapping[str, Any]) -> str | None:
+    """What a set of the user's own is called: its `name`, else the last part of its place."""
+    if "name" not in dataset:
+        return None
+    place = dataset.get("path") or dataset.get("root") or ""
+    return dataset["name"] or Path(place).resolve().stem
+
+
+def _file_digest(weights: str) -> str:
+    from sat.record import weights_file
+
+    try:
+        return hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
+    except OSError as error:
+        raise Refused(f"model.weights={weights}: {error.strerror or error}") from error
+
+
+def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+    """The part of a run's name that people read: set, network, activation, attack, seed."""
+    model, attack, activation = config["model"], config["attack"], config["activation"]
+    dataset = data_name(config["dataset"]) or choices.get("dataset", "data")
+    network = model.get("name") or choices.get("model", "model")
+    network += str(model.get("depth") or model.get("variant") or "")
+    act = choices.get("activation", "activation")
+    if "alpha" in activation:
+        act += f"{activation['alpha']:g}"
+    att = choices.get("attack", "attack") + str(attack.get("steps", ""))
+    name = "-".join([dataset, network, act, att, f"s{config['seed']}"])
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:120]
+
+
+def build(node: Any, path: str, partial_: bool = False) -> tuple[Any, dict[str, Any]]:
+    """The object that a config node describes, and the node with every value in its type."""
+    node = dict(node)
+    cls = target(node.pop("_target_", None), path)
+    hints = get_type_hints(cls.__init__)
+    parameters = inspect.signature(cls).parameters
+    allowed = [name for name in parameters if name != "inplace"]
+    unknown(node, allowed, path + ".", owner=path.split(".")[-1], cls=cls)
+    values, typed = {}, {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
+    for key in allowed:
+        where = f"{path}.{key}"
+        if key not in node:
+            if parameters[key].default is inspect.Parameter.empty:
+                raise Refused(f"{where}: is missing; write {where}=...")
+            node[key] = parameters[key].default
+        values[key], typed[key] = _value(node[key], hints[key], where)
+    try:
+        built = cls(**values)
+    except ValueError as error:
+        raise Refused(f"{path}.{error}") from error
+    return (partial(cls, **values) if partial_ else built), typed
+
+
+def _value(given: Any, hint: Any, where: str) -> tuple[Any, Any]:
+    """A typed value and what to write down for it: a nested node is built, too."""
+    if isinstance(given, Mapping) and "_target_" in given:
+        return build(given, where)
+    if isinstance(given, Mapping) and get_origin(hint) is dict:
+        pairs = {key: _value(value, get_args(hint)[1], f"{where}.{key}") for key, value in
+                 given.items() if value is not None}  # fmt: skip
+        return {k: v for k, (v, _) in pairs.items()}, {k: t for k, (_, t) in pairs.items()}
+    typed = convert(given, hint, where)
+    return typed, list(typed) if isinstance(typed, tuple) else typed
+
+
+def target(name: Any, path: str) -> Callable[..., Any]:
+    """The class of this package that `_target_` names; nothing else is ever imported."""
+    if not isinstance(name, str) or not re.fullmatch(r"sat(\.[a-z_]+)+\.[A-Z]\w*", name):
+        raise Refused(f"{path}._target_={name}: must name a class of this package, sat.*")
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise Refused(f"{path}._target_={name}: no such class ({error})") from error
+    if not inspect.isclass(found) or not found.__module__.startswith("sat."):
+        raise Refused(f"{path}._target_={name}: is not a class of this package")
+    return found
+
+
+def unknown(given: Mapping[str, Any], allowed: list[str], prefix: str, **context: Any) -> None:
+    """Refuses a key that nothing reads, naming the nearest one."""
+    for key in given:
+        if key not in allowed:
+            who = f" of {context['cls'].__name__}" if context else ""
+            hint = "; ".join(filter(None, [nearest(str(key), allowed), _alphas(key, context)]))
+            raise Refused(f"{prefix}{key}={_short(given[key])}: no such key{who}; {hint}")
+
+
+def _alphas(key: str, context: Mapping[str, Any]) -> str:
+    if key != "alpha" or context.get("owner") != "activation":
+        return ""
+    import sat.activations as module
+
+    having = [
+        name
+        for name, cls in inspect.getmembers(module, inspect.isclass)
+        if cls.__module__ == module.__name__ and "alpha" in inspect.signature(cls).parameters
+    ]
+    return "activations with an alpha: " + ", ".join(having)
+
+
+def nearest(word: str, allowed: list[str]) -> str:
+    """`did you mean x? allowed: x, y, z`, for the end of a line."""
+    close = get_close_matches(word, allowed, 1, 0.5)
+    listed = "allowed: " + (", ".join(allowed) or "none")
+    return f"did you mean {close[0]}? {listed}" if close else listed
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` in the annotated type; 1 and 1.0 become the same; raises `Refused`."""
+    converted = _convert(value, hint)
+    if converted is _MISFIT:
+        raise Refused(f"{where}={_short(value)}: must be {_describe(hint)}")
+    return converted
+
+
+_MISFIT = object()
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    origin, options = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        tried = (_convert(value, option) for option in options)
+        return next((fit for fit in tried if fit is not _MISFIT), _MISFIT)
+    if origin is Literal:
+        return value if any(value == o and type(value) is type(o) for o in options) else _MISFIT
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            return _MISFIT
+        items = [_convert(item, options[0]) for item in value]
+        return _MISFIT if _MISFIT in items else origin(items)
+    return _SCALARS.get(hint, lambda _: _MISFIT)(value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_SCALARS: dict[Any, Callable[[Any], Any]] = {
+    bool: lambda v: v if isinstance(v, bool) else _MISFIT,
+    int: lambda v: int(v) if _number(v) and math.isfinite(v) and v == int(v) else _MISFIT,
+    float: lambda v: float(v) if _number(v) else _MISFIT,
+    str: lambda v: v if isinstance(v, str) else _MISFIT,
+    type(None): lambda v: None if v is None else _MISFIT,
+}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
+          type(None): "null"}  # fmt: skip
+
+
+def _describe(hint: Any) -> str:
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(option) for option in options)
+    if origin is Literal:
+        return " or ".join(map(str, options))
+    if origin in (list, tuple):
+        return f"a list, each {_describe(options[0])}"
+    return _NAMES.get(hint, "a group of options")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@cache
+def options(root: Path) -> dict[str, list[str]]:
+    """The groups of a config folder and the names of their options."""
+    groups: dict[str, list[str]] = {}
+    for file in sorted(root.glob("*/*.yaml")):
+        groups.setdefault(file.parent.name, []).append(file.stem)
+    return groups
+
+
+def one_line(error: BaseException, root: Path | None = None) -> str:
+    """What Hydra or OmegaConf say over many lines, as one that names the nearest valid name."""
+    text = str(error).strip()
+    groups = options(root) if root else {}
+    if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
+        group, name = found.groups()
+        return f"{group}={name}: no such option; {nearest(name, groups.get(group, []))}"
+    if found := re.search(r"Could not override '([^']*)'", text):
+        key = found[1]
+        if "No match in the defaults" in text:
+            return f"{key}: no such group; {nearest(key, list(groups))}"
+        siblings = list(getattr(getattr(error, "__cause__", None), "parent_node", None) or ())
+        listed = nearest(key.split(".")[-1], siblings or [*SECTIONS, *SCALARS])
+        return f"{key}: no such key; {listed}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    noise = ("full_key:", "object_type", "See http")
+    return " ".join(line for line in lines if not line.startswith(noise)) or type(error).__name__

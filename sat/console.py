@@ -1,0 +1,96 @@
+"""What a run says on the screen: a progress bar, or plain lines where there is no terminal."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+log = logging.getLogger("sat")
+
+
+class _Handler(logging.Handler):
+    """Prints messages on standard output without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bad = record.levelno >= logging.WARNING
+        stream = sys.stderr if bad else sys.stdout
+        tqdm.write(f"! {self.format(record)}" if bad else self.format(record), file=stream)
+        stream.flush()
+
+
+def set_up() -> None:
+    """Sends the program's messages to the screen, once a process."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not any(isinstance(handler, _Handler) for handler in log.handlers):
+        log.addHandler(_Handler())
+
+
+class Progress:
+    """Counts images: rate and time left, as a bar on a terminal, else a line now and then."""
+
+    def __init__(self, what: str, total: int, done: int = 0, seconds: float = 5.0):
+        self.what, self.total, self.done, self.first = what, total, done, done
+        self.seconds = seconds
+        self.begun = self.said = time.monotonic()
+        self.note = ""
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(
+                total=total, initial=done, desc=what, unit=" images", dynamic_ncols=True,
+                leave=False, smoothing=0.1,
+            )  # fmt: skip
+
+    def advance(self, images: int) -> None:
+        self.done += images
+        if self.bar is not None:
+            self.bar.update(images)
+        elif (now := time.monotonic()) - self.said >= self.seconds:
+            self.said = now
+            rate = (self.done - self.first) / (now - self.begun)
+            left = duration((self.total - self.done) / max(rate, 1e-9))
+            share = f"{self.done / self.total:4.0%}"
+            log.info("%s %s  %s images/s  %s left  %s", self.what, share, f"{rate:,.0f}", left,
+                     self.note)  # fmt: skip
+
+    def say(self, note: str) -> None:
+        """Something short to stand beside the bar."""
+        self.note = note
+        if self.bar is not None:
+            self.bar.set_postfix_str(note)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+@contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Progress]:
+    bar = Progress(what, total, done)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def duration(seconds: float) -> str:
+    """`45s`, `3m10s`, `2h05m`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Text columns, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    cells = lambda row: [  # noqa: E731
+        text.ljust(width) if i == 0 else text.rjust(width)
+        for i, (text, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    lines = ["  ".join(cells(row)).rstrip() for row in [head, *rows]]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

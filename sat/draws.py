@@ -1,0 +1,60 @@
+"""Random numbers that depend on a key and a row alone.
+
+Noise and augmentation must not change with the batch size, the number of accumulation parts, of
+workers or of processes. torch's generators draw a sequence, so a row's numbers depend on how many
+rows came before it; here each number is a hash of (key, row, position), computed on the device:
+the same bits on every device, for any split of a batch. The hash is `lowbias32` (C. Wellons,
+"Prospecting for Hash Functions", 2018), applied once for the row and once for the position.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def seed_of(seed: int, purpose: str, *numbers: int) -> int:
+    """A 31-bit seed for one purpose of a run, say `seed_of(cfg.seed, "attack", step)`."""
+    text = ":".join(map(str, (seed, purpose, *numbers)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
+
+
+def _hash(x: Tensor) -> Tensor:
+    """lowbias32 of an int32 tensor, in place; torch shifts arithmetically, hence the masks."""
+    x ^= (x >> 16) & 0xFFFF
+    x *= 0x7FEB352D
+    x ^= (x >> 15) & 0x1FFFF
+    x *= 0x846CA68B - 2**32
+    x ^= (x >> 16) & 0xFFFF
+    return x
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers for the rows `rows` (int64 [B], on the device that is drawn on)."""
+
+    key: int
+    rows: Tensor
+
+    def __getitem__(self, chosen) -> "Draws":
+        """The same draws for some of the rows: an index, a slice or a mask."""
+        return Draws(self.key, self.rows[chosen])
+
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        """float32 [B, *shape] in [0, 1), named so that two draws of one step differ."""
+        device, key = self.rows.device, seed_of(self.key, name)
+        row = _hash(self.rows.to(torch.int32) ^ key)
+        position = torch.arange(math.prod(shape), dtype=torch.int32, device=device)
+        bits = _hash(_hash(position)[None, :] ^ row[:, None])
+        return ((bits >> 8) & 0xFFFFFF).float().mul_(2.0**-24).view(len(row), *shape)
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """float32 [B, *shape] from the standard normal (Box and Muller, 1958)."""
+        radius = torch.sqrt(-2 * torch.log1p(-self.uniform(name + ":radius", *shape)))
+        return radius * torch.cos(2 * math.pi * self.uniform(name + ":angle", *shape))
+
+    def coin(self, name: str, probability: float) -> bool:
+        """One toss for all rows of this key; it asks nothing of the device."""
+        return seed_of(self.key, name) < probability * 2**31

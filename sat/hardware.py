@@ -1,0 +1,85 @@
+"""What this machine does well: the device, and the precision and layout that pay on it."""
+
+import time
+from functools import cache
+
+import torch
+from torch import nn
+
+from sat.schedule import Schedule
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+THREADS = torch.get_num_threads()  # a run of a sweep must not inherit what the one before chose
+ONE_THREAD_BELOW = 1_000_000_000  # multiply-adds of a batch's forward
+COMPILE_PAYS_FROM = 2000  # updates; compilation takes up to a minute
+
+
+def find_device(asked: str) -> torch.device:
+    """`auto` is a GPU where there is one. Raises ValueError for a device that is not there."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={asked}: is not one of auto, cpu, cuda, cuda:1, ...")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"device={asked}: {count or 'no'} GPU here; write device=cpu or auto")
+    return device
+
+
+@cache
+def bf16_pays(kind: str) -> bool:
+    """Whether bfloat16 products are fast here: asked of a GPU, timed on a CPU.
+
+    A CPU without bfloat16 arithmetic emulates it, up to 200 times slower, and its own answer to
+    the question is not to be relied on; one with it is 3 to 8 times as fast as in float32.
+    """
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(256, 256, dtype=dtype)
+        a @ a  # the first product of a kind is slow
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            a @ a
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return seconds[torch.bfloat16] < seconds[torch.float32] / 1.5
+
+
+def multiply_adds(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Multiply-adds of one image's forward: convolutions and matrix products, by torch's count."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device, training = next(model.parameters()).device, model.training
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, *shape, device=device))
+    model.train(training)
+    return counter.get_total_flops() // 2
+
+
+def choose(
+    schedule: Schedule, device: torch.device, images: int, image_cost: int
+) -> dict[str, str | bool | int]:
+    """What `auto` stands for in this run: chosen once, kept in its checkpoint.
+
+    `image_cost` is in multiply-adds. A step too small to share among cores runs on one: its
+    threads would wait for each other more than they compute, above all on a busy machine.
+    """
+    precision, on_gpu = schedule.precision, device.type == "cuda"
+    if precision == "auto":
+        precision = "bf16" if bf16_pays(device.type) else "fp32"
+    last, compiled = schedule.channels_last, schedule.compile
+    long = schedule.steps(images) >= COMPILE_PAYS_FROM
+    small = image_cost * schedule.batch_size < ONE_THREAD_BELOW
+    return {
+        "precision": precision,
+        "channels_last": on_gpu and precision != "fp32" if last == "auto" else last,
+        "compile": on_gpu and long if compiled == "auto" else compiled,
+        "threads": 1 if small else THREADS,
+    }

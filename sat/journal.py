@@ -1,0 +1,222 @@
+"""Looks on while a run trains: metrics, validation, checkpoints, and the wish to stop."""
+
+import hashlib
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sat import checkpoint
+from sat.config import Spec, Stopped
+from sat.console import Progress
+from sat.dashboard import Dashboard
+from sat.data import Data, evaluation_batches
+from sat.draws import seed_of
+from sat.evaluate import measure
+from sat.record import Run, environment
+from sat.train import Trainer
+from sat.weights import shape_of
+
+log = logging.getLogger("sat")
+
+
+class Journal:
+    """The watcher of `fit`: what it writes is cut back to the last checkpoint on a resume."""
+
+    def __init__(self, spec: Spec, run: Run, data: Data):
+        self.spec, self.run, self.data = spec, run, data
+        self.record, self.validation = spec.record, spec.validation
+        self.facts = {"hash": spec.hash, "dataset": facts_of(data), "shape": shape_of(data)}
+        self.best: dict[str, float] | None = None
+        self.seconds = self.training_seconds = 0.0
+        self.asked_to_stop = 0
+
+    def resume(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
+        """Puts the trainer where the checkpoint stood, and forgets all that came later."""
+        if state is not None:
+            same_facts(state["facts"], self.facts)
+            trainer.load(state)
+            self.best = state["best"]
+            self.seconds, self.training_seconds = state["seconds"]
+            log.info("resumed at step %d of %d", trainer.step, trainer.plan.steps)
+        self.run.rewind(state["lengths"] if state else {})
+
+    @contextmanager
+    def open(self, trainer: Trainer) -> Iterator[None]:
+        """Clocks, bar and signal handlers for the time of the training, and a last checkpoint."""
+        self.saved_step = trainer.step or None
+        plan, batch = trainer.plan, trainer.plan.schedule.batch_size
+        self.began = self.saved = self.ticked = time.monotonic()
+        self.progress = Progress("training", plan.steps * batch, trainer.step * batch)
+        self.last_images, self.last_training = trainer.step * batch, self.training_seconds
+        before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+        self.dashboard = Dashboard(self.run.directory)
+        if trainer.step == 0:
+            self.dashboard.introduce(self.spec.yaml(), str(trainer.model.swap))
+        try:
+            yield
+            if self.saved_step != trainer.step:
+                self.save(trainer)
+        finally:
+            self.dashboard.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.seconds += time.monotonic() - self.began
+            self.progress.close()
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked_to_stop:
+            raise SystemExit(128 + number)
+        self.asked_to_stop = number
+        log.warning("stopping after this step, with a checkpoint; once more stops at once")
+
+    # what `fit` calls ---------------------------------------------------------------------------
+
+    def log(self, trainer: Trainer) -> None:
+        """The training's own numbers since the last log."""
+        values = trainer.progress()
+        self._tick()
+        images = trainer.step * trainer.plan.schedule.batch_size
+        spent = self.training_seconds - self.last_training
+        values["train/images_per_second"] = (images - self.last_images) / max(spent, 1e-9)
+        self.last_images, self.last_training = images, self.training_seconds
+        self.write(trainer, values)
+
+    def validate(self, trainer: Trainer) -> None:
+        """Clean and robust accuracy of the held-out images; the most robust weights are kept."""
+        self._tick()
+        split, plan = self.data.held_out, trainer.plan
+        batches = indexed(split, range(len(split)), self.validation)
+        seed = seed_of(plan.seed, "validation")
+        flags = measure(trainer.evaluated, batches, self.validation.attack, seed)
+        clean, robust = (float(f.float().mean()) for f in (flags.clean, flags.robust))
+        epoch = round(trainer.plan.epoch(trainer.step), 4)
+        self.write(trainer, {"val/clean": clean, "val/robust": robust})
+        self.progress.say(f"epoch {epoch:g}: held-out {clean:.1%} clean, {robust:.1%} robust")
+        if self.best is None or (robust, clean) > (self.best["robust"], self.best["clean"]):
+            trainer.check_finite()
+            self.best = {"step": trainer.step, "epoch": epoch, "clean": clean, "robust": robust}
+            weights = trainer.evaluated.state_dict()
+            checkpoint.save(
+                self.run.checkpoints / "best.pt",
+                {"model": weights, "facts": self.facts, **self.best},
+            )
+        self.ticked = time.monotonic()  # no training time
+
+    def look(self, trainer: Trainer) -> None:
+        """After every step: is it time to save, or to stop?"""
+        self.progress.advance(trainer.plan.schedule.batch_size)
+        if self.asked_to_stop:
+            self.save(trainer)
+            raise Stopped(self.asked_to_stop)
+        if time.monotonic() - self.saved > 60 * self.record.checkpoint_minutes:
+            self.save(trainer)
+
+    # ---------------------------------------------------------------------------------------------
+
+    def write(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl and a point of each curve."""
+        images = trainer.step * trainer.plan.schedule.batch_size
+        seconds = self.seconds + time.monotonic() - self.began
+        row = {"step": trainer.step, "epoch": round(trainer.plan.epoch(trainer.step), 4)}
+        self.run.write_metrics({**row, "images": images, "seconds": round(seconds, 3), **values})
+        self.dashboard.scalars(values, images)
+
+    def save(self, trainer: Trainer) -> None:
+        """A checkpoint from which the run goes on as if never stopped."""
+        trainer.check_finite()
+        self._tick()
+        self.dashboard.flush()
+        now = time.monotonic()
+        state = {
+            **trainer.state(),
+            "facts": self.facts,
+            "best": {
+                "step": self.best["step"],
+                "epoch": self.best["epoch"],
+                "selected_by": "robust accuracy on held-out training images",
+                "held_out": {key: self.best[key] for key in ("clean", "robust")},
+            },
+            "seconds": [self.seconds + now - self.began, self.training_seconds],
+            "lengths": self.run.lengths(),
+        }
+        checkpoint.rotate(
+            self.run.checkpoints / "last.pt", self.run.checkpoints / "previous.pt", state
+        )
+        self.saved = self.ticked = time.monotonic()
+        self.saved_step = trainer.step
+
+    def result(self, trainer: Trainer, status: str, **more: Any) -> dict[str, Any]:
+        """All of `result.json` that is known before the test set is touched."""
+        config, images = self.spec.config, trainer.step * trainer.plan.schedule.batch_size
+        swap = trainer.model.swap
+        return {
+            "name": self.spec.name,
+            "hash": self.spec.hash,
+            "status": status,
+            **more,
+            "seed": self.spec.seed,
+            "environment": environment(trainer.device),
+            "dataset": self.facts["dataset"],
+            "test_images": len(self.data.test),
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "activation": {"option": config["choices"].get("activation"), **config["activation"],
+                           "swapped": swap.swapped, "gates": list(swap.gates)},
+            "attack": {"option": config["choices"].get("attack"), **config["attack"]},
+            "choices": trainer.plan.choices,
+            "steps": trainer.step,
+            "images": images,
+            "wall_seconds": round(self.seconds, 3),
+            "images_per_second": round(images / max(self.training_seconds, 1e-9), 1),
+            "best": {
+                "step": self.best["step"],
+                "epoch": self.best["epoch"],
+                "selected_by": "robust accuracy on held-out training images",
+                "held_out": {key: self.best[key] for key in ("clean", "robust")},
+            },
+            "last": {"step": trainer.step, "epoch": round(trainer.plan.epoch(trainer.step), 4)},
+            "alarms": [],
+        }  # fmt: skip
+
+    def _tick(self) -> None:
+        """Adds what has passed since the last tick to the training's time."""
+        now = time.monotonic()
+        self.training_seconds += now - self.ticked
+        self.ticked = now
+
+
+def facts_of(data: Data) -> dict[str, Any]:
+    """What tells two image sets of the same name apart."""
+    digest = hashlib.sha256("\n".join(data.classes).encode()).hexdigest()[:8]
+    counts = {split: len(getattr(data, split)) for split in ("train", "held_out", "test")}
+    return {"name": data.name, "classes": len(data.classes), "class_names": digest, **counts}
+
+
+def same_facts(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises ValueError when a run's config or images are not those it was begun with."""
+    if before.get("hash") != now["hash"]:
+        raise ValueError(
+            f"checkpoint: was made by another config ({before.get('hash')} instead of"
+            f" {now['hash']}); move it away, or start over with record.fresh=true"
+        )
+    for key, value in now["dataset"].items():
+        if (was := before["dataset"].get(key)) != value:
+            raise ValueError(
+                f"dataset.name={now['dataset']['name']}: the run of this name was begun with other"
+                f" images ({key}: {was}, now {value}); give this set another dataset.name"
+            )
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def indexed(split: Any, indices: Any, settings: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Batches of a split for `measure`, each with its images' indices."""
+    import torch
+
+    chosen = torch.as_tensor(list(indices))
+    batches = list(evaluation_batches(chosen, settings.batch_size))
+    for batch, (x, y) in zip(batches, split.stream(batches), strict=True):
+        yield batch.indices, x, y

@@ -1,0 +1,264 @@
+"""The run directory: who works in it, what was measured, what came out."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sat import checkpoint
+
+log = logging.getLogger("sat")
+CHECKPOINTS = ("last", "best")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where runs live, how often they are saved, and what stays of them.
+
+    `checkpoint_minutes` is what a killed run loses at most. Of the checkpoints, those named in
+    `keep` stay after the end. `fresh` moves an older run of the same config aside.
+    """
+
+    root: str = "outputs"
+    checkpoint_minutes: float = 10.0
+    keep: tuple[str, ...] = CHECKPOINTS
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.checkpoint_minutes < math.inf:
+            raise ValueError(f"checkpoint_minutes={self.checkpoint_minutes}: must be 0 or above")
+        for name in self.keep:
+            if name not in CHECKPOINTS:
+                raise ValueError(f"keep={list(self.keep)}: may name {' and '.join(CHECKPOINTS)}")
+
+
+class Run:
+    """A claimed run directory; made by `claim`."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.checkpoints = directory / "checkpoints"
+        self.flags = directory / "flags"
+
+    # metrics ------------------------------------------------------------------------------------
+
+    def write_metrics(self, row: dict[str, Any]) -> None:
+        """Adds one JSON object as a line of `metrics.jsonl`; null for what is not finite."""
+        finite = lambda v: not isinstance(v, float) or math.isfinite(v)  # noqa: E731
+        row = {key: value if finite(value) else None for key, value in row.items()}
+        with open(self.directory / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def lengths(self) -> dict[str, int]:
+        """The bytes of every file that grows; `rewind` cuts them back to these."""
+        return {path.name: path.stat().st_size for path in self._growing()}
+
+    def rewind(self, lengths: dict[str, int]) -> None:
+        """Forgets what was written after a checkpoint, so that no step is recorded twice."""
+        for path in self._growing():
+            if lengths.get(path.name, 0):
+                os.truncate(path, lengths[path.name])
+            else:
+                path.unlink()
+
+    def _growing(self) -> list[Path]:
+        return [
+            *self.directory.glob("metrics.jsonl"),
+            *sorted(self.directory.glob("events.out.tfevents.*")),
+        ]
+
+    # results ------------------------------------------------------------------------------------
+
+    def result(self) -> dict[str, Any] | None:
+        """What `result.json` holds, or None. Raises ValueError where it is damaged."""
+        return read_result(self.directory)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        text = json.dumps(result, indent=2) + "\n"
+        checkpoint.write_whole(self.directory / "result.json", lambda f: f.write(text.encode()))
+
+    def write_flags(self, name: str, settings: dict[str, Any], **flags: np.ndarray) -> None:
+        """Per test image: what was classified right; the attack's settings are kept inside."""
+        self.flags.mkdir(exist_ok=True)
+        content = {"settings": np.array(json.dumps(settings, sort_keys=True)), **flags}
+        checkpoint.write_whole(
+            self.flags / f"{name}.npz", lambda file: np.savez_compressed(file, **content)
+        )
+
+    def read_flags(self, name: str, settings: dict[str, Any]) -> dict[str, np.ndarray] | None:
+        """The flags under that name; None where there are none.
+
+        Raises ValueError when they were measured with other settings, or are damaged.
+        """
+        path = self.flags / f"{name}.npz"
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                content = {key: file[key] for key in file.files}
+                before = json.loads(str(content.pop("settings")))
+        except Exception as error:  # zipfile, NumPy and json each have their own
+            raise ValueError(
+                f"{path}: is damaged ({error}); move it away to measure again"
+            ) from None
+        if before != json.loads(json.dumps(settings)):
+            changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
+            raise ValueError(
+                f"evaluation.attacks: {name.split('-', 1)[1]!r} was measured in this run with other"
+                f" settings ({', '.join(changed)}); give the new one another name"
+            )
+        return content
+
+    def drop_checkpoints(self, keep: tuple[str, ...]) -> None:
+        """What a finished run no longer needs."""
+        for path in self.checkpoints.glob("*.pt"):
+            if path.stem not in keep:
+                path.unlink()
+
+
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """`result.json` of a run directory; None where there is none."""
+    path = directory / "result.json"
+    try:
+        result = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged ({error}); record.fresh=true starts over") from None
+    if not isinstance(result, dict) or "status" not in result:
+        raise ValueError(f"{path}: is no result of this program; record.fresh=true starts over")
+    return result
+
+
+def weights_file(place: str) -> Path:
+    """The file of weights that a run directory or a path names; `best` of a run, else `last`."""
+    path = Path(place)
+    if path.is_dir():
+        found = [path / "checkpoints" / f"{name}.pt" for name in ("best", "last")]
+        path = next((file for file in found if file.exists()), found[0])
+    return path
+
+
+@contextmanager
+def claim(record: Record, name: str, config: str) -> Iterator[Run]:
+    """The run's directory, locked for this process; a second process waits for the first.
+
+    Raises ValueError, naming the key, where the directory can't be written.
+    """
+    root, directory = Path(record.root), Path(record.root) / name
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = _lock(directory)
+        if record.fresh and (directory / "config.yaml").exists():
+            lock.close()
+            _set_aside(root, directory)
+            directory.mkdir()
+            lock = _lock(directory)
+        run = Run(directory)
+        if not (directory / "config.yaml").exists():
+            checkpoint.write_whole(directory / "config.yaml", lambda f: f.write(config.encode()))
+        handler = logging.FileHandler(directory / "log.txt")
+    except OSError as error:
+        raise ValueError(
+            f"record.root={record.root}: can't be written ({error.strerror}); name another folder"
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield run
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+        lock.close()
+
+
+def _lock(directory: Path):
+    file = open(directory / "lock", "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        log.info("%s: waiting for %s, which runs it already", directory, file.read().strip())
+        fcntl.flock(file, fcntl.LOCK_EX)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _set_aside(root: Path, directory: Path) -> None:
+    """Moves a whole run to `.replaced`, where nothing looks for runs."""
+    aside = root / ".replaced" / f"{directory.name}.{datetime.now():%Y%m%d-%H%M%S-%f}"
+    aside.parent.mkdir(exist_ok=True)
+    directory.rename(aside)
+    log.info("the run of before is now %s", aside)
+
+
+def is_running(directory: Path) -> bool:
+    """Whether a process of this machine holds the run's lock."""
+    try:
+        with open(directory / "lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def code_digest() -> str:
+    """Eight hex digits of this package's sources, to tell whether the code has changed."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Versions, commit and machine, for `result.json`."""
+    import timm
+    import torch
+    import torchvision
+
+    where = Path(__file__).parent
+    git = ["git", "-C", str(where), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    on_gpu = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "commit": commit or None,
+        "code": code_digest(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
+        "threads": torch.get_num_threads(),
+        "host": socket.gethostname(),
+        "command": " ".join(sys.argv),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

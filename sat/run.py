@@ -1,0 +1,147 @@
+"""The single entrypoint: `python -m sat.run [key=value ...]`, or `-m` for a sweep."""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from sat import config, console, sweep
+from sat.config import Fault, Refused, Spec, Stopped, refusing
+
+log = logging.getLogger("sat")
+_PACKAGE = Path(__file__).resolve().parent
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+
+
+def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
+    """One run, from a checked config to its result; what was done before is not done again."""
+    from sat import hardware, record, results, weights
+
+    if (done := results.finished(spec)) is not None:
+        return done
+    with refusing(""):
+        device = hardware.find_device(spec.device)
+    with refusing("dataset."):
+        data = spec.dataset(device, spec.seed)
+    with refusing("model."):
+        model = weights.build_model(spec, weights.shape_of(data), device)
+    with refusing(""), record.claim(spec.record, spec.name, spec.yaml()) as run:
+        result = run.result() or train(spec, run, model, data)
+        return results.conclude(spec, run, model, data, {**result, "overrides": overrides})
+
+
+def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
+    """Trains from the last checkpoint, or from the start, to the end of the schedule."""
+    import torch
+
+    from sat.checkpoint import newest
+    from sat.data import epoch_batches
+    from sat.hardware import choose, multiply_adds
+    from sat.journal import Journal
+    from sat.train import Diverged, Plan, Trainer, fit
+
+    state = newest(run.checkpoints)
+    device = next(model.parameters()).device
+    images = len(data.train)
+    cost = multiply_adds(model, (data.channels, data.image_size, data.image_size))
+    choices = state["choices"] if state else choose(spec.schedule, device, images, cost)
+    torch.set_num_threads(choices["threads"])
+    plan = Plan(spec.schedule, images, spec.seed, choices, spec.validation.every)
+    trainer = Trainer(model, spec.attack, spec.objective, plan)
+    journal = Journal(spec, run, data)
+    journal.resume(trainer, state)
+    batches = epoch_batches(images, spec.schedule.batch_size, spec.seed, trainer.step, plan.steps)
+    try:
+        with journal.open(trainer):
+            fit(trainer, data.train.stream(batches), journal)
+    except Diverged as error:
+        run.write_result(journal.result(trainer, status="failed", error=str(error)))
+        raise Fault(str(error)) from error
+    return journal.result(trainer, status="trained")
+
+
+def headline(result: dict[str, Any]) -> dict[str, Any]:
+    """What a sweep's table shows of a run: the checkpoint that its held-out images chose."""
+    from sat.results import percent
+
+    part = result.get("best") or result["last"]
+    robust = next(iter(part["robust"].values()), None)
+    score = (robust or part["clean"])["accuracy"]
+    return {"clean": percent(part["clean"]), "robust": percent(robust), "score": score}
+
+
+def attempt(cfg: DictConfig) -> dict[str, Any]:
+    """A job: what became of it goes to the screen and to the ledger of the sweep."""
+    at = HydraConfig.get()
+    sweeping = at.mode == RunMode.MULTIRUN
+    number, overrides = at.job.num if sweeping else 0, list(at.overrides.task)
+    outcome = {"job": number, "overrides": overrides, "code": 1, "message": "did not end"}
+    sweep.note(outcome)
+    try:
+        if sweeping:
+            log.info("\njob %d: %s", number, " ".join(overrides))
+        choices = {k: v for k, v in at.runtime.choices.items() if "/" not in k and "@" not in k}
+        spec = config.check({**config.resolve(cfg), "choices": choices})
+        if (twin := sweep.twin(number, spec.name)) is not None:
+            log.warning("job %d is the same run as job %d: %s", number, twin, spec.name)
+        sweep.note(outcome := {**outcome, "name": spec.name})
+        outcome |= {"code": 0, "message": "", **headline(execute(spec, overrides))}
+    except Refused as error:
+        outcome |= {"code": 2, "message": str(error)}
+        log.error("%s", error)
+    except Stopped as error:
+        sweep.note({**outcome, "code": error.code, "message": str(error)})
+        log.error("%s; the same command goes on from here", error)
+        raise SystemExit(error.code) from None  # ends a whole sweep
+    except (Fault, OSError) as error:
+        outcome["message"] = str(error)
+        log.error("%s", error)
+    except Exception as error:
+        outcome["message"] = f"{type(error).__name__}: {error}"
+        log.exception("%s", outcome["message"])
+    sweep.note(outcome)
+    return outcome
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def app(cfg: DictConfig) -> float | None:
+    console.set_up()  # a worker process of a sweep begins here
+    return attempt(cfg).get("score")
+
+
+def main() -> None:
+    """Runs what the command line asks for. Exit codes: 0 done, 1 fault, 2 refused, 130, 143."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the line is ours
+    os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix="sat-")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    console.set_up()
+    code = 1
+    try:
+        app()
+        code = sweep.exit_code(sweep.jobs())
+    except (HydraException, OmegaConfBaseException) as error:
+        log.error("%s", config.one_line(error, CONF))
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0
+    finally:
+        sweep.report()
+        shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""How long and how fast: the learning rate as a pure function of progress, and the optimiser."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The recipe of the parameter updates.
+
+    `learning_rate` is for 256 images and scales with `batch_size`, which counts images per update
+    over all `accumulate` parts. `milestones` are fractions of the training. Weight decay falls on
+    weights alone, not on batch norm, biases or activation parameters. `ema` (decay a step) and
+    `clip` (L2 norm of the gradient) are off at 0.
+    """
+
+    epochs: float = 30.0
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    warmup_epochs: float = 0.0
+    decay: Literal["constant", "step", "cosine", "one_cycle"] = "cosine"
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    accumulate: int = 1
+    clip: float = 0.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "learning_rate", "accumulate"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ValueError(f"{key}={getattr(self, key)}: must be above 0")
+        for key in ("warmup_epochs", "weight_decay", "clip"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"{key}={getattr(self, key)}: must be 0 or above")
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate={self.accumulate}: a batch of {self.batch_size} has no so many parts"
+            )
+        if self.warmup_epochs and self.decay == "one_cycle":
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs:g}: one_cycle has its own; write 0"
+            )
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema}: a decay from 0 (off) to below 1, such as 0.999")
+        if any(not 0 < m < 1 for m in self.milestones):
+            raise ValueError(
+                f"milestones={list(self.milestones)}: are fractions of the training, from 0 to 1"
+            )
+        check_optimizer(self.optimizer)
+
+    def steps(self, images: int) -> int:
+        """Updates in all, for a training set of so many images."""
+        return max(1, round(self.epochs * images / self.batch_size))
+
+    def rate(self, step: int, images: int) -> float:
+        """The learning rate of update `step` (from 0) on a training set of `images` images."""
+        peak = self.learning_rate * self.batch_size / 256
+        total = self.steps(images)
+        warmup = self.warmup_epochs * images / self.batch_size
+        if self.decay == "one_cycle":
+            warmup = 0.3 * total
+        if step + 1 < warmup:
+            return peak * (step + 1) / warmup
+        if self.decay == "constant":
+            return peak
+        if self.decay == "step":
+            return peak * 0.1 ** sum(step >= m * total for m in self.milestones)
+        left = (total - step) / (total - min(warmup, total - 1))
+        left = min(1.0, left)
+        return peak * (left if self.decay == "one_cycle" else 0.5 * (1 - math.cos(math.pi * left)))
+
+
+def check_optimizer(name: str) -> None:
+    """Refuses what timm does not know, or what needs second derivatives."""
+    if name in ("sgd", "momentum", "adamw"):  # timm takes seconds to import
+        return
+    from difflib import get_close_matches
+
+    from timm.optim import list_optimizers
+
+    known = [known for known in list_optimizers() if known != "adahessian"]
+    if name.removeprefix("lookahead_") not in known:
+        nearest = ", ".join(get_close_matches(name, known, 3, 0.4)) or "sgd, adamw"
+        raise ValueError(f"optimizer={name}: timm has none that fits; nearest: {nearest}")
+
+
+def build_optimizer(model: nn.Module, schedule: Schedule) -> Optimizer:
+    """timm's optimiser, momentum 0.9; `sgd` is Nesterov's, `momentum` the plain one."""
+    from timm.optim import create_optimizer_v2, param_groups_weight_decay
+
+    inner = getattr(model, "backbone", model)
+    spared = inner.no_weight_decay() if hasattr(inner, "no_weight_decay") else ()
+    spared = [f"backbone.{name}" for name in spared]
+    groups = param_groups_weight_decay(model, schedule.weight_decay, no_weight_decay_list=spared)
+    return create_optimizer_v2(
+        groups, opt=schedule.optimizer, lr=schedule.rate(0, schedule.batch_size), weight_decay=0.0
+    )

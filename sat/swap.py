@@ -1,0 +1,229 @@
+"""Replace every activation of a network by one kind, and prove that none was missed.
+
+An *activation* is a nonlinearity on the network's main path, or in any of its branches: ReLU,
+SiLU, GELU and their relatives, as torch and timm have them. A *gate* is a function that weighs
+something (sigmoid, hard sigmoid, softmax: squeeze-and-excitation, attention); gates are left alone.
+
+The swap works on modules. Some networks call activations as functions, which no swap of modules can
+reach, so the proof runs one forward and watches every torch function that is called.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+# ReLU6 is a Hardtanh to torch.
+_ACTIVATIONS = (
+    *(nn.ReLU, nn.RReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU),
+    *(nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Softplus, nn.Softsign, nn.Threshold),
+    *(nn.Tanhshrink, nn.Softshrink, nn.Hardshrink),
+)
+_GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.GLU)
+_GATES += (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)
+
+# Names of functions and methods, without the underscores of in-place and private forms. `erf` is
+# how GELU is written by hand; the fused encoder layer of torch has its activation inside.
+_ACTIVATION_CALLS = frozenset(
+    "relu relu6 rrelu leaky_relu prelu elu celu selu gelu silu mish softplus hardswish hardtanh "
+    "tanh softsign threshold tanhshrink softshrink hardshrink erf "
+    "transformer_encoder_layer_fwd".split()
+)
+_SIGMOID_CALLS = frozenset({"sigmoid", "special_expit"})
+_GATE_CALLS = _SIGMOID_CALLS | {"hardsigmoid", "log_sigmoid", "glu", "softmax", "log_softmax"}
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What a swap did: the places it filled, and the gates it left alone, as 'name (type)'.
+
+    `called` is the number of swapped modules that ran in the proof (None before it): a network may
+    hold modules that it does not use.
+    """
+
+    places: tuple[str, ...]
+    gates: tuple[str, ...]
+    called: int | None = None
+
+    @property
+    def swapped(self) -> int:
+        return len(self.places)
+
+
+def swap_activations(net: nn.Module, activation: Callable[[], nn.Module]) -> SwapReport:
+    """Put a fresh `activation()` in every place of `net` that holds an activation module.
+
+    A place is an attribute of a module. One module instance held in two places becomes two
+    modules; a place that is called several times in a forward (torchvision's `self.relu`) stays one
+    module, so a learnable activation shares its parameter among those calls. An activation that is
+    of the asked kind already is replaced like the others. `net` is changed in place.
+    """
+    activations, gates = _kinds()
+    found: list[tuple[nn.Module, str, str]] = []
+    left: list[str] = []
+    for path, parent in net.named_modules():
+        for key, child in parent._modules.items():
+            name = f"{path}.{key}".lstrip(".")
+            if isinstance(child, activations):
+                found.append((parent, key, name))
+            elif isinstance(child, gates):
+                left.append(f"{name} ({type(child).__name__})")
+    for parent, key, _ in found:
+        setattr(parent, key, activation().train(parent.training))
+    return SwapReport(tuple(name for *_, name in found), tuple(left))
+
+
+def prove_swap(net: nn.Module, x: Tensor, report: SwapReport) -> SwapReport:
+    """Run `net` once on `x` and raise ValueError if an activation is called outside the swapped
+    modules, naming the function and the innermost module that calls it.
+
+    The forward is in eval mode without gradients; modes and batch-norm statistics are as before.
+    Returns the report with `called` and with the gates that are called
+    as functions. What is not seen: branches that run in training alone, activations within a fused
+    operator (an LSTM's), and nonlinearities written out by hand, but for x * sigmoid(x), erf and
+    comparison with zero (clamp, maximum).
+    """
+    modes = {module: module.training for module in net.modules()}
+    watch = _Watch(net, report)
+    net.eval()
+    try:
+        with torch.no_grad(), watch:
+            net(x)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        size = "x".join(map(str, x.shape[1:]))
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"name={_title(net)}: fails on {size} images ({reason}); choose another image size or "
+            "another model"
+        ) from error
+    finally:
+        watch.remove_hooks()
+        net.train()  # clears what some transformers cache in eval mode (LeViT's attention biases)
+        for module, training in modes.items():
+            module.training = training
+    if watch.missed:
+        raise ValueError(f"name={_title(net)}: {watch.complaint()}; choose another model")
+    if not watch.called:
+        raise ValueError(
+            f"name={_title(net)}: runs no activation that can be swapped ({report.swapped} such "
+            "modules found); choose another model"
+        )
+    gates = dict.fromkeys((*report.gates, *watch.gates))
+    return replace(report, gates=tuple(gates), called=len(watch.called))
+
+
+class _Watch(TorchFunctionMode):
+    """Records the activation functions and gates that are called outside modules made for them."""
+
+    def __init__(self, net: nn.Module, report: SwapReport) -> None:
+        super().__init__()
+        self.swapped = {net.get_submodule(name) for name in report.places}
+        self.own = self.swapped | {m for m in net.modules() if isinstance(m, _kinds()[1])}
+        self.missed: dict[tuple[str, str], None] = {}  # (function, place), in order
+        self.gates: list[str] = []
+        self.called: set[nn.Module] = set()
+        self._running: list[tuple[str, nn.Module]] = []
+        self._sigmoids: dict[int, tuple[Tensor, Tensor]] = {}  # id of output: (output, input)
+        self._hooks = []
+        for name, module in net.named_modules():
+            self._hooks.append(module.register_forward_pre_hook(self._enter(name)))
+            self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+
+    def _enter(self, name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple) -> None:
+            self._running.append((name, module))
+            if module in self.swapped:
+                self.called.add(module)
+
+        return hook
+
+    def _leave(self, module: nn.Module, args: tuple, output: object) -> None:
+        self._running.pop()
+
+    def remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if any(module in self.own for _, module in self._running):
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "").strip("_")
+        given = (kwargs["input"], *args) if "input" in kwargs else args
+        if self._is_activation(name, given, kwargs):  # asked first: the call may be in place
+            self.missed[resolve_name(func) or name, self._place()] = None
+        output = func(*args, **kwargs)
+        if name in _GATE_CALLS:
+            self.gates.append(f"{self._place()}: {name}()")
+        if name in _SIGMOID_CALLS:
+            self._sigmoids[id(output)] = (output, given[0])
+        return output
+
+    def _is_activation(self, name: str, args: tuple, kwargs: dict) -> bool:
+        if name in _ACTIVATION_CALLS:
+            return True
+        if name in ("clamp", "clip", "clamp_min", "maximum", "max", "fmax"):
+            return _cuts_at_zero(name, args, kwargs)
+        if name in ("mul", "multiply", "rmul", "imul") and len(args) == 2:
+            a, b = args
+            return self._is_sigmoid_of(a, b) or self._is_sigmoid_of(b, a)  # x * sigmoid(x): SiLU
+        return False
+
+    def _is_sigmoid_of(self, y: object, x: object) -> bool:
+        return id(y) in self._sigmoids and self._sigmoids[id(y)][1] is x
+
+    def _place(self) -> str:
+        name, module = self._running[-1]
+        return f"{name or 'its forward'} ({type(module).__name__})"
+
+    def complaint(self) -> str:
+        (function, place), *others = self.missed
+        more = f" (and in {len(others)} more places)" if others else ""
+        return f"calls {function} in {place}{more} outside any module that can be swapped"
+
+
+def _cuts_at_zero(name: str, args: tuple, kwargs: dict) -> bool:
+    """Whether a clamp or a maximum is a ReLU: a lower bound of 0 on floats some of which it cuts.
+
+    Without that last condition, guards such as `variance.clamp(0)` would count. An input of zeros
+    alone (a branch whose last scale starts at 0) says nothing, and counts. A clamp to [0, 1] is a
+    hard sigmoid, a gate.
+    """
+    x, low, high = (*args, None, None)[:3]
+    low = kwargs.get("min", kwargs.get("other", low))
+    high = kwargs.get("max", high)
+    if low is None or not torch.is_floating_point(x):
+        return False
+    if (
+        name in ("clamp", "clip")
+        and high is not None
+        and not isinstance(high, Tensor)
+        and high == 1
+    ):
+        return False
+    if name in ("maximum", "max", "fmax"):
+        if not isinstance(low, Tensor):  # a reduction over dimension `low`
+            return False
+        x, low = (low, x) if not x.any() else (x, low)
+    if torch.as_tensor(low).any():
+        return False
+    return bool((x < 0).any() or not x.any())
+
+
+@cache
+def _kinds() -> tuple[tuple[type, ...], tuple[type, ...]]:
+    """torch's and timm's activation classes, and their gates."""
+    from timm.layers import activations, activations_me
+
+    found = [*vars(activations).values(), *vars(activations_me).values()]
+    found = [c for c in found if isinstance(c, type) and issubclass(c, nn.Module)]
+    gates = [c for c in found if "sigmoid" in c.__name__.lower()]
+    return (*_ACTIVATIONS, *(c for c in found if c not in gates)), (*_GATES, *gates)
+
+
+def _title(net: nn.Module) -> str:
+    """timm's name for the network, or its class."""
+    return getattr(net, "default_cfg", {}).get("architecture", type(net).__name__)

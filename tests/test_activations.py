@@ -1,0 +1,314 @@
+"""Values, derivatives, precision and memory of every activation, against formulas in float64."""
+
+import functools
+import importlib
+import inspect
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from torch.autograd import gradcheck
+from torch.func import functional_call
+
+from sat import activations as A
+
+FOLDER = Path(__file__).parents[1] / "conf" / "activation"
+OPTIONS = {
+    "relu": A.ReLU,
+    "softplus": A.Softplus,
+    "parametric_softplus": A.ParametricSoftplus,
+    "smoothrelu": A.SmoothReLU,
+    "silu": A.SiLU,
+    "gelu": A.GELU,
+    "elu": A.ELU,
+    "celu": A.CELU,
+    "mish": A.Mish,
+    "leaky_relu": A.LeakyReLU,
+    "prelu": A.PReLU,
+    "pssilu": A.PSSiLU,
+}
+every_option = pytest.mark.parametrize("build", OPTIONS.values(), ids=OPTIONS)
+custom = pytest.mark.parametrize("build", [A.SmoothReLU, A.PSSiLU])
+IN_PLACE = {A.ReLU, A.LeakyReLU, A.ELU, A.CELU}
+
+
+def gradient(module, x):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(module(x).sum(), x)[0]
+
+
+def sigma(x):
+    return 1 / (1 + torch.exp(-x))
+
+
+def phi(x):
+    return torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def derivative_of_tanh_gelu(x):
+    k = math.sqrt(2 / math.pi)
+    t = torch.tanh(k * (x + 0.044715 * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * k * (1 + 3 * 0.044715 * x**2)
+
+
+def derivative_of_mish(x):
+    t = torch.tanh(torch.log1p(torch.exp(x)))
+    return t + x * (1 - t**2) * sigma(x)
+
+
+def derivative_of_pssilu(x, a=2.0, b=0.3):
+    s = sigma(a * x)
+    return (s - b + a * x * s * (1 - s)) / (1 - b)
+
+
+def test_the_folder_holds_exactly_the_twelve_options():
+    assert {path.stem for path in FOLDER.iterdir()} == set(OPTIONS)
+    assert len(OPTIONS) == 12
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_yaml_file_gives_every_argument_its_default_but_inplace(name):
+    text = (FOLDER / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    config = yaml.safe_load(text)
+    module, _, attribute = config.pop("_target_").rpartition(".")
+    target = getattr(importlib.import_module(module), attribute)
+    assert target is OPTIONS[name]
+    parameters = inspect.signature(target).parameters
+    assert list(parameters)[-1] == "inplace" and parameters["inplace"].default is False
+    assert config == {k: p.default for k, p in parameters.items() if k != "inplace"}
+
+
+@pytest.mark.parametrize(
+    "module, values, slopes",
+    [  # f at -1, -0.1, 0, 0.1, 1, 2 and f'(0-), f'(0+), as in the tables for Xie et al. 2020
+        (A.ReLU(), [0, 0, 0, 0.1, 1, 2], (0, 1)),
+        (A.Softplus(), [0.31326, 0.64440, 0.69315, 0.74440, 1.31326, 2.12693], (0.5, 0.5)),
+        (A.ParametricSoftplus(), [4.54e-6, 0.03133, 0.06931, 0.13133, 1, 2], (0.5, 0.5)),
+        (A.SiLU(), [-0.26894, -0.04750, 0, 0.05250, 0.73106, 1.76159], (0.5, 0.5)),
+        (A.GELU(), [-0.15866, -0.04602, 0, 0.05398, 0.84134, 1.95450], (0.5, 0.5)),
+        (A.ELU(2.0), [-1.26424, -0.19033, 0, 0.1, 1, 2], (2, 1)),
+        (A.ELU(), [math.expm1(-1), math.expm1(-0.1), 0, 0.1, 1, 2], (1, 1)),
+        (A.CELU(2.0), [-0.78694, -0.09754, 0, 0.1, 1, 2], (1, 1)),
+        (A.SmoothReLU(), [0, 0, 0, 0.09072, 0.98502, 1.98329], (0, 0)),
+        (A.SmoothReLU(1.0), [0, 0, 0, 0.00469, 0.30685, 0.90139], (0, 0)),
+        (A.SmoothReLU(1.0, learnable=False), [0, 0, 0, 0.00469, 0.30685, 0.90139], (0, 0)),
+        (A.PSSiLU(), [-0.26894, -0.04750, 0, 0.05250, 0.73106, 1.76159], (0.5, 0.5)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_published_values_and_the_derivative_on_both_sides_of_0(module, values, slopes):
+    module.double()
+    x = torch.tensor([-1, -0.1, 0, 0.1, 1, 2], dtype=torch.float64)
+    expected = torch.tensor(values, dtype=torch.float64)
+    assert torch.allclose(module(x), expected, rtol=0, atol=5.1e-6)
+    sides = torch.tensor([-1e-9, 1e-9], dtype=torch.float64)
+    expected = torch.tensor(slopes, dtype=torch.float64)
+    assert torch.allclose(gradient(module, sides), expected, rtol=0, atol=1e-6)
+
+
+DERIVATIVES = {
+    "relu": (A.ReLU(), lambda x: (x > 0).double()),
+    "softplus": (A.Softplus(), sigma),
+    "parametric_softplus": (A.ParametricSoftplus(3.0), lambda x: sigma(3 * x)),
+    "smoothrelu": (A.SmoothReLU(400.0), lambda x: 1 - 1 / (1 + 400 * x.clamp_min(0))),
+    "silu": (A.SiLU(), lambda x: sigma(x) * (1 + x * (1 - sigma(x)))),
+    "gelu": (A.GELU(), lambda x: 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * phi(x)),
+    "gelu_tanh": (A.GELU("tanh"), derivative_of_tanh_gelu),
+    "elu": (A.ELU(1.7), lambda x: torch.where(x > 0, 1.0, 1.7 * torch.exp(x))),
+    # torch's backward pass of CELU rounds alpha to float32, which holds 1.75 exactly
+    "celu": (A.CELU(1.75), lambda x: torch.where(x > 0, 1.0, torch.exp(x / 1.75))),
+    "mish": (A.Mish(), derivative_of_mish),
+    "leaky_relu": (A.LeakyReLU(0.2), lambda x: 1 - 0.8 * (x < 0).double()),
+    "prelu": (A.PReLU(0.5), lambda x: 1 - 0.5 * (x < 0).double()),
+    "pssilu": (A.PSSiLU(2.0, 0.3), derivative_of_pssilu),
+}
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_the_gradient_is_the_closed_derivative(name):
+    assert set(DERIVATIVES) - {"gelu_tanh"} == set(OPTIONS)
+    module, derivative = DERIVATIVES[name]
+    x = torch.linspace(-45, 45, 2000, dtype=torch.float64)  # an even count: 0 is not among them
+    rounded = {"pssilu": 1e-6}.get(name, 1e-8)  # its float32 parameters hold 0.3 to 1e-8
+    assert torch.allclose(gradient(module.double(), x), derivative(x), rtol=0, atol=rounded)
+
+
+@pytest.mark.parametrize("x", [20.5, 30.0, 39.0, 41.0])
+def test_softplus_is_exact_on_both_sides_of_the_threshold(x):
+    value = A.Softplus()(torch.tensor(x, dtype=torch.float64)).item()
+    assert value == pytest.approx(x + math.log1p(math.exp(-x)), rel=1e-15)
+
+
+def test_parametric_softplus_keeps_its_small_values():
+    value = A.ParametricSoftplus()(torch.tensor(-1.0, dtype=torch.float64)).item()
+    assert value == pytest.approx(4.54e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        A.SmoothReLU(0.5),
+        A.SmoothReLU(3.0),
+        A.SmoothReLU(),
+        A.PSSiLU(1.0, 0.01),
+        A.PSSiLU(3.0, 0.4),
+        A.PSSiLU(0.2, 0.85),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_gradcheck_in_the_input_and_in_the_learned_scalars(module, sign):
+    x = torch.tensor([[-3, -0.5, 0.02], [0.7, 2, 9]], dtype=torch.float64, requires_grad=True)
+    names, start = zip(*module.double().named_parameters(), strict=True)
+    scalars = [(sign * p.detach()).requires_grad_() for p in start]
+
+    def call(x, *scalars):
+        return functional_call(module, dict(zip(names, scalars, strict=True)), (x,))
+
+    assert gradcheck(call, (x, *scalars))
+    assert torch.equal(call(x, *scalars), module(x))  # the sign of a scalar says nothing
+
+
+@custom
+def test_frozen_scalars_cost_no_gradient_of_theirs(build, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("summed a gradient that nobody asked for")
+
+    module, x = build(), torch.randn(50)
+    whole = gradient(module, x)
+    monkeypatch.setattr(A, "_total", refuse)
+    with pytest.raises(AssertionError):
+        gradient(module, x)
+    detached = {name: p.detach() for name, p in module.named_parameters()}
+    x.requires_grad_()
+    frozen = torch.autograd.grad(functional_call(module, detached, (x,)).sum(), x)[0]
+    assert torch.equal(frozen, whole)
+
+
+@custom
+def test_fixed_scalars_are_no_parameters_but_stay_in_the_state(build):
+    fixed, learned = build(learnable=False), build()
+    assert not list(fixed.parameters())
+    assert fixed.state_dict() == learned.state_dict()
+    x = torch.randn(50)
+    assert torch.equal(fixed(x), learned(x))
+    assert torch.equal(gradient(fixed, x), gradient(learned, x))
+
+
+@every_option
+def test_every_layer_learns_scalars_of_its_own(build):
+    factory = functools.partial(build)
+    first, second = factory(inplace=True), factory(inplace=True)
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert one.ndim <= 1 and one.numel() == 1 and one.dtype == torch.float32
+        assert one.data_ptr() != other.data_ptr()
+    assert bool(list(first.parameters())) == (build in {A.SmoothReLU, A.PReLU, A.PSSiLU})
+
+
+def test_smoothrelu_learns_the_root_of_alpha():
+    assert A.SmoothReLU().beta.item() == 20 and A.SmoothReLU().beta.shape == ()
+
+
+def test_whole_numbers_will_do_as_start_values():
+    assert A.PSSiLU(alpha=1).alpha.dtype == A.SmoothReLU(alpha=4).beta.dtype == torch.float32
+
+
+def test_pssilu_stays_away_from_its_pole():
+    module, x = A.PSSiLU(1.0, 0.9), torch.linspace(-5, 5, 11)
+    edge = module(x)
+    for beta in (1.0, -1.0, 7.0):
+        module.beta.data.fill_(beta)
+        assert torch.equal(module(x), edge)
+
+
+@every_option
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_half_finite_and_near_the_formula(build, dtype):
+    x = torch.cat([torch.linspace(-6, 6, 201), torch.tensor([-1e4, -200, 200, 1e4, 6e4])]).to(dtype)
+    module = build().requires_grad_(False)
+    y, slope = module(x), gradient(module, x)
+    assert y.dtype == slope.dtype == dtype
+    exact = module.double()(x.double())
+    assert torch.allclose(y.double(), exact, rtol=2**-7, atol=2**-7)
+    exact = gradient(module, x.double())
+    assert torch.allclose(slope.double(), exact, rtol=2**-7, atol=2**-6)
+
+
+@custom
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scalar_gradients_of_half_inputs_are_summed_in_float32(build, dtype):
+    module, x = build(), torch.rand(4000, 32) + 0.5
+    scale = 16  # lifts the sums over 65504, where fp16 ends
+    full = torch.autograd.grad(scale * module(x).sum(), module.parameters())
+    y = module(x.to(dtype)).float()
+    for half, expected in zip(
+        torch.autograd.grad(scale * y.sum(), module.parameters()), full, strict=True
+    ):
+        assert half.dtype == torch.float32
+        assert half.item() == pytest.approx(expected.item(), rel=2**-7)
+
+
+@every_option
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_hidden(build, value):
+    assert not build()(torch.tensor([1.0, value])).isfinite().all()
+
+
+@every_option
+def test_at_most_one_tensor_of_the_input_size_is_kept(build):
+    kept = []
+    x = torch.randn(3, 4, 5, 5, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()), lambda _: None):
+        build()(x)
+    assert sum(n > 1 for n in kept) == 1 and max(kept) == x.numel()
+
+
+@every_option
+def test_inplace_is_accepted_and_changes_no_result(build):
+    x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    leaf = x.clone().requires_grad_()
+    before = leaf * 1
+    after = build(inplace=True)(before)
+    assert (after.data_ptr() == before.data_ptr()) == (build in IN_PLACE)
+    assert torch.equal(after, build()(x)) and after.stride() == x.stride()
+    slope = torch.autograd.grad(after.sum(), leaf)[0]
+    assert torch.allclose(slope, gradient(build(), x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [A.ParametricSoftplus, A.SmoothReLU, A.ELU, A.CELU, A.PSSiLU])
+def test_alpha_must_be_above_0_and_finite(build):
+    for alpha in (-1, 0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"^alpha={alpha:g}: must be above 0"):
+            build(alpha=alpha)
+
+
+def test_other_values_out_of_range_are_refused_by_name():
+    with pytest.raises(ValueError, match="^negative_slope=0: "):
+        A.LeakyReLU(0)
+    with pytest.raises(ValueError, match="^init=nan: "):
+        A.PReLU(math.nan)
+    for beta in (-0.1, 0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match=f"^beta={beta:g}: "):
+            A.PSSiLU(beta=beta)
+    A.PSSiLU(beta=0.0, learnable=False)
+
+
+def test_one_compiled_graph_with_frozen_scalars():
+    """Dynamo's graph capture alone (backend aot_eager): no C++ compiler, a few seconds."""
+    model = nn.Sequential(A.SmoothReLU(), A.PSSiLU(beta=0.2), A.ParametricSoftplus(), A.PReLU())
+    detached = {name: p.detach() for name, p in model.named_parameters()}
+    x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    frozen = torch.compile(
+        lambda x: functional_call(model, detached, (x,)), fullgraph=True, backend="aot_eager"
+    )
+    learning = torch.compile(model, fullgraph=True, backend="aot_eager")
+    targets = [x, *model.parameters()]
+    expected = torch.autograd.grad(model(x).sum(), targets)
+    for one, other in zip(torch.autograd.grad(learning(x).sum(), targets), expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+    slope = torch.autograd.grad(frozen(x).sum(), x)[0]
+    assert torch.allclose(slope, expected[0], rtol=1e-5, atol=1e-6)

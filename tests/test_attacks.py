@@ -1,0 +1,217 @@
+"""The attacks' promises: the ball, the range, what they leave untouched, and that they work."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sat.attacks import FGSM, PGD, Clean
+from sat.draws import Draws
+
+EVERY = [
+    PGD(8, 1),
+    PGD(8, 5, step=3.0),
+    PGD(200, 4, norm="l2"),
+    PGD(8, 3, batch_norm="train"),
+    PGD(8, 3, random_start=False),
+    PGD(8, 2, clean_start=0.5),
+    FGSM(8),
+    FGSM(200, norm="l2"),
+    Clean(),
+]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Dropout(0.1),
+        nn.Flatten(), nn.Linear(8 * 36, 4),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(6, 3, 6, 6, generator=generator)
+    x[0], x[1] = 0.0, 1.0  # at the range's ends, where projection matters
+    return x, torch.randint(0, 4, (6,), generator=generator)
+
+
+@pytest.mark.parametrize("attack", EVERY, ids=str)
+def test_result_is_in_the_ball_and_in_the_range(attack, batch):
+    x, y = batch
+    x_adv = attack(network(), x, y)
+    assert x_adv.dtype == torch.float32 and not x_adv.requires_grad
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+    eps, norm = getattr(attack, "eps", 0) / 255, getattr(attack, "norm", "linf")
+    size = (x_adv - x).flatten(1).norm(dim=1, p=math.inf if norm == "linf" else 2)
+    assert (size <= eps * (1 + 1e-5) + 1e-7).all()
+    if eps:
+        assert (size > 0.3 * eps).all()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("attack", EVERY, ids=str)
+def test_model_is_left_as_it_was(attack, batch, fails):
+    model = network().train()
+    model[2].eval()  # a mode of its own
+    model[0].bias.requires_grad_(False)
+    model[5].weight.grad = torch.ones_like(model[5].weight)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    before = [(m, m.training) for m in model.modules()]
+    flags = [p.requires_grad for p in model.parameters()]
+    if fails:
+        model.register_forward_hook(lambda *_: 1 / 0)
+        if not isinstance(attack, Clean):
+            with pytest.raises(ZeroDivisionError):
+                attack(model, *batch)
+    else:
+        attack(model, *batch)
+    assert [(m, m.training) for m in model.modules()] == before
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert model[1].track_running_stats
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    assert model[0].weight.grad is None
+    assert torch.equal(model[5].weight.grad, torch.ones_like(model[5].weight))
+
+
+def test_no_parameter_gradient_is_computed(batch):
+    model = network()
+    computed = []
+    for parameter in model.parameters():
+        parameter.register_hook(computed.append)
+    PGD(8, 2)(model, *batch)
+    assert computed == []
+
+
+@pytest.mark.parametrize("attack", [a for a in EVERY if getattr(a, "batch_norm", "") == "eval"],
+                         ids=str)  # fmt: skip
+def test_an_image_is_attacked_alike_in_any_batch(attack, batch):
+    """Rows of a batch, and their noise, do not depend on the rest of it."""
+    x, y = batch
+    model = network().eval()
+    draws = Draws(3, torch.arange(len(x)))
+    whole = attack(model, x, y, draws)
+    for rows in (slice(2, 4), slice(5, 6)):
+        part = attack(model, x[rows], y[rows], draws[rows])
+        assert (part - whole[rows]).abs().max() < 1e-6
+
+
+def test_batch_norm_mode_reaches_the_model(batch):
+    seen = []
+    model = network().train()
+    model[1].register_forward_hook(lambda module, *_: seen.append(module.training))
+    PGD(8, 2, batch_norm="eval")(model, *batch)
+    PGD(8, 1, batch_norm="train")(model, *batch)
+    assert seen == [False, False, True]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_closed_form_on_a_linear_model(norm):
+    """The worst point of the ball is known when the loss is monotone in one direction."""
+    w = torch.tensor([0.5, -1.0, 2.0, 0.1])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([w, -w]))
+    x, y, eps = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.long), 16
+    x_adv = PGD(eps, 40, norm=norm)(model, x, y)
+    direction = w.sign() if norm == "linf" else w / w.norm()
+    expected = 0.5 - eps / 255 * direction
+    assert (x_adv.flatten(1) - expected).abs().max() < (1e-6 if norm == "linf" else 1e-3)
+
+
+def test_the_start_fills_the_ball():
+    x = torch.full((400, 1, 4, 4), 0.5)
+    y = torch.zeros(400, dtype=torch.long)
+    draws = Draws(0, torch.arange(400))
+    noise = (PGD(51).start(x, draws) - x) / 0.2
+    assert noise.abs().max() <= 1 + 1e-5
+    assert abs(noise.mean()) < 0.03 and abs(noise.var() - 1 / 3) < 0.02
+    radius = (PGD(51, norm="l2").start(x, draws) - x).flatten(1).norm(dim=1) / 0.2
+    assert radius.max() <= 1 + 1e-5
+    assert abs((radius**16).mean() - 0.5) < 0.06  # uniform in the ball: r^d is uniform in [0, 1]
+    assert torch.equal(PGD(51, random_start=False).start(x, draws), x)
+    assert torch.equal(PGD(51, clean_start=1.0).start(x, draws), x)
+    assert y.sum() == 0
+
+
+def test_clean_start_falls_once_a_batch_as_often_as_asked():
+    x = torch.full((2, 1, 2, 2), 0.5)
+    attack = PGD(51, clean_start=0.2)
+    clean = [torch.equal(attack.start(x, Draws(k, torch.arange(2))), x) for k in range(500)]
+    assert 0.15 < sum(clean) / 500 < 0.25
+
+
+def test_auto_step_is_the_papers_rule():
+    assert [PGD(4, k).step_size for k in (1, 2, 4, 200)] == [4, 2, 1, 1]
+    assert PGD(8, 10).step_size == 2
+    assert PGD(8, 10, step=1.5).step_size == 1.5
+
+
+def test_each_option_changes_the_result(batch):
+    """Nothing is accepted and ignored."""
+    plain = PGD(8, 3, step=1.5)
+    results = {}
+    for change in (
+        {}, {"eps": 9.0}, {"steps": 4}, {"step": "auto"}, {"norm": "l2"}, {"random_start": False},
+        {"clean_start": 1.0, "steps": 2}, {"batch_norm": "train"},
+    ):  # fmt: skip
+        results[str(change)] = replace(plain, **change)(network(), *batch)
+    for name, result in results.items():
+        for other, against in results.items():
+            assert name == other or not torch.equal(result, against), (name, other)
+
+
+def test_more_steps_raise_the_loss(batch):
+    x, y = batch
+    model = network().eval()
+    loss = {
+        name: F.cross_entropy(model(attack(model, x, y)), y).item()
+        for name, attack in {"none": Clean(), "fgsm": FGSM(16), "pgd": PGD(16, 20)}.items()
+    }
+    assert loss["none"] < loss["fgsm"] <= loss["pgd"] * 1.001
+
+
+def test_small_gradients_survive_float16():
+    """An input gradient of 1e-8 would be 0 in float16, and its sign no step at all."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).half()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1e-7] * 4, [-1e-7] * 4]))
+
+    class Half(nn.Module):
+        autocast = torch.float16
+        inner = model
+
+        def forward(self, x):
+            return self.inner(x.half()).float()
+
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+    x_adv = PGD(8, 1, random_start=False)(Half(), x, y)
+    assert (x_adv - (x - 8 / 255)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "wrong, key, remedy",
+    [
+        ({"eps": 8 / 255}, "eps=0.03", "eps=8"),
+        ({"eps": -1}, "eps=-1", "1/255"),
+        ({"eps": math.inf}, "eps=inf", "1/255"),
+        ({"eps": 300}, "eps=300", "255"),
+        ({"step": 2 / 255}, "step=0.007", "step=2"),
+        ({"step": 0}, "step=0", "auto"),
+        ({"steps": 0}, "steps=0", "attack=none"),
+        ({"clean_start": 1.5}, "clean_start=1.5", "probability"),
+        ({"clean_start": 0.5, "random_start": False}, "clean_start=0.5", "random_start"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(wrong, key, remedy):
+    with pytest.raises(ValueError) as refusal:
+        PGD(**wrong)
+    assert str(refusal.value).startswith(key) and remedy in str(refusal.value)
+    if set(wrong) == {"eps"}:
+        with pytest.raises(ValueError, match=key):
+            FGSM(**wrong)

@@ -1,0 +1,118 @@
+"""One flag an image, whatever the batch; intervals; restarts."""
+
+import pytest
+import torch
+from torch import nn
+
+from sat.attacks import PGD, Clean
+from sat.evaluate import Evaluation, Validation, accuracy, float32, measure, wilson
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 24), nn.SiLU(), nn.Linear(24, 3))
+    net.autocast = None
+    return net
+
+
+def data(n: int = 60):
+    x = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y = network()(x).argmax(1)
+    y[::5] = (y[::5] + 1) % 3  # every fifth is wrong already
+    return x, y
+
+
+def batches(x, y, size):
+    for part in torch.arange(len(x)).split(size):
+        yield part, x[part], y[part]
+
+
+@pytest.mark.parametrize("size", [7, 60])
+def test_flags_do_not_depend_on_the_batch_size(size):
+    x, y = data()
+    whole = measure(network(), batches(x, y, 13), PGD(6, 3), seed=3, restarts=2)
+    flags = measure(network(), batches(x, y, size), PGD(6, 3), seed=3, restarts=2)
+    assert torch.equal(flags.clean, whole.clean) and torch.equal(flags.robust, whole.robust)
+    assert flags.clean.tolist() == [i % 5 != 0 for i in range(60)]
+    assert 0 < flags.robust.sum() < flags.clean.sum()
+    assert not (flags.robust & ~flags.clean).any()
+
+
+def test_restarts_count_the_worst_case_of_each_image():
+    x, y = data()
+    attack = PGD(12, 1, step=0.5)  # weak: much depends on the start
+    robust = [measure(network(), batches(x, y, 20), attack, 1, n).robust for n in (1, 2, 8)]
+    assert not (robust[1] & ~robust[0]).any() and not (robust[2] & ~robust[1]).any()
+    assert robust[2].sum() < robust[0].sum()
+
+
+def test_fallen_images_are_not_attacked_again():
+    x, y = data()
+    seen = []
+
+    class Counting(PGD):
+        def __call__(self, model, x, y, draws=None):
+            seen.append(len(x))
+            return super().__call__(model, x, y, draws)
+
+    flags = measure(network(), batches(x, y, 60), Counting(6, 3), seed=1, restarts=2)
+    assert seen[0] == flags.clean.sum() and flags.robust.sum() <= seen[1] < seen[0]
+
+
+def test_no_attack_leaves_clean_accuracy():
+    flags = measure(network(), batches(*data(), 9), Clean(), seed=1)
+    assert torch.equal(flags.clean, flags.robust)
+
+
+def test_the_models_mode_is_kept():
+    model = network().train()
+    measure(model, batches(*data(), 9), PGD(6, 1), seed=1)
+    assert model.training
+
+
+def test_an_image_without_label_is_never_right():
+    x, y = data(10)
+    y[3] = -1
+    flags = measure(network(), batches(x, y, 5), PGD(6, 2), seed=1)
+    assert not flags.clean[3] and not flags.robust[3] and len(flags.robust) == 10
+
+
+def test_wilson_interval():
+    """Values of Newcombe (1998), table I, method 3."""
+    for right, images, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
+                                     (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):  # fmt: skip
+        assert wilson(right, images) == pytest.approx((low, high), abs=6e-5)
+    entry = accuracy(torch.tensor([True] * 9 + [False]))
+    assert entry["accuracy"] == 0.9 and entry["images"] == 10
+    assert entry["ci95"] == pytest.approx([0.5958, 0.9821], abs=1e-4)
+
+
+def test_a_verdict_is_in_float32():
+    model = network()
+    model.autocast = torch.bfloat16
+    torch.set_float32_matmul_precision("high")
+    with float32(model):
+        assert model.autocast is None
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert model.autocast is torch.bfloat16
+    assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    "wrong, key",
+    [
+        ({"restarts": 0}, "restarts=0"),
+        ({"limit": 0}, "limit=0"),
+        ({"subset_seed": 3}, "subset_seed=3"),
+        ({"attacks": {"a/b": Clean()}}, "attacks.a/b"),
+        ({"attacks": {"x": 3}}, "attacks.x=3"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(wrong, key):
+    with pytest.raises(ValueError) as refusal:
+        Evaluation(**wrong)
+    assert str(refusal.value).startswith(key)
+    with pytest.raises(ValueError, match="every=0"):
+        Validation(Clean(), every=0)
