@@ -55,18 +55,19 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of `last.pt` and `previous.pt`; None where neither is there."""
-    problems = []
-    for path in (folder / "last.pt", folder / "previous.pt"):
-        if path.exists():
-            try:
-                state = read(path)
-            except ValueError as error:
-                problems.append(str(error))
-                continue
-            for problem in problems:
-                log.warning("%s; going on from %s", problem, path.name)
-            return state
-    if problems:
-        raise ValueError(f"{'; '.join(problems)}; record.fresh=true starts over")
-    return None
+    """The newest whole checkpoint of `last.pt` and `previous.pt`; None where neither is there.
+
+    A damaged `last.pt` gives way to the one before, and a warning says so.
+    """
+    last, previous = folder / "last.pt", folder / "previous.pt"
+    if not last.exists() and not previous.exists():
+        return None
+    try:
+        return read(last)
+    except (OSError, ValueError) as error:
+        if not previous.exists():
+            raise ValueError(f"{error}; record.fresh=true starts over") from None
+        state = read(previous)
+        log.warning("%s; going on from %s", error, previous.name)
+        os.replace(previous, last)
+        return state

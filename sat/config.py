@@ -25,7 +25,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-SECTIONS = "activation attack model dataset schedule objective validation evaluation record".split()
+SECTIONS = "dataset activation attack model schedule objective validation evaluation record".split()
 SCALARS = {"seed": int, "device": str}
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
 FOLLOWED = {"eps": float, "depth": int, "width": float}
@@ -339,6 +339,8 @@ def one_line(error: BaseException, root: Path | None = None) -> str:
         siblings = list(getattr(getattr(error, "__cause__", None), "parent_node", None) or ())
         listed = nearest(key.split(".")[-1], siblings or [*SECTIONS, *SCALARS])
         return f"{key}: no such key; {listed}"
+    if "Config group override must be" in text:  # Hydra does not say which
+        return f"a group can't be null or a number; name an option, group=option: {', '.join(groups)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     noise = ("full_key:", "object_type", "See http")
     return " ".join(line for line in lines if not line.startswith(noise)) or type(error).__name__

@@ -19,7 +19,7 @@ class Dashboard:
     def introduce(self, config: str, facts: str) -> None:
         """At the start: the resolved config, what the model is, and charts that belong together."""
         self.writer.add_text("config", "    " + config.replace("\n", "\n    "), 0)
-        self.writer.add_text("model", facts, 0)
+        self.writer.add_text("run", facts.replace("\n", "  \n"), 0)
         chart = lambda *tags: ["Multiline", list(tags)]  # noqa: E731
         self.writer.add_custom_scalars(
             {

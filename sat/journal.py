@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sat import checkpoint
+from sat.attacks import Clean
 from sat.config import Spec, Stopped
 from sat.console import Progress
 from sat.dashboard import Dashboard
@@ -29,7 +30,9 @@ class Journal:
         self.spec, self.run, self.data = spec, run, data
         self.record, self.validation = spec.record, spec.validation
         self.facts = {"hash": spec.hash, "dataset": facts_of(data), "shape": shape_of(data)}
-        self.best: dict[str, float] | None = None
+        self.best: dict[str, Any] | None = None
+        # Without adversarial training the most robust weights are those that learned nothing.
+        self.selects = "clean" if isinstance(spec.attack, Clean) else "robust"
         self.seconds = self.training_seconds = 0.0
         self.asked_to_stop = 0
 
@@ -43,8 +46,31 @@ class Journal:
             log.info("resumed at step %d of %d", trainer.step, trainer.plan.steps)
         self.run.rewind(state["lengths"] if state else {})
 
+    def introduction(self, trainer: Trainer, image_cost: int) -> str:
+        """What is about to run, for the screen and the dashboard."""
+        facts, shape, choices = self.facts["dataset"], self.facts["shape"], trainer.plan.choices
+        size, swap, config = shape["image_size"], trainer.model.swap, self.spec.config
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        named = lambda section: config[section]["_target_"].split(".")[-1]  # noqa: E731
+        gates = ", ".join(swap.gates[:3]) + (", ..." if len(swap.gates) > 3 else "")
+        lines = [
+            f"data: {facts['name']}, {facts['train']:,} training, {facts['held_out']:,} held-out,"
+            f" {facts['test']:,} test images of {facts['classes']} classes,"
+            f" {shape['channels']}x{size}x{size}",
+            f"model: {config['choices'].get('model', named('model'))}, {parameters:,} parameters,"
+            f" {image_cost / 1e6:,.1f} million multiply-adds an image",
+            f"activation: {swap.swapped} activations are {named('activation')} (proved by a"
+            f" forward), {len(swap.gates)} gates left alone{': ' + gates if gates else ''}",
+            f"training: {trainer.plan.steps:,} steps of {trainer.plan.schedule.batch_size} images"
+            f" against {self.spec.attack}",
+            f"on: {trainer.device}, {choices['threads']} threads, {choices['precision']}"
+            + ", channels_last" * choices["channels_last"]
+            + ", compiled (the first steps are slow)" * choices["compile"],
+        ]
+        return "\n".join(lines)
+
     @contextmanager
-    def open(self, trainer: Trainer) -> Iterator[None]:
+    def open(self, trainer: Trainer, introduction: str) -> Iterator[None]:
         """Clocks, bar and signal handlers for the time of the training, and a last checkpoint."""
         self.saved_step = trainer.step or None
         plan, batch = trainer.plan, trainer.plan.schedule.batch_size
@@ -54,11 +80,13 @@ class Journal:
         before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
         self.dashboard = Dashboard(self.run.directory)
         if trainer.step == 0:
-            self.dashboard.introduce(self.spec.yaml(), str(trainer.model.swap))
+            self.dashboard.introduce(self.spec.yaml(), introduction)
         try:
             yield
             if self.saved_step != trainer.step:
                 self.save(trainer)
+            if self.asked_to_stop:
+                raise Stopped(self.asked_to_stop)
         finally:
             self.dashboard.close()
             for number, handler in before.items():
@@ -95,9 +123,11 @@ class Journal:
         epoch = round(trainer.plan.epoch(trainer.step), 4)
         self.write(trainer, {"val/clean": clean, "val/robust": robust})
         self.progress.say(f"epoch {epoch:g}: held-out {clean:.1%} clean, {robust:.1%} robust")
-        if self.best is None or (robust, clean) > (self.best["robust"], self.best["clean"]):
+        score = (clean, robust) if self.selects == "clean" else (robust, clean)
+        if self.best is None or score > tuple(self.best["score"]):
             trainer.check_finite()
             self.best = {"step": trainer.step, "epoch": epoch, "clean": clean, "robust": robust}
+            self.best["score"] = list(score)
             weights = trainer.evaluated.state_dict()
             checkpoint.save(
                 self.run.checkpoints / "best.pt",
@@ -133,12 +163,7 @@ class Journal:
         state = {
             **trainer.state(),
             "facts": self.facts,
-            "best": {
-                "step": self.best["step"],
-                "epoch": self.best["epoch"],
-                "selected_by": "robust accuracy on held-out training images",
-                "held_out": {key: self.best[key] for key in ("clean", "robust")},
-            },
+            "best": self.best,
             "seconds": [self.seconds + now - self.began, self.training_seconds],
             "lengths": self.run.lengths(),
         }
@@ -170,10 +195,10 @@ class Journal:
             "images": images,
             "wall_seconds": round(self.seconds, 3),
             "images_per_second": round(images / max(self.training_seconds, 1e-9), 1),
-            "best": {
+            "best": self.best and {
                 "step": self.best["step"],
                 "epoch": self.best["epoch"],
-                "selected_by": "robust accuracy on held-out training images",
+                "selected_by": f"{self.selects} accuracy on held-out training images",
                 "held_out": {key: self.best[key] for key in ("clean", "robust")},
             },
             "last": {"step": trainer.step, "epoch": round(trainer.plan.epoch(trainer.step), 4)},

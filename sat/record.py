@@ -136,7 +136,7 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     path = directory / "result.json"
     try:
         result = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise ValueError(f"{path}: is damaged ({error}); record.fresh=true starts over") from None

@@ -74,11 +74,17 @@ def conclude(
         if (part := exam.of(which, twin if twins else None)) is None:
             log.warning("%s: its checkpoint was not kept (record.keep)", which)
             continue
-        result[which] = merged(result[which], part)
-        images = result[which]["step"] * spec.schedule.batch_size
-        row = {"test/clean": part["clean"]["accuracy"]}
-        row |= {f"test/robust/{name}": e["accuracy"] for name, e in part["robust"].items()}
-        run.write_metrics({**result[which], "checkpoint": which, "images": images, **row})
+        before = result[which]
+        result[which] = merged(before, part)
+        new = {
+            name: e for name, e in part["robust"].items() if name not in before.get("robust", {})
+        }
+        row = {f"test/robust/{name}": entry["accuracy"] for name, entry in new.items()}
+        if "clean" not in before:
+            row["test/clean"] = part["clean"]["accuracy"]
+        images = before["step"] * spec.schedule.batch_size
+        at = {"step": before["step"], "epoch": before["epoch"], "images": images}
+        run.write_metrics({**at, "seconds": result["wall_seconds"], "checkpoint": which, **row})
         dashboard.scalars(row, images)
     exam.show(dashboard, result["images"])
     dashboard.hyperparameters(spec.config, final_metrics(result))
@@ -183,7 +189,7 @@ def summary(result: dict[str, Any]) -> str:
     for which in ("best", "last"):
         if part := result.get(which):
             cells = [part["clean"], *(part["robust"].get(name) for name in attacks)]
-            rows.append([which, f"{part['epoch']:g}", *map(percent, cells)])
+            rows.append([which, f"{part['epoch']:.1f}", *map(percent, cells)])
     return table(head, rows)
 
 

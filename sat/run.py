@@ -62,8 +62,10 @@ def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
     journal = Journal(spec, run, data)
     journal.resume(trainer, state)
     batches = epoch_batches(images, spec.schedule.batch_size, spec.seed, trainer.step, plan.steps)
+    text = journal.introduction(trainer, cost)
+    log.info("%s\n%s", run.directory, text)
     try:
-        with journal.open(trainer):
+        with journal.open(trainer, text):
             fit(trainer, data.train.stream(batches), journal)
     except Diverged as error:
         run.write_result(journal.result(trainer, status="failed", error=str(error)))
@@ -126,11 +128,12 @@ def main() -> None:
     os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix="sat-")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     console.set_up()
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     code = 1
     try:
         app()
         code = sweep.exit_code(sweep.jobs())
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
         log.error("%s", config.one_line(error, CONF))
         code = 2
     except KeyboardInterrupt:

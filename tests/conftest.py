@@ -1,0 +1,86 @@
+"""Runs the program as a user would: the whole command line, in this process or in its own."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+# A run of a second: few images, few channels, weak attacks. Every other option as it comes.
+TINY = [
+    "dataset.limit=160", "dataset.holdout=30", "model.width=0.0625", "schedule.epochs=3",
+    "schedule.batch_size=32", "validation.attack.steps=2", "evaluation.attacks.pgd20.steps=3",
+    "evaluation.limit=50", "schedule.precision=fp32",
+]  # fmt: skip
+
+
+@dataclass
+class Answer:
+    """What a command said and left behind."""
+
+    code: int
+    out: str
+    err: str
+    root: Path
+
+    @property
+    def runs(self) -> list[Path]:
+        return sorted(path.parent for path in self.root.glob("*/config.yaml"))
+
+    @property
+    def run(self) -> Path:
+        (run,) = self.runs
+        return run
+
+    @property
+    def result(self) -> dict:
+        return json.loads((self.run / "result.json").read_text())
+
+
+@pytest.fixture
+def sat(tmp_path, monkeypatch, capfd):
+    """`sat("attack.steps=2")` in this process, on a tiny run, with results in tmp_path."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from sat import console
+    from sat.run import main
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    threads = torch.get_num_threads()
+
+    def call(*arguments: str, tiny: bool = True, root: Path | None = None) -> Answer:
+        root = root or tmp_path / "outputs"
+        given = [f"record.root={root}", *(TINY if tiny else ()), *arguments]
+        monkeypatch.setattr(sys, "argv", ["sat", *given])
+        for handler in list(console.log.handlers):  # its streams belong to an earlier test
+            console.log.removeHandler(handler)
+        capfd.readouterr()
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            GlobalHydra.instance().clear()
+            torch.set_num_threads(threads)
+        out, err = capfd.readouterr()
+        return Answer(code, out, err, root)
+
+    return call
+
+
+def command(*arguments: str, module: bool = True) -> list[str]:
+    """The real command, for a process of its own."""
+    return [sys.executable, "-m", "sat.run", *arguments] if module else ["sat", *arguments]
+
+
+def start(cwd: Path, *arguments: str) -> subprocess.Popen:
+    """The tiny run as a process of its own, results in cwd/outputs."""
+    return subprocess.Popen(
+        command(*TINY, *arguments), cwd=cwd, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip

@@ -1,0 +1,188 @@
+"""What composes, what is refused and how, and what makes two runs the same run."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from sat import config
+from sat.config import Refused, check, convert, resolve
+from sat.run import CONF
+
+OPTIONS = {
+    "activation": 12, "attack": 3, "model": 6, "dataset": 10, "schedule": 10, "objective": 1,
+    "validation": 1, "evaluation": 4, "record": 1, "experiment": 1,
+}  # fmt: skip
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=False)
+
+
+def spec(*overrides: str):
+    choices = {"dataset": "digits", "model": "resnet", "activation": "silu", "attack": "pgd"}
+    choices |= {k: v for k, v in (o.split("=", 1) for o in overrides) if k in choices}
+    return check({**resolve(composed(*overrides)), "choices": choices})
+
+
+def files() -> dict[str, list[str]]:
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(CONF.iterdir())
+        if folder.is_dir()
+    }
+
+
+def test_every_option_of_every_group_composes_and_is_counted():
+    found = files()
+    assert {group: len(names) for group, names in found.items()} == OPTIONS
+    tried = 0
+    for group, name in chain.from_iterable(([g, n] for n in names) for g, names in found.items()):
+        extra = [f"{group}={name}"]
+        built = spec(*extra)
+        assert built.parts.keys() == set(config.SECTIONS)
+        tried += 1
+    assert tried == sum(OPTIONS.values())
+
+
+def test_every_dataset_has_a_schedule_of_its_name():
+    found = files()
+    assert found["dataset"] == found["schedule"]
+
+
+def test_a_dataset_alone_is_a_sensible_run():
+    cifar = spec("dataset=cifar10")
+    assert (cifar.attack.eps, cifar.model.depth, cifar.model.width) == (8, 18, 1)
+    assert cifar.validation.attack.eps == cifar.evaluation.attacks["pgd20"].eps == 8
+    assert cifar.schedule.epochs == 30 and cifar.schedule.decay == "step"
+    paper = spec("dataset=imagenet").schedule
+    assert (paper.epochs, paper.batch_size, paper.learning_rate, paper.warmup_epochs) == (
+        100, 256, 0.1, 5)  # fmt: skip
+    assert paper.milestones == (0.3, 0.6, 0.9) and paper.weight_decay == 1e-4
+    assert paper.label_smoothing == paper.ema == 0 and paper.optimizer == "sgd"
+
+
+def test_the_command_line_wins():
+    run = spec("dataset=cifar10", "schedule.epochs=2", "attack.eps=4", "model.depth=50")
+    assert (run.schedule.epochs, run.attack.eps, run.model.depth) == (2, 4, 50)
+    assert run.evaluation.attacks["pgd20"].eps == 8  # the threat model is the dataset's
+
+
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("activation=gleu", ["activation=gleu", "did you mean gelu?"]),
+        ("activtion=gelu", ["activtion", "did you mean activation?"]),
+        ("schedule.epohcs=3", ["schedule.epohcs", "did you mean epochs?"]),
+        ("+schedule.epohcs=3", ["schedule.epohcs=3", "did you mean epochs?"]),
+        ("sched.epochs=3", ["sched", "schedule"]),
+        ("+sched.epochs=3", ["sched", "did you mean schedule?"]),
+        ("seeed=3", ["seeed", "did you mean seed?"]),
+        ("schedule.epochs=many", ["schedule.epochs=many", "a number"]),
+        ("attack.steps=1.5", ["attack.steps=1.5", "a whole number"]),
+        ("attack.random_start=3", ["attack.random_start=3", "true or false"]),
+        ("attack.norm=l1", ["attack.norm=l1", "linf or l2"]),
+        ("attack.step=car", ["attack.step=car", "a number or auto"]),
+        ("attack.eps=0.03", ["attack.eps=0.03", "1/255", "eps=7.65"]),
+        ("+activation.alpha=2", ["activation.alpha=2", "SiLU", "ELU"]),
+        ("activation.alpha=2", ["activation.alpha", "no such key"]),
+        ("model.depth=19", ["model.depth=19", "18"]),
+        ("model.width=-1", ["model.width=-1"]),
+        ("schedule.batch_size=0", ["schedule.batch_size=0"]),
+        ("schedule.milestones=[30,60]", ["schedule.milestones", "fractions"]),
+        ("schedule.milestones=3", ["schedule.milestones=3", "a list"]),
+        ("schedule.optimizer=sdg", ["schedule.optimizer=sdg", "sgd"]),
+        ("dataset.holdout=0", ["dataset.holdout=0"]),
+        ("dataset.eps=big", ["dataset.eps=big", "number"]),
+        ("record.keep=[first]", ["record.keep", "best"]),
+        ("evaluation.restarts=0", ["evaluation.restarts=0"]),
+        ("evaluation.attacks.pgd20.steps=0", ["evaluation.attacks.pgd20.steps=0"]),
+        ("seed=-1", ["seed=-1"]),
+        ("seed=one", ["seed=one", "whole number"]),
+        ("attack=null", ["attack", "group=option"]),
+        ("attack._target_=os.system", ["attack._target_=os.system", "this package"]),
+        ("attack._target_=sat.record.os.System", ["attack._target_"]),
+        ("model.weights=nowhere.pt", ["model.weights=nowhere.pt"]),
+        ("seed=", ["seed"]),
+        ("seed=${nothing}", ["nothing"]),
+    ],
+)
+def test_bad_input_is_one_line_that_names_key_and_remedy(override, says):
+    try:
+        spec(override)
+    except Refused as refusal:
+        line = str(refusal)
+    except (HydraException, ValueError) as error:
+        line = config.one_line(error, CONF)
+    else:
+        pytest.fail("was accepted")
+    assert "\n" not in line and len(line) < 400
+    for word in says:
+        assert word in line, line
+
+
+def test_identity_is_what_decides_the_weights():
+    base = spec()
+    assert base.name == f"digits-resnet10-silu-pgd1-s0-{base.hash}"
+    same = ["record.root=x", "record.checkpoint_minutes=1", "device=cuda", "schedule.epochs=40.0",
+            "dataset.width=0.25", "evaluation=paper", "attack.eps=38", "schedule.epochs=4e1",
+            "dataset.depth=10"]  # fmt: skip
+    for override in same:
+        assert spec(override).hash == base.hash, override
+    other = ["seed=1", "schedule.epochs=41", "attack.steps=2", "activation=relu", "attack=fgsm",
+             "model.stem=large", "dataset.limit=500", "validation.attack.steps=9",
+             "schedule.precision=fp32", "dataset.eps=39", "dataset.holdout=0.2"]  # fmt: skip
+    hashes = [spec(override).hash for override in other]
+    assert len({base.hash, *hashes}) == len(other) + 1
+
+
+def test_places_do_not_count_but_names_do():
+    a = spec("dataset=imagefolder", "dataset.root=/a/flowers")
+    b = spec("dataset=imagefolder", "dataset.root=/b/flowers", "dataset.workers=1")
+    c = spec("dataset=imagefolder", "dataset.root=/b/birds")
+    d = spec("dataset=imagefolder", "dataset.root=/b/birds", "dataset.name=flowers")
+    assert a.hash == b.hash == d.hash != c.hash
+    assert a.name.startswith("flowers-resnet50-")
+    assert spec("dataset=npz", "dataset.path=x/y.npz").name.startswith("y-")
+
+
+def test_names_stay_inside_their_folder():
+    for name in ("../../etc", "/etc/passwd", "a b=c,d", ".hidden"):
+        run = spec("dataset=imagefolder", "dataset.root=/x", f"dataset.name='{name}'")
+        assert Path(run.name).name == run.name and not run.name.startswith(".")
+        assert not set("/=, ") & set(run.name)
+
+
+def test_a_saved_config_gives_the_same_run():
+    import yaml
+
+    for overrides in ([], ["dataset=cifar10", "activation=smoothrelu", "attack=fgsm"],
+                      ["evaluation=paper", "schedule.weight_decay=1e-5"]):  # fmt: skip
+        run = spec(*overrides)
+        again = check(yaml.safe_load(run.yaml()))
+        assert (again.name, again.config) == (run.name, run.config)
+
+
+@pytest.mark.parametrize(
+    "value, hint, expected",
+    [
+        (1, float, 1.0), (1.0, int, 1), (True, bool, True), (None, int | None, None),
+        (3, int | None, 3), ([1, 2], tuple[float, ...], (1.0, 2.0)), ("auto", float | Literal["auto"],
+        "auto"), (2, float | Literal["auto"], 2.0), ([], list[str], []),
+        (1, bool | Literal["auto"], Refused), (True, int, Refused), (True, float, Refused),
+        ("1", int, Refused), (1.5, int, Refused), (float("nan"), int, Refused), (1, str, Refused),
+        ([1], float, Refused), ("a", list[str], Refused), ([1, "a"], list[float], Refused),
+        ({"_target_": "x"}, float, Refused), (None, float, Refused),
+    ],
+)  # fmt: skip
+def test_values_get_their_declared_type(value, hint, expected):
+    if expected is Refused:
+        with pytest.raises(Refused, match="key="):
+            convert(value, hint, "key")
+    else:
+        converted = convert(value, hint, "key")
+        assert converted == expected and type(converted) is type(expected)

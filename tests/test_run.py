@@ -1,0 +1,419 @@
+"""The whole program on a tiny run: what it writes, what it refuses, and that it comes back."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, start
+
+import sat as package
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    times = ("seconds", "train/images_per_second")
+    return [{k: v for k, v in row.items() if k not in times} for row in rows]
+
+
+def same_outcome(a: Path, b: Path) -> None:
+    """Equal to the bit: weights, averages, metrics, results and flags; times apart."""
+    for name in ("last", "best"):
+        one, two = (torch.load(r / f"checkpoints/{name}.pt", weights_only=True) for r in (a, b))
+        for part in ("model", "average"):
+            if one.get(part):
+                for key, value in one[part].items():
+                    assert torch.equal(value, two[part][key]), (name, part, key)
+    assert without_times(metrics(a)) == without_times(metrics(b))
+    one, two = (json.loads((r / "result.json").read_text()) for r in (a, b))
+    for result in (one, two):
+        for which in ("best", "last"):
+            assert result[which].pop("robust").popitem()[1].pop("accuracy") is not None
+        for key in ("wall_seconds", "images_per_second", "environment", "overrides"):
+            result.pop(key)
+    assert one == two
+
+
+def test_a_run_writes_all_it_promises(sat):
+    done = sat()
+    assert done.code == 0, done.err
+    run, result = done.run, done.result
+    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    assert {"config.yaml", "metrics.jsonl", "log.txt", "lock", "result.json",
+            "checkpoints/last.pt", "checkpoints/best.pt", "flags/best-pgd20.npz",
+            "flags/last-pgd20.npz"} <= names  # fmt: skip
+    assert not any(name.endswith(".tmp") or "previous" in name for name in names)
+    assert result["status"] == "finished" and result["name"] == run.name
+    assert result["hash"] in run.name and result["seed"] == 0
+    assert result["activation"]["swapped"] == 9 and result["activation"]["gates"] == []
+    for which in ("best", "last"):
+        part = result[which]
+        robust = part["robust"]["pgd20"]
+        assert 0 <= robust["accuracy"] <= part["clean"]["accuracy"] <= 1
+        assert robust["ci95"][0] <= robust["accuracy"] <= robust["ci95"][1]
+        assert (robust["eps"], robust["steps"], robust["images"]) == (38, 3, 50)
+        with np.load(run / f"flags/{which}-pgd20.npz", allow_pickle=False) as flags:
+            assert flags["robust"].mean() == robust["accuracy"]
+            assert flags["clean"].mean() == part["clean"]["accuracy"]
+            assert json.loads(str(flags["settings"]))["attack"] == "PGD"
+    rows = metrics(run)
+    assert all({"step", "epoch", "images"} <= row.keys() for row in rows)
+    tags = {key for row in rows for key in row if "/" in key}
+    assert {"train/loss", "train/adversarial_accuracy", "train/learning_rate", "val/clean",
+            "train/images_per_second", "val/robust", "test/clean", "test/robust/pgd20"} <= tags
+    assert [r["epoch"] for r in rows if "val/clean" in r] == pytest.approx([1, 2, 3], abs=0.25)
+    for words in ("best", "last", "clean", "robust: pgd20", str(run), "tensorboard --logdir",
+                  "9 activations"):  # fmt: skip
+        assert words in done.out, words
+
+
+def test_the_dashboard_holds_scalars_config_images_and_hyperparameters(sat):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = sat()
+    events = EventAccumulator(str(done.run), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    for tag in ("train/loss", "val/clean", "val/robust", "test/clean", "test/robust/pgd20"):
+        assert tag in tags["scalars"]
+    rows = [row for row in metrics(done.run) if "train/loss" in row]
+    points = events.Scalars("train/loss")
+    assert [p.step for p in points] == [row["images"] for row in rows]
+    assert [p.value for p in points] == pytest.approx([row["train/loss"] for row in rows])
+    assert "clean, adversarial, perturbation" in tags["images"]
+    texts = {"config/text_summary", "run/text_summary", "custom_scalars__config__"}
+    assert texts <= set(tags["tensors"])
+    assert {"_hparams_/experiment", "_hparams_/session_start_info",
+            "_hparams_/session_end_info"} <= events.summary_metadata.keys()  # fmt: skip
+
+
+def test_a_finished_run_returns_at_once(sat):
+    first = sat()
+    before = {p: p.stat().st_mtime_ns for p in first.run.rglob("*") if p.is_file()}
+    again = sat()
+    assert again.code == 0 and "is finished" in again.out and "pgd20" in again.out
+    assert {p: p.stat().st_mtime_ns for p in first.run.rglob("*") if p.is_file()} == before
+
+
+def test_another_evaluation_trains_nothing_and_adds_its_results(sat):
+    first = sat().result
+    weights = sat().run / "checkpoints/best.pt"
+    before = weights.read_bytes()
+    added = sat("+attack@evaluation.attacks.pgd4=pgd", "evaluation.attacks.pgd4.steps=4")
+    assert added.code == 0, added.err
+    assert weights.read_bytes() == before and "training" not in added.out
+    for which in ("best", "last"):
+        assert added.result[which]["robust"]["pgd20"] == first[which]["robust"]["pgd20"]
+        assert added.result[which]["robust"]["pgd4"]["steps"] == 4
+    other = sat("evaluation.attacks.pgd20.steps=4")
+    assert other.code == 2 and "pgd20" in other.err and "another name" in other.err
+    assert other.result == added.result
+
+
+def test_fresh_moves_the_old_run_aside(sat):
+    first = sat()
+    old = (first.run / "log.txt").read_text()
+    again = sat("record.fresh=true")
+    assert again.code == 0
+    (aside,) = (again.root / ".replaced").iterdir()
+    assert (aside / "log.txt").read_text() == old
+    assert again.result["best"]["clean"] == first.result["best"]["clean"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["attack.steps=2", "model=resnet_cifar", "model.depth=8", "schedule.ema=0.9"],
+        ["attack=fgsm", "schedule.accumulate=3", "schedule.clip=1", "activation=smoothrelu"],
+        ["attack=none", "schedule.precision=bf16", "schedule.channels_last=true"],
+        ["attack.norm=l2", "attack.eps=100", "schedule.optimizer=adamw",
+         "schedule.learning_rate=0.01", "schedule.decay=one_cycle", "schedule.warmup_epochs=0"],
+        ["attack.batch_norm=train", "schedule.label_smoothing=0.1", "evaluation.restarts=2"],
+        ["schedule.precision=fp16", "schedule.epochs=0.5"],
+    ],
+    ids=lambda a: a[0],
+)  # fmt: skip
+def test_variants_run_to_their_end(sat, arguments):
+    small = ["model.width=0.5"] if "model=resnet_cifar" in arguments else []
+    done = sat(*arguments, *small)
+    assert done.code == 0, done.err
+    assert done.result["status"] == "finished"
+
+
+def test_accumulated_parts_see_the_noise_of_the_whole_batch(tmp_path):
+    """Without batch norm, parts of a batch give the update of the whole."""
+    from torch import nn
+
+    from sat.attacks import PGD
+    from sat.objectives import Adversarial
+    from sat.schedule import Schedule
+    from sat.train import Plan, Trainer
+
+    def after(parts: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.SiLU(), nn.Linear(8, 3)).double()
+        choices = {"precision": "fp32", "channels_last": False, "compile": False}
+        plan = Plan(Schedule(batch_size=10, accumulate=parts), 10, 0, choices)
+        trainer = Trainer(model, PGD(38, 2), Adversarial(), plan)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            x = torch.rand(10, 1, 4, 4, generator=generator, dtype=torch.float64)
+            trainer.update(x, torch.arange(10) % 3)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    for parts in (2, 3, 10):
+        assert (after(parts) - after(1)).abs().max() < 1e-12
+
+
+def test_it_learns(sat):
+    """A few images are overfitted, adversarially, in seconds."""
+    done = sat("dataset.limit=60", "dataset.holdout=10", "model.width=0.25", "schedule.epochs=60",
+               "schedule.batch_size=25", "dataset.crop=0", "validation.every=60",
+               "schedule.learning_rate=0.8", "dataset.eps=8")  # fmt: skip
+    rows = [row for row in metrics(done.run) if "train/adversarial_accuracy" in row]
+    assert rows[-1]["train/adversarial_accuracy"] > 0.95 > 0.5 > rows[0]["train/adversarial_accuracy"]
+
+
+def test_load_gives_the_model_that_was_measured(sat):
+    from sklearn.datasets import load_digits
+
+    done = sat("activation=smoothrelu", "evaluation.limit=null")
+    model = package.load(done.run)
+    assert not model.training
+    device = torch.device("cpu")
+    from sat.data import Digits, evaluation_batches
+
+    data = Digits()(device, 0)
+    batches = evaluation_batches(torch.arange(len(data.test)), 512)
+    right = [(model(x).argmax(1) == y).float() for x, y in data.test.stream(batches)]
+    assert torch.cat(right).mean().item() == pytest.approx(
+        done.result["best"]["clean"]["accuracy"])
+    assert len(load_digits().target) == 1797
+    with pytest.raises(ValueError, match="no run"):
+        package.load(done.root)
+
+
+def test_training_from_given_weights(sat, tmp_path):
+    first = sat()
+    for place in (first.run, first.run / "checkpoints/last.pt"):
+        second = sat(f"model.weights={place}", "schedule.epochs=0.2", root=tmp_path / place.name)
+        assert second.code == 0, second.err
+    other = sat(f"model.weights={first.run}", "activation=smoothrelu", root=tmp_path / "other")
+    assert other.code == 2 and "model.weights" in other.err and "lacks" in other.err
+    (tmp_path / "bad.pt").write_text("no checkpoint")
+    bad = sat(f"model.weights={tmp_path / 'bad.pt'}", root=tmp_path / "other")
+    assert bad.code == 2 and "bad.pt" in bad.err and bad.runs == []
+
+
+# bad input -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["attack.eps=0.03"], "attack.eps=0.03"),
+        (["activation=gleu"], "did you mean gelu?"),
+        (["+schedule.epohcs=3"], "did you mean epochs?"),
+        (["schedule.epohcs=3"], "did you mean epochs?"),
+        (["device=cuda:99"], "device=cuda:99"),
+        (["device=tpu"], "device=tpu"),
+        (["dataset=imagefolder", "dataset.root=/nowhere"], "dataset.root=/nowhere"),
+        (["model=timm", "model.name=resnett18"], "model.name=resnett18"),
+        (["dataset.holdout=100000"], "dataset.holdout=100000"),
+        (["evaluation.attacks.pgd20=null", "+evaluation.attacks.x=3"], "evaluation.attacks.x=3"),
+    ],
+    ids=lambda a: a[0] if isinstance(a, list) else None,
+)  # fmt: skip
+def test_bad_input_is_refused_and_changes_nothing(sat, arguments, says):
+    given = TINY if "=" not in arguments[0] or arguments[0].split("=")[0] not in (
+        "dataset", "model") else []  # fmt: skip
+    done = sat(*given, *arguments, tiny=False)
+    assert done.code == 2, done.out + done.err
+    lines = [line for line in done.err.splitlines() if line.strip()]
+    assert len(lines) == 1 and says in lines[0], done.err
+    assert "Traceback" not in done.out + done.err
+    assert not done.root.exists() or list(done.root.iterdir()) == []
+
+
+def test_a_root_that_is_no_directory_is_refused(sat, tmp_path):
+    (tmp_path / "file").write_text("x")
+    done = sat(root=tmp_path / "file" / "outputs")
+    assert done.code == 2 and "record.root" in done.err and "Traceback" not in done.err
+
+
+def test_a_checkpoint_of_another_config_is_refused(sat, tmp_path):
+    first, second = sat(root=tmp_path / "a"), sat("seed=1", root=tmp_path / "b")
+    (second.run / "result.json").unlink()
+    state = (first.run / "checkpoints/last.pt").read_bytes()
+    (second.run / "checkpoints/last.pt").write_bytes(state)
+    refused = sat("seed=1", root=tmp_path / "b")
+    assert refused.code == 2 and "another config" in refused.err
+    assert (second.run / "checkpoints/last.pt").read_bytes() == state
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(sat, tmp_path):
+    done = sat("record.checkpoint_minutes=0", root=tmp_path / "a")
+    whole = sat(root=tmp_path / "b")
+    for run in (done.run, whole.run):
+        (run / "result.json").unlink()
+    last = done.run / "checkpoints/last.pt"
+    (done.run / "checkpoints/previous.pt").write_bytes(last.read_bytes())
+    last.write_bytes(last.read_bytes()[:1000])
+    again = sat("record.checkpoint_minutes=0", root=tmp_path / "a")
+    assert again.code == 0 and "going on from previous.pt" in again.err
+    last.write_bytes(b"x")
+    (done.run / "result.json").unlink()
+    lost = sat(root=tmp_path / "a")
+    assert lost.code == 2 and "damaged" in lost.err and "record.fresh=true" in lost.err
+
+
+def test_a_damaged_result_is_named(sat):
+    done = sat()
+    (done.run / "result.json").write_text("{")
+    again = sat()
+    assert again.code == 2 and "result.json" in again.err and "record.fresh" in again.err
+
+
+def test_a_loss_that_is_not_finite_is_a_fault(sat):
+    done = sat("schedule.learning_rate=1e30", "schedule.warmup_epochs=0")
+    assert done.code == 1 and "not finite" in done.err and "Traceback" not in done.err
+    assert done.result["status"] == "failed"
+    again = sat("schedule.learning_rate=1e30", "schedule.warmup_epochs=0")
+    assert again.code == 1 and "failed before" in again.err
+
+
+# stopped and killed --------------------------------------------------------------------------------
+
+LONG = ["schedule.epochs=40", "schedule.ema=0.99", "validation.every=5"]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143),
+                                          (signal.SIGKILL, -9)])  # fmt: skip
+def test_stopped_and_resumed_equals_never_stopped(sat, tmp_path, number, code):
+    """Real processes, stopped in the middle of training; the last half runs in this one."""
+    arguments = [*LONG, "record.checkpoint_minutes=0"]
+    process = start(tmp_path, *arguments)
+    rows = 0
+    while rows < 12 and process.poll() is None:
+        time.sleep(0.02)
+        found = list(tmp_path.glob("outputs/*/metrics.jsonl"))
+        rows = len(found[0].read_text().splitlines()) if found else 0
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, out + err
+    assert "Traceback" not in err
+    root = tmp_path / "outputs"
+    (run,) = (path.parent for path in root.glob("*/config.yaml"))
+    assert not (run / "result.json").exists()
+    if number != signal.SIGKILL:
+        assert "the same command goes on from here" in err
+    resumed = sat(*arguments, root=root)
+    assert resumed.code == 0 and "resumed at step" in resumed.out
+    whole = sat(*arguments, root=tmp_path / "whole")
+    same_outcome(resumed.run, whole.run)
+    steps = [row["step"] for row in metrics(run) if "train/loss" in row]
+    assert steps == sorted(set(steps))
+
+
+def test_killed_in_evaluation_keeps_what_was_measured(sat, tmp_path):
+    whole = sat(root=tmp_path / "whole")
+    done = sat()
+    (done.run / "result.json").unlink()
+    (done.run / "flags/last-pgd20.npz").unlink()
+    kept = (done.run / "flags/best-pgd20.npz").stat().st_mtime_ns
+    again = sat()
+    assert again.code == 0 and (done.run / "flags/best-pgd20.npz").stat().st_mtime_ns >= kept
+    same_outcome(again.run, whole.run)
+
+
+def test_a_second_process_waits_for_the_first(tmp_path):
+    arguments = ["schedule.epochs=12"]
+    one = start(tmp_path, *arguments)
+    while not list(tmp_path.glob("outputs/*/metrics.jsonl")) and one.poll() is None:
+        time.sleep(0.02)
+    two = start(tmp_path, *arguments)
+    for process in (one, two):
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert "waiting for" in out or "is finished" in out
+    (run,) = (path.parent for path in tmp_path.glob("outputs/*/result.json"))
+    steps = [row["step"] for row in metrics(run) if "train/loss" in row]
+    assert steps == sorted(set(steps))
+
+
+# sweeps --------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_runs_all_and_lists_what_failed(sat):
+    sweep = ["-m", "seed=0,1", "attack.eps=38,0.1"]
+    done = sat(*sweep)
+    assert done.code == 2
+    assert len(done.runs) == 2 and all((run / "result.json").exists() for run in done.runs)
+    assert done.err.count("attack.eps=0.1") >= 2 and "Traceback" not in done.err
+    table = done.out[done.out.rindex("job"):]
+    assert "seed=0" in done.out and "seed=1" in table
+    assert not list(done.root.glob("*.yaml")) and not list(Path(".").glob("multirun*"))
+    missing = done.runs[1]
+    (missing / "result.json").unlink()
+    again = sat(*sweep)
+    assert again.out.count("is finished") == 1 and (missing / "result.json").exists()
+
+
+def test_jobs_that_are_the_same_run_are_said_so(sat):
+    done = sat("-m", "attack.eps=38,38.0")
+    assert done.code == 0 and len(done.runs) == 1
+    assert "job 1 is the same run as job 0" in done.err and "is finished" in done.out
+
+
+def test_a_fault_in_one_job_does_not_stop_the_others(sat):
+    done = sat("-m", "schedule.learning_rate=1e30,0.4", "schedule.warmup_epochs=0")
+    assert done.code == 1 and "not finite" in done.err
+    states = [json.loads((run / "result.json").read_text())["status"] for run in done.runs]
+    assert sorted(states) == ["failed", "finished"]
+
+
+def test_jobs_of_one_process_do_not_lean_on_each_other(sat, tmp_path):
+    sweep = sat("-m", "seed=1,0", "activation=relu,silu", root=tmp_path / "sweep")
+    alone = sat("seed=0", "activation=silu", root=tmp_path / "alone")
+    same = next(run for run in sweep.runs if run.name == alone.run.name)
+    same_outcome(same, alone.run)
+
+
+def test_a_sweep_over_processes(sat):
+    done = sat("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1",
+               "+attack.nothing=1,2", "schedule.epochs=1")  # fmt: skip
+    assert done.code == 2 and done.runs == []
+    done = sat("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1",
+               "schedule.epochs=1")  # fmt: skip
+    assert done.code == 0, done.err
+    assert len(done.runs) == 2 and all((run / "result.json").exists() for run in done.runs)
+    assert "seed=1" in done.out
+
+
+def test_status_lists_every_state(sat, tmp_path):
+    done = sat()
+    sat("schedule.learning_rate=1e30", "schedule.warmup_epochs=0")
+    stopped = done.root / "half"
+    stopped.mkdir()
+    (stopped / "config.yaml").write_text("seed: 0\n")
+    damaged = done.root / "torn"
+    damaged.mkdir()
+    (damaged / "config.yaml").write_text("seed: 0\n")
+    (damaged / "result.json").write_text("{")
+    report = [sys.executable, str(ROOT / "scripts/report.py"), "--status"]
+    listed = subprocess.run([*report, str(done.root)], capture_output=True, text=True,
+                            cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})  # fmt: skip
+    assert listed.returncode == 0, listed.stderr
+    for state in ("1 finished", "1 failed", "1 stopped", "1 damaged"):
+        assert state in listed.stdout, listed.stdout
+    empty = subprocess.run([*report, str(tmp_path / "none")], capture_output=True, text=True,
+                           cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})  # fmt: skip
+    assert empty.returncode == 2 and "no such folder" in empty.stdout
