@@ -152,8 +152,11 @@ def data_name(dataset: Mapping[str, Any]) -> str | None:
     """What a set of the user's own is called: its `name`, else the last part of its place."""
     if "name" not in dataset:
         return None
-    place = dataset.get("path") or dataset.get("root") or ""
-    return dataset["name"] or Path(place).resolve().stem
+    if dataset["name"]:
+        return dataset["name"]
+    if path := dataset.get("path"):
+        return Path(path).stem
+    return Path(dataset.get("root") or "data").resolve().name
 
 
 def _file_digest(weights: str) -> str:
@@ -340,7 +343,8 @@ def one_line(error: BaseException, root: Path | None = None) -> str:
         listed = nearest(key.split(".")[-1], siblings or [*SECTIONS, *SCALARS])
         return f"{key}: no such key; {listed}"
     if "Config group override must be" in text:  # Hydra does not say which
-        return f"a group can't be null or a number; name an option, group=option: {', '.join(groups)}"
+        listed = ", ".join(groups)
+        return f"a group can't be null or a number; write group=option; groups: {listed}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     noise = ("full_key:", "object_type", "See http")
     return " ".join(line for line in lines if not line.startswith(noise)) or type(error).__name__

@@ -79,7 +79,7 @@ def choose(
     small = image_cost * schedule.batch_size < ONE_THREAD_BELOW
     return {
         "precision": precision,
-        "channels_last": on_gpu and precision != "fp32" if last == "auto" else last,
+        "channels_last": not (small or on_gpu and precision == "fp32") if last == "auto" else last,
         "compile": on_gpu and long if compiled == "auto" else compiled,
         "threads": 1 if small else THREADS,
     }

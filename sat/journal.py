@@ -51,18 +51,22 @@ class Journal:
         facts, shape, choices = self.facts["dataset"], self.facts["shape"], trainer.plan.choices
         size, swap, config = shape["image_size"], trainer.model.swap, self.spec.config
         parameters = sum(p.numel() for p in trainer.model.parameters())
-        named = lambda section: config[section]["_target_"].split(".")[-1]  # noqa: E731
+        told = lambda section: " ".join(  # noqa: E731
+            [config["choices"].get(section, section)]
+            + [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
+               for k, v in config[section].items() if k != "_target_" and v is not None]
+        )  # fmt: skip
         gates = ", ".join(swap.gates[:3]) + (", ..." if len(swap.gates) > 3 else "")
         lines = [
             f"data: {facts['name']}, {facts['train']:,} training, {facts['held_out']:,} held-out,"
             f" {facts['test']:,} test images of {facts['classes']} classes,"
             f" {shape['channels']}x{size}x{size}",
-            f"model: {config['choices'].get('model', named('model'))}, {parameters:,} parameters,"
+            f"model: {told('model')}: {parameters:,} parameters,"
             f" {image_cost / 1e6:,.1f} million multiply-adds an image",
-            f"activation: {swap.swapped} activations are {named('activation')} (proved by a"
-            f" forward), {len(swap.gates)} gates left alone{': ' + gates if gates else ''}",
-            f"training: {trainer.plan.steps:,} steps of {trainer.plan.schedule.batch_size} images"
-            f" against {self.spec.attack}",
+            f"activation: {told('activation')}: {swap.swapped} activations swapped, none left;"
+            f" {len(swap.gates)} gates left alone{': ' + gates if gates else ''}",
+            f"attack: {told('attack')}",
+            f"training: {trainer.plan.steps:,} steps of {trainer.plan.schedule.batch_size} images",
             f"on: {trainer.device}, {choices['threads']} threads, {choices['precision']}"
             + ", channels_last" * choices["channels_last"]
             + ", compiled (the first steps are slow)" * choices["compile"],

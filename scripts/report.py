@@ -1,4 +1,4 @@
-"""Reads run directories: `python scripts/report.py --status outputs` lists them with their state."""
+"""Reads run directories: `python scripts/report.py --status outputs` lists their states."""
 
 import argparse
 import json

@@ -171,8 +171,9 @@ def test_a_saved_config_gives_the_same_run():
     "value, hint, expected",
     [
         (1, float, 1.0), (1.0, int, 1), (True, bool, True), (None, int | None, None),
-        (3, int | None, 3), ([1, 2], tuple[float, ...], (1.0, 2.0)), ("auto", float | Literal["auto"],
-        "auto"), (2, float | Literal["auto"], 2.0), ([], list[str], []),
+        (3, int | None, 3), ([1, 2], tuple[float, ...], (1.0, 2.0)),
+        ("auto", float | Literal["auto"], "auto"), (2, float | Literal["auto"], 2.0),
+        ([], list[str], []),
         (1, bool | Literal["auto"], Refused), (True, int, Refused), (True, float, Refused),
         ("1", int, Refused), (1.5, int, Refused), (float("nan"), int, Refused), (1, str, Refused),
         ([1], float, Refused), ("a", list[str], Refused), ([1, "a"], list[float], Refused),
