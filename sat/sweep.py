@@ -51,13 +51,21 @@ def report() -> None:
 
 
 def summary(done: Sequence[dict[str, Any]]) -> str:
-    """A row a job, and below it every job that failed with its reason."""
+    """A row a job, told by what it does not share with all; below, why those failed that did."""
+    shared = set.intersection(*(set(job["overrides"]) for job in done))
+    told = {
+        job["job"]: " ".join(o for o in job["overrides"] if o not in shared) or "(as the others)"
+        for job in done
+    }
     rows = [
-        [str(job["job"]), job.get("clean", "-"), job.get("robust", "-"), " ".join(job["overrides"])]
+        [str(job["job"]), job.get("clean", "-"), job.get("robust", "-"), "  " + told[job["job"]]]
         for job in done
     ]
-    lines = [table(["job", "clean", "robust", "of"], rows)]
-    for job in done:
-        if job["code"] != 0:
-            lines.append(f"! job {job['job']} ({' '.join(job['overrides'])}): {job['message']}")
+    head = ["job", "clean (best)", "robust (best)", "  of"]
+    width = max(len(row[-1]) for row in [head, *rows])
+    lines = [table(head[:-1] + [head[-1].ljust(width)],
+                   [row[:-1] + [row[-1].ljust(width)] for row in rows])]  # fmt: skip
+    lines += [
+        f"! job {job['job']} ({told[job['job']]}): {job['message']}" for job in done if job["code"]
+    ]
     return "\n".join(lines)

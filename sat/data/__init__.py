@@ -1,0 +1,32 @@
+"""Data: small sets whole on the device, large ones streamed; batches in [0, 1] either way.
+
+An option of `conf/dataset` is one of the classes here; called with a device and the run's seed it
+makes a `Data`, whose splits turn `Batch`es into images and labels.
+"""
+
+from sat.data.batches import Batch, epoch_batches, evaluation_batches
+from sat.data.folders import ImageFolder, ImageNet, TinyImageNet
+from sat.data.memory import Digits
+from sat.data.npz import Npz
+from sat.data.published import SVHN, Cifar10, Cifar100, FashionMNIST
+from sat.data.sets import Data, Split, UnreadableImage
+from sat.data.timm_sets import Timm
+
+__all__ = [
+    "SVHN",
+    "Batch",
+    "Cifar10",
+    "Cifar100",
+    "Data",
+    "Digits",
+    "FashionMNIST",
+    "ImageFolder",
+    "ImageNet",
+    "Npz",
+    "Split",
+    "Timm",
+    "TinyImageNet",
+    "UnreadableImage",
+    "epoch_batches",
+    "evaluation_batches",
+]

@@ -1,0 +1,46 @@
+"""The order in which images are seen: a pure function of seed and step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sat.draws import seed_of
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Which images to load, and how."""
+
+    indices: Tensor  # int64 [B], into the split
+    key: int | None  # seeds the augmentation, with the row in the batch; None: no augmentation
+    start: int = 0  # place of its first image in the endless sequence of epochs
+
+
+def epoch_batches(n: int, batch_size: int, seed: int, start: int, stop: int) -> Iterator[Batch]:
+    """The batches of the steps `start` <= step < `stop` over `n` images.
+
+    A step takes the next `batch_size` places of an endless sequence of permutations, one an epoch:
+    every batch is full, every image comes once in each `n` places, and a step depends on no other.
+    """
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
+        return torch.randperm(n, generator=generator)
+
+    for step in range(start, stop):
+        first, end = step * batch_size, (step + 1) * batch_size
+        parts = [
+            order(epoch)[max(first - epoch * n, 0) : end - epoch * n]
+            for epoch in range(first // n, (end - 1) // n + 1)
+        ]
+        yield Batch(torch.cat(parts), seed_of(seed, "augment", step), first)
+
+
+def evaluation_batches(indices: Tensor, batch_size: int) -> Iterator[Batch]:
+    """`indices` in their order, without augmentation; the last batch may be smaller."""
+    for part in indices.split(batch_size):
+        yield Batch(part, None)

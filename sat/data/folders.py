@@ -1,0 +1,188 @@
+"""Sets of image files in a folder for each class."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sat.data.choice import split_training
+from sat.data.images import PaddedCrop, ResizedCrop
+from sat.data.sets import Data
+from sat.data.stream import StreamedSet, StreamSplit, Transform
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of RGB
+PLUS_MINUS_ONE = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+class Files:
+    """Image files below one folder, with their labels."""
+
+    sequential = False
+
+    def __init__(self, folder: Path, paths: list[str], labels: list[int]):
+        self.folder, self.labels = folder, torch.tensor(labels)
+        # one array of bytes: a list of a million strings would be copied by every worker
+        self._paths = np.array([os.fsencode(path) for path in paths])
+
+    def open(self, number: int) -> tuple[Image.Image, int]:
+        return Image.open(self.describe(number)), int(self.labels[number])
+
+    def describe(self, number: int) -> str:
+        return os.path.join(self.folder, os.fsdecode(self._paths[number]))
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Sorted names of the sub-folders; ValueError if there are fewer than two."""
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}; images belong in train/<class>/ and val/<class>/")
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    names = [name for name in names if not name.startswith(".")]
+    if not names:
+        raise ValueError(f"{folder} holds no class folders")
+    if len(names) == 1:
+        raise ValueError(f"{folder} holds one class only ({names[0]}); two are needed")
+    return names
+
+
+def sorted_files(folder: Path, classes: list[str]) -> Files:
+    """The images of `classes`, each in a folder of its name, at any depth; in sorted order."""
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        found = []
+        for place, _, files in os.walk(folder / name, followlinks=True):
+            below = os.path.relpath(place, folder)
+            found += [os.path.join(below, f) for f in files if f.lower().endswith(ENDINGS)]
+        if not found:
+            raise ValueError(f"no images in {folder / name}; endings read: {' '.join(ENDINGS)}")
+        paths += sorted(found)
+        labels += [label] * len(found)
+    return Files(folder, paths, labels)
+
+
+@dataclass(frozen=True)
+class FolderSet(StreamedSet):
+    """`root/train/<class>/` and `root/val/<class>/` with the same classes in both."""
+
+    root: str = "data"
+
+    mean, std = IMAGENET
+
+    def set_name(self) -> str:
+        raise NotImplementedError
+
+    def transform(self) -> Transform:
+        return ResizedCrop(self.image_size)
+
+    def check_classes(self, classes: list[str]) -> None:
+        """Refuse class folders that cannot be this set's."""
+
+    def validation_files(self, folder: Path, classes: list[str]) -> Files:
+        """The test images, in class folders."""
+        found = class_folders(folder)
+        if different := sorted({*classes} ^ {*found}):
+            has, lacks = ("train", "val") if different[0] in classes else ("val", "train")
+            raise ValueError(f"class {different[0]!r} is in {has} but not in {lacks}")
+        return sorted_files(folder, classes)
+
+    def __call__(self, device: torch.device, seed: int) -> Data:
+        root = Path(self.root)
+        try:
+            classes = class_folders(root / "train")
+            self.check_classes(classes)
+            files = sorted_files(root / "train", classes)
+            test = self.validation_files(root / "val", classes)
+        except ValueError as fault:
+            raise ValueError(f"root={self.root}: {fault}") from None
+        reading = self.reading(self.transform(), device)
+        train, held_out = split_training(files.labels, self.limit, self.holdout, seed)
+
+        def part(files: Files, chosen: Tensor) -> StreamSplit:
+            return StreamSplit(files, chosen, files.labels[chosen], reading)
+
+        return Data(
+            name=self.set_name(),
+            classes=tuple(classes),
+            channels=3,
+            image_size=self.image_size,
+            mean=self.mean,
+            std=self.std,
+            train=part(files, train),
+            held_out=part(files, held_out),
+            test=part(test, torch.arange(len(test.labels))),
+            canonical=False,
+        )
+
+
+@dataclass(frozen=True)
+class ImageFolder(FolderSet):
+    """Any classes. Training: random resized crop and mirror; test: `root/val`, see ResizedCrop."""
+
+    name: str | None = None  # None: the last part of `root`
+
+    def set_name(self) -> str:
+        return self.name or Path(self.root).resolve().name
+
+
+@dataclass(frozen=True)
+class ImageNet(FolderSet):
+    """ImageNet-1k with the paper's transforms: random resized crop (8 to 100 % of the area, ratio
+    3/4 to 4/3) and mirror, no colour jitter; test: 256 pixels, centre 224; inputs in [-1, 1].
+    """
+
+    holdout: float = 0.01
+    root: str = "data/imagenet"
+
+    mean, std = PLUS_MINUS_ONE
+
+    def set_name(self) -> str:
+        return "imagenet"
+
+    def check_classes(self, classes: list[str]) -> None:
+        if len(classes) != 1000:
+            raise ValueError(
+                f"{len(classes)} class folders in train where ImageNet has 1000; for another set "
+                "take dataset=imagefolder"
+            )
+
+
+@dataclass(frozen=True)
+class TinyImageNet(FolderSet):
+    """Tiny ImageNet: 200 classes, 64x64. Training: random crop with `crop` pixels of padding and
+    mirror; test: `val` as published (`images/` and `val_annotations.txt`) or in class folders.
+    """
+
+    holdout: float = 0.02
+    image_size: int = 64
+    root: str = "data/tiny-imagenet-200"
+    crop: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.crop < 0:
+            raise ValueError(f"crop={self.crop}: write the pixels of padding; 0 for no crop")
+
+    def set_name(self) -> str:
+        return "tiny_imagenet"
+
+    def transform(self) -> Transform:
+        return PaddedCrop(self.image_size, self.crop)
+
+    def validation_files(self, folder: Path, classes: list[str]) -> Files:
+        annotations = folder / "val_annotations.txt"
+        if not any(folder.glob("images/*")):
+            return super().validation_files(folder, classes)
+        if not annotations.is_file():
+            raise ValueError(f"{annotations} is missing")
+        rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
+        label_of = {name: label for label, name in enumerate(classes)}
+        if not rows:
+            raise ValueError(f"{annotations} is empty")
+        if unknown := [row for row in rows if len(row) < 2 or row[1] not in label_of]:
+            raise ValueError(f"{annotations}: {' '.join(unknown[0])!r} names no class of train")
+        paths = [os.path.join("images", file) for file, _ in rows]
+        return Files(folder, paths, [label_of[name] for _, name in rows])

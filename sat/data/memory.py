@@ -1,0 +1,150 @@
+"""Small sets live whole on the device, as uint8; each batch is cut out and augmented there."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sat.data.batches import Batch
+from sat.data.choice import check_choice, split_training
+from sat.data.sets import Data
+from sat.draws import Draws
+
+
+class MemorySplit:
+    """Images on the device; a batch costs a gather and no synchronisation with the host."""
+
+    def __init__(self, images: Tensor, labels: Tensor, crop: int = 0, flip: bool = False):
+        """`images` uint8 [N, C, S, S] on the device that batches are made on, `labels` anywhere.
+
+        With a batch's key each image is padded with `crop` black pixels and cut to its size again
+        at random, and mirrored with probability 1/2 if `flip`.
+        """
+        self.labels = labels.cpu()
+        self._labels = labels.to(images.device)
+        self._crop, self._flip = crop, flip
+        size, padded = images.shape[-1], F.pad(images, [crop] * 4)
+        # a view [N, C, 2 crop + 1, 2 crop + 1, S, S]: the second pair says where the window begins
+        self._windows = padded.unfold(2, size, 1).unfold(3, size, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            chosen = batch.indices.to(self._labels.device, non_blocking=True)
+            pixels = self._pixels(chosen, batch.key)
+            yield pixels.float().div_(255), self._labels[chosen]
+
+    def _pixels(self, chosen: Tensor, key: int | None) -> Tensor:
+        if key is None:
+            return self._windows[chosen, :, self._crop, self._crop]
+        draws = Draws(key, torch.arange(len(chosen), device=chosen.device))
+        corner = draws.uniform("crop", 2).mul_(2 * self._crop + 1).long()
+        pixels = self._windows[chosen, :, corner[:, 0], corner[:, 1]]
+        if self._flip:
+            mirrored = draws.uniform("flip", 1, 1, 1) < 0.5
+            pixels = torch.where(mirrored, pixels.flip(3), pixels)
+        return pixels
+
+
+class Arrays(NamedTuple):
+    """A whole set: images uint8 [N, C, S, S] and labels int64 [N], on the CPU."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class MemorySet:
+    """What all small sets share; a subclass says in `load` where the arrays come from."""
+
+    limit: int | None = None  # training images in use, the held-out ones among them
+    holdout: float = 0.02  # fraction of them, or how many
+    image_size: int | None = None  # None: as stored; else resized once (bilinear, antialiased)
+    crop: int = 4  # pixels of padding for the random crop
+    flip: bool = True  # random mirror images
+
+    canonical = True  # the order of the test images is everybody's
+
+    def __post_init__(self):
+        check_choice(self.limit, self.holdout)
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size={self.image_size}: write pixels, or null for as stored")
+        if self.crop < 0:
+            raise ValueError(f"crop={self.crop}: write the pixels of padding; 0 for no crop")
+
+    def load(self) -> Arrays:
+        raise NotImplementedError
+
+    def __call__(self, device: torch.device, seed: int) -> Data:
+        arrays = self.load()
+        train, held_out = split_training(arrays.train_labels, self.limit, self.holdout, seed)
+        mean, std = _moments(arrays.train)
+
+        def part(images: Tensor, labels: Tensor, *augmentation) -> MemorySplit:
+            return MemorySplit(_resized(images, self.image_size).to(device), labels, *augmentation)
+
+        chosen = arrays.train[train], arrays.train_labels[train]
+        held = arrays.train[held_out], arrays.train_labels[held_out]
+        return Data(
+            name=arrays.name,
+            classes=arrays.classes,
+            channels=arrays.train.shape[1],
+            image_size=self.image_size or arrays.train.shape[-1],
+            mean=mean,
+            std=std,
+            train=part(*chosen, self.crop, self.flip),
+            held_out=part(*held),
+            test=part(arrays.test, arrays.test_labels),
+            canonical=self.canonical,
+        )
+
+
+def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in [0, 1], to four places.
+
+    Of all training images, so that neither `limit` nor the held-out part moves them. A constant
+    channel gets the deviation 1/255, the unit of its pixels.
+    """
+    pairs = [torch.std_mean(images[:, c].float()) for c in range(images.shape[1])]
+    mean = tuple(round(float(mean) / 255, 4) for _, mean in pairs)
+    return mean, tuple(round(max(float(std), 1) / 255, 4) for std, _ in pairs)
+
+
+def _resized(images: Tensor, size: int | None) -> Tensor:
+    if size in (None, images.shape[-1]):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+@dataclass(frozen=True)
+class Digits(MemorySet):
+    """scikit-learn's 1,797 handwritten digits, 8x8 and grey; they come with the package."""
+
+    holdout: float = 0.1
+    crop: int = 1
+    flip: bool = False
+
+    canonical = False
+
+    def load(self) -> Arrays:
+        from sklearn.datasets import load_digits
+
+        from sat.data.choice import stratified
+
+        images, labels = load_digits(return_X_y=True)  # 0 to 16
+        images = torch.from_numpy(images).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
+        labels = torch.from_numpy(labels).long()
+        fixed = torch.Generator().manual_seed(0)
+        test = torch.zeros(len(labels), dtype=torch.bool)
+        test[stratified(labels, round(0.2 * len(labels)), fixed)] = True
+        names = tuple(map(str, range(10)))
+        return Arrays(images[~test], labels[~test], images[test], labels[test], names, "digits")

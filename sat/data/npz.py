@@ -1,0 +1,106 @@
+"""A user's own arrays from an .npz file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sat.data.memory import Arrays, MemorySet
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Npz(MemorySet):
+    """x_train, y_train, x_test and y_test of the file `path`.
+
+    Images are uint8 [N, S, S] (grey) or [N, S, S, 3] (RGB), labels integers 0 to K - 1. Anything
+    else is a `ValueError` that says what to save instead. Pickled objects are never loaded.
+    """
+
+    path: str | None = None
+    name: str | None = None  # None: the file's name without its ending
+    holdout: float = 0.1
+    flip: bool = False
+
+    canonical = False  # arrays are often saved sorted by class
+
+    def load(self) -> Arrays:
+        if self.path is None:
+            raise ValueError("path=null: name the file with " + ", ".join(KEYS))
+        try:
+            arrays = _read(Path(self.path))
+            _check(arrays)
+        except ValueError as fault:
+            raise ValueError(f"path={self.path}: {fault}") from None
+        x_train, y_train, x_test, y_test = (arrays[key] for key in KEYS)
+        classes = tuple(str(label) for label in range(int(y_train.max()) + 1))
+        labels = [torch.from_numpy(y.astype(np.int64)) for y in (y_train, y_test)]
+        name = self.name or Path(self.path).stem
+        return Arrays(_images(x_train), labels[0], _images(x_test), labels[1], classes, name)
+
+
+def _images(x: NDArray) -> torch.Tensor:
+    pixels = torch.from_numpy(x if x.ndim == 4 else x[..., None])
+    return pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def _read(path: Path) -> dict[str, NDArray]:
+    if not path.is_file():
+        raise ValueError("no such file")
+    with path.open("rb") as content:
+        try:
+            file = np.load(content, allow_pickle=False)
+        except Exception:  # whatever the format that it is not makes of it
+            raise ValueError("not an .npz file; write one with numpy.savez") from None
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError(f"a single array; write {', '.join(KEYS)} with numpy.savez")
+        if missing := [key for key in KEYS if key not in file]:
+            held = ", ".join(file) or "nothing"
+            raise ValueError(f"{', '.join(missing)} missing; the file holds {held}")
+        return {key: _array(file, key) for key in KEYS}
+
+
+def _array(file: np.lib.npyio.NpzFile, key: str) -> NDArray:
+    try:
+        return file[key]
+    except Exception as fault:  # zip, zlib and numpy each have their own
+        reason = shorten(str(fault), 200)
+        raise ValueError(
+            f"{key} cannot be read ({reason}); save plain arrays, no objects"
+        ) from None
+
+
+def _check(arrays: dict[str, NDArray]) -> None:
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        _check_images(f"x_{part}", x)
+        if y.ndim != 1 or y.dtype.kind not in "iu":
+            raise ValueError(f"y_{part} is {y.dtype} {list(y.shape)}; save integers, one an image")
+        if len(x) != len(y):
+            raise ValueError(f"{len(x)} images in x_{part} but {len(y)} labels in y_{part}")
+    trained, tested = arrays["x_train"].shape[1:], arrays["x_test"].shape[1:]
+    if trained != tested:
+        raise ValueError(f"images of {list(trained)} in x_train but of {list(tested)} in x_test")
+    labels, classes = arrays["y_train"], np.unique(arrays["y_train"])
+    if len(classes) == 1:
+        raise ValueError(f"y_train holds one class only ({classes[0]}); two are needed")
+    if classes[0] != 0 or classes[-1] != len(classes) - 1:
+        shown = f"{len(classes)} different labels from {labels.min()} to {labels.max()}"
+        raise ValueError(f"y_train holds {shown}; number the classes 0 to {len(classes) - 1}")
+    if unknown := sorted({*arrays["y_test"].tolist()} - {*classes.tolist()}):
+        raise ValueError(f"label {unknown[0]} in y_test is not one of y_train's")
+
+
+def _check_images(key: str, x: NDArray) -> None:
+    if x.dtype != np.uint8:
+        raise ValueError(f"{key} is {x.dtype}; save pixels as uint8, 0 to 255")
+    if x.ndim not in (3, 4) or not len(x):
+        raise ValueError(f"{key} has shape {list(x.shape)}; save [N, S, S] or [N, S, S, 3]")
+    if x.shape[1] != x.shape[2] or not x.shape[1]:
+        raise ValueError(f"{key} has images of {x.shape[1]}x{x.shape[2]}; make them square")
+    if x.ndim == 4 and x.shape[3] not in (1, 3):
+        raise ValueError(f"{key} has {x.shape[3]} channels; save 1 (grey) or 3 (RGB), last")

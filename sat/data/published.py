@@ -1,0 +1,122 @@
+"""The small published sets that torchvision reads and downloads."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import shorten
+
+import torch
+from torch import Tensor
+
+from sat.data.memory import Arrays, MemorySet
+
+Part = tuple[Tensor, Tensor, tuple[str, ...]]  # images uint8 [N, C, S, S], labels, class names
+
+
+@dataclass(frozen=True)
+class PublishedSet(MemorySet):
+    """A torchvision set; `root` is laid out as torchvision lays it out."""
+
+    root: str = "data"
+    download: bool = True  # when the files are not there
+
+    name = files = ""  # the set, and what belongs into `root`
+
+    def read(self, root: Path, train: bool, download: bool = False) -> Part:
+        """One split; RuntimeError where the files are missing or damaged."""
+        raise NotImplementedError
+
+    def load(self) -> Arrays:
+        root = Path(self.root)
+        try:
+            parts = self.read(root, train=True), self.read(root, train=False)
+        except RuntimeError:
+            self._fetch(root)
+            parts = self.read(root, train=True), self.read(root, train=False)
+        (train, train_labels, classes), (test, test_labels, _) = parts
+        return Arrays(train, train_labels, test, test_labels, classes, self.name)
+
+    def _fetch(self, root: Path) -> None:
+        """Download into a folder beside, then move: nothing half-written stays or is ever read."""
+        if not self.download:
+            raise ValueError(
+                f"root={self.root}: {self.files} is missing there or damaged; put it there, set "
+                "the folder that has it, or let dataset.download=true fetch it"
+            )
+        beside = next(folder for folder in [root, *root.absolute().parents] if folder.is_dir())
+        try:
+            with TemporaryDirectory(prefix=".download-", dir=beside) as temporary:
+                fresh = Path(temporary)
+                self.read(fresh, train=True, download=True)
+                self.read(fresh, train=False, download=True)
+                for file in [path for path in fresh.rglob("*") if path.is_file()]:
+                    target = root / file.relative_to(fresh)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, target)
+        except (OSError, RuntimeError) as fault:
+            reason = shorten(str(fault), 200)
+            raise ValueError(
+                f"root={self.root}: {self.files} is not there and the download failed ({reason}); "
+                "put it there by hand, or set the folder that has it"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Cifar10(PublishedSet):
+    """CIFAR-10: 50,000 and 10,000 colour images of 32x32 (Krizhevsky, 2009)."""
+
+    name, files = "cifar10", "cifar-10-batches-py/"
+
+    def read(self, root: Path, train: bool, download: bool = False) -> Part:
+        from torchvision.datasets import CIFAR10
+
+        return _cifar(CIFAR10(root, train, download=download))
+
+
+@dataclass(frozen=True)
+class Cifar100(PublishedSet):
+    """CIFAR-100: as CIFAR-10 with 100 classes (Krizhevsky, 2009)."""
+
+    name, files = "cifar100", "cifar-100-python/"
+
+    def read(self, root: Path, train: bool, download: bool = False) -> Part:
+        from torchvision.datasets import CIFAR100
+
+        return _cifar(CIFAR100(root, train, download=download))
+
+
+def _cifar(found) -> Part:
+    images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+    return images, torch.tensor(found.targets), tuple(found.classes)
+
+
+@dataclass(frozen=True)
+class SVHN(PublishedSet):
+    """Street View House Numbers: 73,257 and 26,032 digits, 32x32 (Netzer et al., 2011)."""
+
+    flip: bool = False
+
+    name, files = "svhn", "train_32x32.mat or test_32x32.mat"
+
+    def read(self, root: Path, train: bool, download: bool = False) -> Part:
+        from torchvision.datasets import SVHN
+
+        found = SVHN(root, "train" if train else "test", download=download)
+        images = torch.from_numpy(found.data).contiguous()
+        return images, torch.from_numpy(found.labels).long(), tuple(map(str, range(10)))
+
+
+@dataclass(frozen=True)
+class FashionMNIST(PublishedSet):
+    """Fashion-MNIST: 60,000 and 10,000 grey images of 28x28 (Xiao et al., 2017)."""
+
+    crop: int = 2
+
+    name, files = "fashion_mnist", "FashionMNIST/raw/"
+
+    def read(self, root: Path, train: bool, download: bool = False) -> Part:
+        from torchvision.datasets import FashionMNIST
+
+        found = FashionMNIST(root, train, download=download)
+        return found.data.unsqueeze(1), found.targets, tuple(found.classes)

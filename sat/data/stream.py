@@ -1,0 +1,210 @@
+"""Large sets stream from files: worker processes decode, crop and mirror; the device divides."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from textwrap import shorten
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sat.data.batches import Batch
+from sat.data.choice import check_choice
+from sat.data.images import NUMBERS, PaddedCrop, ResizedCrop
+from sat.data.sets import UnreadableImage
+from sat.draws import Draws
+
+Transform = ResizedCrop | PaddedCrop
+
+
+class Source(Protocol):
+    """Images by number, as a worker process reads them; picklable."""
+
+    sequential: bool  # the number is a place in an endless sequence, cheap to read in order alone
+
+    def open(self, number: int) -> tuple[Image.Image, int]:
+        """The image, not yet decoded where that can wait, and its label."""
+        ...
+
+    def describe(self, number: int) -> str:
+        """The file's name, for messages."""
+        ...
+
+
+class Part(NamedTuple):
+    """What one worker reads at a time: a share of one batch."""
+
+    numbers: Tensor  # int64, for `Source.open`
+    rows: Tensor  # int64, their rows in the batch
+    key: int | None  # as in `Batch`
+    last: bool  # of its batch
+
+
+class PartRead(NamedTuple):
+    x: Tensor  # uint8 [n, S, S, 3]
+    y: Tensor  # int64 [n]
+    unreadable: list[str]  # a file and its fault each
+    last: bool
+
+
+class _Reader(Dataset):
+    """Reads parts; what it returns depends on the part alone, not on the worker."""
+
+    def __init__(self, source: Source, transform: Transform):
+        self.source, self.transform = source, transform
+
+    def __getitem__(self, part: Part) -> PartRead:
+        size, count = self.transform.size, len(part.rows)
+        x, y, unreadable = np.zeros((count, size, size, 3), np.uint8), [], []
+        numbers = [None] * count
+        if part.key is not None:
+            numbers = Draws(part.key, part.rows).uniform("augment", NUMBERS).tolist()
+        for number, draws in zip(part.numbers.tolist(), numbers, strict=True):
+            try:
+                image, label = self.source.open(number)
+                with image:
+                    x[len(y)] = np.asarray(self.transform(image, draws))
+            except Exception as fault:  # a decoder raises whatever its parser stumbles upon
+                reason = shorten(f"{type(fault).__name__}: {fault}", 200)
+                unreadable.append(f"{self.source.describe(number)}: {reason}")
+                if part.key is not None:
+                    continue
+                label = -1  # its pixels are still black
+            y.append(label)
+        labels = torch.tensor(y, dtype=torch.int64)
+        return PartRead(torch.from_numpy(x[: len(y)]), labels, unreadable, part.last)
+
+
+def _follow_the_main_process(_worker: int) -> None:
+    """^C and `timeout` signal the whole group; when a worker stops is the main process's affair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgrp()
+    sys.excepthook = _tell_unless_cut_off
+
+
+def _tell_unless_cut_off(kind: type[BaseException], fault: BaseException, trace) -> None:
+    """A main process that stops may hang up on a thread that was handing it an image."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, fault, trace)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a set's splits are read."""
+
+    transform: Transform
+    device: torch.device
+    workers: int
+    skip_unreadable: bool
+
+
+class StreamSplit:
+    """A split that is read as it is needed.
+
+    An image that cannot be decoded raises `UnreadableImage`. With `skip_unreadable` it is named
+    once in the log, and left out of a training batch; in an evaluation batch, where rows must stay
+    in place, it is a black image of the label -1, which is never counted as right.
+    """
+
+    def __init__(self, source: Source, chosen: Tensor, labels: Tensor, reading: Reading):
+        """`chosen` are the numbers of this split's images in `source`, with their `labels`."""
+        self.labels = labels
+        self._source, self._chosen, self._reading = source, chosen, reading
+        self._named: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        device, xs, ys = self._reading.device, [], []
+        for read in self._read(batches):
+            self._report(read.unreadable)
+            xs.append(read.x.to(device, non_blocking=True))
+            ys.append(read.y.to(device, non_blocking=True))
+            if not read.last:
+                continue
+            x, y = torch.cat(xs).permute(0, 3, 1, 2), torch.cat(ys)
+            if not len(y):
+                raise UnreadableImage("no image of a whole batch can be read; see the log")
+            xs, ys = [], []
+            yield x.to(torch.float32, memory_format=torch.contiguous_format).div_(255), y
+
+    def _parts(self, batches: Iterable[Batch]) -> Iterator[Part]:
+        """Each batch in as many parts as there are workers, so that all work on the next one."""
+        for batch in batches:
+            numbers = self._chosen[batch.indices]
+            if self._source.sequential and batch.key is not None:
+                numbers = batch.start + torch.arange(len(numbers))  # the reader shuffles
+            count = max(1, min(self._reading.workers, len(numbers)))
+            rows = torch.arange(len(numbers)).tensor_split(count)
+            for i, own in enumerate(rows, 1):
+                yield Part(numbers[own], own, batch.key, i == count)
+
+    def _read(self, batches: Iterable[Batch]) -> Iterator[PartRead]:
+        """The parts, in order, at most two batches ahead."""
+        workers = self._reading.workers
+        loader = DataLoader(
+            _Reader(self._source, self._reading.transform),
+            batch_size=None,  # a part is one item: what a worker reads is never collated
+            sampler=self._parts(batches),
+            num_workers=workers,
+            # named, because in joblib's processes the default is a way of its own that fails here
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            worker_init_fn=_follow_the_main_process,
+            pin_memory=self._reading.device.type == "cuda",
+            generator=torch.Generator(),  # the loader would draw a seed from the global one
+        )
+        try:
+            yield from loader
+        except RuntimeError as fault:
+            if not str(fault).startswith("DataLoader worker"):
+                raise
+            reason = str(fault).split(". ")[0]
+            raise RuntimeError(
+                f"a process that reads images has died ({reason}); often memory or /dev/shm is "
+                f"short: try fewer than dataset.workers={workers}"
+            ) from None
+
+    def _report(self, unreadable: list[str]) -> None:
+        for fault in unreadable:
+            if not self._reading.skip_unreadable:
+                remedy = "repair it or remove it"
+                if not self._source.sequential:
+                    remedy += ", or leave such images out: dataset.skip_unreadable=true"
+                raise UnreadableImage(f"unreadable image {fault}; {remedy}")
+            if fault not in self._named:
+                self._named.add(fault)
+                logging.getLogger("sat").warning("unreadable image left out: %s", fault)
+
+
+@dataclass(frozen=True)
+class StreamedSet:
+    """What all streamed sets share."""
+
+    limit: int | None = None  # training images in use, the held-out ones among them
+    holdout: float = 0.1  # fraction of them, or how many
+    image_size: int = 224  # pixels; images are square
+    workers: int | None = None  # processes; None: one a core, at most 8; 0: the main process reads
+    skip_unreadable: bool = False
+
+    def __post_init__(self):
+        check_choice(self.limit, self.holdout)
+        if self.image_size < 1:
+            raise ValueError(f"image_size={self.image_size}: write pixels, 1 or more")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers={self.workers}: write 0 or more, or null for one a core")
+
+    def reading(self, transform: Transform, device: torch.device) -> Reading:
+        workers = self.workers
+        if workers is None:
+            has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+            cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+            workers = min(cores, 8)
+        return Reading(transform, device, workers, self.skip_unreadable)
