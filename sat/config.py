@@ -11,10 +11,8 @@ import inspect
 import json
 import math
 import re
-import signal
 import types
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, partial
@@ -25,6 +23,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sat.errors import Refused
+
 SECTIONS = "dataset activation attack model schedule objective validation evaluation record".split()
 SCALARS = {"seed": int, "device": str}
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
@@ -33,31 +33,6 @@ FOLLOWED = {"eps": float, "depth": int, "width": float}
 NOT_IDENTITY = {"dataset.root", "dataset.path", "dataset.workers", "dataset.download"}
 NOT_IDENTITY |= {"dataset.skip_unreadable", "model.weights"}
 PARTIAL = ("activation",)  # built once a layer, by the model
-
-
-class Refused(Exception):
-    """Bad input: one line that names the key, the value and the remedy. Exit code 2."""
-
-
-class Fault(Exception):
-    """The run could not go on; what it saved is kept. Exit code 1."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop and has saved itself; `code` is the exit code."""
-
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.code = 128 + number
-
-
-@contextmanager
-def refusing(prefix: str) -> Iterator[None]:
-    """What a part refuses while it is set up, as a `Refused` whose line names the whole key."""
-    try:
-        yield
-    except ValueError as error:
-        raise Refused(f"{prefix}{error}") from error
 
 
 @dataclass(frozen=True)

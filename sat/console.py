@@ -48,7 +48,7 @@ class Progress:
         self.done += images
         if self.bar is not None:
             self.bar.update(images)
-        elif (now := time.monotonic()) - self.said >= self.seconds:
+        elif (now := time.monotonic()) - self.said >= max(self.seconds, 0.1 * (now - self.begun)):
             self.said = now
             rate = (self.done - self.first) / (now - self.begun)
             left = duration((self.total - self.done) / max(rate, 1e-9))

@@ -7,6 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_PLAIN = (bool, int, float, str)
+_COMPARED = {
+    "activation": ("alpha",),
+    "attack": ("eps", "steps", "norm"),
+    "model": ("name", "variant", "depth", "width"),
+    "dataset": ("limit", "image_size"),
+    "schedule": ("epochs", "batch_size", "learning_rate", "weight_decay", "ema"),
+}
+
 
 class Dashboard:
     """The event file of a run directory. Scalars' x axis counts the images seen."""
@@ -41,34 +50,29 @@ class Dashboard:
             self.writer.add_scalar(tag, value, images)
 
     def pictures(self, x: Tensor, x_adv: Tensor, images: int) -> None:
-        """A row an image: clean, adversarial, and the perturbation stretched to the full range."""
+        """Three rows: clean, adversarial, and the perturbation stretched to the full range."""
         delta = (x_adv - x) / (x_adv - x).abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-        rows = torch.stack([x, x_adv, 0.5 + 0.5 * delta], dim=1).cpu()
-        if x.shape[-1] < 64:  # small images are unreadable at their own size
-            factor = 64 // x.shape[-1]
-            rows = rows.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+        rows = torch.stack([x, x_adv, 0.5 + 0.5 * delta]).cpu()
+        factor = max(1, 96 // x.shape[-1])  # small images are unreadable at their own size
+        rows = rows.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+        rows = torch.nn.functional.pad(rows, (2, 2, 2, 2), value=1.0)
         grid = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
         self.writer.add_image("clean, adversarial, perturbation", grid, images)
 
     def hyperparameters(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """A row of the HPARAMS table: the keys that runs differ in, and the final numbers."""
+        """A row of the HPARAMS table: what runs are compared by, and the final numbers."""
         from torch.utils.tensorboard.summary import hparams
 
-        flat = {
-            f"{section}.{key}": value if isinstance(value, bool | int | float | str) else str(value)
-            for section in ("activation", "attack", "dataset", "model", "schedule")
-            for key, value in config[section].items()
-            if key != "_target_"
-        }
-        flat |= {key: config["choices"].get(key, "") for key in ("activation", "attack", "model")}
-        flat |= {"dataset": config["choices"].get("dataset", ""), "seed": config["seed"]}
-        for summary in hparams(flat, {f"final/{k}": v for k, v in metrics.items()}):
+        table = {key: config["choices"].get(key, "") for key in ("dataset", "model", "activation")}
+        table |= {"attack": config["choices"].get("attack", ""), "seed": config["seed"]}
+        for section, keys in _COMPARED.items():
+            for key in keys:
+                if (value := config[section].get(key)) is not None:
+                    table[f"{section}.{key}"] = value if isinstance(value, _PLAIN) else str(value)
+        for summary in hparams(table, {f"final/{key}": v for key, v in metrics.items()}):
             self.writer.file_writer.add_summary(summary)
         for key, value in metrics.items():
             self.writer.add_scalar(f"final/{key}", value, 0)
-
-    def text(self, tag: str, text: str, images: int) -> None:
-        self.writer.add_text(tag, text, images)
 
     def flush(self) -> None:
         self.writer.flush()

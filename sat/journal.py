@@ -10,11 +10,12 @@ from typing import Any
 
 from sat import checkpoint
 from sat.attacks import Clean
-from sat.config import Spec, Stopped
+from sat.config import Spec
 from sat.console import Progress
 from sat.dashboard import Dashboard
 from sat.data import Data, evaluation_batches
 from sat.draws import seed_of
+from sat.errors import Diverged, Fault, Stopped
 from sat.evaluate import measure
 from sat.record import Run, environment
 from sat.train import Trainer
@@ -91,6 +92,11 @@ class Journal:
                 self.save(trainer)
             if self.asked_to_stop:
                 raise Stopped(self.asked_to_stop)
+        except Diverged:
+            raise
+        except Fault:  # between two steps: nothing of the training is lost
+            self.save(trainer)
+            raise
         finally:
             self.dashboard.close()
             for number, handler in before.items():

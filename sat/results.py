@@ -9,11 +9,12 @@ import yaml
 from torch import nn
 
 from sat import checkpoint
-from sat.config import Fault, Spec, refusing
+from sat.config import Spec
 from sat.console import Progress, table
 from sat.dashboard import Dashboard
 from sat.data import Data
 from sat.draws import Draws
+from sat.errors import Fault, refusing
 from sat.evaluate import Evaluation, Flags, accuracy, float32, measure, robustness
 from sat.journal import facts_of, indexed, same_facts
 from sat.record import CHECKPOINTS, Run, code_digest, read_result

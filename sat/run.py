@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sat import config, console, sweep
-from sat.config import Fault, Refused, Spec, Stopped, refusing
+from sat.config import Spec
+from sat.errors import Diverged, Fault, Refused, Stopped, refusing
 
 log = logging.getLogger("sat")
 _PACKAGE = Path(__file__).resolve().parent
@@ -49,7 +50,7 @@ def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
     from sat.data import epoch_batches
     from sat.hardware import choose, multiply_adds
     from sat.journal import Journal
-    from sat.train import Diverged, Plan, Trainer, fit
+    from sat.train import Plan, Trainer, fit
 
     state = newest(run.checkpoints)
     device = next(model.parameters()).device
@@ -69,7 +70,7 @@ def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
             fit(trainer, data.train.stream(batches), journal)
     except Diverged as error:
         run.write_result(journal.result(trainer, status="failed", error=str(error)))
-        raise Fault(str(error)) from error
+        raise
     return journal.result(trainer, status="trained")
 
 

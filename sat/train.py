@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.draws import Draws, seed_of
+from sat.errors import Diverged
 from sat.hardware import DTYPES
 from sat.schedule import Schedule, build_optimizer
 
@@ -155,10 +156,6 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         if "rng_cuda" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"], self.device)
-
-
-class Diverged(RuntimeError):
-    """Training can't go on: a loss or a weight is not a finite number."""
 
 
 class Watcher(Protocol):

@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from sat import config
-from sat.config import Refused, check, convert, resolve
+from sat.config import check, convert, resolve
+from sat.errors import Refused
 from sat.run import CONF
 
 OPTIONS = {

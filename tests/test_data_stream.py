@@ -25,6 +25,7 @@ from sat.data import (
 )
 from sat.data.images import NUMBERS, PaddedCrop, ResizedCrop, random_window
 from sat.data.stream import Reading, StreamSplit
+from sat.errors import Fault
 
 CPU = torch.device("cpu")
 
@@ -189,7 +190,7 @@ def test_an_unreadable_image_is_named_with_its_remedy(spoilt, workers):
             UnreadableImage, match="a/01.JPEG: OSError: .*dataset.skip_unreadable"
         ) as e:
             list(split.stream(epoch_batches(len(split), 5, 0, 0, 5)))
-        assert "\n" not in str(e.value) and isinstance(e.value, RuntimeError)
+        assert "\n" not in str(e.value) and isinstance(e.value, Fault)
     assert not active_children()
 
 
@@ -251,7 +252,7 @@ def test_a_killed_worker_is_one_clear_line():
         os.kill(active_children()[0].pid, signal.SIGKILL)
 
     threading.Timer(0.3, kill).start()
-    with pytest.raises(RuntimeError, match=r"reads images has died .*dataset.workers=1$") as caught:
+    with pytest.raises(Fault, match=r"reads images has died .*dataset.workers=1$") as caught:
         next(split.stream(evaluation_batches(torch.arange(4), 4)))
     assert "\n" not in str(caught.value)
 

@@ -298,6 +298,65 @@ def test_a_loss_that_is_not_finite_is_a_fault(sat):
     assert again.code == 1 and "failed before" in again.err
 
 
+def photographs(folder: Path, size: int = 16) -> Path:
+    """Two classes of noisy JPEGs, one dark and one light."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 30), ("val", 10)):
+        for label, level in (("dark", 60), ("light", 200)):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = (level + rng.normal(0, 20, (size, size, 3))).clip(0, 255)
+                image = Image.fromarray(pixels.astype(np.uint8))
+                image.save(folder / split / label / f"{i:02}.jpg")
+    return folder
+
+
+FOLDER = [
+    "dataset=imagefolder", "dataset.image_size=16", "dataset.holdout=8", "dataset.workers=1",
+    "model.depth=10", "model.width=0.0625", "schedule.epochs=2", "schedule.batch_size=16",
+    "schedule.warmup_epochs=0", "validation.attack.steps=2", "evaluation.attacks.pgd20.steps=2",
+    "schedule.precision=fp32",
+]  # fmt: skip
+
+
+def test_an_unreadable_image_is_a_fault_that_can_be_mended(sat, tmp_path):
+    root = photographs(tmp_path / "photos")
+    whole = sat(*FOLDER, f"dataset.root={root}", root=tmp_path / "whole", tiny=False)
+    assert whole.code == 0, whole.err
+    victim = root / "train/dark/07.jpg"
+    content = victim.read_bytes()
+    victim.write_bytes(content[:100])
+    arguments = [*FOLDER, f"dataset.root={root}"]
+    torn = sat(*arguments, tiny=False)
+    assert torn.code == 1 and "Traceback" not in torn.err
+    assert "07.jpg" in torn.err and "dataset.skip_unreadable=true" in torn.err
+    skipped = sat(*arguments, "dataset.skip_unreadable=true", tiny=False)
+    assert skipped.code == 0 and "left out" in skipped.err
+    assert skipped.run == torn.run  # resumed, not begun anew
+    victim.write_bytes(content)
+    torn.run.rename(tmp_path / "skipped")
+    victim.write_bytes(content[:100])
+    assert sat(*arguments, tiny=False).code == 1
+    victim.write_bytes(content)
+    mended = sat(*arguments, tiny=False)
+    assert mended.code == 0
+    same_outcome(mended.run, whole.run)
+
+
+def test_other_images_under_the_same_name_are_refused(sat, tmp_path):
+    root = photographs(tmp_path / "a/photos")
+    first = sat(*FOLDER, f"dataset.root={root}", tiny=False)
+    assert first.code == 0, first.err
+    other = photographs(tmp_path / "b/photos")
+    same = sat(*FOLDER, f"dataset.root={other}", tiny=False)
+    assert same.code == 0 and same.run == first.run
+    (other / "train/light/00.jpg").unlink()
+    refused = sat(*FOLDER, f"dataset.root={other}", tiny=False)
+    assert refused.code == 2 and "another dataset.name" in refused.err
+
+
 # stopped and killed ----------------------------------------------------------------------------
 
 LONG = ["schedule.epochs=40", "schedule.ema=0.99", "validation.every=5"]
@@ -395,15 +454,16 @@ def test_jobs_of_one_process_do_not_lean_on_each_other(sat, tmp_path):
     same_outcome(same, alone.run)
 
 
-def test_a_sweep_over_processes(sat):
-    done = sat("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1",
-               "+attack.nothing=1,2", "schedule.epochs=1")  # fmt: skip
-    assert done.code == 2 and done.runs == []
-    done = sat("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1",
-               "schedule.epochs=1")  # fmt: skip
-    assert done.code == 0, done.err
-    assert len(done.runs) == 2 and all((run / "result.json").exists() for run in done.runs)
-    assert "seed=1" in done.out
+def test_a_sweep_over_processes(tmp_path):
+    joblib = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1"]
+    process = start(tmp_path, *joblib, "attack.eps=38,0.1", "schedule.epochs=1")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 2, err
+    results = sorted(tmp_path.glob("outputs/*/result.json"))
+    assert [json.loads(r.read_text())["seed"] for r in results] in ([0, 1], [1, 0])
+    table = out[out.rindex("job  ") :]
+    assert "seed=1 attack.eps=38" in table and "! job 1 (seed=0 attack.eps=0.1)" in table
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 
 def test_status_lists_every_state(sat, tmp_path):

@@ -1,6 +1,7 @@
 """Sets of image files in a folder for each class."""
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,15 +66,15 @@ def sorted_files(folder: Path, classes: list[str]) -> Files:
 
 
 @dataclass(frozen=True)
-class FolderSet(StreamedSet):
+class FolderSet(StreamedSet, ABC):
     """`root/train/<class>/` and `root/val/<class>/` with the same classes in both."""
 
     root: str = "data"
 
     mean, std = IMAGENET
 
-    def set_name(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def set_name(self) -> str: ...
 
     def transform(self) -> Transform:
         return ResizedCrop(self.image_size)

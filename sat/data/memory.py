@@ -1,5 +1,6 @@
 """Small sets live whole on the device, as uint8; each batch is cut out and augmented there."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -63,7 +64,7 @@ class Arrays(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MemorySet:
+class MemorySet(ABC):
     """What all small sets share; a subclass says in `load` where the arrays come from."""
 
     limit: int | None = None  # training images in use, the held-out ones among them
@@ -81,8 +82,8 @@ class MemorySet:
         if self.crop < 0:
             raise ValueError(f"crop={self.crop}: write the pixels of padding; 0 for no crop")
 
-    def load(self) -> Arrays:
-        raise NotImplementedError
+    @abstractmethod
+    def load(self) -> Arrays: ...
 
     def __call__(self, device: torch.device, seed: int) -> Data:
         arrays = self.load()

@@ -1,6 +1,7 @@
 """The small published sets that torchvision reads and downloads."""
 
 import os
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,9 +24,9 @@ class PublishedSet(MemorySet):
 
     name = files = ""  # the set, and what belongs into `root`
 
+    @abstractmethod
     def read(self, root: Path, train: bool, download: bool = False) -> Part:
         """One split; RuntimeError where the files are missing or damaged."""
-        raise NotImplementedError
 
     def load(self) -> Arrays:
         root = Path(self.root)

@@ -10,6 +10,7 @@ from torch import Tensor
 from sat.data.batches import Batch
 from sat.data.choice import stratified
 from sat.draws import seed_of
+from sat.errors import Fault
 
 
 class Split(Protocol):
@@ -58,5 +59,5 @@ class Data:
         return stratified(self.test.labels, limit, generator)
 
 
-class UnreadableImage(RuntimeError):
+class UnreadableImage(Fault):
     """An image could not be decoded; the message names it, the reason and the remedy."""

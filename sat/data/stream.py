@@ -20,6 +20,7 @@ from sat.data.choice import check_choice
 from sat.data.images import NUMBERS, PaddedCrop, ResizedCrop
 from sat.data.sets import UnreadableImage
 from sat.draws import Draws
+from sat.errors import Fault
 
 Transform = ResizedCrop | PaddedCrop
 
@@ -167,7 +168,7 @@ class StreamSplit:
             if not str(fault).startswith("DataLoader worker"):
                 raise
             reason = str(fault).split(". ")[0]
-            raise RuntimeError(
+            raise Fault(
                 f"a process that reads images has died ({reason}); often memory or /dev/shm is "
                 f"short: try fewer than dataset.workers={workers}"
             ) from None

@@ -1,0 +1,34 @@
+"""How a run ends other than well. A part refuses with a ValueError that begins with its key."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Refused(Exception):
+    """Bad input: one line that names the key, the value and the remedy. Exit code 2."""
+
+
+class Fault(Exception):
+    """The run could not go on; what it saved is kept. One line; exit code 1."""
+
+
+class Diverged(Fault):
+    """A loss or a weight is not a finite number: the run would fail again."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved itself; `code` is the exit code."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.code = 128 + number
+
+
+@contextmanager
+def refusing(prefix: str) -> Iterator[None]:
+    """What a part refuses while it is set up, as a `Refused` whose line names the whole key."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refused(f"{prefix}{error}") from error
