@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from sat.errors import Refused
+
 log = logging.getLogger("sat")
 
 
@@ -66,7 +68,7 @@ def newest(folder: Path) -> dict[str, Any] | None:
         return read(last)
     except (OSError, ValueError) as error:
         if not previous.exists():
-            raise ValueError(f"{error}; record.fresh=true starts over") from None
+            raise Refused(f"{error}; record.fresh=true starts over") from None
         state = read(previous)
         log.warning("%s; going on from %s", error, previous.name)
         os.replace(previous, last)

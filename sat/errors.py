@@ -1,11 +1,15 @@
-"""How a run ends other than well. A part refuses with a ValueError that begins with its key."""
+"""How a run ends other than well.
+
+A part that is being set up refuses with a ValueError that begins with the bare key; `refusing` puts
+the group in front. What knows the whole key raises Refused itself.
+"""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """Bad input: one line that names the key, the value and the remedy. Exit code 2."""
 
 
@@ -30,5 +34,7 @@ def refusing(prefix: str) -> Iterator[None]:
     """What a part refuses while it is set up, as a `Refused` whose line names the whole key."""
     try:
         yield
+    except Refused:
+        raise
     except ValueError as error:
         raise Refused(f"{prefix}{error}") from error

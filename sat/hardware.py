@@ -23,10 +23,10 @@ def find_device(asked: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={asked}: is not one of auto, cpu, cuda, cuda:1, ...")
+        raise ValueError(f"={asked}: is not one of auto, cpu, cuda, cuda:1, ...")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ValueError(f"device={asked}: {count or 'no'} GPU here; write device=cpu or auto")
+        raise ValueError(f"={asked}: {count or 'no'} GPU here; write device=cpu or auto")
     return device
 
 

@@ -15,7 +15,7 @@ from sat.console import Progress
 from sat.dashboard import Dashboard
 from sat.data import Data, evaluation_batches
 from sat.draws import seed_of
-from sat.errors import Diverged, Fault, Stopped
+from sat.errors import Diverged, Fault, Refused, Stopped
 from sat.evaluate import measure
 from sat.record import Run, environment
 from sat.train import Trainer
@@ -230,15 +230,15 @@ def facts_of(data: Data) -> dict[str, Any]:
 
 
 def same_facts(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises ValueError when a run's config or images are not those it was begun with."""
+    """Raises Refused when a run's config or images are not those it was begun with."""
     if before.get("hash") != now["hash"]:
-        raise ValueError(
+        raise Refused(
             f"checkpoint: was made by another config ({before.get('hash')} instead of"
             f" {now['hash']}); move it away, or start over with record.fresh=true"
         )
     for key, value in now["dataset"].items():
         if (was := before["dataset"].get(key)) != value:
-            raise ValueError(
+            raise Refused(
                 f"dataset.name={now['dataset']['name']}: the run of this name was begun with other"
                 f" images ({key}: {was}, now {value}); give this set another dataset.name"
             )

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sat import checkpoint
+from sat.errors import Refused
 
 log = logging.getLogger("sat")
 CHECKPOINTS = ("last", "best")
@@ -85,7 +86,7 @@ class Run:
     # results ------------------------------------------------------------------------------------
 
     def result(self) -> dict[str, Any] | None:
-        """What `result.json` holds, or None. Raises ValueError where it is damaged."""
+        """What `result.json` holds, or None. Raises Refused where it is damaged."""
         return read_result(self.directory)
 
     def write_result(self, result: dict[str, Any]) -> None:
@@ -103,7 +104,7 @@ class Run:
     def read_flags(self, name: str, settings: dict[str, Any]) -> dict[str, np.ndarray] | None:
         """The flags under that name; None where there are none.
 
-        Raises ValueError when they were measured with other settings, or are damaged.
+        Raises Refused when they were measured with other settings, or are damaged.
         """
         path = self.flags / f"{name}.npz"
         if not path.exists():
@@ -113,12 +114,10 @@ class Run:
                 content = {key: file[key] for key in file.files}
                 before = json.loads(str(content.pop("settings")))
         except Exception as error:  # zipfile, NumPy and json each have their own
-            raise ValueError(
-                f"{path}: is damaged ({error}); move it away to measure again"
-            ) from None
+            raise Refused(f"{path}: is damaged ({error}); move it away to measure again") from None
         if before != json.loads(json.dumps(settings)):
             changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-            raise ValueError(
+            raise Refused(
                 f"evaluation.attacks: {name.split('-', 1)[1]!r} was measured in this run with other"
                 f" settings ({', '.join(changed)}); give the new one another name"
             )
@@ -139,9 +138,9 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise ValueError(f"{path}: is damaged ({error}); record.fresh=true starts over") from None
+        raise Refused(f"{path}: is damaged ({error}); record.fresh=true starts over") from None
     if not isinstance(result, dict) or "status" not in result:
-        raise ValueError(f"{path}: is no result of this program; record.fresh=true starts over")
+        raise Refused(f"{path}: is no result of this program; record.fresh=true starts over")
     return result
 
 
@@ -158,7 +157,7 @@ def weights_file(place: str) -> Path:
 def claim(record: Record, name: str, config: str) -> Iterator[Run]:
     """The run's directory, locked for this process; a second process waits for the first.
 
-    Raises ValueError, naming the key, where the directory can't be written.
+    Raises Refused, naming the key, where the directory can't be written.
     """
     root, directory = Path(record.root), Path(record.root) / name
     try:
@@ -174,7 +173,7 @@ def claim(record: Record, name: str, config: str) -> Iterator[Run]:
             checkpoint.write_whole(directory / "config.yaml", lambda f: f.write(config.encode()))
         handler = logging.FileHandler(directory / "log.txt")
     except OSError as error:
-        raise ValueError(
+        raise Refused(
             f"record.root={record.root}: can't be written ({error.strerror}); name another folder"
         ) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

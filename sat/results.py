@@ -14,7 +14,7 @@ from sat.console import Progress, table
 from sat.dashboard import Dashboard
 from sat.data import Data
 from sat.draws import Draws
-from sat.errors import Fault, refusing
+from sat.errors import Fault
 from sat.evaluate import Evaluation, Flags, accuracy, float32, measure, robustness
 from sat.journal import facts_of, indexed, same_facts
 from sat.record import CHECKPOINTS, Run, code_digest, read_result
@@ -30,9 +30,7 @@ def finished(spec: Spec) -> dict[str, Any] | None:
     directory = Path(spec.record.root) / spec.name
     if spec.record.fresh:
         return None
-    with refusing(""):
-        result = read_result(directory)
-    if result is None:
+    if (result := read_result(directory)) is None:
         return None
     if result["status"] == "failed":
         raise Fault(f"{directory}: failed before: {result['error']}; record.fresh=true starts over")
@@ -67,6 +65,7 @@ def conclude(
 ) -> dict[str, Any]:
     """Measures `best` and `last` on the test set, adds what is new to the result, and shows it."""
     same_facts(result, {"hash": spec.hash, "dataset": facts_of(data)})
+    torch.set_num_threads(result["choices"]["threads"])  # another count rounds otherwise
     exam = Examination(run, model, data, spec.evaluation, spec.seed)
     exam.check_names()
     dashboard = Dashboard(run.directory)
@@ -109,7 +108,7 @@ class Examination:
         self.indices = data.test_subset(evaluation.limit, evaluation.subset_seed)
 
     def check_names(self) -> None:
-        """Raises ValueError when a name of an attack is taken by one with other settings."""
+        """Raises Refused when a name of an attack is taken by one with other settings."""
         for which in CHECKPOINTS:
             for name in self.evaluation.attacks:
                 self.run.read_flags(f"{which}-{name}", self.evaluation.settings(name))

@@ -31,15 +31,15 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
 
     if (done := results.finished(spec)) is not None:
         return done
-    with refusing(""):
+    with refusing("device"):
         device = hardware.find_device(spec.device)
     with refusing("dataset."):
         data = spec.dataset(device, spec.seed)
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
-    with refusing(""), record.claim(spec.record, spec.name, spec.yaml()) as run:
-        result = run.result() or train(spec, run, model, data)
-        return results.conclude(spec, run, model, data, {**result, "overrides": overrides})
+    with record.claim(spec.record, spec.name, spec.yaml()) as run:
+        result = run.result() or {"overrides": overrides, **train(spec, run, model, data)}
+        return results.conclude(spec, run, model, data, result)
 
 
 def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
@@ -107,6 +107,9 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         sweep.note({**outcome, "code": error.code, "message": str(error)})
         log.error("%s; the same command goes on from here", error)
         raise SystemExit(error.code) from None  # ends a whole sweep
+    except (KeyboardInterrupt, SystemExit):
+        log.error("stopped; the same command goes on from here")
+        raise
     except (Fault, OSError) as error:
         outcome["message"] = str(error)
         log.error("%s", error)
