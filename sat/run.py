@@ -28,6 +28,8 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / 
 def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
     """One run, from a checked config to its result; what was done before is not done again."""
     from sat import hardware, record, results, weights
+    from sat.data import first_images
+    from sat.diagnostics import preflight
 
     if (done := results.finished(spec)) is not None:
         return done
@@ -37,6 +39,8 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
         data = spec.dataset(device, spec.seed)
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
+    if not (Path(spec.record.root) / spec.name / "checkpoints").exists():
+        preflight(model, spec.attack, *first_images(data.train, 32))
     with record.claim(spec.record, spec.name, spec.yaml()) as run:
         result = run.result() or {"overrides": overrides, **train(spec, run, model, data)}
         return results.conclude(spec, run, model, data, result)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,3 +45,10 @@ def evaluation_batches(indices: Tensor, batch_size: int) -> Iterator[Batch]:
     """`indices` in their order, without augmentation; the last batch may be smaller."""
     for part in indices.split(batch_size):
         yield Batch(part, None)
+
+
+def first_images(split: Any, count: int) -> tuple[Tensor, Tensor]:
+    """The first readable images of a split, x and y, as `split.stream` gives them."""
+    chosen = torch.arange(min(count, len(split)))
+    ((x, y),) = split.stream([Batch(chosen, None)])
+    return x[y >= 0], y[y >= 0]
