@@ -10,10 +10,11 @@ import importlib
 import inspect
 import json
 import math
+import os
 import re
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
@@ -23,15 +24,18 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sat.errors import Refused
+from sat.errors import Refused, refusing
 
+_PACKAGE = Path(__file__).resolve().parent
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 SECTIONS = "dataset activation attack model schedule objective validation evaluation record".split()
 SCALARS = {"seed": int, "device": str}
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
-FOLLOWED = {"eps": float, "depth": int, "width": float}
+FOLLOWED = {"eps": float, "norm": Literal["linf", "l2"], "depth": int, "width": float}
+PATHS = ("dataset.root", "dataset.path", "record.root", "model.weights")
 # What moves no number of a trained model is no part of its identity.
 NOT_IDENTITY = {"dataset.root", "dataset.path", "dataset.workers", "dataset.download"}
-NOT_IDENTITY |= {"dataset.skip_unreadable", "model.weights"}
+NOT_IDENTITY |= {"dataset.skip_unreadable", "model.weights", "validation.batch_size"}
 PARTIAL = ("activation",)  # built once a layer, by the model
 
 
@@ -57,6 +61,11 @@ class Spec:
         """Where the model starts from: a run directory or a file of weights."""
         return self.config["model"].get("weights")
 
+    def asked_again(self) -> "Spec":
+        """The same run, not to be begun afresh a second time."""
+        record = replace(self.parts["record"], fresh=False)
+        return replace(self, parts={**self.parts, "record": record})
+
     def yaml(self) -> str:
         """The resolved config as text, which `check` accepts again."""
         return yaml.safe_dump(dict(self.config), sort_keys=False)
@@ -72,6 +81,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 def check(plain: Mapping[str, Any]) -> Spec:
     """Builds every part of a resolved config and names the run; raises `Refused`."""
+    from sat.attacks.pgd import check_unit
+
     plain = dict(plain)
     choices = dict(plain.pop("choices", {}))
     unknown(plain, [*SECTIONS, *SCALARS], "")
@@ -85,8 +96,12 @@ def check(plain: Mapping[str, Any]) -> Spec:
         if not isinstance(plain.get(section), Mapping):
             raise Refused(f"{section}={plain.get(section)}: is a group; name one of its options")
         node, beside = dict(plain[section]), {}
+        for key in node.keys() & {path.split(".")[1] for path in PATHS if path.startswith(section)}:
+            node[key] = os.path.expanduser(node[key]) if isinstance(node[key], str) else node[key]
         if section == "dataset":
             beside = {k: convert(node.pop(k, None), FOLLOWED[k], f"dataset.{k}") for k in FOLLOWED}
+            with refusing("dataset."):
+                check_unit("eps", beside["eps"])
         if section == "model":
             beside = {"weights": convert(node.pop("weights", None), str | None, "model.weights")}
         parts[section], typed = build(node, section, partial_=section in PARTIAL)
@@ -115,6 +130,8 @@ def identity(config: Mapping[str, Any]) -> str:
             if f"{section}.{key}" not in NOT_IDENTITY
             and not (section == "dataset" and key in FOLLOWED)
         }
+    if config["schedule"]["decay"] != "step":
+        kept["schedule"].pop("milestones")
     if (name := data_name(config["dataset"])) is not None:
         kept["dataset"]["name"] = name
     if config["model"]["weights"]:
@@ -164,7 +181,7 @@ def build(node: Any, path: str, partial_: bool = False) -> tuple[Any, dict[str, 
     hints = get_type_hints(cls.__init__)
     parameters = inspect.signature(cls).parameters
     allowed = [name for name in parameters if name != "inplace"]
-    unknown(node, allowed, path + ".", owner=path.split(".")[-1], cls=cls)
+    unknown(node, allowed, path + ".", cls)
     values, typed = {}, {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
     for key in allowed:
         where = f"{path}.{key}"
@@ -206,26 +223,24 @@ def target(name: Any, path: str) -> Callable[..., Any]:
     return found
 
 
-def unknown(given: Mapping[str, Any], allowed: list[str], prefix: str, **context: Any) -> None:
+def unknown(
+    given: Mapping[str, Any], allowed: list[str], prefix: str, cls: type | None = None
+) -> None:
     """Refuses a key that nothing reads, naming the nearest one."""
     for key in given:
         if key not in allowed:
-            who = f" of {context['cls'].__name__}" if context else ""
-            hint = "; ".join(filter(None, [nearest(str(key), allowed), _alphas(key, context)]))
-            raise Refused(f"{prefix}{key}={_short(given[key])}: no such key{who}; {hint}")
+            who = f" of {cls.__name__}" if cls else ""
+            line = f"{prefix}{key}={_short(given[key])}: no such key{who}"
+            raise Refused(f"{line}; {nearest(str(key), allowed)}{_alphas(prefix + str(key))}")
 
 
-def _alphas(key: str, context: Mapping[str, Any]) -> str:
-    if key != "alpha" or context.get("owner") != "activation":
+def _alphas(key: str) -> str:
+    """For the end of a line about an alpha that is not there: the activations that have one."""
+    if key != "activation.alpha":
         return ""
-    import sat.activations as module
-
-    having = [
-        name
-        for name, cls in inspect.getmembers(module, inspect.isclass)
-        if cls.__module__ == module.__name__ and "alpha" in inspect.signature(cls).parameters
-    ]
-    return "activations with an alpha: " + ", ".join(having)
+    files = sorted((CONF / "activation").glob("*.yaml"))
+    having = [file.stem for file in files if re.search("^alpha:", file.read_text(), re.M)]
+    return f"; activations with an alpha: {', '.join(having)}"
 
 
 def nearest(word: str, allowed: list[str]) -> str:
@@ -295,18 +310,18 @@ def _short(value: Any) -> str:
 
 
 @cache
-def options(root: Path) -> dict[str, list[str]]:
-    """The groups of a config folder and the names of their options."""
+def options() -> dict[str, list[str]]:
+    """The groups of the config folder and the names of their options."""
     groups: dict[str, list[str]] = {}
-    for file in sorted(root.glob("*/*.yaml")):
+    for file in sorted(CONF.glob("*/*.yaml")):
         groups.setdefault(file.parent.name, []).append(file.stem)
     return groups
 
 
-def one_line(error: BaseException, root: Path | None = None) -> str:
+def one_line(error: BaseException) -> str:
     """What Hydra or OmegaConf say over many lines, as one that names the nearest valid name."""
     text = str(error).strip()
-    groups = options(root) if root else {}
+    groups = options()
     if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         group, name = found.groups()
         return f"{group}={name}: no such option; {nearest(name, groups.get(group, []))}"
@@ -315,8 +330,15 @@ def one_line(error: BaseException, root: Path | None = None) -> str:
         if "No match in the defaults" in text:
             return f"{key}: no such group; {nearest(key, list(groups))}"
         siblings = list(getattr(getattr(error, "__cause__", None), "parent_node", None) or ())
-        listed = nearest(key.split(".")[-1], siblings or [*SECTIONS, *SCALARS])
-        return f"{key}: no such key; {listed}"
+        siblings = [name for name in siblings if name not in ("_target_", "hydra")]
+        if "." not in key or not siblings:
+            siblings = siblings or [*SECTIONS, *SCALARS] if "." not in key else []
+        return f"{key}: no such key; {nearest(key.split('.')[-1], siblings)}{_alphas(key)}"
+    if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
+        given = text.splitlines()[-1] if "^" not in text else text.splitlines()[0].split(": ")[-1]
+        return (
+            f"{given}: can't be read; quote the value for the shell and for Hydra: 'key=\"a b~c\"'"
+        )
     if "Config group override must be" in text:  # Hydra does not say which
         listed = ", ".join(groups)
         return f"a group can't be null or a number; write group=option; groups: {listed}"

@@ -31,6 +31,15 @@ def preflight(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
             model.train(training)
 
 
+def warn_of_threat_models(training: Any, others: dict[str, Any]) -> None:
+    """An L2 model measured under L-inf, or the reverse, is nearly always a mistake."""
+    norm = getattr(training, "norm", None)
+    for name, attack in others.items():
+        if norm is not None and getattr(attack, "norm", norm) != norm:
+            log.warning("attack.norm=%s, but %s is in %s; dataset.norm=%s changes all", norm, name,
+                        attack.norm, norm)  # fmt: skip
+
+
 def _check_images(x: Tensor) -> None:
     low, high = x.min().item(), x.max().item()
     if x.dtype != torch.float32 or not (0 <= low <= high <= 1):

@@ -33,12 +33,23 @@ class Evaluation:
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
         for name, attack in self.attacks.items():
-            if not callable(attack):
-                raise ValueError(f"attacks.{name}={attack}: is no attack; name an option of attack")
-            if not name.replace("_", "").replace(".", "").isalnum():
-                raise ValueError(f"attacks.{name}: letters, digits, '_' and '.' make a name")
+            check_attack(f"attacks.{name}", attack)
+            if self.restarts > 1 and not getattr(attack, "random_start", False):
+                raise ValueError(
+                    f"restarts={self.restarts}: attacks.{name} begins at the same point each time;"
+                    " write restarts=1, or an attack with random_start=true"
+                )
+            if not name.replace("_", "").replace(".", "").isalnum() or name == "worst_case":
+                raise ValueError(
+                    f"attacks.{name}: letters, digits, '_' and '.' make a name, but worst_case"
+                )
         if self.subset_seed is not None and self.limit is None:
             raise ValueError(f"subset_seed={self.subset_seed}: draws a part; set limit as well")
+
+    @property
+    def subset(self) -> list[int | None]:
+        """Which test images: `[limit, subset_seed]`, as it is written down."""
+        return [self.limit, self.subset_seed]
 
     def settings(self, name: str) -> dict[str, Any]:
         """All that decides the flags of that attack, to be kept beside them."""
@@ -60,8 +71,18 @@ class Validation:
             raise ValueError(f"every={self.every}: is a number of epochs above 0")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
-        if not callable(self.attack):
-            raise ValueError(f"attack={self.attack}: is no attack; name an option of attack")
+        check_attack("attack", self.attack)
+
+
+def check_attack(key: str, attack: Any) -> None:
+    """Refuses what measures no robustness of the network as it will be deployed."""
+    if not callable(attack) or not hasattr(attack, "eps"):
+        raise ValueError(f"{key}={attack}: is no attack; name one of the options of attack")
+    if getattr(attack, "batch_norm", "eval") != "eval":
+        raise ValueError(
+            f"{key}.batch_norm={attack.batch_norm}: an image's verdict would depend on its batch;"
+            " write eval"
+        )
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Journal:
             same_facts(state["facts"], self.facts)
             trainer.load(state)
             self.best = state["best"]
+            self._write_best()  # a run killed after a later `best` must find it anew
             self.seconds, self.training_seconds = state["seconds"]
             log.info("resumed at step %d of %d", trainer.step, trainer.plan.steps)
         self.run.rewind(state["lengths"] if state else {})
@@ -138,12 +139,17 @@ class Journal:
             trainer.check_finite()
             self.best = {"step": trainer.step, "epoch": epoch, "clean": clean, "robust": robust}
             self.best["score"] = list(score)
-            weights = trainer.evaluated.state_dict()
-            checkpoint.save(
-                self.run.checkpoints / "best.pt",
-                {"model": weights, "facts": self.facts, **self.best},
-            )
+            self.best["model"] = {
+                name: value.detach().cpu().clone()
+                for name, value in trainer.evaluated.state_dict().items()
+            }
+            self._write_best()
         self.ticked = time.monotonic()  # no training time
+
+    def _write_best(self) -> None:
+        if self.best is not None:
+            best = {"facts": self.facts, **self.best}
+            checkpoint.save(self.run.checkpoints / "best.pt", best)
 
     def look(self, trainer: Trainer) -> None:
         """After every step: is it time to save, or to stop?"""
@@ -212,7 +218,6 @@ class Journal:
                 "held_out": {key: self.best[key] for key in ("clean", "robust")},
             },
             "last": {"step": trainer.step, "epoch": round(trainer.plan.epoch(trainer.step), 4)},
-            "alarms": [],
         }  # fmt: skip
 
     def _tick(self) -> None:
@@ -224,9 +229,14 @@ class Journal:
 
 def facts_of(data: Data) -> dict[str, Any]:
     """What tells two image sets of the same name apart."""
-    digest = hashlib.sha256("\n".join(data.classes).encode()).hexdigest()[:8]
-    counts = {split: len(getattr(data, split)) for split in ("train", "held_out", "test")}
-    return {"name": data.name, "classes": len(data.classes), "class_names": digest, **counts}
+    splits = {name: getattr(data, name) for name in ("train", "held_out", "test")}
+    digest = hashlib.sha256("\n".join(data.classes).encode())
+    for split in splits.values():
+        digest.update(split.labels.numpy().tobytes())
+        digest.update(split.sample())
+    counts = {name: len(split) for name, split in splits.items()}
+    facts = {"name": data.name, "classes": len(data.classes), **counts}
+    return {**facts, "content": digest.hexdigest()[:8]}
 
 
 def same_facts(before: dict[str, Any], now: dict[str, Any]) -> None:

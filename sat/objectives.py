@@ -1,4 +1,4 @@
-"""What is minimised on (x, x_adv, y): `objective(model, x, x_adv, y) -> (loss, logits)`."""
+"""What is minimised: `objective(model, x, x_adv, y, label_smoothing) -> (loss, logits)`."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,9 @@ from torch import Tensor, nn
 class Adversarial:
     """Cross-entropy of the adversarial images alone (Madry et al. 2018; Xie et al. 2020)."""
 
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing}: from 0 to below 1")
-
-    def __call__(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor):
+    def __call__(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """The batch's mean loss, and the logits [B, K] of the adversarial images."""
         logits = model(x_adv)
-        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing), logits
+        return F.cross_entropy(logits, y, label_smoothing=label_smoothing), logits

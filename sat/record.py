@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from sat import checkpoint
-from sat.errors import Refused
+from sat.errors import Refused, Stopped
 
 log = logging.getLogger("sat")
 CHECKPOINTS = ("last", "best")
@@ -31,7 +31,7 @@ CHECKPOINTS = ("last", "best")
 class Record:
     """Where runs live, how often they are saved, and what stays of them.
 
-    `checkpoint_minutes` is what a killed run loses at most. Of the checkpoints, those named in
+    `checkpoint_minutes` is what a killed training loses at most. Of the checkpoints, those named in
     `keep` stay after the end. `fresh` moves an older run of the same config aside.
     """
 
@@ -41,6 +41,8 @@ class Record:
     fresh: bool = False
 
     def __post_init__(self) -> None:
+        if not self.root:
+            raise ValueError("root=: is empty; name a folder")
         if not 0 <= self.checkpoint_minutes < math.inf:
             raise ValueError(f"checkpoint_minutes={self.checkpoint_minutes}: must be 0 or above")
         for name in self.keep:
@@ -161,13 +163,13 @@ def claim(record: Record, name: str, config: str) -> Iterator[Run]:
     """
     root, directory = Path(record.root), Path(record.root) / name
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         lock = _lock(directory)
         if record.fresh and (directory / "config.yaml").exists():
-            lock.close()
-            _set_aside(root, directory)
-            directory.mkdir()
-            lock = _lock(directory)
+            _set_aside(
+                root, directory
+            )  # who waits for the lock finds another directory, and asks again
+            old, lock = lock, _lock(directory)
+            old.close()
         run = Run(directory)
         if not (directory / "config.yaml").exists():
             checkpoint.write_whole(directory / "config.yaml", lambda f: f.write(config.encode()))
@@ -180,20 +182,33 @@ def claim(record: Record, name: str, config: str) -> Iterator[Run]:
     log.addHandler(handler)
     try:
         yield run
+    except Exception as error:  # the screen is told by who catches it
+        level = logging.INFO if isinstance(error, Stopped) else logging.ERROR
+        handler.handle(log.makeRecord("sat", level, __file__, 0, "%s", (error,), None))
+        raise
     finally:
         log.removeHandler(handler)
         handler.close()
         lock.close()
 
 
-def _lock(directory: Path):
-    file = open(directory / "lock", "a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        log.info("%s: waiting for %s, which runs it already", directory, file.read().strip())
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _lock(directory: Path) -> TextIO:
+    """Waits for the directory's lock, and for that of its successor where it was moved away."""
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / "lock", "a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            log.info("%s: waiting for %s, which runs it already", directory, file.read().strip())
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(directory / "lock")):
+                break
+        except FileNotFoundError:
+            pass
+        file.close()
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()

@@ -14,12 +14,14 @@ from sat.console import Progress, table
 from sat.dashboard import Dashboard
 from sat.data import Data
 from sat.draws import Draws
-from sat.errors import Fault
+from sat.errors import Fault, Refused
 from sat.evaluate import Evaluation, Flags, accuracy, float32, measure, robustness
 from sat.journal import facts_of, indexed, same_facts
 from sat.record import CHECKPOINTS, Run, code_digest, read_result
 
 log = logging.getLogger("sat")
+WHOLE = [None, None]  # the subset that is the whole test set
+WORST = "worst_case"  # over all attacks of an evaluation, image by image
 
 
 def finished(spec: Spec) -> dict[str, Any] | None:
@@ -30,16 +32,21 @@ def finished(spec: Spec) -> dict[str, Any] | None:
     directory = Path(spec.record.root) / spec.name
     if spec.record.fresh:
         return None
-    if (result := read_result(directory)) is None:
+    if (result := usable(read_result(directory), directory)) is None:
         return None
-    if result["status"] == "failed":
-        raise Fault(f"{directory}: failed before: {result['error']}; record.fresh=true starts over")
     if not covers(result, directory, spec.evaluation) or moved(spec, directory):
         return None
     changed = result["environment"].get("code") != code_digest()
     note = " (the program's code has changed since)" if changed else ""
     log.info("%s: is finished%s; record.fresh=true runs it again", directory, note)
     log.info("%s", summary(result))
+    return result
+
+
+def usable(result: dict[str, Any] | None, directory: Path) -> dict[str, Any] | None:
+    """The result, or None; raises Fault for a run that failed: it would fail again."""
+    if result is not None and result["status"] == "failed":
+        raise Fault(f"{directory}: failed before: {result['error']}; record.fresh=true starts over")
     return result
 
 
@@ -50,14 +57,30 @@ def moved(spec: Spec, directory: Path) -> bool:
 
 
 def covers(result: dict[str, Any], directory: Path, evaluation: Evaluation) -> bool:
-    """Whether a result holds all that the evaluation asks for, measured with its settings."""
+    """Whether a result holds all that the evaluation asks for, measured with its settings.
+
+    Raises Refused when it does not and no checkpoint is left to measure.
+    """
     kept = [w for w in CHECKPOINTS if (directory / "checkpoints" / f"{w}.pt").exists()]
-    for which in kept or CHECKPOINTS:
-        for name in evaluation.attacks:
-            entry = result[which].get("robust", {}).get(name, {})
-            if entry.get("settings") != evaluation.settings(name):
-                return False
-    return "clean" in result["last"]
+    done = all(
+        result[which].get("robust", {}).get(name, {}).get("settings") == evaluation.settings(name)
+        for which in kept or CHECKPOINTS
+        for name in evaluation.attacks
+    ) and all(clean_covers(result[which], evaluation) for which in kept or CHECKPOINTS)
+    worst = result["last"].get("robust", {}).get(WORST, {}).get("attacks")
+    done = done and (len(evaluation.attacks) < 2 or worst == list(evaluation.attacks))
+    if not done and not kept:
+        raise Refused(
+            f"{directory}: no checkpoint stayed to be measured (record.keep); record.fresh=true"
+            " trains again"
+        )
+    return done
+
+
+def clean_covers(part: dict[str, Any], evaluation: Evaluation) -> bool:
+    """Whether clean accuracy is there, on the whole test set or on the part that is asked for."""
+    subset = part.get("clean", {}).get("subset")
+    return subset is not None and subset in (WHOLE, evaluation.subset)
 
 
 def conclude(
@@ -76,16 +99,11 @@ def conclude(
             continue
         before = result[which]
         result[which] = merged(before, part)
-        new = {
-            name: e for name, e in part["robust"].items() if name not in before.get("robust", {})
-        }
-        row = {f"test/robust/{name}": entry["accuracy"] for name, entry in new.items()}
-        if "clean" not in before:
-            row["test/clean"] = part["clean"]["accuracy"]
-        images = before["step"] * spec.schedule.batch_size
-        at = {"step": before["step"], "epoch": before["epoch"], "images": images}
-        run.write_metrics({**at, "seconds": result["wall_seconds"], "checkpoint": which, **row})
-        dashboard.scalars(row, images)
+        at = {"step": before["step"], "epoch": before["epoch"], "checkpoint": which}
+        at |= {"images": before["step"] * spec.schedule.batch_size}
+        if row := news(before, result[which]):
+            run.write_metrics({**at, "seconds": result["wall_seconds"], **row})
+            dashboard.scalars(row, at["images"])
     exam.show(dashboard, result["images"])
     dashboard.hyperparameters(spec.config, final_metrics(result))
     dashboard.close()
@@ -94,6 +112,18 @@ def conclude(
     log.info("\n%s\n\nresults in %s", summary(result), run.directory)
     log.info("dashboard: tensorboard --logdir %s", spec.record.root)
     return result
+
+
+def news(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
+    """What an evaluation added to a checkpoint's results, by tag."""
+    row = {
+        f"test/robust/{name}": entry["accuracy"]
+        for name, entry in after["robust"].items()
+        if name not in before.get("robust", {})
+    }
+    if before.get("clean") != after["clean"]:
+        row["test/clean"] = after["clean"]["accuracy"]
+    return row
 
 
 class Examination:
@@ -118,26 +148,32 @@ class Examination:
 
         `twin` names a checkpoint with the same weights, whose flags serve as well.
         """
-        path = self.run.checkpoints / f"{which}.pt"
-        if not path.exists():
+        files = [self.run.checkpoints / f"{name}.pt" for name in (which, twin or which)]
+        if (path := next((file for file in files if file.exists()), None)) is None:
             return None
         state = checkpoint.read(path)
         self.model.load_state_dict(state.get("average") or state["model"])
-        robust, clean = {}, None
-        for name, attack in self.evaluation.attacks.items():
-            flags = self._flags(which, name, twin)
-            robust[name] = robustness(flags, attack, self.evaluation.settings(name))
-            clean = flags.clean
-        if clean is None:
-            clean = self._measure(which, None).clean
-        return {"clean": accuracy(clean), "robust": robust}
+        settings = self.evaluation.settings
+        flags = {name: self._flags(which, name, twin) for name in self.evaluation.attacks}
+        robust = {
+            name: robustness(f, self.evaluation.attacks[name], settings(name))
+            for name, f in flags.items()
+        }
+        clean = next(iter(flags.values())) if flags else self._measure(which, None)
+        part = {"clean": {**accuracy(clean.clean), "subset": self.evaluation.subset}}
+        if len(flags) > 1:
+            worst = torch.stack([f.robust for f in flags.values()]).all(0)
+            robust[WORST] = {**accuracy(worst), "attacks": list(flags)}
+        return {**part, "robust": robust}
 
     def _flags(self, which: str, name: str, twin: str | None) -> Flags:
         settings = self.evaluation.settings(name)
         for source in filter(None, (which, twin)):
             if (found := self.run.read_flags(f"{source}-{name}", settings)) is not None:
-                flags = Flags(*(torch.from_numpy(found[k]) for k in ("clean", "robust")),
-                              float(found["seconds"]))  # fmt: skip
+                seconds = float(found["seconds"])
+                flags = Flags(*map(torch.from_numpy, (found["clean"], found["robust"])), seconds)
+                if source == which:
+                    return flags
                 break
         else:
             flags = self._measure(which, name)
@@ -177,20 +213,31 @@ class Examination:
 
 
 def merged(before: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's results with new attacks added; nothing that was there is touched."""
-    return {**part, **before, "robust": {**part["robust"], **before.get("robust", {})}}
+    """A checkpoint's results with new attacks added; nothing that was there is touched.
+
+    Clean accuracy and the worst case over several attacks are those of the latest evaluation,
+    but what was measured on the whole test set gives way to no part of it.
+    """
+    clean = part["clean"]
+    if before.get("clean", {}).get("subset") == WHOLE:
+        clean = before["clean"]
+    old = {name: e for name, e in before.get("robust", {}).items() if name != WORST}
+    return {**before, "clean": clean, "robust": {**part["robust"], **old}}
 
 
 def summary(result: dict[str, Any]) -> str:
     """The table at the end of a run: clean and robust with 95 % intervals, best and last."""
-    attacks = list(result["last"]["robust"])
-    head = ["checkpoint", "epoch", "clean", *(f"robust: {name}" for name in attacks)]
-    rows = []
-    for which in ("best", "last"):
-        if part := result.get(which):
-            cells = [part["clean"], *(part["robust"].get(name) for name in attacks)]
-            rows.append([which, f"{part['epoch']:.1f}", *map(percent, cells)])
-    return table(head, rows)
+    parts = {which: result[which] for which in ("best", "last") if "clean" in result[which]}
+    any_part = next(iter(parts.values()))
+    head = ["checkpoint", "epoch", f"clean, {any_part['clean']['images']:,} images"]
+    head += [f"{name}, {e['images']:,} images" for name, e in any_part["robust"].items()]
+    rows = [
+        [which, f"{part['epoch']:.1f}"]
+        + [percent(part["robust"].get(name)) if name else percent(part["clean"])
+           for name in ("", *any_part["robust"])]
+        for which, part in parts.items()
+    ]  # fmt: skip
+    return "95 % intervals in brackets\n" + table(head, rows)
 
 
 def percent(entry: dict[str, Any] | None) -> str:

@@ -17,19 +17,18 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sat import config, console, sweep
-from sat.config import Spec
+from sat.config import CONF, Spec
 from sat.errors import Diverged, Fault, Refused, Stopped, refusing
 
 log = logging.getLogger("sat")
-_PACKAGE = Path(__file__).resolve().parent
-CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 
 def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
     """One run, from a checked config to its result; what was done before is not done again."""
     from sat import hardware, record, results, weights
     from sat.data import first_images
-    from sat.diagnostics import preflight
+    from sat.diagnostics import preflight, warn_of_threat_models
+    from sat.schedule import build_optimizer
 
     if (done := results.finished(spec)) is not None:
         return done
@@ -39,10 +38,16 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
         data = spec.dataset(device, spec.seed)
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
+    with refusing("schedule."):
+        build_optimizer(model, spec.schedule)
     if not (Path(spec.record.root) / spec.name / "checkpoints").exists():
         preflight(model, spec.attack, *first_images(data.train, 32))
+        measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
+        warn_of_threat_models(spec.attack, measured)
     with record.claim(spec.record, spec.name, spec.yaml()) as run:
-        result = run.result() or {"overrides": overrides, **train(spec, run, model, data)}
+        result = results.usable(run.result(), run.directory)
+        if result is None:
+            result = {"overrides": overrides, **train(spec, run, model, data)}
         return results.conclude(spec, run, model, data, result)
 
 
@@ -88,6 +93,11 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
     return {"clean": percent(part["clean"]), "robust": percent(robust), "score": score}
 
 
+def without_fresh(spec: Spec) -> str:
+    """For a run that was stopped: record.fresh=true would begin it anew once more."""
+    return " (without record.fresh=true)" if spec.record.fresh else ""
+
+
 def attempt(cfg: DictConfig) -> dict[str, Any]:
     """A job: what became of it goes to the screen and to the ledger of the sweep."""
     at = HydraConfig.get()
@@ -102,6 +112,7 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         spec = config.check({**config.resolve(cfg), "choices": choices})
         if (twin := sweep.twin(number, spec.name)) is not None:
             log.warning("job %d is the same run as job %d: %s", number, twin, spec.name)
+            spec = spec.asked_again()
         sweep.note(outcome := {**outcome, "name": spec.name})
         outcome |= {"code": 0, "message": "", **headline(execute(spec, overrides))}
     except Refused as error:
@@ -109,7 +120,7 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         log.error("%s", error)
     except Stopped as error:
         sweep.note({**outcome, "code": error.code, "message": str(error)})
-        log.error("%s; the same command goes on from here", error)
+        log.error("%s; the same command goes on from here%s", error, without_fresh(spec))
         raise SystemExit(error.code) from None  # ends a whole sweep
     except (KeyboardInterrupt, SystemExit):
         log.error("stopped; the same command goes on from here")
@@ -142,7 +153,7 @@ def main() -> None:
         app()
         code = sweep.exit_code(sweep.jobs())
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
-        log.error("%s", config.one_line(error, CONF))
+        log.error("%s", config.one_line(error))
         code = 2
     except KeyboardInterrupt:
         code = 130

@@ -13,9 +13,11 @@ class Schedule:
     """The recipe of the parameter updates.
 
     `learning_rate` is for 256 images and scales with `batch_size`, which counts images per update
-    over all `accumulate` parts. `milestones` are fractions of the training. Weight decay falls on
-    weights alone, not on batch norm, biases or activation parameters. `ema` (decay a step) and
-    `clip` (L2 norm of the gradient) are off at 0.
+    over all `accumulate` parts. Warm-up takes a fifth of the training at most, so that a quick look
+    is not all warm-up. `milestones` are fractions of the training. Weight decay falls on weights
+    alone, not on batch norm, biases or activation parameters. `ema` is the decay a step of the
+    weights' average, from the first step on: 1 / (1 - ema) steps should be few beside the run's.
+    `ema` and `clip` (L2 norm of the gradient) are off at 0.
     """
 
     epochs: float = 30.0
@@ -37,14 +39,17 @@ class Schedule:
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "learning_rate", "accumulate"):
             if not 0 < getattr(self, key) < math.inf:
-                raise ValueError(f"{key}={getattr(self, key)}: must be above 0")
+                raise ValueError(f"{key}={getattr(self, key)}: must be finite, above 0")
         for key in ("warmup_epochs", "weight_decay", "clip"):
             if not 0 <= getattr(self, key) < math.inf:
-                raise ValueError(f"{key}={getattr(self, key)}: must be 0 or above")
-        if self.accumulate > self.batch_size:
+                raise ValueError(f"{key}={getattr(self, key)}: must be finite, 0 or above")
+        if self.batch_size < 2 * self.accumulate:
             raise ValueError(
-                f"accumulate={self.accumulate}: a batch of {self.batch_size} has no so many parts"
+                f"batch_size={self.batch_size}: accumulate={self.accumulate} leaves parts of less"
+                " than the two images that batch norm needs"
             )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing}: from 0 to below 1")
         if self.warmup_epochs and self.decay == "one_cycle":
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs:g}: one_cycle has its own; write 0"
@@ -65,7 +70,7 @@ class Schedule:
         """The learning rate of update `step` (from 0) on a training set of `images` images."""
         peak = self.learning_rate * self.batch_size / 256
         total = self.steps(images)
-        warmup = self.warmup_epochs * images / self.batch_size
+        warmup = min(self.warmup_epochs * images / self.batch_size, 0.2 * total)
         if self.decay == "one_cycle":
             warmup = 0.3 * total
         if step + 1 < warmup:
@@ -94,13 +99,22 @@ def check_optimizer(name: str) -> None:
 
 
 def build_optimizer(model: nn.Module, schedule: Schedule) -> Optimizer:
-    """timm's optimiser, momentum 0.9; `sgd` is Nesterov's, `momentum` the plain one."""
+    """timm's optimiser, momentum 0.9; `sgd` is Nesterov's, `momentum` the plain one.
+
+    The learning rate is set anew before each step. Raises ValueError for one that can't be built.
+    """
     from timm.optim import create_optimizer_v2, param_groups_weight_decay
 
     inner = getattr(model, "backbone", model)
     spared = inner.no_weight_decay() if hasattr(inner, "no_weight_decay") else ()
     spared = [f"backbone.{name}" for name in spared]
     groups = param_groups_weight_decay(model, schedule.weight_decay, no_weight_decay_list=spared)
-    return create_optimizer_v2(
-        groups, opt=schedule.optimizer, lr=schedule.rate(0, schedule.batch_size), weight_decay=0.0
-    )
+    try:
+        return create_optimizer_v2(
+            groups, opt=schedule.optimizer, lr=schedule.learning_rate, weight_decay=0.0
+        )
+    except Exception as error:  # a package that is not there, or a kind of parameter it can't take
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"optimizer={schedule.optimizer}: can't be built here ({reason}); sgd and adamw can"
+        ) from error

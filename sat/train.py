@@ -62,7 +62,7 @@ class Trainer:
         if schedule.ema:
             from timm.utils import ModelEmaV3
 
-            self.average = ModelEmaV3(model, decay=schedule.ema, use_warmup=True)
+            self.average = ModelEmaV3(model, decay=schedule.ema)
         self.step = 0
         self.totals = torch.zeros(
             2, device=self.device
@@ -99,7 +99,8 @@ class Trainer:
 
     def _backward(self, x: Tensor, y: Tensor, draws: Draws, share: float) -> None:
         x_adv = self.attack(self.net, x, y, draws)
-        loss, logits = self.objective(self.net, x, x_adv, y)
+        smoothing = self.plan.schedule.label_smoothing
+        loss, logits = self.objective(self.net, x, x_adv, y, smoothing)
         self.scaler.scale(loss * share).backward()
         right = (logits.detach().argmax(1) == y).sum()
         self.totals += torch.stack([loss.detach() * len(x), right])

@@ -84,6 +84,7 @@ def load(run_directory: str | Path, which: str = "best", device: str = "cpu") ->
     config["model"] |= {"weights": None}
     if "pretrained" in config["model"]:
         config["model"]["pretrained"] = False
-    model = build_model(check(config), state["facts"]["shape"], torch.device(device))
+    with torch.random.fork_rng():  # the caller's random numbers are the caller's
+        model = build_model(check(config), state["facts"]["shape"], torch.device(device))
     model.load_state_dict(state.get("average") or state["model"])
     return model.eval()

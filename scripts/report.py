@@ -26,7 +26,18 @@ def status(run: Path) -> tuple[str, dict[str, Any]]:
         return "damaged", {"error": str(error)}
     if is_running(run):
         return "running", result
+    if not result and (fault := last_error(run)):
+        return "failed", {"error": f"{fault} (resumable)"}
     return result.get("status", "stopped"), result
+
+
+def last_error(run: Path) -> str | None:
+    """The fault that a run's log ends with, if it does."""
+    try:
+        last = (run / "log.txt").read_text().splitlines()[-1]
+    except (OSError, IndexError):
+        return None
+    return last.split(" ERROR ", 1)[1] if " ERROR " in last else None
 
 
 def row(run: Path, root: Path) -> list[str]:

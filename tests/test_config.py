@@ -9,9 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from sat import config
-from sat.config import check, convert, resolve
+from sat.config import CONF, check, convert, resolve
 from sat.errors import Refused
-from sat.run import CONF
 
 OPTIONS = {
     "activation": 12, "attack": 3, "model": 6, "dataset": 10, "schedule": 10, "objective": 1,
@@ -89,8 +88,11 @@ def test_the_command_line_wins():
         ("attack.norm=l1", ["attack.norm=l1", "linf or l2"]),
         ("attack.step=car", ["attack.step=car", "a number or auto"]),
         ("attack.eps=0.03", ["attack.eps=0.03", "1/255", "eps=7.65"]),
-        ("+activation.alpha=2", ["activation.alpha=2", "SiLU", "ELU"]),
-        ("activation.alpha=2", ["activation.alpha", "no such key"]),
+        (
+            "+activation.alpha=2",
+            ["activation.alpha=2", "SiLU", "celu, elu, parametric_softplus, pssilu, smoothrelu"],
+        ),
+        ("activation.alpha=2", ["activation.alpha", "no such key", "celu, elu, parametric"]),
         ("model.depth=19", ["model.depth=19", "18"]),
         ("model.width=-1", ["model.width=-1"]),
         ("schedule.batch_size=0", ["schedule.batch_size=0"]),
@@ -110,6 +112,15 @@ def test_the_command_line_wins():
         ("model.weights=nowhere.pt", ["model.weights=nowhere.pt"]),
         ("seed=", ["seed"]),
         ("seed=${nothing}", ["nothing"]),
+        ("dataset.root=~/data", ["dataset.root=~/data", "quote"]),
+        ("dataset.eps=0.03", ["dataset.eps=0.03", "1/255"]),
+        ("dataset.norm=l1", ["dataset.norm=l1", "linf or l2"]),
+        ("evaluation.attacks.pgd20.batch_norm=train", ["pgd20.batch_norm=train", "eval"]),
+        ("+attack@evaluation.attacks.mine=none", ["evaluation.attacks.mine", "no attack"]),
+        ("record.root=''", ["record.root", "folder"]),
+        ("schedule.clip=inf", ["schedule.clip=inf", "finite"]),
+        ("schedule.label_smoothing=2", ["schedule.label_smoothing=2"]),
+        ("dataset.image_size=100000", ["dataset.image_size=100000"]),
     ],
 )
 def test_bad_input_is_one_line_that_names_key_and_remedy(override, says):
@@ -118,7 +129,7 @@ def test_bad_input_is_one_line_that_names_key_and_remedy(override, says):
     except Refused as refusal:
         line = str(refusal)
     except (HydraException, ValueError) as error:
-        line = config.one_line(error, CONF)
+        line = config.one_line(error)
     else:
         pytest.fail("was accepted")
     assert "\n" not in line and len(line) < 400

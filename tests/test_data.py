@@ -61,7 +61,7 @@ def test_an_option_gives_every_argument_its_default(name):
     values = yaml.safe_load(text)
     module, _, target = values.pop("_target_").rpartition(".")
     option = getattr(importlib.import_module(module), target)
-    followed = {key: values.pop(key) for key in ("eps", "depth", "width")}
+    followed = {key: values.pop(key) for key in ("eps", "norm", "depth", "width")}
     assert text.startswith("# ") and option is OPTIONS[name]
     assert set(values) == {field.name for field in dataclasses.fields(option)}
     assert option(**values) == option()

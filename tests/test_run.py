@@ -33,10 +33,15 @@ def same_outcome(a: Path, b: Path) -> None:
                 for key, value in one[part].items():
                     assert torch.equal(value, two[part][key]), (name, part, key)
     assert without_times(metrics(a)) == without_times(metrics(b))
+    for flags in sorted((a / "flags").glob("*.npz")):
+        with np.load(flags) as one, np.load(b / "flags" / flags.name) as two:
+            for key in ("clean", "robust", "indices", "settings"):
+                assert np.array_equal(one[key], two[key]), (flags.name, key)
     one, two = (json.loads((r / "result.json").read_text()) for r in (a, b))
     for result in (one, two):
         for which in ("best", "last"):
-            assert result[which].pop("robust").popitem()[1].pop("accuracy") is not None
+            for entry in result[which]["robust"].values():
+                entry.pop("seconds", None)
         for key in ("wall_seconds", "images_per_second", "environment", "overrides"):
             result.pop(key)
     assert one == two
@@ -78,7 +83,7 @@ def test_a_run_writes_all_it_promises(sat):
         "test/robust/pgd20",
     } <= tags
     assert [r["epoch"] for r in rows if "val/clean" in r] == pytest.approx([1, 2, 3], abs=0.25)
-    for words in ("best", "last", "clean", "robust: pgd20", str(run), "tensorboard --logdir",
+    for words in ("best", "last", "clean", "pgd20, 50 images", str(run), "tensorboard --logdir",
                   "9 activations swapped, none left"):  # fmt: skip
         assert words in done.out, words
 
@@ -177,7 +182,7 @@ def test_accumulated_parts_see_the_noise_of_the_whole_batch(tmp_path):
             trainer.update(x, torch.arange(10) % 3)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
-    for parts in (2, 3, 10):
+    for parts in (2, 3, 5):
         assert (after(parts) - after(1)).abs().max() < 1e-12
 
 
@@ -390,15 +395,81 @@ def test_stopped_and_resumed_equals_never_stopped(sat, tmp_path, number, code):
     assert steps == sorted(set(steps))
 
 
-def test_killed_in_evaluation_keeps_what_was_measured(sat, tmp_path):
-    whole = sat(root=tmp_path / "whole")
-    done = sat()
+def test_killed_in_evaluation_keeps_what_was_measured(sat, tmp_path, monkeypatch):
+    from sat import results
+
+    measured, measure = [], results.measure
+    monkeypatch.setattr(results, "measure", lambda *a: measured.append(1) or measure(*a))
+    long = ["validation.every=1.5", "schedule.learning_rate=0.1"]
+    done = sat(*long, root=tmp_path / "a")
+    states = [torch.load(done.run / f"checkpoints/{name}.pt") for name in ("best", "last")]
+    different = states[0]["step"] != states[1]["step"]
+    assert len(measured) == 1 + different
+    whole = sat(*long, root=tmp_path / "b")
     (done.run / "result.json").unlink()
     (done.run / "flags/last-pgd20.npz").unlink()
-    kept = (done.run / "flags/best-pgd20.npz").stat().st_mtime_ns
-    again = sat()
-    assert again.code == 0 and (done.run / "flags/best-pgd20.npz").stat().st_mtime_ns >= kept
+    measured.clear()
+    again = sat(*long, root=tmp_path / "a")
+    assert again.code == 0 and len(measured) == different
     same_outcome(again.run, whole.run)
+
+
+def test_clean_accuracy_and_worst_case_follow_the_evaluation(sat):
+    few = sat("evaluation.limit=10").result["last"]
+    assert few["clean"]["images"] == 10 and "worst_case" not in few["robust"]
+    more = ["+attack@evaluation.attacks.b=pgd", "evaluation.attacks.b.steps=2",
+            "evaluation.attacks.pgd20=null"]  # fmt: skip
+    both = sat("evaluation.limit=null", "+attack@evaluation.attacks.a=fgsm", *more)
+    assert both.code == 0, both.err
+    last = both.result["last"]
+    assert last["clean"]["images"] == 359 and last["robust"]["pgd20"] == few["robust"]["pgd20"]
+    assert last["robust"]["worst_case"]["attacks"] == ["a", "b"]
+    flags = [np.load(both.run / f"flags/last-{name}.npz")["robust"] for name in "ab"]
+    assert last["robust"]["worst_case"]["accuracy"] == (flags[0] & flags[1]).mean()
+
+
+def test_an_evaluation_without_checkpoints_is_refused(sat):
+    done = sat("record.keep=[]")
+    assert done.code == 0 and not list((done.run / "checkpoints").iterdir())
+    assert sat("record.keep=[]").code == 0
+    more = sat("+attack@evaluation.attacks.b=pgd")
+    assert more.code == 2 and "record.keep" in more.err
+
+
+def test_fresh_is_done_once_in_a_sweep(sat):
+    done = sat("-m", "seed=0,0", "record.fresh=true")
+    assert done.code == 0 and not (done.root / ".replaced").exists()
+
+
+def test_a_threat_model_that_differs_is_warned_of(sat):
+    mixed = sat("attack.norm=l2", "attack.eps=128", "schedule.epochs=0.2")
+    assert mixed.code == 0 and "dataset.norm=l2" in mixed.err
+    whole = sat("dataset.norm=l2", "dataset.eps=128", "schedule.epochs=0.2", "seed=1")
+    assert whole.code == 0 and whole.err == ""
+    settings = json.loads((whole.runs[-1] / "result.json").read_text())
+    assert settings["last"]["robust"]["pgd20"]["norm"] == "l2"
+
+
+def test_two_averages_differ(sat, tmp_path):
+    results = []
+    for ema in (0.5, 0.9):
+        done = sat(f"schedule.ema={ema}", root=tmp_path / str(ema))
+        state = torch.load(done.run / "checkpoints/last.pt")
+        assert any(not torch.equal(v, state["model"][k]) for k, v in state["average"].items())
+        results.append(torch.cat([v.flatten().float() for v in state["average"].values()]))
+    assert not torch.equal(*results)
+
+
+def test_best_is_what_the_checkpoint_says_after_a_kill(sat, tmp_path):
+    """A kill between a `best` and the next checkpoint must not mix two of them."""
+    done = sat(root=tmp_path / "a")
+    (done.run / "result.json").unlink()
+    best = done.run / "checkpoints/best.pt"
+    content = torch.load(best)
+    torch.save({**content, "step": 999}, best)
+    again = sat(root=tmp_path / "a")
+    assert again.code == 0
+    assert torch.load(best)["step"] == content["step"] == again.result["best"]["step"]
 
 
 def test_a_second_process_waits_for_the_first(tmp_path):

@@ -22,6 +22,8 @@ def test_warm_up_rises_linearly_to_the_peak():
     rising = rates(decay="constant", warmup_epochs=2)
     assert rising[:20] == pytest.approx([(i + 1) / 20 for i in range(20)])
     assert rising[20:] == pytest.approx([1.0] * 80)
+    quick_look = rates(decay="constant", warmup_epochs=100)
+    assert quick_look[19] == pytest.approx(1.0), "a fifth of the training at most"
 
 
 def test_step_divides_by_ten_at_each_milestone():
@@ -85,7 +87,7 @@ def test_any_optimiser_timm_has(name):
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": -4}, "batch_size=-4"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
-        ({"accumulate": 200}, "accumulate=200"),
+        ({"accumulate": 200}, "batch_size=128"),
         ({"ema": 1.0}, "ema=1.0"),
         ({"milestones": (30.0, 60.0)}, "milestones="),
         ({"warmup_epochs": -1.0}, "warmup_epochs=-1.0"),

@@ -18,7 +18,7 @@ class FGSM:
     batch_norm: Literal["eval", "train"] = "eval"
 
     def __post_init__(self) -> None:
-        PGD(self.eps)  # its checks are ours
+        assert self.pgd  # its checks are ours
 
     @property
     def pgd(self) -> PGD:

@@ -34,6 +34,11 @@ class MemorySplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def sample(self) -> bytes:
+        """The pixels of 64 images."""
+        chosen = torch.linspace(0, len(self) - 1, min(64, len(self))).long()
+        return self._pixels(chosen.to(self._labels.device), None).cpu().numpy().tobytes()
+
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
             chosen = batch.indices.to(self._labels.device, non_blocking=True)
@@ -77,8 +82,10 @@ class MemorySet(ABC):
 
     def __post_init__(self):
         check_choice(self.limit, self.holdout)
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size={self.image_size}: write pixels, or null for as stored")
+        if self.image_size is not None and not 1 <= self.image_size <= 1024:
+            raise ValueError(
+                f"image_size={self.image_size}: write 1 to 1024 pixels, or null for as stored"
+            )
         if self.crop < 0:
             raise ValueError(f"crop={self.crop}: write the pixels of padding; 0 for no crop")
 

@@ -20,6 +20,10 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
+    def sample(self) -> bytes:
+        """Something of the content, to tell two sets of one name apart; cheap."""
+        ...
+
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each batch in order x, float32 [B, C, H, W] in [0, 1], and y, int64 [B], on the
         device. `batches` may be endless: it is read a bounded number of batches ahead."""

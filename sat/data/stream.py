@@ -123,6 +123,11 @@ class StreamSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def sample(self) -> bytes:
+        """The names of 1,000 files; another folder of the same files is the same set."""
+        named = (self._source.describe(n) for n in self._chosen[:1000].tolist())
+        return "\n".join(os.path.basename(name) for name in named).encode()
+
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         device, xs, ys = self._reading.device, [], []
         for read in self._read(batches):
@@ -197,8 +202,8 @@ class StreamedSet:
 
     def __post_init__(self):
         check_choice(self.limit, self.holdout)
-        if self.image_size < 1:
-            raise ValueError(f"image_size={self.image_size}: write pixels, 1 or more")
+        if not 1 <= self.image_size <= 4096:
+            raise ValueError(f"image_size={self.image_size}: write 1 to 4096 pixels")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers={self.workers}: write 0 or more, or null for one a core")
 
