@@ -254,7 +254,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     """`value` in the annotated type; 1 and 1.0 become the same; raises `Refused`."""
     converted = _convert(value, hint)
     if converted is _MISFIT:
-        raise Refused(f"{where}={_short(value)}: must be {_describe(hint)}")
+        unit = "; the unit is 1/255 already" if str(value).endswith("/255") else ""
+        raise Refused(f"{where}={_short(value)}: must be {_describe(hint)}{unit}")
     return converted
 
 
@@ -324,7 +325,8 @@ def one_line(error: BaseException) -> str:
     groups = options()
     if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         group, name = found.groups()
-        return f"{group}={name}: no such option; {nearest(name, groups.get(group, []))}"
+        known = groups.get(group) or re.findall(r"^\t(\S+)$", text, re.M)
+        return f"{group}={name}: no such option; {nearest(name, known)}"
     if found := re.search(r"Could not override '([^']*)'", text):
         key = found[1]
         if "No match in the defaults" in text:
@@ -334,11 +336,12 @@ def one_line(error: BaseException) -> str:
         if "." not in key or not siblings:
             siblings = siblings or [*SECTIONS, *SCALARS] if "." not in key else []
         return f"{key}: no such key; {nearest(key.split('.')[-1], siblings)}{_alphas(key)}"
+    if found := re.search(r"Error parsing override '([^'=]*)'", text):
+        return f"{found[1]}: is no override; write group=option or key=value"
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
-        given = text.splitlines()[-1] if "^" not in text else text.splitlines()[0].split(": ")[-1]
-        return (
-            f"{given}: can't be read; quote the value for the shell and for Hydra: 'key=\"a b~c\"'"
-        )
+        given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])
+        given = given.split(": ")[-1].strip()
+        return f"{given}: can't be read; quote the value for Hydra and the shell: 'key=\"a~b\"'"
     if "Config group override must be" in text:  # Hydra does not say which
         listed = ", ".join(groups)
         return f"a group can't be null or a number; write group=option; groups: {listed}"

@@ -53,8 +53,8 @@ class Progress:
             rate = (self.done - self.first) / (now - self.begun)
             left = duration((self.total - self.done) / max(rate, 1e-9))
             share = f"{self.done / self.total:4.0%}"
-            log.info("%s %s  %s images/s  %s left  %s", self.what, share, f"{rate:,.0f}", left,
-                     self.note)  # fmt: skip
+            line = f"{self.what} {share}  {rate:,.0f} images/s  {left} left  {self.note}"
+            log.info("%s", line.rstrip())
 
     def say(self, note: str) -> None:
         """Something short to stand beside the bar."""

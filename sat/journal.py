@@ -48,33 +48,6 @@ class Journal:
             log.info("resumed at step %d of %d", trainer.step, trainer.plan.steps)
         self.run.rewind(state["lengths"] if state else {})
 
-    def introduction(self, trainer: Trainer, image_cost: int) -> str:
-        """What is about to run, for the screen and the dashboard."""
-        facts, shape, choices = self.facts["dataset"], self.facts["shape"], trainer.plan.choices
-        size, swap, config = shape["image_size"], trainer.model.swap, self.spec.config
-        parameters = sum(p.numel() for p in trainer.model.parameters())
-        told = lambda section: " ".join(  # noqa: E731
-            [config["choices"].get(section, section)]
-            + [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
-               for k, v in config[section].items() if k != "_target_" and v is not None]
-        )  # fmt: skip
-        gates = ", ".join(swap.gates[:3]) + (", ..." if len(swap.gates) > 3 else "")
-        lines = [
-            f"data: {facts['name']}, {facts['train']:,} training, {facts['held_out']:,} held-out,"
-            f" {facts['test']:,} test images of {facts['classes']} classes,"
-            f" {shape['channels']}x{size}x{size}",
-            f"model: {told('model')}: {parameters:,} parameters,"
-            f" {image_cost / 1e6:,.1f} million multiply-adds an image",
-            f"activation: {told('activation')}: {swap.swapped} activations swapped, none left;"
-            f" {len(swap.gates)} gates left alone{': ' + gates if gates else ''}",
-            f"attack: {told('attack')}",
-            f"training: {trainer.plan.steps:,} steps of {trainer.plan.schedule.batch_size} images",
-            f"on: {trainer.device}, {choices['threads']} threads, {choices['precision']}"
-            + ", channels_last" * choices["channels_last"]
-            + ", compiled (the first steps are slow)" * choices["compile"],
-        ]
-        return "\n".join(lines)
-
     @contextmanager
     def open(self, trainer: Trainer, introduction: str) -> Iterator[None]:
         """Clocks, bar and signal handlers for the time of the training, and a last checkpoint."""
@@ -133,7 +106,7 @@ class Journal:
         clean, robust = (float(f.float().mean()) for f in (flags.clean, flags.robust))
         epoch = round(trainer.plan.epoch(trainer.step), 4)
         self.write(trainer, {"val/clean": clean, "val/robust": robust})
-        self.progress.say(f"epoch {epoch:g}: held-out {clean:.1%} clean, {robust:.1%} robust")
+        self.progress.say(f"epoch {epoch:.2f}: held-out {clean:.1%} clean, {robust:.1%} robust")
         score = (clean, robust) if self.selects == "clean" else (robust, clean)
         if self.best is None or score > tuple(self.best["score"]):
             trainer.check_finite()

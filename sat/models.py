@@ -8,6 +8,7 @@ the swap (`sat.swap`) and puts the normalisation in front.
 families, whose timm class rounds so), and a width that leaves none is refused.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from sat.swap import SwapReport, prove_swap, swap_activations
 
+log = logging.getLogger("sat")
 Stem = Literal["auto", "small", "large"]
 
 # Blocks a stage, by depth.
@@ -265,6 +267,11 @@ def fit_stem(net: nn.Module, stem: Stem, image_size: int, pretrained: bool = Fal
             f"stem=small: not known for {type(net).__name__}, only for ResNet, ResNetV2 and "
             "EfficientNet-like models; write stem=auto"
         )
+    else:
+        log.warning(
+            "model.stem=auto: no small stem is known for %s, which was made for larger images than"
+            " %d pixels; dataset.image_size=224 enlarges them", type(net).__name__, image_size,
+        )  # fmt: skip
     return net
 
 

@@ -226,18 +226,16 @@ def merged(before: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The table at the end of a run: clean and robust with 95 % intervals, best and last."""
-    parts = {which: result[which] for which in ("best", "last") if "clean" in result[which]}
-    any_part = next(iter(parts.values()))
-    head = ["checkpoint", "epoch", f"clean, {any_part['clean']['images']:,} images"]
-    head += [f"{name}, {e['images']:,} images" for name, e in any_part["robust"].items()]
-    rows = [
-        [which, f"{part['epoch']:.1f}"]
-        + [percent(part["robust"].get(name)) if name else percent(part["clean"])
-           for name in ("", *any_part["robust"])]
-        for which, part in parts.items()
-    ]  # fmt: skip
-    return "95 % intervals in brackets\n" + table(head, rows)
+    """The table at the end of a run: clean and under each attack, with intervals."""
+    rows = []
+    for which in ("best", "last"):
+        if "clean" not in (part := result[which]):
+            continue
+        label = f"{which} (epoch {part['epoch']:.1f})"
+        for name, entry in {"clean": part["clean"], **part["robust"]}.items():
+            rows.append([label, name, f"{entry['images']:,}", percent(entry)])
+            label = ""
+    return table(["checkpoint", "attack", "images", "accuracy (95 % interval)"], rows)
 
 
 def percent(entry: dict[str, Any] | None) -> str:

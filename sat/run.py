@@ -30,10 +30,10 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
     from sat.diagnostics import preflight, warn_of_threat_models
     from sat.schedule import build_optimizer
 
-    if (done := results.finished(spec)) is not None:
-        return done
     with refusing("device"):
         device = hardware.find_device(spec.device)
+    if (done := results.finished(spec)) is not None:
+        return done
     with refusing("dataset."):
         data = spec.dataset(device, spec.seed)
     with refusing("model."):
@@ -58,6 +58,7 @@ def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
     from sat.checkpoint import newest
     from sat.data import epoch_batches
     from sat.hardware import choose, multiply_adds
+    from sat.introduction import introduction
     from sat.journal import Journal
     from sat.train import Plan, Trainer, fit
 
@@ -67,12 +68,12 @@ def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
     cost = multiply_adds(model, (data.channels, data.image_size, data.image_size))
     choices = state["choices"] if state else choose(spec.schedule, device, images, cost)
     torch.set_num_threads(choices["threads"])
-    plan = Plan(spec.schedule, images, spec.seed, choices, spec.validation.every)
+    plan = Plan(spec.schedule, images, spec.seed, choices, spec.validation.every, cost)
     trainer = Trainer(model, spec.attack, spec.objective, plan)
     journal = Journal(spec, run, data)
     journal.resume(trainer, state)
     batches = epoch_batches(images, spec.schedule.batch_size, spec.seed, trainer.step, plan.steps)
-    text = journal.introduction(trainer, cost)
+    text = introduction(spec.config, journal.facts, trainer)
     log.info("%s\n%s", run.directory, text)
     try:
         with journal.open(trainer, text):
@@ -130,7 +131,11 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         log.error("%s", error)
     except Exception as error:
         outcome["message"] = f"{type(error).__name__}: {error}"
-        log.exception("%s", outcome["message"])
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = outcome["message"].splitlines()[0]
+            log.error("compilation failed (%s); schedule.compile=false does without it", reason)
+        else:
+            log.exception("%s", outcome["message"])
     sweep.note(outcome)
     return outcome
 

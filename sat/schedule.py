@@ -14,10 +14,11 @@ class Schedule:
 
     `learning_rate` is for 256 images and scales with `batch_size`, which counts images per update
     over all `accumulate` parts. Warm-up takes a fifth of the training at most, so that a quick look
-    is not all warm-up. `milestones` are fractions of the training. Weight decay falls on weights
-    alone, not on batch norm, biases or activation parameters. `ema` is the decay a step of the
-    weights' average, from the first step on: 1 / (1 - ema) steps should be few beside the run's.
-    `ema` and `clip` (L2 norm of the gradient) are off at 0.
+    is not all warm-up; `one_cycle` rises for 0.3 of it instead. `milestones` are fractions of the
+    training. Weight decay falls on weights alone, not on batch norm, biases or activation
+    parameters. `ema` is the decay a step of the weights' average, from the first step on:
+    1 / (1 - ema) steps should be few beside the run's. `ema` and `clip` (L2 norm of the gradient)
+    are off at 0.
     """
 
     epochs: float = 30.0
@@ -50,10 +51,6 @@ class Schedule:
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing}: from 0 to below 1")
-        if self.warmup_epochs and self.decay == "one_cycle":
-            raise ValueError(
-                f"warmup_epochs={self.warmup_epochs:g}: one_cycle has its own; write 0"
-            )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: a decay from 0 (off) to below 1, such as 0.999")
         if any(not 0 < m < 1 for m in self.milestones):

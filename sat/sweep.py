@@ -57,10 +57,13 @@ def summary(done: Sequence[dict[str, Any]]) -> str:
         job["job"]: " ".join(o for o in job["overrides"] if o not in shared) or "(as the others)"
         for job in done
     }
-    rows = [
-        [str(job["job"]), job.get("clean", "-"), job.get("robust", "-"), "  " + told[job["job"]]]
-        for job in done
-    ]
+    first = {job.get("name"): job["job"] for job in reversed(done)}
+    rows = []
+    for job in done:
+        numbers = [job.get("clean", "-"), job.get("robust", "-")]
+        if job.get("name") and first[job["name"]] != job["job"]:
+            numbers = ["the same run", f"as job {first[job['name']]}"]
+        rows.append([str(job["job"]), *numbers, "  " + told[job["job"]]])
     head = ["job", "clean (best)", "robust (best)", "  of"]
     width = max(len(row[-1]) for row in [head, *rows])
     lines = [table(head[:-1] + [head[-1].ljust(width)],

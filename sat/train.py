@@ -22,6 +22,7 @@ class Plan:
     seed: int
     choices: dict[str, Any]  # what `auto` stands for
     validate_every: float = 1.0  # epochs
+    image_cost: int = 0  # multiply-adds of one image's forward
 
     @property
     def steps(self) -> int:

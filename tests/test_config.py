@@ -25,7 +25,8 @@ def composed(*overrides: str):
 
 def spec(*overrides: str):
     choices = {"dataset": "digits", "model": "resnet", "activation": "silu", "attack": "pgd"}
-    choices |= {k: v for k, v in (o.split("=", 1) for o in overrides) if k in choices}
+    pairs = (o.split("=", 1) for o in overrides if "=" in o)
+    choices |= {k: v for k, v in pairs if k in choices}
     return check({**resolve(composed(*overrides)), "choices": choices})
 
 
@@ -112,6 +113,8 @@ def test_the_command_line_wins():
         ("model.weights=nowhere.pt", ["model.weights=nowhere.pt"]),
         ("seed=", ["seed"]),
         ("seed=${nothing}", ["nothing"]),
+        ("gelu", ["gelu", "group=option"]),
+        ("attack.eps=8/255", ["attack.eps=8/255", "1/255 already"]),
         ("dataset.root=~/data", ["dataset.root=~/data", "quote"]),
         ("dataset.eps=0.03", ["dataset.eps=0.03", "1/255"]),
         ("dataset.norm=l1", ["dataset.norm=l1", "linf or l2"]),

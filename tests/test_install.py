@@ -31,7 +31,7 @@ def test_a_wheel_brings_its_configs(tmp_path):
     code = "import sat.run; print(sat.run.CONF); sat.run.main()"
     done = run(sys.executable, "-c", code, *TINY, cwd=tmp_path, path=site)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(site)) and "pgd20, 50 images" in done.stdout
+    assert done.stdout.startswith(str(site)) and "pgd20" in done.stdout
     assert list(tmp_path.glob("outputs/*/result.json"))
 
 

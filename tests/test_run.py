@@ -83,7 +83,7 @@ def test_a_run_writes_all_it_promises(sat):
         "test/robust/pgd20",
     } <= tags
     assert [r["epoch"] for r in rows if "val/clean" in r] == pytest.approx([1, 2, 3], abs=0.25)
-    for words in ("best", "last", "clean", "pgd20, 50 images", str(run), "tensorboard --logdir",
+    for words in ("best", "last", "clean", "pgd20", str(run), "tensorboard --logdir",
                   "9 activations swapped, none left"):  # fmt: skip
         assert words in done.out, words
 

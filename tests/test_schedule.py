@@ -91,7 +91,6 @@ def test_any_optimiser_timm_has(name):
         ({"ema": 1.0}, "ema=1.0"),
         ({"milestones": (30.0, 60.0)}, "milestones="),
         ({"warmup_epochs": -1.0}, "warmup_epochs=-1.0"),
-        ({"warmup_epochs": 1.0, "decay": "one_cycle"}, "warmup_epochs=1"),
         ({"optimizer": "adamv"}, "optimizer=adamv"),
         ({"clip": float("nan")}, "clip=nan"),
     ],

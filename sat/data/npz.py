@@ -100,6 +100,8 @@ def _check_images(key: str, x: NDArray) -> None:
         raise ValueError(f"{key} is {x.dtype}; save pixels as uint8, 0 to 255")
     if x.ndim not in (3, 4) or not len(x):
         raise ValueError(f"{key} has shape {list(x.shape)}; save [N, S, S] or [N, S, S, 3]")
+    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] not in (1, 3):
+        raise ValueError(f"{key} has its channels first; save {key}.transpose(0, 2, 3, 1)")
     if x.shape[1] != x.shape[2] or not x.shape[1]:
         raise ValueError(f"{key} has images of {x.shape[1]}x{x.shape[2]}; make them square")
     if x.ndim == 4 and x.shape[3] not in (1, 3):
