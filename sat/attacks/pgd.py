@@ -34,9 +34,9 @@ class PGD:
     batch_norm: Literal["eval", "train"] = "eval"
 
     def __post_init__(self) -> None:
-        _check_unit("eps", self.eps)
+        check_unit("eps", self.eps)
         if self.step != "auto":
-            _check_unit("step", self.step)
+            check_unit("step", self.step)
             if self.step == 0:
                 raise ValueError("step=0: moves nothing; write step=auto, or a size in 1/255")
         if self.steps < 1:
@@ -87,7 +87,7 @@ class PGD:
         return (x + eps * radius * direction / norm_of(direction)).clamp_(0, 1)
 
 
-def _check_unit(name: str, value: float) -> None:
+def check_unit(name: str, value: float) -> None:
     """eps and step are in 1/255; a value below 1 is nearly always a fraction by mistake."""
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}={value}: must be a finite number, 0 or above, in 1/255")

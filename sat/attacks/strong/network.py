@@ -1,0 +1,63 @@
+"""The attacked network, twice: a fast copy to search with, and the model itself to confirm."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+# A confirmed fall is a margin below 0 by this share of the largest logit, so that it is one in a
+# batch of another size too, where sums round differently.
+ROUNDING = 1e-5
+# How near to a fall a search in bfloat16 has to come, as a share of the largest logit, for float32
+# to be asked: three steps of its 8 bits.
+NEAR = 3 * 2.0**-8
+
+
+class Network:
+    """What a search asks of a model: logits, gradients of the input, and a verdict in float32.
+
+    `precision` is what the search runs in (None: float32); it needs a model with an `autocast`
+    attribute. The model must be in eval mode, with parameters that ask for no gradient.
+    """
+
+    def __init__(self, model: nn.Module, precision: torch.dtype | None) -> None:
+        self.exact = model
+        self.fast = copy.deepcopy(model)
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.near = 0.0
+        if hasattr(model, "autocast") and precision is not None:
+            self.fast.autocast = precision
+            self.near = NEAR
+        if hasattr(model, "channels_last"):
+            self.fast.to(memory_format=torch.channels_last).channels_last = True
+
+    def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]):
+        """Logits [B, K], loss(logits) [B] and the gradient of each loss by its image."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self.fast(x)
+            losses = loss(logits)
+            (gradient,) = torch.autograd.grad(losses.sum(), x)
+        return logits.detach(), losses.detach(), gradient
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        return self.fast(x)
+
+    def may_fall(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Which images [B] are wrong by these logits of a search, or nearly."""
+        return margins(logits, y) <= self.near * logits.abs().amax(1)
+
+    @torch.no_grad()
+    def falls(self, x: Tensor, y: Tensor) -> Tensor:
+        """Which images [B] the model itself gets wrong, in float32."""
+        logits = self.exact(x)
+        return margins(logits, y) < -ROUNDING * logits.abs().amax(1)
+
+
+def margins(logits: Tensor, y: Tensor) -> Tensor:
+    """How far the label's logit is above the best other [B]; below 0 is wrong."""
+    own = logits.gather(1, y[:, None])
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return own[:, 0] - others.amax(1)
