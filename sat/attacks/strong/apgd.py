@@ -55,7 +55,7 @@ class APGD:
         low = torch.full(y.shape, -torch.inf, device=x.device)
         return {
             "point": point, "before": point, "best": point, "best_gradient": zero,
-            "loss": low, "best_loss": low, "checked_loss": low,
+            "short": -low, "loss": low, "best_loss": low, "checked_loss": low,
             "iteration": torch.zeros_like(y), "rises": torch.zeros_like(y), "halved": y == y,
             "step": torch.full((len(x), 1, 1, 1), 2 * self.ball.eps, device=x.device),
         }  # fmt: skip
@@ -72,6 +72,8 @@ class APGD:
         state["best_loss"] = torch.where(better, loss, state["best_loss"])
         state["checked_loss"] = torch.where(first, loss, state["checked_loss"])
         state["loss"] = loss
+        if self.rounds > 1:  # targeted: the label and the target are level at 0
+            state["short"] = -state["best_loss"]
         here, gradient = self._check(state, gradient)
         self._move(state, here, gradient, first)
         state["iteration"] += 1

@@ -30,14 +30,16 @@ class Strong:
     The attacks are those of `pyautoattack`'s standard version and run in the order of `attacks`.
     An image leaves with its first fall; one that stands has been through all of them. Targets are
     tried from the second-highest clean logit down; with K < 10 classes there are K - 1. Where
-    bfloat16 pays and the model has an `autocast`, the search runs in it; only float32 decides.
-    `eps` is in 1/255.
+    bfloat16 pays and the model has an `autocast`, the search by gradients runs in it; only float32
+    decides. Targets and queries that lead nowhere are given up early, unless `patience` is inf
+    (see `strong.pool`); the attacks then have their published length. `eps` is in 1/255.
     """
 
     eps: float = 8.0
     norm: Literal["linf", "l2"] = "linf"
     attacks: Sequence[str] = ATTACKS
     batch_size: int = 64
+    patience: float = 2.0
 
     def __post_init__(self) -> None:
         check_unit("eps", self.eps)
@@ -46,6 +48,8 @@ class Strong:
         unknown = [name for name in self.attacks if name not in ATTACKS]
         if unknown or not self.attacks:
             raise ValueError(f"attacks={list(self.attacks)}: choose from {', '.join(ATTACKS)}")
+        if not self.patience >= 1:
+            raise ValueError(f"patience={self.patience}: is 1 or above; inf: never give up")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
 
@@ -85,8 +89,8 @@ class Strong:
 
                 own = Draws(seed_of(draws.key, name), draws.rows.cpu())
                 images = (verdicts == -1).nonzero()[:, 0].tolist()
-                pool = Pool(x, y, targets, own, left)
-                pool.run(self._search(name, own.key), network, images, self.batch_size)
+                pool = Pool(x, y, targets, own, left, self.batch_size, self.patience)
+                pool.run(self._search(name, own.key), network, images)
         return verdicts
 
     def _search(self, name: str, key: int) -> Search:

@@ -28,7 +28,9 @@ class FAB:
     most_bias: float = 0.1  # towards the image
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, draws: Draws) -> dict[str, Tensor]:
-        return {"point": x, "iteration": torch.zeros_like(y), "stepped": y != y}
+        short = torch.full(y.shape, torch.inf, device=x.device)
+        none = torch.zeros_like(y)
+        return {"point": x, "iteration": none, "stepped": none > 0, "short": short}
 
     def step(self, network: Network, state: dict[str, Tensor]):
         """Evaluates the row's point. A point across the boundary is drawn back towards the image,
@@ -37,18 +39,20 @@ class FAB:
         classes = torch.stack([state["target"], y], 1)
         ahead = lambda logits: -logits.gather(1, classes).diff(dim=1)[:, 0]  # noqa: E731
         logits, difference, gradient = network.gradient(point, ahead)
-        inside = (self.ball.size(point - x) <= self.ball.eps).view(-1)
-        may_fall = network.may_fall(logits, y) & inside & stepped
-        over = state["iteration"] == self.iterations
+        excess = (self.ball.size(point - x) / self.ball.eps - 1).view(-1)
+        may_fall = network.may_fall(logits, y) & (excess <= 0) & stepped
+        over = (state["iteration"] == self.iterations) & stepped
         across = (margins(logits, y) < 0) & stepped
+        nearer = torch.minimum(state["short"], excess)
+        state["short"] = torch.where(across, nearer, state["short"])
         after = torch.where(
             across.view(-1, 1, 1, 1),
             x + self.backward * (point - x),
             self._advance(x, point, difference, gradient),
         )
         state["point"], state["stepped"] = after, ~across
-        state["iteration"] += ~across
-        return point, may_fall, over & stepped
+        state["iteration"] = state["iteration"] + ~across
+        return point, may_fall, over
 
     def _advance(self, x: Tensor, point: Tensor, difference: Tensor, gradient: Tensor) -> Tensor:
         """Onto the hyperplane where the linearised difference is 0, with a bias towards x."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,13 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, precision: torch.dtype | None) -> None:
-        self.exact = model
+        self.exact, self.precision = model, precision
         self.fast = copy.deepcopy(model)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.near = 0.0
-        if hasattr(model, "autocast") and precision is not None:
-            self.fast.autocast = precision
+        if not hasattr(model, "autocast"):
+            self.precision = None
+        if self.precision is not None:
             self.near = NEAR
         if hasattr(model, "channels_last"):
             self.fast.to(memory_format=torch.channels_last).channels_last = True
@@ -35,7 +37,7 @@ class Network:
     def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]):
         """Logits [B, K], loss(logits) [B] and the gradient of each loss by its image."""
         x = x.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), self._lower():
             logits = self.fast(x)
             losses = loss(logits)
             (gradient,) = torch.autograd.grad(losses.sum(), x)
@@ -43,7 +45,16 @@ class Network:
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
+        """In float32: a search without gradients lives on differences that bfloat16 rounds off."""
         return self.fast(x)
+
+    @contextmanager
+    def _lower(self):
+        if self.precision is not None:
+            self.fast.autocast = self.precision
+        yield
+        if self.precision is not None:
+            self.fast.autocast = None
 
     def may_fall(self, logits: Tensor, y: Tensor) -> Tensor:
         """Which images [B] are wrong by these logits of a search, or nearly."""

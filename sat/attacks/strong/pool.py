@@ -1,10 +1,16 @@
 """A pool of images under attack: one that is decided leaves at once and the next takes its slot.
 
 So the batch stays full until the queue is empty, whatever share of the images falls early.
+
+A round that leads nowhere ends early. Each search says how far a row's best point is from a fall
+(`short`); every tenth of the round that is compared with the tenth before, and if even `patience`
+times the pace of that tenth, kept up to the end, would not bring it to 0, the round is over. On
+adversarially trained models nine of ten targets are hopeless after a few steps.
 """
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -20,9 +26,11 @@ class Search(Protocol):
     """An attack as the pool drives it: rows of state, all advanced by one step at a time."""
 
     rounds: int  # an image that a round left standing queues again for the next
+    iterations: int  # of a round
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, draws: Draws) -> State:
-        """State of new rows, under any names but those of `Pool`; x [B, C, H, W]."""
+        """State of new rows, among it their `iteration` (0) and `short` (inf where a search cannot
+        say, and then no round ends early); x [B, C, H, W]."""
         ...
 
     def step(self, network: Network, state: State) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,46 +39,40 @@ class Search(Protocol):
         ...
 
 
+@dataclass
 class Pool:
-    """Images [N], their labels and targets [N, rounds], and the row numbers that seed their noise.
+    """Images [N] with their labels, targets [N, rounds] and random numbers.
 
     `left(images, points)` is told of images that fell, with where; with None, of those that stand.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, targets: Tensor, draws: Draws, left: Callable):
-        self.x, self.y, self.targets, self.draws, self.left = x, y, targets, draws, left
+    x: Tensor
+    y: Tensor
+    targets: Tensor
+    draws: Draws
+    left: Callable[[Tensor, Tensor | None], None]
+    size: int  # of a batch
+    patience: float
 
-    def run(self, search: Search, network: Network, images: list[int], size: int) -> None:
-        """Puts `images` through the search's rounds, at most `size` at a time."""
-        rounds = min(search.rounds, self.targets.shape[1])
+    def run(self, search: Search, network: Network, images: list[int]) -> None:
+        """Puts `images` through the search's rounds."""
         queue = deque((image, 0) for image in images)
         state: State = {}
         while queue or state:
-            state = self._fill(search, network, state, queue, size)
+            state = self._fill(search, network, state, queue)
             points, may_fall, over = search.step(network, state)
-            decided = may_fall | over
-            if not decided.any():
+            over |= self._hopeless(state, search.iterations)
+            if not (may_fall | over).any():
                 continue
-            fell = torch.zeros_like(over)
-            asked = may_fall.nonzero()[:, 0]
-            if len(asked):
-                fell[asked] = network.falls(points[asked], state["y"][asked])
-                self.left(state["image"][fell].cpu(), points[fell])
+            fell = self._fallen(network, state, points, may_fall)
             ended = over & ~fell
-            stand = []
-            for image, done in torch.stack([state["image"], state["round"]], 1)[ended].tolist():
-                if done + 1 < rounds:
-                    queue.append((image, done + 1))
-                else:
-                    stand.append(image)
-            if stand:
-                self.left(torch.tensor(stand), None)
+            self._requeue(state, ended, queue, min(search.rounds, self.targets.shape[1]))
             stay = (~(fell | ended)).nonzero()[:, 0]
             state = {key: rows[stay] for key, rows in state.items()} if len(stay) else {}
 
-    def _fill(self, search, network, state: State, queue: deque, size: int) -> State:
+    def _fill(self, search: Search, network: Network, state: State, queue: deque) -> State:
         """The state with rows for the next in the queue, as many as there is room for."""
-        free = size - (len(state["y"]) if state else 0)
+        free = self.size - (len(state["y"]) if state else 0)
         coming = [queue.popleft() for _ in range(min(free, len(queue)))]
         if not coming:
             return state
@@ -78,8 +80,39 @@ class Pool:
         own = {"image": images, "round": rounds, "x": self.x[images.to(self.x.device)]}
         own |= {"y": self.y[images], "target": self.targets[images, rounds]}
         own = {key: rows.to(network.device) for key, rows in own.items()}
-        draws = Draws(
-            self.draws.key, self.draws.rows[images].to(network.device) * 16 + own["round"]
-        )
-        own |= search.begin(own["x"], own["y"], own["target"], draws)
+        rows = self.draws.rows[images].to(network.device) * 16 + own["round"]
+        own |= search.begin(own["x"], own["y"], own["target"], Draws(self.draws.key, rows))
+        own |= {"then": own["iteration"], "short_then": own["short"]}
         return {key: torch.cat([state[key], rows]) for key, rows in own.items()} if state else own
+
+    def _hopeless(self, state: State, iterations: int) -> Tensor:
+        """Which rows' rounds end here, by the rule above [B]."""
+        short, iteration = state["short"], state["iteration"]
+        elapsed = iteration - state["then"]
+        due = elapsed >= max(iterations // 10, 1)
+        pace = (state["short_then"] - short) / elapsed.clamp(min=1)
+        hopeless = due & (short > self.patience * pace * (iterations - iteration))
+        renew = due | state["short_then"].isinf()  # the pace counts from the first value on
+        state["then"] = torch.where(renew, iteration, state["then"])
+        state["short_then"] = torch.where(renew, short, state["short_then"])
+        return hopeless
+
+    def _fallen(self, network: Network, state: State, points: Tensor, may_fall: Tensor) -> Tensor:
+        """Which rows fell, confirmed in float32 [B]; they are told to `left`."""
+        fell = torch.zeros_like(may_fall)
+        asked = may_fall.nonzero()[:, 0]
+        if len(asked):
+            fell[asked] = network.falls(points[asked], state["y"][asked])
+            self.left(state["image"][fell].cpu(), points[fell])
+        return fell
+
+    def _requeue(self, state: State, ended: Tensor, queue: deque, rounds: int) -> None:
+        """Images whose round is over queue for the next one, or are told to `left`."""
+        stand = []
+        for image, done in torch.stack([state["image"], state["round"]], 1)[ended].tolist():
+            if done + 1 < rounds:
+                queue.append((image, done + 1))
+            else:
+                stand.append(image)
+        if stand:
+            self.left(torch.tensor(stand), None)

@@ -21,27 +21,27 @@ class Square:
     ball: Ball
     key: int
     rounds: int = 1
-    queries: int = 5000
+    iterations: int = 5000  # queries
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, draws: Draws) -> dict[str, Tensor]:
         return {
-            "best": x, "best_margin": torch.full(y.shape, torch.inf, device=x.device),
+            "best": x, "short": torch.full(y.shape, torch.inf, device=x.device),
             "iteration": torch.zeros_like(y), "row": draws.rows,
         }  # fmt: skip
 
     def step(self, network: Network, state: dict[str, Tensor]):
         """Evaluates one proposal a row."""
         x, y, iteration = state["x"], state["y"], state["iteration"]
-        draws = Draws(self.key, state["row"] * (self.queries + 1) + iteration)
+        draws = Draws(self.key, state["row"] * (self.iterations + 1) + iteration)
         propose = self._stripes_or_squares if self.ball.norm == "linf" else self._bumps
         point = propose(x, state["best"], iteration, draws)
         logits = network.logits(point)
         margin = margins(logits, y)
-        better = margin < state["best_margin"]
+        better = margin < state["short"]
         state["best"] = torch.where(better.view(-1, 1, 1, 1), point, state["best"])
-        state["best_margin"] = torch.where(better, margin, state["best_margin"])
+        state["short"] = torch.where(better, margin, state["short"])
         state["iteration"] = iteration + 1
-        return point, network.may_fall(logits, y), iteration == self.queries
+        return point, network.may_fall(logits, y), iteration == self.iterations
 
     def _sides(self, iteration: Tensor, size: torch.Size) -> Tensor:
         """Side of the square in pixels [B]: odd and 3 at least for L2, as published."""
