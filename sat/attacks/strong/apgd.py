@@ -76,7 +76,7 @@ class APGD:
             state["short"] = -state["best_loss"]
         here, gradient = self._check(state, gradient)
         self._move(state, here, gradient, first)
-        state["iteration"] += 1
+        state["iteration"] = state["iteration"] + 1
         over = state["iteration"] > self.iterations
         return point, network.may_fall(logits, y), over
 

@@ -74,7 +74,7 @@ class Strong:
         draws = draws or Draws(0, torch.arange(len(x)))
         verdicts = torch.full((len(x),), -1, dtype=torch.int8)
         with frozen(model, "eval"), _float32(model):
-            network = Network(model, self._precision(model))
+            network = Network(model, self._precision(model), x[:8])
             right, targets = self._survey(network, x, y)
             verdicts[~right] = 0
             advance(int((~right).sum()))

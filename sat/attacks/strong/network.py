@@ -1,11 +1,12 @@
 """The attacked network, twice: a fast copy to search with, and the model itself to confirm."""
 
-import copy
 from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from sat.attacks.strong.fold import folded
 
 # A confirmed fall is a margin below 0 by this share of the largest logit, so that it is one in a
 # batch of another size too, where sums round differently.
@@ -19,13 +20,14 @@ class Network:
     """What a search asks of a model: logits, gradients of the input, and a verdict in float32.
 
     `precision` is what the search runs in (None: float32); it needs a model with an `autocast`
-    attribute. The model must be in eval mode, with parameters that ask for no gradient.
+    attribute. The model must be in eval mode, with parameters that ask for no gradient; `x` are
+    a few images that it takes.
     """
 
-    def __init__(self, model: nn.Module, precision: torch.dtype | None) -> None:
+    def __init__(self, model: nn.Module, precision: torch.dtype | None, x: Tensor) -> None:
         self.exact, self.precision = model, precision
-        self.fast = copy.deepcopy(model)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.fast = folded(model, x.to(self.device))
         self.near = 0.0
         if not hasattr(model, "autocast"):
             self.precision = None

@@ -25,7 +25,7 @@ State = dict[str, Tensor]  # of every image in the pool, one row each
 class Search(Protocol):
     """An attack as the pool drives it: rows of state, all advanced by one step at a time."""
 
-    rounds: int  # an image that a round left standing queues again for the next
+    rounds: int  # with a target each; an image stands when none felled it
     iterations: int  # of a round
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, draws: Draws) -> State:
@@ -55,25 +55,38 @@ class Pool:
     patience: float
 
     def run(self, search: Search, network: Network, images: list[int]) -> None:
-        """Puts `images` through the search's rounds."""
-        queue = deque((image, 0) for image in images)
+        """Puts `images` through the search's rounds: the first of all of them, then the second.
+
+        Near the end of the queue an image is in several rounds at once, to keep the batch full.
+        """
+        rounds = min(search.rounds, self.targets.shape[1])
+        queue = deque((image, k) for k in range(rounds) for image in images)
+        rounds_left = dict.fromkeys(images, rounds)
         state: State = {}
-        while queue or state:
-            state = self._fill(search, network, state, queue)
+        while state := self._fill(search, network, state, queue, rounds_left):
             points, may_fall, over = search.step(network, state)
             over |= self._hopeless(state, search.iterations)
             if not (may_fall | over).any():
                 continue
-            fell = self._fallen(network, state, points, may_fall)
-            ended = over & ~fell
-            self._requeue(state, ended, queue, min(search.rounds, self.targets.shape[1]))
-            stay = (~(fell | ended)).nonzero()[:, 0]
+            over |= self._take_fallen(network, state, points, may_fall, rounds_left)
+            stand = []
+            for image in state["image"][over].tolist():
+                if image in rounds_left:
+                    rounds_left[image] -= 1
+                    stand += [image] if rounds_left[image] == 0 else []
+            if stand:
+                self.left(torch.tensor(stand), None)
+            stay = (~over).nonzero()[:, 0]
             state = {key: rows[stay] for key, rows in state.items()} if len(stay) else {}
 
-    def _fill(self, search: Search, network: Network, state: State, queue: deque) -> State:
+    def _fill(
+        self, search: Search, network: Network, state: State, queue: deque, rounds_left: dict
+    ) -> State:
         """The state with rows for the next in the queue, as many as there is room for."""
-        free = self.size - (len(state["y"]) if state else 0)
-        coming = [queue.popleft() for _ in range(min(free, len(queue)))]
+        free, coming = self.size - (len(state["y"]) if state else 0), []
+        while queue and len(coming) < free:
+            if (entry := queue.popleft())[0] in rounds_left:
+                coming.append(entry)
         if not coming:
             return state
         images, rounds = torch.tensor(coming).T
@@ -97,22 +110,18 @@ class Pool:
         state["short_then"] = torch.where(renew, short, state["short_then"])
         return hopeless
 
-    def _fallen(self, network: Network, state: State, points: Tensor, may_fall: Tensor) -> Tensor:
-        """Which rows fell, confirmed in float32 [B]; they are told to `left`."""
-        fell = torch.zeros_like(may_fall)
+    def _take_fallen(
+        self, network: Network, state: State, points: Tensor, may_fall: Tensor, rounds_left: dict
+    ) -> Tensor:
+        """Confirms falls in float32, tells `left`, and returns all rows of these images [B]."""
         asked = may_fall.nonzero()[:, 0]
         if len(asked):
-            fell[asked] = network.falls(points[asked], state["y"][asked])
-            self.left(state["image"][fell].cpu(), points[fell])
-        return fell
-
-    def _requeue(self, state: State, ended: Tensor, queue: deque, rounds: int) -> None:
-        """Images whose round is over queue for the next one, or are told to `left`."""
-        stand = []
-        for image, done in torch.stack([state["image"], state["round"]], 1)[ended].tolist():
-            if done + 1 < rounds:
-                queue.append((image, done + 1))
-            else:
-                stand.append(image)
-        if stand:
-            self.left(torch.tensor(stand), None)
+            asked = asked[network.falls(points[asked], state["y"][asked])]
+        rows = {
+            image: row for image, row in torch.stack([state["image"][asked], asked], 1).tolist()
+        }
+        for image in rows:
+            del rounds_left[image]
+        if rows:
+            self.left(torch.tensor(list(rows)), points[list(rows.values())])
+        return torch.isin(state["image"], state["image"][asked])
