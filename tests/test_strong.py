@@ -142,6 +142,28 @@ def test_the_model_is_left_as_it_was(digits):
     model.eval()
 
 
+def test_an_endless_patience_gives_up_nothing(digits, monkeypatch):
+    """And the usual one saves evaluations without changing a verdict."""
+    model, x, y = digits
+    verdicts, evaluations = {}, {}
+    for patience in (2.0, None):
+        seen = []
+        hook = lambda module, inputs, output, seen=seen: seen.append(len(output))  # noqa: E731
+        for name, length in (("apgd-t", 21 * 9), ("square", 301)):
+            attack = Strong(EPS / 2, attacks=[name], patience=patience)
+            handle = model[6].register_forward_hook(hook)
+            found = attack.verdicts(model, x[:12], y[:12])
+            handle.remove()
+            verdicts.setdefault(name, []).append(found)
+            if patience is None:
+                assert sum(seen) >= length * (found == -1).sum()
+            evaluations.setdefault(name, []).append(sum(seen))
+            seen.clear()
+    for name, (usual, endless) in evaluations.items():
+        assert usual < 0.8 * endless, name
+        assert torch.equal(*verdicts[name])
+
+
 def test_progress_counts_every_image_once(digits):
     model, x, y = digits
     wrong = y[:20].clone()

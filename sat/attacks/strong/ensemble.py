@@ -1,7 +1,7 @@
 """AutoAttack's standard ensemble (Croce and Hein 2020), organised for speed."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -31,25 +31,26 @@ class Strong:
     An image leaves with its first fall; one that stands has been through all of them. Targets are
     tried from the second-highest clean logit down; with K < 10 classes there are K - 1. Where
     bfloat16 pays and the model has an `autocast`, the search by gradients runs in it; only float32
-    decides. Targets and queries that lead nowhere are given up early, unless `patience` is inf
-    (see `strong.pool`); the attacks then have their published length. `eps` is in 1/255.
+    decides. Targets and queries that lead nowhere are given up early (see `strong.pool`);
+    with `patience` None the attacks have their published length. `eps` is in 1/255.
     """
 
     eps: float = 8.0
     norm: Literal["linf", "l2"] = "linf"
-    attacks: Sequence[str] = ATTACKS
+    attacks: tuple[str, ...] = ATTACKS
     batch_size: int = 64
-    patience: float = 2.0
+    patience: float | None = 2.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "attacks", tuple(self.attacks))
         check_unit("eps", self.eps)
         if self.norm == "linf" and self.eps > 255:
             raise ValueError(f"eps={self.eps}: is above 255/255, the whole range of a pixel")
         unknown = [name for name in self.attacks if name not in ATTACKS]
         if unknown or not self.attacks:
             raise ValueError(f"attacks={list(self.attacks)}: choose from {', '.join(ATTACKS)}")
-        if not self.patience >= 1:
-            raise ValueError(f"patience={self.patience}: is 1 or above; inf: never give up")
+        if self.patience is not None and not 1 <= self.patience < math.inf:
+            raise ValueError(f"patience={self.patience}: is 1 or above; to never give up, null")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
 
@@ -73,6 +74,7 @@ class Strong:
     def _attack(self, model, x, y, draws, keep, advance=lambda k: None) -> Tensor:
         draws = draws or Draws(0, torch.arange(len(x)))
         verdicts = torch.full((len(x),), -1, dtype=torch.int8)
+        patience = math.inf if self.patience is None else self.patience
         with frozen(model, "eval"), _float32(model):
             network = Network(model, self._precision(model), x[:8])
             right, targets = self._survey(network, x, y)
@@ -89,7 +91,7 @@ class Strong:
 
                 own = Draws(seed_of(draws.key, name), draws.rows.cpu())
                 images = (verdicts == -1).nonzero()[:, 0].tolist()
-                pool = Pool(x, y, targets, own, left, self.batch_size, self.patience)
+                pool = Pool(x, y, targets, own, left, self.batch_size, patience)
                 pool.run(self._search(name, own.key), network, images)
         return verdicts
 
