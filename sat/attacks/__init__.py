@@ -3,5 +3,6 @@
 from sat.attacks.clean import Clean
 from sat.attacks.fgsm import FGSM
 from sat.attacks.pgd import PGD
+from sat.attacks.strong import Strong
 
-__all__ = ["FGSM", "PGD", "Clean"]
+__all__ = ["FGSM", "PGD", "Clean", "Strong"]

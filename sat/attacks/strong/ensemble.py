@@ -1,0 +1,134 @@
+"""AutoAttack's standard ensemble (Croce and Hein 2020), organised for speed."""
+
+import math
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sat.attacks.pgd import check_unit, frozen
+from sat.attacks.strong.apgd import APGD, cross_entropy, targeted_dlr
+from sat.attacks.strong.ball import Ball
+from sat.attacks.strong.fab import FAB
+from sat.attacks.strong.network import Network
+from sat.attacks.strong.pool import Pool, Search
+from sat.attacks.strong.square import Square
+from sat.draws import Draws, seed_of
+from sat.hardware import bf16_pays
+
+ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+@dataclass(frozen=True)
+class Strong:
+    """The worst case, per image, of APGD-CE (100 steps, one start), targeted APGD-DLR and targeted
+    FAB (9 targets, 100 steps each) and Square (5,000 queries).
+
+    The attacks are those of `pyautoattack`'s standard version and run in the order of `attacks`.
+    An image leaves with its first fall; one that stands has been through all of them. Targets are
+    tried from the second-highest clean logit down; with K < 10 classes there are K - 1. Where
+    bfloat16 pays and the model has an `autocast`, the search by gradients runs in it; only float32
+    decides. Targets and queries that lead nowhere are given up early (see `strong.pool`);
+    with `patience` None the attacks have their published length. `eps` is in 1/255.
+    """
+
+    eps: float = 8.0
+    norm: Literal["linf", "l2"] = "linf"
+    attacks: tuple[str, ...] = ATTACKS
+    batch_size: int = 64
+    patience: float | None = 2.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attacks", tuple(self.attacks))
+        check_unit("eps", self.eps)
+        if self.norm == "linf" and self.eps > 255:
+            raise ValueError(f"eps={self.eps}: is above 255/255, the whole range of a pixel")
+        unknown = [name for name in self.attacks if name not in ATTACKS]
+        if unknown or not self.attacks:
+            raise ValueError(f"attacks={list(self.attacks)}: choose from {', '.join(ATTACKS)}")
+        if self.patience is not None and not 1 <= self.patience < math.inf:
+            raise ValueError(f"patience={self.patience}: is 1 or above; to never give up, null")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws | None = None):
+        """x [N, C, H, W] in [0, 1] and y [N] -> an adversarial image where one was found, the clean
+        one elsewhere; detached, float32. The model is left as it was."""
+        x_adv = x.detach().clone()
+
+        def keep(images: Tensor, points: Tensor) -> None:
+            x_adv[images.to(x_adv.device)] = points.to(x_adv.device)
+
+        self._attack(model, x, y, draws, keep)
+        return x_adv
+
+    def verdicts(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws | None = None,
+                 advance: Callable[[int], object] | None = None) -> Tensor:  # fmt: skip
+        """For each of N images, int8 on the CPU: -1 if it stands, else which of `attacks` felled it
+        (0 for one that is wrong when clean). `advance(k)` is told of k images decided."""
+        return self._attack(model, x, y, draws, lambda *_: None, advance or (lambda k: None))
+
+    def _attack(self, model, x, y, draws, keep, advance=lambda k: None) -> Tensor:
+        draws = draws or Draws(0, torch.arange(len(x)))
+        verdicts = torch.full((len(x),), -1, dtype=torch.int8)
+        patience = math.inf if self.patience is None else self.patience
+        with frozen(model, "eval"), _float32(model):
+            network = Network(model, self._precision(model), x[:8])
+            right, targets = self._survey(network, x, y)
+            verdicts[~right] = 0
+            advance(int((~right).sum()))
+            for k, name in enumerate(self.attacks):
+
+                def left(images: Tensor, points: Tensor | None, k: int = k) -> None:
+                    if points is not None:
+                        verdicts[images] = k
+                        keep(images, points)
+                    if points is not None or k == len(self.attacks) - 1:
+                        advance(len(images))
+
+                own = Draws(seed_of(draws.key, name), draws.rows.cpu())
+                images = (verdicts == -1).nonzero()[:, 0].tolist()
+                pool = Pool(x, y, targets, own, left, self.batch_size, patience)
+                pool.run(self._search(name, own.key), network, images)
+        return verdicts
+
+    def _search(self, name: str, key: int) -> Search:
+        ball = Ball(self.eps / 255, self.norm)
+        if name == "apgd-ce":
+            return APGD(ball, cross_entropy)
+        if name == "apgd-t":
+            return APGD(ball, targeted_dlr, rounds=9)
+        return FAB(ball, rounds=9) if name == "fab-t" else Square(ball, key)
+
+    @torch.no_grad()
+    def _survey(self, network: Network, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Which images are right when clean [N], and their targets, the likeliest first [N, T]."""
+        right, targets = [], []
+        for part, labels in zip(x.split(256), y.split(256), strict=True):
+            labels = labels.to(network.device)
+            logits = network.exact(part.to(network.device))
+            right.append((logits.argmax(1) == labels).cpu())
+            others = logits.scatter(1, labels[:, None], -math.inf)
+            targets.append(others.argsort(1, descending=True)[:, : min(9, logits.shape[1] - 1)])
+        return torch.cat(right), torch.cat(targets)
+
+    @staticmethod
+    def _precision(model: nn.Module) -> torch.dtype | None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        return torch.bfloat16 if bf16_pays(device.type) else None
+
+
+@contextmanager
+def _float32(model: nn.Module):
+    """The model's own precision put aside: verdicts are computed in float32."""
+    before = getattr(model, "autocast", None)
+    try:
+        if before is not None:
+            model.autocast = None
+        yield
+    finally:
+        if before is not None:
+            model.autocast = before

@@ -1,0 +1,76 @@
+"""The attacked network, twice: a fast copy to search with, and the model itself to confirm."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sat.attacks.strong.fold import folded
+
+# A confirmed fall is a margin below 0 by this share of the largest logit, so that it is one in a
+# batch of another size too, where sums round differently.
+ROUNDING = 1e-5
+# How near to a fall a search in bfloat16 has to come, as a share of the largest logit, for float32
+# to be asked: three steps of its 8 bits.
+NEAR = 3 * 2.0**-8
+
+
+class Network:
+    """What a search asks of a model: logits, gradients of the input, and a verdict in float32.
+
+    `precision` is what the search runs in (None: float32); it needs a model with an `autocast`
+    attribute. The model must be in eval mode, with parameters that ask for no gradient; `x` are
+    a few images that it takes.
+    """
+
+    def __init__(self, model: nn.Module, precision: torch.dtype | None, x: Tensor) -> None:
+        self.exact, self.precision = model, precision
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.fast = folded(model, x.to(self.device))
+        self.near = 0.0
+        if not hasattr(model, "autocast"):
+            self.precision = None
+        if self.precision is not None:
+            self.near = NEAR
+        if hasattr(model, "channels_last"):
+            self.fast.to(memory_format=torch.channels_last).channels_last = True
+
+    def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]):
+        """Logits [B, K], loss(logits) [B] and the gradient of each loss by its image."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad(), self._lower():
+            logits = self.fast(x)
+            losses = loss(logits)
+            (gradient,) = torch.autograd.grad(losses.sum(), x)
+        return logits.detach(), losses.detach(), gradient
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """In float32: a search without gradients lives on differences that bfloat16 rounds off."""
+        return self.fast(x)
+
+    @contextmanager
+    def _lower(self):
+        if self.precision is not None:
+            self.fast.autocast = self.precision
+        yield
+        if self.precision is not None:
+            self.fast.autocast = None
+
+    def may_fall(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Which images [B] are wrong by these logits of a search, or nearly."""
+        return margins(logits, y) <= self.near * logits.abs().amax(1)
+
+    @torch.no_grad()
+    def falls(self, x: Tensor, y: Tensor) -> Tensor:
+        """Which images [B] the model itself gets wrong, in float32."""
+        logits = self.exact(x)
+        return margins(logits, y) < -ROUNDING * logits.abs().amax(1)
+
+
+def margins(logits: Tensor, y: Tensor) -> Tensor:
+    """How far the label's logit is above the best other [B]; below 0 is wrong."""
+    own = logits.gather(1, y[:, None])
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return own[:, 0] - others.amax(1)

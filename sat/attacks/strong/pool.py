@@ -1,0 +1,127 @@
+"""A pool of images under attack: one that is decided leaves at once and the next takes its slot.
+
+So the batch stays full until the queue is empty, whatever share of the images falls early.
+
+A round that leads nowhere ends early. Each search says how far a row's best point is from a fall
+(`short`); every tenth of the round that is compared with the tenth before, and if even `patience`
+times the pace of that tenth, kept up to the end, would not bring it to 0, the round is over. On
+adversarially trained models nine of ten targets are hopeless after a few steps.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sat.attacks.strong.network import Network
+from sat.draws import Draws
+
+State = dict[str, Tensor]  # of every image in the pool, one row each
+
+
+class Search(Protocol):
+    """An attack as the pool drives it: rows of state, all advanced by one step at a time."""
+
+    rounds: int  # with a target each; an image stands when none felled it
+    iterations: int  # of a round
+
+    def begin(self, x: Tensor, y: Tensor, target: Tensor, draws: Draws) -> State:
+        """State of new rows, among it their `iteration` (0) and `short` (inf where a search cannot
+        say, and then no round ends early); x [B, C, H, W]."""
+        ...
+
+    def step(self, network: Network, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Advances `state` in place; returns points [B, C, H, W] of the ball, whether each may be
+        misclassified [B], and whether its round is over [B]."""
+        ...
+
+
+@dataclass
+class Pool:
+    """Images [N] with their labels, targets [N, rounds] and random numbers.
+
+    `left(images, points)` is told of images that fell, with where; with None, of those that stand.
+    """
+
+    x: Tensor
+    y: Tensor
+    targets: Tensor
+    draws: Draws
+    left: Callable[[Tensor, Tensor | None], None]
+    size: int  # of a batch
+    patience: float
+
+    def run(self, search: Search, network: Network, images: list[int]) -> None:
+        """Puts `images` through the search's rounds: the first of all of them, then the second.
+
+        Near the end of the queue an image is in several rounds at once, to keep the batch full.
+        """
+        rounds = min(search.rounds, self.targets.shape[1])
+        queue = deque((image, k) for k in range(rounds) for image in images)
+        rounds_left = dict.fromkeys(images, rounds)
+        state: State = {}
+        while state := self._fill(search, network, state, queue, rounds_left):
+            points, may_fall, over = search.step(network, state)
+            over |= self._hopeless(state, search.iterations)
+            if not (may_fall | over).any():
+                continue
+            over |= self._take_fallen(network, state, points, may_fall, rounds_left)
+            stand = []
+            for image in state["image"][over].tolist():
+                if image in rounds_left:
+                    rounds_left[image] -= 1
+                    stand += [image] if rounds_left[image] == 0 else []
+            if stand:
+                self.left(torch.tensor(stand), None)
+            stay = (~over).nonzero()[:, 0]
+            state = {key: rows[stay] for key, rows in state.items()} if len(stay) else {}
+
+    def _fill(
+        self, search: Search, network: Network, state: State, queue: deque, rounds_left: dict
+    ) -> State:
+        """The state with rows for the next in the queue, as many as there is room for."""
+        free, coming = self.size - (len(state["y"]) if state else 0), []
+        while queue and len(coming) < free:
+            if (entry := queue.popleft())[0] in rounds_left:
+                coming.append(entry)
+        if not coming:
+            return state
+        images, rounds = torch.tensor(coming).T
+        own = {"image": images, "round": rounds, "x": self.x[images.to(self.x.device)]}
+        own |= {"y": self.y[images], "target": self.targets[images, rounds]}
+        own = {key: rows.to(network.device) for key, rows in own.items()}
+        rows = self.draws.rows[images].to(network.device) * 16 + own["round"]
+        own |= search.begin(own["x"], own["y"], own["target"], Draws(self.draws.key, rows))
+        own |= {"then": own["iteration"], "short_then": own["short"]}
+        return {key: torch.cat([state[key], rows]) for key, rows in own.items()} if state else own
+
+    def _hopeless(self, state: State, iterations: int) -> Tensor:
+        """Which rows' rounds end here, by the rule above [B]."""
+        short, iteration = state["short"], state["iteration"]
+        elapsed = iteration - state["then"]
+        due = elapsed >= max(iterations // 10, 1)
+        pace = (state["short_then"] - short) / elapsed.clamp(min=1)
+        hopeless = due & (short > self.patience * pace * (iterations - iteration))
+        renew = due | state["short_then"].isinf()  # the pace counts from the first value on
+        state["then"] = torch.where(renew, iteration, state["then"])
+        state["short_then"] = torch.where(renew, short, state["short_then"])
+        return hopeless
+
+    def _take_fallen(
+        self, network: Network, state: State, points: Tensor, may_fall: Tensor, rounds_left: dict
+    ) -> Tensor:
+        """Confirms falls in float32, tells `left`, and returns all rows of these images [B]."""
+        asked = may_fall.nonzero()[:, 0]
+        if len(asked):
+            asked = asked[network.falls(points[asked], state["y"][asked])]
+        rows = {
+            image: row for image, row in torch.stack([state["image"][asked], asked], 1).tolist()
+        }
+        for image in rows:
+            del rounds_left[image]
+        if rows:
+            self.left(torch.tensor(list(rows)), points[list(rows.values())])
+        return torch.isin(state["image"], state["image"][asked])

@@ -1,0 +1,164 @@
+"""Our verdict against AutoAttack's own, on the same images, with the same threads and batch size:
+
+    python scripts/agreement.py outputs/RUN... --images 1000 --threads 1 --json agreement.json
+
+Needs `pip install pyautoattack`. Their part takes hours on a CPU: its flags and times are kept in
+the folder `--theirs` after each attack, so that a second call goes on from there.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from sat import load
+from sat.attacks import Strong
+from sat.config import check
+from sat.console import table
+from sat.data import evaluation_batches
+from sat.draws import Draws, seed_of
+
+ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")  # the standard version, in its order
+
+
+def images_of(run: Path, count: int) -> tuple[Tensor, Tensor]:
+    """The first test images of the run's dataset, and their labels, on the CPU."""
+    spec = check(yaml.safe_load((run / "config.yaml").read_text()))
+    data = spec.dataset(torch.device("cpu"), spec.seed)
+    batches = evaluation_batches(data.test_subset(count), 512)
+    parts = list(data.test.stream(batches))
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, np.ndarray]:
+    """What `work` returns, and [wall-clock, processor] seconds; the second ignores neighbours."""
+    start = np.array([time.monotonic(), time.process_time()])
+    result = work()
+    return result, np.array([time.monotonic(), time.process_time()]) - start
+
+
+@torch.no_grad()
+def right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    parts = zip(x.split(256), y.split(256), strict=True)
+    return torch.cat([model(part).argmax(1) == labels for part, labels in parts])
+
+
+def read(kept: Path) -> dict[str, Any]:
+    """What `theirs` has kept so far."""
+    parts = np.load(kept)
+    return {"verdicts": torch.from_numpy(parts["verdicts"]), "seconds": parts["seconds"]}
+
+
+def theirs(model: nn.Module, x: Tensor, y: Tensor, args: Any, kept: Path) -> dict[str, Any]:
+    """pyautoattack's standard version, attack by attack: who fell to which (-1: nobody)."""
+    from pyautoattack import AutoAttack
+
+    norm = {"linf": "Linf", "l2": "L2"}[args.norm]
+    auto = AutoAttack(model, norm=norm, eps=args.eps / 255, version="standard", seed=args.seed)
+    if kept.is_file():
+        verdicts, seconds = read(kept).values()
+    else:
+        verdicts = torch.where(right(model, x, y), -1, len(ATTACKS)).to(torch.int8)
+        seconds = np.zeros((0, 2))
+    for k, attack in list(enumerate(ATTACKS))[len(seconds) :]:
+        auto.attacks_to_run = [attack]
+        left = (verdicts == -1).nonzero()[:, 0]
+        spent = np.zeros(2)
+        if len(left):
+            run = lambda a=x[left], b=y[left]: auto.run_standard_evaluation(  # noqa: E731
+                a, b, batch_size=args.batch_size
+            )
+            (x_adv, _), spent = timed(run)
+            verdicts[left[~right(model, x_adv, y[left])]] = k
+        seconds = np.vstack([seconds, spent])
+        np.savez(kept, verdicts=verdicts.numpy(), seconds=seconds)
+        print(f"{kept.stem}: {attack}: {(verdicts == -1).sum()} left, {spent[0]:.0f} s", flush=True)
+    return {"verdicts": verdicts, "seconds": seconds}
+
+
+def ours(model: nn.Module, x: Tensor, y: Tensor, args: Any) -> dict[str, Any]:
+    """The same by `Strong`, which keeps no state: its times are of this call."""
+    attack = Strong(args.eps, args.norm, ATTACKS, args.batch_size)
+    draws = Draws(seed_of(args.seed, "agreement"), torch.arange(len(x)))
+    verdicts, seconds = timed(lambda: attack.verdicts(model, x, y, draws))
+    return {"verdicts": verdicts, "seconds": seconds[None]}
+
+
+def compare(name: str, mine: dict[str, Any], other: dict[str, Any], clean: Tensor) -> dict:
+    """Robust accuracies, disagreements in both directions, times; `complete` says whether all of
+    their attacks have run."""
+    stands, theirs_stands = mine["verdicts"] == -1, other["verdicts"] == -1
+    wall, cpu = mine["seconds"].sum(0)
+    their_wall, their_cpu = other["seconds"].sum(0)
+    return {
+        "run": name,
+        "images": len(clean),
+        "clean": clean.float().mean().item(),
+        "ours": stands.float().mean().item(),
+        "theirs": theirs_stands.float().mean().item(),
+        "only_ours_stands": int((stands & ~theirs_stands).sum()),
+        "only_theirs_stands": int((theirs_stands & ~stands).sum()),
+        "complete": len(other["seconds"]) == len(ATTACKS),
+        "felled_by_ours": [int((mine["verdicts"][clean] == k).sum()) for k in range(len(ATTACKS))],
+        "felled_by_theirs": [int((other["verdicts"] == k).sum()) for k in range(len(ATTACKS))],
+        "seconds": {"ours": wall, "theirs": their_wall, "ratio": their_wall / wall},
+        "processor_seconds": {"ours": cpu, "theirs": their_cpu, "ratio": their_cpu / cpu},
+    }
+
+
+def line(row: dict[str, Any]) -> list[str]:
+    part = "" if row["complete"] else " *"
+    shares = [f"{100 * row[key]:.1f} %" for key in ("clean", "ours", "theirs")]
+    counts = [str(row[key]) for key in ("only_ours_stands", "only_theirs_stands")]
+    cost = row["processor_seconds"]
+    times = [f"{cost['ours']:.0f} s", f"{cost['theirs']:.0f} s{part}", f"{cost['ratio']:.1f}"]
+    return [row["run"], str(row["images"]), *shares, *counts, *times]
+
+
+HEAD = ["run", "images", "clean", "ours", "theirs", "only we spare", "only they", "our processor",
+        "theirs", "ratio"]  # fmt: skip
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--eps", type=float, default=8.0, help="in 1/255")
+    parser.add_argument("--norm", choices=["linf", "l2"], default="linf")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--theirs", type=Path, default=Path("agreement"), help="where theirs is")
+    parser.add_argument("--only", choices=["ours", "theirs"], help="ours: theirs as far as kept")
+    parser.add_argument("--json", type=Path, help="a file for all numbers")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = options()
+    torch.set_num_threads(args.threads)
+    args.theirs.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for run in args.runs:
+        model, (x, y) = load(run), images_of(run, args.images)
+        name = run.resolve().name
+        kept = args.theirs / f"{name}-{args.norm}{args.eps:g}-{len(x)}.npz"
+        other = read(kept) if args.only == "ours" else theirs(model, x, y, args, kept)
+        if args.only != "theirs":
+            rows.append(compare(name, ours(model, x, y, args), other, right(model, x, y)))
+    if rows:
+        print(table(HEAD, [line(row) for row in rows]))
+        print("processor seconds; *: not all of their attacks have run yet")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

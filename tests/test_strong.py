@@ -1,0 +1,266 @@
+"""The strong ensemble: its promises as an attack, exact verdicts, and that it is strong."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sat.attacks import PGD, Strong
+from sat.attacks.strong import ATTACKS, ensemble
+from sat.attacks.strong.apgd import APGD
+from sat.attacks.strong.fab import FAB, onto_hyperplane
+from sat.attacks.strong.square import Square
+from sat.draws import Draws
+
+EPS = 25.0  # in 1/255, for the digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """A small network trained on digits, and 120 test images that it gets right."""
+    from sklearn.datasets import load_digits
+
+    torch.manual_seed(0)
+    images, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(images))
+    x = (torch.tensor(images).float() / 16).view(-1, 1, 8, 8)[order]
+    y = torch.tensor(labels)[order]
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.SiLU(),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(256, 10),
+    )  # fmt: skip
+    optimizer, attack = torch.optim.Adam(model.parameters(), 3e-3), PGD(EPS, 1)
+    for epoch in range(5):
+        for k, part in enumerate(torch.arange(1400).split(100)):
+            x_adv = attack(model, x[part], y[part], Draws(epoch * 100 + k, part))
+            optimizer.zero_grad()
+            F.cross_entropy(model(x_adv), y[part]).backward()
+            optimizer.step()
+    model.eval()
+    right = (model(x[1400:]).argmax(1) == y[1400:]).nonzero()[:120, 0] + 1400
+    return model, x[right], y[right]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Tiny images need fewer steps than 100 and 5,000."""
+    monkeypatch.setattr(ensemble, "Square", partial(Square, iterations=300))
+    monkeypatch.setattr(ensemble, "APGD", partial(APGD, iterations=20))
+    monkeypatch.setattr(ensemble, "FAB", partial(FAB, iterations=10))
+
+
+def stands(attack, model, x, y, **more):
+    return attack.verdicts(model, x, y, **more) == -1
+
+
+class Linear(nn.Module):
+    """Two classes, logits w.x and -w.x, so the margin is 2 w.x."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = nn.Parameter(w)
+
+    def forward(self, x):
+        z = (x - 0.5).flatten(1) @ self.w
+        return torch.stack([z, -z], 1)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_verdicts_on_a_linear_model_are_exact(name, norm):
+    """An image falls exactly where |w.x| is below eps times the dual norm of w."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(75, generator=generator)
+    eps = 8 if norm == "linf" else 60
+    reach = eps / 255 * (w.abs().sum() if norm == "linf" else w.norm())
+    share = torch.linspace(-2, 2, 41)
+    share = share[((share.abs() - 1).abs() > 0.02) & (share.abs() > 0.01)]
+    if name == "square":  # it comes near the worst point, not onto it
+        share = share[(share.abs() < (0.6 if norm == "linf" else 0.3)) | (share.abs() > 1)]
+    x = 0.5 + (share * reach / (w @ w))[:, None] * w
+    assert x.min() > eps / 255 and x.max() < 1 - eps / 255  # the range's ends play no part
+    y = (share < 0).long()
+    found = stands(Strong(eps, norm, [name]), Linear(w), x.view(-1, 3, 5, 5), y)
+    assert torch.equal(found, share.abs() > 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_each_attack_alone_fells_and_its_falls_are_real(digits, name, norm):
+    model, x, y = digits
+    eps = EPS if norm == "linf" else 4 * EPS
+    x, y = x[:40], y[:40]
+    attack = Strong(eps, norm, [name])
+    x_adv, stand = attack(model, x, y), stands(attack, model, x, y)
+    assert x_adv.min() >= 0 and x_adv.max() <= 1 and not x_adv.requires_grad
+    size = (x_adv - x).flatten(1).norm(dim=1, p=math.inf if norm == "linf" else 2)
+    assert (size <= eps / 255 * (1 + 1e-5) + 1e-7).all()
+    assert torch.equal(model(x_adv).argmax(1) == y, stand)  # in a batch of another size
+    assert torch.equal(size > 0, ~stand)
+    assert 0.05 < 1 - stand.float().mean() < 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_survivors_survive_pgd_too(digits, norm):
+    model, x, y = digits
+    eps = EPS if norm == "linf" else 4 * EPS
+    pgd = model(PGD(eps, 20, norm=norm)(model, x, y)).argmax(1) == y
+    ours = stands(Strong(eps, norm, ATTACKS[:2]), model, x, y)
+    assert 0 < ours.sum() <= pgd.sum() < len(x)
+    assert not (ours & ~pgd).any()
+
+
+def test_verdicts_depend_on_neither_batch_nor_neighbours(digits):
+    model, x, y = digits
+    x, y, draws = x[:16], y[:16], Draws(5, torch.arange(16))
+    for names in (ATTACKS[:1], ATTACKS[1:3], ATTACKS[3:]):
+        attack = Strong(1.5 * EPS, attacks=names)
+        whole = attack.verdicts(model, x, y, draws)
+        small = replace(attack, batch_size=5).verdicts(model, x, y, draws)
+        part = attack.verdicts(model, x[9:13], y[9:13], draws[9:13])
+        assert torch.equal(whole, small) and torch.equal(whole[9:13], part)
+        assert len(whole.unique()) > 1  # some stand, some fall
+
+
+def test_the_model_is_left_as_it_was(digits):
+    model, x, y = digits
+    model.train()
+    model[4].eval()
+    model[0].bias.requires_grad_(False)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    Strong(EPS, attacks=["apgd-ce"]).verdicts(model, x[:5], y[:5])
+    assert [module.training for module in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == [True, False, *[True] * 6]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    model[0].bias.requires_grad_(True)
+    model.eval()
+
+
+def test_an_endless_patience_gives_up_nothing(digits, monkeypatch):
+    """And the usual one saves evaluations without changing a verdict."""
+    model, x, y = digits
+    verdicts, evaluations = {}, {}
+    for patience in (2.0, None):
+        seen = []
+        hook = lambda module, inputs, output, seen=seen: seen.append(len(output))  # noqa: E731
+        for name, length in (("apgd-t", 21 * 9), ("square", 301)):
+            attack = Strong(EPS / 2, attacks=[name], patience=patience)
+            handle = model[6].register_forward_hook(hook)
+            found = attack.verdicts(model, x[:12], y[:12])
+            handle.remove()
+            verdicts.setdefault(name, []).append(found)
+            if patience is None:
+                assert sum(seen) >= length * (found == -1).sum()
+            evaluations.setdefault(name, []).append(sum(seen))
+            seen.clear()
+    for name, (usual, endless) in evaluations.items():
+        assert usual < 0.8 * endless, name
+        assert torch.equal(*verdicts[name])
+
+
+def test_progress_counts_every_image_once(digits):
+    model, x, y = digits
+    wrong = y[:20].clone()
+    wrong[3] = (wrong[3] + 1) % 10  # wrong when clean
+    told = []
+    found = Strong(EPS, attacks=ATTACKS[:2]).verdicts(model, x[:20], wrong, advance=told.append)
+    assert sum(told) == 20 and found.dtype == torch.int8
+    assert found[3] == 0
+    assert (Strong(EPS, attacks=ATTACKS[:2])(model, x[:20], wrong)[3] == x[3]).all()
+
+
+class Masked(nn.Module):
+    """A model whose gradient is 0 everywhere: its input is rounded."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner((x * 32).round() / 32)
+
+
+def test_square_needs_no_gradient(digits):
+    model, x, y = digits
+    masked, x, y = Masked(model), x[:40], y[:40]
+    right = masked(x).argmax(1) == y
+    gradients = Strong(2 * EPS, attacks=["apgd-t"]).verdicts(masked, x, y)
+    square = Strong(2 * EPS, attacks=["square"]).verdicts(masked, x, y)
+    assert (square[right] == 0).sum() > (gradients[right] == 0).sum() + 5
+
+
+class Rounding(nn.Module):
+    """A classifier whose search precision, when in use, calls every image wrong."""
+
+    autocast = torch.bfloat16
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        logits = self.inner(x)
+        return logits if self.autocast is None else -logits
+
+
+def test_only_float32_decides(digits, monkeypatch):
+    model, x, y = digits
+    monkeypatch.setattr(ensemble, "bf16_pays", lambda kind: True)
+    rounding = Rounding(model)
+    attack = Strong(1.0, attacks=["apgd-ce"])
+    x_adv, stand = attack(rounding, x[:20], y[:20]), stands(attack, rounding, x[:20], y[:20])
+    assert torch.equal(model(x_adv).argmax(1) == y[:20], stand) and stand.sum() > 10
+    assert rounding.autocast is torch.bfloat16
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_few_classes(digits, classes):
+    """Fewer targets than nine, and no third or fourth logit to scale with."""
+    model, x, y = digits
+    few = nn.Sequential(model, nn.Linear(10, classes, bias=False))
+    with torch.no_grad():
+        few[1].weight.copy_(torch.eye(10)[:classes])
+    x, y = x[y < classes], y[y < classes]
+    for name in ATTACKS[1:3]:
+        found = Strong(2 * EPS, attacks=[name]).verdicts(few, x, y)
+        assert (found == 0).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_hyperplane_projection_is_the_nearest_in_the_box(norm):
+    generator = torch.Generator().manual_seed(0)
+    t, w = torch.rand(2, 200, 30, generator=generator)
+    w = 2 * w - 1
+    c = 2 * torch.rand(200, generator=generator) - 1
+    d = onto_hyperplane(t, w, c, norm)
+    assert (t + d).min() >= -1e-6 and (t + d).max() <= 1 + 1e-6
+    room = torch.where(-w * c[:, None] > 0, 1 - t, t)
+    possible = (w.abs() * room).sum(1) > c.abs()
+    assert 100 < possible.sum()
+    assert ((w * d).sum(1) + c)[possible].abs().max() < 1e-5
+    # No other point of the hyperplane and the box is nearer: mixtures with random ones are not.
+    order = math.inf if norm == "linf" else 2
+    other = onto_hyperplane(t, w, c, "l2" if norm == "linf" else "linf")
+    assert (d.norm(p=order, dim=1) <= other.norm(p=order, dim=1) + 1e-5)[possible].all()
+
+
+@pytest.mark.parametrize(
+    "wrong, key",
+    [
+        ({"eps": 8 / 255}, "eps=0.03"),
+        ({"eps": 300}, "eps=300"),
+        ({"attacks": ["apgd"]}, "attacks="),
+        ({"attacks": []}, "attacks="),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"patience": 0.5}, "patience=0.5"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(wrong, key):
+    with pytest.raises(ValueError, match=key):
+        Strong(**wrong)
