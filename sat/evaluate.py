@@ -1,5 +1,6 @@
 """Clean and robust accuracy, one flag for each image."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -55,7 +56,8 @@ class Evaluation:
         """All that decides the flags of that attack, to be kept beside them."""
         attack = self.attacks[name]
         kept = {"attack": type(attack).__name__, **asdict(attack), "restarts": self.restarts}
-        return {**kept, "limit": self.limit, "subset_seed": self.subset_seed}
+        kept |= {"limit": self.limit, "subset_seed": self.subset_seed}
+        return json.loads(json.dumps(kept))  # as it is read back
 
 
 @dataclass(frozen=True)

@@ -428,6 +428,19 @@ def test_clean_accuracy_and_worst_case_follow_the_evaluation(sat):
     assert last["robust"]["worst_case"]["accuracy"] == (flags[0] & flags[1]).mean()
 
 
+def test_the_strong_evaluation_is_one_more_attack(sat):
+    first = sat("schedule.epochs=6", "dataset.eps=8").result["last"]
+    tiny = ["evaluation=strong", "evaluation.attacks.strong.attacks=[apgd-ce,apgd-t]"]
+    given = [a for a in TINY if "pgd20" not in a]
+    strong = sat(*given, "schedule.epochs=6", "dataset.eps=8", *tiny, tiny=False)
+    assert strong.code == 0, strong.err
+    robust = strong.result["last"]["robust"]
+    assert robust["strong"]["accuracy"] <= robust["pgd20"]["accuracy"]
+    assert robust["pgd20"] == first["robust"]["pgd20"]
+    again = sat(*given, "schedule.epochs=6", "dataset.eps=8", *tiny, tiny=False)
+    assert "is finished" in again.out
+
+
 def test_an_evaluation_without_checkpoints_is_refused(sat):
     done = sat("record.keep=[]")
     assert done.code == 0 and not list((done.run / "checkpoints").iterdir())
