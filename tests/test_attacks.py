@@ -166,6 +166,11 @@ def test_each_option_changes_the_result(batch):
             assert name == other or not torch.equal(result, against), (name, other)
 
 
+def test_l2_may_exceed_a_pixels_range():
+    """eps 3 in L2 is common for large images; only in L-inf is 255/255 the end."""
+    assert FGSM(765, norm="l2").pgd.eps == PGD(765, norm="l2").eps == 765
+
+
 def test_more_steps_raise_the_loss(batch):
     x, y = batch
     model = network().eval()

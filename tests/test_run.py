@@ -1,6 +1,7 @@
 """The whole program on a tiny run: what it writes, what it refuses, and that it comes back."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,31 @@ def test_accumulated_parts_see_the_noise_of_the_whole_batch(tmp_path):
 
     for parts in (2, 3, 5):
         assert (after(parts) - after(1)).abs().max() < 1e-12
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compilation on a CPU needs g++")
+def test_a_compiled_update_is_the_plain_one():
+    """Attack and update are two graphs of one model: frozen in eval mode, and not frozen."""
+    from torch import nn
+
+    from sat.attacks import PGD
+    from sat.objectives import Adversarial
+    from sat.schedule import Schedule
+    from sat.train import Plan, Trainer
+
+    def after(compiled: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(16, 3)
+        )
+        choices = {"precision": "fp32", "channels_last": False, "compile": compiled}
+        trainer = Trainer(model, PGD(38, 2), Adversarial(), Plan(Schedule(), 1000, 0, choices))
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            trainer.update(torch.rand(8, 1, 4, 4, generator=generator), torch.arange(8) % 3)
+        return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+    assert (after(True) - after(False)).abs().max() < 1e-5
 
 
 def test_it_learns(sat):
@@ -535,6 +561,7 @@ def test_jobs_of_one_process_do_not_lean_on_each_other(sat, tmp_path):
     sweep = sat("-m", "seed=1,0", "activation=relu,silu", root=tmp_path / "sweep")
     alone = sat("seed=0", "activation=silu", root=tmp_path / "alone")
     same = next(run for run in sweep.runs if run.name == alone.run.name)
+    assert len(sweep.runs) == 4
     same_outcome(same, alone.run)
 
 
