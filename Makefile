@@ -34,5 +34,5 @@ status: setup ## list the runs in outputs: finished, running, stopped, failed
 	@$(BIN)/python scripts/report.py --status outputs
 
 clean: ## remove what can be made again; outputs/ and data/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,8 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -65,15 +64,6 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-@contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Progress]:
-    bar = Progress(what, total, done)
-    try:
-        yield bar
-    finally:
-        bar.close()
 
 
 def duration(seconds: float) -> str:

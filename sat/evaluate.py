@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -94,9 +94,6 @@ class Flags:
     clean: Tensor
     robust: Tensor
     seconds: float = 0.0
-
-
-Batches = Callable[[Tensor], Iterator[tuple[Tensor, Tensor, Tensor]]]
 
 
 def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], attack: Any,
