@@ -36,6 +36,8 @@ PATHS = ("dataset.root", "dataset.path", "record.root", "model.weights")
 # What moves no number of a trained model is no part of its identity.
 NOT_IDENTITY = {"dataset.root", "dataset.path", "dataset.workers", "dataset.download"}
 NOT_IDENTITY |= {"dataset.skip_unreadable", "model.weights", "validation.batch_size"}
+# Keys that came later: left at null they change no run's identity.
+NULL_IS_ABSENT = {"validation.limit"}
 PARTIAL = ("activation",)  # built once a layer, by the model
 
 
@@ -128,6 +130,7 @@ def identity(config: Mapping[str, Any]) -> str:
             key: value
             for key, value in config[section].items()
             if f"{section}.{key}" not in NOT_IDENTITY
+            and not (value is None and f"{section}.{key}" in NULL_IS_ABSENT)
             and not (section == "dataset" and key in FOLLOWED)
         }
     if config["schedule"]["decay"] != "step":

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,18 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from sat.draws import Draws, seed_of
+from sat.tally import STANDS, WRONG, Judge, Tally
+
+EVALUATED = ("last", "best", "last_raw")
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Which attacks measure a trained model, each under its own name.
 
-    An image is robust when no restart of the attack fools the model. `limit` takes the first
-    test images of a set with a canonical order, a class-balanced part of any other;
+    An image is robust when no restart of the attack fools the model. `curves` follow robust
+    accuracy over the size or the length of an attack. `checkpoints` may name `best`, `last` and,
+    of a run with weight averaging, `last_raw`, the last weights themselves. `limit` takes the
+    first test images of a set with a canonical order, a class-balanced part of any other;
     `subset_seed` draws another part.
     """
 
     attacks: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
+    checkpoints: tuple[str, ...] = ("last", "best")
     restarts: int = 1
     limit: int | None = None
     subset_seed: int | None = None
@@ -40,10 +46,20 @@ class Evaluation:
                     f"restarts={self.restarts}: attacks.{name} begins at the same point each time;"
                     " write restarts=1, or an attack with random_start=true"
                 )
+        for name, curve in self.curves.items():
+            if not hasattr(curve, "over"):
+                raise ValueError(f"curves.{name}={curve}: is no curve; see evaluation=curves")
+            if name in self.attacks:
+                raise ValueError(f"curves.{name}: an attack has this name; take another")
+        for name in self.judges:
             if not name.replace("_", "").replace(".", "").isalnum() or name == "worst_case":
                 raise ValueError(
-                    f"attacks.{name}: letters, digits, '_' and '.' make a name, but worst_case"
+                    f"{name}: letters, digits, '_' and '.' make a name, but worst_case"
                 )
+        unknown = [name for name in self.checkpoints if name not in EVALUATED]
+        if unknown or not self.checkpoints:
+            known = ", ".join(EVALUATED)
+            raise ValueError(f"checkpoints={list(self.checkpoints)}: choose from {known}")
         if self.subset_seed is not None and self.limit is None:
             raise ValueError(f"subset_seed={self.subset_seed}: draws a part; set limit as well")
 
@@ -52,9 +68,14 @@ class Evaluation:
         """Which test images: `[limit, subset_seed]`, as it is written down."""
         return [self.limit, self.subset_seed]
 
+    @property
+    def judges(self) -> dict[str, Any]:
+        """Attacks and curves by name: all that leaves flags."""
+        return {**self.attacks, **self.curves}
+
     def settings(self, name: str) -> dict[str, Any]:
-        """All that decides the flags of that attack, to be kept beside them."""
-        attack = self.attacks[name]
+        """All that decides the flags of that attack or curve, to be kept beside them."""
+        attack = self.judges[name]
         kept = {"attack": type(attack).__name__, **asdict(attack), "restarts": self.restarts}
         kept |= {"limit": self.limit, "subset_seed": self.subset_seed}
         return json.loads(json.dumps(kept))  # as it is read back
@@ -62,17 +83,20 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Validation:
-    """How `best` is chosen: an attack on the held-out images, every so many epochs."""
+    """How `best` is chosen: an attack on the held-out images, or on `limit` of them, every so many
+    epochs."""
 
     attack: Any = None
     every: float = 1.0
     batch_size: int = 256
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.every < math.inf:
             raise ValueError(f"every={self.every}: is a number of epochs above 0")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
+        for key in ("batch_size", "limit"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
         check_attack("attack", self.attack)
 
 
@@ -87,40 +111,27 @@ def check_attack(key: str, attack: Any) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Flags:
-    """Per image, on the CPU: classified right when clean, and after the attack as well."""
+def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], judge: Judge,
+            seed: int, tally: Tally) -> Tally:  # fmt: skip
+    """Puts every image of `batches`, which yields (indices [B], x [B, C, H, W], y [B]), through the
+    judge's attacks; `tally` has a place for each, and says what is known already.
 
-    clean: Tensor
-    robust: Tensor
-    seconds: float = 0.0
-
-
-def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], attack: Any,
-            seed: int, restarts: int = 1) -> Flags:  # fmt: skip
-    """Attacks every image of `batches`, which yields (indices [B], x [B, C, H, W], y [B]).
-
-    An image that is wrong already, clean or under an earlier restart, is not attacked again. An
-    image's noise depends on its index alone, not on its batch. The model's mode is kept.
+    An image that is wrong when clean is not attacked. An image's noise depends on its index alone,
+    not on its batch. The model's mode is kept.
     """
-    start = time.monotonic()
-    training = model.training
+    training, done = model.training, 0
     model.eval()
-    clean, robust = [], []
     try:
         for indices, x, y in batches:
-            right = _is_right(model, x, y)
-            clean.append(right.clone())
-            for restart in range(restarts):
-                left = right.nonzero()[:, 0]
-                if len(left) == 0:
-                    break
-                draws = Draws(seed_of(seed, "evaluation", restart), indices.to(x.device)[left])
-                right[left] &= _is_right(model, attack(model, x[left], y[left], draws), y[left])
-            robust.append(right)
+            part = tally.part(slice(done, done + len(x)))
+            done += len(x)
+            for fell, *images in zip(*(t.split(256) for t in (part.fell, x, y)), strict=True):
+                fell[(fell == STANDS) & ~_is_right(model, *images).cpu()] = WRONG
+            draws = Draws(seed_of(seed, "evaluation", 0), indices.to(x.device))
+            judge.judge(model, x, y, draws, part)
     finally:
         model.train(training)
-    return Flags(torch.cat(clean).cpu(), torch.cat(robust).cpu(), time.monotonic() - start)
+    return tally
 
 
 @torch.no_grad()
@@ -159,10 +170,25 @@ def accuracy(flags: Tensor) -> dict[str, Any]:
     return {"accuracy": right / max(1, images), "ci95": [low, high], "images": images}
 
 
-def robustness(flags: Flags, attack: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What `result.json` says of one attack."""
+def robustness(tally: Tally, attack: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `result.json` says of one attack; of an ensemble, also what each of its attacks left."""
     own = {key: value for key, value in asdict(attack).items() if key in ("eps", "norm", "steps")}
     if hasattr(attack, "step_size"):
         own["step"] = attack.step_size
-    measured = {**accuracy(flags.robust), "seconds": round(flags.seconds, 3)}
-    return {**measured, **own, "settings": dict(settings)}
+    seconds = round(float(tally.seconds.sum()), 3)
+    measured = {**accuracy(tally.robust), "seconds": seconds, **own}
+    if hasattr(attack, "judge"):
+        measured["attacks"] = members(tally)
+    return {**measured, "settings": dict(settings)}
+
+
+def members(tally: Tally) -> dict[str, dict[str, Any]]:
+    """For each attack of a sequence, in its order: accuracy after it, images that it felled."""
+    return {
+        name: {
+            **accuracy(tally.left_by(k)),
+            "felled": int((tally.fell == k).sum()),
+            "seconds": round(float(tally.seconds[k]), 3),
+        }
+        for k, name in enumerate(tally.names)
+    }

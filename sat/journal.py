@@ -10,14 +10,17 @@ from typing import Any
 
 from sat import checkpoint
 from sat.attacks import Clean
+from sat.attacks.series import judge_of
 from sat.config import Spec
 from sat.console import Progress
 from sat.dashboard import Dashboard
-from sat.data import Data, evaluation_batches
+from sat.data import Data, chunks
+from sat.data.choice import split_part
 from sat.draws import seed_of
 from sat.errors import Diverged, Fault, Refused, Stopped
 from sat.evaluate import measure
 from sat.record import Run, environment
+from sat.tally import Tally
 from sat.train import Trainer
 from sat.weights import shape_of
 
@@ -100,9 +103,11 @@ class Journal:
         """Clean and robust accuracy of the held-out images; the most robust weights are kept."""
         self._tick()
         split, plan = self.data.held_out, trainer.plan
-        batches = indexed(split, range(len(split)), self.validation)
-        seed = seed_of(plan.seed, "validation")
-        flags = measure(trainer.evaluated, batches, self.validation.attack, seed)
+        chosen = split_part(split, self.validation.limit)
+        judge = judge_of(self.validation.attack, 1, self.validation.batch_size)
+        images = chunks(split, chosen, self.validation.batch_size)
+        tally = Tally.new(judge.names, len(chosen))
+        flags = measure(trainer.evaluated, images, judge, seed_of(plan.seed, "validation"), tally)
         clean, robust = (float(f.float().mean()) for f in (flags.clean, flags.robust))
         epoch = round(trainer.plan.epoch(trainer.step), 4)
         self.write(trainer, {"val/clean": clean, "val/robust": robust})
@@ -228,13 +233,3 @@ def same_facts(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def indexed(split: Any, indices: Any, settings: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Batches of a split for `measure`, each with its images' indices."""
-    import torch
-
-    chosen = torch.as_tensor(list(indices))
-    batches = list(evaluation_batches(chosen, settings.batch_size))
-    for batch, (x, y) in zip(batches, split.stream(batches), strict=True):
-        yield batch.indices, x, y

@@ -125,6 +125,22 @@ class Run:
             )
         return content
 
+    def write_partial(self, name: str, settings: dict[str, Any], **arrays: np.ndarray) -> None:
+        """How far a measurement has come; no other settings overwrite it. Its flags replace it."""
+        self.write_flags(self._partial(name, settings), settings, **arrays)
+
+    def read_partial(self, name: str, settings: dict[str, Any]) -> dict[str, np.ndarray] | None:
+        """What a killed measurement of these settings left, or None; raises as `read_flags`."""
+        return self.read_flags(self._partial(name, settings), settings)
+
+    @staticmethod
+    def _partial(name: str, settings: dict[str, Any]) -> str:
+        text = json.dumps(settings, sort_keys=True)
+        return f"{name}.{hashlib.sha256(text.encode()).hexdigest()[:8]}.partial"
+
+    def drop_partial(self, name: str, settings: dict[str, Any]) -> None:
+        (self.flags / f"{self._partial(name, settings)}.npz").unlink(missing_ok=True)
+
     def drop_checkpoints(self, keep: tuple[str, ...]) -> None:
         """What a finished run no longer needs."""
         for path in self.checkpoints.glob("*.pt"):

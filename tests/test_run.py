@@ -422,10 +422,10 @@ def test_stopped_and_resumed_equals_never_stopped(sat, tmp_path, number, code):
 
 
 def test_killed_in_evaluation_keeps_what_was_measured(sat, tmp_path, monkeypatch):
-    from sat import results
+    from sat import examination
 
-    measured, measure = [], results.measure
-    monkeypatch.setattr(results, "measure", lambda *a: measured.append(1) or measure(*a))
+    measured, measure = [], examination.measure
+    monkeypatch.setattr(examination, "measure", lambda *a: measured.append(1) or measure(*a))
     long = ["validation.every=1.5", "schedule.learning_rate=0.1"]
     done = sat(*long, root=tmp_path / "a")
     states = [torch.load(done.run / f"checkpoints/{name}.pt") for name in ("best", "last")]

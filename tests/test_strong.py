@@ -15,6 +15,7 @@ from sat.attacks.strong.apgd import APGD
 from sat.attacks.strong.fab import FAB, onto_hyperplane
 from sat.attacks.strong.square import Square
 from sat.draws import Draws
+from sat.tally import WRONG
 
 EPS = 25.0  # in 1/255, for the digits
 
@@ -164,15 +165,48 @@ def test_an_endless_patience_gives_up_nothing(digits, monkeypatch):
         assert torch.equal(*verdicts[name])
 
 
-def test_progress_counts_every_image_once(digits):
+def test_every_image_is_decided_once_in_each_attack(digits):
     model, x, y = digits
     wrong = y[:20].clone()
     wrong[3] = (wrong[3] + 1) % 10  # wrong when clean
-    told = []
-    found = Strong(EPS, attacks=ATTACKS[:2]).verdicts(model, x[:20], wrong, advance=told.append)
-    assert sum(told) == 20 and found.dtype == torch.int8
-    assert found[3] == 0
-    assert (Strong(EPS, attacks=ATTACKS[:2])(model, x[:20], wrong)[3] == x[3]).all()
+    attack, told = Strong(EPS, attacks=ATTACKS[:2]), []
+    found = attack.verdicts(model, x[:20], wrong)
+    assert found[3] == WRONG and found.dtype == torch.int8
+    assert (attack(model, x[:20], wrong)[3] == x[3]).all()
+    tally = attack._survey(model, x[:20], wrong)
+    tally.begin, tally.changed = (
+        lambda *a: told.append([*a, 0]),
+        lambda n: told[-1].__setitem__(2, told[-1][2] + n),
+    )  # noqa: E501
+    attack.judge(model, x[:20], wrong, Draws(0, torch.arange(20)), tally)
+    assert torch.equal(tally.fell, found)
+    left = 19 - int((found == 0).sum())
+    assert told == [["apgd-ce", 19, 19], ["apgd-t", left, left]]
+
+
+@pytest.mark.parametrize("names", [ATTACKS[:2], ATTACKS[1:2], ATTACKS[2:]])
+def test_a_killed_evaluation_goes_on_to_the_same_verdicts(digits, names):
+    model, x, y = digits
+    x, y, draws = x[:24], y[:24], Draws(5, torch.arange(24))
+    attack = Strong(1.2 * EPS, attacks=names, batch_size=8)
+    whole = attack.verdicts(model, x, y, draws)
+    tally, seen = attack._survey(model, x, y), []
+
+    def kill(images):
+        seen.append(images)
+        if sum(seen) > 9:
+            raise KeyboardInterrupt
+
+    tally.changed = kill
+    with pytest.raises(KeyboardInterrupt):
+        attack.judge(model, x, y, draws, tally)
+    decided = tally.fell.clone(), tally.passed.clone()
+    tally.changed, told = lambda images: None, []
+    tally.begin = lambda name, images: told.append((name, images))
+    attack.judge(model, x, y, draws, tally)
+    assert torch.equal(tally.fell, whole) and len(whole.unique()) > 1
+    assert told[0] == (names[0], 24 - sum(seen)) or sum(seen) >= 24
+    assert torch.equal(tally.fell[decided[0] >= 0], decided[0][decided[0] >= 0])
 
 
 class Masked(nn.Module):

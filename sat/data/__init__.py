@@ -4,7 +4,14 @@ An option of `conf/dataset` is one of the classes here; called with a device and
 makes a `Data`, whose splits turn `Batch`es into images and labels.
 """
 
-from sat.data.batches import Batch, epoch_batches, evaluation_batches, first_images
+from sat.data.batches import (
+    Batch,
+    chunks,
+    epoch_batches,
+    evaluation_batches,
+    first_images,
+    indexed,
+)
 from sat.data.folders import ImageFolder, ImageNet, TinyImageNet
 from sat.data.memory import Digits
 from sat.data.npz import Npz
@@ -27,7 +34,9 @@ __all__ = [
     "Timm",
     "TinyImageNet",
     "UnreadableImage",
+    "chunks",
     "epoch_batches",
     "evaluation_batches",
     "first_images",
+    "indexed",
 ]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sat.draws import seed_of
 
+CHUNK = 2**30  # bytes of images that are attacked together
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -45,6 +47,26 @@ def evaluation_batches(indices: Tensor, batch_size: int) -> Iterator[Batch]:
     """`indices` in their order, without augmentation; the last batch may be smaller."""
     for part in indices.split(batch_size):
         yield Batch(part, None)
+
+
+def indexed(split: Any, indices: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Images of a split by batches: their indices (on the CPU), x and y."""
+    batches = list(evaluation_batches(indices, size))
+    for batch, (x, y) in zip(batches, split.stream(batches), strict=True):
+        yield batch.indices, x, y
+
+
+def chunks(split: Any, indices: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The same by parts of CHUNK bytes, so that an attack sees as many at once as memory allows."""
+    parts, held = [], 0
+    for part in indexed(split, indices, size):
+        parts.append(part)
+        held += part[1].numel() * part[1].element_size()
+        if held >= CHUNK:
+            yield tuple(map(torch.cat, zip(*parts, strict=True)))
+            parts, held = [], 0
+    if parts:
+        yield tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
 def first_images(split: Any, count: int) -> tuple[Tensor, Tensor]:

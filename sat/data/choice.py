@@ -1,5 +1,7 @@
 """Which images are trained on and which are held out: exact stratified choices."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,6 +61,16 @@ def take_limit(labels: Tensor, limit: int | None) -> Tensor:
             f"of each class) to {len(labels)}, or null for all"
         )
     return stratified(labels, limit, torch.Generator().manual_seed(0), least=2)
+
+
+def split_part(split: Any, limit: int | None) -> Tensor:
+    """Ascending indices of `limit` images of a split, every class in proportion, always the same;
+    the first ones where the labels are not known before they are read. None: all."""
+    if limit is None or limit >= len(split):
+        return torch.arange(len(split))
+    if split.labels.min() < 0:
+        return torch.arange(limit)
+    return stratified(split.labels, limit, torch.Generator().manual_seed(0))
 
 
 def held_out_count(holdout: float, images: int) -> int:

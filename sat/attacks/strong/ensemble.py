@@ -1,7 +1,6 @@
 """AutoAttack's standard ensemble (Croce and Hein 2020), organised for speed."""
 
 import math
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.attacks.pgd import check_unit, frozen
+from sat.attacks.series import is_right
 from sat.attacks.strong.apgd import APGD, cross_entropy, targeted_dlr
 from sat.attacks.strong.ball import Ball
 from sat.attacks.strong.fab import FAB
@@ -18,6 +18,7 @@ from sat.attacks.strong.pool import Pool, Search
 from sat.attacks.strong.square import Square
 from sat.draws import Draws, seed_of
 from sat.hardware import bf16_pays
+from sat.tally import WRONG, Tally
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -54,6 +55,10 @@ class Strong:
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.attacks
+
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws | None = None):
         """x [N, C, H, W] in [0, 1] and y [N] -> an adversarial image where one was found, the clean
         one elsewhere; detached, float32. The model is left as it was."""
@@ -62,38 +67,38 @@ class Strong:
         def keep(images: Tensor, points: Tensor) -> None:
             x_adv[images.to(x_adv.device)] = points.to(x_adv.device)
 
-        self._attack(model, x, y, draws, keep)
+        self._run(model, x, y, draws, self._survey(model, x, y), keep)
         return x_adv
 
-    def verdicts(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws | None = None,
-                 advance: Callable[[int], object] | None = None) -> Tensor:  # fmt: skip
-        """For each of N images, int8 on the CPU: -1 if it stands, else which of `attacks` felled it
-        (0 for one that is wrong when clean). `advance(k)` is told of k images decided."""
-        return self._attack(model, x, y, draws, lambda *_: None, advance or (lambda k: None))
+    def verdicts(
+        self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws | None = None
+    ) -> Tensor:
+        """For each of N images, int8 on the CPU: which of `attacks` felled it; STANDS, or WRONG."""
+        tally = self._survey(model, x, y)
+        self._run(model, x, y, draws, tally)
+        return tally.fell
 
-    def _attack(self, model, x, y, draws, keep, advance=lambda k: None) -> Tensor:
+    def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
+        """As `sat.tally.Judge` promises; goes on with what the tally leaves open."""
+        self._run(model, x, y, draws, tally)
+
+    def _run(self, model, x, y, draws, tally, keep=lambda images, points: None) -> None:
         draws = draws or Draws(0, torch.arange(len(x)))
-        verdicts = torch.full((len(x),), -1, dtype=torch.int8)
         patience = math.inf if self.patience is None else self.patience
         with frozen(model, "eval"), _float32(model):
             network = Network(model, self._precision(model), x[:8])
-            right, targets = self._survey(network, x, y)
-            verdicts[~right] = 0
-            advance(int((~right).sum()))
+            targets = self._targets(network, x, y)
             for k, name in enumerate(self.attacks):
 
-                def left(images: Tensor, points: Tensor | None, k: int = k) -> None:
+                def left(images: Tensor, points: Tensor | None) -> None:
                     if points is not None:
-                        verdicts[images] = k
                         keep(images, points)
-                    if points is not None or k == len(self.attacks) - 1:
-                        advance(len(images))
+                    tally.decide(images, torch.full((len(images),), points is None))
 
                 own = Draws(seed_of(draws.key, name), draws.rows.cpu())
-                images = (verdicts == -1).nonzero()[:, 0].tolist()
                 pool = Pool(x, y, targets, own, left, self.batch_size, patience)
-                pool.run(self._search(name, own.key), network, images)
-        return verdicts
+                with tally.attack(k) as images:
+                    pool.run(self._search(name, own.key), network, images.tolist())
 
     def _search(self, name: str, key: int) -> Search:
         ball = Ball(self.eps / 255, self.norm)
@@ -103,22 +108,34 @@ class Strong:
             return APGD(ball, targeted_dlr, rounds=9)
         return FAB(ball, rounds=9) if name == "fab-t" else Square(ball, key)
 
+    def _survey(self, model: nn.Module, x: Tensor, y: Tensor) -> Tally:
+        """All images stand but those that are wrong when clean."""
+        tally, device = Tally.new(self.attacks, len(x)), _device(model)
+        with frozen(model, "eval"), _float32(model):
+            for fell, part, labels in zip(
+                tally.fell.split(256), x.split(256), y.split(256), strict=True
+            ):
+                fell[~is_right(model, part.to(device), labels.to(device)).cpu()] = WRONG
+        return tally
+
     @torch.no_grad()
-    def _survey(self, network: Network, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Which images are right when clean [N], and their targets, the likeliest first [N, T]."""
-        right, targets = [], []
+    def _targets(self, network: Network, x: Tensor, y: Tensor) -> Tensor:
+        """The other classes of each image, the likeliest first [N, T]."""
+        targets = []
         for part, labels in zip(x.split(256), y.split(256), strict=True):
-            labels = labels.to(network.device)
             logits = network.exact(part.to(network.device))
-            right.append((logits.argmax(1) == labels).cpu())
-            others = logits.scatter(1, labels[:, None], -math.inf)
+            own = labels.to(network.device).clamp_min(0)  # -1: unknown, and never right
+            others = logits.scatter(1, own[:, None], -math.inf)
             targets.append(others.argsort(1, descending=True)[:, : min(9, logits.shape[1] - 1)])
-        return torch.cat(right), torch.cat(targets)
+        return torch.cat(targets)
 
     @staticmethod
     def _precision(model: nn.Module) -> torch.dtype | None:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        return torch.bfloat16 if bf16_pays(device.type) else None
+        return torch.bfloat16 if bf16_pays(_device(model).type) else None
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager

@@ -1,0 +1,126 @@
+"""AutoAttack (Croce and Hein 2020) as its authors publish it, in the package `pyautoattack`."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sat.attacks.pgd import check_unit, frozen
+from sat.draws import Draws
+from sat.tally import Tally
+
+log = logging.getLogger("sat")
+VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),  # with the gradient averaged over 20 draws of the model
+}
+
+
+@dataclass(frozen=True)
+class AutoAttack:
+    """The ensemble `version`, worst case per image; `custom` runs the package's `attacks` with its
+    default restarts.
+
+    Batches are those of one call of the package for all images, so the verdicts are its own; the
+    package seeds torch for each of them. What its checks warn of is logged once. `eps` is in 1/255.
+    """
+
+    eps: float = 8.0
+    norm: Literal["linf", "l2"] = "linf"
+    version: Literal["standard", "plus", "rand", "custom"] = "standard"
+    attacks: tuple[str, ...] | None = None
+    batch_size: int = 250
+
+    def __post_init__(self) -> None:
+        check_unit("eps", self.eps)
+        if self.norm == "linf" and self.eps > 255:
+            raise ValueError(f"eps={self.eps}: is above 255/255, the whole range of a pixel")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
+        if (self.version == "custom") != (self.attacks is not None):
+            raise ValueError(
+                f"version={self.version}: attacks={self.attacks}: version=custom runs the attacks"
+                " that are named, any other version its own; write both, or neither"
+            )
+        if self.attacks is not None:
+            object.__setattr__(self, "attacks", tuple(self.attacks))
+            known = VERSIONS["plus"]
+            if not self.attacks or set(self.attacks) - set(known):
+                raise ValueError(f"attacks={list(self.attacks)}: choose from {', '.join(known)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.attacks or VERSIONS[self.version]
+
+    def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
+        """As `sat.tally.Judge` promises. A batch is decided as a whole: one that was begun and not
+        ended is begun again."""
+        with frozen(model, "eval"), torch.random.fork_rng(_gpus(x)), _warnings_logged():
+            package = self._package(model, x, draws.key)
+            for k, name in enumerate(self.names):
+                package.attacks_to_run = [name]
+                with tally.attack(k) as left:
+                    undecided = set(left.tolist())
+                    for images in tally.entered(k).split(self.batch_size):
+                        if undecided.isdisjoint(images.tolist()):
+                            continue
+                        rows = images.to(x.device)
+                        _, found = package.run_standard_evaluation(
+                            x[rows], y[rows], batch_size=self.batch_size
+                        )
+                        tally.decide(images, found == y[rows])
+
+    def _package(self, model: nn.Module, x: Tensor, seed: int) -> Any:
+        from pyautoattack import AutoAttack as Package
+
+        package = Package(
+            model, attacks=list(self.attacks) if self.attacks else None, device=x.device,
+            eps=self.eps / 255, norm={"linf": "Linf", "l2": "L2"}[self.norm],
+            seed=seed, version=self.version,
+        )  # fmt: skip
+        package.verbose = False
+        with torch.no_grad():
+            others = model(x[:1]).shape[1] - 1
+        for part in (package.apgd_targeted, package.fab):
+            part.n_target_classes = min(part.n_target_classes, others)
+        return package
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws | None = None):
+        """x [N, C, H, W] in [0, 1] and y [N] -> adversarial images where the model is fooled."""
+        with frozen(model, "eval"), torch.random.fork_rng(_gpus(x)), _warnings_logged():
+            package = self._package(model, x, draws.key if draws else 0)
+            return package.run_standard_evaluation(x, y, batch_size=self.batch_size)[0]
+
+
+def _gpus(x: Tensor) -> list[torch.device]:
+    return [x.device] if x.device.type == "cuda" else []
+
+
+class _Once(logging.Handler):
+    """Passes each message on to this program's log once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (text := record.getMessage()) not in self.said:
+            self.said.add(text)
+            log.warning("autoattack: %s", text)
+
+
+@contextmanager
+def _warnings_logged() -> Iterator[None]:
+    theirs, handler = logging.getLogger("auto-attack"), _Once()
+    before, theirs.propagate = theirs.propagate, False
+    theirs.addHandler(handler)
+    try:
+        yield
+    finally:
+        theirs.removeHandler(handler)
+        theirs.propagate = before

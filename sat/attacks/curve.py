@@ -1,0 +1,57 @@
+"""Robust accuracy along a growing attack: over the size of the ball, or over the steps taken."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor, nn
+
+from sat.attacks.pgd import PGD
+from sat.attacks.series import Series
+from sat.draws import Draws
+from sat.tally import Tally
+
+
+@dataclass(frozen=True)
+class Curve:
+    """`attack` at each of `values`, ascending: multiples of its eps, or numbers of steps.
+
+    A point of a smaller ball lies in the larger one, and who may take more steps may take fewer:
+    an image that fell stays fallen, so a curve never rises.
+    """
+
+    attack: PGD
+    over: Literal["eps", "steps"]
+    values: tuple[float, ...]
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        values = tuple(self.values)
+        object.__setattr__(self, "values", values)
+        if not isinstance(self.attack, PGD):
+            raise ValueError(f"attack={self.attack}: curves are drawn with attack=pgd")
+        if not values or list(values) != sorted(set(values)) or values[0] < 0:
+            raise ValueError(f"values={list(values)}: must ascend, from 0 or above")
+        if self.over == "steps" and any(v != int(v) or v < 1 for v in values):
+            raise ValueError(f"values={list(values)}: steps are whole numbers from 1 on")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
+        assert self.attacks  # their checks are ours
+
+    @property
+    def attacks(self) -> list[PGD]:
+        """One for each value."""
+        if self.over == "steps":
+            return [replace(self.attack, steps=int(value)) for value in self.values]
+        return [replace(self.attack, eps=value * self.attack.eps) for value in self.values]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"{self.over}={getattr(attack, self.over):g}" for attack in self.attacks)
+
+    def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
+        attacks = [attack if attack.eps else _nothing for attack in self.attacks]
+        Series(self.names, attacks, self.batch_size).judge(model, x, y, draws, tally)
+
+
+def _nothing(model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    return x

@@ -1,0 +1,45 @@
+"""Attacks one after the other, each on what the ones before have left."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sat.draws import Draws, seed_of
+from sat.tally import Judge, Tally
+
+
+@dataclass(frozen=True)
+class Series:
+    """Plain attacks (`attack(model, x, y, draws) -> x_adv`) in their order, by batches of the
+    images that still stand; each attack has random numbers of its own."""
+
+    names: tuple[str, ...]
+    attacks: Sequence[Any]
+    batch_size: int
+
+    def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
+        for k, attack in enumerate(self.attacks):
+            key = draws.key if k == 0 else seed_of(draws.key, "series", k)
+            own = Draws(key, draws.rows.to(x.device))
+            with tally.attack(k) as left:
+                for images in left.split(self.batch_size):
+                    rows = images.to(x.device)
+                    x_adv = attack(model, x[rows], y[rows], own[rows])
+                    tally.decide(images, is_right(model, x_adv, y[rows]))
+
+
+def judge_of(attack: Any, restarts: int, batch_size: int) -> Judge:
+    """The attack itself, if it judges; else as many restarts of it."""
+    if hasattr(attack, "judge"):
+        return attack
+    names = tuple(f"restart {k + 1}" for k in range(restarts))
+    return Series(names, [attack] * restarts, batch_size)
+
+
+@torch.no_grad()
+def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Which images [B] are classified as their labels say."""
+    return model(x).argmax(1) == y

@@ -1,0 +1,191 @@
+"""The trusted ensemble: the package's own verdicts, kept attack by attack, resumable."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sat.attacks import PGD, AutoAttack
+from sat.draws import Draws
+from sat.tally import STANDS, WRONG, Tally
+
+EPS = 25.0  # in 1/255, for the digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """A small network trained on digits for a moment, and 40 test images, some of them wrong."""
+    from sklearn.datasets import load_digits
+
+    torch.manual_seed(0)
+    images, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(images))
+    x = (torch.tensor(images).float() / 16).view(-1, 1, 8, 8)[order]
+    y = torch.tensor(labels)[order]
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(512, 10)
+    )
+    optimizer, attack = torch.optim.Adam(model.parameters(), 3e-3), PGD(EPS, 1)
+    for k, part in enumerate(torch.arange(1400).split(50)):
+        x_adv = attack(model, x[part], y[part], Draws(k, part))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x_adv), y[part]).backward()
+        optimizer.step()
+    return model.eval(), x[1400:1440], y[1400:1440]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Fewer queries and steps than the package's 5,000 and 100."""
+    from pyautoattack import autoattack
+
+    monkeypatch.setattr(autoattack, "SquareAttack", shorter(autoattack.SquareAttack, n_queries=60))
+    for name in ("APGDAttack", "APGDAttack_targeted", "FABAttack_PT"):
+        monkeypatch.setattr(autoattack, name, shorter(getattr(autoattack, name), n_iter=5))
+    versions = autoattack.AutoAttack._set_version
+
+    def capped(self, version):
+        versions(self, version)
+        self.square.n_queries = 60
+
+    monkeypatch.setattr(autoattack.AutoAttack, "_set_version", capped)
+
+
+def shorter(kind, **changes):
+    def build(*args, **given):
+        return kind(*args, **{**given, **changes})
+
+    return build
+
+
+def surveyed(attack, model, x, y):
+    tally = Tally.new(attack.names, len(x))
+    tally.fell[model(x).argmax(1) != y] = WRONG
+    return tally
+
+
+@pytest.mark.parametrize("norm, eps", [("linf", EPS), ("l2", 4 * EPS)])
+def test_the_verdicts_are_those_of_one_call_of_the_package(digits, norm, eps):
+    from pyautoattack import AutoAttack as Package
+
+    model, x, y = digits
+    attack = AutoAttack(eps, norm, batch_size=9)
+    tally = surveyed(attack, model, x, y)
+    attack.judge(model, x, y, Draws(7, torch.arange(len(x))), tally)
+    package = Package(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps / 255, seed=7)
+    _, found = package.run_standard_evaluation(x, y, batch_size=9)
+    assert torch.equal(tally.robust, found == y)
+    assert 0 < tally.robust.sum() < tally.clean.sum() < len(x)
+    assert len(tally.fell[tally.fell >= 0].unique()) > 1  # more than one attack felled
+
+
+def test_versions_and_custom_attacks(digits, monkeypatch):
+    model, x, y = digits
+    x, y = x[:6], y[:6]
+    ran = []
+    from pyautoattack import autoattack
+
+    for name in ("APGDAttack", "APGDAttack_targeted", "FABAttack_PT", "SquareAttack"):
+
+        class Noted:
+            eot_iter, n_target_classes, n_restarts, n_queries, targeted = 1, 9, 1, 1, False
+            loss, seed = None, None
+
+            def __init__(self, *a, label=name, **k):
+                self.label = label
+
+            def perturb(self, x, y):
+                ran.append(f"{self.label}:{self.loss}:{self.targeted}:{self.eot_iter}")
+                return x
+
+        monkeypatch.setattr(autoattack, name, Noted)
+    expected = {
+        "standard": ["APGDAttack:ce:False:1", "APGDAttack_targeted:None:False:1",
+                     "FABAttack_PT:None:True:1", "SquareAttack:None:False:1"],
+        "plus": ["APGDAttack:ce:False:1", "APGDAttack:dlr:False:1", "FABAttack_PT:None:False:1",
+                 "SquareAttack:None:False:1", "APGDAttack_targeted:None:False:1",
+                 "FABAttack_PT:None:True:1"],
+        "rand": ["APGDAttack:ce:False:20", "APGDAttack:dlr:False:20"],
+        "custom": ["SquareAttack:None:False:1"],
+    }  # fmt: skip
+    for version, calls in expected.items():
+        attack = AutoAttack(
+            EPS, version=version, attacks=("square",) * (version == "custom") or None
+        )
+        tally = Tally.new(attack.names, len(x))
+        attack.judge(model, x, y, Draws(0, torch.arange(6)), tally)
+        assert ran == calls and (tally.fell[model(x).argmax(1) == y] == STANDS).all()
+        assert (tally.passed[tally.robust] == len(calls)).all()
+        ran.clear()
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_verdicts(digits):
+    model, x, y = digits
+    attack, draws = AutoAttack(EPS, batch_size=7), Draws(3, torch.arange(len(x)))
+    whole = surveyed(attack, model, x, y)
+    attack.judge(model, x, y, draws, whole)
+    tally, decided = surveyed(attack, model, x, y), []
+
+    def kill(images):
+        decided.append(images)
+        if len(decided) == 7:
+            raise KeyboardInterrupt
+
+    tally.changed = kill
+    with pytest.raises(KeyboardInterrupt):
+        attack.judge(model, x, y, draws, tally)
+    begun = []
+    tally.changed, tally.begin = lambda n: None, lambda name, images: begun.append((name, images))
+    attack.judge(model, x, y, draws, tally)
+    assert torch.equal(tally.fell, whole.fell) and (tally.passed == whole.passed).all()
+    first = int(whole.clean.sum())
+    assert first > 14 and sum(decided) > first  # it was killed in the second attack
+    assert begun[0][0] == "apgd-t" and begun[0][1] < first - int((whole.fell == 0).sum())
+
+
+def test_generators_and_model_are_left_as_they_were(digits):
+    model, x, y = digits
+    before, modes = torch.get_rng_state(), [p.requires_grad for p in model.parameters()]
+    x_adv = AutoAttack(EPS, version="custom", attacks=("apgd-ce",))(model, x[:5], y[:5])
+    assert torch.equal(torch.get_rng_state(), before) and x_adv.shape == x[:5].shape
+    assert ((x_adv - x[:5]).abs() <= EPS / 255 + 1e-6).all()
+    assert [p.requires_grad for p in model.parameters()] == modes
+
+
+def test_what_the_package_warns_of_is_logged_once(digits, caplog):
+    model, x, y = digits
+    probabilities = nn.Sequential(model, nn.Softmax(1))
+    attack = AutoAttack(EPS, version="custom", attacks=("square",), batch_size=5)
+    tally = surveyed(attack, model, x, y)
+    import logging
+
+    logging.getLogger("sat").propagate = True
+    attack.judge(probabilities, x, y, Draws(0, torch.arange(len(x))), tally)
+    assert caplog.text.count("probability distribution") == 1
+
+
+def test_few_classes_have_fewer_targets(digits):
+    model, x, y = digits
+    few = nn.Sequential(model, nn.Linear(10, 5, bias=False))
+    with torch.no_grad():
+        few[1].weight.copy_(torch.eye(10)[:5])
+    x, y = x[y < 5][:6], y[y < 5][:6]
+    attack = AutoAttack(2 * EPS, version="custom", attacks=("apgd-t", "fab-t"))
+    tally = surveyed(attack, few, x, y)
+    attack.judge(few, x, y, Draws(0, torch.arange(len(x))), tally)
+    assert (tally.fell >= 0).any()
+
+
+@pytest.mark.parametrize(
+    "wrong, key",
+    [
+        ({"eps": 8 / 255}, "eps=0.03"),
+        ({"version": "custom"}, "version=custom"),
+        ({"attacks": ["square"]}, "version=standard"),
+        ({"version": "custom", "attacks": ["pgd"]}, "attacks="),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(wrong, key):
+    with pytest.raises(ValueError, match=key):
+        AutoAttack(**wrong)
