@@ -14,7 +14,7 @@ import os
 import re
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
@@ -191,13 +191,20 @@ def build(node: Any, path: str, partial_: bool = False) -> tuple[Any, dict[str, 
         if key not in node:
             if parameters[key].default is inspect.Parameter.empty:
                 raise Refused(f"{where}: is missing; write {where}=...")
-            node[key] = parameters[key].default
+            node[key] = _default(cls, parameters[key])
         values[key], typed[key] = _value(node[key], hints[key], where)
     try:
         built = cls(**values)
     except ValueError as error:
         raise Refused(f"{path}.{error}") from error
     return (partial(cls, **values) if partial_ else built), typed
+
+
+def _default(cls: type, parameter: inspect.Parameter) -> Any:
+    """What an argument is when it is not given; a dataclass may make its default anew."""
+    made = {f.name: f.default_factory for f in fields(cls)} if is_dataclass(cls) else {}
+    factory = made.get(parameter.name, MISSING)
+    return parameter.default if factory is MISSING else factory()
 
 
 def _value(given: Any, hint: Any, where: str) -> tuple[Any, Any]:
