@@ -29,7 +29,7 @@ from sat.errors import Refused, refusing
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 SECTIONS = "dataset activation attack model schedule objective validation evaluation record".split()
-SCALARS = {"seed": int, "device": str}
+SCALARS = {"seed": int, "device": str, "evaluate": str | None}
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
 FOLLOWED = {"eps": float, "norm": Literal["linf", "l2"], "depth": int, "width": float}
 PATHS = ("dataset.root", "dataset.path", "record.root", "model.weights")
@@ -63,6 +63,11 @@ class Spec:
         """Where the model starts from: a run directory or a file of weights."""
         return self.config["model"].get("weights")
 
+    @property
+    def evaluate(self) -> str | None:
+        """A file of weights that are measured as they are; a run directory has become a spec."""
+        return self.config["evaluate"]
+
     def asked_again(self) -> "Spec":
         """The same run, not to be begun afresh a second time."""
         record = replace(self.parts["record"], fresh=False)
@@ -73,9 +78,12 @@ class Spec:
         return yaml.safe_dump(dict(self.config), sort_keys=False)
 
 
-def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """The composed config as plain data, interpolations resolved."""
+def resolve(cfg: DictConfig, under: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The composed config as plain data, interpolations resolved; what stands in `under` takes the
+    place of what was composed, and interpolations follow it."""
     try:
+        if under is not None:
+            cfg = OmegaConf.create({**OmegaConf.to_container(cfg, resolve=False), **under})
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise Refused(one_line(error)) from error
@@ -91,6 +99,8 @@ def check(plain: Mapping[str, Any]) -> Spec:
     config: dict[str, Any] = {"choices": choices}
     for key, hint in SCALARS.items():
         config[key] = convert(plain.get(key), hint, key)
+    if config["evaluate"] is not None:
+        config["evaluate"] = os.path.expanduser(config["evaluate"])
     if not 0 <= config["seed"] < 2**31:
         raise Refused(f"seed={config['seed']}: must be from 0 to {2**31 - 1}")
     parts = {}
@@ -108,7 +118,7 @@ def check(plain: Mapping[str, Any]) -> Spec:
             beside = {"weights": convert(node.pop("weights", None), str | None, "model.weights")}
         parts[section], typed = build(node, section, partial_=section in PARTIAL)
         config[section] = {**typed, **beside}
-    digest = identity(config)
+    digest = identity(config) if config["evaluate"] is None else weights_identity(config)
     return Spec(
         seed=config["seed"],
         device=config["device"],
@@ -143,6 +153,13 @@ def identity(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def weights_identity(config: Mapping[str, Any]) -> str:
+    """The same for weights of a file: no training has a part in it."""
+    untrained = {"attack": {}, "schedule": {"decay": "step"}, "objective": {}, "validation": {}}
+    digest = _file_digest(config["evaluate"], "evaluate")
+    return identity({**config, **untrained, "seed": digest})
+
+
 def data_name(dataset: Mapping[str, Any]) -> str | None:
     """What a set of the user's own is called: its `name`, else the last part of its place."""
     if "name" not in dataset:
@@ -154,13 +171,13 @@ def data_name(dataset: Mapping[str, Any]) -> str | None:
     return Path(dataset.get("root") or "data").resolve().name
 
 
-def _file_digest(weights: str) -> str:
+def _file_digest(weights: str, key: str = "model.weights") -> str:
     from sat.record import weights_file
 
     try:
         return hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
     except OSError as error:
-        raise Refused(f"model.weights={weights}: {error.strerror or error}") from error
+        raise Refused(f"{key}={weights}: {error.strerror or error}") from error
 
 
 def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
@@ -173,7 +190,10 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
     if "alpha" in activation:
         act += f"{activation['alpha']:g}"
     att = choices.get("attack", "attack") + str(attack.get("steps", ""))
-    name = "-".join([dataset, network, act, att, f"s{config['seed']}"])
+    trained = [att, f"s{config['seed']}"]
+    if config["evaluate"] is not None:
+        trained = ["weights", Path(config["evaluate"]).stem]
+    name = "-".join([dataset, network, act, *trained])
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:120]
 
 
