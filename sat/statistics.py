@@ -24,7 +24,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """`{"mean", "sd", "n", "ci95"}` of one number a seed.
 
     `sd` is the sample's (ddof 1); `ci95` is Student's (1908) interval of the mean, over the seeds
-    that might have been drawn, on these same images. One seed says nothing of either: both are None.
+    that might have been drawn, on these same images. One seed says nothing of either: None.
     """
     given = np.asarray(values, dtype=np.float64)
     if given.ndim != 1 or len(given) == 0 or not np.isfinite(given).all():
