@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,16 @@ def test_compare_doubts_images_that_the_digest_cannot_tell(write, report):
     assert code == 0 and "only name, classes and size" not in out
 
 
+class Trap:
+    """What a pickle may do: makes a folder as it is loaded."""
+
+    def __init__(self, folder: Path):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
 def damage(run: Path, how: str) -> None:
     path, images = run / "flags" / "best-pgd20.npz", np.arange(100)
     content = {"settings": np.array(json.dumps(PGD)), "indices": images, "seconds": 1.0}
@@ -165,7 +176,7 @@ def damage(run: Path, how: str) -> None:
         case "cut":
             path.write_bytes(path.read_bytes()[:200])
         case "pickle":
-            np.savez(path, **{**content, "robust": np.array([None] * 100)})
+            np.savez(path, **{**content, "robust": np.array([Trap(run / "executed")])})
         case "short":
             np.savez(path, **{**content, "robust": first(40)[:-1]})
         case "counts":
@@ -207,6 +218,7 @@ def test_compare_refuses_in_one_line(write, report, how, line):
     for pair in ((a, b), (b, a)):
         code, out = report("--compare", *pair)
         assert code == 2 and out.count("\n") == 1 and line in out and str(b) in out, out
+    assert not (b / "executed").exists()
 
 
 def test_compare_refuses_runs_without_a_common_image(write, report):
