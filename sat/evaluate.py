@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sat.draws import Draws, seed_of
+from sat.statistics import wilson
 from sat.tally import STANDS, WRONG, Judge, Tally
 
 EVALUATED = ("last", "best", "last_raw")
+TAKEN = ("clean", "worst_case")  # no names of attacks: results hold them beside these
 
 
 @dataclass(frozen=True)
@@ -151,16 +153,6 @@ def float32(model: nn.Module) -> Iterator[None]:
     finally:
         model.autocast, torch.backends.cudnn.allow_tf32 = before, cudnn
         torch.set_float32_matmul_precision(matmul)
-
-
-def wilson(right: int, images: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927)."""
-    if images == 0:
-        return 0.0, 1.0
-    z, p = 1.959963984540054, right / images
-    centre = (p + z * z / (2 * images)) / (1 + z * z / images)
-    half = z / (1 + z * z / images) * math.sqrt(p * (1 - p) / images + z * z / (4 * images**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def accuracy(flags: Tensor) -> dict[str, Any]:

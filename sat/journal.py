@@ -208,13 +208,15 @@ class Journal:
 def facts_of(data: Data) -> dict[str, Any]:
     """What tells two image sets of the same name apart."""
     splits = {name: getattr(data, name) for name in ("train", "held_out", "test")}
-    digest = hashlib.sha256("\n".join(data.classes).encode())
-    for split in splits.values():
-        digest.update(split.labels.numpy().tobytes())
-        digest.update(split.sample())
+    names = hashlib.sha256("\n".join(data.classes).encode())
+    digest, test = names, names.copy()
+    for name, split in splits.items():
+        for told in (digest, test) if name == "test" else (digest,):
+            told.update(split.labels.numpy().tobytes())
+            told.update(split.sample())
     counts = {name: len(split) for name, split in splits.items()}
     facts = {"name": data.name, "classes": len(data.classes), **counts}
-    return {**facts, "content": digest.hexdigest()[:8]}
+    return {**facts, "content": digest.hexdigest()[:8], "test_content": test.hexdigest()[:8]}
 
 
 def same_facts(before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -225,7 +227,7 @@ def same_facts(before: dict[str, Any], now: dict[str, Any]) -> None:
             f" {now['hash']}); move it away, or start over with record.fresh=true"
         )
     for key, value in now["dataset"].items():
-        if (was := before["dataset"].get(key)) != value:
+        if (was := before["dataset"].get(key, value)) != value:
             raise Refused(
                 f"dataset.name={now['dataset']['name']}: the run of this name was begun with other"
                 f" images ({key}: {was}, now {value}); give this set another dataset.name"

@@ -44,8 +44,13 @@ def recalled(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:
         return config.check(composed(cfg, own, choices, overrides))
     refuse_changes(overrides, place, set())
     root = directory.resolve().parent
-    if any(key_of(o) == "record.root" for o in overrides) and Path(cfg.record.root).resolve() != root:
-        raise Refused(f"record.root={cfg.record.root}: the run to evaluate lives in {root}; drop it")
+    if (
+        any(key_of(o) == "record.root" for o in overrides)
+        and Path(cfg.record.root).resolve() != root
+    ):
+        raise Refused(
+            f"record.root={cfg.record.root}: the run to evaluate lives in {root}; drop it"
+        )
     plain = composed(cfg, own, choices, overrides)
     plain["evaluate"] = plain["model"]["weights"] = None  # they are in the run's checkpoints
     plain["record"]["root"] = str(directory.parent)

@@ -97,7 +97,7 @@ class Run:
 
     def write_flags(self, name: str, settings: dict[str, Any], **flags: np.ndarray) -> None:
         """Per test image: what was classified right; the attack's settings are kept inside."""
-        self.flags.mkdir(exist_ok=True)
+        (self.flags / name).parent.mkdir(parents=True, exist_ok=True)
         content = {"settings": np.array(json.dumps(settings, sort_keys=True)), **flags}
         checkpoint.write_whole(
             self.flags / f"{name}.npz", lambda file: np.savez_compressed(file, **content)
@@ -112,7 +112,7 @@ class Run:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 content = {key: file[key] for key in file.files}
                 before = json.loads(str(content.pop("settings")))
         except Exception as error:  # zipfile, NumPy and json each have their own
@@ -136,10 +136,14 @@ class Run:
     @staticmethod
     def _partial(name: str, settings: dict[str, Any]) -> str:
         text = json.dumps(settings, sort_keys=True)
-        return f"{name}.{hashlib.sha256(text.encode()).hexdigest()[:8]}.partial"
+        return f"partial/{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def drop_partial(self, name: str, settings: dict[str, Any]) -> None:
-        (self.flags / f"{self._partial(name, settings)}.npz").unlink(missing_ok=True)
+        file = self.flags / f"{self._partial(name, settings)}.npz"
+        if file.exists():
+            file.unlink()
+            if not any(file.parent.iterdir()):
+                file.parent.rmdir()
 
     def drop_checkpoints(self, keep: tuple[str, ...]) -> None:
         """What a finished run no longer needs."""

@@ -1,4 +1,9 @@
-"""Reads run directories: `python scripts/report.py --status outputs` lists their states."""
+"""Reads run directories and changes nothing:
+
+python scripts/report.py outputs                    # configurations, averaged over seeds
+python scripts/report.py --status outputs           # finished, running, stopped, failed
+python scripts/report.py --compare RUN_A RUN_B      # image by image, with a paired test
+"""
 
 import argparse
 import json
@@ -6,9 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from compare import compare
+from seeds import over_seeds_table, read_run
+from yaml import YAMLError
+
 from sat.checkpoint import read
 from sat.console import duration, table
-from sat.record import is_running, read_result
+from sat.errors import Refused
+from sat.record import CHECKPOINTS, is_running, read_result
 from sat.results import percent
 
 
@@ -66,22 +76,68 @@ def progress(run: Path) -> str:
     return f"{epoch}, {saved}"
 
 
+def states(runs: list[Path], root: Path) -> str:
+    """The table of --status, and how many runs are in each state."""
+    rows = [row(run, root) for run in runs]
+    listed = [row[1] for row in rows]
+    counts = ", ".join(f"{listed.count(state)} {state}" for state in dict.fromkeys(listed))
+    head = ["run", "status", "clean", "robust (best)", "time or progress"]
+    return f"{table(head, rows)}\n{counts}"
+
+
+def averages(runs: list[Path], root: Path) -> str:
+    """Configurations over seeds, of finished runs; the others are named below."""
+    finished, others = [], []
+    for run in runs:
+        name = str(run.relative_to(root)) if run != root else run.name
+        state, result = status(run)
+        try:
+            if state == "finished":
+                finished.append(read_run(run, name, result))
+            else:
+                others.append(": ".join([name, state, *filter(None, [result.get("error")])]))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError) as error:
+            fault = " ".join(f"{type(error).__name__}: {error}".split())
+            others.append(f"{name}: can't be read ({fault})")
+    parts = [over_seeds_table(finished) if finished else "no finished run"]
+    if others:
+        parts.append("\n".join(["Not in the table:", *(f"  {line}" for line in others)]))
+    return "\n\n".join(parts)
+
+
+def report(arguments: argparse.Namespace) -> str:
+    """What the command line asks for. Raises Refused where it can't be had."""
+    if arguments.compare:
+        if arguments.outputs or arguments.status:
+            raise Refused(
+                "--compare: takes two runs, and neither a folder nor --status beside them"
+            )
+        return compare(*arguments.compare, arguments.checkpoint or "best")
+    if arguments.checkpoint:
+        raise Refused(f"--checkpoint {arguments.checkpoint}: belongs to --compare")
+    if (root := arguments.outputs) is None:
+        raise Refused("no folder is named; name the record.root of your runs: outputs")
+    if not root.is_dir():
+        raise Refused(f"{root}: no such folder; name the record.root of your runs")
+    if not (runs := runs_in(root)):
+        raise Refused(f"{root}: holds no run; a run's directory has a config.yaml")
+    return states(runs, root) if arguments.status else averages(runs, root)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("outputs", type=Path, help="a folder of runs (record.root), or one run")
-    parser.add_argument("--status", action="store_true", help="list the runs and their state")
-    arguments = parser.parse_args()
-    if not arguments.outputs.is_dir():
-        print(f"{arguments.outputs}: no such folder; name the record.root of your runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    say = parser.add_argument
+    say("outputs", type=Path, nargs="?", help="a folder of runs (record.root), or one run")
+    say("--status", action="store_true", help="list the runs and their state")
+    say("--compare", type=Path, nargs=2, metavar=("RUN_A", "RUN_B"), help="two run directories")
+    say("--checkpoint", choices=CHECKPOINTS, help="which is compared (best)")
+    try:
+        print(report(parser.parse_args()))
+    except Refused as error:
+        print(error)
         return 2
-    runs = runs_in(arguments.outputs)
-    if not runs:
-        print(f"{arguments.outputs}: holds no run; a run's directory has a config.yaml")
-        return 2
-    rows = [row(run, arguments.outputs) for run in runs]
-    print(table(["run", "status", "clean", "robust (best)", "time or progress"], rows))
-    states = [row[1] for row in rows]
-    print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
     return 0
 
 
