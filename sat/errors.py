@@ -30,11 +30,13 @@ class Stopped(Exception):
 
 
 @contextmanager
-def refusing(prefix: str) -> Iterator[None]:
-    """What a part refuses while it is set up, as a `Refused` whose line names the whole key."""
+def refusing(prefix: str, **keys: str) -> Iterator[None]:
+    """What a part refuses while it is set up, as a `Refused` whose line names the whole key; `keys`
+    are called otherwise here: `weights="evaluate"`."""
     try:
         yield
     except Refused:
         raise
     except ValueError as error:
-        raise Refused(f"{prefix}{error}") from error
+        key, equals, rest = str(error).partition("=")
+        raise Refused(f"{prefix}{keys.get(key, key)}{equals}{rest}") from error

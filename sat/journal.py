@@ -19,6 +19,7 @@ from sat.data.choice import split_part
 from sat.draws import seed_of
 from sat.errors import Diverged, Fault, Refused, Stopped
 from sat.evaluate import measure
+from sat.hardware import THREADS
 from sat.record import Run, environment
 from sat.tally import Tally
 from sat.train import Trainer
@@ -170,19 +171,10 @@ class Journal:
     def result(self, trainer: Trainer, status: str, **more: Any) -> dict[str, Any]:
         """All of `result.json` that is known before the test set is touched."""
         config, images = self.spec.config, trainer.step * trainer.plan.schedule.batch_size
-        swap = trainer.model.swap
         return {
-            "name": self.spec.name,
-            "hash": self.spec.hash,
+            **self.untrained(trainer.model),
             "status": status,
             **more,
-            "seed": self.spec.seed,
-            "environment": environment(trainer.device),
-            "dataset": self.facts["dataset"],
-            "test_images": len(self.data.test),
-            "parameters": sum(p.numel() for p in trainer.model.parameters()),
-            "activation": {"option": config["choices"].get("activation"), **config["activation"],
-                           "swapped": swap.swapped, "gates": list(swap.gates)},
             "attack": {"option": config["choices"].get("attack"), **config["attack"]},
             "choices": trainer.plan.choices,
             "steps": trainer.step,
@@ -196,6 +188,30 @@ class Journal:
                 "held_out": {key: self.best[key] for key in ("clean", "robust")},
             },
             "last": {"step": trainer.step, "epoch": round(trainer.plan.epoch(trainer.step), 4)},
+        }  # fmt: skip
+
+    def untrained(self, model: Any) -> dict[str, Any]:
+        """The same for weights of a file, of whose training nothing is known."""
+        config = self.spec.config
+        return {
+            "name": self.spec.name,
+            "hash": self.spec.hash,
+            "status": "trained",
+            "seed": self.spec.seed,
+            "environment": environment(model.mean.device),
+            "dataset": self.facts["dataset"],
+            "test_images": len(self.data.test),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "activation": {"option": config["choices"].get("activation"), **config["activation"],
+                           "swapped": model.swap.swapped, "gates": list(model.swap.gates)},
+            "attack": None,
+            "choices": {"threads": THREADS},
+            "steps": 0,
+            "images": 0,
+            "wall_seconds": 0.0,
+            "images_per_second": None,
+            "best": None,
+            "last": {"step": 0, "epoch": 0.0},
         }  # fmt: skip
 
     def _tick(self) -> None:

@@ -59,7 +59,9 @@ def covers(result: dict[str, Any], directory: Path, evaluation: Evaluation) -> b
 
     Raises Refused when it does not and no checkpoint is left to measure.
     """
-    asked = [which for which in evaluation.checkpoints if which in FILES]
+    asked = list(evaluation.checkpoints)
+    if result["best"] is None:  # weights of a file: there is one set
+        asked = [which for which in asked if which != "best"] or ["last"]
     kept = [w for w in asked if (directory / "checkpoints" / FILES[w]).exists()]
     done = all(part_covers(result.get(which) or {}, evaluation) for which in kept or asked)
     if not done and not kept:
@@ -100,6 +102,8 @@ def conclude(
     exam.check_names()
     dashboard = Dashboard(run.directory)
     for which in spec.evaluation.checkpoints:
+        if which == "best" and result["best"] is None:  # weights of a file: there is one set
+            continue
         if (part := exam.of(which, twin(result, which))) is None:
             log.warning("%s: its checkpoint was not kept (record.keep)", which)
             continue
@@ -165,7 +169,7 @@ def summary(result: dict[str, Any]) -> str:
     """The table at the end of a run: clean and under each attack, with intervals."""
     rows = []
     for which, part in measured(result).items():
-        label = f"{which} (epoch {part['epoch']:.1f})"
+        label = f"{which} (epoch {part['epoch']:.1f})" if part["step"] else "weights"
         for name, entry in {"clean": part["clean"], **part["robust"]}.items():
             rows.append([label, name, f"{entry['images']:,}", percent(entry)])
             label = ""

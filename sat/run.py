@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sat import config, console, sweep
 from sat.config import CONF, Spec
 from sat.errors import Diverged, Fault, Refused, Stopped, refusing
+from sat.recall import recalled
 
 log = logging.getLogger("sat")
 
@@ -38,6 +39,9 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
         data = spec.dataset(device, spec.seed)
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
+    if spec.evaluate is not None:
+        with refusing("", weights="evaluate"):
+            weights.load_weights(model, spec.evaluate, spec.normalisation)
     with refusing("schedule."):
         build_optimizer(model, spec.schedule)
     if not (Path(spec.record.root) / spec.name / "checkpoints").exists():
@@ -47,8 +51,20 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
     with record.claim(spec.record, spec.name, spec.yaml()) as run:
         result = results.usable(run.result(), run.directory)
         if result is None:
-            result = {"overrides": overrides, **train(spec, run, model, data)}
+            obtain = train if spec.evaluate is None else taken_over
+            result = {"overrides": overrides, **obtain(spec, run, model, data)}
         return results.conclude(spec, run, model, data, result)
+
+
+def taken_over(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
+    """A run of no steps, whose checkpoint holds the weights of a file."""
+    from sat import checkpoint
+    from sat.journal import Journal
+
+    journal = Journal(spec, run, data)
+    state = {"step": 0, "model": model.state_dict(), "facts": journal.facts}
+    checkpoint.save(run.checkpoints / "last.pt", state)
+    return journal.untrained(model)
 
 
 def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
@@ -86,9 +102,9 @@ def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
 
 def headline(result: dict[str, Any]) -> dict[str, Any]:
     """What a sweep's table shows of a run: the checkpoint that its held-out images chose."""
-    from sat.results import percent
+    from sat.results import measured, percent
 
-    part = result.get("best") or result["last"]
+    part = next(iter(measured(result).values()))
     robust = next(iter(part["robust"].values()), None)
     score = (robust or part["clean"])["accuracy"]
     return {"clean": percent(part["clean"]), "robust": percent(robust), "score": score}
@@ -110,7 +126,10 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         if sweeping:
             log.info("\njob %d: %s", number, " ".join(overrides))
         choices = {k: v for k, v in at.runtime.choices.items() if "/" not in k and "@" not in k}
-        spec = config.check({**config.resolve(cfg), "choices": choices})
+        if cfg.evaluate is None:
+            spec = config.check({**config.resolve(cfg), "choices": choices})
+        else:
+            spec = recalled(cfg, choices, overrides)
         if (twin := sweep.twin(number, spec.name)) is not None:
             log.warning("job %d is the same run as job %d: %s", number, twin, spec.name)
             spec = spec.asked_again()

@@ -19,7 +19,7 @@ from sat.checkpoint import read
 from sat.console import duration, table
 from sat.errors import Refused
 from sat.record import CHECKPOINTS, is_running, read_result
-from sat.results import percent
+from sat.results import measured, percent
 
 
 def runs_in(root: Path) -> list[Path]:
@@ -55,7 +55,7 @@ def row(run: Path, root: Path) -> list[str]:
     state, result = status(run)
     name = str(run.relative_to(root)) if run != root else run.name
     if state == "finished":
-        best = result.get("best") or result["last"]
+        best = next(iter(measured(result).values()))
         attack, robust = next(iter(best["robust"].items()), ("", None))
         took = duration(result["wall_seconds"])
         return [name, state, percent(best["clean"]), f"{attack} {percent(robust)}".strip(), took]
