@@ -32,10 +32,12 @@ SECTIONS = "dataset activation attack model schedule objective validation evalua
 SCALARS = {"seed": int, "device": str}
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
 FOLLOWED = {"eps": float, "norm": Literal["linf", "l2"], "depth": int, "width": float}
+# Keys of every model's option that say what it starts from: weights, and another normalisation.
+START = {"weights": str | None, "mean": list[float] | None, "std": list[float] | None}
 PATHS = ("dataset.root", "dataset.path", "record.root", "model.weights")
 # What moves no number of a trained model is no part of its identity.
 NOT_IDENTITY = {"dataset.root", "dataset.path", "dataset.workers", "dataset.download"}
-NOT_IDENTITY |= {"dataset.skip_unreadable", "model.weights", "validation.batch_size"}
+NOT_IDENTITY |= {"dataset.skip_unreadable", "validation.batch_size"}
 PARTIAL = ("activation",)  # built once a layer, by the model
 
 
@@ -60,6 +62,12 @@ class Spec:
     def weights(self) -> str | None:
         """Where the model starts from: a run directory or a file of weights."""
         return self.config["model"].get("weights")
+
+    @property
+    def normalisation(self) -> dict[str, list[float]]:
+        """The `mean` and `std` given for the model, one value a channel; without, the dataset's."""
+        given = {key: self.config["model"].get(key) for key in ("mean", "std")}
+        return {key: values for key, values in given.items() if values is not None}
 
     def asked_again(self) -> "Spec":
         """The same run, not to be begun afresh a second time."""
@@ -103,7 +111,8 @@ def check(plain: Mapping[str, Any]) -> Spec:
             with refusing("dataset."):
                 check_unit("eps", beside["eps"])
         if section == "model":
-            beside = {"weights": convert(node.pop("weights", None), str | None, "model.weights")}
+            beside = {k: convert(node.pop(k, None), START[k], f"model.{k}") for k in START}
+            _check_normalisation(beside)
         parts[section], typed = build(node, section, partial_=section in PARTIAL)
         config[section] = {**typed, **beside}
     digest = identity(config)
@@ -129,6 +138,7 @@ def identity(config: Mapping[str, Any]) -> str:
             for key, value in config[section].items()
             if f"{section}.{key}" not in NOT_IDENTITY
             and not (section == "dataset" and key in FOLLOWED)
+            and not (section == "model" and key in START and not value)
         }
     if config["schedule"]["decay"] != "step":
         kept["schedule"].pop("milestones")
@@ -138,6 +148,15 @@ def identity(config: Mapping[str, Any]) -> str:
         kept["model"]["weights"] = _file_digest(config["model"]["weights"])
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _check_normalisation(model: Mapping[str, Any]) -> None:
+    for key, lowest in (("mean", "from 0"), ("std", "above 0")):
+        if (values := model[key]) is None:
+            continue
+        if not values or not all(0 <= v <= 1 and (v > 0 or key == "mean") for v in values):
+            text = f"model.{key}={_short(values)}: must be one value a channel, {lowest} to 1"
+            raise Refused(f"{text}, as the images are; divide values for 0 to 255 by 255")
 
 
 def data_name(dataset: Mapping[str, Any]) -> str | None:
