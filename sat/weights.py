@@ -28,7 +28,7 @@ _STD = re.compile(r"(?!running).*(std|sigma)")
 # How torch says that a pickle is more than tensors. Operands from 140 on are of pickle protocols 4
 # and 5, in which torch itself writes nothing.
 _OBJECTS = re.compile(
-    r"GLOBAL (\S+)|(TorchScript)|(operand 1[45]\d)|Can only (?:create|build)|call reduce"
+    r"GLOBAL (\S+)|(TorchScript)|operand 1[45]\d|Can only (?:create|build)|call reduce"
 )
 
 
@@ -83,18 +83,19 @@ def load_weights(model: Classifier, place: str, given: Collection[str] = ()) -> 
     try:
         name, prefix, tensors = _find(_read(weights_file(place)), own)
         weights = {key: tensors[prefix + key] for key in own if prefix + key in tensors}
-        rest = {k: t for k, t in tensors.items() if k not in {prefix + key for key in weights}}
+        placed = {prefix + key for key in weights}
+        rest = {key: t for key, t in tensors.items() if key not in placed}
         scale = _normalisation(rest, model.mean.numel(), given)
-        rest = [k for k in rest if not k.endswith(_COUNTERS) and k not in scale.values()]
-        _refuse_misfits(model, weights, [key.removeprefix(prefix) for key in rest])
+        surplus = [k for k in rest if not k.endswith(_COUNTERS) and k not in scale.values()]
+        _refuse_misfits(model, weights, [key.removeprefix(prefix) for key in surplus])
     except OSError as error:
         raise ValueError(f"weights={place}: {error.strerror or error}") from None
     except ValueError as error:
         raise ValueError(f"weights={place}: {error}") from None
     model.backbone.load_state_dict({**own, **weights})
-    taken = {what: tensors[key] for what, key in scale.items() if what not in given}
+    taken = {what: rest[key] for what, key in scale.items() if what not in given}
     for what, values in taken.items():
-        getattr(model, what).copy_(values.view(1, -1, 1, 1))
+        getattr(model, what).copy_(values.detach().view(1, -1, 1, 1))
     _tell(place, name, prefix, taken, given)
 
 
@@ -111,7 +112,7 @@ def _read(path: Path) -> Any:
     except Exception as error:  # torch and safetensors raise many kinds
         text = str(error).split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
         if found := _OBJECTS.search(text):
-            what = next(filter(None, found.groups()), "other classes")
+            what = found[1] or found[2] or "a plain pickle"
             raise ValueError(
                 f"holds objects other than tensors ({what}), and is not loaded, since that could "
                 "run code; save model.state_dict() with torch.save where the file is from"

@@ -50,7 +50,7 @@ def logits(net):
     return net(torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(5)))
 
 
-NORMALISED = {"0.mean": torch.tensor(MEAN), "0.std": torch.tensor(STD).view(3, 1, 1)}
+NORMALISED = {"0.mean": nn.Parameter(torch.tensor(MEAN)), "0.std": torch.tensor(STD).view(3, 1, 1)}
 FILES = {
     "plain": lambda w: w,
     "module": lambda w: copied(w, "module."),
@@ -83,9 +83,27 @@ def test_a_normalisation_layer_becomes_the_models(theirs, tmp_path, caplog):
         load_weights(mine, str(tmp_path / "w.pt"))
     assert mine.mean.flatten().tolist() == pytest.approx(MEAN)
     assert mine.std.flatten().tolist() == pytest.approx(STD)
+    assert not mine.mean.requires_grad  # learned there, fixed here
     (said,) = [record.getMessage() for record in caplog.records]
     for word in ("model_state_dict", "'1.'", "mean [0.4, 0.5, 0.6]", "std [0.2, 0.3, 0.25]"):
         assert word in said
+
+
+@pytest.mark.parametrize(
+    "names", ["mean std", "mu sigma", "n.image_mean n.image_std", "0.MU 0.STD"]
+)
+def test_a_normalisation_has_many_names(names, theirs, tmp_path):
+    scale = dict(zip(names.split(), NORMALISED.values(), strict=True))
+    torch.save(copied(theirs.backbone.state_dict(), "net.") | scale, tmp_path / "w.pt")
+    mine = classifier(2)
+    load_weights(mine, str(tmp_path / "w.pt"))
+    assert mine.mean.flatten().tolist() == pytest.approx(MEAN)
+
+
+def test_statistics_of_a_layer_are_no_normalisation(theirs, tmp_path):
+    statistics = {"bn9.running_mean": torch.zeros(3), "bn9.running_std": torch.ones(3)}
+    torch.save(copied(theirs.backbone.state_dict()) | statistics, tmp_path / "w.pt")
+    assert "no place for bn9.running_mean" in refusal(classifier(), tmp_path / "w.pt")
 
 
 def test_mean_and_std_set_by_hand_stay(theirs, tmp_path, caplog):
@@ -112,6 +130,14 @@ def test_averages_come_first_and_the_log_says_so(keys, theirs, tmp_path, caplog)
     with caplog.at_level(logging.INFO, "sat"):
         load_weights(mine, str(tmp_path / "w.pt"))
     assert torch.equal(logits(mine), logits(theirs)) and repr(average) in caplog.text
+
+
+def test_an_average_without_counters_comes_first(theirs, tmp_path):
+    average = FILES["no counters"](theirs.backbone.state_dict())
+    torch.save({"model": classifier(3).state_dict(), "swa": average}, tmp_path / "w.pt")
+    mine = classifier(2)
+    load_weights(mine, str(tmp_path / "w.pt"))
+    assert torch.equal(logits(mine), logits(theirs))
 
 
 def test_an_average_of_parameters_alone_gives_way(theirs, tmp_path):
