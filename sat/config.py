@@ -32,12 +32,14 @@ SECTIONS = "dataset activation attack model schedule objective validation evalua
 SCALARS = {"seed": int, "device": str, "evaluate": str | None}
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
 FOLLOWED = {"eps": float, "norm": Literal["linf", "l2"], "depth": int, "width": float}
+# Keys of every model's option that say what it starts from: weights, and another normalisation.
+START = {"weights": str | None, "mean": list[float] | None, "std": list[float] | None}
 PATHS = ("dataset.root", "dataset.path", "record.root", "model.weights")
 # What moves no number of a trained model is no part of its identity.
 NOT_IDENTITY = {"dataset.root", "dataset.path", "dataset.workers", "dataset.download"}
-NOT_IDENTITY |= {"dataset.skip_unreadable", "model.weights", "validation.batch_size"}
+NOT_IDENTITY |= {"dataset.skip_unreadable", "validation.batch_size"}
 # Keys that came later: left at null they change no run's identity.
-NULL_IS_ABSENT = {"validation.limit"}
+NULL_IS_ABSENT = {"validation.limit", *(f"model.{key}" for key in START)}
 PARTIAL = ("activation",)  # built once a layer, by the model
 
 
@@ -67,6 +69,12 @@ class Spec:
     def evaluate(self) -> str | None:
         """A file of weights that are measured as they are; a run directory has become a spec."""
         return self.config["evaluate"]
+
+    @property
+    def normalisation(self) -> dict[str, list[float]]:
+        """The `mean` and `std` given for the model, one value a channel; without, the dataset's."""
+        given = {key: self.config["model"].get(key) for key in ("mean", "std")}
+        return {key: values for key, values in given.items() if values is not None}
 
     def asked_again(self) -> "Spec":
         """The same run, not to be begun afresh a second time."""
@@ -115,7 +123,8 @@ def check(plain: Mapping[str, Any]) -> Spec:
             with refusing("dataset."):
                 check_unit("eps", beside["eps"])
         if section == "model":
-            beside = {"weights": convert(node.pop("weights", None), str | None, "model.weights")}
+            beside = {k: convert(node.pop(k, None), START[k], f"model.{k}") for k in START}
+            _check_normalisation(beside)
         parts[section], typed = build(node, section, partial_=section in PARTIAL)
         config[section] = {**typed, **beside}
     digest = identity(config) if config["evaluate"] is None else weights_identity(config)
@@ -158,6 +167,15 @@ def weights_identity(config: Mapping[str, Any]) -> str:
     untrained = {"attack": {}, "schedule": {"decay": "step"}, "objective": {}, "validation": {}}
     digest = _file_digest(config["evaluate"], "evaluate")
     return identity({**config, **untrained, "seed": digest})
+
+
+def _check_normalisation(model: Mapping[str, Any]) -> None:
+    for key, lowest in (("mean", "from 0"), ("std", "above 0")):
+        if (values := model[key]) is None:
+            continue
+        if not values or not all(0 <= v <= 1 and (v > 0 or key == "mean") for v in values):
+            text = f"model.{key}={_short(values)}: must be one value a channel, {lowest} to 1"
+            raise Refused(f"{text}, as the images are; divide values for 0 to 255 by 255")
 
 
 def data_name(dataset: Mapping[str, Any]) -> str | None:

@@ -19,7 +19,6 @@ from omegaconf.errors import OmegaConfBaseException
 from sat import config, console, sweep
 from sat.config import CONF, Spec
 from sat.errors import Diverged, Fault, Refused, Stopped, refusing
-from sat.recall import recalled
 
 log = logging.getLogger("sat")
 
@@ -129,6 +128,8 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         if cfg.evaluate is None:
             spec = config.check({**config.resolve(cfg), "choices": choices})
         else:
+            from sat.recall import recalled
+
             spec = recalled(cfg, choices, overrides)
         if (twin := sweep.twin(number, spec.name)) is not None:
             log.warning("job %d is the same run as job %d: %s", number, twin, spec.name)

@@ -70,7 +70,8 @@ def test_option_gives_every_argument_and_the_weights(option):
     module, _, name = given.pop("_target_").rpartition(".")
     family = getattr(importlib.import_module(module), name)
     assert family is FAMILIES[option]
-    assert given.pop("weights", "absent") is None
+    for key in ("weights", "mean", "std"):
+        assert given.pop(key, "absent") is None
     assert list(given) == [field.name for field in dataclasses.fields(family)]
     model = family(**given)
     if option == "resnet":
