@@ -1,15 +1,18 @@
-"""Our verdict against AutoAttack's own, on the same images, with the same threads and batch size:
+"""Our verdicts against the peers' own, on the same images, with the same threads and batch size:
 
     python scripts/agreement.py outputs/RUN... --images 1000 --threads 1 --json agreement.json
+    python scripts/agreement.py outputs/RUN... --pgd 20  # torchattacks.PGD, not AutoAttack
 
-Needs `pip install pyautoattack`. Their part takes hours on a CPU: its flags and times are kept in
-the folder `--theirs` after each attack, so that a second call goes on from there.
+AutoAttack's part takes hours on a CPU: its flags and times are kept in the folder `--theirs` after
+each attack, so that a second call goes on from there. Ours is timed before and after theirs.
+`--pgd` needs `pip install --no-deps torchattacks`.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,12 @@ import yaml
 from torch import Tensor, nn
 
 from sat import load
-from sat.attacks import Strong
+from sat.attacks import PGD, Strong
 from sat.config import check
 from sat.console import table
 from sat.data import evaluation_batches
 from sat.draws import Draws, seed_of
+from sat.tally import STANDS
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")  # the standard version, in its order
 
@@ -91,10 +95,44 @@ def ours(model: nn.Module, x: Tensor, y: Tensor, args: Any) -> dict[str, Any]:
     return {"verdicts": verdicts, "seconds": seconds[None]}
 
 
+def both(model: nn.Module, x: Tensor, y: Tensor, args: Any, kept: Path) -> tuple[dict, dict]:
+    """Ours before and after theirs, with the mean of its two times; then theirs."""
+    first = ours(model, x, y, args)
+    other = theirs(model, x, y, args, kept)
+    second = ours(model, x, y, args)
+    assert torch.equal(first["verdicts"], second["verdicts"])
+    return {**first, "seconds": (first["seconds"] + second["seconds"]) / 2}, other
+
+
+def pgd(model: nn.Module, x: Tensor, y: Tensor, args: Any) -> tuple[dict, dict]:
+    """PGD of `args.pgd` steps by us and by torchattacks: verdicts, and times of batch after batch
+    in turn."""
+    from torchattacks import PGD as Theirs
+    from torchattacks import PGDL2
+
+    attack = PGD(args.eps, args.pgd, norm=args.norm)
+    eps, step = args.eps / 255, attack.step_size / 255
+    peer = {"linf": Theirs, "l2": PGDL2}[args.norm](model, eps, step, args.pgd)
+    draws = Draws(seed_of(args.seed, "agreement"), torch.arange(len(x)))
+    torch.manual_seed(args.seed)
+    found, seconds = {0: [], 1: []}, np.zeros((2, 2))
+    for rows in torch.arange(len(x)).split(args.batch_size):
+        a, b = x[rows], y[rows]
+        calls = (
+            lambda a=a, b=b, r=rows: attack(model, a, b, draws[r]),
+            lambda a=a, b=b: peer(a, b),
+        )
+        for k, call in enumerate(calls):
+            x_adv, spent = timed(call)
+            seconds[k] += spent
+            found[k].append(torch.where(right(model, x_adv, b) & right(model, a, b), -1, 0))
+    mine, other = ({"verdicts": torch.cat(found[k]), "seconds": seconds[k][None]} for k in (0, 1))
+    return mine, other
+
+
 def compare(name: str, mine: dict[str, Any], other: dict[str, Any], clean: Tensor) -> dict:
-    """Robust accuracies, disagreements in both directions, times; `complete` says whether all of
-    their attacks have run."""
-    stands, theirs_stands = mine["verdicts"] == -1, other["verdicts"] == -1
+    """Robust accuracies, disagreements in both directions, times."""
+    stands, theirs_stands = mine["verdicts"] == STANDS, other["verdicts"] == STANDS
     wall, cpu = mine["seconds"].sum(0)
     their_wall, their_cpu = other["seconds"].sum(0)
     return {
@@ -105,8 +143,7 @@ def compare(name: str, mine: dict[str, Any], other: dict[str, Any], clean: Tenso
         "theirs": theirs_stands.float().mean().item(),
         "only_ours_stands": int((stands & ~theirs_stands).sum()),
         "only_theirs_stands": int((theirs_stands & ~stands).sum()),
-        "complete": len(other["seconds"]) == len(ATTACKS),
-        "felled_by_ours": [int((mine["verdicts"][clean] == k).sum()) for k in range(len(ATTACKS))],
+        "felled_by_ours": [int((mine["verdicts"] == k).sum()) for k in range(len(ATTACKS))],
         "felled_by_theirs": [int((other["verdicts"] == k).sum()) for k in range(len(ATTACKS))],
         "seconds": {"ours": wall, "theirs": their_wall, "ratio": their_wall / wall},
         "processor_seconds": {"ours": cpu, "theirs": their_cpu, "ratio": their_cpu / cpu},
@@ -114,11 +151,10 @@ def compare(name: str, mine: dict[str, Any], other: dict[str, Any], clean: Tenso
 
 
 def line(row: dict[str, Any]) -> list[str]:
-    part = "" if row["complete"] else " *"
     shares = [f"{100 * row[key]:.1f} %" for key in ("clean", "ours", "theirs")]
     counts = [str(row[key]) for key in ("only_ours_stands", "only_theirs_stands")]
     cost = row["processor_seconds"]
-    times = [f"{cost['ours']:.0f} s", f"{cost['theirs']:.0f} s{part}", f"{cost['ratio']:.1f}"]
+    times = [f"{cost['ours']:.0f} s", f"{cost['theirs']:.0f} s", f"{cost['ratio']:.1f}"]
     return [row["run"], str(row["images"]), *shares, *counts, *times]
 
 
@@ -136,7 +172,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--theirs", type=Path, default=Path("agreement"), help="where theirs is")
-    parser.add_argument("--only", choices=["ours", "theirs"], help="ours: theirs as far as kept")
+    parser.add_argument("--pgd", type=int, help="steps of PGD, against torchattacks")
     parser.add_argument("--json", type=Path, help="a file for all numbers")
     return parser.parse_args()
 
@@ -144,20 +180,21 @@ def options() -> argparse.Namespace:
 def main() -> None:
     args = options()
     torch.set_num_threads(args.threads)
-    args.theirs.mkdir(parents=True, exist_ok=True)
     rows = []
     for run in args.runs:
         model, (x, y) = load(run), images_of(run, args.images)
         name = run.resolve().name
-        kept = args.theirs / f"{name}-{args.norm}{args.eps:g}-{len(x)}.npz"
-        other = read(kept) if args.only == "ours" else theirs(model, x, y, args, kept)
-        if args.only != "theirs":
-            rows.append(compare(name, ours(model, x, y, args), other, right(model, x, y)))
-    if rows:
-        print(table(HEAD, [line(row) for row in rows]))
-        print("processor seconds; *: not all of their attacks have run yet")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        if args.pgd:
+            mine, other = pgd(model, x, y, args)
+        else:
+            args.theirs.mkdir(parents=True, exist_ok=True)
+            kept = args.theirs / f"{name}-{args.norm}{args.eps:g}-{len(x)}.npz"
+            mine, other = both(model, x, y, args, kept)
+        rows.append(compare(name, mine, other, right(model, x, y)))
+        print(table(HEAD, [line(row) for row in rows]), flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=1))
+    print("processor seconds; only we, only they: images that the one spares and the other fells")
 
 
 if __name__ == "__main__":
