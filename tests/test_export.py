@@ -66,7 +66,15 @@ def described(folder):
 BY_TIMM = [
     ([*SMALL, "activation=gelu", "model.stem=large"], "test_resnet", "gelu"),
     (["model=timm", "model.name=test_vit", "activation=silu"], "test_vit", "silu"),
-    ([*SMALL, "activation=prelu", "model.stem=large"], "test_resnet", "prelu"),
+    *(
+        ([*SMALL, f"activation={name}", "model.stem=large"], "test_resnet", name)
+        for name in ("relu", "leaky_relu", "prelu", "elu", "celu", "mish")
+    ),
+    (
+        [*SMALL, "activation=gelu", "activation.approximate=tanh", "model.stem=large"],
+        "test_resnet",
+        "gelu_tanh",
+    ),
 ]
 
 
