@@ -52,7 +52,8 @@ class Progress:
             rate = (self.done - self.first) / (now - self.begun)
             left = duration((self.total - self.done) / max(rate, 1e-9))
             share = f"{self.done / self.total:4.0%}"
-            line = f"{self.what} {share}  {rate:,.0f} images/s  {left} left  {self.note}"
+            pace = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+            line = f"{self.what} {share}  {pace} images/s  {left} left  {self.note}"
             log.info("%s", line.rstrip())
 
     def say(self, note: str) -> None:

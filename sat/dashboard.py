@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +59,15 @@ class Dashboard:
         rows = torch.nn.functional.pad(rows, (2, 2, 2, 2), value=1.0)
         grid = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
         self.writer.add_image("clean, adversarial, perturbation", grid, images)
+
+    def figure(self, tag: str, figure: Any, images: int) -> None:
+        """A drawn matplotlib figure, as an image."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+        self.writer.add_image(tag, pixels, images, dataformats="HWC")
 
     def hyperparameters(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """A row of the HPARAMS table: what runs are compared by, and the final numbers."""

@@ -13,6 +13,7 @@ from sat import checkpoint
 from sat.attacks import PGD
 from sat.attacks.series import Series, judge_of
 from sat.console import Progress
+from sat.curves import entry_of
 from sat.dashboard import Dashboard
 from sat.data import Data, chunks, indexed
 from sat.draws import Draws
@@ -65,7 +66,12 @@ class Examination:
         if len(found) > 1:
             worst = torch.stack([tally.robust for tally in found.values()]).all(0)
             robust[WORST] = {**accuracy(worst), "attacks": list(found)}
-        return {**part, "robust": robust, "curves": self._curves(which, curves)}
+        labels, classes = self.data.test.labels[self.indices], self.data.classes
+        drawn = {
+            name: entry_of(self.evaluation.curves[name], tally, labels, classes, settings(name))
+            for name, tally in curves.items()
+        }
+        return {**part, "robust": robust, "curves": drawn}
 
     def _tally(self, which: str, name: str, twin: str | None) -> Tally:
         settings = self.evaluation.settings(name)
@@ -129,9 +135,6 @@ class Examination:
         finally:
             end()
             self.run.write_partial(label, settings, **arrays_of(tally))
-
-    def _curves(self, which: str, tallies: dict[str, Tally]) -> dict[str, Any]:
-        return {}
 
     def show(self, dashboard: Dashboard, images: int) -> None:
         """Eight test images, clean and adversarial, on the dashboard."""

@@ -8,6 +8,7 @@ import torch
 import yaml
 from torch import nn
 
+from sat import curves
 from sat.config import Spec
 from sat.console import table
 from sat.dashboard import Dashboard
@@ -114,12 +115,18 @@ def conclude(
         if row := news(before, result[which]):
             run.write_metrics({**at, "seconds": result["wall_seconds"], **row})
             dashboard.scalars(row, at["images"])
+        for name, entry in part["curves"].items():
+            label = f"{which}-{name}"
+            drawn = curves.write(run.directory / "curves", label, f"{spec.name}, {which}", entry)
+            dashboard.figure(f"curves/{label}", drawn, at["images"])
     exam.show(dashboard, result["images"])
     dashboard.hyperparameters(spec.config, final_metrics(result))
     dashboard.close()
     run.write_result({**result, "status": "finished"})
     run.drop_checkpoints(spec.record.keep)
     log.info("\n%s\n\nresults in %s", summary(result), run.directory)
+    if spec.evaluation.curves:
+        log.info("figures and data of the curves in %s", run.directory / "curves")
     log.info("dashboard: tensorboard --logdir %s", spec.record.root)
     return result
 
@@ -154,9 +161,10 @@ def merged(before: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     if before.get("clean", {}).get("subset") == WHOLE:
         clean = before["clean"]
     old = {name: e for name, e in before.get("robust", {}).items() if name != WORST}
-    curves = {**part["curves"], **before.get("curves", {})}
     added = {"clean": clean, "robust": {**part["robust"], **old}}
-    return {**before, **added, **({"curves": curves} if curves else {})}
+    if drawn := {**part["curves"], **before.get("curves", {})}:
+        added["curves"] = drawn
+    return {**before, **added}
 
 
 def measured(result: dict[str, Any]) -> dict[str, dict[str, Any]]:

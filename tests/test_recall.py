@@ -1,0 +1,301 @@
+"""`evaluate=`: a finished run, a checkpoint or a file of weights, measured without training."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+import sat as package
+
+# Enough for a model that is right more often than not.
+BETTER = ["schedule.ema=0.8", "validation.every=4", "dataset.limit=600", "model.width=0.125",
+          "schedule.epochs=14", "dataset.eps=12"]  # fmt: skip
+FEW = ["evaluation.limit=40", "evaluation.attacks.pgd20.steps=3"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The directory of one tiny run with weight averaging; tests copy it."""
+    import os
+    import subprocess
+
+    from conftest import ROOT, TINY, command
+
+    folder = tmp_path_factory.mktemp("finished")
+    done = subprocess.run(
+        command(*TINY, *BETTER), cwd=folder, text=True,
+        capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = (path.parent for path in folder.glob("outputs/*/result.json"))
+    return run
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """The run in an outputs folder of this test's own."""
+    import shutil
+
+    return shutil.copytree(finished, tmp_path / "outputs" / finished.name)
+
+
+def result_of(run):
+    return json.loads((run / "result.json").read_text())
+
+
+def weights_of(run):
+    return {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
+
+
+def test_another_evaluation_is_added_to_a_run_and_nothing_else_touched(sat, copy):
+    before, weights = result_of(copy), weights_of(copy)
+    done = sat(f"evaluate={copy}", "evaluation=paper", "evaluation.limit=30",
+               *(f"evaluation.attacks.pgd{n}.steps=2" for n in (10, 20, 50, 200)),
+               "evaluation.attacks.pgd20=null", tiny=False, root=copy.parent)  # fmt: skip
+    assert done.code == 0, done.err
+    after = result_of(copy)
+    assert weights_of(copy) == weights and done.runs == [copy]
+    for which in ("last", "best"):
+        robust = after[which].pop("robust")
+        assert robust.pop("pgd20") == before[which].pop("robust")["pgd20"]
+        assert {"pgd10", "pgd50", "pgd200", "worst_case"} == set(robust)
+        assert robust["pgd10"]["eps"] == 12  # it follows the run's dataset
+        for part in (before[which], after[which]):
+            part.pop("clean")
+    for part in (before, after):
+        part.pop("alarms", None)
+    assert after == before
+
+
+def test_the_runs_own_set_is_followed_not_the_default(sat, tmp_path):
+    run = sat("dataset.eps=20", "dataset.norm=l2", "model.depth=14").run
+    done = sat(f"evaluate={run}", "evaluation.attacks.again.steps=2", "evaluation.limit=20",
+               "evaluation=clean", "+attack@evaluation.attacks.again=pgd", tiny=False)  # fmt: skip
+    assert done.code == 0, done.err
+    again = result_of(run)["best"]["robust"]["again"]
+    assert (again["eps"], again["norm"], again["images"]) == (20, "l2", 20)
+
+
+def test_one_checkpoint_and_the_weights_without_their_average(sat, copy):
+    one = sat(f"evaluate={copy}/checkpoints/last.pt", "+attack@evaluation.attacks.a=fgsm",
+              "evaluation.attacks.pgd20=null", tiny=False, root=copy.parent)  # fmt: skip
+    assert one.code == 0, one.err
+    found = result_of(copy)
+    assert "a" in found["last"]["robust"] and "a" not in found["best"]["robust"]
+    raw = sat(f"evaluate={copy}", "evaluation.checkpoints=[last_raw]", *FEW, tiny=False,
+              root=copy.parent)  # fmt: skip
+    assert raw.code == 0, raw.err
+    found = result_of(copy)
+    assert found["last_raw"]["clean"]["images"] == 40
+    state = torch.load(copy / "checkpoints/last.pt")
+    model = package.load(copy, "last")
+    (x, y), share = images(), {}
+    chosen = package_digits().test_subset(40)
+    for name in ("model", "average"):
+        model.load_state_dict(state[name])
+        share[name] = (model(x).argmax(1) == y)[chosen].float().mean().item()
+    assert share["model"] == pytest.approx(found["last_raw"]["clean"]["accuracy"])
+
+
+def images():
+    data = package_digits()
+    ((x, y),) = data.test.stream([batch(len(data.test))])
+    assert len(x) == 359
+    return x, y
+
+
+def package_digits():
+    from sat.data import Digits
+
+    return Digits(limit=600, holdout=30)(torch.device("cpu"), 0)
+
+
+def batch(count):
+    from sat.data import Batch
+
+    return Batch(torch.arange(count), None)
+
+
+def test_weights_of_a_file_become_a_run_of_no_steps(sat, copy, tmp_path):
+    model = package.load(copy, "best")
+    foreign = {f"module.{key}": value for key, value in model.backbone.state_dict().items()}
+    foreign |= {"normalize.mean": model.mean, "normalize.std": model.std}
+    torch.save({"state_dict": foreign, "epoch": 3}, tmp_path / "theirs.pth")
+    described = [f"evaluate={tmp_path}/theirs.pth", "model.width=0.125", *FEW]
+    done = sat(*described, tiny=False)
+    assert done.code == 0, done.err
+    (run,) = (r for r in done.runs if "theirs" in r.name)
+    found = result_of(run)
+    assert found["status"] == "finished" and found["steps"] == 0 and found["best"] is None
+    assert found["last"]["clean"]["images"] == 40 and found["last"]["clean"]["accuracy"] > 0.7
+    x, _ = images()
+    assert torch.equal(package.load(run, "last")(x), model(x))
+    again = sat(*described, tiny=False)
+    assert again.code == 0 and "is finished" in again.out
+    more = sat(*described, "evaluation.attacks.pgd20=null", "+attack@evaluation.attacks.b=fgsm",
+               tiny=False)  # fmt: skip
+    assert more.code == 0 and set(result_of(run)["last"]["robust"]) == {"pgd20", "b"}
+
+
+def test_a_checkpoint_of_an_unfinished_run_brings_its_config(sat, copy):
+    (copy / "result.json").unlink()
+    refused = sat(f"evaluate={copy}", tiny=False, root=copy.parent)
+    assert refused.code == 2 and "not finished" in refused.err
+    done = sat(f"evaluate={copy}/checkpoints/last.pt", *FEW, tiny=False, root=copy.parent)
+    assert done.code == 0, done.err
+    (run,) = (r for r in done.runs if "weights-last" in r.name)
+    x, _ = images()
+    assert torch.equal(package.load(run, "last")(x), package.load(copy, "last")(x))
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("this must never run",)
+
+
+def spoil(kind, run, folder):
+    """A place to evaluate that is not right, and what the line about it says."""
+    file = folder / "w.pt"
+    model = package.load(run)
+    if kind == "no file":
+        return folder / "none.pt", "no such file"
+    if kind == "no run":
+        return folder, "no config.yaml"
+    if kind == "text":
+        file.write_text("weights")
+        return file, "no file of weights"
+    if kind == "pickle":
+        file.write_bytes(pickle.dumps({"model": Evil()}))
+        return file, "objects other than tensors"
+    if kind == "torch pickle":
+        torch.save({"model": Evil()}, file)
+        return file, "objects other than tensors"
+    state = model.backbone.state_dict()
+    if kind == "classes":
+        state["fc.weight"], state["fc.bias"] = torch.zeros(7, 32), torch.zeros(7)
+    elif kind == "channels":
+        state["conv1.weight"] = torch.zeros(4, 3, 3, 3)
+    torch.save(state, file)
+    return file, {"classes": "fc.weight", "channels": "conv1.weight"}[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["no file", "no run", "text", "pickle", "torch pickle", "classes", "channels"]
+)
+def test_what_can_not_be_evaluated_is_refused_in_one_line(sat, copy, tmp_path, kind):
+    place, says = spoil(kind, copy, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    done = sat(f"evaluate={place}", "model.width=0.125", tiny=False, root=copy.parent)
+    assert done.code == 2 and done.err.count("\n") == 1 and says in done.err, done.err
+    assert done.err.startswith(f"! evaluate={place}")
+    assert "must never run" not in done.out and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("activation=relu", "activation=relu: can't be changed"),
+        ("schedule.epochs=5", "schedule.epochs=5: can't be changed"),
+        ("dataset.eps=4", "evaluation.attacks.<name>.eps"),
+        ("evaluation.attacks.pgd20.eps=0.03", "is in units of 1/255"),
+        ("evaluation.checkpoints=[first]", "choose from last, best, last_raw"),
+        ("evaluation.attacks.pgd20.steps=4", "was measured in this run with other settings"),
+        ("dataset=cifar10", "dataset=cifar10: can't be changed"),
+    ],
+)
+def test_a_run_keeps_its_own_config(sat, copy, override, says):
+    before = (copy / "result.json").read_bytes()
+    done = sat(f"evaluate={copy}", override, tiny=False, root=copy.parent)
+    assert done.code == 2 and done.err.count("\n") == 1 and says in done.err, done.err
+    assert (copy / "result.json").read_bytes() == before
+
+
+def test_damaged_flags_and_configs_are_refused(sat, copy):
+    flags = copy / "flags" / "last-pgd20.npz"
+    flags.write_bytes(flags.read_bytes()[:100])
+    damaged = sat(f"evaluate={copy}", "evaluation.limit=40", "evaluation.attacks.pgd20.steps=3",
+                  tiny=False, root=copy.parent)  # fmt: skip
+    assert damaged.code == 2 and "is damaged" in damaged.err and damaged.err.count("\n") == 1
+    (copy / "config.yaml").write_text("seed: 0")
+    none = sat(f"evaluate={copy}", tiny=False, root=copy.parent)
+    assert none.code == 2 and "no config of a run" in none.err
+
+
+def test_a_killed_ensemble_goes_on_where_it_was(sat, copy, monkeypatch):
+    """The second attack is interrupted: what was decided is not decided again."""
+    from sat import examination
+    from sat.attacks.strong import ensemble, pool
+
+    monkeypatch.setattr(examination, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(ensemble, "APGD", shorter(ensemble.APGD))
+    attack = ["evaluation=strong", "evaluation.limit=40", "evaluation.checkpoints=[best]",
+              "evaluation.attacks.strong.eps=12",
+              "evaluation.attacks.strong.attacks=[apgd-ce,apgd-t]"]  # fmt: skip
+    run, entered, told = pool.Pool.run, [], []
+
+    def killed(self, search, network, images):
+        entered.append(len(images))
+        if len(entered) == 2:
+            decide, self.left = self.left, lambda *a: told.append(a) or decide(*a) or stop()
+        run(self, search, network, images)
+
+    def stop():
+        if sum(len(images) for images, _ in told) > 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool.Pool, "run", killed)
+    assert sat(f"evaluate={copy}", *attack, tiny=False, root=copy.parent).code == 130
+    assert len(list((copy / "flags/partial").iterdir())) == 1
+    decided = sum(len(images) for images, _ in told)
+    assert 3 < decided < entered[1]
+    monkeypatch.setattr(
+        pool.Pool, "run", lambda self, *a: entered.append(len(a[2])) or run(self, *a)
+    )
+    done = sat(f"evaluate={copy}", *attack, tiny=False, root=copy.parent)
+    assert done.code == 0 and entered[2:] == [0, entered[1] - decided], done.err
+    assert not (copy / "flags/partial").exists()
+    entry = result_of(copy)["best"]["robust"]["strong"]
+    felled = {name: part["felled"] for name, part in entry["attacks"].items()}
+    assert list(felled) == ["apgd-ce", "apgd-t"]
+    clean = result_of(copy)["best"]["clean"]
+    right = round(40 * entry["accuracy"]) + sum(felled.values())
+    assert right == entered[0] and (clean["images"] != 40 or right == 40 * clean["accuracy"])
+
+
+def shorter(kind):
+    from functools import partial
+
+    return partial(kind, iterations=8)
+
+
+def test_curves_never_rise_and_are_drawn(sat, copy):
+    done = sat(f"evaluate={copy}", "evaluation=curves", "evaluation.limit=60",
+               "evaluation.curves.eps_curve.attack.steps=3",
+               "evaluation.curves.eps_curve.values=[0,0.5,1,4]",
+               "evaluation.curves.steps_curve.values=[1,3,9]", tiny=False,
+               root=copy.parent)  # fmt: skip
+    assert done.code == 0, done.err
+    for which in ("last", "best"):
+        part = result_of(copy)[which]
+        assert "worst_case" not in part["robust"] and set(part["robust"]) == {"pgd20"}
+        for name, length in (("eps_curve", 4), ("steps_curve", 3)):
+            curve = part["curves"][name]
+            shares = [point["accuracy"] for point in curve["points"]]
+            assert shares == sorted(shares, reverse=True) and len(shares) == length
+            assert len(curve["classes"]) == 10 and curve["images"] == 60
+            lines = (copy / f"curves/{which}-{name}.csv").read_text().splitlines()
+            assert len(lines) == 1 + length and lines[0].endswith("7,8,9")
+            picture = (copy / f"curves/{which}-{name}.png").read_bytes()
+            assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+        eps = part["curves"]["eps_curve"]
+        assert eps["points"][0]["accuracy"] == eps["clean"] > shares[-1]
+        assert [point["eps"] for point in eps["points"]] == [0, 6, 12, 48]
+    events = b"".join(path.read_bytes() for path in copy.glob("events.*"))
+    assert b"curves/best-eps_curve" in events
+    again = sat(f"evaluate={copy}", "evaluation=curves", "evaluation.limit=60",
+                "evaluation.curves.eps_curve.attack.steps=3",
+                "evaluation.curves.eps_curve.values=[0,0.5,1,4]",
+                "evaluation.curves.steps_curve.values=[1,3,9]", tiny=False,
+                root=copy.parent)  # fmt: skip
+    assert again.code == 0 and "is finished" in again.out
