@@ -107,7 +107,7 @@ def check(plain: Mapping[str, Any]) -> Spec:
     config: dict[str, Any] = {"choices": choices}
     for key, hint in SCALARS.items():
         config[key] = convert(plain.get(key), hint, key)
-    if config["evaluate"] is not None:
+    if config.get("evaluate") is not None:
         config["evaluate"] = os.path.expanduser(config["evaluate"])
     if not 0 <= config["seed"] < 2**31:
         raise Refused(f"seed={config['seed']}: must be from 0 to {2**31 - 1}")
@@ -209,7 +209,7 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
         act += f"{activation['alpha']:g}"
     att = choices.get("attack", "attack") + str(attack.get("steps", ""))
     trained = [att, f"s{config['seed']}"]
-    if config["evaluate"] is not None:
+    if config.get("evaluate") is not None:
         trained = ["weights", Path(config["evaluate"]).stem]
     name = "-".join([dataset, network, act, *trained])
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:120]

@@ -37,15 +37,17 @@ def read_run(run: Path, name: str, result: dict[str, Any]) -> Measured:
     title = readable(seedless, config["choices"]).removesuffix("-s0")
     entries = {}
     for which in ("best", "last"):
-        part = result[which]
-        if which == "best" and "clean" in part:
+        part = result.get(which) or {}
+        if "clean" in part and ("", "clean") not in entries:
             entries["", "clean"] = _entry(part["clean"], {"subset": part["clean"]["subset"]})
         robust = part.get("robust", {})
         for attack, entry in robust.items():
             if (settings := entry.get("settings")) is None:  # the worst case over several
                 settings = {name: robust[name]["settings"] for name in entry["attacks"]}
             entries[which, attack] = _entry(entry, settings)
-    return Measured(name, f"{title}-{identity(seedless)}", config["seed"], entries)
+    trained = config.get("evaluate") is None  # else of weights of a file: no seed has a part in it
+    configuration = f"{title}-{identity(seedless)}" if trained else run.name
+    return Measured(name, configuration, config["seed"], entries)
 
 
 def _entry(entry: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -337,3 +337,22 @@ def test_through_the_real_command_line(sat, report, tmp_path):
     results = [json.loads((run / "result.json").read_text()) for run in runs]
     mean = sum(result["best"]["clean"]["accuracy"] for result in results) / 2
     assert row[1:3] == ["2", "50"] and row[3].startswith(f"{100 * mean:.1f} ± ")
+
+
+def test_configs_of_earlier_versions_and_weights_of_files_have_rows(write, report):
+    """Keys that came later may be missing; two files of weights are no two seeds."""
+    old = write("old", {"pgd20": first(40)}, first(90))
+    for name, place in (("one", "a.pt"), ("two", "b.pt")):
+        run = write(name, {"pgd20": first(40)}, first(90))
+        result = json.loads((run / "result.json").read_text())
+        result["best"] = None
+        (run / "result.json").write_text(json.dumps(result))
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(yaml.safe_dump(config | {"evaluate": place}))
+    config = yaml.safe_load((old / "config.yaml").read_text())
+    del config["evaluate"]
+    (old / "config.yaml").write_text(yaml.safe_dump(config))
+    code, out = report(old.parent)
+    assert code == 0 and "can't be read" not in out
+    rows = out.splitlines()[2:5]
+    assert sum(row.startswith(("one", "two")) for row in rows) == 2 and "90.0 %" in rows[0]
