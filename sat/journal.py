@@ -14,6 +14,7 @@ from sat.config import Spec
 from sat.console import Progress
 from sat.dashboard import Dashboard
 from sat.data import Data, evaluation_batches
+from sat.diagnostics import Alarm, Overfitting, Probe
 from sat.draws import seed_of
 from sat.errors import Diverged, Fault, Refused, Stopped
 from sat.evaluate import measure
@@ -34,6 +35,9 @@ class Journal:
         self.best: dict[str, Any] | None = None
         # Without adversarial training the most robust weights are those that learned nothing.
         self.selects = "clean" if isinstance(spec.attack, Clean) else "robust"
+        labels = data.held_out.labels
+        self.overfitting = Overfitting(int(labels.bincount().max()) / len(labels))
+        self.alarms: list[dict[str, Any]] = []
         self.seconds = self.training_seconds = 0.0
         self.asked_to_stop = 0
 
@@ -43,6 +47,9 @@ class Journal:
             same_facts(state["facts"], self.facts)
             trainer.load(state)
             self.best = state["best"]
+            if "overfitting" in state:  # not in checkpoints of before
+                self.overfitting.load(state["overfitting"])
+                self.alarms = state["alarms"]
             self._write_best()  # a run killed after a later `best` must find it anew
             self.seconds, self.training_seconds = state["seconds"]
             log.info("resumed at step %d of %d", trainer.step, trainer.plan.steps)
@@ -102,11 +109,20 @@ class Journal:
         split, plan = self.data.held_out, trainer.plan
         batches = indexed(split, range(len(split)), self.validation)
         seed = seed_of(plan.seed, "validation")
-        flags = measure(trainer.evaluated, batches, self.validation.attack, seed)
+        attack, probe = self.validation.attack, None
+        if attack.eps:
+            attack = probe = Probe(attack, self.spec.attack, len(split))
+        flags = measure(trainer.evaluated, batches, attack, seed)
         clean, robust = (float(f.float().mean()) for f in (flags.clean, flags.robust))
         epoch = round(trainer.plan.epoch(trainer.step), 4)
-        self.write(trainer, {"val/clean": clean, "val/robust": robust})
-        self.progress.say(f"epoch {epoch:.2f}: held-out {clean:.1%} clean, {robust:.1%} robust")
+        doubts = probe.numbers(flags) if probe else {}
+        self.write(trainer, {"val/clean": clean, "val/robust": robust, **doubts})
+        note = f", {doubts['diagnostics/single_step']:.1%} single-step" if probe else ""
+        self.progress.say(
+            f"epoch {epoch:.2f}: held-out {clean:.1%} clean, {robust:.1%} robust{note}"
+        )
+        if probe and self.selects == "robust":
+            self._warn(trainer, self.overfitting.check(*probe.counts(flags)))
         score = (clean, robust) if self.selects == "clean" else (robust, clean)
         if self.best is None or score > tuple(self.best["score"]):
             trainer.check_finite()
@@ -118,6 +134,16 @@ class Journal:
             }
             self._write_best()
         self.ticked = time.monotonic()  # no training time
+
+    def _warn(self, trainer: Trainer, alarm: Alarm | None) -> None:
+        """An alarm goes to the log, the dashboard and, in the end, the result."""
+        if alarm is None:
+            return
+        epoch = round(trainer.plan.epoch(trainer.step), 4)
+        self.alarms.append(alarm.as_json(step=trainer.step, epoch=epoch))
+        log.warning("epoch %.2f: %s", epoch, alarm.message)
+        images = trainer.step * trainer.plan.schedule.batch_size
+        self.dashboard.alarm(f"**{alarm.name}**: {alarm.message}", images)
 
     def _write_best(self) -> None:
         if self.best is not None:
@@ -153,6 +179,8 @@ class Journal:
             **trainer.state(),
             "facts": self.facts,
             "best": self.best,
+            "overfitting": self.overfitting.state(),
+            "alarms": self.alarms,
             "seconds": [self.seconds + now - self.began, self.training_seconds],
             "lengths": self.run.lengths(),
         }
@@ -191,6 +219,7 @@ class Journal:
                 "held_out": {key: self.best[key] for key in ("clean", "robust")},
             },
             "last": {"step": trainer.step, "epoch": round(trainer.plan.epoch(trainer.step), 4)},
+            "alarms": self.alarms,
         }  # fmt: skip
 
     def _tick(self) -> None:
