@@ -38,6 +38,15 @@ class Dashboard:
                     "test: clean and robust": chart("test/clean", "test/robust/.*"),
                     "training: adversarial": chart("train/adversarial_accuracy"),
                 },
+                "doubt": {
+                    "held-out: after one step and after many": chart(
+                        "diagnostics/single_step", "val/robust"
+                    ),
+                    "the gap between them": chart("diagnostics/gap"),
+                    "input gradients: cosine, share of zeros": chart(
+                        "diagnostics/cosine", "diagnostics/zero_gradients"
+                    ),
+                },
                 "optimisation": {
                     "loss": chart("train/loss"),
                     "learning rate": chart("train/learning_rate"),
@@ -49,6 +58,10 @@ class Dashboard:
         """One point of each curve at `images` images seen."""
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, images)
+
+    def alarm(self, text: str, images: int) -> None:
+        """A reason to doubt the numbers, found at `images` images seen."""
+        self.writer.add_text("alarms", text, images)
 
     def pictures(self, x: Tensor, x_adv: Tensor, images: int) -> None:
         """Three rows: clean, adversarial, and the perturbation stretched to the full range."""

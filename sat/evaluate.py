@@ -26,7 +26,8 @@ class Evaluation:
     accuracy over the size or the length of an attack. `checkpoints` may name `best`, `last` and,
     of a run with weight averaging, `last_raw`, the last weights themselves. `limit` takes the
     first test images of a set with a canonical order, a class-balanced part of any other;
-    `subset_seed` draws another part.
+    `subset_seed` draws another part. On `doubts` of them (0: none) it is asked afterwards whether
+    the numbers are to be believed.
     """
 
     attacks: dict[str, Any] = field(default_factory=dict)
@@ -35,9 +36,12 @@ class Evaluation:
     restarts: int = 1
     limit: int | None = None
     subset_seed: int | None = None
+    doubts: int = 128
     batch_size: int = 256
 
     def __post_init__(self) -> None:
+        if self.doubts < 0:
+            raise ValueError(f"doubts={self.doubts}: is a number of images; 0 doubts nothing")
         for key in ("restarts", "batch_size", "limit"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")

@@ -16,7 +16,8 @@ from sat.console import Progress
 from sat.curves import entry_of
 from sat.dashboard import Dashboard
 from sat.data import Data, chunks, indexed
-from sat.draws import Draws
+from sat.diagnostics import doubts, square_alarm
+from sat.draws import Draws, seed_of
 from sat.errors import Refused
 from sat.evaluate import Evaluation, accuracy, float32, measure, robustness
 from sat.record import Run
@@ -38,6 +39,7 @@ class Examination:
         self.run, self.model, self.data = run, model, data
         self.evaluation, self.seed = evaluation, seed
         self.indices = data.test_subset(evaluation.limit, evaluation.subset_seed)
+        self.doubted: dict[str | None, dict[str, Any]] = {}
 
     def check_names(self) -> None:
         """Raises Refused when a name of an attack is taken by one with other settings."""
@@ -71,7 +73,31 @@ class Examination:
             name: entry_of(self.evaluation.curves[name], tally, labels, classes, settings(name))
             for name, tally in curves.items()
         }
+        if self.evaluation.doubts:
+            part["doubts"] = self.doubted.get(twin) or self._doubts(found)
+            self.doubted[which] = part["doubts"]
         return {**part, "robust": robust, "curves": drawn}
+
+    def _doubts(self, found: dict[str, Tally]) -> dict[str, Any]:
+        """Asked of the attack that was measured last, which is the strongest where several are."""
+        rows = torch.arange(0, len(self.indices), -(-len(self.indices) // self.evaluation.doubts))
+        name, attack, robust, alarms = None, None, None, []
+        if found:
+            name = list(found)[-1]
+            attack, robust = self.evaluation.attacks[name], found[name].robust[rows]
+        for tally in found.values():
+            counts = [int((tally.fell == k).sum()) for k in range(len(tally.names))]
+            alarms.append(square_alarm(tally.names, counts, len(tally.fell)))
+        (batch,) = indexed(self.data.test, self.indices[rows], len(rows))
+        indices, x, y = batch
+        known = (y >= 0).nonzero()[:, 0]
+        draws = Draws(seed_of(self.seed, "evaluation", 0), indices.to(x.device)[known])
+        robust = None if robust is None else robust.to(x.device)[known]
+        self.model.eval()
+        with float32(self.model):
+            asked = doubts(self.model, x[known], y[known], attack, draws, robust)
+        own = {alarm.name: alarm for alarm in [*asked.alarms, *filter(None, alarms)]}
+        return {"attack": name, **asked.as_json(), "alarms": [a.as_json() for a in own.values()]}
 
     def _tally(self, which: str, name: str, twin: str | None) -> Tally:
         settings = self.evaluation.settings(name)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
 from sat import checkpoint
 from sat.attacks import Clean
 from sat.attacks.series import judge_of
@@ -16,6 +18,7 @@ from sat.console import Progress
 from sat.dashboard import Dashboard
 from sat.data import Data, chunks
 from sat.data.choice import split_part
+from sat.diagnostics import Alarm, Overfitting, Probe
 from sat.draws import seed_of
 from sat.errors import Diverged, Fault, Refused, Stopped
 from sat.evaluate import measure
@@ -38,6 +41,8 @@ class Journal:
         self.best: dict[str, Any] | None = None
         # Without adversarial training the most robust weights are those that learned nothing.
         self.selects = "clean" if isinstance(spec.attack, Clean) else "robust"
+        self.overfitting = Overfitting(chance_of(data.held_out.labels, len(data.classes)))
+        self.alarms: list[dict[str, Any]] = []
         self.seconds = self.training_seconds = 0.0
         self.asked_to_stop = 0
 
@@ -47,6 +52,9 @@ class Journal:
             same_facts(state["facts"], self.facts)
             trainer.load(state)
             self.best = state["best"]
+            if "overfitting" in state:  # not in checkpoints of before
+                self.overfitting.load(state["overfitting"])
+                self.alarms = state["alarms"]
             self._write_best()  # a run killed after a later `best` must find it anew
             self.seconds, self.training_seconds = state["seconds"]
             log.info("resumed at step %d of %d", trainer.step, trainer.plan.steps)
@@ -105,14 +113,23 @@ class Journal:
         self._tick()
         split, plan = self.data.held_out, trainer.plan
         chosen = split_part(split, self.validation.limit)
-        judge = judge_of(self.validation.attack, 1, self.validation.batch_size)
+        attack, probe = self.validation.attack, None
+        if attack.eps:
+            attack = probe = Probe(attack, self.spec.attack, chosen)
+        judge = judge_of(attack, 1, self.validation.batch_size)
         images = chunks(split, chosen, self.validation.batch_size)
         tally = Tally.new(judge.names, len(chosen))
         flags = measure(trainer.evaluated, images, judge, seed_of(plan.seed, "validation"), tally)
         clean, robust = (float(f.float().mean()) for f in (flags.clean, flags.robust))
         epoch = round(trainer.plan.epoch(trainer.step), 4)
-        self.write(trainer, {"val/clean": clean, "val/robust": robust})
-        self.progress.say(f"epoch {epoch:.2f}: held-out {clean:.1%} clean, {robust:.1%} robust")
+        doubts = probe.numbers(flags) if probe else {}
+        self.write(trainer, {"val/clean": clean, "val/robust": robust, **doubts})
+        note = f", {doubts['diagnostics/single_step']:.1%} single-step" if probe else ""
+        self.progress.say(
+            f"epoch {epoch:.2f}: held-out {clean:.1%} clean, {robust:.1%} robust{note}"
+        )
+        if probe and self.selects == "robust":
+            self._warn(trainer, self.overfitting.check(*probe.counts(flags)))
         score = (clean, robust) if self.selects == "clean" else (robust, clean)
         if self.best is None or score > tuple(self.best["score"]):
             trainer.check_finite()
@@ -124,6 +141,16 @@ class Journal:
             }
             self._write_best()
         self.ticked = time.monotonic()  # no training time
+
+    def _warn(self, trainer: Trainer, alarm: Alarm | None) -> None:
+        """An alarm goes to the log, the dashboard and, in the end, the result."""
+        if alarm is None:
+            return
+        epoch = round(trainer.plan.epoch(trainer.step), 4)
+        self.alarms.append(alarm.as_json(step=trainer.step, epoch=epoch))
+        log.warning("epoch %.2f: %s", epoch, alarm.message)
+        images = trainer.step * trainer.plan.schedule.batch_size
+        self.dashboard.alarm(f"**{alarm.name}**: {alarm.message}", images)
 
     def _write_best(self) -> None:
         if self.best is not None:
@@ -159,6 +186,8 @@ class Journal:
             **trainer.state(),
             "facts": self.facts,
             "best": self.best,
+            "overfitting": self.overfitting.state(),
+            "alarms": self.alarms,
             "seconds": [self.seconds + now - self.began, self.training_seconds],
             "lengths": self.run.lengths(),
         }
@@ -188,6 +217,7 @@ class Journal:
                 "held_out": {key: self.best[key] for key in ("clean", "robust")},
             },
             "last": {"step": trainer.step, "epoch": round(trainer.plan.epoch(trainer.step), 4)},
+            "alarms": self.alarms,
         }  # fmt: skip
 
     def untrained(self, model: Any) -> dict[str, Any]:
@@ -212,6 +242,7 @@ class Journal:
             "images_per_second": None,
             "best": None,
             "last": {"step": 0, "epoch": 0.0},
+            "alarms": [],
         }  # fmt: skip
 
     def _tick(self) -> None:
@@ -219,6 +250,12 @@ class Journal:
         now = time.monotonic()
         self.training_seconds += now - self.ticked
         self.ticked = now
+
+
+def chance_of(labels: Tensor, classes: int) -> float:
+    """The accuracy of a constant answer: the share of the largest class, where labels are known."""
+    known = labels[labels >= 0]
+    return int(known.bincount().max()) / len(known) if len(known) else 1 / classes
 
 
 def facts_of(data: Data) -> dict[str, Any]:

@@ -38,8 +38,16 @@ def finished(spec: Spec) -> dict[str, Any] | None:
     changed = result["environment"].get("code") != code_digest()
     note = " (the program's code has changed since)" if changed else ""
     log.info("%s: is finished%s; record.fresh=true runs it again", directory, note)
-    log.info("%s", summary(result))
+    tell(result)
     return result
+
+
+def tell(result: dict[str, Any]) -> None:
+    """The table of a result, and its alarms."""
+    log.info("%s", summary(result))
+    for alarm in result.get("alarms", ()):
+        where = alarm.get("checkpoint") or f"epoch {alarm['epoch']:.2f}"
+        log.warning("%s: %s", where, alarm["message"])
 
 
 def usable(result: dict[str, Any] | None, directory: Path) -> dict[str, Any] | None:
@@ -110,25 +118,47 @@ def conclude(
             continue
         before = result.get(which) or {key: result["last"][key] for key in ("step", "epoch")}
         result[which] = merged(before, part)
+        result["alarms"] = alarms_after(result, which, part.get("doubts"))
         at = {"step": before["step"], "epoch": before["epoch"], "checkpoint": which}
         at |= {"images": before["step"] * spec.schedule.batch_size}
         if row := news(before, result[which]):
             run.write_metrics({**at, "seconds": result["wall_seconds"], **row})
             dashboard.scalars(row, at["images"])
-        for name, entry in part["curves"].items():
-            label = f"{which}-{name}"
-            drawn = curves.write(run.directory / "curves", label, f"{spec.name}, {which}", entry)
-            dashboard.figure(f"curves/{label}", drawn, at["images"])
+        draw(run, dashboard, at, part)
     exam.show(dashboard, result["images"])
     dashboard.hyperparameters(spec.config, final_metrics(result))
     dashboard.close()
     run.write_result({**result, "status": "finished"})
     run.drop_checkpoints(spec.record.keep)
-    log.info("\n%s\n\nresults in %s", summary(result), run.directory)
+    tell(result)
+    log.info("\nresults in %s", run.directory)
     if spec.evaluation.curves:
         log.info("figures and data of the curves in %s", run.directory / "curves")
     log.info("dashboard: tensorboard --logdir %s", spec.record.root)
     return result
+
+
+def draw(run: Run, dashboard: Dashboard, at: dict[str, Any], part: dict[str, Any]) -> None:
+    """A checkpoint's curves as files and figures, and its alarms on the dashboard."""
+    which, images = at["checkpoint"], at["images"]
+    for name, entry in part["curves"].items():
+        label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
+        drawn = curves.write(run.directory / "curves", label, title, entry)
+        dashboard.figure(f"curves/{label}", drawn, images)
+    for alarm in part.get("doubts", {}).get("alarms", ()):
+        dashboard.alarm(f"**{alarm['name']}** ({which}): {alarm['message']}", images)
+
+
+def alarms_after(
+    result: dict[str, Any], which: str, doubts: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """All alarms of a run; those of a checkpoint and attack give way to the new ones."""
+    before = result.get("alarms", [])
+    if doubts is None:
+        return before
+    at = {"checkpoint": which, "attack": doubts["attack"]}
+    kept = [alarm for alarm in before if {key: alarm.get(key) for key in at} != at]
+    return [*kept, *({**alarm, **at} for alarm in doubts["alarms"])]
 
 
 def twin(result: dict[str, Any], which: str) -> str | None:
@@ -162,6 +192,8 @@ def merged(before: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
         clean = before["clean"]
     old = {name: e for name, e in before.get("robust", {}).items() if name != WORST}
     added = {"clean": clean, "robust": {**part["robust"], **old}}
+    if "doubts" in part:
+        added["doubts"] = part["doubts"]
     if drawn := {**part["curves"], **before.get("curves", {})}:
         added["curves"] = drawn
     return {**before, **added}

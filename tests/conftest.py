@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 TINY = [
     "dataset.limit=160", "dataset.holdout=30", "model.width=0.0625", "schedule.epochs=3",
     "schedule.batch_size=32", "validation.attack.steps=2", "evaluation.attacks.pgd20.steps=3",
-    "evaluation.limit=50", "schedule.precision=fp32",
+    "evaluation.limit=50", "schedule.precision=fp32", "evaluation.doubts=0",
 ]  # fmt: skip
 
 
