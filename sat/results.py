@@ -44,7 +44,7 @@ def finished(spec: Spec) -> dict[str, Any] | None:
 
 def tell(result: dict[str, Any]) -> None:
     """The table of a result, and its alarms."""
-    log.info("%s", summary(result))
+    log.info("\n%s", summary(result))
     for alarm in result.get("alarms", ()):
         where = alarm.get("checkpoint") or f"epoch {alarm['epoch']:.2f}"
         log.warning("%s: %s", where, alarm["message"])
