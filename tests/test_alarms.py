@@ -14,6 +14,7 @@ from sat.attacks import FGSM, PGD, Clean
 from sat.attacks.series import judge_of
 from sat.diagnostics import Overfitting, Probe, doubts, square_alarm
 from sat.diagnostics.alarm import beyond
+from sat.diagnostics.verdict import Effort
 from sat.draws import Draws
 from sat.evaluate import measure as measured
 from sat.tally import Tally
@@ -166,6 +167,20 @@ def test_a_weak_attack_is_told_from_a_strong_model(honest):
     assert alarm.name == "more_steps" and "100: " in alarm.message
     assert alarm.numbers["more"] < alarm.numbers["evaluated"] - 0.1
     assert ask(model, x, y, PGD(EPS, 10)).alarms == []
+
+
+def test_one_answer_to_all_is_no_accuracy(honest):
+    model, x, y = honest
+    many = torch.cat([(y == 9).nonzero()[:, 0], (y == 1).nonzero()[:3, 0]])  # 9 is what it answers
+    (alarm,) = (a for a in ask(Constant(model), x[many], y[many]).alarms if a.name == "random")
+    assert alarm.numbers["constant"] and alarm.numbers["clean"] > 0.7
+
+
+def test_a_restart_begins_elsewhere(honest):
+    model, x, y = honest
+    effort = Effort(model, x, y, PGD(EPS, 5), Draws(0, torch.arange(len(x))))
+    fell = [effort._ascend(y == y, 5, restart) for restart in (0, 0, 1)]
+    assert torch.equal(fell[0], fell[1]) and not torch.equal(fell[0], fell[2])
 
 
 def test_flags_of_the_evaluation_are_taken(honest):
