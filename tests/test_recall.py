@@ -11,7 +11,7 @@ import sat as package
 # Enough for a model that is right more often than not.
 BETTER = ["schedule.ema=0.8", "validation.every=4", "dataset.limit=600", "model.width=0.125",
           "schedule.epochs=14", "dataset.eps=12"]  # fmt: skip
-FEW = ["evaluation.limit=40", "evaluation.attacks.pgd20.steps=3"]
+FEW = ["evaluation.doubts=0", "evaluation.limit=40", "evaluation.attacks.pgd20.steps=3"]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,7 @@ def test_another_evaluation_is_added_to_a_run_and_nothing_else_touched(sat, copy
         assert robust["pgd10"]["eps"] == 12  # it follows the run's dataset
         for part in (before[which], after[which]):
             part.pop("clean")
+            part.pop("doubts", None)
     for part in (before, after):
         part.pop("alarms", None)
     assert after == before
@@ -231,7 +232,8 @@ def test_a_killed_ensemble_goes_on_where_it_was(sat, copy, monkeypatch):
     monkeypatch.setattr(ensemble, "APGD", shorter(ensemble.APGD))
     attack = ["evaluation=strong", "evaluation.limit=40", "evaluation.checkpoints=[best]",
               "evaluation.attacks.strong.eps=12",
-              "evaluation.attacks.strong.attacks=[apgd-ce,apgd-t]"]  # fmt: skip
+              "evaluation.attacks.strong.attacks=[apgd-ce,apgd-t]",
+              "evaluation.doubts=0"]  # fmt: skip
     run, entered, told = pool.Pool.run, [], []
 
     def killed(self, search, network, images):
