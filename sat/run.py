@@ -39,8 +39,7 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
     if spec.evaluate is not None:
-        with refusing("", weights="evaluate"):
-            weights.load_weights(model, spec.evaluate, spec.normalisation)
+        weights.load_evaluated(model, spec, data.image_size)
     with refusing("schedule."):
         build_optimizer(model, spec.schedule)
     if not (Path(spec.record.root) / spec.name / "checkpoints").exists():

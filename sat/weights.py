@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sat import checkpoint
+from sat.errors import Refused, refusing
 from sat.models import Classifier, assemble
 from sat.record import weights_file
 
@@ -70,18 +71,22 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
     return model.to(device)
 
 
-def load_weights(model: Classifier, place: str, given: Collection[str] = ()) -> None:
+def load_weights(
+    model: Classifier, place: str, given: Collection[str] = ()
+) -> Mapping[str, Any] | None:
     """Puts the weights of a run directory or a file, trained anywhere, into `model`.
 
     A file is a checkpoint of this program, what `torch.save` wrote of tensors, or `.safetensors`.
     Its state dict may be nested in others, of which averages are preferred, and its keys may have
     a prefix (`module.`, `1.`). A normalisation in it becomes the model's, but for what `given`
     names (`mean`, `std`: set by hand). Raises ValueError, beginning with the key, naming what does
-    not fit; `model` is then as it was.
+    not fit; `model` is then as it was. Returns what a checkpoint of this program says of the images
+    that the network was made for (see `shape_of`), None for other files.
     """
     own = model.backbone.state_dict()
     try:
-        name, prefix, tensors = _find(_read(weights_file(place)), own)
+        state = _read(weights_file(place))
+        name, prefix, tensors = _find(state, own)
         weights = {key: tensors[prefix + key] for key in own if prefix + key in tensors}
         placed = {prefix + key for key in weights}
         rest = {key: t for key, t in tensors.items() if key not in placed}
@@ -97,6 +102,19 @@ def load_weights(model: Classifier, place: str, given: Collection[str] = ()) -> 
     for what, values in taken.items():
         getattr(model, what).copy_(values.detach().view(1, -1, 1, 1))
     _tell(place, name, prefix, taken, given)
+    facts = state.get("facts")
+    return facts.get("shape") if isinstance(facts, Mapping) else None
+
+
+def load_evaluated(model: Classifier, spec: Any, image_size: int) -> None:
+    """The weights that `evaluate=` names. Raises Refused where they suit neither model nor set."""
+    with refusing("", weights="evaluate"):
+        shape = load_weights(model, spec.evaluate, spec.normalisation)
+    if shape and shape["image_size"] != image_size:
+        raise Refused(
+            f"evaluate={spec.evaluate}: is a network for images of {shape['image_size']} pixels, and"
+            f" the set's have {image_size}; see dataset and dataset.image_size"
+        )
 
 
 def _read(path: Path) -> Any:
@@ -250,13 +268,15 @@ def read_run(run_directory: str | Path, which: str) -> tuple[dict[str, Any], dic
     directory = Path(run_directory)
     try:
         config = yaml.safe_load((directory / "config.yaml").read_text())
+        if config.get("evaluate"):  # weights of a file: there is one set
+            which = "last"
         state = checkpoint.read(directory / "checkpoints" / f"{which}.pt")
     except OSError as error:
         raise ValueError(f"{directory}: no run with a {which!r} checkpoint ({error})") from None
-    config["model"] |= {"weights": None}
+    config["evaluate"] = config["model"]["weights"] = None  # the file may be gone
     if config["model"].get("pretrained"):
         config["model"]["pretrained"] = False
-        if config["model"]["stem"] == "auto":  # kept the stem of the pretrained weights
+        if config["model"].get("stem") == "auto":  # kept the stem of the pretrained weights
             config["model"]["stem"] = "large"
     return config, state
 

@@ -131,12 +131,16 @@ def test_weights_of_a_file_become_a_run_of_no_steps(sat, copy, tmp_path):
     assert found["status"] == "finished" and found["steps"] == 0 and found["best"] is None
     assert found["last"]["clean"]["images"] == 40 and found["last"]["clean"]["accuracy"] > 0.7
     x, _ = images()
-    assert torch.equal(package.load(run, "last")(x), model(x))
+    assert torch.equal(package.load(run)(x), model(x))
     again = sat(*described, tiny=False)
     assert again.code == 0 and "is finished" in again.out
     more = sat(*described, "evaluation.attacks.pgd20=null", "+attack@evaluation.attacks.b=fgsm",
                tiny=False)  # fmt: skip
     assert more.code == 0 and set(result_of(run)["last"]["robust"]) == {"pgd20", "b"}
+    (tmp_path / "theirs.pth").unlink()
+    assert torch.equal(package.load(run)(x), model(x))
+    alone = sat(f"evaluate={run}", "evaluation=clean", tiny=False)
+    assert alone.code == 0, alone.err
 
 
 def test_a_checkpoint_of_an_unfinished_run_brings_its_config(sat, copy):
@@ -172,6 +176,11 @@ def spoil(kind, run, folder):
     if kind == "torch pickle":
         torch.save({"model": Evil()}, file)
         return file, "objects other than tensors"
+    if kind == "image size":
+        state = torch.load(run / "checkpoints/best.pt")
+        state["facts"]["shape"]["image_size"] = 32
+        torch.save(state, file)
+        return file, "images of 32 pixels"
     state = model.backbone.state_dict()
     if kind == "classes":
         state["fc.weight"], state["fc.bias"] = torch.zeros(7, 32), torch.zeros(7)
@@ -182,7 +191,8 @@ def spoil(kind, run, folder):
 
 
 @pytest.mark.parametrize(
-    "kind", ["no file", "no run", "text", "pickle", "torch pickle", "classes", "channels"]
+    "kind",
+    ["no file", "no run", "text", "pickle", "torch pickle", "classes", "channels", "image size"],
 )
 def test_what_can_not_be_evaluated_is_refused_in_one_line(sat, copy, tmp_path, kind):
     place, says = spoil(kind, copy, tmp_path)
