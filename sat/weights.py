@@ -112,8 +112,8 @@ def load_evaluated(model: Classifier, spec: Any, image_size: int) -> None:
         shape = load_weights(model, spec.evaluate, spec.normalisation)
     if shape and shape["image_size"] != image_size:
         raise Refused(
-            f"evaluate={spec.evaluate}: is a network for images of {shape['image_size']} pixels, and"
-            f" the set's have {image_size}; see dataset and dataset.image_size"
+            f"evaluate={spec.evaluate}: is a network for images of {shape['image_size']} pixels,"
+            f" and the set's have {image_size}; see dataset and dataset.image_size"
         )
 
 
