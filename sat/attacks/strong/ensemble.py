@@ -39,7 +39,7 @@ class Strong:
     eps: float = 8.0
     norm: Literal["linf", "l2"] = "linf"
     attacks: tuple[str, ...] = ATTACKS
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = "auto"
     patience: float | None = 2.0
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class Strong:
             raise ValueError(f"attacks={list(self.attacks)}: choose from {', '.join(ATTACKS)}")
         if self.patience is not None and not 1 <= self.patience < math.inf:
             raise ValueError(f"patience={self.patience}: is 1 or above; to never give up, null")
-        if self.batch_size < 1:
+        if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
 
     @property
@@ -96,7 +96,7 @@ class Strong:
                     tally.decide(images, torch.full((len(images),), points is None))
 
                 own = Draws(seed_of(draws.key, name), draws.rows.cpu())
-                pool = Pool(x, y, targets, own, left, self.batch_size, patience)
+                pool = Pool(x, y, targets, own, left, self._size(x, network.device), patience)
                 with tally.attack(k) as images:
                     pool.run(self._search(name, own.key), network, images.tolist())
 
@@ -128,6 +128,14 @@ class Strong:
             others = logits.scatter(1, own[:, None], -math.inf)
             targets.append(others.argsort(1, descending=True)[:, : min(9, logits.shape[1] - 1)])
         return torch.cat(targets)
+
+    def _size(self, x: Tensor, device: torch.device) -> int:
+        """Images of a batch; no verdict depends on it. `auto`: what keeps a GPU busy and fits it."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        if device.type == "cpu":
+            return 64
+        return 512 if x.shape[-1] <= 64 else 128
 
     @staticmethod
     def _precision(model: nn.Module) -> torch.dtype | None:
