@@ -46,10 +46,10 @@ def read(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU. Raises ValueError for what is no checkpoint."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = str(error).splitlines()[0][:120]
+        reason = str(error).splitlines()[0][:120] if " " in str(error) else "it can't be read"
         raise ValueError(f"{path}: is damaged, or is no checkpoint ({reason})") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds a {type(state).__name__}, no checkpoint of this program")

@@ -5,10 +5,8 @@ signature is the schema: `build` converts each value to its annotated type, refu
 fit in one line, and constructs. Constructors check ranges and do no work.
 """
 
-import hashlib
 import importlib
 import inspect
-import json
 import math
 import os
 import re
@@ -25,21 +23,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sat.errors import Refused, refusing
+from sat.identity import (
+    FOLLOWED,
+    SECTIONS,
+    START,
+    identity,
+    readable,
+    weights_identity,
+)
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-SECTIONS = "dataset activation attack model schedule objective validation evaluation record".split()
 SCALARS = {"seed": int, "device": str, "evaluate": str | None}
-# Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
-FOLLOWED = {"eps": float, "norm": Literal["linf", "l2"], "depth": int, "width": float}
-# Keys of every model's option that say what it starts from: weights, and another normalisation.
-START = {"weights": str | None, "mean": list[float] | None, "std": list[float] | None}
 PATHS = ("dataset.root", "dataset.path", "record.root", "model.weights")
-# What moves no number of a trained model is no part of its identity.
-NOT_IDENTITY = {"dataset.root", "dataset.path", "dataset.workers", "dataset.download"}
-NOT_IDENTITY |= {"dataset.skip_unreadable", "validation.batch_size"}
-# Keys that came later: left at null they change no run's identity.
-NULL_IS_ABSENT = {"validation.limit", *(f"model.{key}" for key in START)}
 PARTIAL = ("activation",)  # built once a layer, by the model
 
 
@@ -69,6 +65,12 @@ class Spec:
     def evaluate(self) -> str | None:
         """A file of weights that are measured as they are; a run directory has become a spec."""
         return self.config["evaluate"]
+
+    @property
+    def configuration(self) -> str:
+        """A name that runs share which differ in the seed alone."""
+        seedless = {**self.config, "seed": 0}
+        return f"{readable(seedless, self.choices).removesuffix('-s0')}-{identity(seedless)}"
 
     @property
     def normalisation(self) -> dict[str, list[float]]:
@@ -139,36 +141,6 @@ def check(plain: Mapping[str, Any]) -> Spec:
     )
 
 
-def identity(config: Mapping[str, Any]) -> str:
-    """Eight hex digits of everything that decides the trained weights, and of nothing else."""
-    kept: dict[str, Any] = {"seed": config["seed"]}
-    for section in SECTIONS:
-        if section in ("evaluation", "record"):
-            continue
-        kept[section] = {
-            key: value
-            for key, value in config[section].items()
-            if f"{section}.{key}" not in NOT_IDENTITY
-            and not (value is None and f"{section}.{key}" in NULL_IS_ABSENT)
-            and not (section == "dataset" and key in FOLLOWED)
-        }
-    if config["schedule"]["decay"] != "step":
-        kept["schedule"].pop("milestones")
-    if (name := data_name(config["dataset"])) is not None:
-        kept["dataset"]["name"] = name
-    if config["model"]["weights"]:
-        kept["model"]["weights"] = _file_digest(config["model"]["weights"])
-    text = json.dumps(kept, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def weights_identity(config: Mapping[str, Any]) -> str:
-    """The same for weights of a file: no training has a part in it."""
-    untrained = {"attack": {}, "schedule": {"decay": "step"}, "objective": {}, "validation": {}}
-    digest = _file_digest(config["evaluate"], "evaluate")
-    return identity({**config, **untrained, "seed": digest})
-
-
 def _check_normalisation(model: Mapping[str, Any]) -> None:
     for key, lowest in (("mean", "from 0"), ("std", "above 0")):
         if (values := model[key]) is None:
@@ -176,43 +148,6 @@ def _check_normalisation(model: Mapping[str, Any]) -> None:
         if not values or not all(0 <= v <= 1 and (v > 0 or key == "mean") for v in values):
             text = f"model.{key}={_short(values)}: must be one value a channel, {lowest} to 1"
             raise Refused(f"{text}, as the images are; divide values for 0 to 255 by 255")
-
-
-def data_name(dataset: Mapping[str, Any]) -> str | None:
-    """What a set of the user's own is called: its `name`, else the last part of its place."""
-    if "name" not in dataset:
-        return None
-    if dataset["name"]:
-        return dataset["name"]
-    if path := dataset.get("path"):
-        return Path(path).stem
-    return Path(dataset.get("root") or "data").resolve().name
-
-
-def _file_digest(weights: str, key: str = "model.weights") -> str:
-    from sat.record import weights_file
-
-    try:
-        return hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
-    except OSError as error:
-        raise Refused(f"{key}={weights}: {error.strerror or error}") from error
-
-
-def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
-    """The part of a run's name that people read: set, network, activation, attack, seed."""
-    model, attack, activation = config["model"], config["attack"], config["activation"]
-    dataset = data_name(config["dataset"]) or choices.get("dataset", "data")
-    network = model.get("name") or choices.get("model", "model")
-    network += str(model.get("depth") or model.get("variant") or "")
-    act = choices.get("activation", "activation")
-    if "alpha" in activation:
-        act += f"{activation['alpha']:g}"
-    att = choices.get("attack", "attack") + str(attack.get("steps", ""))
-    trained = [att, f"s{config['seed']}"]
-    if config.get("evaluate") is not None:
-        trained = ["weights", Path(config["evaluate"]).stem]
-    name = "-".join([dataset, network, act, *trained])
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:120]
 
 
 def build(node: Any, path: str, partial_: bool = False) -> tuple[Any, dict[str, Any]]:

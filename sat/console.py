@@ -53,7 +53,8 @@ class Progress:
             left = duration((self.total - self.done) / max(rate, 1e-9))
             share = f"{self.done / self.total:4.0%}"
             pace = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-            line = f"{self.what} {share}  {pace} images/s  {left} left  {self.note}"
+            left = f"{left} left" if self.done >= 0.05 * self.total else ""  # a guess before
+            line = f"{self.what} {share}  {pace} images/s  {left}  {self.note}"
             log.info("%s", line.rstrip())
 
     def say(self, note: str) -> None:

@@ -50,7 +50,8 @@ def write(folder: Path, name: str, title: str, entry: Mapping[str, Any]) -> Any:
     folder.mkdir(exist_ok=True)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["eps", "steps", "accuracy", "low", "high", *entry["classes"]])
+    classes = [f"class {name}" for name in entry["classes"]]
+    rows.writerow(["eps", "steps", "accuracy", "low", "high", *classes])
     for k, point in enumerate(entry["points"]):
         shares = [point["accuracy"], *point["ci95"], *(v[k] for v in entry["classes"].values())]
         rows.writerow([f"{point['eps']:g}", point["steps"], *(f"{s:.4f}" for s in shares)])
@@ -83,7 +84,7 @@ def plot_curve(ax: Any, entry: Mapping[str, Any]) -> None:
     ax.plot(at, share, color=BLUE, marker="o", markersize=4)
     norm = {"linf": "L-inf", "l2": "L2"}[entry["norm"]]
     if over == "eps":
-        ax.set_xlabel(f"eps ({norm}, in 1/255), PGD of {points[0]['steps']} steps")
+        ax.set_xlabel(f"eps ({norm}, in 1/255), PGD-{points[0]['steps']}, worst case up to here")
         ax.axvline(entry["eps"], color=ORANGE, linestyle="--", linewidth=1)
         ax.text(entry["eps"], 1, f" eps = {entry['eps']:g}", color=ORANGE, va="top", fontsize=9,
                 transform=ax.get_xaxis_transform())  # fmt: skip
@@ -91,7 +92,7 @@ def plot_curve(ax: Any, entry: Mapping[str, Any]) -> None:
         ax.set_xscale("log")
         ax.set_xticks(at, [str(value) for value in at])
         ax.minorticks_off()
-        ax.set_xlabel(f"steps of PGD (eps {entry['eps']:g}/255, {norm})")
+        ax.set_xlabel(f"steps of PGD (eps {entry['eps']:g}/255, {norm}), worst case up to here")
         clean = 100 * entry["clean"]
         ax.axhline(clean, color=GREY, linestyle="--", linewidth=1)
         ax.text(at[-1], clean, f"clean {clean:.1f} % ", color="#666666", ha="right", va="bottom",
@@ -111,8 +112,8 @@ def plot_classes(ax: Any, entry: Mapping[str, Any], shown: Sequence[str]) -> Non
     ax.set_yticks(range(len(shown)), [name[:18] for name in shown])
     ax.set_xlabel("eps, in 1/255" if over == "eps" else "steps")
     left_out = len(entry["classes"]) - len(shown)
-    ax.set_title("accuracy in %, each class" + f" (the {len(shown)} hardest)" * (left_out > 0),
-                 fontsize=9)  # fmt: skip
+    which = f", {len(shown)} hardest classes" if left_out else ", each class, the hardest on top"
+    ax.set_title(f"accuracy in %{which}", fontsize=9)
     for row, shares in enumerate(grid):
         for column, share in enumerate(shares):
             ax.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7,

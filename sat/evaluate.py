@@ -3,16 +3,14 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sat.draws import Draws, seed_of
 from sat.statistics import wilson
-from sat.tally import STANDS, WRONG, Judge, Tally
+from sat.tally import STANDS, WRONG, Judge, Tally, is_right
 
 EVALUATED = ("last", "best", "last_raw")
 TAKEN = ("clean", "worst_case")  # no names of attacks: results hold them beside these
@@ -57,11 +55,12 @@ class Evaluation:
                 raise ValueError(f"curves.{name}={curve}: is no curve; see evaluation=curves")
             if name in self.attacks:
                 raise ValueError(f"curves.{name}: an attack has this name; take another")
+        if self.curves and self.restarts > 1:
+            raise ValueError(f"restarts={self.restarts}: curves take one start a point; write 1")
         for name in self.judges:
-            if not name.replace("_", "").replace(".", "").isalnum() or name == "worst_case":
-                raise ValueError(
-                    f"{name}: letters, digits, '_' and '.' make a name, but worst_case"
-                )
+            if not name.replace("_", "").replace(".", "").isalnum() or name in TAKEN:
+                taken = " and ".join(TAKEN)
+                raise ValueError(f"{name}: letters, digits, '_' and '.' make a name, but {taken}")
         unknown = [name for name in self.checkpoints if name not in EVALUATED]
         if unknown or not self.checkpoints:
             known = ", ".join(EVALUATED)
@@ -132,31 +131,12 @@ def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], 
             part = tally.part(slice(done, done + len(x)))
             done += len(x)
             for fell, *images in zip(*(t.split(256) for t in (part.fell, x, y)), strict=True):
-                fell[(fell == STANDS) & ~_is_right(model, *images).cpu()] = WRONG
+                fell[(fell == STANDS) & ~is_right(model, *images).cpu()] = WRONG
             draws = Draws(seed_of(seed, "evaluation", 0), indices.to(x.device))
             judge.judge(model, x, y, draws, part)
     finally:
         model.train(training)
     return tally
-
-
-@torch.no_grad()
-def _is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return model(x).argmax(1) == y
-
-
-@contextmanager
-def float32(model: nn.Module) -> Iterator[None]:
-    """The model in IEEE float32, as a verdict asks for; as it was on leaving."""
-    before, matmul = model.autocast, torch.get_float32_matmul_precision()
-    cudnn = torch.backends.cudnn.allow_tf32
-    model.autocast, torch.backends.cudnn.allow_tf32 = None, False
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        model.autocast, torch.backends.cudnn.allow_tf32 = before, cudnn
-        torch.set_float32_matmul_precision(matmul)
 
 
 def accuracy(flags: Tensor) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sat import checkpoint
 from sat.attacks import PGD
 from sat.attacks.series import Series, judge_of
+from sat.config import Spec
 from sat.console import Progress
 from sat.curves import entry_of
 from sat.dashboard import Dashboard
@@ -19,9 +20,12 @@ from sat.data import Data, chunks, indexed
 from sat.diagnostics import doubts, square_alarm
 from sat.draws import Draws, seed_of
 from sat.errors import Refused
-from sat.evaluate import Evaluation, accuracy, float32, measure, robustness
+from sat.evaluate import accuracy, measure, robustness
+from sat.flags import Shelf, changes, digest_of, taken
+from sat.journal import same_facts
+from sat.precision import float32
 from sat.record import Run
-from sat.tally import STANDS, WRONG, Tally
+from sat.tally import Tally
 
 WORST = "worst_case"  # over all attacks of an evaluation, image by image
 # Whose weights a checkpoint's file holds: see `weights_in`.
@@ -35,17 +39,27 @@ class Examination:
     What was measured before, by this process or by one that was killed, is read from the flags.
     """
 
-    def __init__(self, run: Run, model: nn.Module, data: Data, evaluation: Evaluation, seed: int):
-        self.run, self.model, self.data = run, model, data
-        self.evaluation, self.seed = evaluation, seed
-        self.indices = data.test_subset(evaluation.limit, evaluation.subset_seed)
+    def __init__(self, run: Run, model: nn.Module, data: Data, spec: Spec, facts: dict[str, Any]):
+        self.run, self.model, self.data, self.facts = run, model, data, facts
+        self.evaluation, self.seed = spec.evaluation, spec.seed
+        self.indices = data.test_subset(spec.evaluation.limit, spec.evaluation.subset_seed)
+        self.shelf = Shelf(run.directory / "flags", self.indices, facts["dataset"]["test_content"])
         self.doubted: dict[str | None, dict[str, Any]] = {}
 
-    def check_names(self) -> None:
+    def check_names(self, result: dict[str, Any], twins: dict[str, str | None]) -> None:
         """Raises Refused when a name of an attack is taken by one with other settings."""
         for which in self.evaluation.checkpoints:
+            part = result.get(which) or {}
+            known = {**part.get("robust", {}), **part.get("curves", {})}
             for name in self.evaluation.judges:
-                self.run.read_flags(f"{which}-{name}", self.evaluation.settings(name))
+                settings = self.evaluation.settings(name)
+                before = known.get(name, {}).get("settings", settings)
+                if changed := changes(before, settings):
+                    raise Refused(taken(f"{which}-{name}", changed))
+                for source in filter(None, (which, twins[which])):
+                    self.shelf.read(f"{source}-{name}", settings, None)
+            if (path := self.run.checkpoints / FILES[which]).exists():
+                self._weights(path, which)
 
     def of(self, which: str, twin: str | None = None) -> dict[str, Any] | None:
         """One checkpoint's part of `result.json`; None where the checkpoint is gone.
@@ -55,7 +69,9 @@ class Examination:
         files = [self.run.checkpoints / FILES[name] for name in (which, twin or which)]
         if (path := next((file for file in files if file.exists()), None)) is None:
             return None
-        self.model.load_state_dict(weights_in(checkpoint.read(path), which))
+        weights = self._weights(path, which)
+        self.model.load_state_dict(weights)
+        self.weights = digest_of(weights)
         found = {name: self._tally(which, name, twin) for name in self.evaluation.judges}
         curves = {name: found.pop(name) for name in self.evaluation.curves}
         settings, attacks = self.evaluation.settings, self.evaluation.attacks
@@ -74,14 +90,27 @@ class Examination:
             for name, tally in curves.items()
         }
         if self.evaluation.doubts:
-            part["doubts"] = self.doubted.get(twin) or self._doubts(found)
-            self.doubted[which] = part["doubts"]
+            asked = self.doubted.get(twin) or self._doubts(found)
+            self.doubted[which] = asked
+            part["doubts"] = {asked["attack"]: asked}
         return {**part, "robust": robust, "curves": drawn}
+
+    def _weights(self, path: Path, which: str) -> dict[str, Tensor]:
+        """What a checkpoint is measured with; raises Refused where it is not of this run."""
+        try:
+            state = checkpoint.read(path)
+            same_facts(state["facts"], self.facts)
+            return weights_in(state, which)
+        except Refused:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            text = str(error) if isinstance(error, ValueError) else f"{path}: is damaged ({error})"
+            raise Refused(f"{text}; record.fresh=true trains again") from None
 
     def _doubts(self, found: dict[str, Tally]) -> dict[str, Any]:
         """Asked of the attack that was measured last, which is the strongest where several are."""
         rows = torch.arange(0, len(self.indices), -(-len(self.indices) // self.evaluation.doubts))
-        name, attack, robust, alarms = None, None, None, []
+        name, attack, robust, alarms = "clean", None, None, []
         if found:
             name = list(found)[-1]
             attack, robust = self.evaluation.attacks[name], found[name].robust[rows]
@@ -97,23 +126,20 @@ class Examination:
         with float32(self.model):
             asked = doubts(self.model, x[known], y[known], attack, draws, robust)
         own = {alarm.name: alarm for alarm in [*asked.alarms, *filter(None, alarms)]}
-        return {"attack": name, **asked.as_json(), "alarms": [a.as_json() for a in own.values()]}
+        told = {"attack": name, "asked": self.evaluation.doubts, **asked.as_json()}
+        return {**told, "alarms": [alarm.as_json() for alarm in own.values()]}
 
     def _tally(self, which: str, name: str, twin: str | None) -> Tally:
         settings = self.evaluation.settings(name)
         for source in filter(None, (which, twin)):
-            if (found := self.run.read_flags(f"{source}-{name}", settings)) is not None:
-                if source == which:
-                    return tally_of(found)
-                tally = tally_of(found)
+            tally = self.shelf.read(f"{source}-{name}", settings, self.weights)
+            if tally is not None and source == which:
+                return tally
+            if tally is not None:
                 break
         else:
             tally = self._measure(which, name)
-        self.run.write_flags(
-            f"{which}-{name}", settings, **arrays_of(tally), clean=tally.clean.numpy(),
-            robust=tally.robust.numpy(), indices=self.indices.numpy(),
-        )  # fmt: skip
-        self.run.drop_partial(f"{which}-{name}", settings)
+        self.shelf.write(f"{which}-{name}", settings, self.weights, tally)
         return tally
 
     def _measure(self, which: str, name: str | None) -> Tally:
@@ -135,8 +161,8 @@ class Examination:
             yield Tally.new(names, count)
             return
         settings, label = self.evaluation.settings(name), f"{which}-{name}"
-        before = self.run.read_partial(label, settings)
-        tally = Tally.new(names, count) if before is None else tally_of(before)
+        before = self.shelf.read_partial(label, settings, self.weights)
+        tally = Tally.new(names, count) if before is None else before
         bars, kept = [], time.monotonic()
 
         def begin(member: str, images: int) -> None:
@@ -152,7 +178,7 @@ class Examination:
             nonlocal kept
             bars[0].advance(images)
             if time.monotonic() - kept > KEEP_EVERY:
-                self.run.write_partial(label, settings, **arrays_of(tally))
+                self.shelf.write(label, settings, self.weights, tally, whole=False)
                 kept = time.monotonic()
 
         tally.begin, tally.changed = begin, changed
@@ -160,7 +186,7 @@ class Examination:
             yield tally
         finally:
             end()
-            self.run.write_partial(label, settings, **arrays_of(tally))
+            self.shelf.write(label, settings, self.weights, tally, whole=False)
 
     def show(self, dashboard: Dashboard, images: int) -> None:
         """Eight test images, clean and adversarial, on the dashboard."""
@@ -187,24 +213,3 @@ def weights_in(state: dict[str, Any], which: str) -> dict[str, Tensor]:
             " write last"
         )
     return average if average and which != "last_raw" else state["model"]
-
-
-def arrays_of(tally: Tally) -> dict[str, np.ndarray]:
-    """A tally as it is written to disk."""
-    return {
-        "attacks": np.array(tally.names), "fell": tally.fell.numpy(),
-        "passed": tally.passed.numpy(), "attack_seconds": tally.seconds.numpy(),
-        "seconds": np.array(float(tally.seconds.sum())),
-    }  # fmt: skip
-
-
-def tally_of(found: dict[str, np.ndarray]) -> Tally:
-    """The reverse; flags of earlier versions, without `fell`, are those of a single attack."""
-    if "fell" not in found:
-        clean, robust = (torch.from_numpy(found[key]) for key in ("clean", "robust"))
-        fell = torch.where(robust, STANDS, torch.where(clean, 0, WRONG)).to(torch.int8)
-        seconds = torch.tensor([float(found["seconds"])], dtype=torch.float64)
-        return Tally(("restart 1",), fell, robust.to(torch.int8), seconds)
-    names = tuple(str(name) for name in found["attacks"])
-    arrays = (torch.from_numpy(found[key]) for key in ("fell", "passed", "attack_seconds"))
-    return Tally(names, *arrays)

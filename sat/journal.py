@@ -5,7 +5,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from sat.draws import seed_of
 from sat.errors import Diverged, Fault, Refused, Stopped
 from sat.evaluate import measure
 from sat.hardware import THREADS
+from sat.precision import float32
 from sat.record import Run, environment
 from sat.tally import Tally
 from sat.train import Trainer
@@ -119,7 +120,11 @@ class Journal:
         judge = judge_of(attack, 1, self.validation.batch_size)
         images = chunks(split, chosen, self.validation.batch_size)
         tally = Tally.new(judge.names, len(chosen))
-        flags = measure(trainer.evaluated, images, judge, seed_of(plan.seed, "validation"), tally)
+        # An ensemble decides in float32, so its points must be judged in it.
+        exact = hasattr(self.validation.attack, "judge")
+        with float32(trainer.evaluated) if exact else nullcontext():
+            seed = seed_of(plan.seed, "validation")
+            flags = measure(trainer.evaluated, images, judge, seed, tally)
         clean, robust = (float(f.float().mean()) for f in (flags.clean, flags.robust))
         epoch = round(trainer.plan.epoch(trainer.step), 4)
         doubts = probe.numbers(flags) if probe else {}
@@ -226,6 +231,7 @@ class Journal:
         return {
             "name": self.spec.name,
             "hash": self.spec.hash,
+            "configuration": self.spec.configuration,
             "status": "trained",
             "seed": self.spec.seed,
             "environment": environment(model.mean.device),

@@ -8,9 +8,11 @@ from typing import Any
 import yaml
 
 from sat import config
-from sat.config import NOT_IDENTITY, SCALARS, SECTIONS, Spec
+from sat.config import SCALARS, Spec
 from sat.errors import Refused
+from sat.identity import NOT_IDENTITY, SECTIONS
 from sat.record import CHECKPOINTS, read_result
+from sat.weights import without_weights
 
 CHANGEABLE = {"evaluate", "device", "evaluation", "record.keep", "record.root"}
 CHANGEABLE |= {key for key in NOT_IDENTITY if key.startswith("dataset.")}
@@ -29,10 +31,14 @@ def recalled(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:
         directory, which = place.parent.parent, place.stem
     if not (directory / "config.yaml").is_file():
         if place.is_file():
-            return config.check({**config.resolve(cfg), "choices": choices})
+            return of_file(cfg, choices, overrides)
         what = "holds no config.yaml, so it is no run" if place.is_dir() else "no such file or run"
         raise Refused(f"evaluate={place}: {what}; name a run directory or a file of weights")
     own = read_config(directory)
+    if own is None:
+        if which is not None and place.is_file():
+            return of_file(cfg, choices, overrides)
+        raise Refused(f"{directory / 'config.yaml'}: is no config of a run of this program")
     result = read_result(directory)
     if result is None or result["status"] != "finished":
         if which is None:
@@ -52,28 +58,42 @@ def recalled(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:
             f"record.root={cfg.record.root}: the run to evaluate lives in {root}; drop it"
         )
     plain = composed(cfg, own, choices, overrides)
-    plain["evaluate"] = plain["model"]["weights"] = None  # they are in the run's checkpoints
+    plain["evaluate"] = None
     plain["record"]["root"] = str(directory.parent)
-    if which in CHECKPOINTS:
+    if which is not None:
+        if which not in CHECKPOINTS or not place.is_file():
+            raise Refused(f"evaluate={place}: no such checkpoint; a run has last.pt and best.pt")
+        if "evaluation.checkpoints" in map(key_of, overrides):
+            raise Refused(f"evaluate={place}: names a checkpoint; drop evaluation.checkpoints")
         plain["evaluation"]["checkpoints"] = [which]
     return replace(config.check(plain), name=directory.name, hash=result["hash"])
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The config.yaml of a run. Raises Refused where it is none of this program's."""
+def of_file(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:
+    """The spec of weights that say nothing of their network. Raises Refused where the command line
+    leaves open what can't be seen in the weights."""
+    if "activation" not in map(key_of, overrides):
+        raise Refused(
+            f"evaluate={cfg.evaluate}: no weights tell the activation they were trained with; write"
+            " activation=relu, or another (and model=..., dataset=...)"
+        )
+    return config.check({**config.resolve(cfg), "choices": choices})
+
+
+def read_config(directory: Path) -> dict[str, Any] | None:
+    """The config.yaml of a run; None where it is none of this program's."""
     path = directory / "config.yaml"
     try:
         own = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise Refused(f"{path}: can't be read ({str(error).splitlines()[0]})") from None
-    if not isinstance(own, dict) or not own.keys() >= {*SECTIONS, "seed"}:
-        raise Refused(f"{path}: is no config of a run of this program")
-    return own
+    return own if isinstance(own, dict) and own.keys() >= {*SECTIONS, "seed"} else None
 
 
 def composed(cfg: Any, own: dict[str, Any], choices: dict[str, str], overrides: list[str]):
     """The run's config with the command line's evaluation, which follows the run's dataset."""
     under = {key: own[key] for key in [*SECTIONS, *SCALARS] if key in own}
+    under |= {"model": without_weights(own["model"])}  # they are in the run's checkpoints
     for key in ("evaluation", "record", "device", "evaluate"):
         under.pop(key, None)
     for key in map(key_of, overrides):

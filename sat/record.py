@@ -18,8 +18,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
 from sat import checkpoint
 from sat.errors import Refused, Stopped
 
@@ -94,56 +92,6 @@ class Run:
     def write_result(self, result: dict[str, Any]) -> None:
         text = json.dumps(result, indent=2) + "\n"
         checkpoint.write_whole(self.directory / "result.json", lambda f: f.write(text.encode()))
-
-    def write_flags(self, name: str, settings: dict[str, Any], **flags: np.ndarray) -> None:
-        """Per test image: what was classified right; the attack's settings are kept inside."""
-        (self.flags / name).parent.mkdir(parents=True, exist_ok=True)
-        content = {"settings": np.array(json.dumps(settings, sort_keys=True)), **flags}
-        checkpoint.write_whole(
-            self.flags / f"{name}.npz", lambda file: np.savez_compressed(file, **content)
-        )
-
-    def read_flags(self, name: str, settings: dict[str, Any]) -> dict[str, np.ndarray] | None:
-        """The flags under that name; None where there are none.
-
-        Raises Refused when they were measured with other settings, or are damaged.
-        """
-        path = self.flags / f"{name}.npz"
-        if not path.exists():
-            return None
-        try:
-            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                content = {key: file[key] for key in file.files}
-                before = json.loads(str(content.pop("settings")))
-        except Exception as error:  # zipfile, NumPy and json each have their own
-            raise Refused(f"{path}: is damaged ({error}); move it away to measure again") from None
-        if before != json.loads(json.dumps(settings)):
-            changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-            raise Refused(
-                f"evaluation.attacks: {name.split('-', 1)[1]!r} was measured in this run with other"
-                f" settings ({', '.join(changed)}); give the new one another name"
-            )
-        return content
-
-    def write_partial(self, name: str, settings: dict[str, Any], **arrays: np.ndarray) -> None:
-        """How far a measurement has come; no other settings overwrite it. Its flags replace it."""
-        self.write_flags(self._partial(name, settings), settings, **arrays)
-
-    def read_partial(self, name: str, settings: dict[str, Any]) -> dict[str, np.ndarray] | None:
-        """What a killed measurement of these settings left, or None; raises as `read_flags`."""
-        return self.read_flags(self._partial(name, settings), settings)
-
-    @staticmethod
-    def _partial(name: str, settings: dict[str, Any]) -> str:
-        text = json.dumps(settings, sort_keys=True)
-        return f"partial/{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-    def drop_partial(self, name: str, settings: dict[str, Any]) -> None:
-        file = self.flags / f"{self._partial(name, settings)}.npz"
-        if file.exists():
-            file.unlink()
-            if not any(file.parent.iterdir()):
-                file.parent.rmdir()
 
     def drop_checkpoints(self, keep: tuple[str, ...]) -> None:
         """What a finished run no longer needs."""

@@ -1,6 +1,7 @@
 """From a run's checkpoints to `result.json`: the test set is touched here, and only here."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def tell(result: dict[str, Any]) -> None:
     """The table of a result, and its alarms."""
     log.info("\n%s", summary(result))
     for alarm in result.get("alarms", ()):
-        where = alarm.get("checkpoint") or f"epoch {alarm['epoch']:.2f}"
+        where = f"epoch {alarm.get('epoch', 0):.2f}"
+        if "checkpoint" in alarm:
+            where = f"{alarm['checkpoint']}, {alarm['attack']}"
         log.warning("%s: %s", where, alarm["message"])
 
 
@@ -72,7 +75,14 @@ def covers(result: dict[str, Any], directory: Path, evaluation: Evaluation) -> b
     if result["best"] is None:  # weights of a file: there is one set
         asked = [which for which in asked if which != "best"] or ["last"]
     kept = [w for w in asked if (directory / "checkpoints" / FILES[w]).exists()]
-    done = all(part_covers(result.get(which) or {}, evaluation) for which in kept or asked)
+    done = all(
+        part_covers(
+            result.get(which) or {},
+            evaluation,
+            lambda name, which=which: directory / "flags" / f"{which}-{name}.npz",
+        )
+        for which in kept or asked
+    )
     if not done and not kept:
         raise Refused(
             f"{directory}: no checkpoint stayed to be measured (record.keep); record.fresh=true"
@@ -81,17 +91,20 @@ def covers(result: dict[str, Any], directory: Path, evaluation: Evaluation) -> b
     return done
 
 
-def part_covers(part: dict[str, Any], evaluation: Evaluation) -> bool:
-    """The same of one checkpoint's part of the result."""
+def part_covers(part: dict[str, Any], evaluation: Evaluation, flags: Callable[[str], Path]) -> bool:
+    """The same of one checkpoint's part of the result; `flags` tells where an attack's are."""
     found = {**part.get("robust", {}), **part.get("curves", {})}
     worst = part.get("robust", {}).get(WORST, {}).get("attacks")
+    doubts = part.get("doubts", {}).get(next(reversed(evaluation.attacks), "clean"), {})
     return (
         all(
             found.get(name, {}).get("settings") == evaluation.settings(name)
+            and flags(name).exists()
             for name in evaluation.judges
         )
         and clean_covers(part, evaluation)
         and (len(evaluation.attacks) < 2 or worst == list(evaluation.attacks))
+        and doubts.get("asked", 0) >= evaluation.doubts
     )
 
 
@@ -105,20 +118,25 @@ def conclude(
     spec: Spec, run: Run, model: nn.Module, data: Data, result: dict[str, Any]
 ) -> dict[str, Any]:
     """Measures the checkpoints on the test set, adds what is new to the result, and shows it."""
-    same_facts(result, {"hash": spec.hash, "dataset": facts_of(data)})
+    facts = {"hash": spec.hash, "dataset": facts_of(data)}
+    same_facts(result, facts)
     torch.set_num_threads(result["choices"]["threads"])  # another count rounds otherwise
-    exam = Examination(run, model, data, spec.evaluation, spec.seed)
-    exam.check_names()
+    exam = Examination(run, model, data, spec, facts)
+    twins = {which: twin(result, which) for which in spec.evaluation.checkpoints}
+    exam.check_names(result, twins)
+    names = ", ".join(spec.evaluation.judges) or "clean accuracy"
+    which = " and ".join(spec.evaluation.checkpoints)
+    log.info("measuring %s on %d test images: %s", which, len(exam.indices), names)
     dashboard = Dashboard(run.directory)
     for which in spec.evaluation.checkpoints:
         if which == "best" and result["best"] is None:  # weights of a file: there is one set
             continue
-        if (part := exam.of(which, twin(result, which))) is None:
-            log.warning("%s: its checkpoint was not kept (record.keep)", which)
+        if (part := exam.of(which, twins[which])) is None:
+            log.warning("checkpoints/%s: is missing, and not measured (record.keep)", FILES[which])
             continue
         before = result.get(which) or {key: result["last"][key] for key in ("step", "epoch")}
         result[which] = merged(before, part)
-        result["alarms"] = alarms_after(result, which, part.get("doubts"))
+        result["alarms"] = alarms_after(result, which, part.get("doubts", {}))
         at = {"step": before["step"], "epoch": before["epoch"], "checkpoint": which}
         at |= {"images": before["step"] * spec.schedule.batch_size}
         if row := news(before, result[which]):
@@ -145,20 +163,20 @@ def draw(run: Run, dashboard: Dashboard, at: dict[str, Any], part: dict[str, Any
         label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
         drawn = curves.write(run.directory / "curves", label, title, entry)
         dashboard.figure(f"curves/{label}", drawn, images)
-    for alarm in part.get("doubts", {}).get("alarms", ()):
+    for alarm in (a for asked in part.get("doubts", {}).values() for a in asked["alarms"]):
         dashboard.alarm(f"**{alarm['name']}** ({which}): {alarm['message']}", images)
 
 
 def alarms_after(
-    result: dict[str, Any], which: str, doubts: dict[str, Any] | None
+    result: dict[str, Any], which: str, doubts: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """All alarms of a run; those of a checkpoint and attack give way to the new ones."""
-    before = result.get("alarms", [])
-    if doubts is None:
-        return before
-    at = {"checkpoint": which, "attack": doubts["attack"]}
-    kept = [alarm for alarm in before if {key: alarm.get(key) for key in at} != at]
-    return [*kept, *({**alarm, **at} for alarm in doubts["alarms"])]
+    """All alarms of a run; those of a checkpoint and an attack give way to the new ones."""
+    alarms = result.get("alarms", [])
+    for attack, asked in doubts.items():
+        at = {"checkpoint": which, "attack": attack}
+        alarms = [alarm for alarm in alarms if {key: alarm.get(key) for key in at} != at]
+        alarms += [{**alarm, **at} for alarm in asked["alarms"]]
+    return alarms
 
 
 def twin(result: dict[str, Any], which: str) -> str | None:
@@ -174,7 +192,7 @@ def news(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
     row = {
         f"test/robust/{name}": entry["accuracy"]
         for name, entry in after["robust"].items()
-        if name not in before.get("robust", {})
+        if before.get("robust", {}).get(name) != entry
     }
     if before.get("clean") != after["clean"]:
         row["test/clean"] = after["clean"]["accuracy"]
@@ -184,19 +202,30 @@ def news(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
 def merged(before: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's results with new attacks added; nothing that was there is touched.
 
-    Clean accuracy and the worst case over several attacks are those of the latest evaluation,
-    but what was measured on the whole test set gives way to no part of it.
+    Clean accuracy and the worst case over several attacks are those of the latest evaluation that
+    had them, but what was measured on the whole test set gives way to no part of it.
     """
     clean = part["clean"]
     if before.get("clean", {}).get("subset") == WHOLE:
         clean = before["clean"]
-    old = {name: e for name, e in before.get("robust", {}).items() if name != WORST}
-    added = {"clean": clean, "robust": {**part["robust"], **old}}
-    if "doubts" in part:
-        added["doubts"] = part["doubts"]
-    if drawn := {**part["curves"], **before.get("curves", {})}:
+    added = {"clean": clean, "robust": joined(before.get("robust", {}), part["robust"])}
+    if WORST in part["robust"]:
+        added["robust"][WORST] = part["robust"][WORST]
+    if drawn := joined(before.get("curves", {}), part["curves"]):
         added["curves"] = drawn
+    if asked := {**before.get("doubts", {}), **part.get("doubts", {})}:
+        added["doubts"] = asked
     return {**before, **added}
+
+
+def joined(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Entries of both; of one name that which was measured on more images, or else the first."""
+    larger = {
+        name: entry
+        for name, entry in new.items()
+        if name not in before or entry["images"] > before[name]["images"]
+    }
+    return {**larger, **{name: e for name, e in before.items() if name not in larger}}
 
 
 def measured(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -211,9 +240,16 @@ def summary(result: dict[str, Any]) -> str:
     for which, part in measured(result).items():
         label = f"{which} (epoch {part['epoch']:.1f})" if part["step"] else "weights"
         for name, entry in {"clean": part["clean"], **part["robust"]}.items():
-            rows.append([label, name, f"{entry['images']:,}", percent(entry)])
+            rows.append([label, name, size_of(entry), f"{entry['images']:,}", percent(entry)])
             label = ""
-    return table(["checkpoint", "attack", "images", "accuracy (95 % interval)"], rows)
+    return table(["checkpoint", "attack", "eps", "images", "accuracy (95 % interval)"], rows)
+
+
+def size_of(entry: dict[str, Any]) -> str:
+    """`8 L2`, in 1/255; L-inf goes without saying."""
+    if "eps" not in entry:
+        return ""
+    return f"{entry['eps']:g}" + " L2" * (entry.get("norm") == "l2")
 
 
 def percent(entry: dict[str, Any] | None) -> str:

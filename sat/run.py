@@ -57,11 +57,13 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
 def taken_over(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
     """A run of no steps, whose checkpoint holds the weights of a file."""
     from sat import checkpoint
-    from sat.journal import Journal
+    from sat.journal import Journal, same_facts
 
-    journal = Journal(spec, run, data)
+    journal, last = Journal(spec, run, data), run.checkpoints / "last.pt"
+    if last.exists():  # a measurement that was killed
+        same_facts(checkpoint.read(last)["facts"], journal.facts)
     state = {"step": 0, "model": model.state_dict(), "facts": journal.facts}
-    checkpoint.save(run.checkpoints / "last.pt", state)
+    checkpoint.save(last, state)
     return journal.untrained(model)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 STANDS, WRONG = -1, -2  # no attack felled it so far; wrong before any attack
 
@@ -82,6 +82,13 @@ class Tally:
     def left_by(self, k: int) -> Tensor:
         """Right after attacks 0 to k, bool [N]."""
         return self.robust | (self.fell > k)
+
+
+@torch.no_grad()
+def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Which images [B] are classified as their labels say; logits that are not finite are wrong."""
+    logits = model(x)
+    return (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
 
 
 class Judge(Protocol):

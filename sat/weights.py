@@ -110,9 +110,10 @@ def load_evaluated(model: Classifier, spec: Any, image_size: int) -> None:
     """The weights that `evaluate=` names. Raises Refused where they suit neither model nor set."""
     with refusing("", weights="evaluate"):
         shape = load_weights(model, spec.evaluate, spec.normalisation)
-    if shape and shape["image_size"] != image_size:
+    size = shape.get("image_size", image_size) if isinstance(shape, Mapping) else image_size
+    if size != image_size:
         raise Refused(
-            f"evaluate={spec.evaluate}: is a network for images of {shape['image_size']} pixels,"
+            f"evaluate={spec.evaluate}: is a network for images of {size} pixels,"
             f" and the set's have {image_size}; see dataset and dataset.image_size"
         )
 
@@ -135,7 +136,7 @@ def _read(path: Path) -> Any:
                 f"holds objects other than tensors ({what}), and is not loaded, since that could "
                 "run code; save model.state_dict() with torch.save where the file is from"
             ) from None
-        reason = text.splitlines()[0][:120]
+        reason = text.splitlines()[0][:120] if " " in text else "it can't be read"
         raise ValueError(f"is damaged, or is no file of weights ({reason})") from None
 
 
@@ -205,6 +206,15 @@ def _normalisation(rest: Tensors, channels: int, given: Collection[str]) -> dict
     return found
 
 
+def _channels(weights: Tensors, own: Tensors) -> int | None:
+    """The image channels of the weights, where their first convolution has others."""
+    first = next((key for key in own if own[key].ndim == 4), None)
+    if first not in weights or weights[first].ndim != 4:
+        return None
+    channels = weights[first].shape[1]
+    return channels if channels != own[first].shape[1] else None
+
+
 def _refuse_misfits(model: Classifier, weights: Tensors, surplus: list[str]) -> None:
     """Raises ValueError, in one line, where the weights are not those of the model's network."""
     own = model.backbone.state_dict()
@@ -220,6 +230,10 @@ def _refuse_misfits(model: Classifier, weights: Tensors, surplus: list[str]) -> 
         says += "; the activations' parameters differ: another activation=?"
     elif shaped and all(_is_head(weights[key], own[key], model) for key in shaped):
         says += "; another class count?"
+    elif (channels := _channels(weights, own)) is not None:
+        says += f"; it is for images of {channels} channels, these have {model.mean.numel()}"
+    elif any(key.startswith(("conv1.", "conv_stem.")) for key in shaped):
+        says += "; a stem for large images is model.stem=large"
     raise ValueError(f"{says}; the model must be the same")
 
 
@@ -273,12 +287,19 @@ def read_run(run_directory: str | Path, which: str) -> tuple[dict[str, Any], dic
         state = checkpoint.read(directory / "checkpoints" / f"{which}.pt")
     except OSError as error:
         raise ValueError(f"{directory}: no run with a {which!r} checkpoint ({error})") from None
-    config["evaluate"] = config["model"]["weights"] = None  # the file may be gone
-    if config["model"].get("pretrained"):
-        config["model"]["pretrained"] = False
-        if config["model"].get("stem") == "auto":  # kept the stem of the pretrained weights
-            config["model"]["stem"] = "large"
+    config["evaluate"] = None  # the file may be gone
+    config["model"] = without_weights(config["model"])
     return config, state
+
+
+def without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's config that builds its network and loads nothing."""
+    built = {**model, "weights": None}
+    if model.get("pretrained"):
+        built["pretrained"] = False
+        if model.get("stem") == "auto":  # it kept the stem of the pretrained weights
+            built["stem"] = "large"
+    return built
 
 
 def load(run_directory: str | Path, which: str = "best", device: str = "cpu") -> Classifier:

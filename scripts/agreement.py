@@ -26,6 +26,8 @@ from sat.config import check
 from sat.console import table
 from sat.data import evaluation_batches
 from sat.draws import Draws, seed_of
+from sat.flags import digest_of
+from sat.precision import float32
 from sat.tally import STANDS
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")  # the standard version, in its order
@@ -187,8 +189,10 @@ def main() -> None:
             mine, other = pgd(model, x, y, args)
         else:
             args.theirs.mkdir(parents=True, exist_ok=True)
-            kept = args.theirs / f"{name}-{args.norm}{args.eps:g}-{len(x)}.npz"
-            mine, other = both(model, x, y, args, kept)
+            of = f"{digest_of(model.state_dict())}-{args.norm}{args.eps:g}"
+            kept = args.theirs / f"{name}-{of}-b{args.batch_size}s{args.seed}-{len(x)}.npz"
+            with float32(model):
+                mine, other = both(model, x, y, args, kept)
         rows.append(compare(name, mine, other, right(model, x, y)))
         print(table(HEAD, [line(row) for row in rows]), flush=True)
         if args.json:

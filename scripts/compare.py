@@ -1,6 +1,5 @@
 """Two runs on the same test images, image by image: what `report.py --compare` prints."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from sat.console import table
 from sat.errors import Refused
 from sat.evaluate import accuracy
+from sat.flags import damaged, read_file
 from sat.record import read_result
 from sat.results import percent
 from sat.statistics import mcnemar, paired
@@ -103,17 +103,16 @@ def flags_of(run: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
 
 def read_flags(path: Path) -> dict[str, Any]:
     """A flags file, its settings as a dict. Raises Refused where it is damaged."""
+    found = read_file(path) or {}
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            flags = {key: file[key] for key in ("indices", "clean", "robust", "settings")}
-        flags["settings"] = json.loads(str(flags["settings"]))
-        check_flags(**flags)
-    except Exception as error:  # zipfile, NumPy and json each have their own
-        raise Refused(f"{path}: is damaged ({error}); move it away to measure again") from None
+        flags = {key: found[key] for key in ("indices", "clean", "robust", "settings")}
+        check_flags(flags["indices"], flags["clean"], flags["robust"])
+    except (KeyError, ValueError) as error:
+        raise Refused(damaged(path, error)) from None
     return flags
 
 
-def check_flags(indices: Any, clean: Any, robust: Any, settings: Any) -> None:
+def check_flags(indices: Any, clean: Any, robust: Any) -> None:
     """Raises ValueError for arrays that hold something else than one flag for each image."""
     if indices.dtype.kind != "i" or indices.ndim != 1 or len(indices) == 0:
         raise ValueError("indices are no list of images")
@@ -121,8 +120,6 @@ def check_flags(indices: Any, clean: Any, robust: Any, settings: Any) -> None:
         raise ValueError("an image is in it twice")
     if any(x.dtype != bool or x.shape != indices.shape for x in (clean, robust)):
         raise ValueError("not one flag for each image")
-    if not isinstance(settings, dict):
-        raise ValueError("settings are no object")
 
 
 def clean_of(flags: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -58,6 +58,8 @@ def row(run: Path, root: Path) -> list[str]:
         best = next(iter(measured(result).values()))
         attack, robust = next(iter(best["robust"].items()), ("", None))
         took = duration(result["wall_seconds"])
+        if (run / "flags" / "partial").exists():
+            took += ", an evaluation stopped"
         return [name, state, percent(best["clean"]), f"{attack} {percent(robust)}".strip(), took]
     return [name, state, "-", "-", result.get("error") or progress(run)]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from sat.config import identity, readable
 from sat.console import table
+from sat.identity import identity, readable
 from sat.results import percent
 from sat.statistics import over_seeds
 
@@ -34,19 +34,25 @@ def read_run(run: Path, name: str, result: dict[str, Any]) -> Measured:
     """Raises Refused, LookupError or TypeError where config or result are not as written."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     seedless = {**config, "seed": 0}
-    title = readable(seedless, config["choices"]).removesuffix("-s0")
-    entries = {}
+    entries, images = {}, result["dataset"].get("test_content")
+
+    def entry_of(entry: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        return _entry(entry, {**settings, "test_content": images})
+
     for which in ("best", "last"):
         part = result.get(which) or {}
         if "clean" in part and ("", "clean") not in entries:
-            entries["", "clean"] = _entry(part["clean"], {"subset": part["clean"]["subset"]})
+            entries["", "clean"] = entry_of(part["clean"], {"subset": part["clean"]["subset"]})
         robust = part.get("robust", {})
         for attack, entry in robust.items():
             if (settings := entry.get("settings")) is None:  # the worst case over several
                 settings = {name: robust[name]["settings"] for name in entry["attacks"]}
-            entries[which, attack] = _entry(entry, settings)
-    trained = config.get("evaluate") is None  # else of weights of a file: no seed has a part in it
-    configuration = f"{title}-{identity(seedless)}" if trained else run.name
+            entries[which, attack] = entry_of(entry, settings)
+    if config.get("evaluate") is not None:  # weights of a file: no seed has a part in it
+        configuration = run.name
+    elif (configuration := result.get("configuration")) is None:  # of an earlier version
+        title = readable(seedless, config["choices"]).removesuffix("-s0")
+        configuration = f"{title}-{identity(seedless)}"
     return Measured(name, configuration, config["seed"], entries)
 
 

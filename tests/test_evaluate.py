@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from sat.attacks import PGD, Clean
+from sat.attacks import PGD, Clean, Curve
 from sat.attacks.series import judge_of
-from sat.evaluate import Evaluation, Validation, accuracy, float32, wilson
+from sat.evaluate import Evaluation, Validation, accuracy
 from sat.evaluate import measure as measured
+from sat.precision import float32
+from sat.statistics import wilson
 from sat.tally import Tally
 
 
@@ -119,6 +121,12 @@ def test_a_verdict_is_in_float32():
         ({"subset_seed": 3}, "subset_seed=3"),
         ({"attacks": {"a/b": Clean()}}, "attacks.a/b"),
         ({"attacks": {"x": 3}}, "attacks.x=3"),
+        ({"attacks": {"clean": PGD(8)}}, "clean: letters"),
+        ({"attacks": {"worst_case": PGD(8)}}, "worst_case: letters"),
+        ({"curves": {"x": PGD(8)}}, "curves.x=PGD"),
+        ({"curves": {"x": Curve(PGD(8), "eps", (1,))}, "restarts": 2}, "restarts=2"),
+        ({"checkpoints": ()}, "checkpoints=[]"),
+        ({"doubts": -1}, "doubts=-1"),
     ],
 )
 def test_bad_settings_are_refused_by_name(wrong, key):

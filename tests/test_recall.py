@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ import sat as package
 # Enough for a model that is right more often than not.
 BETTER = ["schedule.ema=0.8", "validation.every=4", "dataset.limit=600", "model.width=0.125",
           "schedule.epochs=14", "dataset.eps=12"]  # fmt: skip
+SILU = ["activation=silu"]  # what the weights of the fixture's run were trained with
 FEW = ["evaluation.doubts=0", "evaluation.limit=40", "evaluation.attacks.pgd20.steps=3"]
 
 
@@ -123,7 +125,7 @@ def test_weights_of_a_file_become_a_run_of_no_steps(sat, copy, tmp_path):
     foreign = {f"module.{key}": value for key, value in model.backbone.state_dict().items()}
     foreign |= {"normalize.mean": model.mean, "normalize.std": model.std}
     torch.save({"state_dict": foreign, "epoch": 3}, tmp_path / "theirs.pth")
-    described = [f"evaluate={tmp_path}/theirs.pth", "model.width=0.125", *FEW]
+    described = [f"evaluate={tmp_path}/theirs.pth", "model.width=0.125", *SILU, *FEW]
     done = sat(*described, tiny=False)
     assert done.code == 0, done.err
     (run,) = (r for r in done.runs if "theirs" in r.name)
@@ -197,7 +199,7 @@ def spoil(kind, run, folder):
 def test_what_can_not_be_evaluated_is_refused_in_one_line(sat, copy, tmp_path, kind):
     place, says = spoil(kind, copy, tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    done = sat(f"evaluate={place}", "model.width=0.125", tiny=False, root=copy.parent)
+    done = sat(f"evaluate={place}", "model.width=0.125", *SILU, tiny=False, root=copy.parent)
     assert done.code == 2 and done.err.count("\n") == 1 and says in done.err, done.err
     assert done.err.startswith(f"! evaluate={place}")
     assert "must never run" not in done.out and sorted(tmp_path.rglob("*")) == before
@@ -297,7 +299,7 @@ def test_curves_never_rise_and_are_drawn(sat, copy):
             assert shares == sorted(shares, reverse=True) and len(shares) == length
             assert len(curve["classes"]) == 10 and curve["images"] == 60
             lines = (copy / f"curves/{which}-{name}.csv").read_text().splitlines()
-            assert len(lines) == 1 + length and lines[0].endswith("7,8,9")
+            assert len(lines) == 1 + length and lines[0].endswith("class 8,class 9")
             picture = (copy / f"curves/{which}-{name}.png").read_bytes()
             assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
         eps = part["curves"]["eps_curve"]
@@ -311,3 +313,118 @@ def test_curves_never_rise_and_are_drawn(sat, copy):
                 "evaluation.curves.steps_curve.values=[1,3,9]", tiny=False,
                 root=copy.parent)  # fmt: skip
     assert again.code == 0 and "is finished" in again.out
+
+
+def test_a_network_without_a_right_answer_is_measured(sat, copy, tmp_path):
+    model = package.load(copy)
+    state = model.backbone.state_dict()
+    state["fc.weight"].zero_()
+    state["fc.bias"].copy_(-(torch.arange(10.0) ** 0))
+    state["fc.bias"][3] = 5.0
+    torch.save(state, tmp_path / "three.pt")
+    described = [f"evaluate={tmp_path}/three.pt", "model.width=0.125", *SILU]
+    done = sat(*described, "evaluation.limit=10", "evaluation.attacks.pgd20.steps=3", tiny=False)
+    assert done.code == 0, done.err
+    (run,) = (r for r in done.runs if "three" in r.name)
+    last = result_of(run)["last"]
+    assert last["clean"]["accuracy"] <= 0.1 and last["robust"]["pgd20"]["accuracy"] <= 0.1
+    (alarm,) = (a for a in result_of(run)["alarms"] if a["name"] == "random")
+    assert alarm["checkpoint"] == "last" and alarm["attack"] == "pgd20" and "one class" in done.err
+
+
+def test_weights_of_a_file_need_their_activation(sat, copy, tmp_path):
+    torch.save(package.load(copy).backbone.state_dict(), tmp_path / "w.pt")
+    done = sat(f"evaluate={tmp_path}/w.pt", "model.width=0.125", tiny=False)
+    assert done.code == 2 and "activation=relu" in done.err and not done.runs[1:]
+
+
+def test_a_part_gives_way_to_more_images_and_answers_for_fewer(sat, copy):
+    def ask(*more):
+        done = sat(f"evaluate={copy}", "evaluation=clean", "+attack@evaluation.attacks.q=pgd",
+                   "evaluation.attacks.q.steps=2", "evaluation.doubts=0", *more, tiny=False,
+                   root=copy.parent)  # fmt: skip
+        assert done.code == 0, done.err
+        return result_of(copy)["best"]["robust"]["q"]
+
+    few, more = ask("evaluation.limit=30"), ask("evaluation.limit=60")
+    assert (few["images"], more["images"]) == (30, 60)
+    whole = ask()
+    assert whole["images"] == 359 and ask("evaluation.limit=30") == whole
+    with np.load(copy / "flags/best-q.npz") as flags:
+        assert len(flags["indices"]) == 359 and flags["robust"].mean() == whole["accuracy"]
+    other = sat(f"evaluate={copy}", "evaluation=clean", "+attack@evaluation.attacks.q=pgd",
+                "evaluation.attacks.q.steps=3", tiny=False, root=copy.parent)  # fmt: skip
+    assert other.code == 2 and "other settings (steps)" in other.err
+
+
+def test_flags_are_of_these_weights_and_images(sat, copy):
+    ask = [f"evaluate={copy}", *FEW, "evaluation.limit=50"]
+    assert "is finished" in sat(*ask, tiny=False, root=copy.parent).out
+    flags = copy / "flags/best-pgd20.npz"
+    before = flags.read_bytes()
+    flags.unlink()  # as a damaged file is moved away: it is measured again, to the same flags
+    assert sat(*ask, tiny=False, root=copy.parent).code == 0
+    with np.load(flags) as new:
+        arrays = dict(new)
+    flags.write_bytes(before)
+    with np.load(flags) as old:
+        assert all(np.array_equal(old[key], arrays[key]) for key in ("fell", "weights", "images"))
+    for key in ("weights", "images"):
+        np.savez(flags, **{**arrays, key: np.array("00000000")})
+        refused = sat(*ask, "+attack@evaluation.attacks.more=fgsm", tiny=False, root=copy.parent)
+        assert refused.code == 2 and f"other {key}" in refused.err, refused.err
+    for key, value in (("fell", arrays["fell"][:-1]), ("fell", arrays["fell"] + 9)):
+        np.savez(flags, **{**arrays, key: value})
+        refused = sat(*ask, "+attack@evaluation.attacks.more=fgsm", tiny=False, root=copy.parent)
+        assert refused.code == 2 and "is damaged" in refused.err, refused.err
+
+
+def test_a_foreign_or_damaged_checkpoint_in_a_run_is_refused_before_anything(sat, copy):
+    best = copy / "checkpoints/best.pt"
+    ask = [f"evaluate={copy}", "evaluation=clean", "+attack@evaluation.attacks.m=fgsm"]
+    state = torch.load(best)
+    spoiled = {"hash": "00000000", "dataset": state["facts"]["dataset"]}
+    for content, says in (
+        ({**state, "facts": spoiled}, "another config"),
+        ({"facts": state["facts"]}, "is damaged"),
+        (None, "is damaged"),
+    ):
+        torch.save(content, best) if content else best.write_bytes(b"junk")
+        refused = sat(*ask, tiny=False, root=copy.parent)
+        assert refused.code == 2 and says in refused.err, refused.err
+        assert refused.err.count("\n") == 1 and not (copy / "flags/last-m.npz").exists()
+    for place in ("bset.pt", "previous.pt", "last_raw.pt"):
+        none = sat(f"evaluate={copy}/checkpoints/{place}", tiny=False, root=copy.parent)
+        assert none.code == 2 and "no such" in none.err, none.err
+
+
+def test_another_evaluation_erases_no_finding(sat, copy):
+    two = ["+attack@evaluation.attacks.a=pgd", "+attack@evaluation.attacks.b=fgsm",
+           "evaluation.limit=40", "evaluation.doubts=12"]  # fmt: skip
+    assert sat(f"evaluate={copy}", "evaluation=clean", *two, tiny=False, root=copy.parent).code == 0
+    before = result_of(copy)["best"]
+    one = sat(f"evaluate={copy}", "evaluation=clean", "+attack@evaluation.attacks.c=fgsm",
+              "evaluation.limit=40", tiny=False, root=copy.parent)  # fmt: skip
+    after = result_of(copy)["best"]
+    assert one.code == 0 and after["robust"]["worst_case"] == before["robust"]["worst_case"]
+    assert after["doubts"]["b"] == before["doubts"]["b"] and after["doubts"]["c"]["asked"] == 128
+
+
+def test_weights_measured_on_another_set_of_the_same_name_are_refused(sat, copy, tmp_path):
+    """A run that was killed before its result existed still knows its images."""
+    x, y = (tensor.numpy() for tensor in images())
+    model, places = package.load(copy), []
+    torch.save(model.backbone.state_dict(), tmp_path / "w.pt")
+    for name, pixels in (("one", x), ("two", 1 - x)):
+        places.append(tmp_path / name / "mine.npz")
+        places[-1].parent.mkdir()
+        pixels = (255 * pixels.transpose(0, 2, 3, 1)).astype(np.uint8)
+        np.savez(places[-1], x_train=pixels, y_train=y, x_test=pixels, y_test=y)
+    ask = [f"evaluate={tmp_path}/w.pt", "dataset=npz", "model=resnet", "model.depth=10",
+           "model.width=0.125", "model.mean=[0.3]", "model.std=[0.4]", *SILU, *FEW]  # fmt: skip
+    done = sat(*ask, f"dataset.path={places[0]}", tiny=False)
+    assert done.code == 0, done.err
+    (run,) = (r for r in done.runs if "mine" in r.name)
+    (run / "result.json").unlink()
+    other = sat(*ask, f"dataset.path={places[1]}", tiny=False)
+    assert other.code == 2 and "other images" in other.err, other.err

@@ -27,6 +27,11 @@ def real(sat, tmp_path_factory) -> Path:
     return REAL[0]
 
 
+def write_flags(run: Path, name: str, settings: dict, **arrays) -> None:
+    (run / "flags").mkdir(exist_ok=True)
+    np.savez(run / f"flags/{name}.npz", settings=np.array(json.dumps(settings)), **arrays)
+
+
 @pytest.fixture
 def write(real, tmp_path):
     """`write(name, {"pgd20": robust}, clean)` makes a finished run with these flags."""
@@ -38,6 +43,7 @@ def write(real, tmp_path):
         config["seed"], config["attack"]["steps"] = seed, steps
         (run.directory / "config.yaml").write_text(yaml.safe_dump(config))
         result = json.loads((real / "result.json").read_text())
+        result.pop("configuration")  # as of an earlier version: the config tells
         result |= {"seed": seed, "dataset": {**result["dataset"], **dict(facts)}}
         indices = np.arange(len(clean)) if indices is None else np.asarray(indices)
         subset = [settings["limit"], settings["subset_seed"]]
@@ -46,7 +52,7 @@ def write(real, tmp_path):
             result[which] |= {"clean": {**accuracy(clean), "subset": subset}, "robust": robust}
             for attack, flags in attacks.items():
                 given = {"clean": clean, "robust": flags, "indices": indices, "seconds": 1.0}
-                run.write_flags(f"{which}-{attack}", settings, **given)
+                write_flags(run.directory, f"{which}-{attack}", settings, **given)
         run.write_result(result)
         return run.directory
 
@@ -117,7 +123,7 @@ def test_clean_is_compared_over_all_files_of_a_run(write, report):
     for name, indices in (("a", range(50)), ("b", range(50, 100))):
         run = write(name, {"pgd20": first(9, 50)}, first(40, 50), indices=indices)
         whole = {"clean": first(90), "robust": first(7), "indices": np.arange(100), "seconds": 1.0}
-        Run(run).write_flags("best-strong", PGD, **whole)
+        write_flags(run, "best-strong", PGD, **whole)
         runs.append(run)
     code, out = report("--compare", *runs)
     assert code == 0 and cells(out, "clean")[1] == "100" and cells(out, "strong")[1] == "100"
@@ -128,8 +134,8 @@ def test_compare_leaves_out_what_was_not_measured_alike(write, report):
     a = write("a", {"pgd20": first(40), "mine": first(30)}, first(90))
     b = write("b", {"pgd20": first(40), "fgsm": first(30)}, first(90))
     changed = {**PGD, "steps": 50}
-    Run(b).write_flags("best-pgd20", changed, clean=first(90), robust=first(40),
-                       indices=np.arange(100), seconds=1.0)  # fmt: skip
+    write_flags(b, "best-pgd20", changed, clean=first(90), robust=first(40),
+                indices=np.arange(100), seconds=1.0)  # fmt: skip
     code, out = report("--compare", a, b)
     assert code == 0
     assert "pgd20: left out, measured with other settings (steps: 20, 50)" in out
@@ -356,3 +362,24 @@ def test_configs_of_earlier_versions_and_weights_of_files_have_rows(write, repor
     assert code == 0 and "can't be read" not in out
     rows = out.splitlines()[2:5]
     assert sum(row.startswith(("one", "two")) for row in rows) == 2 and "90.0 %" in rows[0]
+
+
+def test_the_recorded_configuration_counts_where_weights_it_began_with_are_gone(write, report):
+    for seed in (0, 1):
+        run = write(f"f{seed}", {"pgd20": first(40)}, first(90), seed=seed)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["model"]["weights"] = "/gone/w.pt"
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        result = json.loads((run / "result.json").read_text())
+        (run / "result.json").write_text(json.dumps(result | {"configuration": "tuned-1234"}))
+    code, out = report(run.parent)
+    assert code == 0 and cells(out, "tuned-1234")[1] == "2"
+
+
+def test_seeds_measured_on_other_images_form_no_row(write, report):
+    for seed, digest in ((0, "aa"), (1, "bb")):
+        run = write(f"x{seed}", {"pgd20": first(40)}, first(90), seed=seed,
+                    facts={"test_content": digest})  # fmt: skip
+    code, out = report(run.parent)
+    rows = [line for line in out.splitlines() if line.startswith("digits-resnet10-silu-pgd1")]
+    assert code == 0 and len(rows) == 2, out

@@ -72,7 +72,7 @@ class Linear(nn.Module):
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_verdicts_on_a_linear_model_are_exact(name, norm):
+def test_verdicts_on_a_linear_model_are_exact(name, norm, monkeypatch):
     """An image falls exactly where |w.x| is below eps times the dual norm of w."""
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(75, generator=generator)
@@ -81,7 +81,8 @@ def test_verdicts_on_a_linear_model_are_exact(name, norm):
     share = torch.linspace(-2, 2, 41)
     share = share[((share.abs() - 1).abs() > 0.02) & (share.abs() > 0.01)]
     if name == "square":  # it comes near the worst point, not onto it
-        share = share[(share.abs() < (0.6 if norm == "linf" else 0.3)) | (share.abs() > 1)]
+        share = share[(share.abs() < (0.9 if norm == "linf" else 0.5)) | (share.abs() > 1)]
+        monkeypatch.setattr(ensemble, "Square", Square)  # in full
     x = 0.5 + (share * reach / (w @ w))[:, None] * w
     assert x.min() > eps / 255 and x.max() < 1 - eps / 255  # the range's ends play no part
     y = (share < 0).long()
@@ -227,6 +228,42 @@ def test_square_needs_no_gradient(digits):
     gradients = Strong(2 * EPS, attacks=["apgd-t"]).verdicts(masked, x, y)
     square = Strong(2 * EPS, attacks=["square"]).verdicts(masked, x, y)
     assert (square[right] == 0).sum() > (gradients[right] == 0).sum() + 5
+
+
+@pytest.mark.parametrize("offset", [0, 1e3, 1e4])
+def test_what_logits_have_in_common_moves_no_verdict(digits, offset):
+    model, x, y = digits
+    bias = model[6].bias
+    attack = Strong(EPS, attacks=ATTACKS[:1], batch_size=40)
+    before = stands(attack, model, x[:40], y[:40])
+    with torch.no_grad():
+        bias += offset
+    try:
+        after = stands(attack, model, x[:40], y[:40])
+    finally:
+        with torch.no_grad():
+            bias -= offset
+    assert 3 < before.sum() < 37 and (before != after).sum() <= (1 if offset else 0)
+
+
+class Broken(nn.Module):
+    """Gives no finite logits near the decision boundary."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        logits = self.inner(x)
+        top = logits.topk(2, dim=1).values
+        return torch.where((top[:, :1] - top[:, 1:]) < 1, torch.nan, logits)
+
+
+def test_logits_that_are_not_finite_are_no_right_answer(digits):
+    model, x, y = digits
+    attack = Strong(EPS, attacks=ATTACKS[:1])
+    sound, broken = (stands(attack, net, x[:40], y[:40]) for net in (model, Broken(model)))
+    assert 3 < sound.sum() and not (broken & ~sound).any() and broken.sum() <= sound.sum()
 
 
 class Rounding(nn.Module):

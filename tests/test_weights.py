@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sat.activations import PReLU, SiLU, SmoothReLU
-from sat.config import CONF, check, identity, resolve
+from sat.config import CONF, check, resolve
 from sat.errors import Refused
+from sat.identity import identity
 from sat.models import ResNet, assemble
 from sat.weights import build_model, load_weights
 

@@ -26,8 +26,9 @@ class AutoAttack:
     """The ensemble `version`, worst case per image; `custom` runs the package's `attacks` with its
     default restarts.
 
-    Batches are those of one call of the package for all images, so the verdicts are its own; the
-    package seeds torch for each of them. What its checks warn of is logged once. `eps` is in 1/255.
+    Batches are those of one call of the package for all images (of each GiB of images, where they
+    are more), so the verdicts are its own; the package seeds torch for each of them. What its
+    checks warn of is logged once. `eps` is in 1/255.
     """
 
     eps: float = 8.0
@@ -44,8 +45,13 @@ class AutoAttack:
             raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
         if (self.version == "custom") != (self.attacks is not None):
             raise ValueError(
-                f"version={self.version}: attacks={self.attacks}: version=custom runs the attacks"
-                " that are named, any other version its own; write both, or neither"
+                f"version={self.version}: "
+                + (
+                    "needs the names of attacks, attacks=[apgd-ce,square]"
+                    if self.version == "custom"
+                    else f"has its own attacks; drop attacks={list(self.attacks or ())}, or write"
+                    " version=custom"
+                )
             )
         if self.attacks is not None:
             object.__setattr__(self, "attacks", tuple(self.attacks))
@@ -60,7 +66,7 @@ class AutoAttack:
     def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
         """As `sat.tally.Judge` promises. A batch is decided as a whole: one that was begun and not
         ended is begun again."""
-        with frozen(model, "eval"), torch.random.fork_rng(_gpus(x)), _warnings_logged():
+        with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
             package = self._package(model, x, draws.key)
             for k, name in enumerate(self.names):
                 package.attacks_to_run = [name]
@@ -92,13 +98,14 @@ class AutoAttack:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws | None = None):
         """x [N, C, H, W] in [0, 1] and y [N] -> adversarial images where the model is fooled."""
-        with frozen(model, "eval"), torch.random.fork_rng(_gpus(x)), _warnings_logged():
+        with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
             package = self._package(model, x, draws.key if draws else 0)
             return package.run_standard_evaluation(x, y, batch_size=self.batch_size)[0]
 
 
-def _gpus(x: Tensor) -> list[torch.device]:
-    return [x.device] if x.device.type == "cuda" else []
+def _gpus() -> list[int]:
+    """All of them: the package seeds all."""
+    return list(range(torch.cuda.device_count()))
 
 
 class _Once(logging.Handler):

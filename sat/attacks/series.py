@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sat.draws import Draws, seed_of
-from sat.tally import Judge, Tally
+from sat.tally import Judge, Tally, is_right
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Series:
             key = draws.key if k == 0 else seed_of(draws.key, "series", k)
             own = Draws(key, draws.rows.to(x.device))
             with tally.attack(k) as left:
-                for images in left.split(self.batch_size):
+                for images in left.split(self.batch_size) if len(left) else ():
                     rows = images.to(x.device)
                     x_adv = attack(model, x[rows], y[rows], own[rows])
                     tally.decide(images, is_right(model, x_adv, y[rows]))
@@ -37,9 +36,3 @@ def judge_of(attack: Any, restarts: int, batch_size: int) -> Judge:
         return attack
     names = tuple(f"restart {k + 1}" for k in range(restarts))
     return Series(names, [attack] * restarts, batch_size)
-
-
-@torch.no_grad()
-def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Which images [B] are classified as their labels say."""
-    return model(x).argmax(1) == y

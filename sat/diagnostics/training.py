@@ -93,8 +93,11 @@ class Overfitting:
     2. Robust accuracy has collapsed: the two Wilson intervals are disjoint, so that 100 images
        suffice and their noise does not, and no more than half of it is left. Robust overfitting
        costs far less than half; this collapse takes nearly all within an epoch.
-    3. Accuracy after a single step has not gone with it: it is above the lower end of what its
-       interval was then. A training that falls apart as a whole loses both.
+    3. Accuracy after a single step has not gone with it: three quarters of it are left, or it is
+       within its noise. A training that falls apart as a whole loses both.
+
+    A collapse before the first validation has no best to be told by: robust accuracy below `chance`
+    beside a single-step accuracy above a third, both beyond noise, is one as well.
 
     Once raised, it keeps silent until robust accuracy is level with the best again (the intervals
     touch). `state` goes into a checkpoint.
@@ -110,13 +113,14 @@ class Overfitting:
         always as many images."""
         if self.best is None or robust > self.best[0]:
             self.best = [robust, single]
-        interval = wilson(self.best[0], images)
-        if wilson(robust, images)[1] >= interval[0]:
+        interval, now = wilson(self.best[0], images), wilson(robust, images)
+        early = now[1] < self.chance and wilson(single, images)[0] > 1 / 3
+        if now[1] >= interval[0] and not early:
             self.collapsed = False
             return None
         real, half = interval[0] > self.chance, robust <= self.best[0] / 2
-        stayed = single / images >= wilson(self.best[1], images)[0]
-        if self.collapsed or not (real and half and stayed):
+        kept = min(0.75 * self.best[1] / images, wilson(self.best[1], images)[0])
+        if self.collapsed or not (early or (real and half and single / images >= kept)):
             return None
         self.collapsed = True
         return self._alarm(robust / images, single / images, images)

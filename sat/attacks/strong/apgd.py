@@ -37,6 +37,7 @@ class APGD:
     loss: Loss
     rounds: int = 1
     iterations: int = 100
+    slowing: bool = False
     momentum: float = 0.25
     rising: float = 0.75  # a window with a smaller share of rises halves the step
 

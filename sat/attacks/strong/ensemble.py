@@ -1,7 +1,6 @@
 """AutoAttack's standard ensemble (Croce and Hein 2020), organised for speed."""
 
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from sat.attacks.pgd import check_unit, frozen
-from sat.attacks.series import is_right
 from sat.attacks.strong.apgd import APGD, cross_entropy, targeted_dlr
 from sat.attacks.strong.ball import Ball
 from sat.attacks.strong.fab import FAB
@@ -18,7 +16,8 @@ from sat.attacks.strong.pool import Pool, Search
 from sat.attacks.strong.square import Square
 from sat.draws import Draws, seed_of
 from sat.hardware import bf16_pays
-from sat.tally import WRONG, Tally
+from sat.precision import float32
+from sat.tally import WRONG, Tally, is_right
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -85,7 +84,7 @@ class Strong:
     def _run(self, model, x, y, draws, tally, keep=lambda images, points: None) -> None:
         draws = draws or Draws(0, torch.arange(len(x)))
         patience = math.inf if self.patience is None else self.patience
-        with frozen(model, "eval"), _float32(model):
+        with frozen(model, "eval"), float32(model):
             network = Network(model, self._precision(model), x[:8])
             targets = self._targets(network, x, y)
             for k, name in enumerate(self.attacks):
@@ -111,7 +110,7 @@ class Strong:
     def _survey(self, model: nn.Module, x: Tensor, y: Tensor) -> Tally:
         """All images stand but those that are wrong when clean."""
         tally, device = Tally.new(self.attacks, len(x)), _device(model)
-        with frozen(model, "eval"), _float32(model):
+        with frozen(model, "eval"), float32(model):
             for fell, part, labels in zip(
                 tally.fell.split(256), x.split(256), y.split(256), strict=True
             ):
@@ -130,7 +129,7 @@ class Strong:
         return torch.cat(targets)
 
     def _size(self, x: Tensor, device: torch.device) -> int:
-        """Images of a batch; no verdict depends on it. `auto`: what keeps a GPU busy and fits it."""
+        """Images of a batch; no verdict depends on it. `auto` keeps a GPU busy, and fits it."""
         if self.batch_size != "auto":
             return self.batch_size
         if device.type == "cpu":
@@ -144,16 +143,3 @@ class Strong:
 
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-@contextmanager
-def _float32(model: nn.Module):
-    """The model's own precision put aside: verdicts are computed in float32."""
-    before = getattr(model, "autocast", None)
-    try:
-        if before is not None:
-            model.autocast = None
-        yield
-    finally:
-        if before is not None:
-            model.autocast = before

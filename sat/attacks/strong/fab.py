@@ -23,6 +23,7 @@ class FAB:
     ball: Ball
     rounds: int = 9
     iterations: int = 100
+    slowing: bool = True
     overshoot: float = 1.05
     backward: float = 0.9
     most_bias: float = 0.1  # towards the image

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sat.attacks.strong.fold import folded
 
-# A confirmed fall is a margin below 0 by this share of the largest logit, so that it is one in a
+# A confirmed fall is a margin below 0 by this share of the logits' scale, so that it is one in a
 # batch of another size too, where sums round differently.
 ROUNDING = 1e-5
 # How near to a fall a search in bfloat16 has to come, as a share of the largest logit, for float32
@@ -60,13 +60,19 @@ class Network:
 
     def may_fall(self, logits: Tensor, y: Tensor) -> Tensor:
         """Which images [B] are wrong by these logits of a search, or nearly."""
-        return margins(logits, y) <= self.near * logits.abs().amax(1)
+        return (margins(logits, y) <= self.near * scale(logits)) | ~torch.isfinite(logits).all(1)
 
     @torch.no_grad()
     def falls(self, x: Tensor, y: Tensor) -> Tensor:
         """Which images [B] the model itself gets wrong, in float32."""
         logits = self.exact(x)
-        return margins(logits, y) < -ROUNDING * logits.abs().amax(1)
+        wrong = margins(logits, y) < -ROUNDING * scale(logits)
+        return wrong | ~torch.isfinite(logits).all(1)
+
+
+def scale(logits: Tensor) -> Tensor:
+    """How large an image's logits are [B], whatever they have in common."""
+    return (logits - logits.mean(1, keepdim=True)).abs().amax(1)
 
 
 def margins(logits: Tensor, y: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 So the batch stays full until the queue is empty, whatever share of the images falls early.
 
 A round that leads nowhere ends early. Each search says how far a row's best point is from a fall
-(`short`); every tenth of the round that is compared with the tenth before, and if even `patience`
-times the pace of that tenth, kept up to the end, would not bring it to 0, the round is over. On
-adversarially trained models nine of ten targets are hopeless after a few steps.
+(`short`), and now and then that is compared with what it was before: if even `patience` times the
+pace since then, kept up to the end, would not bring it to 0, the round is over. An ascent keeps its
+pace by the step, and is asked every tenth of the round. A `slowing` search gains about as much in
+each doubling of its steps, and is asked at each, from 6 % of the round on. On adversarially trained
+models nine of ten targets are hopeless after a few steps.
 """
 
 from collections import deque
@@ -27,6 +29,7 @@ class Search(Protocol):
 
     rounds: int  # with a target each; an image stands when none felled it
     iterations: int  # of a round
+    slowing: bool  # gains by the doubling of its steps, not by the step
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, draws: Draws) -> State:
         """State of new rows, among it their `iteration` (0) and `short` (inf where a search cannot
@@ -65,7 +68,7 @@ class Pool:
         state: State = {}
         while state := self._fill(search, network, state, queue, rounds_left):
             points, may_fall, over = search.step(network, state)
-            over |= self._hopeless(state, search.iterations)
+            over |= self._hopeless(state, search)
             if not (may_fall | over).any():
                 continue
             over |= self._take_fallen(network, state, points, may_fall, rounds_left)
@@ -96,19 +99,31 @@ class Pool:
         rows = self.draws.rows[images].to(network.device) * 16 + own["round"]
         own |= search.begin(own["x"], own["y"], own["target"], Draws(self.draws.key, rows))
         own |= {"then": own["iteration"], "short_then": own["short"]}
+        own["due"] = own["iteration"] + self._soon(search)
         return {key: torch.cat([state[key], rows]) for key, rows in own.items()} if state else own
 
-    def _hopeless(self, state: State, iterations: int) -> Tensor:
+    @staticmethod
+    def _soon(search: Search) -> int:
+        """When a round is first asked."""
+        return max(int(search.iterations * (0.06 if search.slowing else 0.1)), 1)
+
+    def _hopeless(self, state: State, search: Search) -> Tensor:
         """Which rows' rounds end here, by the rule above [B]."""
-        short, iteration = state["short"], state["iteration"]
-        elapsed = iteration - state["then"]
-        due = elapsed >= max(iterations // 10, 1)
-        pace = (state["short_then"] - short) / elapsed.clamp(min=1)
-        hopeless = due & (short > self.patience * pace * (iterations - iteration))
+        short, iteration, then = state["short"], state["iteration"], state["then"]
+        gain, soon = state["short_then"] - short, self._soon(search)
+        asked = due = iteration >= state["due"]
+        if search.slowing:
+            doublings = torch.log2(iteration / then.clamp(min=1)).clamp_(min=1e-6)
+            ahead = gain * torch.log2(search.iterations / iteration.clamp(min=1)) / doublings
+            asked, next_due = due & (then >= soon), (2 * iteration).clamp(min=soon)
+        else:
+            ahead = gain * (search.iterations - iteration) / (iteration - then).clamp(min=1)
+            next_due = iteration + soon
         renew = due | state["short_then"].isinf()  # the pace counts from the first value on
-        state["then"] = torch.where(renew, iteration, state["then"])
+        state["then"] = torch.where(renew, iteration, then)
         state["short_then"] = torch.where(renew, short, state["short_then"])
-        return hopeless
+        state["due"] = torch.where(renew, next_due, state["due"])
+        return asked & (short > self.patience * ahead)
 
     def _take_fallen(
         self, network: Network, state: State, points: Tensor, may_fall: Tensor, rounds_left: dict

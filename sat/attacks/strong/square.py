@@ -22,6 +22,7 @@ class Square:
     key: int
     rounds: int = 1
     iterations: int = 5000  # queries
+    slowing: bool = True
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, draws: Draws) -> dict[str, Tensor]:
         return {

@@ -1,0 +1,160 @@
+"""What was measured of each test image, on disk: all of it, or as far as a kill let it come."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sat import checkpoint
+from sat.errors import Refused
+from sat.tally import STANDS, WRONG, Tally
+
+
+class Shelf:
+    """The flags in a run's directory, of the test images `indices` [N] of a set whose test images
+    have the digest `images`. Each file holds the settings of its attack and a digest of the weights
+    that it was measured on; what was measured otherwise is never taken for it."""
+
+    def __init__(self, folder: Path, indices: Tensor, images: str):
+        self.folder, self.indices, self.images = folder, indices, images
+
+    def read(self, name: str, settings: Mapping[str, Any], weights: str | None) -> Tally | None:
+        """The flags under that name; None where there are none, `weights` None for any.
+
+        Raises Refused when they are of other settings, weights or images, or damaged.
+        """
+        path = self.folder / f"{name}.npz"
+        if (found := read_file(path)) is None:
+            return None
+        if changed := changes(found["settings"], settings):
+            raise Refused(taken(name, changed))
+        if (larger := self._larger(name, found)) is None:
+            return None
+        for key, now in (("weights", weights), ("images", self.images)):
+            if now is not None and str(found.get(key, now)) != now:
+                raise Refused(
+                    f"{path}: was measured on other {key} than the run has now; move it away to"
+                    " measure again"
+                )
+        return self._tally(path, found, larger)
+
+    def _larger(self, name: str, found: Mapping[str, Any]) -> np.ndarray | None:
+        """Where the images of this evaluation stand among those of a file [N]; None where this
+        evaluation has all of them and more, and takes their place. Raises Refused for others."""
+        now, before = self.indices.numpy(), found.get("indices")
+        if not isinstance(before, np.ndarray) or before.ndim != 1:
+            return np.arange(len(now))  # damaged; `_tally` says so
+        if np.isin(now, before).all():
+            return np.flatnonzero(np.isin(before, now))
+        if np.isin(before, now).all():
+            return None
+        raise Refused(taken(name, ["limit or subset_seed"]))
+
+    def write(
+        self, name: str, settings: Mapping[str, Any], weights: str, tally: Tally, whole: bool = True
+    ) -> None:
+        """Keeps a tally: complete flags, or (not `whole`) as far as they came."""
+        path = self._partial(name, settings, weights)
+        if whole:
+            path.unlink(missing_ok=True)
+            if path.parent.exists() and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+            path = self.folder / f"{name}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "settings": np.array(json.dumps(settings, sort_keys=True)),
+            "weights": np.array(weights), "images": np.array(self.images),
+            "indices": self.indices.numpy(), "attacks": np.array(tally.names),
+            "clean": tally.clean.numpy(), "robust": tally.robust.numpy(),
+            "fell": tally.fell.numpy(), "passed": tally.passed.numpy(),
+            "attack_seconds": tally.seconds.numpy(), "seconds": float(tally.seconds.sum()),
+        }  # fmt: skip
+        checkpoint.write_whole(path, lambda file: np.savez_compressed(file, **content))
+
+    def read_partial(self, name: str, settings: Mapping[str, Any], weights: str) -> Tally | None:
+        """What a killed measurement of just this left."""
+        path = self._partial(name, settings, weights)
+        found = read_file(path)
+        return None if found is None else self._tally(path, found, np.arange(len(self.indices)))
+
+    def _partial(self, name: str, settings: Mapping[str, Any], weights: str) -> Path:
+        text = json.dumps([settings, weights, self.images], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return self.folder / "partial" / f"{name}-{digest}.npz"
+
+    def _tally(self, path: Path, found: Mapping[str, Any], rows: np.ndarray) -> Tally:
+        """The tally in a file, of its images `rows`; flags of earlier versions, without `fell`, are
+        of one attack. Raises Refused where it is damaged."""
+        try:
+            images = len(found["indices"])
+            if "fell" in found:
+                tally = Tally(
+                    tuple(str(name) for name in found["attacks"]),
+                    *(torch.from_numpy(found[key]) for key in ("fell", "passed", "attack_seconds")),
+                )
+            else:
+                clean, robust = (torch.from_numpy(found[key]) for key in ("clean", "robust"))
+                fell = torch.where(robust, STANDS, torch.where(clean, 0, WRONG)).to(torch.int8)
+                seconds = torch.tensor([float(found["seconds"])], dtype=torch.float64)
+                tally = Tally(("restart 1",), fell, robust.to(torch.int8), seconds)
+            shapes = [tally.fell.shape, tally.passed.shape, tally.seconds.shape]
+            whole = shapes == [(images,), (images,), (len(tally.names),)]
+            kinds = (tally.fell.dtype, tally.passed.dtype) == (torch.int8, torch.int8)
+            indices = np.array_equal(found["indices"][rows], self.indices.numpy())
+            values = WRONG <= int(tally.fell.min()) and int(tally.fell.max()) < len(tally.names)
+            if not (whole and kinds and indices and values):
+                raise ValueError("not one verdict for each image")
+        except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise Refused(damaged(path, error)) from None
+        chosen = torch.from_numpy(rows)
+        return Tally(tally.names, tally.fell[chosen], tally.passed[chosen], tally.seconds)
+
+
+def read_file(path: Path) -> dict[str, Any] | None:
+    """The arrays of a flags file, its settings as a dict; None where there is none.
+
+    Raises Refused where it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            content = {key: file[key] for key in file.files}
+            content["settings"] = json.loads(str(content["settings"]))
+            if not isinstance(content["settings"], dict):
+                raise ValueError("settings are no settings")
+            return content
+    except Exception as error:  # zipfile, NumPy and json each have their own
+        raise Refused(damaged(path, error)) from None
+
+
+def damaged(path: Path, error: Exception) -> str:
+    return f"{path}: is damaged ({error}); move it away to measure again"
+
+
+def taken(name: str, changed: list[str]) -> str:
+    """The refusal of settings that are not those of the flags `<checkpoint>-<attack>`."""
+    return (
+        f"evaluation.attacks: {name.split('-', 1)[1]!r} was measured in this run with other"
+        f" settings ({', '.join(changed)}); give the new one another name"
+    )
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ, but for those that only choose images."""
+    keys = {*before, *now} - {"limit", "subset_seed"}
+    return sorted(key for key in keys if before.get(key) != now.get(key))
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """Eight hex digits of a state dict."""
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        digest.update(key.encode())
+        digest.update(weights[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:8]

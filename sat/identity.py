@@ -1,0 +1,88 @@
+"""The identity of a run: what decides its trained weights, as eight hex digits and as a name."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from sat.errors import Refused
+
+SECTIONS = "dataset activation attack model schedule objective validation evaluation record".split()
+# Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
+FOLLOWED = {"eps": float, "norm": Literal["linf", "l2"], "depth": int, "width": float}
+# Keys of every model's option that say what it starts from: weights, and another normalisation.
+START = {"weights": str | None, "mean": list[float] | None, "std": list[float] | None}
+# What moves no number of a trained model is no part of its identity.
+NOT_IDENTITY = {"dataset.root", "dataset.path", "dataset.workers", "dataset.download"}
+NOT_IDENTITY |= {"dataset.skip_unreadable", "validation.batch_size"}
+# Keys that came later: left at null they change no run's identity.
+NULL_IS_ABSENT = {"validation.limit", *(f"model.{key}" for key in START)}
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Eight hex digits of everything that decides the trained weights, and of nothing else."""
+    kept: dict[str, Any] = {"seed": config["seed"]}
+    for section in SECTIONS:
+        if section in ("evaluation", "record"):
+            continue
+        kept[section] = {
+            key: value
+            for key, value in config[section].items()
+            if f"{section}.{key}" not in NOT_IDENTITY
+            and not (value is None and f"{section}.{key}" in NULL_IS_ABSENT)
+            and not (section == "dataset" and key in FOLLOWED)
+        }
+    if config["schedule"]["decay"] != "step":
+        kept["schedule"].pop("milestones")
+    if (name := data_name(config["dataset"])) is not None:
+        kept["dataset"]["name"] = name
+    if config["model"]["weights"]:
+        kept["model"]["weights"] = _file_digest(config["model"]["weights"])
+    text = json.dumps(kept, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def weights_identity(config: Mapping[str, Any]) -> str:
+    """The same for weights of a file: no training has a part in it."""
+    untrained = {"attack": {}, "schedule": {"decay": "step"}, "objective": {}, "validation": {}}
+    digest = _file_digest(config["evaluate"], "evaluate")
+    return identity({**config, **untrained, "seed": digest})
+
+
+def data_name(dataset: Mapping[str, Any]) -> str | None:
+    """What a set of the user's own is called: its `name`, else the last part of its place."""
+    if "name" not in dataset:
+        return None
+    if dataset["name"]:
+        return dataset["name"]
+    if path := dataset.get("path"):
+        return Path(path).stem
+    return Path(dataset.get("root") or "data").resolve().name
+
+
+def _file_digest(weights: str, key: str = "model.weights") -> str:
+    from sat.record import weights_file
+
+    try:
+        return hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
+    except OSError as error:
+        raise Refused(f"{key}={weights}: {error.strerror or error}") from error
+
+
+def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+    """The part of a run's name that people read: set, network, activation, attack, seed."""
+    model, attack, activation = config["model"], config["attack"], config["activation"]
+    dataset = data_name(config["dataset"]) or choices.get("dataset", "data")
+    network = model.get("name") or choices.get("model", "model")
+    network += str(model.get("depth") or model.get("variant") or "")
+    act = choices.get("activation", "activation")
+    if "alpha" in activation:
+        act += f"{activation['alpha']:g}"
+    att = choices.get("attack", "attack") + str(attack.get("steps", ""))
+    trained = [att, f"s{config['seed']}"]
+    if config.get("evaluate") is not None:
+        trained = ["weights", Path(config["evaluate"]).stem]
+    name = "-".join([dataset, network, act, *trained])
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:120]

@@ -1,0 +1,26 @@
+"""A verdict is computed in IEEE float32, whatever the model trains in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def float32(model: nn.Module) -> Iterator[None]:
+    """The model without its autocast, products and convolutions without TF32; on leaving all is as
+    it was."""
+    before, matmul = getattr(model, "autocast", None), torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    if before is not None:
+        model.autocast = None
+    try:
+        yield
+    finally:
+        if before is not None:
+            model.autocast = before
+        torch.backends.cudnn.allow_tf32 = cudnn
+        torch.set_float32_matmul_precision(matmul)
