@@ -24,7 +24,7 @@ from sat.evaluate import accuracy, measure, robustness
 from sat.flags import Shelf, changes, digest_of, taken
 from sat.journal import same_facts
 from sat.precision import float32
-from sat.record import Run
+from sat.record import Run, environment
 from sat.tally import Tally
 
 WORST = "worst_case"  # over all attacks of an evaluation, image by image
@@ -44,6 +44,7 @@ class Examination:
         self.evaluation, self.seed = spec.evaluation, spec.seed
         self.indices = data.test_subset(spec.evaluation.limit, spec.evaluation.subset_seed)
         self.shelf = Shelf(run.directory / "flags", self.indices, facts["dataset"]["test_content"])
+        self.where = environment(model.mean.device)  # versions, commit, machine, command, time
         self.doubted: dict[str | None, dict[str, Any]] = {}
 
     def check_names(self, result: dict[str, Any], twins: dict[str, str | None]) -> None:
@@ -76,7 +77,8 @@ class Examination:
         curves = {name: found.pop(name) for name in self.evaluation.curves}
         settings, attacks = self.evaluation.settings, self.evaluation.attacks
         robust = {
-            name: robustness(tally, attacks[name], settings(name)) for name, tally in found.items()
+            name: {**robustness(tally, attacks[name], settings(name)), "environment": self.where}
+            for name, tally in found.items()
         }
         any_tally = next(iter({**found, **curves}.values()), None)
         clean = (any_tally or self._measure(which, None)).clean

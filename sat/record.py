@@ -108,7 +108,10 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise Refused(f"{path}: is damaged ({error}); record.fresh=true starts over") from None
+        raise Refused(
+            f"{path}: is damaged ({error}); put a copy in its place, or start the run over with"
+            " record.fresh=true"
+        ) from None
     if not isinstance(result, dict) or "status" not in result:
         raise Refused(f"{path}: is no result of this program; record.fresh=true starts over")
     return result

@@ -1,5 +1,6 @@
 """Configurations over seeds: what `report.py` prints of a folder of runs."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ class Measured:
     name: str
     configuration: str
     seed: int
+    images: str | None  # a digest of the test images
     entries: dict[Column, dict[str, Any]]
 
 
@@ -35,25 +37,21 @@ def read_run(run: Path, name: str, result: dict[str, Any]) -> Measured:
     config = yaml.safe_load((run / "config.yaml").read_text())
     seedless = {**config, "seed": 0}
     entries, images = {}, result["dataset"].get("test_content")
-
-    def entry_of(entry: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-        return _entry(entry, {**settings, "test_content": images})
-
     for which in ("best", "last"):
         part = result.get(which) or {}
         if "clean" in part and ("", "clean") not in entries:
-            entries["", "clean"] = entry_of(part["clean"], {"subset": part["clean"]["subset"]})
+            entries["", "clean"] = _entry(part["clean"], {"subset": part["clean"]["subset"]})
         robust = part.get("robust", {})
         for attack, entry in robust.items():
             if (settings := entry.get("settings")) is None:  # the worst case over several
                 settings = {name: robust[name]["settings"] for name in entry["attacks"]}
-            entries[which, attack] = entry_of(entry, settings)
+            entries[which, attack] = _entry(entry, settings)
     if config.get("evaluate") is not None:  # weights of a file: no seed has a part in it
         configuration = run.name
     elif (configuration := result.get("configuration")) is None:  # of an earlier version
         title = readable(seedless, config["choices"]).removesuffix("-s0")
         configuration = f"{title}-{identity(seedless)}"
-    return Measured(name, configuration, config["seed"], entries)
+    return Measured(name, configuration, config["seed"], images, entries)
 
 
 def _entry(entry: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +60,7 @@ def _entry(entry: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def over_seeds_table(runs: Sequence[Measured]) -> str:
-    """One row a configuration, or several where its runs were not measured alike."""
+    """One row a configuration, with a cell for each attack over the seeds measured alike."""
     rows, notes = grouped(runs)
     columns = list(dict.fromkeys(c for run in runs for c in run.entries if c[0] != "last"))
     columns += dict.fromkeys(c for run in runs for c in run.entries if c[0] == "last")
@@ -77,30 +75,35 @@ def over_seeds_table(runs: Sequence[Measured]) -> str:
 
 
 def grouped(runs: Sequence[Measured]) -> tuple[list[list[Measured]], list[str]]:
-    """Runs of one configuration that were measured alike, and what is to be said of the others."""
-    rows: dict[str, list[list[Measured]]] = {}
+    """Runs of one configuration and one test set, and what is to be said of others."""
+    rows: dict[tuple[str, str | None], list[Measured]] = {}
     notes = []
     for run in sorted(runs, key=lambda run: (run.configuration, run.seed, run.name)):
-        own = rows.setdefault(run.configuration, [])
-        if twin := next((o for row in own for o in row if o.seed == run.seed), None):
+        row = rows.setdefault((run.configuration, run.images), [])
+        if twin := next((other for other in row if other.seed == run.seed), None):
             notes.append(f"{run.name}: left out, the same run as {twin.name}")
-            continue
-        clashes = [_clash(row, run) for row in own]
-        if (row := next((r for r, c in zip(own, clashes, strict=True) if not c), None)) is None:
-            own.append(row := [])
-        row.append(run)
-        if clashes and all(clashes):
-            notes.append(f"{run.name}: in another row, as {clashes[0]}")
-    return [row for own in rows.values() for row in own], notes
+        else:
+            row.append(run)
+    for row in rows.values():
+        notes += _make_alike(row)
+    return list(rows.values()), notes
 
 
-def _clash(row: Sequence[Measured], run: Measured) -> str:
-    """The first column that the run was measured in otherwise than the row; empty without one."""
-    for other in row:
-        for column in (column for column in other.entries if column in run.entries):
-            if keys := _differing(*(r.entries[column]["settings"] for r in (other, run))):
-                return f"{_label(column)} was measured with other settings ({', '.join(keys)})"
-    return ""
+def _make_alike(row: Sequence[Measured]) -> list[str]:
+    """Keeps in each column what most runs of a row were measured with, of as many the larger
+    part of the test set; the other entries go, and a line of each says so."""
+    notes = []
+    for column in dict.fromkeys(column for run in row for column in run.entries):
+        kinds: dict[str, list[Measured]] = {}
+        for run in (run for run in row if column in run.entries):
+            text = json.dumps(run.entries[column]["settings"], sort_keys=True)
+            kinds.setdefault(text, []).append(run)
+        best = max(kinds.values(), key=lambda k: (len(k), k[0].entries[column]["images"]))
+        for run in (run for kind in kinds.values() if kind is not best for run in kind):
+            other = run.entries.pop(column)["settings"]
+            keys = ", ".join(_differing(other, best[0].entries[column]["settings"]))
+            notes.append(f"{run.name}: {_label(column)} left out, of other settings ({keys})")
+    return notes
 
 
 def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -43,6 +43,7 @@ def same_outcome(a: Path, b: Path) -> None:
         for which in ("best", "last"):
             for entry in result[which]["robust"].values():
                 entry.pop("seconds", None)
+                entry.pop("environment", None)
             result[which].get("doubts", {}).pop("seconds", None)
         for key in ("wall_seconds", "images_per_second", "environment", "overrides"):
             result.pop(key)
