@@ -259,9 +259,10 @@ def test_a_killed_worker_is_one_clear_line():
 
 def test_an_interrupt_stops_the_workers_without_a_word_from_them(root):
     program = f"""
-import time, torch
+import signal, time, torch
 from multiprocessing import active_children
 from sat.data import ImageFolder, epoch_batches
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 data = ImageFolder(root={str(root)!r}, image_size=16, workers=2)(torch.device("cpu"), 0)
 for x, y in data.train.stream(epoch_batches(21, 4, 0, 0, 10**9)):
     print(*[child.pid for child in active_children()], flush=True)

@@ -44,7 +44,8 @@ def same_outcome(a: Path, b: Path) -> None:
             for entry in result[which]["robust"].values():
                 entry.pop("seconds", None)
                 entry.pop("environment", None)
-            result[which].get("doubts", {}).pop("seconds", None)
+            for asked in result[which].get("doubts", {}).values():
+                asked.pop("seconds")
         for key in ("wall_seconds", "images_per_second", "environment", "overrides"):
             result.pop(key)
     assert one == two
