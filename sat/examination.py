@@ -49,8 +49,9 @@ class Examination:
         self.doubted: dict[str | None, dict[str, Any]] = {}
 
     def check_names(self, result: dict[str, Any], twins: dict[str, str | None]) -> None:
-        """Raises Refused when a name of an attack is taken by one with other settings."""
-        for which in self.evaluation.checkpoints:
+        """For each checkpoint to measure, with its twin: raises Refused when a name of an attack is
+        taken by one with other settings, or when the checkpoint is not of this run."""
+        for which, twin in twins.items():
             part = result.get(which) or {}
             known = {**part.get("robust", {}), **part.get("curves", {})}
             for name in self.evaluation.judges:
@@ -58,7 +59,7 @@ class Examination:
                 before = known.get(name, {}).get("settings", settings)
                 if changed := changes(before, settings):
                     raise Refused(taken(f"{which}-{name}", changed))
-                for source in filter(None, (which, twins[which])):
+                for source in filter(None, (which, twin)):
                     self.shelf.read(f"{source}-{name}", settings, None)
             if (path := self.run.checkpoints / FILES[which]).exists():
                 self._weights(path, which)
@@ -93,9 +94,10 @@ class Examination:
             for name, tally in curves.items()
         }
         if self.evaluation.doubts:
-            asked = self.doubted.get(twin) or self._doubts(found)
-            self.doubted[which] = asked
-            part["doubts"] = {asked["attack"]: asked}
+            if (asked := self.doubted.get(twin) or self._doubts(found)) is not None:
+                self.doubted[which] = asked
+                part["doubts"] = {asked["attack"]: asked}
+        part["alarms"] = {name: self._square(tally) for name, tally in found.items()}
         return {**part, "robust": robust, "curves": drawn}
 
     def _weights(self, path: Path, which: str) -> dict[str, Tensor]:
@@ -110,30 +112,36 @@ class Examination:
             text = str(error) if isinstance(error, ValueError) else f"{path}: is damaged ({error})"
             raise Refused(f"{text}; put a copy in its place, or train again") from None
 
-    def _doubts(self, found: dict[str, Tally]) -> dict[str, Any]:
+    @staticmethod
+    def _square(tally: Tally) -> list[dict[str, Any]]:
+        """What an ensemble's own numbers give away."""
+        counts = [int((tally.fell == k).sum()) for k in range(len(tally.names))]
+        alarm = square_alarm(tally.names, counts, len(tally.fell))
+        return [] if alarm is None else [alarm.as_json()]
+
+    def _doubts(self, found: dict[str, Tally]) -> dict[str, Any] | None:
         """Asked of the attack that was measured last, which is the strongest where several are."""
         count = self.evaluation.doubts
         if self.model.mean.device.type == "cpu":  # all are attacked at once
             count = min(count, max(DOUBTED // (self.data.channels * self.data.image_size**2), 16))
         rows = torch.arange(0, len(self.indices), -(-len(self.indices) // count))
-        name, attack, robust, alarms = "clean", None, None, []
+        name, attack, robust = "clean", None, None
         if found:
             name = list(found)[-1]
             attack, robust = self.evaluation.attacks[name], found[name].robust[rows]
-        for tally in found.values():
-            counts = [int((tally.fell == k).sum()) for k in range(len(tally.names))]
-            alarms.append(square_alarm(tally.names, counts, len(tally.fell)))
         (batch,) = indexed(self.data.test, self.indices[rows], len(rows))
         indices, x, y = batch
         known = (y >= 0).nonzero()[:, 0]
+        if len(known) == 0:
+            return None
         draws = Draws(seed_of(self.seed, "evaluation", 0), indices.to(x.device)[known])
         robust = None if robust is None else robust.to(x.device)[known]
         self.model.eval()
         with float32(self.model):
             asked = doubts(self.model, x[known], y[known], attack, draws, robust)
-        own = {alarm.name: alarm for alarm in [*asked.alarms, *filter(None, alarms)]}
-        told = {"attack": name, "asked": self.evaluation.doubts, **asked.as_json()}
-        return {**told, "alarms": [alarm.as_json() for alarm in own.values()]}
+        told = {"attack": name, "asked": self.evaluation.doubts, "subset": self.evaluation.subset}
+        alarms = [alarm.as_json() for alarm in asked.alarms]
+        return {**told, **asked.as_json(), "alarms": alarms}
 
     def _tally(self, which: str, name: str, twin: str | None) -> Tally:
         settings = self.evaluation.settings(name)

@@ -33,14 +33,14 @@ class Shelf:
             return None
         if changed := changes(found["settings"], settings):
             raise Refused(taken(name, changed))
-        if (larger := self._larger(name, found)) is None:
-            return None
         for key, now in (("weights", weights), ("images", self.images)):
             if now is not None and str(found.get(key, now)) != now:
                 raise Refused(
                     f"{path}: was measured on other {key} than the run has now; move it away to"
                     " measure again"
                 )
+        if (larger := self._larger(name, found)) is None:
+            return None
         return self._tally(path, found, larger)
 
     def _larger(self, name: str, found: Mapping[str, Any]) -> np.ndarray | None:
@@ -83,7 +83,7 @@ class Shelf:
         return None if found is None else self._tally(path, found, np.arange(len(self.indices)))
 
     def _partial(self, name: str, settings: Mapping[str, Any], weights: str) -> Path:
-        text = json.dumps([settings, weights, self.images], sort_keys=True)
+        text = json.dumps([deciding(settings), weights, self.images], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return self.folder / "partial" / f"{name}-{digest}.npz"
 
@@ -145,8 +145,15 @@ def taken(name: str, changed: list[str]) -> str:
     )
 
 
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide a verdict: of the batch size only AutoAttack's do."""
+    free = () if settings.get("attack") == "AutoAttack" else ("batch_size",)
+    return {key: value for key, value in settings.items() if key not in free}
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings that differ, but for those that only choose images."""
+    """The deciding settings that differ, but for those that only choose images."""
+    before, now = deciding(before), deciding(now)
     keys = {*before, *now} - {"limit", "subset_seed"}
     return sorted(key for key in keys if before.get(key) != now.get(key))
 

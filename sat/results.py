@@ -1,7 +1,6 @@
 """From a run's checkpoints to `result.json`: the test set is touched here, and only here."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from sat.data import Data
 from sat.errors import Fault, Refused
 from sat.evaluate import EVALUATED, Evaluation
 from sat.examination import FILES, WORST, Examination
+from sat.flags import changes
 from sat.journal import facts_of, same_facts
 from sat.record import Run, code_digest, read_result
 
 log = logging.getLogger("sat")
-WHOLE = [None, None]  # the subset that is the whole test set
 
 
 def finished(spec: Spec) -> dict[str, Any] | None:
@@ -30,6 +29,12 @@ def finished(spec: Spec) -> dict[str, Any] | None:
     Raises Fault for a run that failed: it would fail again.
     """
     directory = Path(spec.record.root) / spec.name
+    unaveraged = spec.evaluate is not None or not spec.schedule.ema
+    if "last_raw" in spec.evaluation.checkpoints and unaveraged:
+        raise Refused(
+            "evaluation.checkpoints=[last_raw]: the run averages no weights (schedule.ema=0);"
+            " write last"
+        )
     if spec.record.fresh:
         return None
     if (result := usable(read_result(directory), directory)) is None:
@@ -49,7 +54,7 @@ def tell(result: dict[str, Any]) -> None:
     for alarm in result.get("alarms", ()):
         where = f"epoch {alarm.get('epoch', 0):.2f}"
         if "checkpoint" in alarm:
-            where = f"{alarm['checkpoint']}, {alarm['attack']}"
+            where = f"{alarm['checkpoint']}, {alarm.get('attack', '')}"
         log.warning("%s: %s", where, alarm["message"])
 
 
@@ -71,47 +76,77 @@ def covers(result: dict[str, Any], directory: Path, evaluation: Evaluation) -> b
 
     Raises Refused when it does not and no checkpoint is left to measure.
     """
-    asked = list(evaluation.checkpoints)
-    if result["best"] is None:  # weights of a file: there is one set
-        asked = [which for which in asked if which != "best"] or ["last"]
-    kept = [w for w in asked if (directory / "checkpoints" / FILES[w]).exists()]
-    done = all(
-        part_covers(
-            result.get(which) or {},
-            evaluation,
-            lambda name, which=which: directory / "flags" / f"{which}-{name}.npz",
-        )
-        for which in kept or asked
-    )
-    if not done and not kept:
+    names = asked(result, evaluation)
+    kept = [w for w in names if (directory / "checkpoints" / FILES[w]).exists()]
+    parts = {which: result.get(which) or {} for which in kept or names}
+    measured = all(part_covers(part, result["test_images"], evaluation) for part in parts.values())
+    if not kept:
+        if measured:
+            return True
         raise Refused(
             f"{directory}: no checkpoint stayed to be measured (record.keep); record.fresh=true"
             " trains again"
         )
-    return done
+    flags = (directory / "flags" / f"{w}-{name}.npz" for w in parts for name in evaluation.judges)
+    doubted = all(doubts_cover(part, result["test_images"], evaluation) for part in parts.values())
+    return measured and doubted and all(path.exists() for path in flags)
 
 
-def part_covers(part: dict[str, Any], evaluation: Evaluation, flags: Callable[[str], Path]) -> bool:
-    """The same of one checkpoint's part of the result; `flags` tells where an attack's are."""
+def asked(result: dict[str, Any], evaluation: Evaluation) -> list[str]:
+    """The checkpoints to measure; weights of a file are one set, called `last`."""
+    names = list(evaluation.checkpoints)
+    if result["best"] is None:
+        names = [which for which in names if which != "best"] or ["last"]
+    return names
+
+
+def part_covers(part: dict[str, Any], images: int, evaluation: Evaluation) -> bool:
+    """The same of one checkpoint's part of the result; of a test set of so many `images`."""
     found = {**part.get("robust", {}), **part.get("curves", {})}
-    worst = part.get("robust", {}).get(WORST, {}).get("attacks")
-    doubts = part.get("doubts", {}).get(next(reversed(evaluation.attacks), "clean"), {})
-    return (
-        all(
-            found.get(name, {}).get("settings") == evaluation.settings(name)
-            and flags(name).exists()
-            for name in evaluation.judges
-        )
-        and clean_covers(part, evaluation)
-        and (len(evaluation.attacks) < 2 or worst == list(evaluation.attacks))
-        and doubts.get("asked", 0) >= evaluation.doubts
+    for name in evaluation.judges:
+        settings = found.get(name, {}).get("settings")
+        if settings is None or changes(settings, evaluation.settings(name)):
+            return False
+        subset = [settings["limit"], settings["subset_seed"]]
+        if not subset_covers(subset, found[name]["images"], images, evaluation):
+            return False
+    clean, worst = part.get("clean"), part.get("robust", {}).get(WORST)
+    if clean is None or not subset_covers(clean.get("subset"), clean["images"], images, evaluation):
+        return False
+    if len(evaluation.attacks) < 2:
+        return True
+    return worst is not None and (
+        worst["attacks"] == list(evaluation.attacks)
+        or (evaluation.limit is not None and worst["images"] > evaluation.limit)
     )
 
 
-def clean_covers(part: dict[str, Any], evaluation: Evaluation) -> bool:
-    """Whether clean accuracy is there, on the whole test set or on the part that is asked for."""
-    subset = part.get("clean", {}).get("subset")
-    return subset is not None and subset in (WHOLE, evaluation.subset)
+def doubts_cover(part: dict[str, Any], images: int, evaluation: Evaluation) -> bool:
+    """Whether the numbers have been doubted as far as is asked for."""
+    found = doubts_of(part).get(next(reversed(evaluation.attacks), "clean"))
+    if evaluation.doubts == 0:
+        return True
+    if found is None or found.get("asked", 0) < evaluation.doubts:
+        return False
+    return subset_covers(found.get("subset"), 0, images, evaluation)
+
+
+def subset_covers(
+    subset: list[int | None] | None, measured: int, images: int, evaluation: Evaluation
+) -> bool:
+    """Whether what was `measured` on a subset `[limit, seed]` of `images` holds what is asked."""
+    if subset is None:
+        return False
+    (limit, seed), now = subset, evaluation.subset
+    if limit is None or measured >= images or subset == now:
+        return True
+    return seed == now[1] and now[0] is not None and limit >= now[0]
+
+
+def doubts_of(part: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's doubts by attack; an earlier version kept those of one attack."""
+    doubts = part.get("doubts", {})
+    return {doubts["attack"]: doubts} if isinstance(doubts.get("attack"), str) else doubts
 
 
 def conclude(
@@ -122,27 +157,28 @@ def conclude(
     same_facts(result, facts)
     torch.set_num_threads(result["choices"]["threads"])  # another count rounds otherwise
     exam = Examination(run, model, data, spec, facts)
-    twins = {which: twin(result, which) for which in spec.evaluation.checkpoints}
+    result["dataset"] = {**result["dataset"], **facts["dataset"]}  # it may lack later facts
+    twins = {which: twin(result, which) for which in asked(result, spec.evaluation)}
     exam.check_names(result, twins)
     names = ", ".join(spec.evaluation.judges) or "clean accuracy"
-    which = " and ".join(spec.evaluation.checkpoints)
+    which = " and ".join(twins)
     log.info("measuring %s on %d test images: %s", which, len(exam.indices), names)
     dashboard = Dashboard(run.directory)
-    for which in spec.evaluation.checkpoints:
-        if which == "best" and result["best"] is None:  # weights of a file: there is one set
-            continue
+    for which in asked(result, spec.evaluation):
         if (part := exam.of(which, twins[which])) is None:
             log.warning("checkpoints/%s: is missing, and not measured (record.keep)", FILES[which])
             continue
         before = result.get(which) or {key: result["last"][key] for key in ("step", "epoch")}
+        part["doubts"] = newer_doubts(before, part)
         result[which] = merged(before, part)
-        result["alarms"] = alarms_after(result, which, part.get("doubts", {}))
+        new = alarms_of(which, part)
+        result["alarms"] = [*alarms_kept(result.get("alarms", []), which, part), *new]
         at = {"step": before["step"], "epoch": before["epoch"], "checkpoint": which}
         at |= {"images": before["step"] * spec.schedule.batch_size}
         if row := news(before, result[which]):
             run.write_metrics({**at, "seconds": result["wall_seconds"], **row})
             dashboard.scalars(row, at["images"])
-        draw(run, dashboard, at, part)
+        draw(run, dashboard, at, part, new)
     exam.show(dashboard, result["images"])
     dashboard.hyperparameters(spec.config, final_metrics(result))
     dashboard.close()
@@ -156,27 +192,47 @@ def conclude(
     return result
 
 
-def draw(run: Run, dashboard: Dashboard, at: dict[str, Any], part: dict[str, Any]) -> None:
-    """A checkpoint's curves as files and figures, and its alarms on the dashboard."""
+def draw(run: Run, dashboard: Dashboard, at: dict[str, Any], part: dict[str, Any], alarms) -> None:
+    """A checkpoint's curves as files and figures, and its new alarms on the dashboard."""
     which, images = at["checkpoint"], at["images"]
     for name, entry in part["curves"].items():
         label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
         drawn = curves.write(run.directory / "curves", label, title, entry)
         dashboard.figure(f"curves/{label}", drawn, images)
-    for alarm in (a for asked in part.get("doubts", {}).values() for a in asked["alarms"]):
-        dashboard.alarm(f"**{alarm['name']}** ({which}): {alarm['message']}", images)
+    for alarm in alarms:
+        text = f"**{alarm['name']}** ({which}, {alarm['attack']}): {alarm['message']}"
+        dashboard.alarm(text, images)
 
 
-def alarms_after(
-    result: dict[str, Any], which: str, doubts: dict[str, Any]
+def newer_doubts(before: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """Those of a measurement that are of at least as many images as the ones before."""
+    old = doubts_of(before)
+    return {
+        attack: asked
+        for attack, asked in part.get("doubts", {}).items()
+        if asked["images"] >= old.get(attack, {}).get("images", 0)
+    }
+
+
+def alarms_of(which: str, part: dict[str, Any]) -> list[dict[str, Any]]:
+    """The alarms of a measurement: from an ensemble's own numbers, and from what was doubted."""
+    doubted = {attack: asked["alarms"] for attack, asked in part["doubts"].items()}
+    return [
+        {**alarm, "checkpoint": which, "attack": attack, "from": source}
+        for source, found in (("ensemble", part["alarms"]), ("doubts", doubted))
+        for attack, alarms in found.items()
+        for alarm in alarms
+    ]
+
+
+def alarms_kept(
+    alarms: list[dict[str, Any]], which: str, part: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """All alarms of a run; those of a checkpoint and an attack give way to the new ones."""
-    alarms = result.get("alarms", [])
-    for attack, asked in doubts.items():
-        at = {"checkpoint": which, "attack": attack}
-        alarms = [alarm for alarm in alarms if {key: alarm.get(key) for key in at} != at]
-        alarms += [{**alarm, **at} for alarm in asked["alarms"]]
-    return alarms
+    """Alarms of before, but for those that this measurement asked after anew."""
+    asked = {(which, attack, "ensemble") for attack in part["alarms"]}
+    asked |= {(which, attack, "doubts") for attack in part["doubts"]}
+    at = lambda a: (a.get("checkpoint"), a.get("attack"), a.get("from", "doubts"))  # noqa: E731
+    return [alarm for alarm in alarms if at(alarm) not in asked]
 
 
 def twin(result: dict[str, Any], which: str) -> str | None:
@@ -200,20 +256,17 @@ def news(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
 
 
 def merged(before: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's results with new attacks added; nothing that was there is touched.
-
-    Clean accuracy and the worst case over several attacks are those of the latest evaluation that
-    had them, but what was measured on the whole test set gives way to no part of it.
-    """
-    clean = part["clean"]
-    if before.get("clean", {}).get("subset") == WHOLE:
-        clean = before["clean"]
-    added = {"clean": clean, "robust": joined(before.get("robust", {}), part["robust"])}
-    if WORST in part["robust"]:
-        added["robust"][WORST] = part["robust"][WORST]
+    """A checkpoint's results with new attacks added; nothing that was there is touched, but for
+    what gives way to the same on more images, and a worst case to that over other attacks."""
+    known, clean = before.get("robust", {}), before.get("clean")
+    if clean is None or part["clean"]["images"] > clean["images"] or "subset" not in clean:
+        clean = part["clean"]
+    added = {"clean": clean, "robust": joined(known, part["robust"])}
+    if (worst := part["robust"].get(WORST)) and (old := known.get(WORST)):
+        added["robust"][WORST] = worst if worst["images"] >= old["images"] else old
     if drawn := joined(before.get("curves", {}), part["curves"]):
         added["curves"] = drawn
-    if asked := {**before.get("doubts", {}), **part.get("doubts", {})}:
+    if asked := {**doubts_of(before), **part["doubts"]}:
         added["doubts"] = asked
     return {**before, **added}
 

@@ -104,9 +104,9 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
     """What a sweep's table shows of a run: the checkpoint that its held-out images chose."""
     from sat.results import measured, percent
 
-    part = next(iter(measured(result).values()))
+    part = next(iter(measured(result).values()), {"clean": None, "robust": {}})
     robust = next(iter(part["robust"].values()), None)
-    score = (robust or part["clean"])["accuracy"]
+    score = (robust or part["clean"] or {}).get("accuracy")
     return {"clean": percent(part["clean"]), "robust": percent(robust), "score": score}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from sat.console import table
 from sat.errors import Refused
 from sat.evaluate import accuracy
-from sat.flags import damaged, read_file
+from sat.flags import damaged, deciding, read_file
 from sat.record import read_result
 from sat.results import percent
 from sat.statistics import mcnemar, paired
@@ -98,7 +98,7 @@ def flags_of(run: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
     if not files:
         raise Refused(f"{run}: holds no flags of {checkpoint!r}; evaluate it with an attack first")
     found = {path.stem.removeprefix(f"{checkpoint}-"): read_flags(path) for path in files}
-    return {name: flags for name, flags in found.items() if flags["settings"]["attack"] != "Curve"}
+    return {name: flags for name, flags in found.items() if "over" not in flags["settings"]}
 
 
 def read_flags(path: Path) -> dict[str, Any]:
@@ -132,6 +132,6 @@ def clean_of(flags: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
 
 def differing(a: dict[str, Any], b: dict[str, Any]) -> str:
     """The settings that decide flags and differ, with both values; empty where none does."""
-    a, b = a["settings"], b["settings"]
+    a, b = deciding(a["settings"]), deciding(b["settings"])
     keys = sorted(k for k in {*a, *b} - WHICH_IMAGES if a.get(k) != b.get(k))
     return "; ".join(f"{key}: {a.get(key)}, {b.get(key)}" for key in keys)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from sat.console import table
+from sat.flags import deciding
 from sat.identity import identity, readable
 from sat.results import percent
 from sat.statistics import over_seeds
@@ -56,7 +57,7 @@ def read_run(run: Path, name: str, result: dict[str, Any]) -> Measured:
 
 def _entry(entry: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     kept = {key: entry[key] for key in ("accuracy", "ci95", "images")}
-    return {**kept, "settings": {**settings, "images": entry["images"]}}
+    return {**kept, "settings": {**deciding(settings), "images": entry["images"]}}
 
 
 def over_seeds_table(runs: Sequence[Measured]) -> str:
@@ -77,9 +78,14 @@ def over_seeds_table(runs: Sequence[Measured]) -> str:
 def grouped(runs: Sequence[Measured]) -> tuple[list[list[Measured]], list[str]]:
     """Runs of one configuration and one test set, and what is to be said of others."""
     rows: dict[tuple[str, str | None], list[Measured]] = {}
-    notes = []
+    notes: list[str] = []
+    digests: dict[str, set[str]] = {}
+    for run in runs:
+        digests.setdefault(run.configuration, set()).update([run.images] if run.images else [])
     for run in sorted(runs, key=lambda run: (run.configuration, run.seed, run.name)):
-        row = rows.setdefault((run.configuration, run.images), [])
+        known = digests[run.configuration]  # results of earlier versions have no digest
+        images = next(iter(known)) if run.images is None and len(known) == 1 else run.images
+        row = rows.setdefault((run.configuration, images), [])
         if twin := next((other for other in row if other.seed == run.seed), None):
             notes.append(f"{run.name}: left out, the same run as {twin.name}")
         else:

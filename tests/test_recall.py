@@ -428,3 +428,74 @@ def test_weights_measured_on_another_set_of_the_same_name_are_refused(sat, copy,
     (run / "result.json").unlink()
     other = sat(*ask, f"dataset.path={places[1]}", tiny=False)
     assert other.code == 2 and "other images" in other.err, other.err
+
+
+def test_a_part_takes_nothing_from_the_whole(sat, copy):
+    """Doubts, alarms, clean and worst case of fewer images give way to those of more."""
+    weak = ["evaluation=clean", "+attack@evaluation.attacks.a=fgsm",
+            "+attack@evaluation.attacks.weak=pgd", "evaluation.attacks.weak.eps=12",
+            "evaluation.attacks.weak.step=0.2"]  # fmt: skip
+    whole = sat(f"evaluate={copy}", *weak, tiny=False, root=copy.parent)
+    assert whole.code == 0, whole.err
+    before = result_of(copy)
+    alarm = next(a for a in before["alarms"] if a["name"] == "more_steps")
+    assert alarm["attack"] == "weak" and "weak: more steps help" in whole.err
+    few = sat(f"evaluate={copy}", *weak, "evaluation.limit=20", "evaluation.doubts=5", tiny=False,
+              root=copy.parent)  # fmt: skip
+    assert few.code == 0 and "is finished" in few.out, few.err
+    again = sat(f"evaluate={copy}", *weak, "evaluation.limit=359", tiny=False, root=copy.parent)
+    assert "is finished" in again.out and result_of(copy) == before
+    assert before["best"]["clean"]["images"] == 359
+    assert before["best"]["robust"]["worst_case"]["images"] == 359
+    (copy / "flags/best-weak.npz").unlink()  # so that the part is measured indeed
+    few = sat(f"evaluate={copy}", *weak, "evaluation.limit=20", tiny=False, root=copy.parent)
+    after = result_of(copy)
+    assert few.code == 0 and "is finished" not in few.out
+    assert after["alarms"] == before["alarms"]
+    for key in ("clean", "robust", "doubts"):
+        assert after["best"][key] == before["best"][key], key
+
+
+def test_the_batch_of_a_search_is_no_setting_of_its_verdict(sat, copy):
+    ask = [
+        f"evaluate={copy}",
+        "evaluation=strong",
+        "evaluation.limit=12",
+        "evaluation.doubts=0",
+        "evaluation.attacks.strong.attacks=[apgd-ce]",
+        "evaluation.checkpoints=[best]",
+    ]
+    assert sat(*ask, tiny=False, root=copy.parent).code == 0
+    again = sat(*ask, "evaluation.attacks.strong.batch_size=7", tiny=False, root=copy.parent)
+    assert again.code == 0 and "is finished" in again.out, again.err
+
+
+def test_last_raw_is_refused_before_anything(sat, copy, tmp_path):
+    torch.save(package.load(copy).backbone.state_dict(), tmp_path / "w.pt")
+    for ask in (["schedule.ema=0"], [f"evaluate={tmp_path}/w.pt", "activation=silu"]):
+        root = tmp_path / "none"
+        done = sat(*ask, "evaluation.checkpoints=[last_raw]", tiny=False, root=root)
+        assert done.code == 2 and "averages no weights" in done.err and not root.exists()
+    best = sat(f"evaluate={tmp_path}/w.pt", "activation=silu", "model.width=0.125", *FEW,
+               "evaluation.checkpoints=[best]", tiny=False)  # fmt: skip
+    assert best.code == 0 and "weights" in best.out, best.err
+
+
+def test_results_of_earlier_versions_are_read(sat, copy):
+    """Doubts of one attack, no digest of the test images, alarms without their source."""
+    result = result_of(copy)
+    result["dataset"].pop("test_content")
+    for which in ("best", "last"):
+        result[which]["doubts"] = {"attack": "pgd20", "images": 50, "seconds": 1.0, "alarms": [],
+                                   "curve": []}  # fmt: skip
+    (copy / "result.json").write_text(json.dumps(result))
+    done = sat(f"evaluate={copy}", "evaluation.limit=50", "evaluation.attacks.pgd20.steps=3",
+               "evaluation.doubts=50", tiny=False, root=copy.parent)  # fmt: skip
+    assert done.code == 0, done.err
+    after = result_of(copy)
+    assert set(after["best"]["doubts"]) == {"pgd20"} and "test_content" in after["dataset"]
+    for name in ("best.pt", "last.pt"):
+        (copy / "checkpoints" / name).unlink()
+    done = sat(f"evaluate={copy}", "evaluation.limit=50", "evaluation.attacks.pgd20.steps=3",
+               tiny=False, root=copy.parent)  # fmt: skip
+    assert done.code == 0 and "is finished" in done.out, done.err

@@ -23,6 +23,7 @@ from sat.statistics import wilson
 # What makes a point of the curve: a random start, and after how many steps of its ascent. One step
 # is as long as eps, each of 4 and more a quarter of it.
 EFFORTS = ((0, (1,)), (0, (5, 10, 20, 50, 100)), (1, (50,)))
+FEW = 10  # images that tell nothing of chance
 QUERIES = 300  # of Square
 CLEAN_STEPS = 5  # enough to tell in which direction the attack pushes
 
@@ -186,7 +187,7 @@ def random_alarm(logits: Tensor, y: Tensor) -> Alarm | None:
     answers, (images, classes) = logits.argmax(1), logits.shape
     right = int((answers == y).sum())
     constant = bool((answers == answers[0]).all() and not (y == y[0]).all())
-    if wilson(right, images)[0] > 1 / classes and not constant:
+    if images < FEW or (wilson(right, images)[0] > 1 / classes and not constant):
         return None
     how = "answers one class to all" if constant else f"is right on {right / images:.1%}"
     return Alarm(
