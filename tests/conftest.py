@@ -84,3 +84,38 @@ def start(cwd: Path, *arguments: str) -> subprocess.Popen:
         command(*TINY, *arguments), cwd=cwd, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
+
+
+def trained_on_digits(model, epochs: int, batch: int):
+    """`model` after PGD-1 training at eps 25/255 on 1,400 of scikit-learn's digits, in eval mode;
+    and the other images x [N, 1, 8, 8] with labels y [N]."""
+    import torch.nn.functional as F
+    from sklearn.datasets import load_digits
+
+    from sat.attacks import PGD
+    from sat.draws import Draws
+
+    images, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    x = (torch.tensor(images).float() / 16).view(-1, 1, 8, 8)[order]
+    y = torch.tensor(labels)[order]
+    optimizer, attack = torch.optim.Adam(model.parameters(), 3e-3), PGD(25.0, 1)
+    for epoch in range(epochs):
+        for k, part in enumerate(torch.arange(1400).split(batch)):
+            x_adv = attack(model, x[part], y[part], Draws(epoch * 100 + k, part))
+            optimizer.zero_grad()
+            F.cross_entropy(model(x_adv), y[part]).backward()
+            optimizer.step()
+    optimizer.zero_grad()
+    return model.eval(), x[1400:], y[1400:]
+
+
+def small_network():
+    """Two convolutions and a batch norm, for 8x8 pixels of 10 classes."""
+    from torch import nn
+
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.SiLU(),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(256, 10),
+    )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from conftest import small_network, trained_on_digits
 from torch import nn
 
 from sat import load
@@ -31,26 +31,8 @@ def measure(model, batches, attack, seed):
 @pytest.fixture(scope="module")
 def honest():
     """A small network trained with PGD-1 on digits, and 128 test images, right and wrong ones."""
-    from sklearn.datasets import load_digits
-
-    torch.manual_seed(0)
-    images, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(images))
-    x = (torch.tensor(images).float() / 16).view(-1, 1, 8, 8)[order]
-    y = torch.tensor(labels)[order]
-    model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.SiLU(),
-        nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(256, 10),
-    )  # fmt: skip
-    optimizer, attack = torch.optim.Adam(model.parameters(), 3e-3), PGD(EPS, 1)
-    for epoch in range(5):
-        for k, part in enumerate(torch.arange(1400).split(100)):
-            x_adv = attack(model, x[part], y[part], Draws(epoch * 100 + k, part))
-            optimizer.zero_grad()
-            F.cross_entropy(model(x_adv), y[part]).backward()
-            optimizer.step()
-    optimizer.zero_grad()
-    return model.eval(), x[1400:1528], y[1400:1528]
+    model, x, y = trained_on_digits(small_network(), epochs=5, batch=100)
+    return model, x[:128], y[:128]
 
 
 # after the evaluation -------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from conftest import trained_on_digits
 from torch import nn
 
-from sat.attacks import PGD, AutoAttack
+from sat.attacks import AutoAttack
 from sat.attacks import autoattack as module
 from sat.draws import Draws
 from sat.tally import STANDS, WRONG, Tally
@@ -16,23 +16,12 @@ EPS = 25.0  # in 1/255, for the digits
 @pytest.fixture(scope="module")
 def digits():
     """A small network trained on digits for a moment, and 40 test images, some of them wrong."""
-    from sklearn.datasets import load_digits
-
     torch.manual_seed(0)
-    images, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(images))
-    x = (torch.tensor(images).float() / 16).view(-1, 1, 8, 8)[order]
-    y = torch.tensor(labels)[order]
-    model = nn.Sequential(
+    network = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(512, 10)
     )
-    optimizer, attack = torch.optim.Adam(model.parameters(), 3e-3), PGD(EPS, 1)
-    for k, part in enumerate(torch.arange(1400).split(50)):
-        x_adv = attack(model, x[part], y[part], Draws(k, part))
-        optimizer.zero_grad()
-        F.cross_entropy(model(x_adv), y[part]).backward()
-        optimizer.step()
-    return model.eval(), x[1400:1440], y[1400:1440]
+    model, x, y = trained_on_digits(network, epochs=1, batch=50)
+    return model, x[:40], y[:40]
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
+from conftest import small_network, trained_on_digits
 from torch import nn
 
 from sat.attacks import PGD, Strong
@@ -23,26 +23,8 @@ EPS = 25.0  # in 1/255, for the digits
 @pytest.fixture(scope="module")
 def digits():
     """A small network trained on digits, and 120 test images that it gets right."""
-    from sklearn.datasets import load_digits
-
-    torch.manual_seed(0)
-    images, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(images))
-    x = (torch.tensor(images).float() / 16).view(-1, 1, 8, 8)[order]
-    y = torch.tensor(labels)[order]
-    model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.SiLU(),
-        nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(256, 10),
-    )  # fmt: skip
-    optimizer, attack = torch.optim.Adam(model.parameters(), 3e-3), PGD(EPS, 1)
-    for epoch in range(5):
-        for k, part in enumerate(torch.arange(1400).split(100)):
-            x_adv = attack(model, x[part], y[part], Draws(epoch * 100 + k, part))
-            optimizer.zero_grad()
-            F.cross_entropy(model(x_adv), y[part]).backward()
-            optimizer.step()
-    model.eval()
-    right = (model(x[1400:]).argmax(1) == y[1400:]).nonzero()[:120, 0] + 1400
+    model, x, y = trained_on_digits(small_network(), epochs=5, batch=100)
+    right = (model(x).argmax(1) == y).nonzero()[:120, 0]
     return model, x[right], y[right]
 
 
