@@ -349,3 +349,36 @@ def test_a_resumed_run_has_the_alarms_of_one_never_stopped(collapsing, tmp_path,
         for run in (whole, resumed)
     ]
     assert seen[0] == seen[1]
+
+
+class Noisy(nn.Module):
+    """Answers otherwise each time."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        logits = self.inner(x)
+        return logits + 0.05 * logits.std() * torch.randn_like(logits)
+
+
+def test_a_network_that_answers_otherwise_each_time_is_told(honest):
+    model, x, y = honest
+    torch.manual_seed(0)
+    names = {alarm.name for alarm in ask(Noisy(model), x, y, PGD(EPS, 10)).alarms}
+    assert "stochastic" in names
+    assert "stochastic" not in {a.name for a in ask(model, x, y, PGD(EPS, 10)).alarms}
+
+
+def test_a_collapse_before_the_first_validation_is_told():
+    assert Overfitting(0.1).check(0, 230, 256) is not None
+    rule = Overfitting(0.1)
+    assert rule.check(0, 230, 256) and rule.check(0, 232, 256) is None  # said once
+    for robust, single in ((0, 20), (20, 60), (60, 110), (110, 120)):  # an honest beginning
+        assert Overfitting(0.1).check(robust, single, 256) is None
+    rule = Overfitting(0.1)
+    assert rule.check(110, 150, 256) is None
+    assert rule.check(5, 128, 256) is not None  # three quarters of the single step are left
+    rule = Overfitting(0.1)
+    assert rule.check(110, 150, 256) is None and rule.check(5, 60, 256) is None  # both went
