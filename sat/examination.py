@@ -219,11 +219,6 @@ class Examination:
 
 def weights_in(state: dict[str, Any], which: str) -> dict[str, Tensor]:
     """What a checkpoint is measured with: the average of the weights, where there is one; for
-    `last_raw` the weights themselves. Raises Refused where these are the same."""
-    average = state.get("average")
-    if which == "last_raw" and not average:
-        raise Refused(
-            "evaluation.checkpoints=[last_raw]: the run averaged no weights (schedule.ema=0);"
-            " write last"
-        )
-    return average if average and which != "last_raw" else state["model"]
+    `last_raw` the weights themselves."""
+    average = state.get("average") if which != "last_raw" else None
+    return average or state["model"]

@@ -266,8 +266,8 @@ def merged(before: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
         added["robust"][WORST] = worst if worst["images"] >= old["images"] else old
     if drawn := joined(before.get("curves", {}), part["curves"]):
         added["curves"] = drawn
-    if asked := {**doubts_of(before), **part["doubts"]}:
-        added["doubts"] = asked
+    if doubts := {**doubts_of(before), **part["doubts"]}:
+        added["doubts"] = doubts
     return {**before, **added}
 
 
