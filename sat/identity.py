@@ -78,8 +78,13 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
     network = model.get("name") or choices.get("model", "model")
     network += str(model.get("depth") or model.get("variant") or "")
     act = choices.get("activation", "activation")
-    if "alpha" in activation:
+    if "backward" in activation:
+        act = f"relu-{activation['backward']}"
+    if activation.get("alpha") is not None:
         act += f"{activation['alpha']:g}"
+    if "backward" in activation:
+        phases = [phase for phase in ("inner", "outer") if activation[phase]]
+        act += "-" + ("-".join(phases) or "nowhere")
     att = choices.get("attack", "attack") + str(attack.get("steps", ""))
     trained = [att, f"s{config['seed']}"]
     if config.get("evaluate") is not None:

@@ -11,6 +11,7 @@ from sat.draws import Draws, seed_of
 from sat.errors import Diverged
 from sat.hardware import DTYPES
 from sat.schedule import Schedule, build_optimizer
+from sat.surrogate import phase, phased
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Trainer:
             model.to(memory_format=torch.channels_last)
         # Frozen for the attack and not frozen for the update are two graphs of one compiled model.
         self.net = torch.compile(model) if choices["compile"] else model
+        self.phased = phased(model)
         self.optimizer = build_optimizer(model, schedule)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=choices["precision"] == "fp16")
         self.average = None
@@ -99,10 +101,12 @@ class Trainer:
             self.average.update(self.model, step=self.step)
 
     def _backward(self, x: Tensor, y: Tensor, draws: Draws, share: float) -> None:
-        x_adv = self.attack(self.net, x, y, draws)
+        with phase(self.phased, "inner"):
+            x_adv = self.attack(self.net, x, y, draws)
         smoothing = self.plan.schedule.label_smoothing
-        loss, logits = self.objective(self.net, x, x_adv, y, smoothing)
-        self.scaler.scale(loss * share).backward()
+        with phase(self.phased, "outer"):
+            loss, logits = self.objective(self.net, x, x_adv, y, smoothing)
+            self.scaler.scale(loss * share).backward()
         right = (logits.detach().argmax(1) == y).sum()
         self.totals += torch.stack([loss.detach() * len(x), right])
         self.seen += len(x)

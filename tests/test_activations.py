@@ -64,9 +64,18 @@ def derivative_of_pssilu(x, a=2.0, b=0.3):
     return (s - b + a * x * s * (1 - s)) / (1 - b)
 
 
-def test_the_folder_holds_exactly_the_twelve_options():
-    assert {path.stem for path in FOLDER.iterdir()} == set(OPTIONS)
+def test_the_folder_holds_exactly_these_options():
+    """surrogate_relu is tested in test_surrogate.py; gelu_tanh is gelu with one argument."""
+    others = {"surrogate_relu", "gelu_tanh"}
+    assert {path.stem for path in FOLDER.iterdir()} == set(OPTIONS) | others
     assert len(OPTIONS) == 12
+
+
+def test_gelu_tanh_is_the_approximation_of_the_papers_code():
+    assert yaml.safe_load((FOLDER / "gelu_tanh.yaml").read_text()) == {
+        "_target_": "sat.activations.GELU",
+        "approximate": "tanh",
+    }
 
 
 @pytest.mark.parametrize("name", OPTIONS)
