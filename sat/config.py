@@ -35,6 +35,7 @@ from sat.identity import (
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 SCALARS = {"seed": int, "device": str, "evaluate": str | None}
+BESIDE = ("sizes", "report")  # of experiments: what a sweep varies, and what is told of it
 PATHS = ("dataset.root", "dataset.path", "record.root", "model.weights")
 PARTIAL = ("activation",)  # built once a layer, by the model
 
@@ -67,6 +68,11 @@ class Spec:
         return self.config["evaluate"]
 
     @property
+    def experiment(self) -> str | None:
+        """The experiment under which the run is asked for."""
+        return self.choices.get("experiment")
+
+    @property
     def configuration(self) -> str:
         """A name that runs share which differ in the seed alone."""
         seedless = {**self.config, "seed": 0}
@@ -94,7 +100,8 @@ def resolve(cfg: DictConfig, under: Mapping[str, Any] | None = None) -> dict[str
     try:
         if under is not None:
             cfg = OmegaConf.create({**OmegaConf.to_container(cfg, resolve=False), **under})
-        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        return {key: value for key, value in plain.items() if key not in BESIDE}
     except OmegaConfBaseException as error:
         raise Refused(one_line(error)) from error
 
@@ -321,6 +328,12 @@ def one_line(error: BaseException) -> str:
         return f"{key}: no such key; {nearest(key.split('.')[-1], siblings)}{_alphas(key)}"
     if found := re.search(r"Error parsing override '([^'=]*)'", text):
         return f"{found[1]}: is no override; write group=option or key=value"
+    if found := re.search(r"Interpolation key '(sizes[\w.]*)' not found", text):
+        known = ", ".join(groups.get("sizes", []))
+        return (
+            f"{found[1]}: the experiment needs it, and this dataset has none; add"
+            f" conf/sizes/<dataset>.yaml, or choose a dataset that has one: {known}"
+        )
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
         given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])
         given = given.split(": ")[-1].strip()

@@ -149,6 +149,8 @@ def _descriptions(recipe: Mapping[str, Any], model: Classifier) -> Iterator[dict
     }
     kind = {key: value for key, value in recipe["activation"].items() if key != "_target_"}
     pair = (recipe["activation"]["_target_"].rpartition(".")[2], kind)
+    if pair[0] == "SurrogateReLU":  # what is trained with it is a ReLU network
+        pair = ("ReLU", {})
     name = next((name for name, made in _NAMED.items() if made == pair), None)
     if recipe["model"]["_target_"] == "sat.models.Timm" and name:
         architecture = recipe["model"]["name"].partition(".")[0]

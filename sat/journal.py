@@ -212,6 +212,7 @@ class Journal:
             "attack": {"option": config["choices"].get("attack"), **config["attack"]},
             "choices": trainer.plan.choices,
             "steps": trainer.step,
+            "multiply_adds": trainer.plan.image_cost,
             "images": images,
             "wall_seconds": round(self.seconds, 3),
             "images_per_second": round(images / max(self.training_seconds, 1e-9), 1),

@@ -163,6 +163,18 @@ def claim(record: Record, name: str, config: str) -> Iterator[Run]:
         lock.close()
 
 
+def enter(directory: Path, experiment: str | None) -> None:
+    """Adds an experiment to those under which the run was asked for: a name a line in
+    `experiments.txt`. A run may be part of several."""
+    path = directory / "experiments.txt"
+    try:
+        if experiment and experiment not in (path.read_text().split() if path.exists() else []):
+            with open(path, "a") as file:
+                file.write(experiment + "\n")
+    except OSError as error:  # the run itself is whole
+        log.warning("%s: can't be written (%s); reports will miss it", path, error.strerror)
+
+
 def _lock(directory: Path) -> TextIO:
     """Waits for the directory's lock, and for that of its successor where it was moved away."""
     while True:

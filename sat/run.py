@@ -33,6 +33,7 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
     with refusing("device"):
         device = hardware.find_device(spec.device)
     if (done := results.finished(spec)) is not None:
+        record.enter(Path(spec.record.root) / spec.name, spec.experiment)
         return done
     with refusing("dataset."):
         data = spec.dataset(device, spec.seed)
@@ -47,6 +48,7 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         warn_of_threat_models(spec.attack, measured)
     with record.claim(spec.record, spec.name, spec.yaml()) as run:
+        record.enter(run.directory, spec.experiment)
         result = results.usable(run.result(), run.directory)
         if result is None:
             obtain = train if spec.evaluate is None else taken_over
@@ -115,6 +117,12 @@ def without_fresh(spec: Spec) -> str:
     return " (without record.fresh=true)" if spec.record.fresh else ""
 
 
+def choices_of(at: Any) -> dict[str, str]:
+    """The option of each group of a run, by Hydra's account."""
+    groups = {*config.SECTIONS, "experiment"}
+    return {group: option for group, option in at.runtime.choices.items() if group in groups}
+
+
 def attempt(cfg: DictConfig) -> dict[str, Any]:
     """A job: what became of it goes to the screen and to the ledger of the sweep."""
     at = HydraConfig.get()
@@ -125,7 +133,9 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
     try:
         if sweeping:
             log.info("\njob %d: %s", number, " ".join(overrides))
-        choices = {k: v for k, v in at.runtime.choices.items() if "/" not in k and "@" not in k}
+        elif at.sweeper.params:
+            log.warning("experiment=%s: this is one run of it; -m runs them all", at.runtime.choices["experiment"])
+        choices = choices_of(at)
         if cfg.evaluate is None:
             spec = config.check({**config.resolve(cfg), "choices": choices})
         else:

@@ -13,8 +13,9 @@ from sat.config import CONF, check, convert, resolve
 from sat.errors import Refused
 
 OPTIONS = {
-    "activation": 14, "attack": 3, "model": 6, "dataset": 10, "schedule": 10, "objective": 1,
-    "validation": 2, "evaluation": 7, "record": 1, "experiment": 1,
+    "activation": 14, "attack": 3, "model": 6, "dataset": 11, "schedule": 11, "objective": 1,
+    "validation": 2, "evaluation": 7, "record": 1, "experiment": 13,
+    "sizes": 9,
 }  # fmt: skip
 
 

@@ -1,0 +1,158 @@
+"""The experiments: every sweep composes on every kind of dataset, and says what it is to show."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from sat import config
+from sat.config import CONF, check, resolve
+
+FILES = sorted((CONF / "experiment").glob("*.yaml"))
+SWEEPS = [path.stem for path in FILES if path.stem != "imagenet_resnet50"]
+RUNS = {  # on digits
+    "activations": 8, "alpha": 12, "attack_steps": 8, "compound": 5, "depth": 6, "efficientnet": 4,
+    "elu_vs_celu": 12, "equal_cost": 4, "gradient_quality": 4, "longer_training": 6,
+    "resolution": 6, "width": 6,
+}  # fmt: skip
+IMAGENET = {"activations": 8, "alpha": 12, "attack_steps": 6, "compound": 5, "depth": 6,
+            "efficientnet": 10, "elu_vs_celu": 12, "equal_cost": 4, "gradient_quality": 4,
+            "longer_training": 4, "resolution": 6, "width": 6}  # fmt: skip
+
+
+def swept(*overrides: str) -> list[list[str]]:
+    """The overrides of each job that Hydra's sweeper makes of an experiment."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", list(overrides), return_hydra_config=True)
+    params = OmegaConf.to_container(OmegaConf.masked_copy(cfg, ["sizes"]))
+    given = {k: str(v) for k, v in cfg.hydra.sweeper.params.items()}
+    assert params["sizes"]
+    lists = [[f"{key}={value}" for value in given[key].split(",")] for key in given]
+    return [list(job) for job in itertools.product(*lists)]
+
+
+def spec(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", list(overrides))
+    return check({**resolve(cfg), "choices": {"dataset": "d", "activation": "a"}})
+
+
+def report(name: str) -> dict:
+    return yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())["report"]
+
+
+def test_every_sweep_is_counted():
+    assert SWEEPS == sorted(RUNS) == sorted(IMAGENET)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_on_digits_every_job_is_a_run_of_its_own(name):
+    jobs = swept(f"experiment={name}")
+    assert len(jobs) == RUNS[name]
+    assert len({spec(f"experiment={name}", *job).hash for job in jobs}) == RUNS[name]
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar10_subset", "imagefolder", "imagenet"])
+@pytest.mark.parametrize("name", SWEEPS)
+def test_on_any_dataset_the_first_and_the_last_job_compose(name, dataset):
+    jobs = swept(f"experiment={name}", f"dataset={dataset}")
+    if dataset == "imagenet":
+        assert len(jobs) == IMAGENET[name]
+    built = [spec(f"experiment={name}", f"dataset={dataset}", *job) for job in (jobs[0], jobs[-1])]
+    assert len({run.hash for run in built}) == 2
+
+
+def test_every_dataset_of_images_has_its_sizes():
+    datasets = {path.stem for path in (CONF / "dataset").glob("*.yaml")}
+    assert datasets - {path.stem for path in (CONF / "sizes").glob("*.yaml")} == {"npz", "timm"}
+
+
+def test_on_imagenet_the_recipe_is_the_papers():
+    run = spec("experiment=activations", "dataset=imagenet", "activation=silu", "evaluation=paper")
+    attack, schedule = run.attack, run.schedule
+    assert (attack.eps, attack.steps, attack.step_size) == (4, 1, 4)
+    assert (attack.clean_start, attack.batch_norm, attack.random_start) == (0.2, "eval", True)
+    assert (schedule.epochs, schedule.batch_size, schedule.learning_rate) == (100, 256, 0.1)
+    assert (schedule.decay, list(schedule.milestones)) == ("step", [0.3, 0.6, 0.9])
+    assert (schedule.warmup_epochs, schedule.weight_decay) == (5, 1e-4)
+    assert (schedule.ema, schedule.label_smoothing) == (0, 0)
+    assert run.config["dataset"]["image_size"] == 224 and run.model.depth == 50
+    assert run.evaluation.attacks["pgd200"].steps == 200
+    assert all(attack.clean_start == 0 for attack in run.evaluation.attacks.values())
+    scaled = swept("experiment=compound", "dataset=imagenet")[-1]
+    largest = spec("experiment=compound", "dataset=imagenet", *scaled)
+    family = largest.model
+    assert (family.depth, family.cardinality, family.base_width) == (152, 32, 8)
+    assert largest.config["dataset"]["image_size"] == 380
+    enhanced = swept("experiment=efficientnet", "dataset=imagenet")[-1]
+    efficient = spec("experiment=efficientnet", "dataset=imagenet", *enhanced)
+    assert (efficient.model.variant, efficient.schedule.ema) == ("l1", 0.9999)
+    assert efficient.config["dataset"]["image_size"] == 600
+
+
+def test_equal_cost_is_equal():
+    for dataset in ("digits", "cifar10", "imagenet", "imagefolder"):
+        base = [f"dataset={dataset}", "experiment=equal_cost"]
+        runs = [spec(*base, *job) for job in swept(*base)]
+        assert len({run.schedule.epochs * (run.attack.steps + 1) for run in runs}) == 1
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_report_speaks_of_its_rows_and_its_file_opens_with_what_to_expect(name):
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    head = text[: text.index("\n\n")]
+    for word in (f"-m experiment={name} seed=0,1,2", "dataset=imagenet", "minutes", "Expect"):
+        assert word in text.split("report:")[0], word
+    assert head.startswith("# @package _global_\n# ")
+    told = report(name)
+    assert set(told) <= {"title", "question", "rows", "labels", "reference", "figures",
+                         "published", "claims"}  # fmt: skip
+    rows = set(told["rows"])
+    run = spec(f"experiment={name}", *swept(f"experiment={name}")[0]).config
+    for key in rows - {"activation"}:
+        section, _, last = key.partition(".")
+        assert last in run[section], key
+    assert set(told["reference"]) <= rows
+    for claim in told["claims"]:
+        assert set(claim["better"]) | set(claim["than"]) <= rows and claim["text"].endswith(".")
+        assert claim["measure"] in ("robust", "clean", "last robust", "last clean")
+    for figure in told["figures"]:
+        assert figure["kind"] in ("scatter", "dots", "lines", "epochs")
+    for row in told["published"]["rows"]:
+        assert set(row) - {"clean", "robust"} <= rows
+        assert all(20 < row[key] < 90 for key in ("clean", "robust") if key in row)
+
+
+def test_a_sweep_runs_and_each_run_knows_its_experiments(sat):
+    fast = ["schedule.epochs=1", "dataset.limit=100", "validation.attack.steps=1"]
+    answer = sat("-m", "experiment=gradient_quality", *fast)
+    assert answer.code == 0, answer.err
+    assert len(answer.runs) == 4
+    for run in answer.runs:
+        assert (run / "experiments.txt").read_text() == "gradient_quality\n"
+        kept = yaml.safe_load((run / "config.yaml").read_text())
+        assert not set(config.BESIDE) & set(kept)
+        assert kept["choices"]["experiment"] == "gradient_quality"
+    again = ["activation=surrogate_relu", "activation.inner=false,true", *fast]
+    answer = sat("-m", "experiment=activations", *again)
+    assert answer.code == 0 and len(answer.runs) == 4
+    entered = [(run / "experiments.txt").read_text().split() for run in answer.runs]
+    assert sorted(map(len, entered)) == [1, 1, 2, 2]
+    answer = sat("-m", "experiment=activations", *again)
+    assert max(len(Path(run / "experiments.txt").read_text().split()) for run in answer.runs) == 2
+
+
+def test_without_m_an_experiment_says_that_it_is_a_sweep(sat):
+    answer = sat("experiment=depth", "schedule.epochs=1", "activation=relu")
+    assert answer.code == 0
+    assert "experiment=depth: this is one run of it; -m runs them all" in answer.err
+
+
+def test_a_dataset_without_sizes_is_refused_in_one_line(sat, tmp_path):
+    answer = sat("-m", "experiment=depth", "dataset=npz", f"dataset.path={tmp_path}/x.npz")
+    assert answer.code == 2 and not answer.runs
+    (line,) = answer.err.strip().splitlines()
+    assert "add conf/sizes/<dataset>.yaml" in line and "digits" in line
