@@ -14,7 +14,7 @@ from sat.config import CONF, check, resolve
 FILES = sorted((CONF / "experiment").glob("*.yaml"))
 SWEEPS = [path.stem for path in FILES if path.stem != "imagenet_resnet50"]
 RUNS = {  # on digits
-    "activations": 8, "alpha": 12, "attack_steps": 8, "compound": 5, "depth": 6, "efficientnet": 4,
+    "activations": 8, "alpha": 8, "attack_steps": 6, "compound": 5, "depth": 6, "efficientnet": 3,
     "elu_vs_celu": 12, "equal_cost": 4, "gradient_quality": 4, "longer_training": 6,
     "resolution": 6, "width": 6,
 }  # fmt: skip
