@@ -156,3 +156,13 @@ def test_a_dataset_without_sizes_is_refused_in_one_line(sat, tmp_path):
     assert answer.code == 2 and not answer.runs
     (line,) = answer.err.strip().splitlines()
     assert "add conf/sizes/<dataset>.yaml" in line and "digits" in line
+
+
+def test_a_run_that_can_not_note_its_experiment_is_whole_all_the_same(tmp_path, caplog):
+    from sat.record import enter
+
+    (tmp_path / "experiments.txt").mkdir()
+    enter(tmp_path, "depth")
+    assert "experiments.txt: can't be written" in caplog.text
+    enter(tmp_path, None)
+    assert len(caplog.records) == 1

@@ -75,6 +75,7 @@ BY_TIMM = [
         "test_resnet",
         "gelu_tanh",
     ),
+    ([*SMALL, "activation=surrogate_relu", "model.stem=large"], "test_resnet", "relu"),
 ]
 
 

@@ -191,20 +191,25 @@ def test_accumulated_parts_see_the_noise_of_the_whole_batch(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compilation on a CPU needs g++")
-def test_a_compiled_update_is_the_plain_one():
-    """Attack and update are two graphs of one model: frozen in eval mode, and not frozen."""
+@pytest.mark.parametrize("activation", ["silu", "surrogate"])
+def test_a_compiled_update_is_the_plain_one(activation):
+    """Attack and update are two graphs of one model: frozen in eval mode, and not frozen; with the
+    gradient of another activation in one of them."""
     from torch import nn
 
     from sat.attacks import PGD
     from sat.objectives import Adversarial
     from sat.schedule import Schedule
+    from sat.surrogate import SurrogateReLU
     from sat.train import Plan, Trainer
 
     def after(compiled: bool) -> torch.Tensor:
         torch.manual_seed(0)
         model = nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(16, 3)
-        )
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4),
+            nn.SiLU() if activation == "silu" else SurrogateReLU("softplus", outer=False),
+            nn.Flatten(), nn.Linear(16, 3),
+        )  # fmt: skip
         choices = {"precision": "fp32", "channels_last": False, "compile": compiled}
         trainer = Trainer(model, PGD(38, 2), Adversarial(), Plan(Schedule(), 1000, 0, choices))
         generator = torch.Generator().manual_seed(1)
