@@ -58,9 +58,15 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Figure]:
                 png, svg = (folder / f"{stem}-{n}-{kind}.{ending}" for ending in ("png", "svg"))
                 made.savefig(png, metadata={"Software": None})
                 made.savefig(svg, metadata={"Date": None})
+                svg.write_text(_shortened(svg.read_text("utf-8")), "utf-8")
                 title = title_of(table, kind)
                 drawn.append(Figure(table.name, table.setting, title, png, svg, text))
     return drawn
+
+
+def _shortened(svg: str) -> str:
+    """Paths to a hundredth of a point: half the bytes, and no eye sees it."""
+    return re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
 
 
 def stems(tables: Sequence[Table]) -> list[str]:
@@ -70,7 +76,7 @@ def stems(tables: Sequence[Table]) -> list[str]:
         stem = name = re.sub(r"[^\w.+=-]+", "_", table.name)
         count = 1
         while stem in taken:
-            stem = f"{name}-{(count := count + 1)}"
+            stem = f"{name}_{(count := count + 1)}"
         taken.append(stem)
     return taken
 
