@@ -9,7 +9,7 @@ import numpy as np
 DISTANCES = (6, 9, 13, 18, 25, 33, 42, 54, 68, 84, 102, 122, 145, 170)  # points
 LEADER = 9.0  # points: a label farther off than this gets a line to its mark
 LABEL, MARK, SPECK, LINE = 1e5, 300.0, 5.0, 80.0  # what covering one of these costs, in points
-DOUBT = 40.0  # what standing nearer to another mark costs, without a leader
+DOUBT = 150.0  # what standing nearer to another mark costs, without a leader
 ROUNDS = 6
 
 
@@ -96,13 +96,13 @@ def _disturbs(mine: Spots, other: Spots, choice: int) -> np.ndarray:
     low, high = other.low[choice : choice + 1], other.high[choice : choice + 1]
     both = np.minimum(mine.high, high) - np.maximum(mine.low, low)
     cost = LABEL * (both > 0).all(1) * (1 + np.maximum(both, 0).prod(1))
-    cost += LINE * mine.led * (_within(mine.leaders, low - 1, high + 1) > 0)
+    cost += 4 * LINE * mine.led * (_within(mine.leaders, low - 1, high + 1) > 0)
     if other.led[choice]:
         line = other.leaders[choice]
-        cost += LINE * (_within(line, mine.low - 1, mine.high + 1) > 0)
+        cost += 4 * LINE * (_within(line, mine.low - 1, mine.high + 1) > 0)
         ends = mine.leaders[:, 0], mine.leaders[:, -1]
         apart = _side(*ends, line[0]) * _side(*ends, line[-1]) < 0
-        cost += LINE / 2 * mine.led * apart * (
+        cost += LINE * mine.led * apart * (
             _side(line[0], line[-1], ends[0]) * _side(line[0], line[-1], ends[1]) < 0
         )  # fmt: skip
     return cost

@@ -234,6 +234,10 @@ def epochs(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
             axes.set_xlabel("epoch")
         if place % columns == 0:
             axes.set_ylabel("accuracy, %")
+    every = [c for panel in panels.values() for found in panel.values() for c in found.values()]
+    low, high = min(c[2].min() for c in every), max(c[3].max() for c in every)
+    percent_axis(grid[0, 0].yaxis, (low - 0.07 * (high - low) - 1, high + 0.07 * (high - low) + 1),
+                 grid[0, 0].get_ylabel(), bins=4)  # fmt: skip
     figure.legend(handles=_key(rests, len(panels) > 1), loc="outside lower center", ncols=4,
                   columnspacing=1.2, handlelength=1.8)  # fmt: skip
     return figure, _fall(panels)

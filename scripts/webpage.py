@@ -27,7 +27,8 @@ section { margin-top: 2.5rem; padding-top: 1.5rem; border-top: 2px solid var(--l
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: right; vertical-align: top;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; white-space: nowrap; }
-th:first-child { text-align: left; } thead th { vertical-align: bottom; border-bottom-width: 2px; }
+th:first-child { text-align: left; }
+thead th { vertical-align: bottom; border-bottom-width: 2px; white-space: normal; }
 td small { display: block; font-size: .78rem; } .published { background: var(--shade); }
 th.published, td.published { padding-left: .7rem; }
 .verdicts { list-style: none; padding: 0; } .verdicts li { padding: .3rem 0 .3rem .8rem;
@@ -169,7 +170,7 @@ def _difference(found: Difference | None) -> str:
     if found is None:
         return ""
     star = " *" if found.marked else ""
-    ends = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}, p = {found.p:.2g}"
+    ends = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}</small><small>p = {found.p:.2g}"
     return f"{100 * found.mean:+.1f}{star}<small>{ends}</small>".replace("-", "−")
 
 
@@ -177,7 +178,11 @@ def _legend(table: Table) -> str:
     said = "Percent, of the checkpoint that held-out images chose, unless it says last; below each"
     said += " its 95 % interval."
     if any(row.differences for row in table.rows):
-        said += " Differences are to the reference row; *: p < 0.05 after Holm's correction."
+        keys = (table.spec.get("reference") or {}).items()
+        row = ", ".join(f"{key} {value}" for key, value in keys)
+        said += (
+            f" Differences are to {row or 'the reference'}; *: p < 0.05 after Holm's correction."
+        )
     source: Mapping[str, object] = table.spec.get("published") or {}
     if any(row.published for row in table.rows):
         said += f" Published, not measured here: {source.get('setting', 'setting unknown')}"
