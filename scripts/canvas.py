@@ -3,7 +3,7 @@
 import logging
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,8 @@ def sheet(table: Table, title: str, note: str, rows: Sequence[Row], height: floa
     figure = Figure(figsize=(WIDTH, height))
     FigureCanvasAgg(figure)
     seeds = {len(number.seeds) for row in rows for number in row.numbers.values()} or {0}
-    counted = " to ".join(str(count) for count in sorted({min(seeds), max(seeds)}))
-    said = f"{table.setting}; {counted} seed{'s' * (counted != '1')}. {note}."
+    many = " to ".join(str(count) for count in sorted({min(seeds), max(seeds)}))
+    said = f"{table.setting}; {many} seed{'s' * (many != '1')}. {note}."
     head, caption = textwrap.wrap(title, 66), textwrap.wrap(said, 88)
     top = 0.07
     for lines, size, weight, colour, line in (
@@ -82,6 +82,10 @@ def attack_name(attack: str) -> str:
     return (
         "-".join(filter(None, (found[1].upper(), found[2]))) if found else attack.replace("_", " ")
     )
+
+
+def counted(rows: Sized) -> str:
+    return f"{len(rows)} row{'s' * (len(rows) != 1)}"
 
 
 def wrapped(label: str, width: int = 34) -> str:

@@ -17,6 +17,7 @@ from canvas import (
     bars,
     bars_note,
     best,
+    counted,
     log,
     measured,
     percent_axis,
@@ -123,7 +124,7 @@ def scatter(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
     figure.set_layout_engine("none")
     beside(axes, means, [wrapped(row.label) for row in rows], specks)
     on = ", ".join(_told(rows[k], table) for k in front)
-    kind = f"Clean against robust accuracy ({attack_name(table.attack)}) of {len(rows)} rows"
+    kind = f"Clean against robust accuracy ({attack_name(table.attack)}) of {counted(rows)}"
     return figure, f"{kind}; on the Pareto front: {on}; {_extremes(rows, table)}."
 
 
@@ -171,7 +172,7 @@ def dots(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
         _published_dots(panels[-1], rows)
     panels[0].set_yticks(range(len(rows)), [wrapped(row.label) for row in rows])
     panels[0].set_ylim(len(rows) - 0.3, -0.6)
-    text = f"Robust accuracy ({attack_name(table.attack)}) of {len(rows)} rows with 95 % intervals"
+    text = f"Robust accuracy ({attack_name(table.attack)}) of {counted(rows)} with 95 % intervals"
     return figure, f"{text}; {_extremes(rows, table)}."
 
 

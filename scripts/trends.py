@@ -14,6 +14,7 @@ from canvas import (
     bars,
     bars_note,
     best,
+    counted,
     log,
     measured,
     percent_axis,
@@ -283,7 +284,7 @@ def _fall(panels: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> str:
     name, curve = max(each.items(), key=lambda item: of(item[1]))
     top = int(np.argmax(curve[1]))
     return (
-        f"Held-out robust accuracy over the epochs of {len(each)} rows; the largest fall from the"
+        f"Held-out robust accuracy over the epochs of {counted(each)}; the largest fall from the"
         f" best epoch to the last is that of {name}: from {curve[1][top]:.1f} % (epoch"
         f" {curve[0][top]:.0f}) to {curve[1][-1]:.1f} %."
     )
