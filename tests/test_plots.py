@@ -1,0 +1,400 @@
+"""Figures and the page of a report: drawn from tables that are made up here."""
+
+import dataclasses
+import importlib
+import json
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LABELS = ["relu", "silu", "gelu", "elu alpha=1", "elu alpha=2", "celu alpha=2", "softplus",
+          "parametric_softplus alpha=10", "smoothrelu", "mish", "leaky_relu", "pssilu"]  # fmt: skip
+FIGURES = [
+    {"kind": "scatter"},
+    {"kind": "dots"},
+    {"kind": "lines", "x": "gradients", "series": ["activation"]},
+    {"kind": "epochs"},
+]
+
+
+@pytest.fixture
+def made(monkeypatch) -> SimpleNamespace:
+    """The scripts as modules: these import each other by their bare names."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    names = ("study", "canvas", "placing", "trends", "plots", "webpage")
+    modules = {name: importlib.import_module(name) for name in names}
+    with matplotlib.rc_context(modules["canvas"].STYLE):
+        yield SimpleNamespace(**modules)
+
+
+@pytest.fixture
+def number(made):
+    def make(mean: float, seeds: int = 3, spread: float = 0.01):
+        shares = np.clip(mean + spread * np.linspace(-1, 1, seeds) * (seeds > 1), 0, 1)
+        half = 0.02 if seeds == 1 else 3 * spread
+        return made.study.Number(mean, mean - half, mean + half, dict(enumerate(shares.tolist())))
+
+    return make
+
+
+@pytest.fixture
+def table(made, number, tmp_path):
+    """`table(rows, seeds)`, whose accuracies lie `apart` of a random direction from each other."""
+
+    def make(rows: int = 4, seeds: int = 3, *, apart: float = 0.05, spread: float = 0.01, **spec):
+        random, found = np.random.default_rng(rows), []
+        for k, label in enumerate(LABELS[:rows]):
+            clean, robust = (0.85, 0.45) + apart * random.uniform(-1, 1, 2)
+            runs = [tmp_path / f"run-{k}-{seed}" for seed in range(seeds)]
+            for seed, run in enumerate(runs):
+                write_metrics(run, 10 + 10 * (k % 2), seed)
+            numbers = {
+                ("best", "clean"): number(clean, seeds, spread),
+                ("best", "pgd20"): number(robust, seeds, spread),
+                ("last", "pgd20"): number(robust - 0.02, seeds, spread),
+            }
+            difference = made.study.Difference(0.01, -0.01, 0.03, 0.04, "seeds", k % 3 == 1)
+            name, _, alpha = label.partition(" alpha=")
+            found.append(made.study.Row(
+                label, {"activation": name, "activation.alpha": float(alpha) if alpha else None},
+                runs, numbers, {("best", "pgd20"): difference} if k else {},
+                {"clean": 68.8, "robust": 33.0 + k} if k < 3 else None, 80.0 * 2**k, 300_000,
+            ))  # fmt: skip
+        spec = {"title": "Activations", "rows": ["activation", "activation.alpha"],
+                "figures": FIGURES, **spec}  # fmt: skip
+        return made.study.Table("activations", "digits", "digits, eps 38/255, resnet10, 40 epochs",
+                                spec, found, "pgd20")  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def alphas(made, number):
+    """ELU and CELU over alpha, and ReLU, which has none."""
+
+    def make(names=("elu", "celu"), values=(1.0, 1.5, 2.0)):
+        rows = [
+            made.study.Row(
+                f"{name} alpha={value:g}", {"activation": name, "activation.alpha": value}, [],
+                {("best", "clean"): number(0.85), ("best", "pgd20"): number(0.45 - 0.01 * value)},
+            )
+            for name in names for value in values
+        ]  # fmt: skip
+        relu = {("best", "clean"): number(0.8), ("best", "pgd20"): number(0.4)}
+        rows.append(
+            made.study.Row("relu", {"activation": "relu", "activation.alpha": None}, [], relu)
+        )
+        return made.study.Table("elu_vs_celu", "digits", "digits, eps 38/255",
+                                {"title": "ELU against CELU"}, rows, "pgd20")  # fmt: skip
+
+    return make
+
+
+def with_numbers(row, **numbers):
+    return dataclasses.replace(row, numbers={("best", name): n for name, n in numbers.items()})
+
+
+def write_metrics(run: Path, epochs: int, seed: int) -> None:
+    """Robust accuracy peaks halfway, at 50 % and a percent a seed more."""
+    run.mkdir(exist_ok=True)
+    lines = []
+    for epoch in range(1, epochs + 1):
+        robust = 0.5 + 0.01 * seed - 0.02 * abs(epoch - epochs / 2)
+        lines.append({"epoch": epoch, "val/robust": max(robust, 0), "val/clean": 0.9})
+        lines.append({"epoch": epoch + 0.4, "train/loss": 1.0})
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+
+
+def words(figure) -> list[tuple[str, np.ndarray]]:
+    """Every visible text of a figure and its box, in pixels."""
+    figure.draw_without_rendering()
+    renderer, found = figure.canvas.get_renderer(), []
+    unseen = {
+        label
+        for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis.get_major_ticks() for label in (tick.label1, tick.label2)
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }  # fmt: skip
+    for text in set(figure.findobj(matplotlib.text.Text)) - unseen:
+        owner = getattr(text, "axes", None)
+        if text.get_visible() and text.get_text().strip() and (not owner or owner.get_visible()):
+            box = matplotlib.text.Text.get_window_extent(text, renderer)
+            found.append((text.get_text(), box.extents))
+    return found
+
+
+def collisions(figure) -> list[tuple[str, str]]:
+    return [
+        (a, b)
+        for (a, one), (b, two) in combinations(words(figure), 2)
+        if (np.minimum(one[2:], two[2:]) - np.maximum(one[:2], two[:2]) > 1).all()
+    ]
+
+
+# figures ------------------------------------------------------------------------------------------
+
+
+def test_each_kind_is_drawn_with_its_labels_and_the_same_bytes_again(made, table, tmp_path):
+    mine = table(4)
+    first = made.plots.draw([mine], tmp_path / "one")
+    assert [each.png.name for each in first] == [
+        f"activations-digits-{n}-{kind}.png"
+        for n, kind in enumerate(("scatter", "dots", "lines", "epochs"), 1)
+    ]
+    again = made.plots.draw([mine], tmp_path / "two")
+    for one, two in zip(first, again, strict=True):
+        assert one.png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        said = "".join(ET.parse(one.svg).getroot().itertext())
+        shown = ["relu", "silu", "gelu", "elu"] if "lines" in one.svg.name else LABELS[:4]
+        assert all(label in said for label in shown), one.svg
+        assert "Activations" in said and "accuracy, %" in said and "3 seeds" in said
+        assert re.search(r"\d\d\.\d %", one.text) and one.table == mine.name
+        for kind in ("png", "svg"):
+            assert getattr(one, kind).read_bytes() == getattr(two, kind).read_bytes()
+
+
+@pytest.mark.parametrize("rows, seeds, apart, spread", [
+    (12, 5, 0.05, 0.01), (12, 5, 0.002, 0.001), (12, 3, 0, 0), (12, 2, 0.02, 0.2),
+    (4, 1, 0, 0), (1, 2, 0.05, 0.01),
+])  # fmt: skip
+def test_no_text_covers_another(made, table, rows, seeds, apart, spread):
+    mine = table(rows, seeds, apart=apart, spread=spread)
+    for kind in (made.plots.scatter, made.plots.dots):
+        assert not collisions(kind(mine, {})[0])
+    if rows > 1:
+        entry = {"x": "gradients", "series": []}
+        assert not collisions(made.trends.lines(mine, entry)[0])
+
+
+def test_panels_of_epochs_and_ends_of_lines_do_not_collide(made, table, alphas):
+    assert not collisions(made.trends.epochs(table(12, 2), {})[0])
+    assert not collisions(made.trends.lines(alphas(), ALPHA)[0])
+    many = alphas(("elu", "celu", "parametric_softplus"), (0.1, 1.0, 10.0, 100.0, 1000.0))
+    assert not collisions(made.trends.lines(many, ALPHA)[0])
+
+
+ALPHA = {"x": "activation.alpha", "series": ["activation"]}
+
+
+def test_the_pareto_front_by_hand(made):
+    """b beats a; d equals c, and neither beats the other; e is best in x alone."""
+    a, b, c, d, e = (1, 1), (1, 3), (2, 2), (2, 2), (3, 0)
+    assert made.plots.pareto([a, b, c, d, e]) == [1, 2, 3, 4]
+    assert made.plots.pareto([e, c, b]) == [2, 1, 0]
+    assert made.plots.pareto([a]) == [0]
+
+
+def test_the_front_is_a_step_line_through_what_is_not_beaten(made, table, number):
+    mine = table(3)
+    given = [(0.80, 0.40), (0.70, 0.50), (0.75, 0.30)]
+    rows = [
+        dataclasses.replace(
+            row, numbers={("best", "clean"): number(x), ("best", "pgd20"): number(y)}
+        )
+        for row, (x, y) in zip(mine.rows, given, strict=True)
+    ]
+    figure, text = made.plots.scatter(dataclasses.replace(mine, rows=rows), {})
+    front = next(line for line in figure.axes[0].lines if line.get_drawstyle() == "steps-pre")
+    np.testing.assert_allclose(front.get_xydata()[1:-1], [(70, 50), (80, 40)])
+    assert "silu (70.0 % clean, 50.0 % robust), relu (80.0 %" in text and "gelu (" not in text
+
+
+def test_one_name_twice_overwrites_nothing(made, table, tmp_path):
+    spec = {"figures": [{"kind": "dots"}]}
+    two = [dataclasses.replace(table(2, **spec), setting=name) for name in ("a", "b")]
+    figures = made.plots.draw(two, tmp_path / "f")
+    assert [each.setting for each in figures] == ["a", "b"]
+    assert len({each.png for each in figures} | {each.svg for each in figures}) == 4
+    odd = dataclasses.replace(two[0], experiment="../a b")
+    assert made.plots.stems([odd, *two]) == [".._a_b-digits", "activations-digits",
+                                             "activations-digits_2"]  # fmt: skip
+
+
+def test_what_cannot_be_drawn_is_named_in_a_line(made, table, tmp_path, caplog):
+    mine = table(2, figures=[{"kind": "pie"}, {"kind": "lines", "x": "multiply_adds"},
+                             {"kind": "lines", "x": "none"}, {}, {"kind": "epochs"},
+                             {"kind": "dots"}])  # fmt: skip
+    rows = [dataclasses.replace(row, runs=[tmp_path / "gone"]) for row in mine.rows]
+    figures = made.plots.draw([dataclasses.replace(mine, rows=rows)], tmp_path / "f")
+    assert [each.png.name for each in figures] == ["activations-digits-6-dots.png"]
+    said = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert len(said) == 5 and "figure 1 (pie) left out: no such kind; write one of" in said[0]
+    assert "multiply_adds has no two values" in said[1] and "val/robust" in said[4]
+
+
+def test_a_row_without_the_measure_is_left_out_of_the_figure_alone(made, table, tmp_path, caplog):
+    mine = table(3, figures=[{"kind": "dots"}, {"kind": "scatter"}])
+    bare = dataclasses.replace(
+        mine.rows[1], numbers={("best", "clean"): mine.rows[1].numbers["best", "clean"]}
+    )
+    figures = made.plots.draw(
+        [dataclasses.replace(mine, rows=[mine.rows[0], bare, mine.rows[2]])], tmp_path / "f"
+    )
+    assert len(figures) == 2 and "silu isn't drawn" in caplog.text
+    assert ">gelu<" in figures[0].svg.read_text() and ">silu<" not in figures[0].svg.read_text()
+
+
+def test_published_numbers_stand_in_a_panel_of_their_own(made, table):
+    said = {"setting": "ImageNet, ResNet-50", "source": "figure 2", "rows": []}
+    figure, _ = made.plots.dots(table(4, published=said), {})
+    robust, clean, published = figure.axes
+    assert "not measured here" in published.get_title() and "ImageNet" in caption(figure)
+    assert sorted(line.get_xdata()[0] for line in published.lines) == [33, 34, 35, *[68.8] * 3]
+    assert robust.get_xlim()[0] > 36 and clean.get_xlim()[0] > 70  # neither holds 33 or 68.8
+
+
+def caption(figure) -> str:
+    return " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+
+
+def test_intervals_far_wider_than_the_points_leave_the_frame_and_it_says_so(made, table, number):
+    mine = table(2)
+    assert "go on" not in caption(made.plots.dots(mine, {})[0])
+    wide = dataclasses.replace(number(0.45), low=-0.3, high=1.2)
+    rows = [
+        dataclasses.replace(r, numbers={**r.numbers, ("best", "pgd20"): wide}) for r in mine.rows
+    ]
+    figure = made.plots.dots(dataclasses.replace(mine, rows=rows), {})[0]
+    low, high = figure.axes[0].get_xlim()
+    assert 30 < low < 44 and 46 < high < 60 and "bars that reach the frame go on" in caption(figure)
+
+
+def test_lines_over_a_number_and_rows_that_have_none(made, alphas):
+    figure, text = made.trends.lines(alphas(), ALPHA)
+    robust, clean = figure.axes
+    elu, celu = robust.containers
+    (x, y), (other, _) = elu[0].get_xydata().T, celu[0].get_xydata().T
+    np.testing.assert_allclose(y, [44, 43.5, 43])
+    assert (x < other).all()  # beside each other, by a hair
+    np.testing.assert_allclose((x + other) / 2, [1, 1.5, 2])
+    (level,) = [line for line in robust.lines if line.get_linestyle() == "--"]
+    assert list(level.get_ydata()) == [40, 40]
+    assert robust.get_xscale() == "linear" and "elu 44.0 % at 1 to 43.0 % at 2" in text
+    wide, _ = made.trends.lines(alphas(values=(0.1, 1.0, 10.0)), ALPHA)
+    assert wide.axes[0].get_xscale() == "log"
+    assert {text.get_text() for text in figure.axes[1].texts} == {"elu", "celu", "relu"}
+
+
+def test_names_at_the_ends_of_lines_keep_their_distance(made):
+    spread = made.placing.spread
+    assert spread([1, 9], 2, 0, 10) == [1, 9]
+    assert spread([5, 5], 2, 0, 10) == [4, 6]
+    assert spread([10, 9.5, 0], 2, 0, 10) == [10, 8, 0]
+
+
+def test_epochs_are_means_over_seeds_of_what_is_whole(made, table):
+    mine = table(1, seeds=3)
+    path = mine.rows[0].runs[0] / "metrics.jsonl"
+    damage = (
+        '{"epoch": 5, "val/rob\n[1]\n{"epoch": "x", "val/robust": 1}\n{"val/robust": 1}\nnull\n'
+    )
+    path.write_text(damage + path.read_text() + '{"epoch": 11, "val/robust": NaN}\n')
+    curves = made.trends.held_out([*mine.rows[0].runs, path.parent / "gone"])
+    epochs, mean, low, high = curves["robust"]
+    np.testing.assert_allclose(epochs, range(1, 11))
+    np.testing.assert_allclose([mean[4], low[4], high[4]], [51, 50, 52])
+    figure, text = made.trends.epochs(mine, {})
+    best = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in best] == [(5, pytest.approx(51))]
+    assert "from 51.0 % (epoch 5) to 41.0 %" in text
+
+
+def test_series_share_a_panel_and_trainings_of_any_length_an_axis(made, table):
+    figure, _ = made.trends.epochs(table(5), {"series": ["activation"]})
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == ["relu", "silu", "gelu", "elu"]
+    assert len({axes.get_xlim() for axes in shown}) == 1 and shown[0].get_xlim()[1] >= 20
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"robust", "clean", "alpha=1", "alpha=2"} <= set(told)
+
+
+# the page -----------------------------------------------------------------------------------------
+
+
+class Reader(HTMLParser):
+    """Balanced tags, ids and text of a page."""
+
+    VOID = {"meta", "br"}
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.ids, self.links, self.said, self.tags = [], [], [], [], []
+        self.feed(page)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.note(attrs)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.note(attrs)
+
+    def note(self, attrs):
+        for key, value in attrs:
+            if key == "id":
+                self.ids.append(value)
+            elif key in ("href", "xlink:href"):
+                self.links.append(value)
+            self.links += re.findall(r"url\((.*?)\)", value or "") if key != "id" else []
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        self.said.append(data)
+
+
+EVIL = '<script>alert("x")</script> & more'
+
+
+def test_the_page_is_whole_escaped_and_alone(made, table, tmp_path):
+    mine = table(
+        4,
+        question="Which?",
+        figures=[{"kind": "scatter"}, {"kind": "epochs"}],
+        reference={"activation": EVIL},
+    )
+    verdict = made.study.Verdict(EVIL, "supports", EVIL)
+    rows = [*mine.rows[:3], dataclasses.replace(mine.rows[3], label=EVIL)]
+    mine = dataclasses.replace(mine, rows=rows, verdicts=[verdict], notes=[EVIL])
+    other = dataclasses.replace(table(2, figures=[{"kind": "dots"}]), setting=EVIL)
+    figures = made.plots.draw([mine, other], tmp_path / "f")
+    text = made.webpage.page(EVIL, [mine, other], figures, [EVIL], f"{EVIL}\n\nSecond.")
+    read = Reader(text)
+    said = "".join(read.said)
+    assert "script" not in read.tags and said.count(EVIL) >= 8
+    assert all(row.label in said for row in mine.rows) and "Which?" in said
+    assert read.tags.count("svg") == 3 and read.tags.count("style") == 1
+    assert len(read.ids) == len(set(read.ids)) > 100
+    assert read.links and all(link[0] == "#" and link[1:] in read.ids for link in read.links)
+    assert made.webpage.page(EVIL, [mine, other], figures, [EVIL], f"{EVIL}\n\nSecond.") == text
+
+
+def test_the_tables_of_the_page_tell_the_numbers(made, table):
+    mine = table(3)
+    number = made.study.Number(0.4567, 0.4, 0.52, {0: 0.45, 1: 0.46})
+    difference = made.study.Difference(-0.031, -0.05, -0.012, 0.0031, "seeds", True)
+    row = with_numbers(mine.rows[1], pgd20=number)
+    row = dataclasses.replace(row, differences={("best", "pgd20"): difference})
+    verdicts = [made.study.Verdict("c", answer, "r")
+                for answer in ("supports", "contradicts", "says nothing")]  # fmt: skip
+    mine = dataclasses.replace(mine, rows=[mine.rows[0], row], verdicts=verdicts)
+    text = made.webpage.page("T", [mine], [], [], "")
+    (line,) = [line for line in text.splitlines() if '<th scope="row">silu' in line]
+    assert re.split("(?:<[^>]*>)+", line)[1:-1] == [
+        "silu", "2", "–", "45.7", "40.0 to 52.0", "–", "−3.1 *", "−5.0 to −1.2", "p = 0.0031",
+        "68.8", "34.0"]  # fmt: skip
+    for kind in ("yes", "no", "none"):
+        assert f'<li class="{kind}">' in text
