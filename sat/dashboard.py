@@ -16,32 +16,20 @@ _COMPARED = ("dataset", "activation", "model", *_TRAINING)
 _UNTOLD = ("schedule", "objective", "validation", "evaluation", "record")
 
 
-def _lines(*tags: str) -> list[Any]:
-    return ["Multiline", list(tags)]
-
-
-def _band(line: str, edge: str) -> list[Any]:
-    """A line and, below it, a band that ends at another: two curves of a run in one colour that
-    cannot be taken for each other (the markers of `_lines` mean another tag from run to run)."""
-    return ["Margin", [line, edge, line]]
-
-
+# Charts of several tags, by category. A run has one colour, and the markers mean another tag from
+# run to run: which is which must show from the order, so titles say what lies above what.
 CHARTS = {
     "accuracy": {
-        "held-out: clean (line) to robust (edge)": _band("val/clean", "val/robust"),
-        "held-out: clean and robust": _lines("val/clean", "val/robust"),
-        "training: adversarial": _lines("train/adversarial_accuracy"),
+        "held-out: clean above robust": ["val/clean", "val/robust"],
+        "training: adversarial": ["train/adversarial_accuracy"],
     },
     "doubt": {
-        "held-out: single step (line) to robust": _band("diagnostics/single_step", "val/robust"),
-        "the gap between them": _lines("diagnostics/gap"),
-        "input gradients: cosine": _lines("diagnostics/cosine"),
-        "input gradients: share of zeros": _lines("diagnostics/zero_gradients"),
+        "held-out: one step above many": ["diagnostics/single_step", "val/robust"],
+        "the gap between them": ["diagnostics/gap"],
+        "input gradients: cosine": ["diagnostics/cosine"],
+        "input gradients: share of zeros": ["diagnostics/zero_gradients"],
     },
-    "optimisation": {
-        "loss": _lines("train/loss"),
-        "learning rate": _lines("train/learning_rate"),
-    },
+    "optimisation": {"loss": ["train/loss"], "learning rate": ["train/learning_rate"]},
 }
 
 
@@ -58,7 +46,11 @@ class Dashboard:
         self._session(config, ended=False)
         self.writer.add_text("config", "    " + text.replace("\n", "\n    "), 0)
         self.writer.add_text("run", facts.replace("\n", "  \n"), 0)
-        self.writer.add_custom_scalars(CHARTS)
+        layout = {
+            category: {title: ["Multiline", tags] for title, tags in charts.items()}
+            for category, charts in CHARTS.items()
+        }
+        self.writer.add_custom_scalars(layout)
 
     def scalars(self, values: Mapping[str, float], images: int) -> None:
         """One point of each curve at `images` images seen."""

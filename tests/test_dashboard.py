@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from sat.dashboard import CHARTS, Dashboard, compared
+from sat.dashboard import Dashboard, compared
 from sat.journal import Journal
 
 CONFIG = {
@@ -164,11 +164,17 @@ def test_alarms_and_facts_are_text(tmp_path):
 
 
 def test_a_run_is_one_row_and_its_charts_name_what_there_is(sat):
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
     done = sat()
     events = accumulated(done.run)
     tags = set(events.Tags()["scalars"])
-    charted = {t for charts in CHARTS.values() for _, shown in charts.values() for t in shown}
-    assert charted <= tags
+    layout = layout_pb2.Layout.FromString(
+        events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    )
+    charts = [chart for category in layout.category for chart in category.chart]
+    assert {tag for chart in charts for tag in chart.multiline.tag} <= tags
+    assert list(charts[0].multiline.tag) == ["val/clean", "val/robust"]
     ends = {f"at_end/{which}/{name}" for which in ("best", "last") for name in ("clean", "pgd20")}
     assert {tag for tag in tags if tag.startswith("at_end/")} == ends | {"at_end/alarms"}
     for tag in sorted(tags - {"test/clean", "test/robust/pgd20"}):  # two checkpoints may be one
