@@ -8,13 +8,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PLAIN = (bool, int, float, str)
-_COMPARED = {
-    "activation": ("alpha",),
-    "attack": ("eps", "steps", "norm"),
-    "model": ("name", "variant", "depth", "width"),
-    "dataset": ("limit", "image_size"),
-    "schedule": ("epochs", "batch_size", "learning_rate", "weight_decay", "ema"),
+from sat.identity import FOLLOWED, NOT_IDENTITY
+
+_TRAINING = ("attack", "schedule")
+_COMPARED = ("dataset", "activation", "model", *_TRAINING)
+# Groups that follow the dataset, or say nothing about what was trained.
+_UNTOLD = ("schedule", "objective", "validation", "evaluation", "record")
+
+
+# Charts of several tags, by category. A run has one colour, and the markers mean another tag from
+# run to run: which is which must show from the order, so titles say what lies above what.
+CHARTS = {
+    "accuracy": {
+        "held-out: clean above robust": ["val/clean", "val/robust"],
+        "training: adversarial": ["train/adversarial_accuracy"],
+    },
+    "doubt": {
+        "held-out: one step above many": ["diagnostics/single_step", "val/robust"],
+        "the gap between them": ["diagnostics/gap"],
+        "input gradients: cosine": ["diagnostics/cosine"],
+        "input gradients: share of zeros": ["diagnostics/zero_gradients"],
+    },
+    "optimisation": {"loss": ["train/loss"], "learning rate": ["train/learning_rate"]},
 }
 
 
@@ -26,33 +41,16 @@ class Dashboard:
 
         self.writer = SummaryWriter(str(directory))
 
-    def introduce(self, config: str, facts: str) -> None:
+    def introduce(self, config: Mapping[str, Any], text: str, facts: str) -> None:
         """At the start: the resolved config, what the model is, and charts that belong together."""
-        self.writer.add_text("config", "    " + config.replace("\n", "\n    "), 0)
+        self._session(config, ended=False)
+        self.writer.add_text("config", "    " + text.replace("\n", "\n    "), 0)
         self.writer.add_text("run", facts.replace("\n", "  \n"), 0)
-        chart = lambda *tags: ["Multiline", list(tags)]  # noqa: E731
-        self.writer.add_custom_scalars(
-            {
-                "accuracy": {
-                    "held-out: clean and robust": chart("val/clean", "val/robust"),
-                    "test: clean and robust": chart("test/clean", "test/robust/.*"),
-                    "training: adversarial": chart("train/adversarial_accuracy"),
-                },
-                "doubt": {
-                    "held-out: after one step and after many": chart(
-                        "diagnostics/single_step", "val/robust"
-                    ),
-                    "the gap between them": chart("diagnostics/gap"),
-                    "input gradients: cosine, share of zeros": chart(
-                        "diagnostics/cosine", "diagnostics/zero_gradients"
-                    ),
-                },
-                "optimisation": {
-                    "loss": chart("train/loss"),
-                    "learning rate": chart("train/learning_rate"),
-                },
-            }
-        )
+        layout = {
+            category: {title: ["Multiline", tags] for title, tags in charts.items()}
+            for category, charts in CHARTS.items()
+        }
+        self.writer.add_custom_scalars(layout)
 
     def scalars(self, values: Mapping[str, float], images: int) -> None:
         """One point of each curve at `images` images seen."""
@@ -71,34 +69,60 @@ class Dashboard:
         rows = rows.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
         rows = torch.nn.functional.pad(rows, (2, 2, 2, 2), value=1.0)
         grid = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
-        self.writer.add_image("clean, adversarial, perturbation", grid, images)
+        self.writer.add_image("views/clean, adversarial, perturbation", grid, images)
 
     def figure(self, tag: str, figure: Any, images: int) -> None:
-        """A drawn matplotlib figure, as an image."""
+        """A drawn matplotlib figure, as an image; `views` sorts behind every curve."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-        self.writer.add_image(tag, pixels, images, dataformats="HWC")
+        self.writer.add_image(f"views/{tag}", pixels, images, dataformats="HWC")
 
-    def hyperparameters(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """A row of the HPARAMS table: what runs are compared by, and the final numbers."""
+    def conclude(self, config: Mapping[str, Any], metrics: Mapping[str, float], images: int):
+        """A row of the HPARAMS table: what runs are compared by, and the final numbers.
+
+        No `Experiment` is written: that of one run would set the columns of all. Without it
+        TensorBoard shows what differs between runs first, and as metrics the first five of all
+        scalars: hence a name that sorts before `diagnostics`.
+        """
+        self._session(config, ended=True)
+        for key, value in metrics.items():
+            self.writer.add_scalar(f"at_end/{key}", value, images)
+
+    def _session(self, config: Mapping[str, Any], ended: bool) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        table = {key: config["choices"].get(key, "") for key in ("dataset", "model", "activation")}
-        table |= {"attack": config["choices"].get("attack", ""), "seed": config["seed"]}
-        for section, keys in _COMPARED.items():
-            for key in keys:
-                if (value := config[section].get(key)) is not None:
-                    table[f"{section}.{key}"] = value if isinstance(value, _PLAIN) else str(value)
-        for summary in hparams(table, {f"final/{key}": v for key, v in metrics.items()}):
+        _, start, end = hparams(compared(config), {})
+        for summary in [start, end] if ended else [start]:
             self.writer.file_writer.add_summary(summary)
-        for key, value in metrics.items():
-            self.writer.add_scalar(f"final/{key}", value, 0)
 
     def flush(self) -> None:
         self.writer.flush()
 
     def close(self) -> None:
         self.writer.close()
+
+
+def compared(config: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """What tells runs apart: the options chosen, the seed, and every value that moves a number."""
+    if config["evaluate"] is None:
+        table, silent = {"seed": config["seed"]}, _UNTOLD
+    else:  # nothing is known of how these weights were trained
+        table, silent = {"weights": Path(config["evaluate"]).stem}, (*_UNTOLD, *_TRAINING)
+    table |= {group: option for group, option in config["choices"].items() if group not in silent}
+    for section in _COMPARED:
+        if section in _TRAINING and "weights" in table:
+            continue
+        for key, value in config[section].items():
+            followed = section == "dataset" and key in FOLLOWED
+            if key != "_target_" and not followed and f"{section}.{key}" not in NOT_IDENTITY:
+                table[f"{section}.{key}"] = value
+    return {key: _plain(value) for key, value in table.items() if value is not None}
+
+
+def _plain(value: Any) -> int | float | str:
+    """Numbers stay numbers; true and false would become 1 and 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number else str(value)

@@ -72,7 +72,7 @@ class Journal:
         before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
         self.dashboard = Dashboard(self.run.directory)
         if trainer.step == 0:
-            self.dashboard.introduce(self.spec.yaml(), introduction)
+            self.dashboard.introduce(self.spec.config, self.spec.yaml(), introduction)
         try:
             yield
             if self.saved_step != trainer.step:

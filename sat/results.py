@@ -180,7 +180,7 @@ def conclude(
             dashboard.scalars(row, at["images"])
         draw(run, dashboard, at, part, new)
     exam.show(dashboard, result["images"])
-    dashboard.hyperparameters(spec.config, final_metrics(result))
+    dashboard.conclude(spec.config, final_metrics(result), result["images"])
     dashboard.close()
     run.write_result({**result, "status": "finished"})
     run.drop_checkpoints(spec.record.keep)
@@ -315,8 +315,9 @@ def percent(entry: dict[str, Any] | None) -> str:
 
 def final_metrics(result: dict[str, Any]) -> dict[str, float]:
     """The numbers of the hyper-parameter table."""
-    return {
+    accuracies = {
         f"{which}/{name}": entry["accuracy"]
         for which, part in measured(result).items()
         for name, entry in {"clean": part["clean"], **part["robust"]}.items()
     }
+    return {**accuracies, "alarms": len(result["alarms"])}

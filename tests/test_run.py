@@ -105,10 +105,10 @@ def test_the_dashboard_holds_scalars_config_images_and_hyperparameters(sat):
     points = events.Scalars("train/loss")
     assert [p.step for p in points] == [row["images"] for row in rows]
     assert [p.value for p in points] == pytest.approx([row["train/loss"] for row in rows])
-    assert "clean, adversarial, perturbation" in tags["images"]
+    assert "views/clean, adversarial, perturbation" in tags["images"]
     texts = {"config/text_summary", "run/text_summary", "custom_scalars__config__"}
     assert texts <= set(tags["tensors"])
-    assert {"_hparams_/experiment", "_hparams_/session_start_info",
+    assert {"_hparams_/session_start_info",
             "_hparams_/session_end_info"} <= events.summary_metadata.keys()  # fmt: skip
 
 

@@ -1,0 +1,220 @@
+"""What TensorBoard makes of a folder of runs, asked as its own tabs ask."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from sat.dashboard import Dashboard, compared
+from sat.journal import Journal
+
+CONFIG = {
+    "choices": {"dataset": "digits", "activation": "relu", "attack": "pgd", "experiment": None,
+                "schedule": "digits", "record": "default"},
+    "seed": 0,
+    "evaluate": None,
+    "dataset": {"_target_": "sat.data.memory.Digits", "root": "/data", "limit": None, "eps": 38.0,
+                "flip": False},
+    "activation": {"_target_": "sat.activations.ReLU"},
+    "attack": {"_target_": "sat.attacks.PGD", "eps": 38.0, "steps": 1, "random_start": True},
+    "model": {"_target_": "sat.models.ResNet", "depth": 10, "mean": [0.5]},
+    "schedule": {"_target_": "sat.schedule.Schedule", "epochs": 8.0},
+}  # fmt: skip
+
+
+def hyperparameters(root):
+    """The answers behind the HPARAMS tab: its experiment, and its rows by name."""
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2
+    from tensorboard.plugins.hparams.backend_context import Context
+    from tensorboard.plugins.hparams.list_session_groups import Handler
+
+    events = EventMultiplexer().AddRunsFromDirectory(str(root))
+    events.Reload()
+    context = Context(TBContext(data_provider=MultiplexerDataProvider(events, str(root))))
+    at, found = RequestContext(), context.hparams_from_data_provider(RequestContext(), "", None)
+    written = context.hparams_metadata(at, "")
+    experiment = context.experiment_from_metadata(at, "", True, written, found)
+    request = api_pb2.ListSessionGroupsRequest(
+        allowed_statuses=api_pb2.Status.values(), slice_size=100
+    )
+    groups = Handler(at, context, "", request).run().session_groups
+    return experiment, {group.name: group for group in groups}
+
+
+def numbers(group):
+    return {metric.name.tag: metric.value for metric in group.metric_values}
+
+
+def accumulated(directory):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    everything = {"images": 0, "scalars": 0, "tensors": 0}
+    return EventAccumulator(str(directory), size_guidance=everything).Reload()
+
+
+def texts(events, tag):
+    found = events.Tensors(f"{tag}/text_summary")
+    return [(point.step, point.tensor_proto.string_val[0].decode()) for point in found]
+
+
+def written(directory, config, images=100, **metrics):
+    """The event file of a run that trained and, where there are metrics, came to its end."""
+    dashboard = Dashboard(directory)
+    dashboard.introduce(config, "seed: 0\nmodel:\n  depth: 10\n", "data: digits\nmodel: resnet")
+    dashboard.scalars({"diagnostics/cosine": 0.5, "train/loss": 2.0, "val/clean": 0.5}, images)
+    if metrics:
+        numbers = {key.replace("_", "/"): value for key, value in metrics.items()}
+        dashboard.conclude(config, numbers, images)
+    dashboard.close()
+
+
+def changed(**sections):
+    config = copy.deepcopy(CONFIG)
+    for section, values in sections.items():
+        config[section] = config[section] | values if isinstance(values, dict) else values
+    return config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three runs, the first of which, by name and in time, has no alpha; the last still trains."""
+    ends = {"best_clean": 0.9, "best_pgd20": 0.5, "last_clean": 0.8, "last_pgd20": 0.4, "alarms": 1}
+    written(tmp_path / "a-relu", CONFIG, **ends)
+    celu = {"choices": {"activation": "celu"}, "activation": {"alpha": 1.4}, "seed": 1}
+    written(tmp_path / "b-celu", changed(**celu), **ends, best_square=0.6)
+    written(tmp_path / "c-celu", changed(**celu, attack={"steps": 2}))
+    return tmp_path
+
+
+def test_what_differs_between_runs_comes_first_and_then_the_final_numbers(folder):
+    experiment, rows = hyperparameters(folder)
+    assert set(rows) == {"a-relu", "b-celu", "c-celu"}
+    differ = [info.name for info in experiment.hparam_infos if info.differs]
+    assert differ == ["activation", "attack.steps", "seed"]
+    names = [info.name for info in experiment.hparam_infos]
+    assert names[:3] == differ and "activation.alpha" in names  # the first run has none
+    tags = [info.name.tag for info in experiment.metric_infos]
+    first = ["alarms", "best/clean", "best/pgd20", "best/square", "last/clean"]
+    assert tags[:5] == [f"at_end/{name}" for name in first]  # TensorBoard shows five
+
+
+def test_numbers_filter_as_numbers_and_words_as_words(folder):
+    from tensorboard.plugins.hparams import api_pb2
+
+    experiment, rows = hyperparameters(folder)
+    infos = {info.name: info for info in experiment.hparam_infos}
+    for name in ("seed", "attack.steps", "attack.eps", "model.depth", "schedule.epochs"):
+        assert infos[name].type == api_pb2.DATA_TYPE_FLOAT64, name
+    assert infos["attack.steps"].domain_interval.max_value == 2
+    options = sorted(infos["activation"].domain_discrete)
+    assert options == ["celu", "relu"]
+    assert rows["a-relu"].hparams["attack.random_start"].string_value == "True"
+    assert numbers(rows["b-celu"])["at_end/best/square"] == pytest.approx(0.6)
+    assert numbers(rows["a-relu"])["at_end/alarms"] == 1
+    status = {name: row.sessions[0].status for name, row in rows.items()}
+    assert status["a-relu"] == api_pb2.STATUS_SUCCESS != status["c-celu"]
+
+
+def test_what_says_nothing_is_no_column():
+    table = compared(CONFIG)
+    assert table.keys() == {
+        "dataset", "activation", "attack", "seed", "dataset.flip", "attack.eps", "attack.steps",
+        "attack.random_start", "model.depth", "model.mean", "schedule.epochs",
+    }  # fmt: skip
+    assert table["model.mean"] == "[0.5]" and table["attack.eps"] == 38.0
+    asked = compared(changed(choices={"experiment": "elu_vs_celu", "variant": "wide"}))
+    assert asked["experiment"] == "elu_vs_celu" and asked["variant"] == "wide"
+    weights = compared(changed(evaluate="/models/Engstrom2019.pt"))
+    assert weights["weights"] == "Engstrom2019" and "seed" not in weights
+    assert not any(key.startswith(("attack", "schedule")) for key in weights)
+
+
+def test_pictures_come_behind_every_curve(tmp_path):
+    from matplotlib.figure import Figure
+
+    dashboard = Dashboard(tmp_path)
+    x = torch.rand(8, 1, 8, 8)
+    dashboard.pictures(x, (x + 0.1).clamp(0, 1), 100)
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([1, 2])
+    dashboard.figure("curves/best-eps_curve", figure, 100)
+    dashboard.close()
+    events = accumulated(tmp_path)
+    pictures = ["views/clean, adversarial, perturbation", "views/curves/best-eps_curve"]
+    assert sorted(events.Tags()["images"]) == pictures and min(pictures) > "val/robust"
+    (grid,) = events.Images(pictures[0])
+    assert (grid.step, grid.width, grid.height) == (100, 8 * 100, 3 * 100)  # 96 pixels, a margin
+
+
+def test_alarms_and_facts_are_text(tmp_path):
+    written(tmp_path, CONFIG)
+    dashboard = Dashboard(tmp_path)
+    dashboard.alarm("**black_box** (best, pgd20): Square fells 8 of 120 images", 100)
+    dashboard.close()
+    events = accumulated(tmp_path)
+    ((step, alarm),) = texts(events, "alarms")
+    assert step == 100 and alarm.startswith("**black_box** (best, pgd20): ")
+    assert texts(events, "config") == [(0, "    seed: 0\n    model:\n      depth: 10\n    ")]
+    assert texts(events, "run") == [(0, "data: digits  \nmodel: resnet")]  # lines in Markdown
+
+
+def test_a_run_is_one_row_and_its_charts_name_what_there_is(sat):
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    done = sat()
+    events = accumulated(done.run)
+    tags = set(events.Tags()["scalars"])
+    layout = layout_pb2.Layout.FromString(
+        events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    )
+    charts = [chart for category in layout.category for chart in category.chart]
+    assert {tag for chart in charts for tag in chart.multiline.tag} <= tags
+    assert list(charts[0].multiline.tag) == ["val/clean", "val/robust"]
+    ends = {f"at_end/{which}/{name}" for which in ("best", "last") for name in ("clean", "pgd20")}
+    assert {tag for tag in tags if tag.startswith("at_end/")} == ends | {"at_end/alarms"}
+    for tag in sorted(tags - {"test/clean", "test/robust/pgd20"}):  # two checkpoints may be one
+        steps = [point.step for point in events.Scalars(tag)]
+        assert len(steps) == len(set(steps)), tag
+    experiment, rows = hyperparameters(done.root)
+    (row,) = rows.values()
+    final = numbers(row)
+    for which in ("best", "last"):
+        part = done.result[which]
+        assert final[f"at_end/{which}/clean"] == pytest.approx(part["clean"]["accuracy"])
+        robust = part["robust"]["pgd20"]["accuracy"]
+        assert final[f"at_end/{which}/pgd20"] == pytest.approx(robust)
+    assert final["at_end/alarms"] == len(done.result["alarms"])
+    assert row.name == done.run.name and row.hparams["activation"].string_value == "silu"
+    ((_, config),) = texts(events, "config")
+    assert config.startswith("    choices:") and "\n    seed: 0" in config
+
+
+def test_a_run_that_was_killed_shows_no_step_twice(sat, monkeypatch):
+    validate, alive = Journal.validate, [True, False, False]
+
+    def killed(journal, trainer):
+        """At the second validation after the only checkpoint, with a step of each kind beyond."""
+        validate(journal, trainer)
+        if alive.pop(0):
+            return journal.save(trainer)
+        if not alive:
+            raise SystemExit(137)
+
+    monkeypatch.setattr(Journal, "validate", killed)
+    assert sat().code == 137
+    monkeypatch.setattr(Journal, "validate", validate)
+    done = sat()
+    assert done.code == 0 and "resumed at step" in done.out + done.err
+    assert len(list(done.run.glob("events.out.tfevents.*"))) == 3  # killed, resumed, measured
+    events = accumulated(done.run)
+    lines = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
+    for tag in ("train/loss", "val/clean", "val/robust", "diagnostics/gap"):
+        steps = [row["images"] for row in lines if tag in row]
+        assert [point.step for point in events.Scalars(tag)] == steps == sorted(set(steps)), tag
+    assert len(texts(events, "config")) == 1
+    assert list(hyperparameters(done.root)[1]) == [done.run.name]
