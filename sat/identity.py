@@ -72,22 +72,41 @@ def _file_digest(weights: str, key: str = "model.weights") -> str:
 
 
 def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
-    """The part of a run's name that people read: set, network, activation, attack, seed."""
-    model, attack, activation = config["model"], config["attack"], config["activation"]
-    dataset = data_name(config["dataset"]) or choices.get("dataset", "data")
+    """The part of a run's name that people read: set, network, activation, attack, epochs, seed."""
+    dataset = config["dataset"]
+    name = data_name(dataset) or choices.get("dataset", "data")
+    parts = [name + str(dataset.get("image_size") or ""), _network(config, choices)]
+    parts.append(_activation(config["activation"], choices))
+    if config.get("evaluate") is not None:
+        parts += ["weights", Path(config["evaluate"]).stem]
+    else:
+        attack = choices.get("attack", "attack") + str(config["attack"].get("steps", ""))
+        if (eps := config["attack"].get("eps")) not in (None, dataset["eps"]):
+            attack += f"-eps{eps:g}"
+        parts += [attack, f"{config['schedule']['epochs']:g}ep", f"s{config['seed']}"]
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).lstrip("._-")[:120]
+
+
+def _network(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+    """`resnet10`, `resnet50-32x4d`; a width where it is not the dataset's own."""
+    model = config["model"]
     network = model.get("name") or choices.get("model", "model")
     network += str(model.get("depth") or model.get("variant") or "")
-    act = choices.get("activation", "activation")
-    if "backward" in activation:
-        act = f"relu-{activation['backward']}"
+    if model.get("cardinality", 1) > 1:
+        network += f"-{model['cardinality']}x{model['base_width']}d"
+    if model.get("width") not in (None, config["dataset"]["width"]):
+        network += f"-w{model['width']:g}"
+    return network
+
+
+def _activation(activation: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+    """`elu1.2`; a surrogate's name says whose gradient it takes, and where."""
+    surrogate = "backward" in activation
+    name = choices.get("activation", "activation")
+    name = f"relu-{activation['backward']}" if surrogate else name
     if activation.get("alpha") is not None:
-        act += f"{activation['alpha']:g}"
-    if "backward" in activation:
+        name += f"{activation['alpha']:g}"
+    if surrogate:
         phases = [phase for phase in ("inner", "outer") if activation[phase]]
-        act += "-" + ("-".join(phases) or "nowhere")
-    att = choices.get("attack", "attack") + str(attack.get("steps", ""))
-    trained = [att, f"s{config['seed']}"]
-    if config.get("evaluate") is not None:
-        trained = ["weights", Path(config["evaluate"]).stem]
-    name = "-".join([dataset, network, act, *trained])
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:120]
+        name += "-" + ("-".join(phases) or "nowhere")
+    return name

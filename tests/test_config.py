@@ -141,9 +141,27 @@ def test_bad_input_is_one_line_that_names_key_and_remedy(override, says):
         assert word in line, line
 
 
+def test_a_name_tells_what_experiments_vary():
+    def name(*overrides: str) -> str:
+        return spec(*overrides).name.rpartition("-")[0]
+
+    assert name("dataset.image_size=12") == "digits12-resnet10-silu-pgd1-40ep-s0"
+    assert name("model.depth=26", "model.cardinality=8", "model.base_width=16") == (
+        "digits-resnet26-8x16d-silu-pgd1-40ep-s0"
+    )
+    assert name("model.width=0.5", "attack.eps=12") == (
+        "digits-resnet10-w0.5-silu-pgd1-eps12-40ep-s0"
+    )
+    assert name("schedule.epochs=80", "seed=3") == "digits-resnet10-silu-pgd1-80ep-s3"
+    assert name("activation=surrogate_relu", "activation.outer=false") == (
+        "digits-resnet10-relu-parametric_softplus-inner-pgd1-40ep-s0"
+    )
+    assert name("activation=celu", "activation.alpha=2") == "digits-resnet10-celu2-pgd1-40ep-s0"
+
+
 def test_identity_is_what_decides_the_weights():
     base = spec()
-    assert base.name == f"digits-resnet10-silu-pgd1-s0-{base.hash}"
+    assert base.name == f"digits-resnet10-silu-pgd1-40ep-s0-{base.hash}"
     same = ["record.root=x", "record.checkpoint_minutes=1", "device=cuda", "schedule.epochs=40.0",
             "dataset.width=0.25", "evaluation=paper", "attack.eps=38", "schedule.epochs=4e1",
             "dataset.depth=10"]  # fmt: skip
