@@ -134,7 +134,8 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         if sweeping:
             log.info("\njob %d: %s", number, " ".join(overrides))
         elif at.sweeper.params:
-            log.warning("experiment=%s: this is one run of it; -m runs them all", at.runtime.choices["experiment"])
+            experiment = at.runtime.choices["experiment"]
+            log.warning("experiment=%s: this is one run of it; -m runs them all", experiment)
         choices = choices_of(at)
         if cfg.evaluate is None:
             spec = config.check({**config.resolve(cfg), "choices": choices})

@@ -180,7 +180,7 @@ def test_places_do_not_count_but_names_do():
     c = spec("dataset=imagefolder", "dataset.root=/b/birds")
     d = spec("dataset=imagefolder", "dataset.root=/b/birds", "dataset.name=flowers")
     assert a.hash == b.hash == d.hash != c.hash
-    assert a.name.startswith("flowers-resnet50-")
+    assert a.name.startswith("flowers224-resnet50-")
     assert spec("dataset=npz", "dataset.path=x/y.npz").name.startswith("y-")
 
 
