@@ -1,0 +1,310 @@
+"""Tells beforehand what a command line of `sat.run` will do and cost; trains and writes nothing.
+
+python scripts/forecast.py activation=gelu attack.steps=2
+python scripts/forecast.py -m activation=relu,silu seed=0,1,2      # a sweep
+python scripts/forecast.py experiment=imagenet_resnet50 --tflops 300   # for another machine
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from sat import config, sweep
+from sat.config import CONF, Spec
+from sat.console import table
+from sat.errors import Fault, Refused
+
+LEGEND = """\
+Gradient computations, image by image: of the training, k of the input and one of the weights for
+PGD-k; of validations (with their probe) and of the evaluation, as if every image were right when
+clean and stood: at most so many. Memory: weights, gradients, optimiser and average; and beside
+them the activations that an update keeps for its backward pass; what a layer needs for a moment is
+not counted. Not in the time: reading images, compilation, the doubts of an evaluation, and the
+start of the program (some 10 s a run)."""
+ENSEMBLE = "+: and what an ensemble needs, which goes by the image and can't be told: {}."
+TRIED = "Time: this network tried on this machine, as busy as it is now."
+RATED = """\
+Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32;
+2 FLOP a multiply-add; a forward is one unit, an input gradient two, an update three. Precision
+auto is taken to be bf16."""
+
+
+@dataclass
+class Rates:
+    """TFLOP/s, where they are given."""
+
+    training: float | None = None
+    evaluation: float | None = None
+
+
+@dataclass
+class Told:
+    """What there is to say of one job."""
+
+    job: int
+    overrides: list[str]
+    name: str = ""
+    state: str = ""
+    refused: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    seconds: float | None = None  # of all its work
+    missing: float | None = None  # of what is left of it
+    notes: tuple[str, ...] = ()
+
+
+JOBS: list[Told] = []
+RATES = Rates()
+
+
+def standing(spec: Spec) -> tuple[str, int]:
+    """What of the run is there, and the updates that a checkpoint has behind it.
+
+    Raises Refused or Fault for a result that is damaged or can't be measured.
+    """
+    from sat import checkpoint, results
+    from sat.record import is_running, read_result
+
+    directory = Path(spec.record.root) / spec.name
+    if spec.record.fresh or not directory.exists():
+        return "not begun", 0
+    if (result := read_result(directory)) is not None:
+        if result["status"] == "failed":
+            return "failed", 0
+        done = results.covers(result, directory, spec.evaluation)
+        return ("finished" if done else "trained"), result["steps"]
+    state = "running" if is_running(directory) else "stopped"
+    for name in ("last.pt", "previous.pt"):
+        try:
+            return state, checkpoint.read(directory / "checkpoints" / name)["step"]
+        except (OSError, ValueError, KeyError):
+            continue
+    return ("running" if state == "running" else "not begun"), 0
+
+
+def forecast(spec: Spec, told: Told) -> None:
+    """Fills in what is told of a run."""
+    from costs import cost_of, gradients_of, sizes_of, work_of
+
+    told.name = spec.name
+    told.state, step = standing(spec)
+    sizes = sizes_of(spec.dataset)
+    cost, work = cost_of(spec, sizes), work_of(spec, sizes)
+    part = -(-spec.schedule.batch_size // spec.schedule.accumulate)
+    pace, precision, why = paced(spec, sizes, cost)
+    more = lambda names: "+" * any(name in work.untold for name in names)  # noqa: E731
+    judged, trained = more(spec.evaluation.judges), more(["attack"])
+    validated = more(["validation"])
+    told.columns = {
+        "parameters": count(cost.parameters),
+        "multiply-adds": count(cost.multiply_adds),
+        "images": count(sizes.train),
+        "epochs": f"{work.images / sizes.train:.4g}",
+        "updates": count(work.updates),
+        "k": str(gradients_of(spec.attack)) if work.updates else "-",
+        "training": count(work.training) + trained,
+        "validation": count(work.validation) + validated,
+        "evaluation": count(work.evaluation) + judged,
+        "precision": precision,
+        "memory": size(cost.state),
+        "activations": size(cost.kept(part, precision)),
+    }
+    told.notes = tuple(n for n in (why, *(ENSEMBLE.format(name) for name in work.untold)) if n)
+    if pace is not None:
+        training, measuring = pace.training(work), pace.measuring(work)
+        left = 1 - step / work.updates if work.updates and told.state != "trained" else 0
+        told.seconds = training + measuring
+        over = told.state in ("finished", "failed")
+        told.missing = 0.0 if over else training * left + measuring
+    unsure = "+" if told.seconds is not None and (judged or trained or validated) else ""
+    told.columns["time"] = span(told.seconds) + unsure
+
+
+def paced(spec: Spec, sizes: Any, cost: Any) -> tuple[Any, str, str]:
+    """Seconds an image, the precision of the training, and why there are no seconds."""
+    from timing import from_rate, tried
+
+    from sat.hardware import bf16_pays, find_device
+
+    precision = spec.schedule.precision
+    if RATES.training:
+        precision = "bf16" if precision == "auto" else precision
+        return from_rate(cost, RATES.training, RATES.evaluation or RATES.training), precision, ""
+    try:
+        device = find_device(spec.device)
+    except ValueError as error:
+        precision = "fp32" if precision == "auto" else precision
+        return None, precision, f"device{error}; --tflops X tells a time without one"
+    if precision == "auto":
+        precision = "bf16" if bf16_pays(device.type) else "fp32"
+    try:
+        return tried(spec, sizes, cost), precision, ""
+    except ValueError as error:
+        return None, precision, f"{error}; --tflops X tells a time"
+
+
+# numbers for people ---------------------------------------------------------------------------
+
+
+def count(number: float) -> str:
+    """`359`, `1,294`, `25.6 M`."""
+    if number < 9999.5:
+        return f"{number:,.0f}"
+    units = iter("kMGTPE")
+    while number >= 999.5:
+        number, unit = number / 1000, next(units)
+    return f"{number:.3g} {unit}"
+
+
+def size(number: float | None) -> str:
+    """`1.2 GiB`; `-` where it is not known."""
+    if number is None:
+        return "-"
+    units = iter(("KiB", "MiB", "GiB", "TiB"))
+    number, unit = number / 1024, next(units)
+    while number >= 999.5:
+        number, unit = number / 1024, next(units)
+    return f"{number:.3g} {unit}"
+
+
+def span(seconds: float | None) -> str:
+    """`26 s`, `3 min 10 s`, `3 h 20 min`, `12 d 4 h`; `-` where it is not known."""
+    if seconds is None:
+        return "-"
+    for length, unit, part, smaller in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if seconds >= (2 if unit == "d" else 1) * length:
+            whole, rest = divmod(round(seconds / part), length // part)
+            return f"{whole} {unit} {rest} {smaller}"
+    return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.1f} s"
+
+
+# what is printed ------------------------------------------------------------------------------
+
+
+def summary(jobs: list[Told]) -> str:
+    """What all runs share, a table of what they do not, the totals, and what the numbers mean."""
+    good = [job for job in jobs if not job.refused]
+    lines = []
+    if good:
+        keys = list(good[0].columns)
+        rows = [{"run": job.name, "state": job.state, **job.columns} for job in good]
+        shared = [k for k in rows[0] if all(row[k] == rows[0][k] for row in rows)]
+        lines += [f"{HEADS.get(k, k).ljust(36)}{rows[0][k]}" for k in shared]
+        if len(rows) > 1:
+            told = ["run", "state", *(k for k in keys if k not in shared or k == "time")]
+            cells = [[row[k] for k in told] for row in rows]
+            lines += ["", table(told, cells)]
+        lines += ["", totals(good), ""]
+        lines += list(dict.fromkeys(note for job in good for note in job.notes))
+        rated = RATED.format(RATES.training or 0, RATES.evaluation or RATES.training or 0)
+        lines += [LEGEND, rated if RATES.training else TRIED]
+    for job in jobs:
+        if job.refused:
+            which = f"job {job.job} ({' '.join(job.overrides)}): " * (len(jobs) > 1)
+            lines.append(f"! {which}{job.refused}")
+    return "\n".join(lines)
+
+
+HEADS = {
+    "multiply-adds": "multiply-adds of an image",
+    "images": "training images",
+    "k": "steps of the training's attack",
+    "training": "gradient computations, training",
+    "validation": "gradient computations, validation",
+    "evaluation": "gradient computations, evaluation",
+    "memory": "weights, gradients, optimiser",
+    "activations": "activations of an update",
+}
+
+
+def totals(jobs: list[Told]) -> str:
+    """How many runs, how far they are, and the time of what is still missing."""
+    runs = {job.name: job for job in jobs}.values()
+    states = [job.state for job in runs]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    known = [job for job in runs if job.missing is not None]
+    missing = span(sum(job.missing for job in known)) if known else "-"
+    more = f" and {len(runs) - len(known)} of unknown time" if 0 < len(known) < len(runs) else ""
+    plus = "+" * any(job.columns["time"].endswith("+") and job.missing for job in runs)
+    return (
+        f"{len(jobs)} run{'s' * (len(jobs) != 1)} asked for, {len(runs)} distinct: {counts};"
+        f" still missing: {missing}{plus}{more}, one after the other"
+    )
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def app(cfg: DictConfig) -> None:
+    at = HydraConfig.get()
+    overrides = list(at.overrides.task)
+    JOBS.append(told := Told(len(JOBS), overrides))
+    choices = {k: v for k, v in at.runtime.choices.items() if "/" not in k and "@" not in k}
+    try:
+        if cfg.evaluate is None:
+            spec = config.check({**config.resolve(cfg), "choices": choices})
+        else:
+            from sat.recall import recalled
+
+            spec = recalled(cfg, choices, overrides)
+        forecast(spec, told)
+    except (Refused, Fault, OSError) as error:
+        told.refused = str(error)
+
+
+def arguments() -> list[str]:
+    """Takes this program's own options off the command line; the rest is for Hydra. The jobs are
+    told by this process alone, whatever launcher would run them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, usage="forecast.py [-m] [override ...] [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--tflops", type=float, help="TFLOP/s sustained; nothing is tried here")
+    parser.add_argument("--tflops-fp32", type=float, help="those of the evaluation (the same)")
+    own, rest = parser.parse_known_args()
+    for key, rate in (("--tflops", own.tflops), ("--tflops-fp32", own.tflops_fp32)):
+        if rate is not None and not 0 < rate < float("inf"):
+            parser.error(f"{key} {rate}: must be finite, above 0")
+    if own.tflops_fp32 and not own.tflops:
+        parser.error(f"--tflops-fp32 {own.tflops_fp32:g}: belongs to --tflops X")
+    RATES.training, RATES.evaluation = own.tflops, own.tflops_fp32
+    rest = [word for word in rest if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
+    rest = sorted(rest, key=lambda word: word not in ("-m", "--multirun"))
+    return [*rest, "hydra/launcher=basic"]
+
+
+def main() -> int:
+    """Exit codes: 0, or 2 where a run or the command line is refused."""
+    JOBS.clear()
+    sys.argv[1:] = arguments()
+    for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # a reader of timm's would download
+        os.environ[key] = "1"
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix="sat-")  # Hydra's multirun.yaml
+    logging.getLogger("sat").setLevel(logging.ERROR)
+    try:
+        app()
+        print(summary(JOBS))
+        return 2 if any(job.refused for job in JOBS) else 0
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
+        print(config.one_line(error), file=sys.stderr)
+        return 2
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
