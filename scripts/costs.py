@@ -17,7 +17,7 @@ from sat.data.choice import split_training
 from sat.data.folders import FolderSet
 from sat.data.memory import MemorySet
 from sat.diagnostics.training import IMAGES as PROBED
-from sat.errors import refusing
+from sat.errors import Refused, refusing
 from sat.hardware import multiply_adds
 from sat.models import Classifier
 from sat.schedule import build_optimizer
@@ -116,8 +116,8 @@ def gradients_of(attack: Any) -> int | None:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do, in images times times; an ensemble's gradients are left out and
-    named in `untold`."""
+    """What there is to do, an image counted as often as it is looked at. The gradients of an
+    ensemble are left out; `untold` names it."""
 
     updates: int
     images: int  # that updates see
@@ -126,6 +126,7 @@ class Work:
     validated: int  # images, each time anew
     evaluation: int  # input gradients, at most
     evaluated: int  # images under an attack or a curve, for each checkpoint
+    doubted: int  # images on which a measurement is doubted, for each checkpoint
     untold: tuple[str, ...]
 
     @property
@@ -161,10 +162,12 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
         if spec.validation.attack.eps:  # the probe: gradients at the clean image and at the other
             each += 2 * -(-asked // -(-asked // PROBED))
     checkpoints = len(set(evaluation.checkpoints)) if trained else 1
-    tested = checkpoints * min(evaluation.limit or sizes.test, sizes.test)
+    tested = min(evaluation.limit or sizes.test, sizes.test)
+    doubted = min(evaluation.doubts, tested) if evaluation.attacks else 0
     steps = sum(told(name, a) * evaluation.restarts for name, a in evaluation.judges.items())
-    return Work(updates, seen, seen * attack, times * each, times * asked, tested * steps,
-                tested * max(1, len(evaluation.judges)), tuple(untold))  # fmt: skip
+    return Work(updates, seen, seen * attack, times * each, times * asked,
+                checkpoints * tested * steps, checkpoints * tested * max(1, len(evaluation.judges)),
+                checkpoints * doubted, tuple(untold))  # fmt: skip
 
 
 # memory ---------------------------------------------------------------------------------------
@@ -235,9 +238,15 @@ def cost_of(spec: Spec, sizes: Sizes) -> Cost:
     key = json.dumps([*rest, sizes.classes, *sizes.shape])
     if key not in _COSTS:
         model = build(spec, sizes, "meta")
-        with refusing("model."):
+        try:
             multiplied = multiply_adds(model, sizes.shape)
             saved = saved_bytes(model, torch.zeros(2, *sizes.shape, device="meta")) / 2
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise Refused(
+                f"dataset.image_size={sizes.pixels}: the network fails on such images ({reason});"
+                " choose another size or another model"
+            ) from error
         parameters = sum(p.numel() for p in model.parameters())
         _COSTS[key] = Cost(parameters, multiplied, state_bytes(model, spec.schedule), saved)
     return _COSTS[key]

@@ -27,12 +27,12 @@ from sat.console import table
 from sat.errors import Fault, Refused
 
 LEGEND = """\
-Gradient computations, image by image: of the training, k of the input and one of the weights for
-PGD-k; of validations (with their probe) and of the evaluation, as if every image were right when
-clean and stood: at most so many. Memory: weights, gradients, optimiser and average; and beside
-them the activations that an update keeps for its backward pass; what a layer needs for a moment is
-not counted. Not in the time: reading images, compilation, the doubts of an evaluation, and the
-start of the program (some 10 s a run)."""
+Multiply-adds: of an image's forward. Gradients are counted image by image: of the training, k of
+the input and one of the weights for PGD-k; of validations (with their probe) and of the evaluation
+at most so many, as if every image were right when clean and stood. Memory: weights, gradients,
+optimiser and average; activations: what an update keeps beside them for its backward pass. Not
+counted: what a layer needs for a moment; in the time: reading and decoding images, compilation,
+and the start of the program (some seconds)."""
 ENSEMBLE = "+: and what an ensemble needs, which goes by the image and can't be told: {}."
 TRIED = "Time: this network tried on this machine, as busy as it is now."
 RATED = """\
@@ -69,28 +69,29 @@ RATES = Rates()
 
 
 def standing(spec: Spec) -> tuple[str, int]:
-    """What of the run is there, and the updates that a checkpoint has behind it.
+    """What of the run is there, and the updates that its checkpoint has behind it.
 
-    Raises Refused or Fault for a result that is damaged or can't be measured.
+    Raises Refused or Fault, as the program itself does, for a run that failed or is damaged.
     """
     from sat import checkpoint, results
     from sat.record import is_running, read_result
 
     directory = Path(spec.record.root) / spec.name
-    if spec.record.fresh or not directory.exists():
+    if (result := results.finished(spec)) is not None:
+        return "finished", result["steps"]
+    if spec.record.fresh:
         return "not begun", 0
     if (result := read_result(directory)) is not None:
-        if result["status"] == "failed":
-            return "failed", 0
-        done = results.covers(result, directory, spec.evaluation)
-        return ("finished" if done else "trained"), result["steps"]
-    state = "running" if is_running(directory) else "stopped"
-    for name in ("last.pt", "previous.pt"):
+        return "trained", result["steps"]
+    step = None
+    for name in ("previous.pt", "last.pt"):
         try:
-            return state, checkpoint.read(directory / "checkpoints" / name)["step"]
+            step = checkpoint.read(directory / "checkpoints" / name)["step"]
         except (OSError, ValueError, KeyError):
             continue
-    return ("running" if state == "running" else "not begun"), 0
+    if is_running(directory):
+        return "running", step or 0
+    return ("not begun", 0) if step is None else ("stopped", step)
 
 
 def forecast(spec: Spec, told: Told) -> None:
@@ -106,16 +107,17 @@ def forecast(spec: Spec, told: Told) -> None:
     more = lambda names: "+" * any(name in work.untold for name in names)  # noqa: E731
     judged, trained = more(spec.evaluation.judges), more(["attack"])
     validated = more(["validation"])
+    k = gradients_of(spec.attack)
     told.columns = {
         "parameters": count(cost.parameters),
         "multiply-adds": count(cost.multiply_adds),
-        "images": count(sizes.train),
+        "training images": count(sizes.train),
         "epochs": f"{work.images / sizes.train:.4g}",
         "updates": count(work.updates),
-        "k": str(gradients_of(spec.attack)) if work.updates else "-",
-        "training": count(work.training) + trained,
-        "validation": count(work.validation) + validated,
-        "evaluation": count(work.evaluation) + judged,
+        "attack steps": "-" if k is None or not work.updates else str(k),
+        "training gradients": count(work.training) + trained,
+        "validation gradients": count(work.validation) + validated,
+        "evaluation gradients": count(work.evaluation) + judged,
         "precision": precision,
         "memory": size(cost.state),
         "activations": size(cost.kept(part, precision)),
@@ -125,8 +127,7 @@ def forecast(spec: Spec, told: Told) -> None:
         training, measuring = pace.training(work), pace.measuring(work)
         left = 1 - step / work.updates if work.updates and told.state != "trained" else 0
         told.seconds = training + measuring
-        over = told.state in ("finished", "failed")
-        told.missing = 0.0 if over else training * left + measuring
+        told.missing = 0.0 if told.state == "finished" else training * left + measuring
     unsure = "+" if told.seconds is not None and (judged or trained or validated) else ""
     told.columns["time"] = span(told.seconds) + unsure
 
@@ -182,15 +183,17 @@ def span(seconds: float | None) -> str:
     """`26 s`, `3 min 10 s`, `3 h 20 min`, `12 d 4 h`; `-` where it is not known."""
     if seconds is None:
         return "-"
-    for length, unit, part, smaller in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if seconds >= (2 if unit == "d" else 1) * length:
-            whole, rest = divmod(round(seconds / part), length // part)
+    if seconds < 9.5:
+        return f"{seconds:.1f} s"
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    for unit, part, smaller in (("min", 1, "s"), ("h", 60, "min")):
+        whole, rest = divmod(round(seconds / part), 60)
+        if whole < (60 if unit == "min" else 48):
             return f"{whole} {unit} {rest} {smaller}"
-    return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.1f} s"
+    whole, rest = divmod(round(seconds / 3600), 24)
+    return f"{whole} d {rest} h"
 
 
 # what is printed ------------------------------------------------------------------------------
@@ -201,15 +204,14 @@ def summary(jobs: list[Told]) -> str:
     good = [job for job in jobs if not job.refused]
     lines = []
     if good:
-        keys = list(good[0].columns)
         rows = [{"run": job.name, "state": job.state, **job.columns} for job in good]
-        shared = [k for k in rows[0] if all(row[k] == rows[0][k] for row in rows)]
-        lines += [f"{HEADS.get(k, k).ljust(36)}{rows[0][k]}" for k in shared]
-        if len(rows) > 1:
-            told = ["run", "state", *(k for k in keys if k not in shared or k == "time")]
-            cells = [[row[k] for k in told] for row in rows]
-            lines += ["", table(told, cells)]
-        lines += ["", totals(good), ""]
+        own = [] if len(rows) == 1 else ["run", "state", "time"]  # in the table whatever they are
+        shared = [key for key in rows[0] if key not in own and len({row[key] for row in rows}) == 1]
+        lines += [f"{key.ljust(22)}{rows[0][key]}" for key in shared]
+        if own:
+            told = [key for key in rows[0] if key not in shared]
+            lines += ["", table(told, [[row[key] for key in told] for row in rows])]
+        lines += ["", totals(jobs), ""]
         lines += list(dict.fromkeys(note for job in good for note in job.notes))
         rated = RATED.format(RATES.training or 0, RATES.evaluation or RATES.training or 0)
         lines += [LEGEND, rated if RATES.training else TRIED]
@@ -220,31 +222,19 @@ def summary(jobs: list[Told]) -> str:
     return "\n".join(lines)
 
 
-HEADS = {
-    "multiply-adds": "multiply-adds of an image",
-    "images": "training images",
-    "k": "steps of the training's attack",
-    "training": "gradient computations, training",
-    "validation": "gradient computations, validation",
-    "evaluation": "gradient computations, evaluation",
-    "memory": "weights, gradients, optimiser",
-    "activations": "activations of an update",
-}
-
-
 def totals(jobs: list[Told]) -> str:
     """How many runs, how far they are, and the time of what is still missing."""
-    runs = {job.name: job for job in jobs}.values()
-    states = [job.state for job in runs]
+    runs = {job.name: job for job in jobs if not job.refused}.values()
+    states = [job.state for job in runs] + ["refused" for job in jobs if job.refused]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     known = [job for job in runs if job.missing is not None]
-    missing = span(sum(job.missing for job in known)) if known else "-"
+    seconds = sum(job.missing for job in known)
+    missing = ("nothing" if known and not seconds else span(seconds)) if known else "-"
+    plus = "+" * any(job.columns["time"].endswith("+") and job.missing for job in known)
     more = f" and {len(runs) - len(known)} of unknown time" if 0 < len(known) < len(runs) else ""
-    plus = "+" * any(job.columns["time"].endswith("+") and job.missing for job in runs)
-    return (
-        f"{len(jobs)} run{'s' * (len(jobs) != 1)} asked for, {len(runs)} distinct: {counts};"
-        f" still missing: {missing}{plus}{more}, one after the other"
-    )
+    asked = f"{len(jobs)} run{'s' * (len(jobs) != 1)}"
+    distinct = f", {len(runs)} distinct" * (len(jobs) > 1)
+    return f"{asked}{distinct}: {counts}; still missing: {missing}{plus}{more}"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
