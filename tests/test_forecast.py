@@ -431,7 +431,7 @@ def test_a_typo_is_one_line(forecast, given, line):
     (["dataset.limit=3"], "! dataset.limit=3: the set has 1438 training images"),
     (["model.depth=11"], "! model.depth=11: no such depth"),
     (["model=timm", "model.name=resnet19"], "! model.name=resnet19: no such model in timm"),
-    (["model=timm", "model.name=vgg11"], "! dataset.image_size=8: the network fails on such images"),
+    (["model=timm", "model.name=vgg11"], "! dataset.image_size=8: the network fails on"),
     (["evaluate=nowhere"], "! evaluate=nowhere: no such file or run"),
 ])  # fmt: skip
 def test_what_is_refused_is_one_line(forecast, given, line):
@@ -461,10 +461,12 @@ def test_another_launcher_is_not_asked(forecast, scripts, monkeypatch):
     code, *_ = forecast(*TINY, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
                         "seed=0,1")  # fmt: skip
     assert code == 0 and len(jobs) == 2
+    monkeypatch.setattr(sys, "argv", ["forecast.py", "seed=1", "-m"])  # nor one of an experiment's
+    assert scripts("forecast").arguments() == ["-m", "seed=1", "hydra/launcher=basic"]
 
 
 def test_numbers_are_for_people(scripts):
-    module = scripts("forecast")
+    module = scripts("units")
     assert [module.count(n) for n in (359, 9999, 9999.6, 999_700, 25_557_032, 3.99e9)] == [
         "359", "9,999", "10 k", "1 M", "25.6 M", "3.99 G"]  # fmt: skip
     assert [module.size(n) for n in (0, 2**20, 1.25 * 2**30, None)] == [
