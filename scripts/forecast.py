@@ -30,10 +30,11 @@ from sat.errors import Fault, Refused
 LEGEND = """\
 Multiply-adds: of an image's forward. Gradients are counted image by image: of the training, k of
 the input and one of the weights for PGD-k; of validations (with their probe) and of the evaluation
-at most so many, as if every image were right when clean and stood. Memory: weights, gradients,
-optimiser and average; activations: what an update keeps beside them for its backward pass. Not
-counted: what a layer needs for a moment; in the time: reading and decoding images, compilation,
-and the start of the program (some seconds)."""
+at most so many, as if every image were right when clean and stood, and best and last were two.
+Memory: weights, gradients, optimiser and average; activations: what an update keeps beside them
+for its backward pass; what a layer needs for a moment is not counted.
+The time is of training, validations and evaluation. Beside it: the evaluation's doubts (at most so
+long), reading and decoding images, compilation, and the start of the program (some seconds)."""
 ENSEMBLE = "+: and what an ensemble needs, which goes by the image and can't be told: {}."
 TRIED = "Time: this network tried on this machine, as busy as it is now."
 RATED = """\
@@ -130,6 +131,7 @@ def forecast(spec: Spec, told: Told) -> None:
         told.seconds = training + measuring
         told.missing = 0.0 if told.state == "finished" else training * left + measuring
     unsure = "+" if told.seconds is not None and (judged or trained or validated) else ""
+    told.columns["doubts"] = span(pace and pace.doubting(work))
     told.columns["time"] = span(told.seconds) + unsure
 
 

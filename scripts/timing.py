@@ -42,8 +42,11 @@ class Pace:
         return self.update * work.images + self.attack * work.attack + validating
 
     def measuring(self, work: Work) -> float:
-        """With the doubts, though those of two checkpoints may be the same."""
-        return self.evaluation * (work.evaluation + work.evaluated + DOUBT * work.doubted)
+        return self.evaluation * (work.evaluation + work.evaluated)
+
+    def doubting(self, work: Work) -> float:
+        """At most: an image that falls early costs little."""
+        return self.evaluation * DOUBT * work.doubted
 
 
 def from_rate(cost: Cost, tflops: float, tflops_fp32: float) -> Pace:
