@@ -1,0 +1,252 @@
+"""What a run costs, counted on a model without weights: nothing is computed, nothing is read but
+the folder or file of a set of the user's own."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sat.attacks import FGSM, Clean, Curve
+from sat.config import Spec, check
+from sat.data import SVHN, Cifar10, Cifar100, Digits, FashionMNIST, ImageNet, TinyImageNet
+from sat.data.choice import split_training
+from sat.data.folders import FolderSet
+from sat.data.memory import MemorySet
+from sat.diagnostics.training import IMAGES as PROBED
+from sat.errors import Refused, refusing
+from sat.hardware import multiply_adds
+from sat.models import Classifier
+from sat.schedule import build_optimizer
+from sat.swap import swap_activations
+from sat.train import Plan
+from sat.weights import without_weights
+
+# Training and test images, classes, channels, pixels as stored (of folders: as they are cropped).
+PUBLISHED = {
+    Digits: (1_438, 359, 10, 1, 8),
+    Cifar10: (50_000, 10_000, 10, 3, 32),
+    Cifar100: (50_000, 10_000, 100, 3, 32),
+    SVHN: (73_257, 26_032, 10, 3, 32),
+    FashionMNIST: (60_000, 10_000, 10, 1, 28),
+    TinyImageNet: (100_000, 10_000, 200, 3, 64),
+    ImageNet: (1_281_167, 50_000, 1_000, 3, 224),
+}
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many images a set has in each part, and what they are to a network."""
+
+    train: int
+    held_out: int
+    test: int
+    classes: int
+    channels: int
+    pixels: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.pixels, self.pixels
+
+
+@cache
+def sizes_of(dataset: Any) -> Sizes:
+    """Published sets are known by heart, unless their folder is there; others are looked at.
+
+    Raises Refused for a `limit` or `holdout` that the set can't give, and where a set of the user's
+    own is not there; nothing is downloaded.
+    """
+    with refusing("dataset."):
+        if isinstance(dataset, MemorySet) and type(dataset) not in PUBLISHED:
+            arrays = dataset.load()
+            labels, test = arrays.train_labels, len(arrays.test)
+            classes, (channels, stored) = len(arrays.classes), arrays.train.shape[1:3]
+        elif type(dataset) not in PUBLISHED or _is_there(dataset):
+            return _opened(dataset)
+        else:
+            train, test, classes, channels, stored = PUBLISHED[type(dataset)]
+            labels = torch.arange(train) % classes  # of no account but to the stratified choice
+        parts = split_training(labels, dataset.limit, dataset.holdout, seed=0)
+        pixels = dataset.image_size or stored
+    return Sizes(*map(len, parts), test, classes, channels, pixels)
+
+
+def _is_there(dataset: Any) -> bool:
+    from pathlib import Path
+
+    return isinstance(dataset, FolderSet) and (Path(dataset.root) / "train").is_dir()
+
+
+def _opened(dataset: Any) -> Sizes:
+    """Lists files or asks timm's reader; no image is decoded."""
+    if hasattr(dataset, "download"):
+        dataset = replace(dataset, download=False)
+    data = dataset(torch.device("cpu"), 0)
+    parts = (len(part) for part in (data.train, data.held_out, data.test))
+    return Sizes(*parts, len(data.classes), data.channels, data.image_size)
+
+
+def build(spec: Spec, sizes: Sizes, device: str) -> Classifier:
+    """The spec's network, its activations swapped without the proof, and no given weights loaded.
+    On `meta` it has shapes and no memory."""
+    model = without_weights(spec.config["model"])
+    family = check({**spec.config, "model": model, "evaluate": None}).model
+    with refusing("model."), torch.device(device):
+        backbone = family(sizes.channels, sizes.classes, sizes.pixels)
+        swap_activations(backbone, spec.activation)
+        return Classifier(backbone, [0.5] * sizes.channels, [0.25] * sizes.channels)
+
+
+# gradient computations ------------------------------------------------------------------------
+
+
+def gradients_of(attack: Any) -> int | None:
+    """Input gradients for an image that stands; None for an ensemble, which goes by the image."""
+    if isinstance(attack, Curve):
+        return sum(point.steps for point in attack.attacks if point.eps)
+    if hasattr(attack, "judge"):
+        return None
+    return {Clean: 0, FGSM: 1}.get(type(attack), getattr(attack, "steps", None))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do, an image counted as often as it is looked at. The gradients of an
+    ensemble are left out; `untold` names it."""
+
+    updates: int
+    images: int  # that updates see
+    attack: int  # input gradients of the training
+    validation: int  # input gradients, at most
+    validated: int  # images, each time anew
+    evaluation: int  # input gradients, at most
+    evaluated: int  # images under an attack or a curve, for each checkpoint
+    doubted: int  # images on which a measurement is doubted, for each checkpoint
+    untold: tuple[str, ...]
+
+    @property
+    def training(self) -> int:
+        """Gradient computations: k of the input and one of the weights an image."""
+        return self.attack + self.images
+
+
+@cache
+def validations(schedule: Any, images: int, every: float) -> int:
+    plan = Plan(schedule, images, 0, {}, every)
+    return sum(plan.validates(step) for step in range(1, plan.steps + 1))
+
+
+def work_of(spec: Spec, sizes: Sizes) -> Work:
+    """Counted as if every image were right when clean and stood under every attack but the last."""
+    given, evaluation, untold = spec.schedule, spec.evaluation, []
+
+    def told(name: str, attack: Any) -> int:
+        if (steps := gradients_of(attack)) is None:
+            untold.append(name)
+        return steps or 0
+
+    trained = spec.evaluate is None
+    updates = given.steps(sizes.train) if trained else 0
+    seen = updates * given.batch_size
+    attack = told("attack", spec.attack) if trained else 0
+    times, asked = 0, min(spec.validation.limit or sizes.held_out, sizes.held_out)
+    each = 0
+    if trained:
+        times = validations(given, sizes.train, spec.validation.every)
+        each = asked * told("validation", spec.validation.attack)
+        if spec.validation.attack.eps:  # the probe: gradients at the clean image and at the other
+            each += 2 * -(-asked // -(-asked // PROBED))
+    checkpoints = len(set(evaluation.checkpoints)) if trained else 1
+    tested = min(evaluation.limit or sizes.test, sizes.test)
+    doubted = min(evaluation.doubts, tested) if evaluation.attacks else 0
+    steps = sum(told(name, a) * evaluation.restarts for name, a in evaluation.judges.items())
+    return Work(updates, seen, seen * attack, times * each, times * asked,
+                checkpoints * tested * steps, checkpoints * tested * max(1, len(evaluation.judges)),
+                checkpoints * doubted, tuple(untold))  # fmt: skip
+
+
+# memory ---------------------------------------------------------------------------------------
+
+
+def saved_bytes(model: nn.Module, x: Tensor, floats: int = 4) -> int:
+    """What autograd keeps for the backward of one training forward of x [B, C, H, W]: every storage
+    once, parameters and buffers left out, `floats` bytes for each floating-point number."""
+    kept: list[Tensor] = []  # all alive, so that no storage is mistaken for a later one
+    held = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    training = model.training
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        logits = model.train()(x)
+    model.train(training)
+    size = {}
+    for tensor in kept:
+        storage = tensor.untyped_storage()
+        scale = floats / tensor.element_size() if tensor.is_floating_point() else 1
+        size[storage._cdata] = storage.nbytes() * scale
+    del logits
+    return round(sum(count for key, count in size.items() if key not in held))
+
+
+def state_bytes(model: nn.Module, schedule: Any) -> int | None:
+    """Weights, gradients, the optimiser's state and the average, of a model on `meta`.
+
+    None for optimisers that look at numbers before they make their state.
+    """
+    with refusing("schedule."):
+        optimizer = build_optimizer(model, schedule)
+    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
+    weights = size([*model.parameters(), *model.buffers()])
+    total = weights * (2 if schedule.ema else 1) + size(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step()
+    except RuntimeError:
+        return None
+    finally:
+        model.zero_grad(set_to_none=True)
+    if schedule.optimizer.startswith("lookahead_"):
+        total += size(model.parameters())  # the slow weights, made later
+    states = optimizer.state_dict()["state"].values()
+    return total + size(t for state in states for t in state.values() if isinstance(t, Tensor))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One network on such images: what counting tells of it."""
+
+    parameters: int
+    multiply_adds: int  # of one image's forward
+    state: int | None  # bytes
+    activations: float  # bytes an image that an update keeps, in float32
+
+    def kept(self, images: int, precision: str) -> float:
+        return self.activations * images * BYTES[precision] / 4
+
+
+_COSTS: dict[str, Cost] = {}
+
+
+def cost_of(spec: Spec, sizes: Sizes) -> Cost:
+    """Counted once for all runs of a sweep that share network, activation, images and optimiser."""
+    config: Mapping[str, Any] = spec.config
+    rest = [config["model"], config["activation"], spec.schedule.optimizer, spec.schedule.ema > 0]
+    key = json.dumps([*rest, sizes.classes, *sizes.shape])
+    if key not in _COSTS:
+        model = build(spec, sizes, "meta")
+        try:
+            multiplied = multiply_adds(model, sizes.shape)
+            saved = saved_bytes(model, torch.zeros(2, *sizes.shape, device="meta")) / 2
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise Refused(
+                f"dataset.image_size={sizes.pixels}: the network fails on such images ({reason});"
+                " choose another size or another model"
+            ) from error
+        parameters = sum(p.numel() for p in model.parameters())
+        _COSTS[key] = Cost(parameters, multiplied, state_bytes(model, spec.schedule), saved)
+    return _COSTS[key]

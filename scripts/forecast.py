@@ -1,0 +1,262 @@
+"""Tells beforehand what a command line of `sat.run` will do and cost; trains and writes nothing.
+
+python scripts/forecast.py activation=gelu attack.steps=2
+python scripts/forecast.py -m activation=relu,silu seed=0,1,2      # a sweep
+python scripts/forecast.py experiment=imagenet_resnet50 --tflops 300   # for another machine
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from units import count, size, span
+
+from sat import config, sweep
+from sat.config import CONF, Spec
+from sat.console import table
+from sat.errors import Fault, Refused
+
+LEGEND = """\
+Multiply-adds: of an image's forward. Gradients are counted image by image: of the training, k of
+the input and one of the weights for PGD-k; of validations (with their probe) and of the evaluation
+at most so many, as if every image were right when clean and stood, and best and last were two.
+Memory: weights, gradients, optimiser and average; activations: what an update keeps beside them
+for its backward pass; what a layer needs for a moment is not counted.
+The time is of training, validations and evaluation. Beside it: the evaluation's doubts (at most so
+long), reading and decoding images, compilation, and the start of the program (some seconds)."""
+ENSEMBLE = "+: and what an ensemble needs, which goes by the image and can't be told: {}."
+TRIED = "Time: this network tried on this machine, as busy as it is now."
+RATED = """\
+Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32;
+2 FLOP a multiply-add; a forward is one unit, an input gradient two, an update three. Precision
+auto is taken to be bf16."""
+
+
+@dataclass
+class Rates:
+    """TFLOP/s, where they are given."""
+
+    training: float | None = None
+    evaluation: float | None = None
+
+
+@dataclass
+class Told:
+    """What there is to say of one job."""
+
+    job: int
+    overrides: list[str]
+    name: str = ""
+    state: str = ""
+    refused: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    seconds: float | None = None  # of all its work
+    missing: float | None = None  # of what is left of it
+    notes: tuple[str, ...] = ()
+
+
+JOBS: list[Told] = []
+RATES = Rates()
+
+
+def standing(spec: Spec) -> tuple[str, int]:
+    """What of the run is there, and the updates that its checkpoint has behind it.
+
+    Raises Refused or Fault, as the program itself does, for a run that failed or is damaged.
+    """
+    from sat import checkpoint, results
+    from sat.record import is_running, read_result
+
+    directory = Path(spec.record.root) / spec.name
+    if (result := results.finished(spec)) is not None:
+        return "finished", result["steps"]
+    if spec.record.fresh:
+        return "not begun", 0
+    if (result := read_result(directory)) is not None:
+        return "trained", result["steps"]
+    step = None
+    for name in ("previous.pt", "last.pt"):
+        try:
+            step = checkpoint.read(directory / "checkpoints" / name)["step"]
+        except (OSError, ValueError, KeyError):
+            continue
+    if is_running(directory):
+        return "running", step or 0
+    return ("not begun", 0) if step is None else ("stopped", step)
+
+
+def forecast(spec: Spec, told: Told) -> None:
+    """Fills in what is told of a run."""
+    from costs import cost_of, gradients_of, sizes_of, work_of
+
+    told.name = spec.name
+    told.state, step = standing(spec)
+    sizes = sizes_of(spec.dataset)
+    cost, work = cost_of(spec, sizes), work_of(spec, sizes)
+    part = -(-spec.schedule.batch_size // spec.schedule.accumulate)
+    pace, precision, why = paced(spec, sizes, cost)
+    more = lambda names: "+" * any(name in work.untold for name in names)  # noqa: E731
+    judged, trained = more(spec.evaluation.judges), more(["attack"])
+    validated = more(["validation"])
+    k = gradients_of(spec.attack)
+    told.columns = {
+        "parameters": count(cost.parameters),
+        "multiply-adds": count(cost.multiply_adds),
+        "training images": count(sizes.train),
+        "epochs": f"{work.images / sizes.train:.4g}",
+        "updates": count(work.updates),
+        "attack steps": "-" if k is None or not work.updates else str(k),
+        "training gradients": count(work.training) + trained,
+        "validation gradients": count(work.validation) + validated,
+        "evaluation gradients": count(work.evaluation) + judged,
+        "precision": precision,
+        "memory": size(cost.state),
+        "activations": size(cost.kept(part, precision)),
+    }
+    told.notes = tuple(n for n in (why, *(ENSEMBLE.format(name) for name in work.untold)) if n)
+    if pace is not None:
+        training, measuring = pace.training(work), pace.measuring(work)
+        left = 1 - step / work.updates if work.updates and told.state != "trained" else 0
+        told.seconds = training + measuring
+        told.missing = 0.0 if told.state == "finished" else training * left + measuring
+    unsure = "+" if told.seconds is not None and (judged or trained or validated) else ""
+    told.columns["doubts"] = span(pace and pace.doubting(work))
+    told.columns["time"] = span(told.seconds) + unsure
+
+
+def paced(spec: Spec, sizes: Any, cost: Any) -> tuple[Any, str, str]:
+    """Seconds an image, the precision of the training, and why there are no seconds."""
+    from timing import from_rate, tried
+
+    from sat.hardware import bf16_pays, find_device
+
+    precision = spec.schedule.precision
+    if RATES.training:
+        precision = "bf16" if precision == "auto" else precision
+        return from_rate(cost, RATES.training, RATES.evaluation or RATES.training), precision, ""
+    try:
+        device = find_device(spec.device)
+    except ValueError as error:
+        precision = "fp32" if precision == "auto" else precision
+        return None, precision, f"device{error}; --tflops X tells a time without one"
+    if precision == "auto":
+        precision = "bf16" if bf16_pays(device.type) else "fp32"
+    try:
+        return tried(spec, sizes, cost), precision, ""
+    except ValueError as error:
+        return None, precision, f"{error}; --tflops X tells a time"
+
+
+# what is printed ------------------------------------------------------------------------------
+
+
+def summary(jobs: list[Told]) -> str:
+    """What all runs share, a table of what they do not, the totals, and what the numbers mean."""
+    good = [job for job in jobs if not job.refused]
+    lines = []
+    if good:
+        rows = [{"run": job.name, "state": job.state, **job.columns} for job in good]
+        own = [] if len(rows) == 1 else ["run", "state", "time"]  # in the table whatever they are
+        shared = [key for key in rows[0] if key not in own and len({row[key] for row in rows}) == 1]
+        lines += [f"{key.ljust(22)}{rows[0][key]}" for key in shared]
+        if own:
+            told = [key for key in rows[0] if key not in shared]
+            lines += ["", table(told, [[row[key] for key in told] for row in rows])]
+        lines += ["", totals(jobs), ""]
+        lines += list(dict.fromkeys(note for job in good for note in job.notes))
+        rated = RATED.format(RATES.training or 0, RATES.evaluation or RATES.training or 0)
+        lines += [LEGEND, rated if RATES.training else TRIED]
+    for job in jobs:
+        if job.refused:
+            which = f"job {job.job} ({' '.join(job.overrides)}): " * (len(jobs) > 1)
+            lines.append(f"! {which}{job.refused}")
+    return "\n".join(lines)
+
+
+def totals(jobs: list[Told]) -> str:
+    """How many runs, how far they are, and the time of what is still missing."""
+    runs = {job.name: job for job in jobs if not job.refused}.values()
+    states = [job.state for job in runs] + ["refused" for job in jobs if job.refused]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    known = [job for job in runs if job.missing is not None]
+    seconds = sum(job.missing for job in known)
+    missing = ("nothing" if known and not seconds else span(seconds)) if known else "-"
+    plus = "+" * any(job.columns["time"].endswith("+") and job.missing for job in known)
+    more = f" and {len(runs) - len(known)} of unknown time" if 0 < len(known) < len(runs) else ""
+    asked = f"{len(jobs)} run{'s' * (len(jobs) != 1)}"
+    distinct = f", {len(runs)} distinct" * (len(jobs) > 1)
+    return f"{asked}{distinct}: {counts}; still missing: {missing}{plus}{more}"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def app(cfg: DictConfig) -> None:
+    at = HydraConfig.get()
+    overrides = list(at.overrides.task)
+    JOBS.append(told := Told(len(JOBS), overrides))
+    choices = {k: v for k, v in at.runtime.choices.items() if "/" not in k and "@" not in k}
+    try:
+        if cfg.evaluate is None:
+            spec = config.check({**config.resolve(cfg), "choices": choices})
+        else:
+            from sat.recall import recalled
+
+            spec = recalled(cfg, choices, overrides)
+        forecast(spec, told)
+    except (Refused, Fault, OSError) as error:
+        told.refused = str(error)
+
+
+def arguments() -> list[str]:
+    """Takes this program's own options off the command line; the rest is for Hydra. The jobs are
+    told by this process alone, whatever launcher would run them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, usage="forecast.py [-m] [override ...] [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--tflops", type=float, help="TFLOP/s sustained; nothing is tried here")
+    parser.add_argument("--tflops-fp32", type=float, help="those of the evaluation (the same)")
+    own, rest = parser.parse_known_args()
+    for key, rate in (("--tflops", own.tflops), ("--tflops-fp32", own.tflops_fp32)):
+        if rate is not None and not 0 < rate < float("inf"):
+            parser.error(f"{key} {rate}: must be finite, above 0")
+    if own.tflops_fp32 and not own.tflops:
+        parser.error(f"--tflops-fp32 {own.tflops_fp32:g}: belongs to --tflops X")
+    RATES.training, RATES.evaluation = own.tflops, own.tflops_fp32
+    rest = [word for word in rest if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
+    rest = sorted(rest, key=lambda word: word not in ("-m", "--multirun"))
+    return [*rest, "hydra/launcher=basic"]
+
+
+def main() -> int:
+    """Exit codes: 0, or 2 where a run or the command line is refused."""
+    JOBS.clear()
+    sys.argv[1:] = arguments()
+    for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # a reader of timm's would download
+        os.environ[key] = "1"
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix="sat-")  # Hydra's multirun.yaml
+    logging.getLogger("sat").setLevel(logging.ERROR)
+    try:
+        app()
+        print(summary(JOBS))
+        return 2 if any(job.refused for job in JOBS) else 0
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
+        print(config.one_line(error), file=sys.stderr)
+        return 2
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,482 @@
+"""What the forecast tells, beside what runs, models and sets turn out to be."""
+
+import importlib
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY
+from PIL import Image
+
+from sat.attacks import FGSM, PGD, Clean, Curve, Strong
+from sat.errors import Refused
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The scripts' modules by name."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module
+
+
+@pytest.fixture
+def forecast(scripts, tmp_path, monkeypatch, capfd):
+    """`forecast("attack.steps=2")` in this process, of runs in tmp_path: code, output, errors."""
+    import logging
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    module = scripts("forecast")
+    for key in ("HYDRA_FULL_ERROR", "SAT_SWEEP_DIR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(key, "1")  # and as it was, after the test
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["forecast.py", *arguments])
+        capfd.readouterr()
+        try:
+            code = module.main()
+        finally:
+            GlobalHydra.instance().clear()
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    yield call
+    logging.getLogger("sat").setLevel(logging.INFO)
+
+
+def spec_of(scripts, *overrides: str):
+    """The checked spec of a command line."""
+    from hydra import compose, initialize_config_dir
+
+    from sat import config
+
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        cfg = compose("config", overrides=list(overrides))
+    return config.check({**config.resolve(cfg), "choices": {"activation": "silu"}})
+
+
+def told(out: str) -> dict[str, str]:
+    """The list of what all runs share."""
+    return {line[:22].strip(): line[22:].strip() for line in out.split("\n\n")[0].splitlines()}
+
+
+# sizes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [(), ("dataset.limit=160", "dataset.holdout=30"),
+                                   ("dataset.image_size=16", "dataset.holdout=0.001")])  # fmt: skip
+def test_digits_are_as_large_as_they_are_known_to_be(scripts, given):
+    spec = spec_of(scripts, *given)
+    data = spec.dataset(torch.device("cpu"), 3)
+    sizes = scripts("costs").sizes_of(spec.dataset)
+    parts = [len(part) for part in (data.train, data.held_out, data.test)]
+    assert [sizes.train, sizes.held_out, sizes.test] == parts
+    assert (sizes.classes, *sizes.shape) == (10, 1, data.image_size, data.image_size)
+
+
+def test_published_sizes_are_those_in_the_headers_of_the_options(scripts):
+    costs = scripts("costs")
+    for name, dataset in {"cifar10": costs.Cifar10, "cifar100": costs.Cifar100, "svhn": costs.SVHN,
+                          "fashion_mnist": costs.FashionMNIST}.items():  # fmt: skip
+        head = (ROOT / f"conf/dataset/{name}.yaml").read_text().splitlines()[0]
+        found = re.search(r"([\d,]+) \+ ([\d,]+) (grey|colour).*?(\d+)x\d+", head)
+        counts = [int(found[k].replace(",", "")) for k in (1, 2, 4)]
+        train, test, classes, channels, pixels = costs.PUBLISHED[dataset]
+        assert counts == [train, test, pixels] and classes == (100 if "100" in name else 10)
+        assert channels == {"grey": 1, "colour": 3}[found[3]]
+    assert costs.PUBLISHED[costs.ImageNet][:3] == (1_281_167, 50_000, 1000)
+
+
+def test_folders_and_files_of_ones_own_are_counted(scripts, tmp_path):
+    for part, count in (("train", 6), ("val", 2)):
+        for name in ("a", "b", "c"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for k in range(count):
+                (tmp_path / part / name / f"{k}.png").write_bytes(b"never decoded")
+    sizes_of = scripts("costs").sizes_of
+    spec = spec_of(scripts, "dataset=imagefolder", f"dataset.root={tmp_path}", "dataset.holdout=3")
+    found = sizes_of(spec.dataset)
+    assert (found.train, found.held_out, found.test, found.classes) == (15, 3, 6, 3)
+    assert found.shape == (3, 224, 224)
+
+    labels = np.arange(40) % 4
+    pixels = np.zeros((40, 12, 12), np.uint8)
+    np.savez(tmp_path / "x.npz", x_train=pixels, y_train=labels, x_test=pixels[:8],
+             y_test=labels[:8])  # fmt: skip
+    found = sizes_of(spec_of(scripts, "dataset=npz", f"dataset.path={tmp_path}/x.npz").dataset)
+    assert (found.train, found.held_out, found.test, found.classes) == (36, 4, 8, 4)
+    assert found.shape == (1, 12, 12)
+
+
+def test_timm_folders_are_counted_too(scripts, tmp_path):
+    for part, count in (("train", 5), ("validation", 2)):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for k in range(count):
+                Image.new("RGB", (4, 4)).save(tmp_path / part / name / f"{k}.png")
+    spec = spec_of(scripts, "dataset=timm", "dataset.name=folder", f"dataset.root={tmp_path}",
+                   "dataset.holdout=2")  # fmt: skip
+    found = scripts("costs").sizes_of(spec.dataset)
+    assert (found.train, found.held_out, found.test, found.classes) == (8, 2, 4, 2)
+
+
+# gradient computations --------------------------------------------------------------------------
+
+
+def test_gradients_of_each_attack(scripts):
+    of, pgd = scripts("costs").gradients_of, PGD(8.0, 7)
+    assert [of(attack) for attack in (Clean(), FGSM(), pgd)] == [0, 1, 7]
+    assert of(Curve(pgd, "eps", (0, 0.5, 1.0))) == 14  # a ball of no size takes no step
+    assert of(Curve(pgd, "steps", (1, 5))) == 6
+    assert of(Strong()) is None
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Forwards with gradients by (place, kind): images of input gradients and of updates."""
+    from sat import results, train
+    from sat.examination import Examination
+    from sat.journal import Journal
+    from sat.models import Classifier
+
+    counts, place = {}, ["preflight"]
+
+    def within(owner, name, where):
+        call = getattr(owner, name)
+
+        def placed(*args, **kwargs):
+            place.append(where)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                place.pop()
+
+        monkeypatch.setattr(owner, name, placed)
+
+    within(train, "fit", "training")
+    within(Journal, "validate", "validation")
+    within(results, "conclude", "evaluation")
+    within(Examination, "show", "pictures")
+    forward = Classifier.forward
+
+    def hooked(self, x):
+        if torch.is_grad_enabled():
+            kind = "update" if next(self.parameters()).requires_grad else "input"
+            counts[place[-1], kind] = counts.get((place[-1], kind), 0) + len(x)
+        return forward(self, x)
+
+    monkeypatch.setattr(Classifier, "forward", hooked)
+    return counts
+
+
+@pytest.mark.parametrize("attack, steps", [("pgd", 3), ("fgsm", 1), ("none", 0)])
+def test_a_real_run_computes_as_many_gradients(sat, scripts, counted, attack, steps):
+    more = ["attack.steps=3"] if attack == "pgd" else []
+    given = [f"attack={attack}", *more, "schedule.batch_size=34", "schedule.accumulate=3",
+             "evaluation.checkpoints=[last]"]  # fmt: skip
+    done = sat(*given)
+    assert done.code == 0, done.err
+    costs, spec = scripts("costs"), spec_of(scripts, *TINY, *given)
+    work = costs.work_of(spec, costs.sizes_of(spec.dataset))
+    result = done.result
+    assert work.updates == result["steps"] and work.images == result["images"]
+    assert counted["training", "update"] == work.images
+    assert counted.get(("training", "input"), 0) == work.attack == steps * work.images
+    assert work.training == (steps + 1) * work.images
+    right = round(result["last"]["clean"]["accuracy"] * 50)  # only these are attacked
+    assert work.evaluation == 3 * 50 and counted["evaluation", "input"] == 3 * right
+    rows = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "val/clean" in row]
+    assert work.validated == len(rows) * 30
+    assert work.validation == len(rows) * 30 * (2 + 2)  # two steps, and the probe
+    seen = sum(round(row["val/clean"] * 30) * (2 + 2) for row in rows)
+    assert counted["validation", "input"] == seen
+
+
+def test_checkpoints_restarts_and_curves_multiply(scripts):
+    costs = scripts("costs")
+
+    def evaluation(*given: str) -> int:
+        spec = spec_of(scripts, *given)
+        return costs.work_of(spec, costs.sizes_of(spec.dataset)).evaluation
+
+    assert evaluation() == 2 * 359 * 20
+    assert evaluation("evaluation.restarts=3", "evaluation.limit=100") == 2 * 100 * 60
+    assert evaluation("evaluation=paper", "evaluation.checkpoints=[last]") == 359 * 280
+    assert evaluation("evaluation=curves") == 2 * 359 * (8 * 20 + 391)
+    spec = spec_of(scripts, "evaluation=strong")
+    assert costs.work_of(spec, costs.sizes_of(spec.dataset)).untold == ("strong",)
+
+
+# memory -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [
+    ("activation=silu",), ("activation=relu", "model.depth=26"),
+    ("model=wide_resnet", "model.depth=10", "model.width=1"),
+])  # fmt: skip
+def test_activations_are_what_a_forward_leaves_allocated(scripts, given):
+    """Measured by torch's profiler: all that was allocated in a forward and is not freed."""
+    from torch.profiler import ProfilerActivity, profile
+
+    costs, spec = scripts("costs"), spec_of(scripts, *given, "dataset.image_size=16")
+    sizes = costs.sizes_of(spec.dataset)
+    model = costs.build(spec, sizes, "cpu").train()
+    x = torch.rand(64, *sizes.shape)
+    model(x)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        logits = model(x)
+    left = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
+    del logits
+    assert costs.cost_of(spec, sizes).kept(64, "fp32") == pytest.approx(left, rel=0.05)
+    assert costs.cost_of(spec, sizes).kept(64, "bf16") == pytest.approx(left / 2, rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer, ema", [("sgd", 0.0), ("adamw", 0.99), ("lookahead_sgd", 0.0)])
+def test_memory_is_that_of_the_tensors_of_a_training(scripts, optimizer, ema):
+    from sat.train import Plan, Trainer
+
+    costs = scripts("costs")
+    spec = spec_of(scripts, f"schedule.optimizer={optimizer}", f"schedule.ema={ema}")
+    sizes = costs.sizes_of(spec.dataset)
+    model = costs.build(spec, sizes, "cpu")
+    choices = {"precision": "fp32", "channels_last": False, "compile": False}
+    schedule = replace(spec.schedule, batch_size=4)
+    trainer = Trainer(model, Clean(), spec.objective, Plan(schedule, 400, 0, choices))
+    for _ in range(7):  # lookahead makes its slow weights at the sixth
+        trainer.update(torch.rand(4, *sizes.shape), torch.arange(4))
+    held = [*model.parameters(), *model.buffers(), *model.parameters()]  # once for the gradients
+    if ema:
+        held += [*trainer.average.module.parameters(), *trainer.average.module.buffers()]
+    own = trainer.optimizer
+    for part in (own, getattr(own, "_base_optimizer", None)):
+        for state in part.state.values() if part is not None else ():
+            held += [t for t in state.values() if isinstance(t, torch.Tensor)]
+    held = sum(t.numel() * t.element_size() for t in held)
+    assert costs.cost_of(spec, sizes).state == pytest.approx(held, rel=0.001)
+
+
+# the network ------------------------------------------------------------------------------------
+
+
+def test_counts_are_those_of_the_real_network(scripts):
+    from sat.hardware import multiply_adds
+    from sat.weights import build_model
+
+    costs, spec = scripts("costs"), spec_of(scripts, "activation=prelu", "model=efficientnet")
+    sizes = costs.sizes_of(spec.dataset)
+    shape = {"channels": 1, "classes": 10, "image_size": 8, "mean": [0.5], "std": [0.5]}
+    real = build_model(spec, shape, torch.device("cpu"))
+    cost = costs.cost_of(spec, sizes)
+    assert cost.parameters == sum(p.numel() for p in real.parameters())
+    assert cost.multiply_adds == multiply_adds(real, sizes.shape)
+
+
+def test_the_largest_networks_of_the_study_need_no_memory(scripts, monkeypatch):
+    costs = scripts("costs")
+    spec = spec_of(scripts, "dataset=imagenet", "model=efficientnet", "model.variant=l1",
+                   "dataset.image_size=600")  # fmt: skip
+    timing, build, built = scripts("timing"), costs.build, []
+    monkeypatch.setattr(costs, "build", lambda *a: built.append(build(*a)) or built[0])
+    sizes = costs.sizes_of(spec.dataset)
+    cost = costs.cost_of(spec, sizes)
+    assert all(t.is_meta for t in [*built[0].parameters(), *built[0].buffers()])
+    assert cost.parameters == 272_630_564 and 160e9 < cost.multiply_adds < 164e9
+    with pytest.raises(ValueError, match="^not timed: too"):
+        timing.tried(spec, sizes, cost)
+
+
+# time -------------------------------------------------------------------------------------------
+
+
+def test_time_adds_up(scripts):
+    costs, timing = scripts("costs"), scripts("timing")
+    work = costs.Work(updates=10, images=100, attack=300, validation=40, validated=10,
+                      evaluation=50, evaluated=5, doubted=0, untold=())  # fmt: skip
+    pace = timing.Pace(update=3.0, attack=2.0, validation=1.0, evaluation=4.0)
+    assert pace.training(work) == 300 + 600 + 50
+    assert pace.measuring(work) == 4 * 55
+    assert pace.doubting(replace(work, doubted=2)) == 4 * 2 * 310
+
+
+def test_a_rate_tells_the_time_without_trying(forecast, scripts, monkeypatch):
+    monkeypatch.setattr(scripts("timing"), "_try", None)
+    code, out, err = forecast("experiment=imagenet_resnet50", "--tflops", "300",
+                              "evaluation=clean", "validation.every=1000")  # fmt: skip
+    assert code == 0, err
+    here = told(out)
+    assert here["multiply-adds"] == "4.09 G" and here["precision"] == "bf16"
+    updates = round(100 * (1_281_167 - 12_812) / 256)
+    hours = updates * 256 * (2 * 1 + 3) * 2 * 4.089e9 / 300e12 / 3600
+    found = re.fullmatch(r"(\d+) h (\d+) min", here["time"])
+    assert int(found[1]) + int(found[2]) / 60 == pytest.approx(hours, rel=0.02)
+    assert "Precision\nauto is taken to be bf16" in out
+    # 100,000 images under 200 steps, at a hundredth of the rate
+    out = forecast("experiment=imagenet_resnet50", "--tflops=300", "--tflops-fp32=3")[1]
+    more = 2 * 50_000 * 201 * 2 * 2 * 4.089e9 / 3e12 / 3600
+    validations = 100 * 12_812 * 11 * 2 * 2 * 4.089e9 / 300e12 / 3600
+    found = re.fullmatch(r"(\d+) h (\d+) min", told(out)["time"])
+    measured = int(found[1]) + int(found[2]) / 60 - hours - validations
+    assert measured == pytest.approx(more, rel=0.02)
+
+
+@pytest.mark.parametrize("rate", ["0", "nan", "-1", "inf"])
+def test_a_rate_that_is_none_is_refused(forecast, rate):
+    with pytest.raises(SystemExit) as end:
+        forecast(f"--tflops={rate}")
+    assert end.value.code == 2
+
+
+def test_a_network_is_tried_once_in_a_sweep(forecast, scripts, monkeypatch):
+    timing, tries = scripts("timing"), []
+    monkeypatch.setattr(timing, "_TRIED", {})
+    monkeypatch.setattr(timing, "_try", lambda *a: tries.append(a) or timing.Pace(1, 1, 1, 1))
+    code, out, _ = forecast(*TINY, "-m", "activation=relu,silu", "attack.steps=1,3")
+    assert code == 0 and len(tries) == 2
+    assert "4 runs, 4 distinct: 4 not begun; still missing:" in out
+
+
+# the command ------------------------------------------------------------------------------------
+
+
+def without_time(monkeypatch, scripts):
+    timing = scripts("timing")
+    monkeypatch.setattr(timing, "_TRIED", {})
+    monkeypatch.setattr(timing, "_try", lambda *a: timing.Pace(1e-4, 1e-4, 1e-4, 1e-4))
+
+
+def test_runs_are_told_apart_by_how_far_they_are(sat, forecast, scripts, tmp_path, monkeypatch):
+    without_time(monkeypatch, scripts)
+    done = sat()
+    assert done.code == 0, done.err
+    given = [*TINY, f"record.root={done.root}"]
+    code, out, _ = forecast(*given)
+    assert code == 0 and told(out)["state"] == "finished" and told(out)["run"] == done.run.name
+    assert "still missing: nothing" in out
+    assert told(forecast(*given, "seed=1")[1])["state"] == "not begun"
+    assert told(forecast(*given, "record.fresh=true")[1])["state"] == "not begun"
+    assert told(forecast(*given, "evaluation.limit=60")[1])["state"] == "trained"
+    assert told(forecast(f"evaluate={done.run}", "evaluation=pgd200")[1])["state"] == "trained"
+    (done.run / "result.json").unlink()
+    assert told(forecast(*given)[1])["state"] == "stopped"
+    _, out, _ = forecast(*given, "-m", "seed=0,0,1")
+    assert "3 runs, 2 distinct: 1 stopped, 1 not begun" in out
+
+
+def test_what_is_missing_of_a_stopped_run_is_the_rest_of_it(sat, forecast, scripts, monkeypatch):
+    without_time(monkeypatch, scripts)
+    done = sat()
+    given = [*TINY, f"record.root={done.root}"]
+    (done.run / "result.json").unlink()
+    last = done.run / "checkpoints/last.pt"
+    state = torch.load(last, weights_only=True)
+    jobs = scripts("forecast").JOBS
+    for share in (0.0, 0.5, 1.0):
+        torch.save({**state, "step": round(share * state["step"])}, last)
+        forecast(*given)
+        (job,) = jobs
+        training = (
+            job.seconds - 2 * 50 * 4e-4
+        )  # less the evaluation's: three steps, and two forwards
+        assert job.seconds - job.missing == pytest.approx(share * training, rel=0.05)
+
+
+def files(folder: Path) -> list[tuple[str, int | bool]]:
+    """Every path, and when a file was written last."""
+    return sorted((str(p), p.is_file() and p.stat().st_mtime_ns) for p in folder.rglob("*"))
+
+
+def test_nothing_is_left_behind(sat, forecast, scripts, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    done = sat()
+    before = files(tmp_path)
+    code, out, _ = forecast(*TINY, f"record.root={done.root}")  # the network is tried
+    assert code == 0 and 0 < float(re.fullmatch(r"([\d.]+) s", told(out)["time"])[1]) < 60
+    without_time(monkeypatch, scripts)
+    assert forecast(*TINY, f"record.root={done.root}", "-m", "seed=0,1")[0] == 0
+    assert forecast(*TINY, "-m", "seed=0,1")[0] == 0
+    assert files(tmp_path) == before
+
+
+def test_nothing_is_downloaded(forecast, monkeypatch):
+    """The published sets are known; their readers are not asked."""
+    from sat.data import Cifar10
+
+    monkeypatch.setattr(Cifar10, "load", None)
+    code, out, _ = forecast("dataset=cifar10", "dataset.limit=1000", "--tflops=1")
+    assert code == 0 and told(out)["training images"] == "980"
+
+
+@pytest.mark.parametrize("given, line", [
+    (["activaton=relu"], r"activaton: no such key; did you mean activation\?"),
+    (["activation=sillu"], r"activation=sillu: no such option; did you mean silu\?"),
+])  # fmt: skip
+def test_a_typo_is_one_line(forecast, given, line):
+    code, out, err = forecast(*given)
+    assert code == 2 and not out
+    assert re.match(line, err) and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("given, line", [
+    (["dataset=imagefolder"], "! dataset.root=data: no folder data/train;"),
+    (["dataset=npz"], "! dataset.path=null: name the file"),
+    (["dataset.limit=3"], "! dataset.limit=3: the set has 1438 training images"),
+    (["model.depth=11"], "! model.depth=11: no such depth"),
+    (["model=timm", "model.name=resnet19"], "! model.name=resnet19: no such model in timm"),
+    (["model=timm", "model.name=vgg11"], "! dataset.image_size=8: the network fails on"),
+    (["evaluate=nowhere"], "! evaluate=nowhere: no such file or run"),
+])  # fmt: skip
+def test_what_is_refused_is_one_line(forecast, given, line):
+    code, out, err = forecast(*given)
+    assert code == 2 and not err
+    assert out.startswith(line) and len(out.strip().splitlines()) == 1
+
+
+def test_a_refused_job_is_listed_and_the_others_are_told(forecast, scripts, monkeypatch):
+    without_time(monkeypatch, scripts)
+    code, out, _ = forecast(*TINY, "-m", "attack.steps=1,0,2")
+    assert code == 2
+    assert len(re.findall(r"^digits-resnet10-silu-pgd[12]-", out, re.M)) == 2
+    assert "3 runs, 2 distinct: 2 not begun, 1 refused" in out
+    assert re.search(r"^! job 1 \(.*attack.steps=0\): attack.steps=0: must be", out, re.M)
+
+
+def test_a_device_that_is_not_here_leaves_the_time_open(forecast):
+    code, out, _ = forecast(*TINY, "device=cuda:9")
+    assert code == 0 and told(out)["time"] == "-" and "still missing: -" in out
+    assert "device=cuda:9: " in out and "--tflops X tells a time" in out
+
+
+def test_another_launcher_is_not_asked(forecast, scripts, monkeypatch):
+    without_time(monkeypatch, scripts)
+    monkeypatch.setattr(scripts("forecast"), "JOBS", jobs := [])
+    code, *_ = forecast(*TINY, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
+                        "seed=0,1")  # fmt: skip
+    assert code == 0 and len(jobs) == 2
+    monkeypatch.setattr(sys, "argv", ["forecast.py", "seed=1", "-m"])  # nor one of an experiment's
+    assert scripts("forecast").arguments() == ["-m", "seed=1", "hydra/launcher=basic"]
+
+
+def test_numbers_are_for_people(scripts):
+    module = scripts("units")
+    assert [module.count(n) for n in (359, 9999, 9999.6, 999_700, 25_557_032, 3.99e9)] == [
+        "359", "9,999", "10 k", "1 M", "25.6 M", "3.99 G"]  # fmt: skip
+    assert [module.size(n) for n in (0, 2**20, 1.25 * 2**30, None)] == [
+        "0 KiB", "1 MiB", "1.25 GiB", "-"]  # fmt: skip
+    assert [module.span(s) for s in (0.34, 26, 190, 12_000, 1_051_200, None)] == [
+        "0.3 s", "26 s", "3 min 10 s", "3 h 20 min", "12 d 4 h", "-"]  # fmt: skip
+    assert module.span(59.7) == "1 min 0 s" and module.span(3599.8) == "1 h 0 min"
+
+
+def test_an_unmet_limit_is_a_refusal(scripts):
+    with pytest.raises(Refused, match="^dataset.holdout=40000: "):
+        scripts("costs").sizes_of(replace(spec_of(scripts, "dataset=cifar100").dataset,
+                                          limit=30_000, holdout=40_000))  # fmt: skip
