@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from runs import Measure
-from specs import EXTREMES
+from specs import EXTREMES, is_number
 from study import Difference, Number, Row, Verdict
 
 from sat.errors import Refused
@@ -37,10 +37,6 @@ def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:
     return fitting[0]
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def compared(
     rows: Sequence[Row], selector: Mapping[str, Any] | None
 ) -> tuple[list[Row], str | None, list[str]]:
@@ -51,23 +47,26 @@ def compared(
         reference = only(rows, selector)
     except Refused as error:
         return list(rows), None, [f"reference: {error}; no differences are told"]
-    notes: list[str] = []
-    found: dict[str, dict[Measure, Difference]] = {row.label: {} for row in rows}
+    found: list[dict[Measure, Difference]] = [{} for _ in rows]
+    missing: dict[str, list[str]] = {}
     for measure in reference.numbers:
         tested = {}
-        for row in rows:
+        for place, row in enumerate(rows):
             if row is reference or measure not in row.numbers:
                 continue
             try:
-                tested[row.label] = difference(row, reference, measure)
+                tested[place] = difference(row, reference, measure)
             except Refused as error:
-                pair = f"{row.label} against {reference.label}"
-                notes.append(f"{pair}: no difference is told, {error}")
+                missing.setdefault(str(error), []).append(row.label)
         adjusted = holm([each.p for each in tested.values()])
-        for (label, each), p in zip(tested.items(), adjusted, strict=True):
-            found[label][measure] = replace(each, marked=p < LEVEL)
-    rows = [replace(row, differences=found[row.label]) for row in rows]
-    return rows, reference.label, list(dict.fromkeys(notes))
+        for (place, each), p in zip(tested.items(), adjusted, strict=True):
+            found[place][measure] = replace(each, marked=p < LEVEL)
+    rows = [replace(row, differences=mine) for row, mine in zip(rows, found, strict=True)]
+    notes = [
+        f"{', '.join(dict.fromkeys(labels))}: no difference to {reference.label} is told, {reason}"
+        for reason, labels in missing.items()
+    ]
+    return rows, reference.label, notes
 
 
 def difference(row: Row, reference: Row, measure: Measure) -> Difference:
@@ -75,7 +74,7 @@ def difference(row: Row, reference: Row, measure: Measure) -> Difference:
     a, b = row.numbers[measure], reference.numbers[measure]
     shared = sorted(a.seeds.keys() & b.seeds.keys())
     if not shared:
-        raise Refused("for want of a seed that both have")
+        raise Refused("they have no seed in common")
     if len(shared) == 1:
         return of_images(row, reference, measure, shared[0])
     found = by_seeds(a, b)
@@ -94,7 +93,7 @@ def of_images(row: Row, reference: Row, measure: Measure, seed: int) -> Differen
     try:
         a, b = paired(*flags)
     except ValueError:
-        raise Refused("for want of an image that both were measured on") from None
+        raise Refused("no image was measured in both") from None
     found = mcnemar(a["right"], b["right"])
     low, high = found["ci95"]
     return Difference(found["difference"], low, high, found["p"], "images", False)
@@ -113,7 +112,7 @@ def flags_of(run: Path, measure: Measure) -> dict[str, np.ndarray]:
         flags = compare.clean_of(files)
         return {"indices": flags["indices"], "right": flags["clean"]}
     if attack not in files:
-        raise Refused(f"for want of flags of {attack}")
+        raise Refused(f"one seed says nothing of others, and there are no flags of {attack}")
     return {"indices": files[attack]["indices"], "right": files[attack]["robust"]}
 
 

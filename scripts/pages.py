@@ -31,7 +31,7 @@ def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
     columns: list[tuple[str, Any]] = [("", lambda row: row.label)]
     for name in ("parameters", "multiply_adds", "gradients"):
         title = name.replace("_", "-")
-        if len({getattr(row, name) for row in rows}) > 1:
+        if len({getattr(row, name) for row in rows} - {None}) > 1:
             columns.append((title, lambda row, name=name: count(getattr(row, name))))
     columns.append(("seeds", lambda row: str(len(row.runs))))
     for measure in shown(table):

@@ -16,7 +16,7 @@ from pathlib import Path
 import evidence
 import pages
 import study
-from runs import PAGE, runs_in, status
+from runs import runs_in, status
 
 from sat.console import duration, percent, table
 from sat.errors import Refused
@@ -105,7 +105,7 @@ def write(report: study.Report, folder: Path, page: Path | None) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     figures = draw(report.tables, folder / "figures") if report.tables else []
-    (folder / PAGE).write_text(html(report, figures))
+    (folder / "report.html").write_text(html(report, figures))
     for each in report.tables:
         (folder / f"{each.name}.csv").write_text(pages.csv_of(each))
     page = page or folder / "report.md"

@@ -18,7 +18,6 @@ from sat.identity import deciding, identity, readable, trained_by
 from sat.record import is_running, read_result
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
-PAGE = "report.html"  # a folder that holds it is a report's: what lies below is no run
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 
@@ -54,9 +53,7 @@ def runs_in(root: Path) -> list[Path]:
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name != ".replaced"]
-        if PAGE in files and Path(folder) != root:
-            folders.clear()
-        elif "config.yaml" in files:
+        if "config.yaml" in files:
             found.append(Path(folder))
     return sorted(found)
 
@@ -130,7 +127,7 @@ def _measured(
     path: Path, name: str, config: dict[str, Any], result: dict[str, Any], experiments: list[str]
 ) -> Measured:
     """Raises one of FAULTS where config or result are not as written."""
-    _ = trained_by(config), result["dataset"]["name"], float(config["schedule"]["epochs"])
+    check(config, result)
     entries: dict[Measure, dict[str, Any]] = {}
     for which in ("best", "last"):
         part = result.get(which) or {}
@@ -150,6 +147,34 @@ def _measured(
     images = result["dataset"].get("test_content")
     seed = int(config["seed"])
     return Measured(path, name, configuration, seed, images, entries, config, result, experiments)
+
+
+def check(config: dict[str, Any], result: dict[str, Any]) -> None:
+    """Raises one of FAULTS for values that no run writes, where tables would trip over them."""
+    trained_by(config)
+    wanted = {
+        "config.yaml": [
+            (config["schedule"]["epochs"], float | int),
+            (config["attack"].get("steps", 1), int),
+            (config["attack"]["_target_"], str),
+            (config["model"].get("name"), str | None),
+            (config["choices"], dict),
+            (config["seed"], int),
+        ],
+        "result.json": [
+            (result["dataset"]["name"], str),
+            (result["dataset"].get("test_content"), str | None),
+            (result.get("configuration"), str | None),
+            (result.get("parameters"), int | None),
+            (result.get("multiply_adds"), int | float | None),
+            (result.get("wall_seconds"), int | float | None),
+            (result.get("environment"), dict | None),
+        ],
+    }
+    for name, pairs in wanted.items():
+        for value, kind in pairs:
+            if not isinstance(value, kind):
+                raise Refused(f"{name} is damaged: a value is {str(value)[:40]!r}")
 
 
 def _entry(entry: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def keys_of(config: Mapping[str, Any], rows: Sequence[str]) -> dict[str, Any]:
         else:
             for part in key.split("."):
                 value = value.get(part) if isinstance(value, Mapping) else None
-        found[key] = tuple(value) if isinstance(value, list) else value
+        simple = value is None or isinstance(value, str | int | float)
+        found[key] = value if simple else json.dumps(value)
     return found
 
 
@@ -62,7 +63,7 @@ def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def setting_of(run: Measured, rows: Sequence[str]) -> str:
     """What all runs of a table share, as JSON."""
     table, _ = split(run.config, rows)
-    return json.dumps(table | {"test images": run.images}, sort_keys=True)
+    return json.dumps(table | {"test images": run.images or "unknown"}, sort_keys=True)
 
 
 def unlike(run: Measured, rows: Sequence[str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from sat.errors import Refused
 
 KINDS = ("scatter", "dots", "lines", "epochs")
 MEASURES = ("robust", "clean", "last robust", "last clean")
+PUBLISHED = ("clean", "robust")
 EXTREMES = {"lowest": min, "highest": max}
 NODE = {
     "title": str, "question": str, "rows": Sequence, "labels": Mapping, "reference": Mapping,
@@ -35,10 +36,12 @@ class Experiment:
         """Where a row stands: as the file sweeps its values; others behind, by size or name."""
         places = []
         for key, value in keys.items():
-            swept, text = list(self.swept.get(key, ())), str(value)
-            place = swept.index(text) if text in swept else len(swept)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            places.append((place, float(value) if number else 0.0, "" if number else text))
+            if is_number(value):
+                places.append((0, float(value), ""))
+                continue
+            swept, text = self.swept.get(key, ()), str(value)
+            place = list(swept).index(text) if text in swept else len(swept)
+            places.append((place, 0.0, text))
         return places
 
     def published(self, keys: Mapping[str, Any]) -> dict[str, float] | None:
@@ -49,6 +52,10 @@ class Experiment:
             if named and all(keys[key] == value for key, value in named.items()):
                 fitting.append((len(named), {k: v for k, v in entry.items() if k not in keys}))
         return max(fitting, key=lambda found: found[0])[1] if fitting else None
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def known() -> list[str]:
@@ -93,26 +100,32 @@ def check(spec: Any) -> None:
     rows = spec.get("rows") or ()
     if not rows or not all(isinstance(key, str) for key in rows):
         raise Refused("report.rows: must name at least one group or key that tells rows apart")
-    for node in ("reference", "labels"):
-        for name in spec.get(node) or ():
-            _one_of(node, name, rows)
+    for name in spec.get("reference") or ():
+        _one_of("reference", name, rows)
+    for name, texts in (spec.get("labels") or {}).items():
+        _one_of("labels", name, rows)
+        _mapping(f"labels.{name}", texts)
     for k, figure in enumerate(spec.get("figures") or ()):
         _one_of(f"figures[{k}].kind", _mapping(f"figures[{k}]", figure).get("kind"), KINDS)
-    published = (spec.get("published") or {}).get("rows") or ()
-    for k, entry in enumerate(published):
-        allowed = [*rows, "clean", "robust"]
-        for name in _mapping(f"published.rows[{k}]", entry):
-            _one_of(f"published.rows[{k}]", name, allowed)
+    for k, entry in enumerate((spec.get("published") or {}).get("rows") or ()):
+        for name, value in _mapping(f"published.rows[{k}]", entry).items():
+            _one_of(f"published.rows[{k}]", name, [*rows, *PUBLISHED])
+            if name in PUBLISHED and not is_number(value):
+                raise Refused(f"report.published.rows[{k}].{name}={value}: must be in percent")
     for k, claim in enumerate(spec.get("claims") or ()):
-        _mapping(f"claims[{k}]", claim)
-        for name in ("better", "than"):
-            for key in _mapping(f"claims[{k}].{name}", claim.get(name)):
-                _one_of(f"claims[{k}].{name}", key, rows)
-        _one_of(f"claims[{k}].measure", claim.get("measure"), MEASURES)
-        if not isinstance(claim.get("text"), str):
-            raise Refused(f"report.claims[{k}].text: is missing; write what is claimed")
-        if not isinstance(claim.get("within", 0.0), int | float):
-            raise Refused(f"report.claims[{k}].within={claim['within']}: must be in points")
+        check_claim(f"claims[{k}]", _mapping(f"claims[{k}]", claim), rows)
+
+
+def check_claim(where: str, claim: Mapping[str, Any], rows: Sequence[str]) -> None:
+    """Raises Refused for a claim that can't be decided."""
+    for name in ("better", "than"):
+        for key in _mapping(f"{where}.{name}", claim.get(name)):
+            _one_of(f"{where}.{name}", key, rows)
+    _one_of(f"{where}.measure", claim.get("measure"), MEASURES)
+    if not isinstance(claim.get("text"), str):
+        raise Refused(f"report.{where}.text: is missing; write what is claimed")
+    if not is_number(claim.get("within", 0.0)):
+        raise Refused(f"report.{where}.within={claim['within']}: must be in points")
 
 
 def _mapping(where: str, value: Any) -> Mapping[str, Any]:

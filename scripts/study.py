@@ -168,14 +168,20 @@ def tables_of(experiment: Experiment, runs: Sequence[Measured]) -> list[Table]:
     for run in with_digest(runs, experiment.rows):
         key = run.result["dataset"]["name"], setting_of(run, experiment.rows)
         groups.setdefault(key, []).append(run)
+    by_size = lambda group: (group[0][0], -len(group[1]), group[0][1])  # noqa: E731
     tables: list[Table] = []
-    for (dataset, setting), mine in sorted(groups.items(), key=lambda group: group[0]):
+    for (dataset, setting), mine in sorted(groups.items(), key=by_size):
         siblings = [other for name, other in groups if name == dataset and other != setting]
         number = 1 + sum(table.dataset == dataset for table in tables)
         differing = apart(setting, siblings)
         table = table_of(experiment, dataset, mine)
         heading = told(mine, table.attack, experiment.rows, differing)
-        tables.append(replace(table, setting=heading, number=number))
+        notes = list(table.notes)
+        if "test images" in differing:
+            notes.append(
+                f"other runs of {dataset} have other test images, and a table of their own"
+            )
+        tables.append(replace(table, setting=heading, number=number, notes=notes))
     return tables
 
 
@@ -281,7 +287,8 @@ def primary(runs: Sequence[Measured], rows: Sequence[Row]) -> tuple[str, list[st
             if attack != "clean" and isinstance(settings.get("attack"), str):
                 kind = {"AutoAttack": 3, "Strong": 2, "PGD": 1}.get(settings["attack"], 0)
                 ranks[attack] = kind, settings.get("steps", 0), settings.get("restarts", 1)
-    having = {a: [any(m[1] == a for m in row.numbers) for row in rows] for a in ranks}
+    which = "best" if any(("best", "clean") in row.numbers for row in rows) else "last"
+    having = {attack: [(which, attack) in row.numbers for row in rows] for attack in ranks}
     common = [attack for attack in ranks if all(having[attack])]
     best = max(common, key=lambda attack: ranks[attack], default="")
     notes = [
@@ -302,11 +309,13 @@ def facts_of(runs: Sequence[Measured]) -> dict[str, str]:
 
     versions = [f"{name} {all_of(name)}" for name in ("python", "torch", "timm") if all_of(name)]
     seconds = sum(float(run.result.get("wall_seconds") or 0) for run in runs)
+    commits = sorted({str(each["commit"])[:8] for each in environments if each.get("commit")})
     counts = sorted({entry["images"] for run in runs for entry in run.entries.values()})
     seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
     facts = {
         "machine": all_of("device"),
         "versions": ", ".join(versions),
+        "commit": ", ".join(commits),
         "training": f"{duration(seconds)} for {len(runs)} runs",
         "seeds": seeds,
         "test images": ", ".join(f"{count:,}" for count in counts),
