@@ -14,6 +14,7 @@ from study import Difference, Report, Row, Table
 
 from sat import console
 
+FILE = "report.md"
 LEGENDS = {
     "±": "±: 95 % interval of the mean over seeds (Student's t), on the same test images.",
     "[": "[low, high], without ±: one seed, and Wilson's 95 % interval over its test images, which"

@@ -105,10 +105,15 @@ def write(report: study.Report, folder: Path, page: Path | None) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     figures = draw(report.tables, folder / "figures") if report.tables else []
-    (folder / "report.html").write_text(html(report, figures))
+    first, _, rest = report.preface.strip().partition("\n")
+    title, preface = (first[2:], rest) if first.startswith("# ") else ("Results", report.preface)
+    left = [f"{len(report.others)} finished runs of no experiment are in {pages.FILE} alone"]
+    notes = [*report.notes, *left * bool(report.others)]
+    text = html(title, report.tables, figures, notes, preface)
+    (folder / "report.html").write_text(text)
     for each in report.tables:
         (folder / f"{each.name}.csv").write_text(pages.csv_of(each))
-    page = page or folder / "report.md"
+    page = page or folder / pages.FILE
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(pages.markdown(report, figures, page))
     return page
