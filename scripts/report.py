@@ -87,10 +87,13 @@ def outcome(arguments: argparse.Namespace) -> None:
         return print(states(runs, root))
     report = study.read(root, arguments.experiment)
     print(pages.terminal(report))
-    lies_in = root.parent if (root / "config.yaml").is_file() else root
+    one_run = (root / "config.yaml").is_file()
+    if one_run and arguments.page and not arguments.to:
+        raise Refused(f"--page {arguments.page}: {root} is one run; name --to FOLDER as well")
     try:
-        page = write(report, arguments.to or lies_in / "report", arguments.page)
-        print(f"\nwritten: {page}")
+        if arguments.to or not one_run:
+            page = write(report, arguments.to or root / "report", arguments.page)
+            print(f"\nwritten: {page}")
         if arguments.keep:
             lines = evidence.keep(report, root, arguments.keep)
             print("\n".join([f"kept: {arguments.keep}", *lines]))

@@ -36,7 +36,7 @@ def label_of(keys: Mapping[str, Any], labels: Mapping[str, Mapping[Any, str]]) -
             continue
         if text is None:
             text = f"{value:g}" if isinstance(value, float) else str(value)
-        parts.append(f"{key.rsplit('.', 1)[1]}={text}" if "." in key else text)
+        parts.append(f"{key.rsplit('.', 1)[1]}={text}" if "." in key else str(text))
     return " ".join(parts) or "-"
 
 
@@ -63,14 +63,22 @@ def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def setting_of(run: Measured, rows: Sequence[str]) -> str:
     """What all runs of a table share, as JSON."""
     table, _ = split(run.config, rows)
-    return json.dumps(table | {"test images": run.images or "unknown"}, sort_keys=True)
+    images = {} if own_images(rows) else {"test images": run.images or "unknown"}
+    return json.dumps(table | images, sort_keys=True)
+
+
+def own_images(rows: Sequence[str]) -> bool:
+    """Whether rows differ in the images themselves, in their size for instance; then a digest of
+    them belongs to the row."""
+    return any(key.split(".")[0] == "dataset" for key in rows)
 
 
 def unlike(run: Measured, rows: Sequence[str]) -> tuple[str, ...]:
     """What all runs of a row share, beside the table's."""
     _, row = split(run.config, rows)
     keys = keys_of(run.config, rows)
-    return json.dumps(row, sort_keys=True), json.dumps(keys, sort_keys=True)
+    images = (run.images or "unknown",) if own_images(rows) else ()
+    return json.dumps(row, sort_keys=True), json.dumps(keys, sort_keys=True), *images
 
 
 def apart(setting: str, others: Sequence[str]) -> dict[str, Any]:

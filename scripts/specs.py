@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from runs import read_yaml
+from runs import FAULTS, one_line, read_yaml
 
 from sat.config import CONF, nearest
 from sat.errors import Refused
@@ -74,8 +74,8 @@ def load(name: str) -> Experiment:
         if (spec := whole.get("report")) is None:
             raise Refused("has no node `report`")
         check(spec)
-    except (OSError, UnicodeDecodeError, Refused) as error:
-        raise Refused(f"experiment {name}: {error} ({path})") from None
+    except FAULTS as error:
+        raise Refused(f"experiment {name}: {one_line(error)} ({path})") from None
     return Experiment(name, spec, swept(whole))
 
 

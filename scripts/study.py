@@ -165,7 +165,7 @@ def _of(experiment: str, found: Sequence[Measured | Left], outputs: Path) -> lis
 def tables_of(experiment: Experiment, runs: Sequence[Measured]) -> list[Table]:
     """A table for each data set and setting that the runs of an experiment were made in."""
     groups: dict[tuple[str, str], list[Measured]] = {}
-    for run in with_digest(runs, experiment.rows):
+    for run in with_digest(runs):
         key = run.result["dataset"]["name"], setting_of(run, experiment.rows)
         groups.setdefault(key, []).append(run)
     by_size = lambda group: (group[0][0], -len(group[1]), group[0][1])  # noqa: E731
@@ -185,18 +185,17 @@ def tables_of(experiment: Experiment, runs: Sequence[Measured]) -> list[Table]:
     return tables
 
 
-def with_digest(runs: Sequence[Measured], rows: Sequence[str]) -> list[Measured]:
+def with_digest(runs: Sequence[Measured]) -> list[Measured]:
     """Runs whose results have no digest of the test images get that of the set of their name, if
-    it has but one; where rows change the images themselves, digests differ and tell nothing."""
+    it has but one. Their entries may be taken away without a loss to other tables."""
     digests: dict[str, set[str]] = {}
     for run in runs:
         digests.setdefault(run.result["dataset"]["name"], set()).update(filter(None, [run.images]))
     completed = []
     for run in runs:
-        known_ones = digests[run.result["dataset"]["name"]]
-        images = next(iter(known_ones)) if not run.images and len(known_ones) == 1 else run.images
-        if any(key.split(".")[0] == "dataset" for key in rows):
-            images = None
+        images, of_name = run.images, digests[run.result["dataset"]["name"]]
+        if images is None and len(of_name) == 1:
+            images = next(iter(of_name))
         completed.append(replace(run, images=images, entries=dict(run.entries)))
     return completed
 
@@ -262,18 +261,20 @@ def gradients(config: Mapping[str, Any]) -> float:
 
 
 def distinct(rows: Sequence[Row], groups: Mapping[Any, Sequence[Measured]]) -> list[Row]:
-    """Rows of one label get what sets them apart behind it: arguments of a group among the rows."""
-    configs = {group[0].path: group[0].config for group in groups.values()}
+    """Rows of one label get what sets them apart behind it: arguments of a group among the rows,
+    or other test images."""
+    firsts = {group[0].path: group[0] for group in groups.values()}
     named = []
     for row in rows:
-        twins = [other for other in rows if other.label == row.label and other is not row]
-        sections = [key for key in row.keys if key in SECTIONS]
+        mine = firsts[row.runs[0]]
+        twins = [firsts[r.runs[0]] for r in rows if r.label == row.label and r is not row]
         extra = ""
-        for section in sections if twins else ():
-            mine = configs[row.runs[0]][section]
-            others = [configs[twin.runs[0]][section] for twin in twins]
-            names = [k for k in mine if any(mine[k] != other.get(k) for other in others)]
-            extra += "".join(f" {key}={mine[key]}" for key in names)
+        for section in (key for key in row.keys if key in SECTIONS and twins):
+            values, others = mine.config[section], [twin.config[section] for twin in twins]
+            names = [k for k in values if any(values[k] != other.get(k) for other in others)]
+            extra += "".join(f" {key}={values[key]}" for key in names)
+        if any(twin.images != mine.images for twin in twins):
+            extra += f" test images {mine.images or 'unknown'}"
         named.append(replace(row, label=row.label + extra))
     return named
 
