@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help setup run test check status clean
+.PHONY: help setup run test check report status clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +29,9 @@ test: setup ## run the tests: make test ARGS="-k attack"
 check: setup ## lint and format check (ruff)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+report: setup ## tables and figures of the runs in outputs: make report ARGS="--experiment NAME"
+	@$(BIN)/python scripts/report.py outputs $(ARGS)
 
 status: setup ## list the runs in outputs: finished, running, stopped, failed
 	@$(BIN)/python scripts/report.py --status outputs

@@ -1,12 +1,13 @@
-"""Files that are whole or absent: written beside their name, flushed to disk, then renamed."""
+"""Files that are whole or absent: written beside their name, flushed to disk, then renamed.
+
+torch is imported where it is needed: who reads results alone need not wait for it.
+"""
 
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import torch
 
 from sat.errors import Refused
 
@@ -28,6 +29,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Tensors, numbers, strings, lists and dicts: what `weights_only=True` reads back."""
+    import torch
+
     path.parent.mkdir(exist_ok=True)
     write_whole(path, lambda file: torch.save(state, file))
 
@@ -44,6 +47,8 @@ def rotate(last: Path, previous: Path, state: dict[str, Any]) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU. Raises ValueError for what is no checkpoint."""
+    import torch
+
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PermissionError, IsADirectoryError):

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -75,6 +76,14 @@ def duration(seconds: float) -> str:
         return f"{seconds}s"
     minutes, rest = divmod(seconds, 60)
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def percent(entry: dict[str, Any] | None) -> str:
+    """`97.8 % (95.7 - 98.9)`."""
+    if entry is None:
+        return "-"
+    low, high = entry["ci95"]
+    return f"{entry['accuracy']:.1%} ({low:.1%} - {high:.1%})".replace("%", " %")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

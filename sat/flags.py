@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sat import checkpoint
 from sat.errors import Refused
+from sat.identity import deciding
 from sat.tally import STANDS, WRONG, Tally
 
 
@@ -143,12 +144,6 @@ def taken(name: str, changed: list[str]) -> str:
         f"evaluation.attacks: {name.split('-', 1)[1]!r} was measured in this run with other"
         f" settings ({', '.join(changed)}); give the new one another name"
     )
-
-
-def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide a verdict: of the batch size only AutoAttack's do."""
-    free = () if settings.get("attack") == "AutoAttack" else ("batch_size",)
-    return {key: value for key, value in settings.items() if key not in free}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

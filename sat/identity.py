@@ -23,7 +23,17 @@ NULL_IS_ABSENT = {"validation.limit", *(f"model.{key}" for key in START)}
 
 def identity(config: Mapping[str, Any]) -> str:
     """Eight hex digits of everything that decides the trained weights, and of nothing else."""
-    kept: dict[str, Any] = {"seed": config["seed"]}
+    kept = {"seed": config["seed"], **trained_by(config)}
+    if config["model"]["weights"]:
+        kept["model"]["weights"] = _file_digest(config["model"]["weights"])
+    text = json.dumps(kept, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def trained_by(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections of a config without what moves no number of a trained model, and without the
+    seed; weights to start from by their place."""
+    kept: dict[str, dict[str, Any]] = {}
     for section in SECTIONS:
         if section in ("evaluation", "record"):
             continue
@@ -35,13 +45,10 @@ def identity(config: Mapping[str, Any]) -> str:
             and not (section == "dataset" and key in FOLLOWED)
         }
     if config["schedule"]["decay"] != "step":
-        kept["schedule"].pop("milestones")
+        kept["schedule"].pop("milestones", None)
     if (name := data_name(config["dataset"])) is not None:
         kept["dataset"]["name"] = name
-    if config["model"]["weights"]:
-        kept["model"]["weights"] = _file_digest(config["model"]["weights"])
-    text = json.dumps(kept, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return kept
 
 
 def weights_identity(config: Mapping[str, Any]) -> str:
@@ -110,3 +117,9 @@ def _activation(activation: Mapping[str, Any], choices: Mapping[str, str]) -> st
         phases = [phase for phase in ("inner", "outer") if activation[phase]]
         name += "-" + ("-".join(phases) or "nowhere")
     return name
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide a verdict: of the batch size only AutoAttack's do."""
+    free = () if settings.get("attack") == "AutoAttack" else ("batch_size",)
+    return {key: value for key, value in settings.items() if key not in free}

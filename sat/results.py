@@ -10,7 +10,7 @@ from torch import nn
 
 from sat import curves
 from sat.config import Spec
-from sat.console import table
+from sat.console import percent, table
 from sat.dashboard import Dashboard
 from sat.data import Data
 from sat.errors import Fault, Refused
@@ -303,14 +303,6 @@ def size_of(entry: dict[str, Any]) -> str:
     if "eps" not in entry:
         return ""
     return f"{entry['eps']:g}" + " L2" * (entry.get("norm") == "l2")
-
-
-def percent(entry: dict[str, Any] | None) -> str:
-    """`97.8 % (95.7 - 98.9)`."""
-    if entry is None:
-        return "-"
-    low, high = entry["ci95"]
-    return f"{entry['accuracy']:.1%} ({low:.1%} - {high:.1%})".replace("%", " %")
 
 
 def final_metrics(result: dict[str, Any]) -> dict[str, float]:

@@ -39,6 +39,44 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "sd": sd, "n": n, "ci95": [mean - half, mean + half]}
 
 
+def paired_seeds(
+    a: Mapping[int, float], b: Mapping[int, float], resolution: float = 0.0
+) -> dict[str, Any]:
+    """Two configurations over seeds: `{"mean", "sd", "n", "ci95", "p"}` of `a` minus `b`, of the
+    seeds that both have; `p` is of Student's paired test, two-sided.
+
+    `resolution` is the step in which values come: an accuracy over N images has steps of 1/N.
+    Differences that are all equal are known to a step alone, so they count as if one of them were
+    a step off; else two seeds that agree by chance would prove anything. Raises ValueError where
+    fewer than two seeds are shared.
+    """
+    shared = sorted(a.keys() & b.keys())
+    if len(shared) < 2:
+        raise ValueError(f"seeds={shared}: are shared; a paired test needs at least two")
+    from scipy.stats import t
+
+    found = over_seeds([a[seed] - b[seed] for seed in shared])
+    n, mean = found["n"], found["mean"]
+    sd = max(found["sd"], resolution / math.sqrt(n))
+    error = sd / math.sqrt(n)
+    half = float(t.ppf(0.975, n - 1)) * error
+    if error <= 1e-12:  # equal but for rounding, and of no known resolution
+        p = float(abs(mean) <= 1e-12)
+    else:
+        p = float(2 * t.sf(abs(mean) / error, n - 1))
+    return {"mean": mean, "sd": sd, "n": n, "ci95": [mean - half, mean + half], "p": p}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p, in the order given: those at most 0.05 are together wrong with a
+    probability of at most 0.05 in any of them, whatever binds the tests to each other."""
+    adjusted, highest = [0.0] * len(p), 0.0
+    for rank, k in enumerate(sorted(range(len(p)), key=lambda k: p[k])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[k]))
+        adjusted[k] = highest
+    return adjusted
+
+
 def mcnemar(a: Any, b: Any) -> dict[str, Any]:
     """Two runs on the same images, in the same order: `a` and `b`, bool [N], are their flags.
 

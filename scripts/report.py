@@ -1,53 +1,26 @@
-"""Reads run directories and changes nothing:
+"""Reads run directories and changes none of them:
 
-python scripts/report.py outputs                    # configurations, averaged over seeds
+python scripts/report.py outputs                    # tables and figures of all experiments
+python scripts/report.py outputs --experiment NAME  # of one
 python scripts/report.py --status outputs           # finished, running, stopped, failed
 python scripts/report.py --compare RUN_A RUN_B      # image by image, with a paired test
+
+Tables go to the terminal and, as Markdown, HTML, CSV, PNG and SVG, into outputs/report.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from compare import compare
-from seeds import over_seeds_table, read_run
-from yaml import YAMLError
+import evidence
+import pages
+import study
+from runs import runs_in, status
 
-from sat.checkpoint import read
-from sat.console import duration, table
+from sat.console import duration, percent, table
 from sat.errors import Refused
-from sat.record import CHECKPOINTS, is_running, read_result
-from sat.results import measured, percent
-
-
-def runs_in(root: Path) -> list[Path]:
-    """Run directories below `root`, by name; those set aside by record.fresh are left out."""
-    found = (path.parent for path in root.glob("**/config.yaml"))
-    return sorted(run for run in found if ".replaced" not in run.parts)
-
-
-def status(run: Path) -> tuple[str, dict[str, Any]]:
-    """finished, running, stopped, failed or damaged; and the result as far as there is one."""
-    try:
-        result = read_result(run) or {}
-    except ValueError as error:
-        return "damaged", {"error": str(error)}
-    if is_running(run):
-        return "running", result
-    if not result and (fault := last_error(run)):
-        return "failed", {"error": f"{fault} (resumable)"}
-    return result.get("status", "stopped"), result
-
-
-def last_error(run: Path) -> str | None:
-    """The fault that a run's log ends with, if it does."""
-    try:
-        last = (run / "log.txt").read_text().splitlines()[-1]
-    except (OSError, IndexError):
-        return None
-    return last.split(" ERROR ", 1)[1] if " ERROR " in last else None
+from sat.record import CHECKPOINTS
 
 
 def row(run: Path, root: Path) -> list[str]:
@@ -55,6 +28,8 @@ def row(run: Path, root: Path) -> list[str]:
     state, result = status(run)
     name = str(run.relative_to(root)) if run != root else run.name
     if state == "finished":
+        from sat.results import measured
+
         best = next(iter(measured(result).values()))
         attack, robust = next(iter(best["robust"].items()), ("", None))
         took = duration(result["wall_seconds"])
@@ -71,6 +46,8 @@ def progress(run: Path) -> str:
         epoch = f"epoch {json.loads(lines[-1])['epoch']:g}"
     except (OSError, IndexError, ValueError, KeyError):
         epoch = "no metrics yet"
+    from sat.checkpoint import read
+
     try:
         saved = f"saved at step {read(run / 'checkpoints' / 'last.pt')['step']}"
     except (OSError, ValueError, KeyError):
@@ -87,43 +64,62 @@ def states(runs: list[Path], root: Path) -> str:
     return f"{table(head, rows)}\n{counts}"
 
 
-def averages(runs: list[Path], root: Path) -> str:
-    """Configurations over seeds, of finished runs; the others are named below."""
-    finished, others = [], []
-    for run in runs:
-        name = str(run.relative_to(root)) if run != root else run.name
-        state, result = status(run)
-        try:
-            if state == "finished":
-                finished.append(read_run(run, name, result))
-            else:
-                others.append(": ".join([name, state, *filter(None, [result.get("error")])]))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError) as error:
-            fault = " ".join(f"{type(error).__name__}: {error}".split())
-            others.append(f"{name}: can't be read ({fault})")
-    parts = [over_seeds_table(finished) if finished else "no finished run"]
-    if others:
-        parts.append("\n".join(["Not in the table:", *(f"  {line}" for line in others)]))
-    return "\n\n".join(parts)
-
-
-def report(arguments: argparse.Namespace) -> str:
-    """What the command line asks for. Raises Refused where it can't be had."""
+def outcome(arguments: argparse.Namespace) -> None:
+    """Prints what the command line asks for. Raises Refused where it can't be had."""
+    given = arguments.experiment or arguments.to or arguments.page or arguments.keep
+    if arguments.status and given or arguments.compare and (given or arguments.status):
+        raise Refused("--status and --compare write nothing; leave the other options away")
     if arguments.compare:
-        if arguments.outputs or arguments.status:
-            raise Refused(
-                "--compare: takes two runs, and neither a folder nor --status beside them"
-            )
-        return compare(*arguments.compare, arguments.checkpoint or "best")
+        if arguments.outputs:
+            raise Refused("--compare: takes two runs, and no folder beside them")
+        from compare import compare
+
+        return print(compare(*arguments.compare, arguments.checkpoint or "best"))
     if arguments.checkpoint:
         raise Refused(f"--checkpoint {arguments.checkpoint}: belongs to --compare")
     if (root := arguments.outputs) is None:
         raise Refused("no folder is named; name the record.root of your runs: outputs")
     if not root.is_dir():
         raise Refused(f"{root}: no such folder; name the record.root of your runs")
-    if not (runs := runs_in(root)):
-        raise Refused(f"{root}: holds no run; a run's directory has a config.yaml")
-    return states(runs, root) if arguments.status else averages(runs, root)
+    if arguments.status:
+        if not (runs := runs_in(root)):
+            raise Refused(f"{root}: holds no run; a run's directory has a config.yaml")
+        return print(states(runs, root))
+    report = study.read(root, arguments.experiment)
+    print(pages.terminal(report))
+    one_run = (root / "config.yaml").is_file()
+    if one_run and arguments.page and not arguments.to:
+        raise Refused(f"--page {arguments.page}: {root} is one run; name --to FOLDER as well")
+    try:
+        if arguments.to or not one_run:
+            page = write(report, arguments.to or root / "report", arguments.page)
+            print(f"\nwritten: {page}")
+        if arguments.keep:
+            lines = evidence.keep(report, root, arguments.keep)
+            print("\n".join([f"kept: {arguments.keep}", *lines]))
+    except OSError as error:
+        raise Refused(f"{error.filename}: can't be written ({error.strerror})") from error
+
+
+def write(report: study.Report, folder: Path, page: Path | None) -> Path:
+    """Markdown, HTML, figures and a CSV file a table, into a folder; returns the page."""
+    from plots import draw
+    from webpage import page as html
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = draw(report.tables, folder / "figures") if report.tables else []
+    first, _, rest = report.preface.strip().partition("\n")
+    title, preface = (first[2:], rest) if first.startswith("# ") else ("Results", report.preface)
+    left = [f"{len(report.others)} finished runs of no experiment are in {pages.FILE} alone"]
+    notes = [*report.notes, *left * bool(report.others)]
+    text = html(title, report.tables, figures, notes, preface)
+    (folder / "report.html").write_text(text)
+    for each in report.tables:
+        (folder / f"{each.name}.csv").write_text(pages.csv_of(each))
+    page = page or folder / pages.FILE
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(pages.markdown(report, figures, page))
+    return page
 
 
 def main() -> int:
@@ -132,11 +128,15 @@ def main() -> int:
     )
     say = parser.add_argument
     say("outputs", type=Path, nargs="?", help="a folder of runs (record.root), or one run")
+    say("--experiment", metavar="NAME", help="only the runs of this experiment")
+    say("--to", type=Path, metavar="FOLDER", help="where to write (OUTPUTS/report)")
+    say("--page", type=Path, metavar="FILE.md", help="the Markdown page (FOLDER/report.md)")
+    say("--keep", type=Path, metavar="FOLDER", help="copy there what the report rests on")
     say("--status", action="store_true", help="list the runs and their state")
     say("--compare", type=Path, nargs=2, metavar=("RUN_A", "RUN_B"), help="two run directories")
     say("--checkpoint", choices=CHECKPOINTS, help="which is compared (best)")
     try:
-        print(report(parser.parse_args()))
+        outcome(parser.parse_args())
     except Refused as error:
         print(error)
         return 2

@@ -1,78 +1,33 @@
-"""Configurations over seeds: what `report.py` prints of a folder of runs."""
+"""Configurations over seeds: runs that may be averaged, and a table of them."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
+from runs import Measure, Measured
 
-from sat.console import table
-from sat.flags import deciding
-from sat.identity import identity, readable
-from sat.results import percent
+from sat.console import percent
 from sat.statistics import over_seeds
 
-Column = tuple[str, str]  # the checkpoint and the attack; ("", "clean") of `best`
 LEGEND = """\
 Of the checkpoint `best`, but for `last`. ±: 95 % interval of the mean over seeds, Student's t,
 on the same test images. * one seed: Wilson's interval over its images, which tells nothing of
 other seeds."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A finished run: its configuration's name without the seed, and an entry of each column with
-    `accuracy`, `ci95`, `images` and, under `settings`, all that must be equal for a mean."""
-
-    name: str
-    configuration: str
-    seed: int
-    images: str | None  # a digest of the test images
-    entries: dict[Column, dict[str, Any]]
-
-
-def read_run(run: Path, name: str, result: dict[str, Any]) -> Measured:
-    """Raises Refused, LookupError or TypeError where config or result are not as written."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    seedless = {**config, "seed": 0}
-    entries, images = {}, result["dataset"].get("test_content")
-    for which in ("best", "last"):
-        part = result.get(which) or {}
-        if "clean" in part and ("", "clean") not in entries:
-            entries["", "clean"] = _entry(part["clean"], {"subset": part["clean"]["subset"]})
-        robust = part.get("robust", {})
-        for attack, entry in robust.items():
-            if (settings := entry.get("settings")) is None:  # the worst case over several
-                settings = {name: robust[name]["settings"] for name in entry["attacks"]}
-            entries[which, attack] = _entry(entry, settings)
-    if config.get("evaluate") is not None:  # weights of a file: no seed has a part in it
-        configuration = run.name
-    elif (configuration := result.get("configuration")) is None:  # of an earlier version
-        title = readable(seedless, config["choices"]).removesuffix("-s0")
-        configuration = f"{title}-{identity(seedless)}"
-    return Measured(name, configuration, config["seed"], images, entries)
-
-
-def _entry(entry: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: entry[key] for key in ("accuracy", "ci95", "images")}
-    return {**kept, "settings": {**deciding(settings), "images": entry["images"]}}
-
-
-def over_seeds_table(runs: Sequence[Measured]) -> str:
-    """One row a configuration, with a cell for each attack over the seeds measured alike."""
+def averages(runs: Sequence[Measured]) -> tuple[list[str], list[list[str]], list[str]]:
+    """The table's head, a row for each configuration with a cell for each measure over the seeds
+    measured alike, and what is to be said of runs and columns."""
     rows, notes = grouped(runs)
     columns = list(dict.fromkeys(c for run in runs for c in run.entries if c[0] != "last"))
-    columns += dict.fromkeys(c for run in runs for c in run.entries if c[0] == "last")
-    head = ["configuration", "seeds", "images", *(_label(column) for column in columns)]
+    last = dict.fromkeys(c for run in runs for c in run.entries if c[0] == "last")
+    columns += [c for c in last if c[1] != "clean" or ("best", "clean") not in columns]
+    head = ["configuration", "seeds", "images", *(label(column) for column in columns)]
     cells = [
         [row[0].configuration, str(len(row)), _images(row), *(_cell(row, c) for c in columns)]
         for row in rows
     ]
-    return "\n".join(
-        [table(head, cells), "", *notes, *_unlike([run for row in rows for run in row]), LEGEND]
-    )
+    return head, cells, notes + _unlike([run for row in rows for run in row])
 
 
 def grouped(runs: Sequence[Measured]) -> tuple[list[list[Measured]], list[str]]:
@@ -85,31 +40,40 @@ def grouped(runs: Sequence[Measured]) -> tuple[list[list[Measured]], list[str]]:
     for run in sorted(runs, key=lambda run: (run.configuration, run.seed, run.name)):
         known = digests[run.configuration]  # results of earlier versions have no digest
         images = next(iter(known)) if run.images is None and len(known) == 1 else run.images
-        row = rows.setdefault((run.configuration, images), [])
-        if twin := next((other for other in row if other.seed == run.seed), None):
-            notes.append(f"{run.name}: left out, the same run as {twin.name}")
-        else:
-            row.append(run)
+        notes += join(rows.setdefault((run.configuration, images), []), run)
     for row in rows.values():
-        notes += _make_alike(row)
+        notes += make_alike(row)
     return list(rows.values()), notes
 
 
-def _make_alike(row: Sequence[Measured]) -> list[str]:
-    """Keeps in each column what most runs of a row were measured with, of as many the larger
-    part of the test set; the other entries go, and a line of each says so."""
+def join(row: list[Measured], run: Measured) -> list[str]:
+    """Adds a run to those of a row, but for one of the same seed: a line says so."""
+    if twin := next((other for other in row if other.seed == run.seed), None):
+        return [f"{run.name}: left out, the same run as {twin.name}"]
+    row.append(run)
+    return []
+
+
+def make_alike(runs: Sequence[Measured]) -> list[str]:
+    """Keeps of each measure what most of the runs were measured with, of as many the larger part
+    of the test set; the other entries go, and a line of each says so."""
     notes = []
-    for column in dict.fromkeys(column for run in row for column in run.entries):
+    for measure in dict.fromkeys(measure for run in runs for measure in run.entries):
         kinds: dict[str, list[Measured]] = {}
-        for run in (run for run in row if column in run.entries):
-            text = json.dumps(run.entries[column]["settings"], sort_keys=True)
+        for run in (run for run in runs if measure in run.entries):
+            text = json.dumps(run.entries[measure]["settings"], sort_keys=True)
             kinds.setdefault(text, []).append(run)
-        best = max(kinds.values(), key=lambda k: (len(k), k[0].entries[column]["images"]))
+        best = max(kinds.values(), key=lambda k: (len(k), k[0].entries[measure]["images"]))
         for run in (run for kind in kinds.values() if kind is not best for run in kind):
-            other = run.entries.pop(column)["settings"]
-            keys = ", ".join(_differing(other, best[0].entries[column]["settings"]))
-            notes.append(f"{run.name}: {_label(column)} left out, of other settings ({keys})")
+            other = run.entries.pop(measure)["settings"]
+            keys = ", ".join(_differing(other, best[0].entries[measure]["settings"]))
+            notes.append(f"{run.name}: {label(measure)} left out, of other settings ({keys})")
     return notes
+
+
+def label(measure: Measure) -> str:
+    """`pgd20` of the checkpoint best, `last pgd20`."""
+    return f"last {measure[1]}" if measure[0] == "last" else measure[1]
 
 
 def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
@@ -129,17 +93,13 @@ def _unlike(runs: Sequence[Measured]) -> list[str]:
     return lines
 
 
-def _label(column: Column) -> str:
-    return f"last {column[1]}" if column[0] == "last" else column[1]
-
-
 def _images(row: Sequence[Measured]) -> str:
     """Over how many images: one number, or one for each that differs, in the columns' order."""
     counts = dict.fromkeys(e["images"] for run in row for e in run.entries.values())
     return ", ".join(f"{count:,}" for count in counts) or "-"
 
 
-def _cell(row: Sequence[Measured], column: Column) -> str:
+def _cell(row: Sequence[Measured], column: Measure) -> str:
     """`78.4 ± 1.7 %`, with n where it is not that of the row; `78.3 % (73.7 % - 82.3 %) *`."""
     entries = [run.entries[column] for run in row if column in run.entries]
     if not entries:

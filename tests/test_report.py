@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +65,9 @@ def report(monkeypatch, capfd):
     """`report("--compare", a, b)` in this process: exit code and output."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     main = importlib.import_module("report").main
+    draws_nothing = {"plots": {"draw": lambda *_: []}, "webpage": {"page": lambda *_: ""}}
+    for name, functions in draws_nothing.items():  # matplotlib takes seconds
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**functions))
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])

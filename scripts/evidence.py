@@ -1,0 +1,52 @@
+"""What a report rests on, small enough to be kept beside it: `report.py --keep`."""
+
+import json
+import shutil
+from pathlib import Path
+
+from runs import runs_in, validation
+from study import Report
+
+from sat.errors import Refused
+
+FILES = ("config.yaml", "result.json", "experiments.txt")
+
+
+def keep(report: Report, root: Path, folder: Path) -> list[str]:
+    """Copies of every run that the report looked at, from which the same report comes out: a few
+    kB each. Of `metrics.jsonl` validations alone, and only for experiments that draw epochs. Flags
+    stay behind, so differences of one seed are told from the whole runs only.
+
+    Returns a line for each run in the folder that is none of these. Raises Refused for a folder
+    among the runs, where copies would be found as runs.
+    """
+    if folder.resolve().is_relative_to(root.resolve()):
+        raise Refused(f"--keep {folder}: lies among the runs of {root}; name a folder elsewhere")
+    drawn = {
+        run
+        for table in report.tables
+        if any(figure["kind"] == "epochs" for figure in table.spec.get("figures") or ())
+        for row in table.rows
+        for run in row.runs
+    }
+    kept = set()
+    for run in report.sources:
+        to = folder / (run.relative_to(root) if run != root else run.name)
+        kept.add(to)
+        to.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            if (run / name).is_file():
+                shutil.copyfile(run / name, to / name)
+        if run in drawn:
+            (to / "metrics.jsonl").write_text(cut(run))
+    if report.preface:
+        (folder / "preface.md").write_text(report.preface)
+    strangers = [run for run in runs_in(folder) if run not in kept]
+    return [f"{run}: is no run of this report; delete it if it is old" for run in strangers]
+
+
+def cut(run: Path) -> str:
+    """The validations of a run's metrics, as lines of JSON."""
+    wanted = ("step", "epoch", "images", "seconds", "val/clean", "val/robust")
+    rows, _ = validation(run)
+    return "".join(json.dumps({k: row[k] for k in wanted if k in row}) + "\n" for row in rows)
