@@ -39,10 +39,10 @@ def test_hydra_and_omegaconf_stay_in_two_files():
     assert using == {"config.py", "run.py"}
 
 
-@pytest.mark.parametrize(
-    "part",
-    "attacks/pgd train objectives schedule draws activations surrogate swap models evaluate".split(),
-)
+PARTS = "attacks/pgd train objectives schedule draws activations surrogate swap models evaluate"
+
+
+@pytest.mark.parametrize("part", PARTS.split())
 def test_parts_meet_as_objects(part):
     """A part imports no other part, beyond random numbers and what is below it."""
     below = {
