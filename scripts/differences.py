@@ -18,17 +18,19 @@ LEVEL = 0.05
 
 
 def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:
-    """The one row of these values, of which `lowest` and `highest` stand for the extreme among the
-    rows that fit otherwise. Raises Refused where none fits or several do."""
+    """The one row of these values; a list allows any of its own. `lowest` and `highest` stand for
+    the extreme among the rows that fit so far, one key after the other: the smallest number, or the
+    first word. Raises Refused where none fits or several do."""
     named = ", ".join(f"{key}={value}" for key, value in selector.items())
     ends = {key: value for key, value in selector.items() if str(value) in EXTREMES}
     fixed = {key: value for key, value in selector.items() if key not in ends}
-    fitting = [row for row in rows if all(row.keys.get(k) == v for k, v in fixed.items())]
+    choices = {key: v if isinstance(v, list) else [v] for key, v in fixed.items()}
+    fitting = [row for row in rows if all(row.keys.get(k) in v for k, v in choices.items())]
     for key, value in ends.items():
-        if fitting:
-            numbers = [row.keys[key] for row in fitting if is_number(row.keys.get(key))]
-            end = EXTREMES[value](numbers, default=None)
-            fitting = [row for row in fitting if end is not None and row.keys.get(key) == end]
+        found = [row.keys[key] for row in fitting if row.keys.get(key) is not None]
+        found = [each for each in found if is_number(each)] or [e for e in found if str(e) == e]
+        end = EXTREMES[value](found, default=None)
+        fitting = [row for row in fitting if end is not None and row.keys.get(key) == end]
     if not fitting:
         raise Refused(f"no row {named}")
     if len(fitting) > 1:

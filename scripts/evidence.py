@@ -1,15 +1,16 @@
 """What a report rests on, small enough to be kept beside it: `report.py --keep`."""
 
 import json
-import shutil
 from pathlib import Path
 
-from runs import runs_in, validation
+import yaml
+from runs import FAULTS, runs_in, validation
 from study import Report
 
 from sat.errors import Refused
 
 FILES = ("config.yaml", "result.json", "experiments.txt")
+PLACES = ("record.root", "dataset.root", "dataset.path")
 
 
 def keep(report: Report, root: Path, folder: Path) -> list[str]:
@@ -36,13 +37,37 @@ def keep(report: Report, root: Path, folder: Path) -> list[str]:
         to.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             if (run / name).is_file():
-                shutil.copyfile(run / name, to / name)
+                (to / name).write_bytes(impersonal(name, (run / name).read_bytes()))
         if run in drawn:
             (to / "metrics.jsonl").write_text(cut(run))
     if report.preface:
         (folder / "preface.md").write_text(report.preface)
     strangers = [run for run in runs_in(folder) if run not in kept]
     return [f"{run}: is no run of this report; delete it if it is old" for run in strangers]
+
+
+def impersonal(name: str, content: bytes) -> bytes:
+    """A file without what is of one machine alone: where it keeps its folders, and its name."""
+    try:
+        if name == "config.yaml":
+            config = yaml.safe_load(content)
+            for section, key in (("record", "root"), ("dataset", "root"), ("dataset", "path")):
+                if config[section].get(key):
+                    config[section][key] = Path(config[section][key]).name
+            return yaml.safe_dump(config, sort_keys=False).encode()
+        if name == "result.json":
+            result = json.loads(content)
+            for key in ("host", "command"):
+                result["environment"].pop(key, None)
+            result["overrides"] = [o for o in result["overrides"] if key_of(o) not in PLACES]
+            return (json.dumps(result, indent=1) + "\n").encode()
+    except FAULTS:  # damaged: the report says so, from the copy as well
+        pass
+    return content
+
+
+def key_of(override: str) -> str:
+    return override.split("=", 1)[0].lstrip("+~")
 
 
 def cut(run: Path) -> str:

@@ -141,7 +141,7 @@ def terminal(report: Report) -> str:
 
 def markdown(report: Report, figures: Sequence[Any], page: Path) -> str:
     """The report as a Markdown file at `page`, from where its links start."""
-    parts = [report.preface.strip() or "# Results"]
+    parts = [report.preface.strip() or "# Results", *glance(report)]
     experiments = dict.fromkeys(table.experiment for table in report.tables)
     for experiment in experiments:
         mine = [table for table in report.tables if table.experiment == experiment]
@@ -155,6 +155,30 @@ def markdown(report: Report, figures: Sequence[Any], page: Path) -> str:
     if report.notes:
         parts += ["## In no table", listed(report.notes)]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def glance(report: Report) -> list[str]:
+    """Every claim with what the numbers of each data set say of it."""
+    judged = [table for table in report.tables if table.verdicts]
+    columns = list(dict.fromkeys((table.dataset, table.number) for table in judged))
+    claims: dict[tuple[str, str], dict[tuple[str, int], str]] = {}
+    for table in judged:
+        for v in table.verdicts:
+            cells = claims.setdefault((table.experiment, v.text), {})
+            cells[table.dataset, table.number] = f"**{v.answer}**: {plain(v.reason)}"
+    if not claims:
+        return []
+    head = ["experiment", "claim", *(name + f" ({n})" * (n > 1) for name, n in columns)]
+    lines = ["| " + " | ".join(map(plain, head)) + " |", "| --- " * len(head) + "|"]
+    for (experiment, text), cells in claims.items():
+        told = [plain(experiment), plain(text), *(cells.get(column, "-") for column in columns)]
+        lines.append("| " + " | ".join(told) + " |")
+    rule = (
+        "By the 95 % interval of the paired difference over seeds: above 0 it **supports** the"
+        " claim, below 0 it **contradicts** it, else it **says nothing**. Intervals are not widened"
+        f" for the number of claims: of {len(claims)}, one in forty may go either way by chance."
+    )
+    return ["## The claims at a glance", rule, "\n".join(lines)]
 
 
 def section(table: Table, figures: Sequence[Any], page: Path) -> list[str]:

@@ -10,6 +10,7 @@ Tables go to the terminal and, as Markdown, HTML, CSV, PNG and SVG, into outputs
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -140,6 +141,8 @@ def main() -> int:
     except Refused as error:
         print(error)
         return 2
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -27,17 +27,24 @@ def keys_of(config: Mapping[str, Any], rows: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def label_of(keys: Mapping[str, Any], labels: Mapping[str, Mapping[Any, str]]) -> str:
+def label_of(keys: Mapping[str, Any], labels: Mapping[str, Any]) -> str:
     """`elu alpha=1.2`: options by their names, keys with their values; without absent ones."""
-    parts = []
-    for key, value in keys.items():
-        text = labels.get(key, {}).get(value)
-        if value is None and text is None:
-            continue
-        if text is None:
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-        parts.append(f"{key.rsplit('.', 1)[1]}={text}" if "." in key else str(text))
-    return " ".join(parts) or "-"
+    parts = [text_of(key, value, labels) for key, value in keys.items()]
+    return " ".join(filter(None, parts)) or "-"
+
+
+def text_of(key: str, value: Any, labels: Mapping[str, Any]) -> str:
+    """A key's value for people: `silu`, `alpha=1.2`, or as `labels` has it: by a template with {}
+    in the value's place, or a text of its own for some values."""
+    label = labels.get(key)
+    if isinstance(label, Mapping) and value in label:
+        return str(label[value])
+    if value is None:
+        return ""
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(label, str):
+        return label.replace("{}", shown)
+    return f"{key.rsplit('.', 1)[1]}={shown}" if "." in key else shown
 
 
 def split(config: Mapping[str, Any], rows: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -39,10 +39,16 @@ class Experiment:
             if is_number(value):
                 places.append((0, float(value), ""))
                 continue
-            swept, text = self.swept.get(key, ()), str(value)
-            place = list(swept).index(text) if text in swept else len(swept)
+            known, text = self._known(key), str(value)
+            place = known.index(text) if text in known else len(known)
             places.append((place, 0.0, text))
         return places
+
+    def _known(self, key: str) -> list[str]:
+        """The values of a key in the order of the sweep, else in that of the published table."""
+        swept = [text for text in self.swept.get(key, ()) if not text.startswith("$")]
+        rows = (self.spec.get("published") or {}).get("rows", ())
+        return swept or list(dict.fromkeys(str(row[key]) for row in rows if key in row))
 
     def published(self, keys: Mapping[str, Any]) -> dict[str, float] | None:
         """The published numbers of a row, in percent: of the entry that names most of its keys."""
@@ -104,7 +110,8 @@ def check(spec: Any) -> None:
         _one_of("reference", name, rows)
     for name, texts in (spec.get("labels") or {}).items():
         _one_of("labels", name, rows)
-        _mapping(f"labels.{name}", texts)
+        if not isinstance(texts, str | Mapping):
+            raise Refused(f"report.labels.{name}={texts}: must be a text with {{}}, or a group")
     for k, figure in enumerate(spec.get("figures") or ()):
         _one_of(f"figures[{k}].kind", _mapping(f"figures[{k}]", figure).get("kind"), KINDS)
     for k, entry in enumerate((spec.get("published") or {}).get("rows") or ()):

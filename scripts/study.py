@@ -220,8 +220,9 @@ def table_of(experiment: Experiment, dataset: str, runs: Sequence[Measured]) -> 
         notes += [f"{name}: {fault}" for name, fault in faults if fault]
     rows, reference, more = compared(rows, experiment.spec.get("reference"))
     verdicts = judged(rows, experiment.spec.get("claims", ()), attack)
+    facts = {"command": command(experiment.name, alike), **facts_of(alike)}
     return Table(experiment.name, dataset, "", experiment.spec, rows, attack, verdicts,
-                 [*notes, *more], facts_of(alike), reference)  # fmt: skip
+                 [*notes, *more], facts, reference)  # fmt: skip
 
 
 def row_of(experiment: Experiment, runs: Sequence[Measured]) -> Row:
@@ -299,6 +300,14 @@ def primary(runs: Sequence[Measured], rows: Sequence[Row]) -> tuple[str, list[st
         if not best or ranks[attack] > ranks[best]
     ]
     return best, notes
+
+
+def command(experiment: str, runs: Sequence[Measured]) -> str:
+    """What asks for these runs; where the heading tells of other settings, with these behind."""
+    dataset = runs[0].config["choices"].get("dataset", "digits")
+    words = ["python -m sat.run -m", f"experiment={experiment}"]
+    words += [f"dataset={dataset}"] if dataset != "digits" else []
+    return " ".join([*words, f"seed={','.join(map(str, sorted({run.seed for run in runs})))}"])
 
 
 def facts_of(runs: Sequence[Measured]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from canvas import (
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 from placing import spread
+from settings import text_of
 from study import Row, Table
 
 COSTS = {
@@ -89,19 +90,9 @@ def grouped(
     return {name: sorted(points, key=lambda p: p[0]) for name, points in found.items()}, level
 
 
-def told(key: str, value: Any, spec: Mapping[str, Any]) -> str:
-    """A row key's value for people: `silu`, `alpha=1.2`, or as the experiment's labels say."""
-    labels = (spec.get("labels") or {}).get(key, {})
-    if isinstance(value, str | int | float | None) and value in labels:
-        return str(labels[value])
-    if value is None:
-        return ""
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{key.rsplit('.', 1)[1]}={shown}" if "." in key else shown
-
-
 def named(row: Row, keys: Sequence[str], spec: Mapping[str, Any]) -> str:
-    return " ".join(filter(None, (told(key, row.keys.get(key), spec) for key in keys)))
+    labels = spec.get("labels") or {}
+    return " ".join(filter(None, (text_of(key, row.keys.get(key), labels) for key in keys)))
 
 
 def axis_name(x: str) -> str:

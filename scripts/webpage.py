@@ -95,6 +95,8 @@ def _section(n: int, table: Table, figures: Sequence[tuple[int, Figure]]) -> str
     if table.verdicts:
         parts.append(f"<h3>Claims</h3>\n{_verdicts(table)}")
     parts += [_figure(*each) for each in figures]
+    facts = "; ".join(f"{name}: {text}" for name, text in table.facts.items())
+    parts.append(f'<p class="fine">{escape(facts)}</p>\n' if facts else "")
     if table.notes:
         parts.append(f"<h3>Notes</h3>\n{_list(table.notes)}")
     return "".join(parts) + "</section>\n"

@@ -345,7 +345,71 @@ def test_a_claim_may_name_the_lowest_and_the_highest(scripts, folder, spec):
     assert table.reference == "elu alpha=2"
 
 
+def test_a_selector_may_name_words_and_several_values(scripts, folder, spec):
+    for seed in range(2):
+        for name in ("b0", "b1", "b2"):
+            folder.add(name, seed, 50 + 10 * int(name[1]) + seed)
+    claims = [{**CLAIM, "better": {"activation": end}, "than": {"activation": "b0"}}
+              for end in ("highest", ["b1", "nowhere"], ["b1", "b2"])]  # fmt: skip
+    spec(rows=["activation"], claims=claims, reference={"activation": "lowest"})
+    table = only(scripts.study.read(folder.outputs))
+    assert table.reference == "b0"
+    first, second, third = (v.reason for v in table.verdicts)
+    assert "+20.0 points" in first and "+10.0 points" in second and "fits 2 rows" in third
+
+
+def test_labels_are_templates_or_texts_of_single_values(scripts, folder, spec):
+    for alpha in (1.0, 2.5):
+        folder.add("elu", 0, 50, alpha=alpha)
+    spec(labels={"activation.alpha": "alpha {}", "activation": {"elu": "ELU"}})
+    table = only(scripts.study.read(folder.outputs))
+    assert [row.label for row in table.rows] == ["ELU alpha 1", "ELU alpha 2.5"]
+    spec(labels={"activation.alpha": {1.0: ""}})
+    table = only(scripts.study.read(folder.outputs))
+    assert [row.label for row in table.rows] == ["elu", "elu alpha=2.5"]
+
+
+def test_rows_come_as_published_where_the_sweep_follows_the_dataset(scripts, folder, spec):
+    for name in ("celu", "elu", "relu", "silu"):
+        folder.add(name, 0, 50)
+    rows = [{"activation": name, "clean": 50} for name in ("relu", "silu", "elu")]
+    whole = {"hydra": {"sweeper": {"params": {"activation": "${sizes.activations}"}}}}
+    spec(published={"rows": rows}, whole=whole)
+    table = only(scripts.study.read(folder.outputs))
+    assert [row.label for row in table.rows] == ["relu", "silu", "elu", "celu"]
+
+
 # pages --------------------------------------------------------------------------------------------
+
+
+def test_the_page_opens_with_every_claim_and_says_what_to_run(command, folder, spec):
+    folder.pair("relu", "silu", [9, 10, 11])
+    spec(claims=[CLAIM, {**CLAIM, "text": "The other way.", "better": CLAIM["than"],
+                         "than": CLAIM["better"]}])  # fmt: skip
+    assert command()[0] == 0
+    page = (folder.outputs / "report/report.md").read_text()
+    glance = page.split("## The claims at a glance")[1].split("\n## ")[0]
+    assert "| **supports**: +10.0 points" in glance and "| **contradicts**: -10.0" in glance
+    assert "of 2, one in forty" in glance
+    assert "command: python -m sat.run -m experiment=x seed=0,1,2" in page.replace("\\", "")
+
+
+def test_evidence_names_no_machine(command, folder, spec, tmp_path):
+    run = folder.add("relu", 0, 50, dataset={"root": "/home/me/sets/flowers"})
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["record"]["root"] = "/home/me/outputs"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    result = json.loads((run / "result.json").read_text())
+    result["environment"] |= {"host": "mine", "command": "/home/me/sat record.root=/home/me/o"}
+    result["overrides"] = ["seed=0", "record.root=/home/me/o", "+dataset.root=/home/me/sets"]
+    (run / "result.json").write_text(json.dumps(result))
+    assert command("--keep", tmp_path / "kept")[0] == 0
+    texts = [path.read_text() for path in (tmp_path / "kept" / run.name).iterdir()]
+    assert not any("/home" in text or "mine" in text for text in texts)
+    kept = json.loads((tmp_path / "kept" / run.name / "result.json").read_text())
+    assert kept["overrides"] == ["seed=0"] and kept["environment"]["device"] == "a machine"
+    kept = yaml.safe_load((tmp_path / "kept" / run.name / "config.yaml").read_text())
+    assert (kept["dataset"]["root"], kept["record"]["root"]) == ("flowers", "outputs")
 
 
 def test_the_command_writes_the_same_numbers_everywhere(command, folder, spec):
@@ -545,7 +609,10 @@ WRONG = [
     ({"claims": [{**CLAIM, "within": "a"}]}, "report.claims[0].within=a: must be in points"),
     ({"claims": [{**CLAIM, "than": "relu"}]}, "report.claims[0].than=relu: must be a group"),
     ({"published": {"rows": [{"clean": "a"}]}}, "report.published.rows[0].clean=a: must be in per"),
-    ({"labels": {"activation": 1}}, "report.labels.activation=1: must be a group"),
+    (
+        {"labels": {"activation": 1}},
+        "report.labels.activation=1: must be a text with {}, or a group",
+    ),
     ({"published": {"rows": [{"activaton": 1}]}}, "report.published.rows[0]=activaton: unknown"),
 ]
 
