@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help setup run test check report status clean
+.PHONY: help setup run test check report results status clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,6 +32,9 @@ check: setup ## lint and format check (ruff)
 
 report: setup ## tables and figures of the runs in outputs: make report ARGS="--experiment NAME"
 	@$(BIN)/python scripts/report.py outputs $(ARGS)
+
+results: setup ## rebuild docs/results.md and its figures from the evidence beside it
+	@$(BIN)/python scripts/report.py docs/results/runs --to docs/results --page docs/results.md
 
 status: setup ## list the runs in outputs: finished, running, stopped, failed
 	@$(BIN)/python scripts/report.py --status outputs
