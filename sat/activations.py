@@ -67,6 +67,8 @@ class ParametricSoftplus(nn.Softplus):
         super().__init__(_positive("alpha", alpha), threshold=40.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_meta:  # counted, not computed: autocast does not know this device
+            return super().forward(x)
         # The kernel computes in float32 by itself; CUDA's autocast would have it keep a float32
         # copy of the input and return float32: twice the memory.
         with torch.autocast(x.device.type, enabled=False):

@@ -75,7 +75,7 @@ def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
 
     from sat.checkpoint import newest
     from sat.data import epoch_batches
-    from sat.hardware import choose, multiply_adds
+    from sat.hardware import choose, depthwise, multiply_adds
     from sat.introduction import introduction
     from sat.journal import Journal
     from sat.train import Plan, Trainer, fit
@@ -84,7 +84,9 @@ def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
     device = next(model.parameters()).device
     images = len(data.train)
     cost = multiply_adds(model, (data.channels, data.image_size, data.image_size))
-    choices = state["choices"] if state else choose(spec.schedule, device, images, cost)
+    choices = (
+        state["choices"] if state else choose(spec.schedule, device, images, cost, depthwise(model))
+    )
     torch.set_num_threads(choices["threads"])
     plan = Plan(spec.schedule, images, spec.seed, choices, spec.validation.every, cost)
     trainer = Trainer(model, spec.attack, spec.objective, plan)

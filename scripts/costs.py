@@ -18,7 +18,7 @@ from sat.data.folders import FolderSet
 from sat.data.memory import MemorySet
 from sat.diagnostics.training import IMAGES as PROBED
 from sat.errors import Refused, refusing
-from sat.hardware import multiply_adds
+from sat.hardware import depthwise, multiply_adds
 from sat.models import Classifier
 from sat.schedule import build_optimizer
 from sat.swap import swap_activations
@@ -223,6 +223,7 @@ class Cost:
     multiply_adds: int  # of one image's forward
     state: int | None  # bytes
     activations: float  # bytes an image that an update keeps, in float32
+    depthwise: bool  # whether it has such convolutions
 
     def kept(self, images: int, precision: str) -> float:
         return self.activations * images * BYTES[precision] / 4
@@ -248,5 +249,7 @@ def cost_of(spec: Spec, sizes: Sizes) -> Cost:
                 " choose another size or another model"
             ) from error
         parameters = sum(p.numel() for p in model.parameters())
-        _COSTS[key] = Cost(parameters, multiplied, state_bytes(model, spec.schedule), saved)
+        _COSTS[key] = Cost(
+            parameters, multiplied, state_bytes(model, spec.schedule), saved, depthwise(model)
+        )
     return _COSTS[key]

@@ -139,7 +139,7 @@ def paced(spec: Spec, sizes: Any, cost: Any) -> tuple[Any, str, str]:
     """Seconds an image, the precision of the training, and why there are no seconds."""
     from timing import from_rate, tried
 
-    from sat.hardware import bf16_pays, find_device
+    from sat.hardware import auto_precision, find_device
 
     precision = spec.schedule.precision
     if RATES.training:
@@ -151,7 +151,7 @@ def paced(spec: Spec, sizes: Any, cost: Any) -> tuple[Any, str, str]:
         precision = "fp32" if precision == "auto" else precision
         return None, precision, f"device{error}; --tflops X tells a time without one"
     if precision == "auto":
-        precision = "bf16" if bf16_pays(device.type) else "fp32"
+        precision = auto_precision(device.type, cost.depthwise)
     try:
         return tried(spec, sizes, cost), precision, ""
     except ValueError as error:

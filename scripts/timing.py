@@ -66,7 +66,7 @@ def tried(spec: Spec, sizes: Sizes, cost: Cost) -> Pace:
     """
     device = find_device(spec.device)
     schedule = replace(spec.schedule, epochs=1.0, accumulate=1)
-    choices = choose(spec.schedule, device, sizes.train, cost.multiply_adds)
+    choices = choose(spec.schedule, device, sizes.train, cost.multiply_adds, cost.depthwise)
     wanted = {
         "update": -(-spec.schedule.batch_size // spec.schedule.accumulate),
         "validation": min(spec.validation.batch_size, sizes.held_out),

@@ -278,6 +278,13 @@ def test_counts_are_those_of_the_real_network(scripts):
     assert cost.multiply_adds == multiply_adds(real, sizes.shape)
 
 
+@pytest.mark.parametrize("option", sorted(p.stem for p in (ROOT / "conf/activation").glob("*")))
+def test_every_activation_is_counted(scripts, option):
+    costs, spec = scripts("costs"), spec_of(scripts, f"activation={option}", "model.width=0.0625")
+    cost = costs.cost_of(spec, costs.sizes_of(spec.dataset))
+    assert cost.multiply_adds > 0 and cost.parameters > 0
+
+
 def test_the_largest_networks_of_the_study_need_no_memory(scripts, monkeypatch):
     costs = scripts("costs")
     spec = spec_of(scripts, "dataset=imagenet", "model=efficientnet", "model.variant=l1",
@@ -444,7 +451,7 @@ def test_a_refused_job_is_listed_and_the_others_are_told(forecast, scripts, monk
     without_time(monkeypatch, scripts)
     code, out, _ = forecast(*TINY, "-m", "attack.steps=1,0,2")
     assert code == 2
-    assert len(re.findall(r"^digits-resnet10-silu-pgd[12]-", out, re.M)) == 2
+    assert len(re.findall(r"^digits-resnet10-w0.0625-silu-pgd[12]-", out, re.M)) == 2
     assert "3 runs, 2 distinct: 2 not begun, 1 refused" in out
     assert re.search(r"^! job 1 \(.*attack.steps=0\): attack.steps=0: must be", out, re.M)
 

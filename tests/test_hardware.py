@@ -1,0 +1,46 @@
+"""What `auto` stands for."""
+
+import pytest
+import torch
+
+from sat import hardware
+from sat.hardware import auto_precision, choose, depthwise
+from sat.models import EfficientNet, ResNet
+from sat.schedule import Schedule
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def fast_bf16(monkeypatch):
+    """A machine on which bfloat16 products pay, whatever this one is."""
+    monkeypatch.setattr(hardware, "bf16_pays", lambda kind: True)
+
+
+def test_depthwise_convolutions_are_found_and_grouped_ones_are_none():
+    with torch.device("meta"):
+        assert depthwise(EfficientNet("b0")(3, 10, 32))
+        assert not depthwise(ResNet(18)(3, 10, 32))
+        assert not depthwise(ResNet(50, cardinality=32, base_width=4)(3, 10, 32))
+
+
+def test_on_a_cpu_they_are_float32_and_channels_last():
+    assert auto_precision("cpu", scattered=True) == "fp32"
+    assert auto_precision("cpu", False) == auto_precision("cuda", True) == "bf16"
+    small = choose(Schedule(), CPU, 1000, 1_000_000, scattered=True)
+    assert (small["precision"], small["channels_last"]) == ("fp32", True)
+    small = choose(Schedule(), CPU, 1000, 1_000_000, scattered=False)
+    assert (small["precision"], small["channels_last"]) == ("bf16", False)
+    large = choose(Schedule(), GPU, 1000, 1_000_000_000, scattered=True)
+    assert (large["precision"], large["channels_last"]) == ("bf16", True)
+
+
+def test_what_is_asked_for_is_kept():
+    asked = Schedule(precision="bf16", channels_last=False, compile=True)
+    made = choose(asked, CPU, 1000, 1_000_000, scattered=True)
+    assert (made["precision"], made["channels_last"], made["compile"]) == ("bf16", False, True)
+
+
+def test_a_small_step_runs_on_one_thread():
+    assert choose(Schedule(), CPU, 1000, 1_000_000, False)["threads"] == 1
+    assert choose(Schedule(), CPU, 1000, 10**9, False)["threads"] == hardware.THREADS
