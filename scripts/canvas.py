@@ -101,8 +101,9 @@ def window(numbers: Iterable[Number]) -> tuple[float, float]:
     shares = [100 * share for n in numbers for share in (n.mean, *n.seeds.values())]
     low, high = min(shares), max(shares)
     room = max(1.5 * (high - low), 6)
-    low = min(low, max(min(100 * n.low for n in numbers), low - room))
-    high = max(high, min(max(100 * n.high for n in numbers), high + room))
+    ends = [end for number in numbers for end in reach(number)]
+    low = min(low, max(min(ends), low - room))
+    high = max(high, min(max(ends), high + room))
     few = max(0, 1 - (high - low)) / 2  # points; all may be equal
     low, high = low - few, high + few
     margin = 0.07 * (high - low)
@@ -116,10 +117,10 @@ def bars_note(*panels: Sequence[Number]) -> str:
         (True,): "of the mean over seeds; faint: each seed",
         (False,): "over test images",
     }.get(tuple(several), "over seeds, or over test images where there is one; faint: each seed")
-    note = f"Bars: 95 % intervals {over}"
+    note = f"Checkpoint chosen on held-out images; bars: 95 % intervals {over}"
     for panel in panels:
         low, high = window(panel)
-        if any(max(100 * n.low, 0) < low or min(100 * n.high, 100) > high for n in panel):
+        if any(reach(n)[0] < low or reach(n)[1] > high for n in panel):
             return f"{note}; bars that reach the frame go on"
     return note
 
@@ -133,10 +134,25 @@ def percent_axis(axis: Any, limits: tuple[float, float], label: str, bins: int =
     (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(*limits)
 
 
+def reach(number: Number) -> tuple[float, float]:
+    """The interval in percent, without what no accuracy can be: Student's of the mean knows not."""
+    return max(100 * number.low, 0.0), min(100 * number.high, 100.0)
+
+
 def bars(number: Number) -> np.ndarray:
     """How far the interval reaches below and above the mean, [2, 1], in percent."""
-    mean = 100 * number.mean
-    return np.array([[max(mean - 100 * number.low, 0)], [max(100 * number.high - mean, 0)]])
+    mean, (low, high) = 100 * number.mean, reach(number)
+    return np.array([[max(mean - low, 0)], [max(high - mean, 0)]])
+
+
+def alarms_note(rows: Iterable[Row]) -> str:
+    return "; x: raised alarms" * any(row.alarms for row in rows)
+
+
+def cross(axes: Any, x: float, y: float, colour: str) -> None:
+    """A marker for a row that raised alarms: hollow and crossed, over the row's own."""
+    axes.plot(x, y, "o", color=colour, markerfacecolor="white", markersize=8, zorder=4)
+    axes.plot(x, y, "x", color=colour, markersize=4.5, zorder=4)
 
 
 def measured(table: Table, *names: str) -> list[Row]:

@@ -10,14 +10,17 @@ from canvas import (
     INK,
     MARKERS,
     Undrawable,
+    alarms_note,
     attack_name,
     bars,
     bars_note,
     best,
     counted,
+    cross,
     log,
     measured,
     percent_axis,
+    reach,
     sheet,
     title_of,
     window,
@@ -25,7 +28,7 @@ from canvas import (
 )
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
-from placing import spread
+from placing import beside, spread
 from settings import text_of
 from study import Row, Table
 
@@ -34,13 +37,15 @@ COSTS = {
     "multiply_adds": "multiply-adds of one image's forward",
     "parameters": "parameters",
 }
+NAMES = {"attack.steps": "attack steps", "dataset.image_size": "image size, pixels"}
 ENDS = 6, 12  # lines, and characters a name, up to which names stand at the ends of lines
 
 
 def lines(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
     """Robust and, beside it, clean accuracy over a number that rows differ in, or over a cost.
 
-    A row that has no such number (ReLU, over alpha) is a horizontal line.
+    A row that has no such number (ReLU, over alpha) is a horizontal line. With `join: false`, or
+    where several rows of a line have one x, points with their rows' names stand for lines.
     """
     x, rows = entry.get("x"), measured(table, table.attack)
     series, level = grouped(rows, x, entry.get("series") or (), table.spec)
@@ -49,19 +54,29 @@ def lines(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
         raise Undrawable(f"{x} has no two values among the rows")
     names = [table.attack] + ["clean"] * any(("best", "clean") in row.numbers for row in rows)
     shown = [[best(row, name) for row in rows if ("best", name) in row.numbers] for name in names]
+    points = [point for line in series.values() for point in line]
     note = bars_note(*shown).replace("; faint: each seed", "") + "; grey: the same" * bool(level)
-    figure = sheet(table, title_of(table, "lines"), note, rows)
-    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    note += alarms_note(row for _, row in points)
     log_scale = values[0] > 0 and values[-1] / values[0] > 8
+    joined = entry.get("join", True) and not _upright(series, values, log_scale)
+    figure = sheet(table, title_of(table, "lines"), note, rows, 3.6 if joined else 5.8)
+    shape = (1, len(names)) if joined else (len(names), 1)  # names of rows take a page's width
+    panels = list(figure.subplots(*shape, sharex=not joined, squeeze=False).flat)
     for axes, name, numbers in zip(panels, names, shown, strict=True):
         robust = name != "clean"
         told = f"robust accuracy, %,\nunder {attack_name(name)}" if robust else "clean accuracy, %"
         percent_axis(axes.yaxis, window(numbers), told)
         number_axis(axes, values, x, log_scale)
-        plot_series(axes, name, series, log_scale)
+        plot_series(axes, name, series, log_scale, joined)
         for row in level:
             plot_level(axes, name, row)
-    name_lines(figure, panels, [*series, *(row.label for row in level)], series, values[-1])
+    others = [row.label for row in level]
+    if joined:
+        name_lines(figure, panels, [*series, *others], series, values[-1])
+    else:
+        name_lines(figure, panels, others, {}, values[-1])
+        name_points(figure, panels, names, [row for _, row in points])
+        series = {row.label: [(value, row)] for value, row in points}
     text = f"Robust accuracy ({attack_name(table.attack)}) over {axis_name(x)}"
     return figure, f"{text}: {'; '.join(_trend(*each, table.attack) for each in series.items())}."
 
@@ -96,7 +111,7 @@ def named(row: Row, keys: Sequence[str], spec: Mapping[str, Any]) -> str:
 
 
 def axis_name(x: str) -> str:
-    return COSTS.get(x) or x.replace(".", " ").replace("_", " ")
+    return COSTS.get(x) or NAMES.get(x) or x.rsplit(".", 1)[-1].replace("_", " ")
 
 
 def amount(value: float) -> str:
@@ -125,29 +140,56 @@ def number_axis(axes: Any, values: Sequence[float], x: str, log_scale: bool) -> 
     axes.set_xlim(*(np.exp(ends) if log_scale else ends))
 
 
-def plot_series(axes: Any, name: str, series: Mapping[str, Any], log_scale: bool) -> None:
+def _upright(series: Mapping[str, Any], values: Sequence[float], log_scale: bool) -> bool:
+    """Would a line stand upright, because two of its rows have one x, or nearly?"""
+    scale = np.log if log_scale else np.asarray
+    nearest = 0.01 * np.ptp(scale(values))
+    xs = ([value for value, _ in points] for points in series.values())
+    return any((np.diff(scale(line)) < nearest).any() for line in xs)
+
+
+def plot_series(
+    axes: Any, name: str, series: Mapping[str, Any], log_scale: bool, joined: bool
+) -> None:
     """A line for each; beside each other by a hair, so that bars don't hide each other."""
     low, high = np.log(axes.get_xlim()) if log_scale else axes.get_xlim()
     for k, (label, points) in enumerate(series.items()):
-        shown = [(value, best(row, name)) for value, row in points if ("best", name) in row.numbers]
+        shown = [point for point in points if ("best", name) in point[1].numbers]
         if not shown:
             continue
         shift = (k - (len(series) - 1) / 2) * 0.012 * (high - low)
-        at = np.array([value for value, _ in shown])
+        at, numbers = np.array([v for v, _ in shown]), [best(row, name) for _, row in shown]
         at = at * np.exp(shift) if log_scale else at + shift
-        lone = len({value for value, _ in shown}) < len(shown)  # several rows at one x: no line
         axes.errorbar(
-            at, [100 * number.mean for _, number in shown],
-            np.hstack([bars(number) for _, number in shown]), label=label, color=INK[k % len(INK)],
-            marker=MARKERS[k % len(MARKERS)], linestyle="none" if lone else "-", elinewidth=0.8,
-            markerfacecolor="white" if name == "clean" else None,
+            at, [100 * number.mean for number in numbers],
+            np.hstack([bars(number) for number in numbers]), color=INK[k % len(INK)],
+            marker=MARKERS[k % len(MARKERS)], linestyle="-" if joined else "none", elinewidth=0.8,
+            markerfacecolor="white" if name == "clean" else None, label=label if joined else None,
         )  # fmt: skip
+        for x, number, (_, row) in zip(at, numbers, shown, strict=True):
+            if row.alarms:
+                cross(axes, x, 100 * number.mean, INK[k % len(INK)])
+
+
+def name_points(figure: Any, panels: Any, names: Sequence[str], rows: Sequence[Row]) -> None:
+    """The name of its row beside each point that plot_series drew of them."""
+    for axes in panels:
+        axes.label_outer()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes, name in zip(panels, names, strict=True):
+        shown = [row for row in rows if ("best", name) in row.numbers]
+        places = [tuple(p) for drawn in axes.containers for p in drawn[0].get_xydata()]
+        specks = [(x, value) for (x, _), row in zip(places, shown, strict=True)
+                 for value in np.linspace(*reach(best(row, name)), 40)]  # fmt: skip
+        if places:
+            beside(axes, places, [wrapped(row.label) for row in shown], specks)
 
 
 def plot_level(axes: Any, name: str, row: Row) -> None:
     if ("best", name) in row.numbers:
         number = best(row, name)
-        axes.axhspan(100 * number.low, 100 * number.high, color="#888888", alpha=0.12, linewidth=0)
+        axes.axhspan(*reach(number), color="#888888", alpha=0.12, linewidth=0)
         axes.axhline(100 * number.mean, color="#444444", linestyle="--", label=row.label)
 
 

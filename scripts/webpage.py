@@ -2,39 +2,46 @@
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from canvas import attack_name
+import pages
 from plots import Figure
-from study import Difference, Measure, Number, Row, Table
+from study import Table
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-ANSWERS = {"supports": ("yes", "✓"), "contradicts": ("no", "✗")}  # else: says nothing
+ANSWERS = {
+    "supports": ("yes", "✓"),
+    "contradicts": ("no", "✗"),
+    "says nothing": ("none", "–"),
+    "not run": ("none", "·"),
+}
 CSS = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --soft: #5c5c5c; --line: #d8d8d8;
   --shade: #f4f5f7; --yes: #00704f; --no: #b04300; --link: #005a93; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #17191c; --soft: #a8a8a8;
   --line: #3a3d42; --shade: #22252a; --yes: #4cc9a0; --no: #ff9a5c; --link: #7cc4f5; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 900px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+  max-width: 1000px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.8rem; line-height: 1.2; } h2 { margin: 0; font-size: 1.35rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; } a { color: var(--link); }
 section { margin-top: 2.5rem; padding-top: 1.5rem; border-top: 2px solid var(--line); }
 .setting, small, figcaption, .fine { color: var(--soft); }
 .setting { margin: .1rem 0 .6rem; } .fine, figcaption { font-size: .85rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; }
-th, td { padding: .3rem .7rem .3rem 0; text-align: right; vertical-align: top;
-  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; white-space: nowrap; }
-th:first-child { text-align: left; }
-thead th { vertical-align: bottom; border-bottom-width: 2px; white-space: normal; }
-td small { display: block; font-size: .78rem; } .published { background: var(--shade); }
-th.published, td.published { padding-left: .7rem; }
+th, td { padding: .3rem .55rem .3rem 0; text-align: right; vertical-align: top;
+  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+tbody th { min-width: 6.2rem; } th:first-child, .glance th, .glance td { text-align: left; }
+thead th { vertical-align: bottom; border-bottom-width: 2px; }
+td small { display: block; font-size: .76rem; white-space: nowrap; }
+.published { background: var(--shade); }
+.glance td { min-width: 7.5rem; } .glance small { white-space: normal; }
+@media (max-width: 960px) { td small { white-space: normal; } }
 .verdicts { list-style: none; padding: 0; } .verdicts li { padding: .3rem 0 .3rem .8rem;
-  margin: .4rem 0; border-left: 4px solid var(--line); } .verdicts b { color: var(--soft); }
-.verdicts .yes { border-color: var(--yes); } .yes b { color: var(--yes); }
-.verdicts .no { border-color: var(--no); } .no b { color: var(--no); }
+  margin: .4rem 0; border-left: 4px solid var(--line); }
+b { white-space: nowrap; color: var(--soft); } .verdicts .yes { border-color: var(--yes); }
+.yes b { color: var(--yes); } .verdicts .no { border-color: var(--no); } .no b { color: var(--no); }
 figure { margin: 1.2rem 0; } figure svg { display: block; width: 100%; max-width: 720px;
   height: auto; background: #fff; border-radius: 4px; }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
@@ -68,7 +75,7 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n{said}<nav>\n<h3>Contents</h3>\n<ol>\n{contents}</ol>\n</nav>\n"
-        f"{sections}{left_out}</body>\n</html>\n"
+        f"{_glance(tables)}{sections}{left_out}</body>\n</html>\n"
     )
 
 
@@ -91,105 +98,73 @@ def _section(n: int, table: Table, figures: Sequence[tuple[int, Figure]]) -> str
     ]
     if question := table.spec.get("question"):
         parts.append(f"<p>{escape(str(question))}</p>\n")
-    parts.append(f'<div class="wide">{_table(table)}</div>\n{_legend(table)}')
+    head, rows = pages.cells_of(table)
+    parts.append(f'<div class="wide">{_table(head, rows)}</div>\n')
+    under = " ".join(pages.legend(rows)), *pages.remarks(table)
+    parts += [f'<p class="fine">{escape(text)}</p>\n' for text in under]
     if table.verdicts:
         parts.append(f"<h3>Claims</h3>\n{_verdicts(table)}")
     parts += [_figure(*each) for each in figures]
-    facts = "; ".join(f"{name}: {text}" for name, text in table.facts.items())
-    parts.append(f'<p class="fine">{escape(facts)}</p>\n' if facts else "")
     if table.notes:
         parts.append(f"<h3>Notes</h3>\n{_list(table.notes)}")
     return "".join(parts) + "</section>\n"
 
 
+def _glance(tables: Sequence[Table]) -> str:
+    """Every claim with what each data set says of it."""
+    head, rows = pages.glance_of(tables)
+    if not rows:
+        return ""
+    heads = "".join(f"<th>{escape(text)}</th>" for text in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(experiment)}</th><td>{escape(claim)}</td>'
+        f"{''.join(map(_answer_cell, cells))}</tr>\n"
+        for experiment, claim, *cells in rows
+    )
+    return (
+        "<section>\n<h2>The claims at a glance</h2>\n"
+        f'<p class="fine">{escape(pages.rule_of(tables))}</p>\n<div class="wide">'
+        f'<table class="glance">\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}</tbody>\n'
+        "</table></div>\n</section>\n"
+    )
+
+
+def _answer_cell(text: str) -> str:
+    """`supports: +1.2 points (0.4 to 2.0)`: the answer in its colour, the numbers below."""
+    for answer, (kind, mark) in ANSWERS.items():
+        if text.startswith(answer):
+            rest = escape(text.removeprefix(answer).removeprefix(":").strip())
+            return f'<td class="{kind}"><b>{mark} {answer}</b> <small>{rest}</small></td>'
+    return f"<td>{escape(text)}</td>"
+
+
 def _verdicts(table: Table) -> str:
     items = []
     for verdict in table.verdicts:
-        kind, mark = ANSWERS.get(verdict.answer, ("none", "–"))
+        kind, mark = ANSWERS[verdict.answer]
         items.append(
-            f'<li class="{kind}"><b>{mark} {escape(verdict.answer)}</b> {escape(verdict.text)}'
+            f'<li class="{kind}"><b>{mark} {verdict.answer}</b> {escape(verdict.text)}'
             f"<br><small>{escape(verdict.reason)}</small></li>\n"
         )
     return f'<ul class="verdicts">\n{"".join(items)}</ul>\n'
 
 
-def _table(table: Table) -> str:
-    measures = list(dict.fromkeys(measure for row in table.rows for measure in row.numbers))
-    attacks = [m for m in measures if m[0] == "best" and m[1] not in ("clean", table.attack)]
-    columns = [("best", "clean"), ("best", table.attack), *attacks, ("last", table.attack)]
-    columns = [measure for measure in columns if measure in measures]
-    compared = [m for m in columns if any(m in row.differences for row in table.rows)]
-    published = [
-        name
-        for name in ("clean", "robust")
-        if any(row.published and name in row.published for row in table.rows)
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    shades = [' class="published"' * text.startswith("published") for text in head]
+    heads = "".join(f"<th{s}>{escape(text)}</th>" for s, text in zip(shades, head, strict=True))
+    lines = [
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td{s}>{_cell(c)}</td>" for s, c in zip(shades[1:], row[1:], strict=True))
+        + "</tr>\n"
+        for row in rows
     ]
-    heads = [
-        "",
-        "seeds",
-        *(_head(m) for m in columns),
-        *(f"{_head(m)}, difference" for m in compared),
-    ]
-    cells = "".join(f"<th>{escape(head)}</th>" for head in heads)
-    cells += "".join(f'<th class="published">published {name}</th>' for name in published)
-    body = "".join(_row(row, columns, compared, published) for row in table.rows)
-    return f"<table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+    return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{''.join(lines)}</tbody>\n</table>"
 
 
-def _head(measure: Measure) -> str:
-    checkpoint, name = measure
-    said = "clean" if name == "clean" else f"robust, {attack_name(name)}"
-    return said if checkpoint == "best" else f"{said}, {checkpoint}"
-
-
-def _row(
-    row: Row, columns: Sequence[Measure], compared: Sequence[Measure], published: Sequence[str]
-) -> str:
-    counts = sorted({len(number.seeds) for number in row.numbers.values()})
-    cells = [" to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-             if counts else "0"]  # fmt: skip
-    cells += [_number(row.numbers.get(measure)) for measure in columns]
-    cells += [_difference(row.differences.get(measure)) for measure in compared]
-    told = row.published or {}
-    shown = "".join(f"<td>{cell}</td>" for cell in cells)
-    shown += "".join(
-        f'<td class="published">{told[name]:.1f}</td>'
-        if name in told
-        else '<td class="published"></td>'
-        for name in published
-    )
-    return f'<tr><th scope="row">{escape(row.label)}</th>{shown}</tr>\n'
-
-
-def _number(number: Number | None) -> str:
-    if number is None:
-        return "–"
-    low, high = (100 * min(max(share, 0), 1) for share in (number.low, number.high))
-    return f"{100 * number.mean:.1f}<small>{low:.1f} to {high:.1f}</small>"
-
-
-def _difference(found: Difference | None) -> str:
-    if found is None:
-        return ""
-    star = " *" if found.marked else ""
-    ends = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}</small><small>p = {found.p:.2g}"
-    return f"{100 * found.mean:+.1f}{star}<small>{ends}</small>".replace("-", "−")
-
-
-def _legend(table: Table) -> str:
-    said = "Percent, of the checkpoint that held-out images chose, unless it says last; below each"
-    said += " its 95 % interval."
-    if any(row.differences for row in table.rows):
-        keys = (table.spec.get("reference") or {}).items()
-        row = ", ".join(f"{key} {value}" for key, value in keys)
-        said += (
-            f" Differences are to {row or 'the reference'}; *: p < 0.05 after Holm's correction."
-        )
-    source: Mapping[str, object] = table.spec.get("published") or {}
-    if any(row.published for row in table.rows):
-        said += f" Published, not measured here: {source.get('setting', 'setting unknown')}"
-        said += f" ({source.get('source', 'source unknown')})."
-    return f'<p class="fine">{escape(said)}</p>\n'
+def _cell(text: str) -> str:
+    """A value, and below it, smaller, its interval."""
+    value, *rest = re.split(r" (?=[(\[±])", text, maxsplit=1)
+    return escape(value) + "".join(f" <small>{escape(each)}</small>" for each in rest)
 
 
 def _figure(n: int, figure: Figure) -> str:

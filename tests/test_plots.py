@@ -29,8 +29,10 @@ FIGURES = [
 def made(monkeypatch) -> SimpleNamespace:
     """The scripts as modules: these import each other by their bare names."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    names = ("study", "canvas", "placing", "trends", "plots", "webpage")
+    names = ("study", "pages", "canvas", "placing", "trends", "plots", "webpage")
     modules = {name: importlib.import_module(name) for name in names}
+    monkeypatch.setattr(modules["pages"], "glance_of", lambda tables: ([], []), raising=False)
+    monkeypatch.setattr(modules["pages"], "rule_of", lambda tables: "The rule.", raising=False)
     with matplotlib.rc_context(modules["canvas"].STYLE):
         yield SimpleNamespace(**modules)
 
@@ -152,6 +154,7 @@ def test_each_kind_is_drawn_with_its_labels_and_the_same_bytes_again(made, table
     again = made.plots.draw([mine], tmp_path / "two")
     for one, two in zip(first, again, strict=True):
         assert one.png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert one.png.stat().st_size < 60_000
         said = "".join(ET.parse(one.svg).getroot().itertext())
         shown = ["relu", "silu", "gelu", "elu"] if "lines" in one.svg.name else LABELS[:4]
         assert all(label in said for label in shown), one.svg
@@ -265,6 +268,87 @@ def test_intervals_far_wider_than_the_points_leave_the_frame_and_it_says_so(made
     figure = made.plots.dots(dataclasses.replace(mine, rows=rows), {})[0]
     low, high = figure.axes[0].get_xlim()
     assert 30 < low < 44 and 46 < high < 60 and "bars that reach the frame go on" in caption(figure)
+
+
+def test_no_interval_leaves_what_an_accuracy_can_be(made, table, alphas, number):
+    wide = dataclasses.replace(number(0.97, spread=0.02), low=0.9, high=1.04)
+    np.testing.assert_allclose(made.canvas.bars(wide), [[7], [3]])
+    for kind, mine in ((made.plots.scatter, table(2)), (made.plots.dots, table(2)),
+                       (lambda t, _: made.trends.lines(t, ALPHA), alphas())):  # fmt: skip
+        rows = [with_numbers(row, clean=wide, pgd20=wide) for row in mine.rows]
+        figure, _ = kind(dataclasses.replace(mine, rows=rows), {})
+        bars = [bar for axes in figure.axes for bar in axes.collections]
+        assert max(x for bar in bars for path in bar.get_paths() for x in path.vertices.flat) == 100
+
+
+def test_only_differences_over_seeds_get_a_star(made, table):
+    def stars(mine):
+        figure, _ = made.plots.dots(mine, {})
+        assert ("Holm" in caption(figure)) == bool(figure.axes[0].texts)
+        return [text.xy[1] for text in figure.axes[0].texts]
+
+    mine = table(5)
+    assert stars(mine) == [1, 4]
+    rows = list(mine.rows)
+    for k in (1, 4):
+        (found,) = rows[k].differences.values()
+        images = dataclasses.replace(found, test="images")
+        rows[k] = dataclasses.replace(rows[k], differences={("best", "pgd20"): images})
+        assert stars(dataclasses.replace(mine, rows=rows)) == [4] * (k == 1)
+
+
+def test_a_row_that_raised_alarms_is_crossed_out(made, table, alphas):
+    for kind, mine, crosses in (
+        (made.plots.scatter, table(3), 1), (made.plots.dots, table(3), 2),
+        (lambda t, _: made.trends.lines(t, ALPHA), alphas(), 2),
+    ):  # fmt: skip
+        rows = [mine.rows[0], dataclasses.replace(mine.rows[1], alarms=2), *mine.rows[2:]]
+        for given, count in ((mine, 0), (dataclasses.replace(mine, rows=rows), crosses)):
+            figure, _ = kind(given, {})
+            drawn = [line for axes in figure.axes for line in axes.lines]
+            assert [line.get_marker() for line in drawn].count("x") == count
+            assert ("x: raised alarms" in caption(figure)) == bool(count)
+
+
+def test_captions_say_which_checkpoint_is_drawn(made, table, alphas):
+    mine = table(2)
+    figures = made.plots.scatter(mine, {}), made.plots.dots(mine, {}), lines(made, alphas())
+    for figure, _ in figures:
+        assert "Checkpoint chosen on held-out images" in caption(figure)
+
+
+def lines(made, table, **entry):
+    return made.trends.lines(table, {**ALPHA, **entry})
+
+
+@pytest.mark.parametrize("rows", [4, 12])
+def test_networks_of_no_series_are_points_with_their_names(made, table, rows):
+    costs = {"x": "gradients", "series": []}
+    mine = table(rows)
+    joined = lines(made, mine, **costs)[0].axes
+    assert {axes.containers[0][0].get_linestyle() for axes in joined} == {"-"}
+    figure, text = lines(made, mine, **costs, join=False)
+    for axes in figure.axes:
+        assert axes.containers[0][0].get_linestyle() == "None"
+        said = {text.get_text().replace("\n", " ") for text in axes.texts}
+        assert said == set(LABELS[:rows])
+    assert "relu 4" in text and " to " not in text and not collisions(figure)
+
+
+def test_no_line_stands_upright(made, table):
+    mine = table(3)
+    for factor, style in ((1.0001, "None"), (1.5, "-")):
+        rows = [*mine.rows[:2], dataclasses.replace(mine.rows[2], gradients=160 * factor)]
+        figure, _ = lines(made, dataclasses.replace(mine, rows=rows), x="gradients", series=[])
+        assert {axes.containers[0][0].get_linestyle() for axes in figure.axes} == {style}
+
+
+def test_axes_are_named_for_people(made):
+    keys = ("schedule.weight_decay", "schedule.epochs", "activation.alpha", "model.depth",
+            "dataset.image_size", "attack.steps", "parameters")  # fmt: skip
+    assert list(map(made.trends.axis_name, keys)) == [
+        "weight decay", "epochs", "alpha", "depth", "image size, pixels", "attack steps",
+        "parameters"]  # fmt: skip
 
 
 def test_lines_over_a_number_and_rows_that_have_none(made, alphas):
@@ -382,19 +466,44 @@ def test_the_page_is_whole_escaped_and_alone(made, table, tmp_path):
     assert made.webpage.page(EVIL, [mine, other], figures, [EVIL], f"{EVIL}\n\nSecond.") == text
 
 
-def test_the_tables_of_the_page_tell_the_numbers(made, table):
-    mine = table(3)
-    number = made.study.Number(0.4567, 0.4, 0.52, {0: 0.45, 1: 0.46})
-    difference = made.study.Difference(-0.031, -0.05, -0.012, 0.0031, "seeds", True)
-    row = with_numbers(mine.rows[1], pgd20=number)
-    row = dataclasses.replace(row, differences={("best", "pgd20"): difference})
-    verdicts = [made.study.Verdict("c", answer, "r")
-                for answer in ("supports", "contradicts", "says nothing")]  # fmt: skip
-    mine = dataclasses.replace(mine, rows=[mine.rows[0], row], verdicts=verdicts)
+def test_the_tables_of_the_page_tell_what_the_text_tells(made, table):
+    mine = table(3, published={"setting": "ImageNet", "source": "figure 2"})
+    one = made.study.Number(0.4567, 0.4, 0.52, {0: 0.4567})
+    difference = made.study.Difference(-0.031, -0.05, -0.012, 0.0031, "images", True)
+    row = dataclasses.replace(mine.rows[1], numbers={("best", "pgd20"): one}, runs=["a"],
+                              differences={("best", "pgd20"): difference})  # fmt: skip
+    answers = ("supports", "contradicts", "says nothing", "not run")
+    mine = dataclasses.replace(
+        mine, rows=[mine.rows[0], row, mine.rows[2]], reference="relu", facts={"machine": "a, b"},
+        verdicts=[made.study.Verdict("c", answer, "r") for answer in answers],
+    )  # fmt: skip
     text = made.webpage.page("T", [mine], [], [], "")
-    (line,) = [line for line in text.splitlines() if '<th scope="row">silu' in line]
-    assert re.split("(?:<[^>]*>)+", line)[1:-1] == [
-        "silu", "2", "–", "45.7", "40.0 to 52.0", "–", "−3.1 *", "−5.0 to −1.2", "p = 0.0031",
-        "68.8", "34.0"]  # fmt: skip
-    for kind in ("yes", "no", "none"):
-        assert f'<li class="{kind}">' in text
+    head, rows = made.pages.cells_of(mine)
+    shown = [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", line) for line in text.splitlines()]
+    shown = [[re.sub("<[^>]*>", "", cell) for cell in line] for line in shown if line]
+    assert shown == [head, *rows]
+    assert "<td>45.7 <small>[40.0, 52.0]</small></td>" in text
+    assert "<td>-3.1 <small>(-5.0 to -1.2) * †</small></td>" in text
+    assert '<td class="published">68.8</td>' in text
+    under = [" ".join(made.pages.legend(rows)), *made.pages.remarks(mine)]
+    said = "".join(Reader(text).said)
+    assert "McNemar" in said and "Wilson" in said and all(line in said for line in under)
+    for kind, answer in zip(("yes", "no", "none", "none"), answers, strict=True):
+        assert re.search(f'<li class="{kind}"><b>. {answer}</b>', text)
+
+
+def test_claims_stand_first_each_answer_in_its_colour(made, table, monkeypatch):
+    mine = table(2)
+    assert "glance" not in made.webpage.page("T", [mine], [], [], "").split("</style>")[1]
+    row = ["alpha", EVIL, "supports: +1.2 points", "contradicts: -1", "says nothing: why", "-",
+           "not run"]  # fmt: skip
+    head = ["experiment", "claim", "digits", "cifar10", "a", "b", "c"]
+    monkeypatch.setattr(made.pages, "glance_of", lambda tables: (head, [row]))
+    monkeypatch.setattr(made.pages, "rule_of", lambda tables: f"By {len(tables)} & <b>")
+    text = made.webpage.page("T", [mine], [], [], "")
+    glance = text[text.index("at a glance") : text.index('<section id="table-1">')]
+    assert re.findall('<td class="(.*?)"><b>. (.*?)</b> <small>(.*?)</small>', glance) == [
+        ("yes", "supports", "+1.2 points"), ("no", "contradicts", "-1"),
+        ("none", "says nothing", "why"), ("none", "not run", "")]  # fmt: skip
+    assert "<td>-</td>" in glance and "By 1 &amp; &lt;b&gt;" in glance
+    assert EVIL in "".join(Reader(text).said)
