@@ -112,7 +112,7 @@ def check(plain: Mapping[str, Any]) -> Spec:
 
     plain = dict(plain)
     choices = dict(plain.pop("choices", {}))
-    unknown(plain, [*SECTIONS, *SCALARS], "")
+    unknown(plain, [*SECTIONS, *SCALARS, *BESIDE], "")
     config: dict[str, Any] = {"choices": choices}
     for key, hint in SCALARS.items():
         config[key] = convert(plain.get(key), hint, key)
@@ -331,8 +331,8 @@ def one_line(error: BaseException) -> str:
     if found := re.search(r"Interpolation key '(sizes[\w.]*)' not found", text):
         known = ", ".join(groups.get("sizes", []))
         return (
-            f"{found[1]}: the experiment needs it, and this dataset has none; add"
-            f" conf/sizes/<dataset>.yaml, or choose a dataset that has one: {known}"
+            f"{found[1]}: the experiment needs it, and the sizes of this dataset lack it; add it"
+            f" to conf/sizes/<dataset>.yaml; there are: {known}"
         )
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
         given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])

@@ -82,7 +82,8 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
     """The part of a run's name that people read: set, network, activation, attack, epochs, seed."""
     dataset = config["dataset"]
     name = data_name(dataset) or choices.get("dataset", "data")
-    parts = [name + str(dataset.get("image_size") or ""), _network(config, choices)]
+    size = dataset.get("image_size")
+    parts = [f"{name}-{size}px" if size else name, _network(config, choices)]
     parts.append(_activation(config["activation"], choices))
     if config.get("evaluate") is not None:
         parts += ["weights", Path(config["evaluate"]).stem]
@@ -90,7 +91,8 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
         attack = choices.get("attack", "attack") + str(config["attack"].get("steps", ""))
         if (eps := config["attack"].get("eps")) not in (None, dataset["eps"]):
             attack += f"-eps{eps:g}"
-        parts += [attack, f"{config['schedule']['epochs']:g}ep", f"s{config['seed']}"]
+        epochs, ema = f"{config['schedule']['epochs']:g}ep", config["schedule"]["ema"]
+        parts += [attack, f"{epochs}-ema{ema:g}" if ema else epochs, f"s{config['seed']}"]
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).lstrip("._-")[:120]
 
 

@@ -125,6 +125,18 @@ def choices_of(at: Any) -> dict[str, str]:
     return {group: option for group, option in at.runtime.choices.items() if group in groups}
 
 
+def one_experiment(at: Any, sweeping: bool) -> None:
+    """Warns of an experiment without -m. Raises Refused for a list of experiments, of which Hydra
+    would run one job each."""
+    if not at.sweeper.params:
+        return
+    name = at.runtime.choices["experiment"]
+    if not sweeping:
+        log.warning("experiment=%s: this is one run of it; -m runs them all", name)
+    elif not {*at.sweeper.params} <= {override.split("=", 1)[0] for override in at.overrides.task}:
+        raise Refused(f"experiment={name}: is one of several; name one experiment a command line")
+
+
 def attempt(cfg: DictConfig) -> dict[str, Any]:
     """A job: what became of it goes to the screen and to the ledger of the sweep."""
     at = HydraConfig.get()
@@ -135,9 +147,7 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
     try:
         if sweeping:
             log.info("\njob %d: %s", number, " ".join(overrides))
-        elif at.sweeper.params:
-            experiment = at.runtime.choices["experiment"]
-            log.warning("experiment=%s: this is one run of it; -m runs them all", experiment)
+        one_experiment(at, sweeping)
         choices = choices_of(at)
         if cfg.evaluate is None:
             spec = config.check({**config.resolve(cfg), "choices": choices})

@@ -21,6 +21,7 @@ from sat.errors import Refused, refusing
 from sat.hardware import depthwise, multiply_adds
 from sat.models import Classifier
 from sat.schedule import build_optimizer
+from sat.surrogate import phase, phased
 from sat.swap import swap_activations
 from sat.train import Plan
 from sat.weights import without_weights
@@ -179,7 +180,8 @@ def saved_bytes(model: nn.Module, x: Tensor, floats: int = 4) -> int:
     kept: list[Tensor] = []  # all alive, so that no storage is mistaken for a later one
     held = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     training = model.training
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    with keep, phase(phased(model), "outer"):
         logits = model.train()(x)
     model.train(training)
     size = {}

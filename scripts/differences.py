@@ -1,7 +1,7 @@
 """What may be concluded from a table: rows against the reference, and claims."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,30 @@ LEVEL = 0.05
 
 def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:
     """The one row of these values; a list allows any of its own. `lowest` and `highest` stand for
-    the extreme among the rows that fit so far, one key after the other: the smallest number, or the
-    first word. Raises Refused where none fits or several do."""
-    named = ", ".join(f"{key}={value}" for key, value in selector.items())
-    ends = {key: value for key, value in selector.items() if str(value) in EXTREMES}
-    fixed = {key: value for key, value in selector.items() if key not in ends}
-    choices = {key: v if isinstance(v, list) else [v] for key, v in fixed.items()}
-    fitting = [row for row in rows if all(row.keys.get(k) in v for k, v in choices.items())]
-    for key, value in ends.items():
-        found = [row.keys[key] for row in fitting if row.keys.get(key) is not None]
-        found = [each for each in found if is_number(each)] or [e for e in found if str(e) == e]
-        end = EXTREMES[value](found, default=None)
-        fitting = [row for row in fitting if end is not None and row.keys.get(key) == end]
+    the smallest and largest number, or the first and last word, that any row of the table has: so
+    both sides of a claim mean the same value, and a row that is not there is missed.
+
+    Raises Refused where none fits or several do.
+    """
+    wanted = {key: wanted_of(rows, key, value) for key, value in selector.items()}
+    fitting = [row for row in rows if all(row.keys.get(k) in v for k, v in wanted.items())]
     if not fitting:
+        named = ", ".join(f"{k}={' or '.join(map(str, v))}" for k, v in wanted.items())
         raise Refused(f"no row {named}")
     if len(fitting) > 1:
         labels = ", ".join(row.label for row in fitting)
+        named = ", ".join(f"{key}={value}" for key, value in selector.items())
         raise Refused(f"{named} fits {len(fitting)} rows ({labels}); name more keys")
     return fitting[0]
+
+
+def wanted_of(rows: Sequence[Row], key: str, value: Any) -> list[Any]:
+    """The values that a selector allows of a key."""
+    if str(value) not in EXTREMES:
+        return value if isinstance(value, list) else [value]
+    found = [row.keys[key] for row in rows if row.keys.get(key) is not None]
+    found = [each for each in found if is_number(each)] or [e for e in found if isinstance(e, str)]
+    return [EXTREMES[value](found)] if found else [value]
 
 
 def compared(
@@ -118,31 +124,78 @@ def flags_of(run: Path, measure: Measure) -> dict[str, np.ndarray]:
     return {"indices": files[attack]["indices"], "right": files[attack]["robust"]}
 
 
+@dataclass(frozen=True)
+class Case:
+    """A claim's two rows, measured alike."""
+
+    better: Row
+    than: Row
+    measure: Measure
+    seeds: Sequence[int]  # that both have
+
+    @property
+    def numbers(self) -> tuple[Number, Number]:
+        return self.better.numbers[self.measure], self.than.numbers[self.measure]
+
+    def found(self) -> dict[str, Any]:
+        """Student's paired test over the seeds, of which there are two at least."""
+        return by_seeds(*self.numbers)
+
+
 def judged(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], attack: str) -> list[Verdict]:
-    """What the numbers say of each claim."""
-    return [Verdict(claim["text"], *verdict(rows, claim, attack)) for claim in claims or ()]
+    """What the numbers say of each claim, p corrected by Holm's method over all that are tested."""
+    cases = [case_of(rows, claim, attack) for claim in claims or ()]
+    tested = [
+        place
+        for place, (case, claim) in enumerate(zip(cases, claims or (), strict=True))
+        if isinstance(case, Case) and len(case.seeds) > 1 and "within" not in claim
+    ]
+    adjusted = holm([cases[place].found()["p"] for place in tested])
+    p = dict(zip(tested, adjusted, strict=True))
+    return [
+        case if isinstance(case, Verdict) else verdict(case, claim, p.get(place))
+        for place, (case, claim) in enumerate(zip(cases, claims or (), strict=True))
+    ]
 
 
-def verdict(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> tuple[str, str]:
-    """supports, contradicts or says nothing, and the numbers."""
+def case_of(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Case | Verdict:
+    """The two rows of a claim, or why it can't be tested."""
     which = "last" if claim["measure"].startswith("last") else "best"
     name = "clean" if claim["measure"].endswith("clean") else attack
+    text = claim["text"]
     try:
         better, than = only(rows, claim["better"]), only(rows, claim["than"])
         if better is than:
             raise Refused(f"both sides are the row {better.label}")
         a, b = (number_of(row, (which, name)) for row in (better, than))
     except Refused as error:
-        return "says nothing", str(error)
-    shared = sorted(a.seeds.keys() & b.seeds.keys())
-    if len(shared) < 2:
-        told = f"{100 * (a.mean - b.mean):+.1f} points, {name}, {which}; " * bool(shared)
-        count = "one seed is" if shared else "no seed is"
-        return "says nothing", f"{told}{count} in both rows, and a verdict takes two"
-    found = by_seeds(a, b)
+        return Verdict(text, "not run", str(error))
+    if claim.get("equal") == "gradients" and better.gradients != than.gradients:
+        costs = f"{better.gradients:g} and {than.gradients:g} gradient computations an image"
+        return Verdict(text, "not run", f"the cost is not equal: {costs}")
+    return Case(better, than, (which, name), sorted(a.seeds.keys() & b.seeds.keys()))
+
+
+def verdict(case: Case, claim: Mapping[str, Any], p: float | None) -> Verdict:
+    """Of rows that were measured; `p` is corrected."""
+    a, b = case.numbers
+    name, text = f"{case.measure[1]}, {case.measure[0]}", claim["text"]
+    sides = f"{case.better.label} against {case.than.label}"
+    alarms = case.better.alarms + case.than.alarms
+    doubt = f"; {alarms} of their runs raised alarms" if alarms else ""
+    if len(case.seeds) < 2:
+        told = [100 * (a.seeds[s] - b.seeds[s]) for s in case.seeds]
+        said = f"{told[0]:+.1f} points, {name}; one seed is" if told else "no seed is"
+        return Verdict(text, "says nothing", f"{sides}: {said} in both, a verdict takes two{doubt}")
+    found = case.found()
     low, high = (round(100 * end, 9) for end in found["ci95"])
-    reason = f"{100 * found['mean']:+.1f} points ({low:.1f} to {high:.1f}), {found['n']} seeds"
-    return answer(low, high, claim.get("within")), f"{reason}, {name}, {which}"
+    reason = f"{sides}: {100 * found['mean']:+.1f} points ({low:.1f} to {high:.1f})"
+    reason += f", {found['n']} seeds, {name}"
+    if p is None:
+        return Verdict(text, within(low, high, claim["within"]), reason + doubt)
+    sure = "supports" if found["mean"] > 0 else "contradicts"
+    answer = sure if p < LEVEL else "says nothing"
+    return Verdict(text, answer, f"{reason}, p = {p:.2g}{doubt}")
 
 
 def number_of(row: Row, measure: Measure) -> Number:
@@ -151,11 +204,8 @@ def number_of(row: Row, measure: Measure) -> Number:
     return row.numbers[measure]
 
 
-def answer(low: float, high: float, within: float | None) -> str:
-    """Of a difference's 95 % interval, in points; `within` points for a claim of equality."""
-    if within is None:
-        supports, contradicts = low > 0, high < 0
-    else:
-        supports = -within <= low and high <= within
-        contradicts = low > within or high < -within
-    return "supports" if supports else "contradicts" if contradicts else "says nothing"
+def within(low: float, high: float, points: float) -> str:
+    """Of a difference's 95 % interval, for a claim that it is of at most so many points."""
+    if -points <= low and high <= points:
+        return "supports"
+    return "contradicts" if low > points or high < -points else "says nothing"

@@ -20,7 +20,8 @@ LEGENDS = {
     "[": "[low, high], without ±: one seed, and Wilson's 95 % interval over its test images, which"
     " tells nothing of other seeds.",
     " to ": "Differences in points, with 95 % intervals, paired by seed (Student's t).",
-    "*": "*: p < 0.05 after Holm's correction over the rows of the table and the measure.",
+    "*": "*: p < 0.05 after Holm's correction over the differences of its column.",
+    "(!)": "(!): runs of this row raised alarms; its numbers are in doubt.",
     "†": "†: one seed each, compared image by image (Newcombe's interval, McNemar's exact test):"
     " this tells two networks apart, not their configurations.",
 }
@@ -29,7 +30,7 @@ LEGENDS = {
 def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a table: accuracies in percent, of the checkpoint best but for `last`."""
     rows, attack = table.rows, table.attack
-    columns: list[tuple[str, Any]] = [("", lambda row: row.label)]
+    columns: list[tuple[str, Any]] = [("", lambda row: row.label + " (!)" * bool(row.alarms))]
     for name in ("parameters", "multiply_adds", "gradients"):
         title = name.replace("_", "-")
         if len({getattr(row, name) for row in rows} - {None}) > 1:
@@ -83,13 +84,13 @@ def number(row: Row, measure: Measure) -> str:
 def difference(found: Difference | None) -> str:
     if found is None:
         return "-"
-    mark = " *" * found.marked + " †" * (found.test == "images")
+    mark = " *" * (found.marked and found.test == "seeds") + " †" * (found.test == "images")
     return f"{100 * found.mean:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f}){mark}"
 
 
 def published(row: Row, name: str) -> str:
     found = (row.published or {}).get(name)
-    return "-" if found is None else f"{found:.1f}"
+    return "-" if found is None else f"{found:.4g}"
 
 
 def legend(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -125,6 +126,7 @@ def terminal(report: Report) -> str:
         lines += [table.spec["question"]] if table.spec.get("question") else []
         lines += [console.table(head, rows), "", *legend(rows), *remarks(table)]
         lines += [f"{v.answer}: {v.text} ({v.reason})" for v in table.verdicts]
+        lines += [rule_of([table])] if table.verdicts else []
         parts.append("\n".join([*lines, *table.notes]))
     if report.others:
         head, rows, notes = averages(report.others)
@@ -159,26 +161,50 @@ def markdown(report: Report, figures: Sequence[Any], page: Path) -> str:
 
 def glance(report: Report) -> list[str]:
     """Every claim with what the numbers of each data set say of it."""
-    judged = [table for table in report.tables if table.verdicts]
+    head, rows = glance_of(report.tables)
+    if not rows:
+        return []
+    lines = ["| " + " | ".join(map(plain, head)) + " |", "| --- " * len(head) + "|"]
+    for experiment, text, *cells in rows:
+        told = [plain(experiment), plain(text), *map(answered, cells)]
+        lines.append("| " + " | ".join(told) + " |")
+    return ["## The claims at a glance", rule_of(report.tables), "\n".join(lines)]
+
+
+def answered(cell: str) -> str:
+    """A cell of the claims, its answer in bold."""
+    answer, colon, reason = cell.partition(": ")
+    return f"**{answer}**: {plain(reason)}" if colon else plain(cell)
+
+
+def glance_of(tables: Sequence[Table]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: experiment, claim, and a cell a data set (a further setting of one has its
+    number behind): `supports: silu against relu: +1.2 points ...`."""
+    judged = [table for table in tables if table.verdicts]
     columns = list(dict.fromkeys((table.dataset, table.number) for table in judged))
     claims: dict[tuple[str, str], dict[tuple[str, int], str]] = {}
     for table in judged:
         for v in table.verdicts:
             cells = claims.setdefault((table.experiment, v.text), {})
-            cells[table.dataset, table.number] = f"**{v.answer}**: {plain(v.reason)}"
-    if not claims:
-        return []
+            cells[table.dataset, table.number] = f"{v.answer}: {v.reason}"
     head = ["experiment", "claim", *(name + f" ({n})" * (n > 1) for name, n in columns)]
-    lines = ["| " + " | ".join(map(plain, head)) + " |", "| --- " * len(head) + "|"]
-    for (experiment, text), cells in claims.items():
-        told = [plain(experiment), plain(text), *(cells.get(column, "-") for column in columns)]
-        lines.append("| " + " | ".join(told) + " |")
-    rule = (
-        "By the 95 % interval of the paired difference over seeds: above 0 it **supports** the"
-        " claim, below 0 it **contradicts** it, else it **says nothing**. Intervals are not widened"
-        f" for the number of claims: of {len(claims)}, one in forty may go either way by chance."
+    rows = [
+        [experiment, text, *(cells.get(column, "-") for column in columns)]
+        for (experiment, text), cells in claims.items()
+    ]
+    return head, rows
+
+
+def rule_of(tables: Sequence[Table]) -> str:
+    """How a verdict is reached."""
+    count = sum(len(table.verdicts) for table in tables)
+    return (
+        f"Verdicts ({count}) are by the paired difference of two rows over seeds (Student's t). It"
+        " supports a claim, or contradicts it, where p < 0.05 after Holm's correction over the"
+        " claims of its table, and else says nothing; a claim of equality is supported where the"
+        " 95 % interval lies within its bounds. Each interval in brackets is of 95 % for itself."
+        " Not run: a row is missing. Two networks of one seed decide nothing."
     )
-    return ["## The claims at a glance", rule, "\n".join(lines)]
 
 
 def section(table: Table, figures: Sequence[Any], page: Path) -> list[str]:

@@ -93,7 +93,8 @@ def outcome(arguments: argparse.Namespace) -> None:
         raise Refused(f"--page {arguments.page}: {root} is one run; name --to FOLDER as well")
     try:
         if arguments.to or not one_run:
-            page = write(report, arguments.to or root / "report", arguments.page)
+            folder = root / "report" / (arguments.experiment or "")
+            page = write(report, arguments.to or folder, arguments.page)
             print(f"\nwritten: {page}")
         if arguments.keep:
             lines = evidence.keep(report, root, arguments.keep)
@@ -130,7 +131,12 @@ def main() -> int:
     say = parser.add_argument
     say("outputs", type=Path, nargs="?", help="a folder of runs (record.root), or one run")
     say("--experiment", metavar="NAME", help="only the runs of this experiment")
-    say("--to", type=Path, metavar="FOLDER", help="where to write (OUTPUTS/report)")
+    say(
+        "--to",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write (OUTPUTS/report)",
+    )
     say("--page", type=Path, metavar="FILE.md", help="the Markdown page (FOLDER/report.md)")
     say("--keep", type=Path, metavar="FOLDER", help="copy there what the report rests on")
     say("--status", action="store_true", help="list the runs and their state")

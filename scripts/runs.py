@@ -18,7 +18,8 @@ from sat.identity import deciding, identity, readable, trained_by
 from sat.record import is_running, read_result
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
-FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError)
+FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+FAULTS += (RecursionError, yaml.YAMLError)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 
 
@@ -60,7 +61,7 @@ def runs_in(root: Path) -> list[Path]:
 
 def look(path: Path, root: Path) -> Measured | Left:
     """What a run directory below `root` holds; every file is read once."""
-    name = str(path.relative_to(root)) if path != root else path.name
+    name = " ".join(str(path.relative_to(root) if path != root else path.name).split())
     experiments: Sequence[str] = ()
     try:
         config = read_yaml(path / "config.yaml")
@@ -173,7 +174,8 @@ def check(config: dict[str, Any], result: dict[str, Any]) -> None:
     }
     for name, pairs in wanted.items():
         for value, kind in pairs:
-            if not isinstance(value, kind):
+            finite = not isinstance(value, int | float) or abs(value) < 1e15
+            if not isinstance(value, kind) or not finite:  # nan is not below anything
                 raise Refused(f"{name} is damaged: a value is {str(value)[:40]!r}")
 
 

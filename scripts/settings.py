@@ -104,9 +104,12 @@ def told(
     """A table's heading: `digits, eps 38/255, resnet10, 40 epochs`, and what else sets it apart."""
     run = runs[0]
     config, choices = run.config, run.config["choices"]
-    parts = {"dataset.name": data_name(config["dataset"]) or run.result["dataset"]["name"]}
+    own = data_name(config["dataset"]) or choices.get("dataset")
+    parts = {"dataset.name": str(own or run.result["dataset"]["name"])}
+    if isinstance(images := run.result["dataset"].get("train"), int):
+        parts["dataset.limit"] = f"{images:,} training images"
     sizes = {
-        f"{s['eps']:g}/255{' L2' * (s.get('norm') == 'l2')}"
+        f"{s['eps']:g}/255 {'L2' if s.get('norm') == 'l2' else 'L-inf'}"
         for s in (
             e["settings"] for r in runs for (_, name), e in r.entries.items() if name == attack
         )
@@ -118,11 +121,15 @@ def told(
     network = model.get("name") or choices.get("model", "model")
     told_model = [key for key in ("depth", "variant") if model.get(key)]
     network += "".join(str(model[key]) for key in told_model if f"model.{key}" not in rows)
+    if model.get("width", 1) != 1 and "model.width" not in rows:
+        network += f" of width {model['width']:g}"
     parts["model.depth"] = "" if "model" in rows else str(network)
     steps = "" if "attack.steps" in rows else training.get("steps", "")
-    parts["attack.steps"] = "" if "attack" in rows else f"trained on {choices.get('attack')}{steps}"
+    trained = f"{choices.get('attack')}{steps}" if steps else "attacks"
+    parts["attack.steps"] = "" if "attack" in rows else f"trained on {trained}"
     parts["activation._target_"] = "" if "activation" in rows else choices.get("activation", "")
-    epochs = f"{config['schedule']['epochs']:g} epochs"
+    count = config["schedule"]["epochs"]
+    epochs = f"{count:g} epoch{'s' * (count != 1)}"
     parts["schedule.epochs"] = "" if "schedule.epochs" in rows else epochs
     shown = {key for key, text in parts.items() if text}
     more = {key: value for key, value in differing.items() if key not in shown}

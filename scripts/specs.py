@@ -16,7 +16,7 @@ PUBLISHED = ("clean", "robust")
 EXTREMES = {"lowest": min, "highest": max}
 NODE = {
     "title": str, "question": str, "rows": Sequence, "labels": Mapping, "reference": Mapping,
-    "figures": Sequence, "published": Mapping, "claims": Sequence,
+    "figures": Sequence, "published": Mapping, "claims": Sequence, "also": Sequence,
 }  # fmt: skip
 
 
@@ -27,6 +27,11 @@ class Experiment:
     name: str
     spec: Mapping[str, Any]
     swept: Mapping[str, Sequence[str]]
+
+    @property
+    def also(self) -> Sequence[str]:
+        """Other experiments whose runs have a row, too, where their setting is this one's."""
+        return self.spec.get("also") or ()
 
     @property
     def rows(self) -> Sequence[str]:
@@ -70,15 +75,16 @@ def known() -> list[str]:
 
 
 @cache
-def load(name: str) -> Experiment:
-    """Raises Refused where there is no file, or no `report` in it that can be read."""
+def load(name: str) -> Experiment | None:
+    """None where its file has no `report`. Raises Refused where there is no file, or none that can
+    be read."""
     path = CONF / "experiment" / f"{name}.yaml"
     if name not in known():
         raise Refused(f"experiment {name}: has no file any more ({path.parent})")
     try:
         whole = read_yaml(path)
         if (spec := whole.get("report")) is None:
-            raise Refused("has no node `report`")
+            return None
         check(spec)
     except FAULTS as error:
         raise Refused(f"experiment {name}: {one_line(error)} ({path})") from None
@@ -131,6 +137,8 @@ def check_claim(where: str, claim: Mapping[str, Any], rows: Sequence[str]) -> No
     _one_of(f"{where}.measure", claim.get("measure"), MEASURES)
     if not isinstance(claim.get("text"), str):
         raise Refused(f"report.{where}.text: is missing; write what is claimed")
+    if claim.get("equal", "gradients") != "gradients":
+        raise Refused(f"report.{where}.equal={claim['equal']}: unknown; allowed: gradients")
     if not is_number(claim.get("within", 0.0)):
         raise Refused(f"report.{where}.within={claim['within']}: must be in points")
 

@@ -13,6 +13,7 @@ from specs import Experiment, known, load
 
 from sat.console import duration
 from sat.errors import Refused
+from sat.identity import data_name
 from sat.statistics import over_seeds
 
 
@@ -62,6 +63,7 @@ class Row:
     parameters: int = 0
     multiply_adds: int | None = None  # of one image's forward
     seeds: Sequence[int] = ()  # of `runs`
+    alarms: int = 0  # runs that raised one: their numbers are in doubt
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,11 @@ def read(outputs: Path, experiment: str | None = None) -> Report:
             continue
         mine = [run for run in measured if name in run.experiments and trained(run)]
         try:
-            tables += tables_of(load(name), mine)
+            spec = load(name)
+            if spec is None:
+                continue
+            more = [r for r in measured if {*spec.also} & {*r.experiments} and trained(r)]
+            tables += tables_of(spec, [*mine, *(r for r in more if r not in mine)])
             placed |= {run.path for run in mine}
         except Refused as error:
             notes.append(f"{error}; its {len(mine)} finished runs are in no table of it")
@@ -166,8 +172,13 @@ def tables_of(experiment: Experiment, runs: Sequence[Measured]) -> list[Table]:
     """A table for each data set and setting that the runs of an experiment were made in."""
     groups: dict[tuple[str, str], list[Measured]] = {}
     for run in with_digest(runs):
-        key = run.result["dataset"]["name"], setting_of(run, experiment.rows)
+        key = set_of(run), setting_of(run, experiment.rows)
         groups.setdefault(key, []).append(run)
+    groups = {  # runs of other experiments are no table of their own here
+        key: mine
+        for key, mine in groups.items()
+        if any(experiment.name in run.experiments for run in mine)
+    }
     by_size = lambda group: (group[0][0], -len(group[1]), group[0][1])  # noqa: E731
     tables: list[Table] = []
     for (dataset, setting), mine in sorted(groups.items(), key=by_size):
@@ -220,7 +231,8 @@ def table_of(experiment: Experiment, dataset: str, runs: Sequence[Measured]) -> 
         notes += [f"{name}: {fault}" for name, fault in faults if fault]
     rows, reference, more = compared(rows, experiment.spec.get("reference"))
     verdicts = judged(rows, experiment.spec.get("claims", ()), attack)
-    facts = {"command": command(experiment.name, alike), **facts_of(alike)}
+    notes += [*alarms_of(alike), *unlike_machines(alike)]
+    facts = {"command": command(experiment, alike), **facts_of(alike)}
     return Table(experiment.name, dataset, "", experiment.spec, rows, attack, verdicts,
                  [*notes, *more], facts, reference)  # fmt: skip
 
@@ -240,6 +252,7 @@ def row_of(experiment: Experiment, runs: Sequence[Measured]) -> Row:
         parameters=int(result.get("parameters") or 0),
         multiply_adds=result.get("multiply_adds"),
         seeds=[run.seed for run in runs],
+        alarms=sum(bool(run.result.get("alarms")) for run in runs),
     )
 
 
@@ -281,20 +294,26 @@ def distinct(rows: Sequence[Row], groups: Mapping[Any, Sequence[Measured]]) -> l
 
 
 def primary(runs: Sequence[Measured], rows: Sequence[Row]) -> tuple[str, list[str]]:
-    """The strongest attack that all rows have; and a note where a stronger one is in some alone."""
+    """The attack that judges: of those that all rows have for all their seeds, at the data set's
+    own eps and norm, the strongest; and a note of what was passed over for it."""
     ranks: dict[str, tuple[int, ...]] = {}
     for run in runs:
+        own = {key: run.config["dataset"].get(key) for key in ("eps", "norm")}
         for (_, attack), entry in run.entries.items():
             settings = entry["settings"]
-            if attack != "clean" and isinstance(settings.get("attack"), str):
+            fits = all(v is None or settings.get(key, v) == v for key, v in own.items())
+            if attack != "clean" and isinstance(settings.get("attack"), str) and fits:
                 kind = {"AutoAttack": 3, "Strong": 2, "PGD": 1}.get(settings["attack"], 0)
                 ranks[attack] = kind, settings.get("steps", 0), settings.get("restarts", 1)
     which = "best" if any(("best", "clean") in row.numbers for row in rows) else "last"
-    having = {attack: [(which, attack) in row.numbers for row in rows] for attack in ranks}
-    common = [attack for attack in ranks if all(having[attack])]
-    best = max(common, key=lambda attack: ranks[attack], default="")
+    missing = {attack: sum(lacking(row, (which, attack)) for row in rows) for attack in ranks}
+    full = [attack for attack in ranks if not missing[attack]]
+    least = [attack for attack in ranks if all((which, attack) in row.numbers for row in rows)]
+    best = max(full, key=lambda attack: ranks[attack], default="")
+    best = best or min(least, key=lambda attack: missing[attack], default="")
+    count = sum(len(row.runs) for row in rows)
     notes = [
-        f"{attack}: {sum(having[attack])} of {len(rows)} rows were measured with it, so the table"
+        f"{attack}: {count - missing[attack]} of {count} runs were measured with it, so the table"
         f" is judged by {best or 'clean accuracy'}"
         for attack in ranks
         if not best or ranks[attack] > ranks[best]
@@ -302,11 +321,52 @@ def primary(runs: Sequence[Measured], rows: Sequence[Row]) -> tuple[str, list[st
     return best, notes
 
 
-def command(experiment: str, runs: Sequence[Measured]) -> str:
-    """What asks for these runs; where the heading tells of other settings, with these behind."""
+def lacking(row: Row, measure: Measure) -> int:
+    """How many of a row's runs were not measured so."""
+    return len(row.runs) - len(row.numbers[measure].seeds if measure in row.numbers else ())
+
+
+def alarms_of(runs: Sequence[Measured]) -> list[str]:
+    """A line for each run whose numbers its own alarms put in doubt."""
+    lines = []
+    for run in runs:
+        names = {str(a.get("name")) for a in run.result.get("alarms") or () if isinstance(a, dict)}
+        if names:
+            lines.append(f"! {run.name}: raised alarms ({', '.join(sorted(names))})")
+    return lines
+
+
+def unlike_machines(runs: Sequence[Measured]) -> list[str]:
+    """A line for each of what `auto` chose that is not the same in all runs."""
+    choices = [run.result.get("choices") or {} for run in runs]
+    lines = []
+    for key in ("precision", "compile"):
+        found = sorted({str(each[key]) for each in choices if key in each})
+        if len(found) > 1:
+            lines.append(f"{key}: not the same in every run ({', '.join(found)})")
+    return lines
+
+
+def set_of(run: Measured) -> str:
+    """The data set as the run's command names it: a subset is an option of its own."""
+    own = data_name(run.config["dataset"])
+    return str(own or run.config["choices"].get("dataset") or run.result["dataset"]["name"])
+
+
+PLACES = ("record.root", "dataset.root", "dataset.path", "seed", "experiment", "dataset")
+
+
+def command(experiment: Experiment, runs: Sequence[Measured]) -> str:
+    """What asks for these runs: the experiment, and all overrides that they share."""
     dataset = runs[0].config["choices"].get("dataset", "digits")
-    words = ["python -m sat.run -m", f"experiment={experiment}"]
+    words = ["python -m sat.run -m", f"experiment={experiment.name}"]
     words += [f"dataset={dataset}"] if dataset != "digits" else []
+    given = [dict.fromkeys(map(str, run.result.get("overrides") or ())) for run in runs]
+    for override in given[0]:
+        key = override.split("=", 1)[0].lstrip("+~")
+        swept = key in PLACES or key in experiment.rows or key.startswith(("experiment/", "hydra"))
+        if not swept and key not in experiment.swept and all(override in each for each in given):
+            words.append(override)
     return " ".join([*words, f"seed={','.join(map(str, sorted({run.seed for run in runs})))}"])
 
 

@@ -145,13 +145,14 @@ def test_a_name_tells_what_experiments_vary():
     def name(*overrides: str) -> str:
         return spec(*overrides).name.rpartition("-")[0]
 
-    assert name("dataset.image_size=12") == "digits12-resnet10-silu-pgd1-40ep-s0"
+    assert name("dataset.image_size=12") == "digits-12px-resnet10-silu-pgd1-40ep-s0"
     assert name("model.depth=26", "model.cardinality=8", "model.base_width=16") == (
         "digits-resnet26-8x16d-silu-pgd1-40ep-s0"
     )
     assert name("model.width=0.5", "attack.eps=12") == (
         "digits-resnet10-w0.5-silu-pgd1-eps12-40ep-s0"
     )
+    assert name("schedule.ema=0.99") == "digits-resnet10-silu-pgd1-40ep-ema0.99-s0"
     assert name("schedule.epochs=80", "seed=3") == "digits-resnet10-silu-pgd1-80ep-s3"
     assert name("activation=surrogate_relu", "activation.outer=false") == (
         "digits-resnet10-relu-parametric_softplus-inner-pgd1-40ep-s0"
@@ -180,7 +181,7 @@ def test_places_do_not_count_but_names_do():
     c = spec("dataset=imagefolder", "dataset.root=/b/birds")
     d = spec("dataset=imagefolder", "dataset.root=/b/birds", "dataset.name=flowers")
     assert a.hash == b.hash == d.hash != c.hash
-    assert a.name.startswith("flowers224-resnet50-")
+    assert a.name.startswith("flowers-224px-resnet50-")
     assert spec("dataset=npz", "dataset.path=x/y.npz").name.startswith("y-")
 
 

@@ -285,6 +285,15 @@ def test_every_activation_is_counted(scripts, option):
     assert cost.multiply_adds > 0 and cost.parameters > 0
 
 
+def test_a_surrogate_gradient_keeps_what_its_update_needs(scripts):
+    """ReLU keeps its output, which the next layer keeps as well; a surrogate its input besides."""
+    costs, kept = scripts("costs"), {}
+    for outer in ("true", "false"):
+        spec = spec_of(scripts, "activation=surrogate_relu", f"activation.outer={outer}")
+        kept[outer] = costs.cost_of(spec, costs.sizes_of(spec.dataset)).activations
+    assert kept["true"] > 1.2 * kept["false"]
+
+
 def test_the_largest_networks_of_the_study_need_no_memory(scripts, monkeypatch):
     costs = scripts("costs")
     spec = spec_of(scripts, "dataset=imagenet", "model=efficientnet", "model.variant=l1",

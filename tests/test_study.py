@@ -178,7 +178,7 @@ def test_rows_are_runs_that_differ_in_the_seed_alone(scripts, folder, spec):
     )
     assert relu.gradients == 8  # 4 epochs of an attack step and an update
     assert relu.published == {"clean": 68.8, "robust": 33.0} and elu.published is None
-    assert table.setting == "digits, eps 8/255, resnet10, trained on pgd1, 4 epochs"
+    assert table.setting == "digits, eps 8/255 L-inf, resnet10, trained on pgd1, 4 epochs"
     assert table.name == "x-digits" and table.facts["training"] == "7m00s for 7 runs"
 
 
@@ -186,7 +186,8 @@ def test_settings_have_a_table_each_and_say_what_differs(scripts, folder, spec):
     for epochs in (4.0, 8.0):
         for decay in (0.1, 0.2):
             folder.add("relu", 0, 50, schedule={"epochs": epochs, "weight_decay": decay})
-    folder.add("relu", 0, 50, experiments=["x", "y"], facts={"name": "cifar"})
+    folder.add("relu", 0, 50, experiments=["x", "y"], facts={"name": "cifar"},
+               choices={"dataset": "cifar"})  # fmt: skip
     spec("y", rows=["schedule.epochs"], reference=None, published=None)
     tables = scripts.study.read(folder.outputs).tables
     settings = [table.setting for table in tables]
@@ -264,9 +265,24 @@ def test_the_strongest_attack_that_all_rows_have_judges(scripts, folder, spec):
     folder.add("silu", 0, 50)
     table = only(scripts.study.read(folder.outputs))
     assert table.attack == "pgd20"
-    assert (
-        "strong: 1 of 2 rows were measured with it, so the table is judged by pgd20" in table.notes
-    )
+    passed = "strong: 2 of 3 runs were measured with it, so the table is judged by pgd20"
+    assert passed in table.notes
+    folder.add("silu", 1, {"pgd20": 50, "strong": 40})  # a row has it, but not for all its seeds
+    table = only(scripts.study.read(folder.outputs))
+    assert table.attack == "pgd20" and passed.replace("2 of 3", "3 of 4") in table.notes
+
+
+def test_an_attack_of_another_size_does_not_judge(scripts, folder, spec, monkeypatch):
+    monkeypatch.setitem(PGD, "steps", 20)
+    own = {"eps": 8.0, "norm": "linf"}
+    for name in ("relu", "silu"):
+        run = folder.add(name, 0, 50, dataset=own)
+        result = json.loads((run / "result.json").read_text())
+        weak = {**result["best"]["robust"]["pgd20"], "settings": {**PGD, "eps": 2.0, "steps": 50}}
+        for which in ("best", "last"):
+            result[which]["robust"]["pgd50"] = weak
+        (run / "result.json").write_text(json.dumps(result))
+    assert only(scripts.study.read(folder.outputs)).attack == "pgd20"
 
 
 # differences and verdicts -------------------------------------------------------------------------
@@ -317,8 +333,11 @@ CLAIM = {"text": "SiLU wins.", "better": {"activation": "silu"}, "than": {"activ
     ([9, 10, 11], {"within": 7}, "contradicts", "3 seeds"),
     ([9, 10, 11], {"measure": "last robust"}, "supports", "3 seeds, pgd20, last"),
     ([9, 10, 11], {"measure": "clean"}, "says nothing", "+0.0 points"),
-    ([9], {}, "says nothing", "+9.0 points, pgd20, best; one seed is in both rows"),
-    ([9, 9], {"than": {"activation": "elu"}}, "says nothing", "no row activation=elu"),
+    ([-9, -10, -11], {"within": 7}, "contradicts", "3 seeds"),
+    ([9, 10, 11], {}, "supports", "silu against relu: "),
+    ([9], {}, "says nothing", "+9.0 points, pgd20, best; one seed is in both"),
+    ([9, 9], {"than": {"activation": "elu"}}, "not run", "no row activation=elu"),
+    ([9, 10, 11], {"equal": "gradients"}, "supports", "3 seeds"),
 ])  # fmt: skip
 def test_verdicts(scripts, folder, spec, points, changes, answer, reason):
     folder.pair("relu", "silu", points)
@@ -338,11 +357,70 @@ def test_a_claim_may_name_the_lowest_and_the_highest(scripts, folder, spec):
     )
     claims = [{**CLAIM, "better": lowest, "than": highest}]
     claims += [{**CLAIM, "better": {"activation": "elu"}}]
-    spec(claims=claims, reference=highest)
+    spec(claims=claims, reference=lowest)
     table = only(scripts.study.read(folder.outputs))
-    assert table.verdicts[0].answer == "supports" and "+20.0 points" in table.verdicts[0].reason
-    assert table.verdicts[1].answer == "says nothing" and "fits 3 rows" in table.verdicts[1].reason
-    assert table.reference == "elu alpha=2"
+    assert table.verdicts[0].answer == "not run"  # elu has no run at the table's highest alpha
+    assert "no row activation=elu, activation.alpha=9.0" in table.verdicts[0].reason
+    assert table.verdicts[1].answer == "not run" and "fits 3 rows" in table.verdicts[1].reason
+    assert table.reference == "elu alpha=1"
+    for seed in range(3):
+        folder.add("elu", seed, 40 + seed, alpha=9.0)
+    verdict = only(scripts.study.read(folder.outputs)).verdicts[0]
+    assert verdict.answer == "supports" and "+20.0 points" in verdict.reason
+
+
+def test_a_claim_at_equal_cost_needs_equal_costs(scripts, folder, spec):
+    for seed in range(3):
+        folder.add("relu", seed, 50)
+        folder.add("silu", seed, 60 + seed, schedule={"epochs": 8.0})
+    claims = [{**CLAIM, "equal": "gradients"}, CLAIM]
+    spec(rows=["activation", "schedule.epochs"], claims=claims)
+    first, second = only(scripts.study.read(folder.outputs)).verdicts
+    assert first.answer == "not run" and "16 and 8 gradient computations" in first.reason
+    assert second.answer == "supports"
+
+
+def test_verdicts_are_corrected_for_their_number(scripts, folder, spec):
+    """p is 0.025 of one claim, and 0.05 of two."""
+    folder.pair("relu", "silu", [4, 6, 9])
+    spec(claims=[CLAIM])
+    (alone,) = only(scripts.study.read(folder.outputs)).verdicts
+    assert alone.answer == "supports" and "p = 0.05" not in alone.reason
+    spec(claims=[CLAIM, {**CLAIM, "measure": "last robust"}])
+    pair = only(scripts.study.read(folder.outputs)).verdicts
+    assert [verdict.answer for verdict in pair] == ["says nothing"] * 2
+
+
+def test_alarms_are_told_wherever_their_numbers_are(command, folder, spec):
+    folder.pair("relu", "silu", [9, 10, 11])
+    run = next(folder.outputs.glob("silu-s1*"))
+    result = json.loads((run / "result.json").read_text())
+    result["alarms"] = [{"name": "masked_gradient", "message": "..."}]
+    (run / "result.json").write_text(json.dumps(result))
+    spec(claims=[CLAIM])
+    code, out = command()
+    page = (folder.outputs / "report/report.md").read_text()
+    for text in (out, page.replace("\\", "")):
+        assert "silu (!)" in text and "(!): runs of this row raised alarms" in text
+        assert f"{run.name}: raised alarms (masked_gradient)" in text
+        assert "1 of their runs raised alarms" in text
+
+
+def test_an_experiment_may_show_the_rows_of_others(scripts, folder, spec):
+    folder.pair("relu", "silu", [9, 10])
+    folder.add("relu", 0, 70, attack={"steps": 3}, experiments=["controls"])
+    folder.add("relu", 0, 70, attack={"steps": 3}, schedule={"epochs": 9.0},
+               experiments=["controls"])  # fmt: skip
+    rows = ["activation", "attack.steps"]
+    spec(rows=rows, also=["controls"])
+    tables = scripts.study.read(folder.outputs).tables
+    mine = [table for table in tables if table.experiment == "x"]
+    assert len(mine) == 1
+    assert [row.label for row in mine[0].rows] == [
+        "relu steps=1", "relu steps=3", "silu steps=1",
+    ]  # fmt: skip
+    spec(rows=rows)
+    assert len(only(scripts.study.read(folder.outputs, "x")).rows) == 2
 
 
 def test_a_selector_may_name_words_and_several_values(scripts, folder, spec):
@@ -389,8 +467,9 @@ def test_the_page_opens_with_every_claim_and_says_what_to_run(command, folder, s
     assert command()[0] == 0
     page = (folder.outputs / "report/report.md").read_text()
     glance = page.split("## The claims at a glance")[1].split("\n## ")[0]
-    assert "| **supports**: +10.0 points" in glance and "| **contradicts**: -10.0" in glance
-    assert "of 2, one in forty" in glance
+    assert "| **supports**: silu against relu: +10.0 points" in glance
+    assert "| **contradicts**: relu against silu: -10.0" in glance
+    assert "Verdicts (2)" in glance
     assert "command: python -m sat.run -m experiment=x seed=0,1,2" in page.replace("\\", "")
 
 
@@ -428,7 +507,7 @@ def test_the_command_writes_the_same_numbers_everywhere(command, folder, spec):
     head = page.splitlines()[page.splitlines().index(row) - 3]
     assert head.count("|") == row.count("|") and "published robust" in head
     assert "![dots](figures/a%20b.png)" in page and "Published: ImageNet (figure 2)." in page
-    assert "- **supports**: SiLU wins. (+10.0 points (7.5 to 12.5), 3 seeds, pgd20, best)" in page
+    assert "- **supports**: SiLU wins. (silu against relu: +10.0 points (7.5 to 12.5)" in page
     with open(written / "x-digits.csv") as file:
         lines = {(r["row"], r["checkpoint"], r["measure"]): r for r in csv.DictReader(file)}
     silu, relu = lines["silu", "best", "pgd20"], lines["relu", "best", "pgd20"]
