@@ -32,8 +32,8 @@ section { margin-top: 2.5rem; padding-top: 1.5rem; border-top: 2px solid var(--l
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; }
 th, td { padding: .3rem .55rem .3rem 0; text-align: right; vertical-align: top;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
-tbody th { min-width: 6.2rem; } th:first-child, .glance th, .glance td { text-align: left; }
-thead th { vertical-align: bottom; border-bottom-width: 2px; }
+tbody th { min-width: 7.2rem; } th:first-child, .glance th, .glance td { text-align: left; }
+thead th { vertical-align: bottom; border-bottom-width: 2px; font-size: .8rem; }
 td small { display: block; font-size: .76rem; white-space: nowrap; }
 .published { background: var(--shade); }
 .glance td { min-width: 7.5rem; } .glance small { white-space: normal; }
