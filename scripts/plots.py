@@ -114,7 +114,7 @@ def scatter(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
     figure = sheet(table, title_of(table, "scatter"), note, rows)
     axes = figure.subplots()
     percent_axis(axes.xaxis, x, "clean accuracy, %")
-    percent_axis(axes.yaxis, y, f"robust accuracy, %, under {attack_name(table.attack)}")
+    percent_axis(axes.yaxis, y, f"robust accuracy, %,\nunder {attack_name(table.attack)}")
     means = [(100 * clean.mean, 100 * robust.mean) for clean, robust in pairs]
     front = pareto(means)
     corners = [(x[0], means[front[0]][1]), *(means[k] for k in front), (means[front[-1]][0], y[0])]
