@@ -258,8 +258,11 @@ def test_seeds_of_a_configuration_form_one_row(write, report):
     write("alone", {"pgd20": first(81)}, first(90), steps=2)
     code, out = report(run.parent)
     assert code == 0
-    mine, single = cells(out, "digits-resnet10-silu-pgd1"), cells(out, "digits-resnet10-silu-pgd2")
-    assert mine[0].startswith("digits-resnet10-silu-pgd1-") and "-s0" not in mine[0]
+    mine, single = (
+        cells(out, "digits-resnet10-w0.0625-silu-pgd1"),
+        cells(out, "digits-resnet10-w0.0625-silu-pgd2"),
+    )
+    assert mine[0].startswith("digits-resnet10-w0.0625-silu-pgd1-") and "-s0" not in mine[0]
     assert mine[1:] == ["3", "100", "90.0 ± 0.0 %", "78.0 ± 5.0 %", "78.0 ± 5.0 %"]
     assert single[1:5] == ["1", "100", "90.0 % (82.6 % - 94.5 %) *", "81.0 % (72.2 % - 87.5 %) *"]
     assert "* one seed: Wilson's interval" in out and "Not in the table" not in out
@@ -283,7 +286,10 @@ def test_what_is_not_finished_is_named_and_not_averaged(write, report):
     shutil.copytree(outputs / "s0", outputs / "copy")
     code, out = report(outputs)
     assert code == 0
-    assert cells(out, "digits-resnet10-silu-pgd1")[1:5:3] == ["2", "50.5 ± 6.4 %"]  # of s0 and s1
+    assert cells(out, "digits-resnet10-w0.0625-silu-pgd1")[1:5:3] == [
+        "2",
+        "50.5 ± 6.4 %",
+    ]  # of s0 and s1
     below = out[out.index("Not in the table:") :]
     assert "  s2: stopped\n" in below and "  s3: failed: the loss is not finite\n" in below
     assert "  s4: damaged: " in below and "  s5: can't be read (KeyError" in below
@@ -341,7 +347,7 @@ def test_through_the_real_command_line(sat, report, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert cells(done.stdout, "pgd20")[1] == "50"
-    row = cells(report(tmp_path / "outputs")[1], "digits-resnet10-silu-pgd1")
+    row = cells(report(tmp_path / "outputs")[1], "digits-resnet10-w0.0625-silu-pgd1")
     results = [json.loads((run / "result.json").read_text()) for run in runs]
     mean = sum(result["best"]["clean"]["accuracy"] for result in results) / 2
     assert row[1:3] == ["2", "50"] and row[3].startswith(f"{100 * mean:.1f} ± ")
@@ -383,5 +389,7 @@ def test_seeds_measured_on_other_images_form_no_row(write, report):
         run = write(f"x{seed}", {"pgd20": first(40)}, first(90), seed=seed,
                     facts={"test_content": digest})  # fmt: skip
     code, out = report(run.parent)
-    rows = [line for line in out.splitlines() if line.startswith("digits-resnet10-silu-pgd1")]
+    rows = [
+        line for line in out.splitlines() if line.startswith("digits-resnet10-w0.0625-silu-pgd1")
+    ]
     assert code == 0 and len(rows) == 2, out
