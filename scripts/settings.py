@@ -125,8 +125,7 @@ def told(
         network += f" of width {model['width']:g}"
     parts["model.depth"] = "" if "model" in rows else str(network)
     steps = "" if "attack.steps" in rows else training.get("steps", "")
-    trained = f"{choices.get('attack')}{steps}" if steps else "attacks"
-    parts["attack.steps"] = "" if "attack" in rows else f"trained on {trained}"
+    parts["attack.steps"] = "" if "attack" in rows else f"trained on {choices.get('attack')}{steps}"
     parts["activation._target_"] = "" if "activation" in rows else choices.get("activation", "")
     count = config["schedule"]["epochs"]
     epochs = f"{count:g} epoch{'s' * (count != 1)}"

@@ -37,6 +37,7 @@ COSTS = {
     "multiply_adds": "multiply-adds of one image's forward",
     "parameters": "parameters",
 }
+COST_NAMES = {"gradients": "gradient computations", "multiply_adds": "multiply-adds"}
 NAMES = {"attack.steps": "attack steps", "dataset.image_size": "image size, pixels"}
 ENDS = 6, 12  # lines, and characters a name, up to which names stand at the ends of lines
 
@@ -59,7 +60,8 @@ def lines(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
     note += alarms_note(row for _, row in points)
     log_scale = values[0] > 0 and values[-1] / values[0] > 8
     joined = entry.get("join", True) and not _upright(series, values, log_scale)
-    figure = sheet(table, title_of(table, "lines"), note, rows, 3.6 if joined else 5.8)
+    title = f"{title_of(table, 'lines')}: over {COST_NAMES.get(x) or axis_name(x)}"
+    figure = sheet(table, title, note, rows, 3.6 if joined else 5.8)
     shape = (1, len(names)) if joined else (len(names), 1)  # names of rows take a page's width
     panels = list(figure.subplots(*shape, sharex=not joined, squeeze=False).flat)
     for axes, name, numbers in zip(panels, names, shown, strict=True):
