@@ -246,20 +246,19 @@ def csv_of(table: Table) -> str:
     keys = list(table.spec["rows"])
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n").writerow
-    write(["row", *keys, "parameters", "multiply_adds", "gradients", "checkpoint", "measure",
-           "seeds", "images", "mean", "low", "high", *(f"seed {seed}" for seed in seeds),
-           "difference", "difference_low", "difference_high", "p", "test", "significant",
-           "published"])  # fmt: skip
+    write(["row", *keys, "parameters", "multiply_adds", "gradients", "published clean",
+           "published robust", "checkpoint", "measure", "seeds", "images", "mean", "low", "high",
+           *(f"seed {seed}" for seed in seeds), "difference", "difference_low", "difference_high",
+           "p", "test", "significant"])  # fmt: skip
     for row in table.rows:
         told = [row.label, *(row.keys[key] for key in keys)]
         told += [row.parameters, row.multiply_adds, row.gradients]
+        said = row.published or {}
+        told += [said[name] / 100 if name in said else None for name in ("clean", "robust")]
         for measure, found in row.numbers.items():
             values = [len(found.seeds), found.images, found.mean, found.low, found.high]
             values += [found.seeds.get(seed) for seed in seeds]
-            said = row.published or {}
-            name = {"clean": "clean", table.attack: "robust"}.get(measure[1])
-            at = said[name] / 100 if measure[0] == "best" and name in said else None
-            cells = [*told, *measure, *values, *tested(row.differences.get(measure)), at]
+            cells = [*told, *measure, *values, *tested(row.differences.get(measure))]
             write([f"{cell:.8g}" if isinstance(cell, float) else cell for cell in cells])
     return text.getvalue()
 

@@ -9,6 +9,11 @@ from runs import Measured
 from sat.identity import SECTIONS as ALL
 from sat.identity import data_name, trained_by
 
+# Activations as the literature writes them.
+NAMES = {"relu": "ReLU", "softplus": "Softplus", "parametric_softplus": "Parametric Softplus",
+         "smoothrelu": "SmoothReLU", "silu": "SiLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)",
+         "elu": "ELU", "celu": "CELU", "mish": "Mish", "leaky_relu": "LeakyReLU",
+         "prelu": "PReLU", "pssilu": "PSSiLU"}  # fmt: skip
 SECTIONS = [name for name in ALL if name not in ("evaluation", "record")]
 
 
@@ -42,6 +47,7 @@ def text_of(key: str, value: Any, labels: Mapping[str, Any]) -> str:
     if value is None:
         return ""
     shown = f"{value:g}" if isinstance(value, float) else str(value)
+    shown = NAMES.get(shown, shown) if key == "activation" else shown
     if isinstance(label, str):
         return label.replace("{}", shown)
     return f"{key.rsplit('.', 1)[1]}={shown}" if "." in key else shown

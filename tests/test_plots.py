@@ -154,7 +154,11 @@ def test_each_kind_is_drawn_with_its_labels_and_the_same_bytes_again(made, table
         assert one.png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert one.png.stat().st_size < 60_000
         said = "".join(ET.parse(one.svg).getroot().itertext())
-        shown = ["relu", "silu", "gelu", "elu"] if "lines" in one.svg.name else LABELS[:4]
+        shown = (
+            ["ReLU", "SiLU", "GELU", "ELU"]
+            if one.svg.stem.endswith(("lines", "epochs"))
+            else LABELS[:4]
+        )
         assert all(label in said for label in shown), one.svg
         assert "Activations" in said and "accuracy, %" in said and "3 seeds" in said
         assert re.search(r"\d\d\.\d %", one.text) and one.table == mine.name
@@ -363,10 +367,10 @@ def test_lines_over_a_number_and_rows_that_have_none(made, alphas):
     np.testing.assert_allclose((x + other) / 2, [1, 1.5, 2])
     (level,) = [line for line in robust.lines if line.get_linestyle() == "--"]
     assert list(level.get_ydata()) == [40, 40]
-    assert robust.get_xscale() == "linear" and "elu 44.0 % at 1 to 43.0 % at 2" in text
+    assert robust.get_xscale() == "linear" and "ELU 44.0 % at 1 to 43.0 % at 2" in text
     wide, _ = made.trends.lines(alphas(values=(0.1, 1.0, 10.0)), ALPHA)
     assert wide.axes[0].get_xscale() == "log"
-    assert {text.get_text() for text in figure.axes[1].texts} == {"elu", "celu", "relu"}
+    assert {text.get_text() for text in figure.axes[1].texts} == {"ELU", "CELU", "relu"}
 
 
 def test_names_at_the_ends_of_lines_keep_their_distance(made):
@@ -396,7 +400,7 @@ def test_epochs_are_means_over_seeds_of_what_is_whole(made, table):
 def test_series_share_a_panel_and_trainings_of_any_length_an_axis(made, table):
     figure, _ = made.trends.epochs(table(5), {"series": ["activation"]})
     shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title() for axes in shown] == ["relu", "silu", "gelu", "elu"]
+    assert [axes.get_title() for axes in shown] == ["ReLU", "SiLU", "GELU", "ELU"]
     assert len({axes.get_xlim() for axes in shown}) == 1 and shown[0].get_xlim()[1] >= 20
     told = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {"robust", "clean", "alpha=1", "alpha=2"} <= set(told)

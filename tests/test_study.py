@@ -166,7 +166,7 @@ def test_rows_are_runs_that_differ_in_the_seed_alone(scripts, folder, spec):
     folder.add("elu", 0, 45, alpha=1.2)
     spec(whole={"hydra": {"sweeper": {"params": {"activation": "relu, elu"}}}})
     table = only(scripts.study.read(folder.outputs))
-    assert [row.label for row in table.rows] == ["relu", "elu alpha=1", "elu alpha=1.2"]
+    assert [row.label for row in table.rows] == ["ReLU", "ELU alpha=1", "ELU alpha=1.2"]
     relu, elu, alone = table.rows
     assert relu.keys == {"activation": "relu", "activation.alpha": None}
     assert relu.numbers[BEST].mean == pytest.approx(0.52)
@@ -204,7 +204,7 @@ def test_a_group_among_the_rows_brings_its_arguments(scripts, folder, spec):
     for alpha in (1.0, 2.0):
         folder.add("elu", 0, 50, alpha=alpha)
     table = only(scripts.study.read(folder.outputs))
-    assert [row.label for row in table.rows] == ["elu alpha=1.0", "elu alpha=2.0"]
+    assert [row.label for row in table.rows] == ["ELU alpha=1.0", "ELU alpha=2.0"]
 
 
 def test_rows_may_differ_in_their_images(scripts, folder, spec):
@@ -294,7 +294,7 @@ def test_differences_are_paired_by_seed_and_marked_after_holm(scripts, folder, s
     for seed, more in enumerate((2, 4)):
         folder.add("gelu", seed, 50 + 2 * seed + more)
     rows = {row.label: row for row in only(scripts.study.read(folder.outputs)).rows}
-    relu, gelu, silu = rows["relu"], rows["gelu"], rows["silu"]
+    relu, gelu, silu = rows["ReLU"], rows["GELU"], rows["SiLU"]
     found = silu.differences[BEST]
     assert (found.mean, found.p) == (pytest.approx(0.1), pytest.approx(0.00332, abs=1e-5))
     assert found.high - 0.1 == pytest.approx(4.302653 * 0.01 / 3**0.5)
@@ -317,7 +317,7 @@ def test_one_seed_is_compared_image_by_image_where_flags_are(scripts, folder, sp
     shutil.rmtree(moved / relu.name / "flags")
     table = only(scripts.study.read(moved))
     assert not table.rows[1].differences
-    assert sum("silu: no difference to relu is told, one seed" in note for note in table.notes) == 1
+    assert sum("SiLU: no difference to ReLU is told, one seed" in note for note in table.notes) == 1
 
 
 CLAIM = {"text": "SiLU wins.", "better": {"activation": "silu"}, "than": {"activation": "relu"},
@@ -334,7 +334,7 @@ CLAIM = {"text": "SiLU wins.", "better": {"activation": "silu"}, "than": {"activ
     ([9, 10, 11], {"measure": "last robust"}, "supports", "3 seeds, pgd20, last"),
     ([9, 10, 11], {"measure": "clean"}, "says nothing", "+0.0 points"),
     ([-9, -10, -11], {"within": 7}, "contradicts", "3 seeds"),
-    ([9, 10, 11], {}, "supports", "silu against relu: "),
+    ([9, 10, 11], {}, "supports", "SiLU against ReLU: "),
     ([9], {}, "says nothing", "+9.0 points, pgd20, best; one seed is in both"),
     ([9, 9], {"than": {"activation": "elu"}}, "not run", "no row activation=elu"),
     ([9, 10, 11], {"equal": "gradients"}, "supports", "3 seeds"),
@@ -362,7 +362,7 @@ def test_a_claim_may_name_the_lowest_and_the_highest(scripts, folder, spec):
     assert table.verdicts[0].answer == "not run"  # elu has no run at the table's highest alpha
     assert "no row activation=elu, activation.alpha=9.0" in table.verdicts[0].reason
     assert table.verdicts[1].answer == "not run" and "fits 3 rows" in table.verdicts[1].reason
-    assert table.reference == "elu alpha=1"
+    assert table.reference == "ELU alpha=1"
     for seed in range(3):
         folder.add("elu", seed, 40 + seed, alpha=9.0)
     verdict = only(scripts.study.read(folder.outputs)).verdicts[0]
@@ -401,7 +401,7 @@ def test_alarms_are_told_wherever_their_numbers_are(command, folder, spec):
     code, out = command()
     page = (folder.outputs / "report/report.md").read_text()
     for text in (out, page.replace("\\", "")):
-        assert "silu (!)" in text and "(!): runs of this row raised alarms" in text
+        assert "SiLU (!)" in text and "(!): runs of this row raised alarms" in text
         assert f"{run.name}: raised alarms (masked_gradient)" in text
         assert "1 of their runs raised alarms" in text
 
@@ -417,7 +417,7 @@ def test_an_experiment_may_show_the_rows_of_others(scripts, folder, spec):
     mine = [table for table in tables if table.experiment == "x"]
     assert len(mine) == 1
     assert [row.label for row in mine[0].rows] == [
-        "relu steps=1", "relu steps=3", "silu steps=1",
+        "ReLU steps=1", "ReLU steps=3", "SiLU steps=1",
     ]  # fmt: skip
     spec(rows=rows)
     assert len(only(scripts.study.read(folder.outputs, "x")).rows) == 2
@@ -444,7 +444,7 @@ def test_labels_are_templates_or_texts_of_single_values(scripts, folder, spec):
     assert [row.label for row in table.rows] == ["ELU alpha 1", "ELU alpha 2.5"]
     spec(labels={"activation.alpha": {1.0: ""}})
     table = only(scripts.study.read(folder.outputs))
-    assert [row.label for row in table.rows] == ["elu", "elu alpha=2.5"]
+    assert [row.label for row in table.rows] == ["ELU", "ELU alpha=2.5"]
 
 
 def test_rows_come_as_published_where_the_sweep_follows_the_dataset(scripts, folder, spec):
@@ -454,7 +454,7 @@ def test_rows_come_as_published_where_the_sweep_follows_the_dataset(scripts, fol
     whole = {"hydra": {"sweeper": {"params": {"activation": "${sizes.activations}"}}}}
     spec(published={"rows": rows}, whole=whole)
     table = only(scripts.study.read(folder.outputs))
-    assert [row.label for row in table.rows] == ["relu", "silu", "elu", "celu"]
+    assert [row.label for row in table.rows] == ["ReLU", "SiLU", "ELU", "CELU"]
 
 
 # pages --------------------------------------------------------------------------------------------
@@ -467,8 +467,8 @@ def test_the_page_opens_with_every_claim_and_says_what_to_run(command, folder, s
     assert command()[0] == 0
     page = (folder.outputs / "report/report.md").read_text()
     glance = page.split("## The claims at a glance")[1].split("\n## ")[0]
-    assert "| **supports**: silu against relu: +10.0 points" in glance
-    assert "| **contradicts**: relu against silu: -10.0" in glance
+    assert "| **supports**: SiLU against ReLU: +10.0 points" in glance
+    assert "| **contradicts**: ReLU against SiLU: -10.0" in glance
     assert "Verdicts (2)" in glance
     assert "command: python -m sat.run -m experiment=x seed=0,1,2" in page.replace("\\", "")
 
@@ -497,23 +497,23 @@ def test_the_command_writes_the_same_numbers_everywhere(command, folder, spec):
     (folder.outputs / "preface.md").write_text("# Mine\n")
     code, out = command()
     assert code == 0 and "Is smooth better?" in out and "supports: SiLU wins." in out
-    line = next(line for line in out.splitlines() if line.startswith("silu"))
+    line = next(line for line in out.splitlines() if line.startswith("SiLU"))
     assert "62.0 ± 7.5" in line and "+10.0 (+7.5 to +12.5) *" in line
     written = folder.outputs / "report"
     page = (written / "report.md").read_text()
     assert page.startswith("# Mine\n") and "## Activations (`x`)" in page
-    row = next(line for line in page.splitlines() if line.startswith("| silu |"))
+    row = next(line for line in page.splitlines() if line.startswith("| SiLU |"))
     assert row.split(" | ")[3] == "62.0 ± 7.5" and "+10.0 (+7.5 to +12.5) \\*" in row
     head = page.splitlines()[page.splitlines().index(row) - 3]
     assert head.count("|") == row.count("|") and "published robust" in head
     assert "![dots](figures/a%20b.png)" in page and "Published: ImageNet (figure 2)." in page
-    assert "- **supports**: SiLU wins. (silu against relu: +10.0 points (7.5 to 12.5)" in page
+    assert "- **supports**: SiLU wins. (SiLU against ReLU: +10.0 points (7.5 to 12.5)" in page
     with open(written / "x-digits.csv") as file:
         lines = {(r["row"], r["checkpoint"], r["measure"]): r for r in csv.DictReader(file)}
-    silu, relu = lines["silu", "best", "pgd20"], lines["relu", "best", "pgd20"]
+    silu, relu = lines["SiLU", "best", "pgd20"], lines["ReLU", "best", "pgd20"]
     assert float(silu["mean"]) == pytest.approx(0.62) and silu["seed 2"] == "0.65"
     assert float(silu["difference"]) == pytest.approx(0.1) and silu["significant"] == "True"
-    assert relu["published"] == "0.33" and relu["difference"] == "" and len(lines) == 8
+    assert relu["published robust"] == "0.33" and relu["difference"] == "" and len(lines) == 8
     html = (written / "report.html").read_text()
     assert html.startswith("('Mine', [Table(experiment='x'")
 
@@ -622,7 +622,7 @@ def test_damage_is_named_in_one_line_and_the_rest_is_reported(command, folder, s
     code, out = command()
     (said,) = [text for text in out.splitlines() if run.name in text]
     assert code == 0 and f"{run.name}: {line}" in said
-    assert [line for line in out.splitlines() if line.startswith("silu")][0].split()[1] == (
+    assert [line for line in out.splitlines() if line.startswith("SiLU")][0].split()[1] == (
         "3" if how == "metrics" else "2"
     )
 
