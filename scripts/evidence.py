@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 from runs import FAULTS, runs_in, validation
@@ -51,19 +52,28 @@ def impersonal(name: str, content: bytes) -> bytes:
     try:
         if name == "config.yaml":
             config = yaml.safe_load(content)
-            for section, key in (("record", "root"), ("dataset", "root"), ("dataset", "path")):
-                if config[section].get(key):
-                    config[section][key] = Path(config[section][key]).name
+            config["record"]["root"] = "outputs"
+            for key in ("root", "path"):  # the last part may be the set's name
+                if config["dataset"].get(key):
+                    config["dataset"][key] = Path(config["dataset"][key]).name
             return yaml.safe_dump(config, sort_keys=False).encode()
         if name == "result.json":
-            result = json.loads(content)
-            for key in ("host", "command"):
-                result["environment"].pop(key, None)
+            result = nameless(json.loads(content))
             result["overrides"] = [o for o in result["overrides"] if key_of(o) not in PLACES]
             return (json.dumps(result, indent=1) + "\n").encode()
     except FAULTS:  # damaged: the report says so, from the copy as well
         pass
     return content
+
+
+def nameless(value: Any) -> Any:
+    """JSON in which no environment, of the training or of an evaluation, names host and command."""
+    if isinstance(value, list):
+        return [nameless(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    hidden = ("host", "command") if "torch" in value else ()
+    return {key: nameless(each) for key, each in value.items() if key not in hidden}
 
 
 def key_of(override: str) -> str:

@@ -480,6 +480,7 @@ def test_evidence_names_no_machine(command, folder, spec, tmp_path):
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     result = json.loads((run / "result.json").read_text())
     result["environment"] |= {"host": "mine", "command": "/home/me/sat record.root=/home/me/o"}
+    result["best"]["environment"] = dict(result["environment"])
     result["overrides"] = ["seed=0", "record.root=/home/me/o", "+dataset.root=/home/me/sets"]
     (run / "result.json").write_text(json.dumps(result))
     assert command("--keep", tmp_path / "kept")[0] == 0
