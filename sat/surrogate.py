@@ -1,6 +1,6 @@
 """ReLU forward, the derivative of a smooth function backward: where does the gradient matter?
 
-Xie et al. (arXiv 2006.14536, section 4) train a ReLU network whose backward pass pretends that it
+Xie et al. (arXiv 2006.14536) train a ReLU network whose backward pass pretends that it
 is smooth, in the attacker's steps (inner), in the update (outer), or in both. Whoever trains says
 which of the two is going on, by `phase`; at all other times the network is plain ReLU.
 """
