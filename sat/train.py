@@ -72,17 +72,18 @@ class Trainer:
 
             self.average = ModelEmaV3(model, decay=schedule.ema)
         self.step = 0
-        self.totals = torch.zeros(
-            2, device=self.device
-        )  # loss and right answers since the last log
+        # loss and right answers since the last log
+        self.totals = torch.zeros(2, device=self.device)
         self.seen = 0
         self.skips = Skips()
         # A CPU is never waited for, and a GradScaler waits in each step of its own.
         self._always_careful = half or self.device.type == "cpu"
         self._careful_until = 0
+        # Lists, because a walk through the modules costs as much as all of the rest.
+        self._parameters, self._moved = [*model.parameters()], [*model.buffers(), self.totals]
         self._found = torch.zeros(1, device=self.device)  # above 0: a gradient was not finite
         self._one = torch.ones(1, device=self.device)
-        self._held: tuple[list[Tensor], int] | None = None
+        self._held: tuple[list[Tensor], int, dict[str, Tensor]] | None = None
         self._sound: dict[str, Any] | None = None
         self.updating = self._applying = False
 
@@ -129,7 +130,7 @@ class Trainer:
                     loss = self._loss(net, x[part], x_adv, y[part])
                     scaler.scale(loss * share).backward()
         scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         # The check of torch's GradScaler, here with a scale of 1: one launch, 30 us on a CPU.
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
 
@@ -162,13 +163,15 @@ class Trainer:
         """Whether a gradient or the loss was not finite since this was last asked."""
         return bool(self._found.item() or not torch.isfinite(self.totals).all())
 
-    def _hold(self) -> tuple[list[Tensor], int]:
-        """What a forward changes: statistics of batch norm, and sums."""
-        return [t.clone() for t in (*self.model.buffers(), self.totals)], self.seen
+    def _hold(self) -> tuple[list[Tensor], int, dict[str, Tensor]]:
+        """What a forward changes: statistics of batch norm, sums, and random generators."""
+        held = [tensor.clone() for tensor in self._moved]
+        return held, self.seen, self._generators()
 
     def _put_back(self) -> None:
-        held, self.seen = self._held
-        for now, before in zip((*self.model.buffers(), self.totals), held, strict=True):
+        held, self.seen, generators = self._held
+        self._set_generators(generators)
+        for now, before in zip(self._moved, held, strict=True):
             now.copy_(before)
         self._found.zero_()
         self.optimizer.zero_grad(set_to_none=True)
@@ -226,7 +229,7 @@ class Trainer:
         rate = self.plan.schedule.rate(max(0, self.step - 1), self.plan.images)
         self.totals.zero_()
         self.seen = 0
-        if self._sound is not None:  # of this step: going back to it must not tell these sums again
+        if self._sound is not None:  # who goes back there must not tell these sums again
             self._sound["totals"].zero_()
             self._sound["seen"] = 0
         return {**taken, "train/learning_rate": rate, **self.skips.metrics()}
@@ -250,11 +253,20 @@ class Trainer:
             "seen": self.seen,
             "skips": self.skips.state(),
             "choices": self.plan.choices,
-            "rng": torch.get_rng_state(),
         }
+        return {**state, **self._generators()}
+
+    def _generators(self) -> dict[str, Tensor]:
+        """The states of torch's global generators, which dropout draws from."""
+        states = {"rng": torch.get_rng_state()}
         if self.device.type == "cuda":
-            state["rng_cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+            states["rng_cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def _set_generators(self, states: dict[str, Any]) -> None:
+        torch.set_rng_state(states["rng"])
+        if "rng_cuda" in states and self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["rng_cuda"], self.device)
 
     def load(self, state: dict[str, Any]) -> None:
         """Stands again where `state` was taken."""
@@ -267,9 +279,7 @@ class Trainer:
             self.average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        if "rng_cuda" in state and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+        self._set_generators(state)
 
 
 class Watcher(Protocol):
