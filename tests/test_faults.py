@@ -240,7 +240,7 @@ def at_step(monkeypatch):
     return actions.__setitem__
 
 
-def test_stopped_around_a_skipped_step_equals_never_stopped(sat, tmp_path, poisoned, at_step, stop):
+def test_stopped_around_a_skipped_step_equals_never_stopped(sat, tmp_path, poisoned, at_step):
     poisoned |= {3, 4, 8}
     whole = sat("schedule.ema=0.9", root=tmp_path / "whole")
     assert whole.code == 0 and whole.result["skipped_steps"] == 3
@@ -351,6 +351,17 @@ def test_no_half_a_line_of_metrics(disk):
             Run(disk).write_metrics({"step": step, "padding": "x" * 100})
     assert [row["step"] for row in metrics(disk)] == list(range(step))
     assert step > 100
+
+
+def test_a_log_that_finds_no_room_is_silent(disk, capfd):
+    from sat import record
+
+    with record.claim(record.Record(root=str(disk)), "run", "seed: 0\n") as run:
+        fill(disk)
+        for _ in range(100):
+            record.log.warning("%s", "x" * 100)
+    assert (run.directory / "log.txt").stat().st_size < 100 * 100
+    assert "Logging error" not in capfd.readouterr().err
 
 
 def test_outputs_that_become_read_only(sat, disk, whole, at_step):
