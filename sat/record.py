@@ -151,8 +151,10 @@ def claim(record: Record, name: str, config: str) -> Iterator[Run]:
             checkpoint.write_whole(directory / "config.yaml", lambda f: f.write(config.encode()))
         handler = _LogFile(directory / "log.txt")
     except OSError as error:
+        remedy = checkpoint.REMEDIES.get(error.errno)
         raise Refused(
-            f"record.root={record.root}: can't be written ({error.strerror}); name another folder"
+            f"record.root={record.root}: can't be written ({error.strerror});"
+            f" {remedy + ', or ' if remedy else ''}name another folder"
         ) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
