@@ -3,35 +3,72 @@
 torch is imported where it is needed: who reads results alone need not wait for it.
 """
 
+import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sat.errors import Refused
+from sat.errors import Fault, Refused
 
 log = logging.getLogger("sat")
+_FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room")
+_CLOSED = dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable")
+REMEDIES = {**_FULL, **_CLOSED, errno.EIO: "see to the disk"}  # what stops all writing, by errno
+
+
+class Unwritable(Fault):
+    """A file of a run could not be written: the disk is full, or read-only. What was there is
+    still there."""
+
+    def __init__(self, path: Path, error: OSError):
+        remedy = REMEDIES.get(error.errno, "mend that")
+        reason = error.strerror or error
+        super().__init__(
+            f"{path}: can't be written ({reason}); {remedy}, and the same command goes on from the"
+            " last checkpoint"
+        )
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Raises Unwritable, which names `path`, for what the system refuses meanwhile."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save hides what its file answered behind an error of its own
+        refused = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(refused, OSError):
+            raise
+        raise Unwritable(path, refused) from error
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Calls `write` on a temporary file and renames it to `path` once it is safe on disk."""
+    """Calls `write` on a temporary file and renames it to `path` once it is safe on disk.
+
+    Raises Unwritable; `path` is then as it was.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it may be that nothing can be changed here
+            temporary.unlink(missing_ok=True)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Tensors, numbers, strings, lists and dicts: what `weights_only=True` reads back."""
     import torch
 
-    path.parent.mkdir(exist_ok=True)
+    with naming(path):
+        path.parent.mkdir(exist_ok=True)
     write_whole(path, lambda file: torch.save(state, file))
 
 
@@ -39,9 +76,10 @@ def rotate(last: Path, previous: Path, state: dict[str, Any]) -> None:
     """Saves `last` and keeps the one before as `previous`; one of them is whole at any moment."""
     if last.exists():
         link = previous.with_name(f".{previous.name}.tmp")
-        link.unlink(missing_ok=True)
-        os.link(last, link)
-        os.replace(link, previous)
+        with naming(previous):
+            link.unlink(missing_ok=True)
+            os.link(last, link)
+            os.replace(link, previous)
     save(last, state)
 
 

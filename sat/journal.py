@@ -5,7 +5,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,7 @@ from sat.diagnostics import Alarm, Overfitting, Probe
 from sat.draws import seed_of
 from sat.errors import Diverged, Fault, Refused, Stopped
 from sat.evaluate import measure
+from sat.faults import Relapse, is_out_of_memory, starved
 from sat.hardware import THREADS
 from sat.precision import float32
 from sat.record import Run, environment
@@ -70,26 +71,71 @@ class Journal:
         self.progress = Progress("training", plan.steps * batch, trainer.step * batch)
         self.last_images, self.last_training = trainer.step * batch, self.training_seconds
         before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
-        self.dashboard = Dashboard(self.run.directory)
-        if trainer.step == 0:
-            self.dashboard.introduce(self.spec.config, self.spec.yaml(), introduction)
         try:
-            yield
+            self.dashboard = Dashboard(self.run.directory)
+            if trainer.step == 0:
+                self.dashboard.introduce(self.spec.config, self.spec.yaml(), introduction)
+            with self._saving(trainer):
+                yield
             if self.saved_step != trainer.step:
                 self.save(trainer)
             if self.asked_to_stop:
                 raise Stopped(self.asked_to_stop)
-        except Diverged:
-            raise
-        except Fault:  # between two steps: nothing of the training is lost
-            self.save(trainer)
+            self.dashboard.close()
+        except BaseException:
+            with suppress(OSError, AttributeError):  # of a full disk, say, that has been told
+                self.dashboard.close()
             raise
         finally:
-            self.dashboard.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
             self.seconds += time.monotonic() - self.began
             self.progress.close()
+
+    @contextmanager
+    def _saving(self, trainer: Trainer) -> Iterator[None]:
+        """A last checkpoint after a fault that spared the trainer."""
+        try:
+            yield
+        except Diverged as error:
+            self._keep_batch(trainer, error)
+            raise
+        except checkpoint.Unwritable:  # nor would this one be
+            raise
+        except Fault:
+            self._save_after_fault(trainer)
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            schedule, size = trainer.plan.schedule, self.validation.batch_size
+            fault = Fault(
+                f"out of memory in validation; try validation.batch_size={size // 2 or 1}"
+            )
+            if trainer.updating:
+                fault = starved(schedule.batch_size, schedule.accumulate)
+            self._save_after_fault(trainer)
+            raise fault from error
+
+    def _save_after_fault(self, trainer: Trainer) -> None:
+        if not trainer.recover():
+            return
+        try:
+            self.save(trainer)
+        except Relapse:  # it stands at an earlier step now, where all was finite
+            self.save(trainer)
+
+    def _keep_batch(self, trainer: Trainer, error: Diverged) -> None:
+        """The batch of the last skipped step, for inspection, and the weights if nothing else is
+        kept of them: skipped steps have not touched them."""
+        if (batch := trainer.skips.batch) is None:
+            return
+        path = self.run.directory / "faults" / f"step-{batch['step']}.pt"
+        checkpoint.save(path, batch)
+        log.warning("the batch of step %d is kept in %s", batch["step"], path)
+        if not (self.run.checkpoints / "last.pt").exists():
+            with suppress(Diverged, Relapse):
+                self.save(trainer)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked_to_stop:
@@ -165,6 +211,10 @@ class Journal:
     def look(self, trainer: Trainer) -> None:
         """After every step: is it time to save, or to stop?"""
         self.progress.advance(trainer.plan.schedule.batch_size)
+        for line in trainer.skips.news:
+            log.warning("%s", line)
+        trainer.skips.news.clear()
+        trainer.skips.check()
         if self.asked_to_stop:
             self.save(trainer)
             raise Stopped(self.asked_to_stop)
@@ -179,13 +229,15 @@ class Journal:
         seconds = self.seconds + time.monotonic() - self.began
         row = {"step": trainer.step, "epoch": round(trainer.plan.epoch(trainer.step), 4)}
         self.run.write_metrics({**row, "images": images, "seconds": round(seconds, 3), **values})
-        self.dashboard.scalars(values, images)
+        with checkpoint.naming(self.run.directory / "events.out.tfevents.*"):
+            self.dashboard.scalars(values, images)
 
     def save(self, trainer: Trainer) -> None:
         """A checkpoint from which the run goes on as if never stopped."""
         trainer.check_finite()
         self._tick()
-        self.dashboard.flush()
+        with checkpoint.naming(self.run.directory / "events.out.tfevents.*"):
+            self.dashboard.flush()
         now = time.monotonic()
         state = {
             **trainer.state(),
@@ -212,6 +264,7 @@ class Journal:
             "attack": {"option": config["choices"].get("attack"), **config["attack"]},
             "choices": trainer.plan.choices,
             "steps": trainer.step,
+            **trainer.skips.result(),
             "multiply_adds": trainer.plan.image_cost,
             "images": images,
             "wall_seconds": round(self.seconds, 3),

@@ -1,5 +1,6 @@
 """The run directory: who works in it, what was measured, what came out."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,16 +11,17 @@ import platform
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from sat import checkpoint
-from sat.errors import Refused, Stopped
+from sat.errors import Fault, Refused, Stopped
 
 log = logging.getLogger("sat")
 CHECKPOINTS = ("last", "best")
@@ -62,8 +64,11 @@ class Run:
         """Adds one JSON object as a line of `metrics.jsonl`; null for what is not finite."""
         finite = lambda v: not isinstance(v, float) or math.isfinite(v)  # noqa: E731
         row = {key: value if finite(value) else None for key, value in row.items()}
-        with open(self.directory / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        path, line = self.directory / "metrics.jsonl", (json.dumps(row) + "\n").encode()
+        with checkpoint.naming(path), open(path, "ab", buffering=0) as file:
+            if (written := file.write(line)) < len(line):  # the disk is full
+                file.truncate(file.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def lengths(self) -> dict[str, int]:
         """The bytes of every file that grows; `rewind` cuts them back to these."""
@@ -144,15 +149,18 @@ def claim(record: Record, name: str, config: str) -> Iterator[Run]:
         run = Run(directory)
         if not (directory / "config.yaml").exists():
             checkpoint.write_whole(directory / "config.yaml", lambda f: f.write(config.encode()))
-        handler = logging.FileHandler(directory / "log.txt")
+        handler = _LogFile(directory / "log.txt")
     except OSError as error:
+        remedy = checkpoint.REMEDIES.get(error.errno)
         raise Refused(
-            f"record.root={record.root}: can't be written ({error.strerror}); name another folder"
+            f"record.root={record.root}: can't be written ({error.strerror});"
+            f" {remedy + ', or ' if remedy else ''}name another folder"
         ) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
-        yield run
+        with _told(directory), _silent_threads():
+            yield run
     except Exception as error:  # the screen is told by who catches it
         level = logging.INFO if isinstance(error, Stopped) else logging.ERROR
         handler.handle(log.makeRecord("sat", level, __file__, 0, "%s", (error,), None))
@@ -161,6 +169,55 @@ def claim(record: Record, name: str, config: str) -> Iterator[Run]:
         log.removeHandler(handler)
         handler.close()
         lock.close()
+
+
+class _LogFile(logging.FileHandler):
+    """What can't be written here has been said on the screen."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
+@contextmanager
+def _told(directory: Path) -> Iterator[None]:
+    """Raises a Fault, in one line, for a disk or a memory that is full outside of a training."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename is not None and Path(error.filename)
+        if error.errno not in checkpoint.REMEDIES or named and directory not in named.parents:
+            raise
+        raise checkpoint.Unwritable(named or directory, error) from error
+    except (RuntimeError, MemoryError) as error:
+        from sat.faults import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        raise Fault(
+            "out of memory; what was measured is kept, and with a smaller evaluation.batch_size the"
+            " same command goes on"
+        ) from error
+
+
+@contextmanager
+def _silent_threads() -> Iterator[None]:
+    """TensorBoard writes in a thread, which dies of a full disk with a traceback; the main thread
+    is told with its next point."""
+    before = threading.excepthook
+
+    def hook(told: threading.ExceptHookArgs) -> None:
+        if not issubclass(told.exc_type, OSError):
+            before(told)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def enter(directory: Path, experiment: str | None) -> None:

@@ -92,12 +92,16 @@ def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
     trainer = Trainer(model, spec.attack, spec.objective, plan)
     journal = Journal(spec, run, data)
     journal.resume(trainer, state)
-    batches = epoch_batches(images, spec.schedule.batch_size, spec.seed, trainer.step, plan.steps)
+
+    def stream(step: int) -> Any:
+        size = spec.schedule.batch_size
+        return data.train.stream(epoch_batches(images, size, spec.seed, step, plan.steps))
+
     text = introduction(spec.config, journal.facts, trainer)
     log.info("%s\n%s", run.directory, text)
     try:
         with journal.open(trainer, text):
-            fit(trainer, data.train.stream(batches), journal)
+            fit(trainer, stream, journal)
     except Diverged as error:
         run.write_result(journal.result(trainer, status="failed", error=str(error)))
         raise

@@ -1,6 +1,7 @@
 """Adversarial training: the update, and the loop around it."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 from sat.draws import Draws, seed_of
 from sat.errors import Diverged
+from sat.faults import REMEDY, Relapse, Skips, not_finite
 from sat.hardware import DTYPES
+from sat.precision import float32
 from sat.schedule import Schedule, build_optimizer
 from sat.surrogate import phase, phased
 
@@ -60,17 +63,29 @@ class Trainer:
         self.net = torch.compile(model) if choices["compile"] else model
         self.phased = phased(model)
         self.optimizer = build_optimizer(model, schedule)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=choices["precision"] == "fp16")
+        half = choices["precision"] == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        self.unscaled = torch.amp.GradScaler(self.device.type, enabled=False)
         self.average = None
         if schedule.ema:
             from timm.utils import ModelEmaV3
 
             self.average = ModelEmaV3(model, decay=schedule.ema)
         self.step = 0
-        self.totals = torch.zeros(
-            2, device=self.device
-        )  # loss and right answers since the last log
+        # loss and right answers since the last log
+        self.totals = torch.zeros(2, device=self.device)
         self.seen = 0
+        self.skips = Skips()
+        # A CPU is never waited for, and a GradScaler waits in each step of its own.
+        self._always_careful = half or self.device.type == "cpu"
+        self._careful_until = 0
+        # Lists, because a walk through the modules costs as much as all of the rest.
+        self._parameters, self._moved = [*model.parameters()], [*model.buffers(), self.totals]
+        self._found = torch.zeros(1, device=self.device)  # above 0: a gradient was not finite
+        self._one = torch.ones(1, device=self.device)
+        self._held: tuple[list[Tensor], int, dict[str, Tensor]] | None = None
+        self._sound: dict[str, Any] | None = None
+        self.updating = self._applying = False
 
     @property
     def evaluated(self) -> nn.Module:
@@ -78,10 +93,29 @@ class Trainer:
         return self.average.module if self.average else self.model
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """One step on a batch x [B, C, H, W] in [0, 1], y [B]; asks nothing of the device."""
+        """One step on a batch x [B, C, H, W] in [0, 1], y [B].
+
+        A step whose loss or gradient is not finite is repeated in float32 where it was computed in
+        less; else it changes nothing and is counted. Asks nothing of a GPU: see `settle`.
+        """
+        self.updating = True
         rate = self.plan.schedule.rate(self.step, self.plan.images)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self._held = self._hold() if self.careful else None
+        self._gradients(self.net, self.scaler, x, y)
+        if self.careful and self._broken():
+            self._again(x, y)
+        else:
+            self._apply(self.scaler)
+            self.skips.running = 0
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.updating = False
+
+    def _gradients(self, net: nn.Module, scaler: torch.amp.GradScaler, x: Tensor, y: Tensor):
+        """Attacks, and leaves the gradients of the batch's mean loss; notes what is not finite."""
         draws = Draws(
             seed_of(self.plan.seed, "attack", self.step), torch.arange(len(x), device=x.device)
         )
@@ -89,49 +123,123 @@ class Trainer:
         for rows in torch.arange(len(x)).tensor_split(self.plan.schedule.accumulate):
             if len(rows):
                 part = slice(int(rows[0]), int(rows[-1]) + 1)
-                self._backward(x[part], y[part], draws[part], len(rows) / len(x))
-        if self.plan.schedule.clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.schedule.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        if self.average:
-            self.average.update(self.model, step=self.step)
+                share = len(rows) / len(x)
+                with phase(self.phased, "inner"):
+                    x_adv = self.attack(net, x[part], y[part], draws[part])
+                with phase(self.phased, "outer"):
+                    loss = self._loss(net, x[part], x_adv, y[part])
+                    scaler.scale(loss * share).backward()
+        scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        # The check of torch's GradScaler, here with a scale of 1: one launch, 30 us on a CPU.
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
 
-    def _backward(self, x: Tensor, y: Tensor, draws: Draws, share: float) -> None:
-        with phase(self.phased, "inner"):
-            x_adv = self.attack(self.net, x, y, draws)
+    def _loss(self, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         smoothing = self.plan.schedule.label_smoothing
-        with phase(self.phased, "outer"):
-            loss, logits = self.objective(self.net, x, x_adv, y, smoothing)
-            self.scaler.scale(loss * share).backward()
+        loss, logits = self.objective(net, x, x_adv, y, smoothing)
         right = (logits.detach().argmax(1) == y).sum()
         self.totals += torch.stack([loss.detach() * len(x), right])
         self.seen += len(x)
+        return loss
+
+    def _apply(self, scaler: torch.amp.GradScaler) -> None:
+        self._applying = True
+        if self.plan.schedule.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.schedule.clip)
+        scaler.step(self.optimizer)
+        if self.average:
+            self.average.update(self.model, step=self.step + 1)
+        self._applying = False
+
+    # steps that are not finite ------------------------------------------------------------------
+
+    @property
+    def careful(self) -> bool:
+        """Whether each step is looked at before it is applied: where that costs no waiting, or
+        where one of these steps is known to be broken."""
+        return self._always_careful or self.step < self._careful_until
+
+    def _broken(self) -> bool:
+        """Whether a gradient or the loss was not finite since this was last asked."""
+        return bool(self._found.item() or not torch.isfinite(self.totals).all())
+
+    def _hold(self) -> tuple[list[Tensor], int, dict[str, Tensor]]:
+        """What a forward changes: statistics of batch norm, sums, and random generators."""
+        held = [tensor.clone() for tensor in self._moved]
+        return held, self.seen, self._generators()
+
+    def _put_back(self) -> None:
+        held, self.seen, generators = self._held
+        self._set_generators(generators)
+        for now, before in zip(self._moved, held, strict=True):
+            now.copy_(before)
+        self._found.zero_()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _again(self, x: Tensor, y: Tensor) -> None:
+        """A broken step, once more in float32 where that is more; else left out."""
+        what = self._what()
+        self._put_back()
+        if self.model.autocast is not None:
+            with float32(self.model):  # the plain model: a compiled one would be compiled anew
+                self._gradients(self.model, self.unscaled, x, y)
+            if not self._broken():
+                self._apply(self.unscaled)
+                return self.skips.repeat(self.step, what)
+            what = self._what()
+            self._put_back()
+        self.skips.skip(self.step, what, x, y)
+
+    def _what(self) -> str:
+        return not_finite(self.totals, {n: p.grad for n, p in self.model.named_parameters()})
+
+    def settle(self) -> None:
+        """Makes sure of all steps up to now; to be called before they are shown or kept.
+
+        On a GPU, where a look at each step would have the device wait for the host, a step that is
+        not finite is found here: the trainer goes back to where this was called last, raises
+        Relapse, and looks at each of these steps when they come again.
+        """
+        if self._always_careful:
+            return
+        if self._broken():
+            self._careful_until = self.step
+            self.load(copy.deepcopy(self._sound))
+            raise Relapse
+        if self._sound is None or self._sound["step"] != self.step:
+            self._sound = copy.deepcopy(self.state())
+
+    def recover(self) -> bool:
+        """After an exception: stands after the last whole step, or one before; whether it can."""
+        if self.updating and self._sound is not None:
+            self.load(copy.deepcopy(self._sound))
+        elif self.updating and self._held is not None and not self._applying:
+            self._put_back()
+        elif self.updating:
+            return False
+        self.updating = False
+        return True
 
     def progress(self) -> dict[str, float]:
-        """Mean loss and adversarial accuracy since the last call; raises Diverged."""
-        loss, right = (self.totals / max(1, self.seen)).tolist()
+        """Mean loss and adversarial accuracy since the last call, where a step was taken; raises
+        Diverged, and Relapse."""
         self.check_finite()
+        loss, right = (self.totals / max(1, self.seen)).tolist()
+        taken = {"train/loss": loss, "train/adversarial_accuracy": right} if self.seen else {}
         rate = self.plan.schedule.rate(max(0, self.step - 1), self.plan.images)
         self.totals.zero_()
         self.seen = 0
-        return {
-            "train/loss": loss,
-            "train/adversarial_accuracy": right,
-            "train/learning_rate": rate,
-        }
+        if self._sound is not None:  # who goes back there must not tell these sums again
+            self._sound["totals"].zero_()
+            self._sound["seen"] = 0
+        return {**taken, "train/learning_rate": rate, **self.skips.metrics()}
 
     def check_finite(self) -> None:
-        """Raises Diverged when the loss or a weight is no longer a finite number."""
+        """Raises Diverged when the loss or a weight is no longer a finite number, and Relapse."""
+        self.settle()
         weights = torch.stack([p.detach().sum() for p in self.model.parameters()])
         if not (torch.isfinite(weights).all() and torch.isfinite(self.totals).all()):
-            raise Diverged(
-                f"the loss or a weight is not finite at step {self.step}; try a lower"
-                " schedule.learning_rate, schedule.clip=1, or schedule.precision=fp32"
-            )
+            raise Diverged(f"the loss or a weight is not finite at step {self.step}; {REMEDY}")
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, readable with `weights_only=True`."""
@@ -143,25 +251,35 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "totals": self.totals,
             "seen": self.seen,
+            "skips": self.skips.state(),
             "choices": self.plan.choices,
-            "rng": torch.get_rng_state(),
         }
+        return {**state, **self._generators()}
+
+    def _generators(self) -> dict[str, Tensor]:
+        """The states of torch's global generators, which dropout draws from."""
+        states = {"rng": torch.get_rng_state()}
         if self.device.type == "cuda":
-            state["rng_cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+            states["rng_cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def _set_generators(self, states: dict[str, Any]) -> None:
+        torch.set_rng_state(states["rng"])
+        if "rng_cuda" in states and self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["rng_cuda"], self.device)
 
     def load(self, state: dict[str, Any]) -> None:
         """Stands again where `state` was taken."""
         self.step, self.seen = state["step"], state["seen"]
         self.totals.copy_(state["totals"])
+        self.skips.load(state.get("skips", {}))  # not in checkpoints of before
+        self._found.zero_()
         self.model.load_state_dict(state["model"])
         if self.average:
             self.average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        if "rng_cuda" in state and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+        self._set_generators(state)
 
 
 class Watcher(Protocol):
@@ -172,15 +290,23 @@ class Watcher(Protocol):
     def look(self, trainer: Trainer) -> None: ...
 
 
-def fit(trainer: Trainer, batches: Iterator[tuple[Tensor, Tensor]], watcher: Watcher) -> None:
-    """Trains on what is left of the plan; `batches` begins at the trainer's step.
+def fit(
+    trainer: Trainer, stream: Callable[[int], Iterator[tuple[Tensor, Tensor]]], watcher: Watcher
+) -> None:
+    """Trains on what is left of the plan; `stream` gives the batches from a step on.
 
     The watcher changes no weight and draws from no generator of the training.
     """
-    for x, y in batches:
-        trainer.update(x, y)
-        if trainer.plan.logs(trainer.step):
-            watcher.log(trainer)
-        if trainer.plan.validates(trainer.step):
-            watcher.validate(trainer)
-        watcher.look(trainer)
+    trainer.settle()
+    while trainer.step < trainer.plan.steps:
+        try:
+            for x, y in stream(trainer.step):
+                trainer.update(x, y)
+                if trainer.plan.logs(trainer.step):
+                    watcher.log(trainer)
+                if trainer.plan.validates(trainer.step):
+                    trainer.settle()
+                    watcher.validate(trainer)
+                watcher.look(trainer)
+        except Relapse:
+            continue

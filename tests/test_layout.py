@@ -46,7 +46,7 @@ PARTS = "attacks/pgd train objectives schedule draws activations surrogate swap 
 def test_parts_meet_as_objects(part):
     """A part imports no other part, beyond random numbers and what is below it."""
     below = {
-        "train": {"hardware", "schedule", "surrogate"},
+        "train": {"faults", "hardware", "precision", "schedule", "surrogate"},
         "models": {"swap"},
         "evaluate": {"statistics"},
     }

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from textwrap import shorten
@@ -168,9 +169,14 @@ class StreamSplit:
             generator=torch.Generator(),  # the loader would draw a seed from the global one
         )
         try:
-            yield from loader
-        except RuntimeError as fault:
-            if not str(fault).startswith("DataLoader worker"):
+            parts = iter(loader)
+            if workers and threading.current_thread() is threading.main_thread():
+                # torch's handler would raise wherever the main process is, in the middle of an
+                # update too; the loader itself finds a dead worker within 5 s, between two batches
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            yield from parts
+        except (RuntimeError, ConnectionError, EOFError) as fault:  # it may die handing over
+            if isinstance(fault, RuntimeError) and not str(fault).startswith("DataLoader worker"):
                 raise
             reason = str(fault).split(". ")[0]
             raise Fault(
