@@ -14,8 +14,10 @@ from torch import Tensor
 
 from sat import checkpoint
 from sat.errors import Refused, refusing
+from sat.identity import SECTIONS
 from sat.models import Classifier, assemble
 from sat.record import weights_file
+from sat.untrusted import read_sections
 
 log = logging.getLogger("sat")
 Tensors = Mapping[str, Tensor]
@@ -277,11 +279,9 @@ def read_run(run_directory: str | Path, which: str) -> tuple[dict[str, Any], dic
 
     Raises ValueError where the directory holds no such checkpoint.
     """
-    import yaml
-
     directory = Path(run_directory)
     try:
-        config = yaml.safe_load((directory / "config.yaml").read_text())
+        config = read_sections(directory / "config.yaml", SECTIONS)
         if config.get("evaluate"):  # weights of a file: there is one set
             which = "last"
         state = checkpoint.read(directory / "checkpoints" / f"{which}.pt")
