@@ -17,7 +17,7 @@ from sat.errors import Refused, refusing
 from sat.identity import SECTIONS
 from sat.models import Classifier, assemble
 from sat.record import weights_file
-from sat.untrusted import read_sections
+from sat.untrusted import check_sums, read_sections
 
 log = logging.getLogger("sat")
 Tensors = Mapping[str, Tensor]
@@ -126,6 +126,7 @@ def _read(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         with warnings.catch_warnings():  # two that come before a refusal, which is told below
+            check_sums(path)
             warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

@@ -164,6 +164,8 @@ def check(config: dict[str, Any], result: dict[str, Any]) -> None:
             (result.get("multiply_adds"), int | float | None),
             (result.get("wall_seconds"), int | float | None),
             (result.get("environment"), dict | None),
+            (result.get("alarms"), list | None),
+            *((alarm, dict) for alarm in result.get("alarms") or ()),
         ],
     }
     for name, pairs in wanted.items():

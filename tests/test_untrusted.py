@@ -79,6 +79,20 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_does_not(how, run, sat,
     assert not mark.exists()
 
 
+def test_weights_with_a_changed_bit_are_no_other_weights(run, sat, tmp_path):
+    content = bytearray((run / "checkpoints/best.pt").read_bytes())
+    tensors = torch.load(run / "checkpoints/best.pt", weights_only=True)["model"].values()
+    largest = max(tensors, key=lambda tensor: tensor.numel()).numpy().tobytes()
+    at = bytes(content).find(largest)
+    assert at > 0
+    content[at + 100] ^= 1
+    (tmp_path / "weights.pt").write_bytes(content)
+    assert torch.load(tmp_path / "weights.pt", weights_only=True)  # torch does not see it
+    given = sat(f"evaluate={tmp_path}/weights.pt", "activation=silu", "model.width=0.0625", *CHEAP,
+                tiny=False)  # fmt: skip
+    refused_in_a_line(given, "weights.pt", "is damaged", "not what was written")
+
+
 @pytest.mark.parametrize("script", ["export", "agreement"])
 def test_the_scripts_refuse_it_as_well(script, run, tmp_path, monkeypatch, capfd):
     mark = tmp_path / "it ran"
