@@ -165,6 +165,10 @@ def build(node: Any, path: str, partial_: bool = False) -> tuple[Any, dict[str, 
     parameters = inspect.signature(cls).parameters
     allowed = [name for name in parameters if name != "inplace"]
     unknown(node, allowed, path + ".", cls)
+    if inspect.isabstract(cls):
+        raise Refused(
+            f"{path}._target_={cls.__name__}: is what several options share, and no option"
+        )
     values, typed = {}, {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
     for key in allowed:
         where = f"{path}.{key}"
@@ -189,8 +193,12 @@ def _default(cls: type, parameter: inspect.Parameter) -> Any:
 
 def _value(given: Any, hint: Any, where: str) -> tuple[Any, Any]:
     """A typed value and what to write down for it: a nested node is built, too."""
-    if isinstance(given, Mapping) and "_target_" in given:
-        return build(given, where)
+    part = hint is Any or inspect.isclass(hint) and hint not in _SCALARS
+    if isinstance(given, Mapping) and "_target_" in given and part:
+        built, typed = build(given, where)
+        if hint is not Any and not isinstance(built, hint):
+            raise Refused(f"{where}._target_={given['_target_']}: must be {hint.__name__}")
+        return built, typed
     if isinstance(given, Mapping) and get_origin(hint) is dict:
         pairs = {key: _value(value, get_args(hint)[1], f"{where}.{key}") for key, value in
                  given.items() if value is not None}  # fmt: skip
@@ -202,15 +210,40 @@ def _value(given: Any, hint: Any, where: str) -> tuple[Any, Any]:
 def target(name: Any, path: str) -> Callable[..., Any]:
     """The class of this package that `_target_` names; nothing else is ever imported."""
     if not isinstance(name, str) or not re.fullmatch(r"sat(\.[a-z_]+)+\.[A-Z]\w*", name):
-        raise Refused(f"{path}._target_={name}: must name a class of this package, sat.*")
+        raise Refused(f"{path}._target_={_short(name)}: must name a class of this package, sat.*")
+    if _part_and_class(name) not in targets(path):
+        group = "attack" if "." in path else path
+        raise Refused(
+            f"{path}._target_={_short(name)}: no option of {group} is this class; add a file with"
+            f" it to conf/{group}"
+        )
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise Refused(f"{path}._target_={name}: no such class ({error})") from error
+        raise Refused(f"{path}._target_={_short(name)}: no such class ({error})") from error
     if not inspect.isclass(found) or not found.__module__.startswith("sat."):
-        raise Refused(f"{path}._target_={name}: is not a class of this package")
+        raise Refused(f"{path}._target_={_short(name)}: is not a class of this package")
     return found
+
+
+def targets(path: str) -> set[tuple[str, str]]:
+    """The classes that may stand at a place of the config: those that the files of its group name;
+    within a group, attacks and whatever else its files have there."""
+    group, _, nested = path.partition(".")
+    found = _named("attack" if nested else group, r"^_target_: *(\S+)")
+    return found | _named(group, r"^ +_target_: *(\S+)") if nested else found
+
+
+@cache
+def _named(group: str, pattern: str) -> set[tuple[str, str]]:
+    texts = [file.read_text() for file in (CONF / group).rglob("*.yaml")]
+    return {_part_and_class(name) for text in texts for name in re.findall(pattern, text, re.M)}
+
+
+def _part_and_class(name: str) -> tuple[str, str]:
+    """`data`, `Digits` of sat.data.Digits and of sat.data.memory.Digits alike."""
+    return name.split(".")[1], name.rpartition(".")[2]
 
 
 def unknown(
@@ -343,4 +376,5 @@ def one_line(error: BaseException) -> str:
         return f"a group can't be null or a number; write group=option; groups: {listed}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     noise = ("full_key:", "object_type", "See http")
-    return " ".join(line for line in lines if not line.startswith(noise)) or type(error).__name__
+    line = " ".join(line for line in lines if not line.startswith(noise)) or type(error).__name__
+    return line if len(line) <= 400 else line[:397] + "..."  # some quote the whole config

@@ -26,6 +26,7 @@ from sat.journal import same_facts
 from sat.precision import float32
 from sat.record import Run, environment
 from sat.tally import Tally
+from sat.untrusted import check_sums
 
 WORST = "worst_case"  # over all attacks of an evaluation, image by image
 # Whose weights a checkpoint's file holds: see `weights_in`.
@@ -73,7 +74,6 @@ class Examination:
         if (path := next((file for file in files if file.exists()), None)) is None:
             return None
         weights = self._weights(path, which)
-        self.model.load_state_dict(weights)
         self.weights = digest_of(weights)
         found = {name: self._tally(which, name, twin) for name in self.evaluation.judges}
         curves = {name: found.pop(name) for name in self.evaluation.curves}
@@ -101,15 +101,19 @@ class Examination:
         return {**part, "robust": robust, "curves": drawn}
 
     def _weights(self, path: Path, which: str) -> dict[str, Tensor]:
-        """What a checkpoint is measured with; raises Refused where it is not of this run."""
+        """What a checkpoint is measured with, put into the model; raises Refused where it is not of
+        this run."""
         try:
+            check_sums(path)
             state = checkpoint.read(path)
             same_facts(state["facts"], self.facts)
-            return weights_in(state, which)
+            self.model.load_state_dict(weights := weights_in(state, which))
+            return weights
         except Refused:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            text = str(error) if isinstance(error, ValueError) else f"{path}: is damaged ({error})"
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            text = " ".join(str(error).split())[:300]
+            text = text if text.startswith(str(path)) else f"{path}: is damaged ({text})"
             raise Refused(f"{text}; put a copy in its place, or train again") from None
 
     @staticmethod

@@ -15,6 +15,8 @@ from sat.errors import Refused
 from sat.identity import deciding
 from sat.tally import STANDS, WRONG, Tally
 
+LARGEST = 2**30  # bytes; a million images have about 12 million
+
 
 class Shelf:
     """The flags in a run's directory, of the test images `indices` [N] of a set whose test images
@@ -125,6 +127,8 @@ def read_file(path: Path) -> dict[str, Any] | None:
         return None
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            if sum(member.file_size for member in file.zip.infolist()) > LARGEST:
+                raise ValueError("unfolds to more than 1 GB")
             content = {key: file[key] for key in file.files}
             content["settings"] = json.loads(str(content["settings"]))
             if not isinstance(content["settings"], dict):

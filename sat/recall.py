@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sat import config
 from sat.config import SCALARS, Spec
 from sat.errors import Refused
 from sat.identity import NOT_IDENTITY, SECTIONS
-from sat.record import CHECKPOINTS, read_result
+from sat.record import CHECKPOINTS
+from sat.untrusted import read_sections, read_whole_result
 from sat.weights import without_weights
 
 CHANGEABLE = {"evaluate", "device", "evaluation", "record.keep", "record.root"}
@@ -39,7 +38,7 @@ def recalled(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:
         if which is not None and place.is_file():
             return of_file(cfg, choices, overrides)
         raise Refused(f"{directory / 'config.yaml'}: is no config of a run of this program")
-    result = read_result(directory)
+    result = read_whole_result(directory)
     if result is None or result["status"] != "finished":
         if which is None:
             raise Refused(
@@ -82,12 +81,8 @@ def of_file(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:
 
 def read_config(directory: Path) -> dict[str, Any] | None:
     """The config.yaml of a run; None where it is none of this program's."""
-    path = directory / "config.yaml"
-    try:
-        own = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise Refused(f"{path}: can't be read ({str(error).splitlines()[0]})") from None
-    return own if isinstance(own, dict) and own.keys() >= {*SECTIONS, "seed"} else None
+    own = read_sections(directory / "config.yaml", [*SECTIONS, "choices"])
+    return own if own.keys() >= {*SECTIONS, "seed"} else None
 
 
 def composed(cfg: Any, own: dict[str, Any], choices: dict[str, str], overrides: list[str]):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from sat import curves
@@ -18,7 +17,8 @@ from sat.evaluate import EVALUATED, Evaluation
 from sat.examination import FILES, WORST, Examination
 from sat.flags import changes
 from sat.journal import facts_of, same_facts
-from sat.record import Run, code_digest, read_result
+from sat.record import Run, code_digest
+from sat.untrusted import read_whole_result, read_yaml
 
 log = logging.getLogger("sat")
 
@@ -37,7 +37,7 @@ def finished(spec: Spec) -> dict[str, Any] | None:
         )
     if spec.record.fresh:
         return None
-    if (result := usable(read_result(directory), directory)) is None:
+    if (result := usable(read_whole_result(directory), directory)) is None:
         return None
     if not covers(result, directory, spec.evaluation) or moved(spec, directory):
         return None
@@ -67,7 +67,9 @@ def usable(result: dict[str, Any] | None, directory: Path) -> dict[str, Any] | N
 
 def moved(spec: Spec, directory: Path) -> bool:
     """Whether the images are read from another place than when the run was begun."""
-    before = yaml.safe_load((directory / "config.yaml").read_text())["dataset"]
+    before = read_yaml(directory / "config.yaml").get("dataset")
+    if not isinstance(before, dict):
+        raise Refused(f"{directory / 'config.yaml'}: is damaged; dataset is no group of keys")
     return any(before.get(key) != spec.config["dataset"].get(key) for key in ("root", "path"))
 
 
@@ -95,7 +97,7 @@ def covers(result: dict[str, Any], directory: Path, evaluation: Evaluation) -> b
 def asked(result: dict[str, Any], evaluation: Evaluation) -> list[str]:
     """The checkpoints to measure; weights of a file are one set, called `last`."""
     names = list(evaluation.checkpoints)
-    if result["best"] is None:
+    if result.get("best") is None:
         names = [which for which in names if which != "best"] or ["last"]
     return names
 

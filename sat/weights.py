@@ -14,8 +14,10 @@ from torch import Tensor
 
 from sat import checkpoint
 from sat.errors import Refused, refusing
+from sat.identity import SECTIONS
 from sat.models import Classifier, assemble
 from sat.record import weights_file
+from sat.untrusted import check_sums, read_sections
 
 log = logging.getLogger("sat")
 Tensors = Mapping[str, Tensor]
@@ -124,6 +126,7 @@ def _read(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         with warnings.catch_warnings():  # two that come before a refusal, which is told below
+            check_sums(path)
             warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -277,11 +280,9 @@ def read_run(run_directory: str | Path, which: str) -> tuple[dict[str, Any], dic
 
     Raises ValueError where the directory holds no such checkpoint.
     """
-    import yaml
-
     directory = Path(run_directory)
     try:
-        config = yaml.safe_load((directory / "config.yaml").read_text())
+        config = read_sections(directory / "config.yaml", SECTIONS)
         if config.get("evaluate"):  # weights of a file: there is one set
             which = "last"
         state = checkpoint.read(directory / "checkpoints" / f"{which}.pt")

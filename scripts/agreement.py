@@ -10,6 +10,7 @@ each attack, so that a second call goes on from there. Ours is timed before and 
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
 from sat import load
@@ -29,13 +29,14 @@ from sat.draws import Draws, seed_of
 from sat.flags import digest_of
 from sat.precision import float32
 from sat.tally import STANDS
+from sat.untrusted import read_yaml
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")  # the standard version, in its order
 
 
 def images_of(run: Path, count: int) -> tuple[Tensor, Tensor]:
     """The first test images of the run's dataset, and their labels, on the CPU."""
-    spec = check(yaml.safe_load((run / "config.yaml").read_text()))
+    spec = check(read_yaml(run / "config.yaml"))
     data = spec.dataset(torch.device("cpu"), spec.seed)
     batches = evaluation_batches(data.test_subset(count), 512)
     parts = list(data.test.stream(batches))
@@ -57,7 +58,7 @@ def right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def read(kept: Path) -> dict[str, Any]:
     """What `theirs` has kept so far."""
-    parts = np.load(kept)
+    parts = np.load(kept, allow_pickle=False)
     return {"verdicts": torch.from_numpy(parts["verdicts"]), "seconds": parts["seconds"]}
 
 
@@ -201,4 +202,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:  # no run, or none that can be read
+        sys.exit(f"! {error}")

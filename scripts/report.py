@@ -17,7 +17,7 @@ from pathlib import Path
 import evidence
 import pages
 import study
-from runs import runs_in, status
+from runs import FAULTS, one_line, runs_in, status
 
 from sat.console import duration, percent, table
 from sat.errors import Refused
@@ -26,8 +26,16 @@ from sat.record import CHECKPOINTS
 
 def row(run: Path, root: Path) -> list[str]:
     """Name, state, clean, robust and how far it came, of one run."""
-    state, result = status(run)
     name = str(run.relative_to(root)) if run != root else run.name
+    try:
+        return [name, *told(run)]
+    except FAULTS as error:
+        return [name, "damaged", "-", "-", one_line(error)]
+
+
+def told(run: Path) -> list[str]:
+    """The same without the name. Raises one of FAULTS where a file is not as a run writes it."""
+    state, result = status(run)
     if state == "finished":
         from sat.results import measured
 
@@ -36,8 +44,8 @@ def row(run: Path, root: Path) -> list[str]:
         took = duration(result["wall_seconds"])
         if (run / "flags" / "partial").exists():
             took += ", an evaluation stopped"
-        return [name, state, percent(best["clean"]), f"{attack} {percent(robust)}".strip(), took]
-    return [name, state, "-", "-", result.get("error") or progress(run)]
+        return [state, percent(best["clean"]), f"{attack} {percent(robust)}".strip(), took]
+    return [state, "-", "-", result.get("error") or progress(run)]
 
 
 def progress(run: Path) -> str:

@@ -6,6 +6,7 @@ Nothing here needs torch, which takes two seconds to import.
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ import yaml
 from sat.errors import Refused
 from sat.identity import deciding, identity, readable, trained_by
 from sat.record import is_running, read_result
+from sat.untrusted import read_yaml
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 FAULTS += (RecursionError, yaml.YAMLError)
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,6 @@ def look(path: Path, root: Path) -> Measured | Left:
     return Left(path, name, experiments, reason)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping. Raises Refused for another."""
-    try:
-        found = yaml.load(path.read_text(), _Loader)
-    except yaml.YAMLError as error:
-        raise Refused(f"{path.name} is damaged: {one_line(error)}") from None
-    if not isinstance(found, dict):
-        raise Refused(f"{path.name} is none of this program's")
-    return found
-
-
 def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, Refused) else f"{type(error).__name__}: {text}"
@@ -99,7 +89,11 @@ def experiments_of(path: Path, config: dict[str, Any]) -> list[str]:
         lines = [config["choices"].get("experiment") or ""]
     except UnicodeDecodeError:
         raise Refused("experiments.txt is damaged; write one name a line") from None
-    return sorted({line.strip() for line in lines} - {""})
+    names = {line.strip() for line in lines} - {""}
+    for name in names:  # a report's folder has the name of its experiment
+        if not re.fullmatch(r"[\w-]+([./][\w-]+)*", name):
+            raise Refused(f"experiments.txt is damaged: {name[:40]!r} is no experiment's name")
+    return sorted(names)
 
 
 def status(run: Path) -> tuple[str, dict[str, Any]]:
@@ -170,6 +164,8 @@ def check(config: dict[str, Any], result: dict[str, Any]) -> None:
             (result.get("multiply_adds"), int | float | None),
             (result.get("wall_seconds"), int | float | None),
             (result.get("environment"), dict | None),
+            (result.get("alarms"), list | None),
+            *((alarm, dict) for alarm in result.get("alarms") or ()),
         ],
     }
     for name, pairs in wanted.items():

@@ -1,7 +1,9 @@
 """Sets of image files in a folder for each class."""
 
 import os
+import stat
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sat.data.choice import split_training
-from sat.data.images import PaddedCrop, ResizedCrop
+from sat.data.images import PaddedCrop, ResizedCrop, opened
 from sat.data.sets import Data
 from sat.data.stream import StreamedSet, StreamSplit, Transform
 
@@ -31,7 +33,10 @@ class Files:
         self._paths = np.array([os.fsencode(path) for path in paths])
 
     def open(self, number: int) -> tuple[Image.Image, int]:
-        return Image.open(self.describe(number)), int(self.labels[number])
+        path = self.describe(number)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise OSError("is no file but a pipe or a device")
+        return opened(path), int(self.labels[number])
 
     def describe(self, number: int) -> str:
         return os.path.join(self.folder, os.fsdecode(self._paths[number]))
@@ -50,12 +55,25 @@ def class_folders(folder: Path) -> list[str]:
     return names
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below one, and its files; links are followed, and no folder is entered twice."""
+    entered = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        at = os.stat(place)
+        if (at.st_dev, at.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((at.st_dev, at.st_ino))
+        folders.sort()
+        yield place, files
+
+
 def sorted_files(folder: Path, classes: list[str]) -> Files:
     """The images of `classes`, each in a folder of its name, at any depth; in sorted order."""
     paths, labels = [], []
     for label, name in enumerate(classes):
         found = []
-        for place, _, files in os.walk(folder / name, followlinks=True):
+        for place, files in walk(folder / name):
             below = os.path.relpath(place, folder)
             found += [os.path.join(below, f) for f in files if f.lower().endswith(ENDINGS)]
         if not found:

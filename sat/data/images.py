@@ -1,8 +1,11 @@
 """From an opened image to the square of pixels that the model sees."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -10,6 +13,18 @@ TRIES = 10
 NUMBERS = 4 * TRIES + 1  # uniform numbers in [0, 1) that the augmentation of one image may use
 AREA = 0.08, 1.0  # of the image
 RATIO = 3 / 4, 4 / 3  # width to height
+
+
+# Pillow reads others as well, and has PostScript drawn by another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+
+
+def opened(source: str | Path | BinaryIO) -> Image.Image:
+    """An image, not yet decoded. Raises for another format, and for more pixels than Pillow takes
+    for an image (89 million): a file of a few kB may hold billions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(source, formats=FORMATS)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from sat.data.images import opened
+
 
 class Records:
     """A set that is read by index."""
@@ -26,7 +28,7 @@ class Records:
             return self.dataset[number][0], label
         # timm's dataset would put the next image in the place of one that it cannot decode
         with reader[number][0] as file:
-            return Image.open(io.BytesIO(file.read())), label
+            return opened(io.BytesIO(file.read())), label
 
     def describe(self, number: int) -> str:
         return f"{self._name}, image {number}"
