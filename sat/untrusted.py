@@ -2,7 +2,9 @@
 write, or refused in one line. Nothing here needs torch, and nothing is ever executed."""
 
 import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,18 @@ LARGEST = 2**20  # bytes of a config; they have about 2,000
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, aliases: bool = False) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises Refused for another, and for one with aliases, of
-    which a few lines unfold to more than any memory holds; no run writes them."""
+    which a few lines unfold to more than any memory holds; no run writes them. With `aliases` they
+    are taken, as of our own files."""
     try:
         if not path.is_file():
             raise OSError("no such file")
         if path.stat().st_size > LARGEST:
             raise ValueError("larger than any config")
         text = path.read_text()
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, _Loader)):
+        tokens = () if aliases else yaml.scan(text, _Loader)
+        if any(isinstance(token, yaml.AliasToken) for token in tokens):
             raise ValueError("has aliases; write what they stand for")
         found = yaml.load(text, _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -58,10 +62,15 @@ def read_sections(path: Path, sections: list[str]) -> dict[str, Any]:
 def check_sums(path: Path) -> None:
     """Raises ValueError where a part of an archive is not what was written, by its checksum: torch
     reads weights with a changed bit as other weights. A second a gigabyte."""
-    if zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(path):
+        return
+    try:
         with zipfile.ZipFile(path) as file:
-            if (part := file.testzip()) is not None:
-                raise ValueError(f"{part} is not what was written")
+            part = file.testzip()
+    except (zipfile.BadZipFile, RuntimeError, LookupError, zlib.error, struct.error) as error:
+        part = f"the archive ({error})"
+    if part is not None:
+        raise ValueError(f"{part} is not what was written")
 
 
 def read_whole_result(directory: Path) -> dict[str, Any] | None:
