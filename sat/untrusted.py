@@ -98,7 +98,7 @@ def read_whole_result(directory: Path) -> dict[str, Any] | None:
 
 def misfit(value: Any, kind: Any, place: str) -> str | None:
     """The first place where `value` is not of its `kind`, None where there is none: a type, [kind]
-    of each item, [kind, kind] of two, or {key: kind}, where `key?` may be missing or null and `*`
+    of each item, [kind, kind] of two, or {key: kind}, where `key?` may be missing and `*`
     is any other key; a tuple holds kinds of which one will do."""
     if isinstance(kind, tuple):
         wrongs = [misfit(value, each, place) for each in kind]
@@ -117,7 +117,7 @@ def misfit(value: Any, kind: Any, place: str) -> str | None:
     held = dict(items)
     for key, inner in kinds.items():
         name = key.rstrip("?")
-        if key == "*" or (key != name and held.get(name) is None):
+        if key == "*" or (key != name and name not in held):
             continue
         if name not in held:
             return f"{place}.{name} is missing".lstrip(".")
@@ -155,5 +155,5 @@ RESULT = {
     "name": str, "hash": str, "status": str, "environment": {"*": str | int | None},
     "dataset": {"name": str, "*": str | int}, "test_images": int, "choices": {"threads": "threads"},
     "steps": int, "images": int, "wall_seconds": int | float, "alarms?": [_ALARM], "last": _PART,
-    "best?": _PART, "last_raw?": _PART,
+    "best": (type(None), _PART), "last_raw?": _PART,
 }  # fmt: skip
