@@ -2,7 +2,9 @@
 write, or refused in one line. Nothing here needs torch, and nothing is ever executed."""
 
 import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,18 @@ LARGEST = 2**20  # bytes of a config; they have about 2,000
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, aliases: bool = False) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises Refused for another, and for one with aliases, of
-    which a few lines unfold to more than any memory holds; no run writes them."""
+    which a few lines unfold to more than any memory holds; no run writes them. With `aliases` they
+    are taken, as of our own files."""
     try:
         if not path.is_file():
             raise OSError("no such file")
         if path.stat().st_size > LARGEST:
             raise ValueError("larger than any config")
         text = path.read_text()
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, _Loader)):
+        tokens = () if aliases else yaml.scan(text, _Loader)
+        if any(isinstance(token, yaml.AliasToken) for token in tokens):
             raise ValueError("has aliases; write what they stand for")
         found = yaml.load(text, _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -58,10 +62,15 @@ def read_sections(path: Path, sections: list[str]) -> dict[str, Any]:
 def check_sums(path: Path) -> None:
     """Raises ValueError where a part of an archive is not what was written, by its checksum: torch
     reads weights with a changed bit as other weights. A second a gigabyte."""
-    if zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(path):
+        return
+    try:
         with zipfile.ZipFile(path) as file:
-            if (part := file.testzip()) is not None:
-                raise ValueError(f"{part} is not what was written")
+            part = file.testzip()
+    except (zipfile.BadZipFile, RuntimeError, LookupError, zlib.error, struct.error) as error:
+        part = f"the archive ({error})"
+    if part is not None:
+        raise ValueError(f"{part} is not what was written")
 
 
 def read_whole_result(directory: Path) -> dict[str, Any] | None:
@@ -89,7 +98,7 @@ def read_whole_result(directory: Path) -> dict[str, Any] | None:
 
 def misfit(value: Any, kind: Any, place: str) -> str | None:
     """The first place where `value` is not of its `kind`, None where there is none: a type, [kind]
-    of each item, [kind, kind] of two, or {key: kind}, where `key?` may be missing or null and `*`
+    of each item, [kind, kind] of two, or {key: kind}, where `key?` may be missing and `*`
     is any other key; a tuple holds kinds of which one will do."""
     if isinstance(kind, tuple):
         wrongs = [misfit(value, each, place) for each in kind]
@@ -108,7 +117,7 @@ def misfit(value: Any, kind: Any, place: str) -> str | None:
     held = dict(items)
     for key, inner in kinds.items():
         name = key.rstrip("?")
-        if key == "*" or (key != name and held.get(name) is None):
+        if key == "*" or (key != name and name not in held):
             continue
         if name not in held:
             return f"{place}.{name} is missing".lstrip(".")
@@ -146,5 +155,5 @@ RESULT = {
     "name": str, "hash": str, "status": str, "environment": {"*": str | int | None},
     "dataset": {"name": str, "*": str | int}, "test_images": int, "choices": {"threads": "threads"},
     "steps": int, "images": int, "wall_seconds": int | float, "alarms?": [_ALARM], "last": _PART,
-    "best?": _PART, "last_raw?": _PART,
+    "best": (type(None), _PART), "last_raw?": _PART,
 }  # fmt: skip

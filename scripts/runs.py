@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
+from sat import untrusted
 from sat.errors import Refused
 from sat.identity import deciding, identity, readable, trained_by
 from sat.record import is_running, read_result
-from sat.untrusted import read_yaml
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -65,7 +65,7 @@ def look(path: Path, root: Path) -> Measured | Left:
     name = " ".join(str(path.relative_to(root) if path != root else path.name).split())
     experiments: Sequence[str] = ()
     try:
-        config = read_yaml(path / "config.yaml")
+        config = read_yaml(path / "config.yaml", aliases=False)
         experiments = experiments_of(path, config)
         state, result = status(path)
         if state == "finished":
@@ -74,6 +74,16 @@ def look(path: Path, root: Path) -> Measured | Left:
     except FAULTS as error:
         reason = f"can't be read ({one_line(error)})"
     return Left(path, name, experiments, reason)
+
+
+def read_yaml(path: Path, aliases: bool = True) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises Refused for another, named without its folder."""
+    try:
+        return untrusted.read_yaml(path, aliases)
+    except Refused as error:
+        text = str(error).removeprefix(f"{path}: ")
+        text = re.sub(r"^can't be read \((.*)\)$", r"is damaged: \1", text)
+        raise Refused(f"{path.name} {text}") from None
 
 
 def one_line(error: BaseException) -> str:
@@ -165,7 +175,6 @@ def check(config: dict[str, Any], result: dict[str, Any]) -> None:
             (result.get("wall_seconds"), int | float | None),
             (result.get("environment"), dict | None),
             (result.get("alarms"), list | None),
-            *((alarm, dict) for alarm in result.get("alarms") or ()),
         ],
     }
     for name, pairs in wanted.items():
