@@ -282,6 +282,7 @@ def read_run(run_directory: str | Path, which: str) -> tuple[dict[str, Any], dic
     """
     directory = Path(run_directory)
     try:
+        (directory / "config.yaml").stat()  # no run at all, rather than one with a damaged config
         config = read_sections(directory / "config.yaml", SECTIONS)
         if config.get("evaluate"):  # weights of a file: there is one set
             which = "last"

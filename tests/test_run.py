@@ -493,7 +493,8 @@ def test_a_threat_model_that_differs_is_warned_of(sat):
     assert mixed.code == 0 and "dataset.norm=l2" in mixed.err
     whole = sat("dataset.norm=l2", "dataset.eps=128", "schedule.epochs=0.2", "seed=1")
     assert whole.code == 0 and whole.err == ""
-    settings = json.loads((whole.runs[-1] / "result.json").read_text())
+    (second,) = (run for run in whole.runs if "-s1-" in run.name)
+    settings = json.loads((second / "result.json").read_text())
     assert settings["last"]["robust"]["pgd20"]["norm"] == "l2"
 
 
