@@ -646,6 +646,12 @@ def test_values_that_no_run_writes_fault_no_report(scripts, folder, spec):
                 for table in report.tables:
                     scripts.pages.csv_of(table)
                 scripts.pages.markdown(report, [], folder.outputs / "report.md")
+                tabled = {r for t in report.tables for row in t.rows for r in row.runs}
+                known = {r.name for r in tabled} | {r.path.name for r in report.others}
+                named = any(run.name in text for t in report.tables for text in t.notes)
+                named = named or any(run.name in text for text in report.notes)
+                assert len(known - {run.name}) == 3, (place, wrong)  # the whole ones stay
+                assert run.name in known or named, (place, wrong)  # and this one is told
         (run / name).write_text(text)
 
 
