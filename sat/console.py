@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sat.launch import processes
+
 log = logging.getLogger("sat")
 
 
@@ -22,11 +24,21 @@ class _Handler(logging.Handler):
 
 
 def set_up() -> None:
-    """Sends the program's messages to the screen, once a process."""
-    log.setLevel(logging.INFO)
+    """Sends the program's messages to the screen, once a process; of the processes of one run the
+    first speaks, and the others tell their own faults."""
+    rank, _ = processes()
+    log.setLevel(logging.ERROR if rank else logging.INFO)
     log.propagate = False
     if not any(isinstance(handler, _Handler) for handler in log.handlers):
-        log.addHandler(_Handler())
+        handler = _Handler()
+        if rank:
+            handler.setFormatter(logging.Formatter(f"process {rank}: %(message)s"))
+        log.addHandler(handler)
+
+
+def tell_once(text: str, *values: Any, also: int = 0) -> None:
+    """An error that all processes of a run meet, told by those of a rank up to `also`."""
+    log.log(logging.INFO if processes()[0] > also else logging.ERROR, text, *values)
 
 
 class Progress:
@@ -38,7 +50,7 @@ class Progress:
         self.begun = self.said = time.monotonic()
         self.note = ""
         self.bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
             self.bar = tqdm(
                 total=total, initial=done, desc=what, unit=" images", dynamic_ncols=True,
                 leave=False, smoothing=0.1,

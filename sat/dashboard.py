@@ -33,10 +33,24 @@ CHARTS = {
 }
 
 
+class _Silent:
+    """A writer that writes nothing."""
+
+    def __getattr__(self, name: str) -> "_Silent":
+        return self
+
+    def __call__(self, *arguments: Any, **named: Any) -> "_Silent":
+        return self
+
+
 class Dashboard:
     """The event file of a run directory. Scalars' x axis counts the images seen."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path | None):
+        """None: for a process that writes nothing."""
+        if directory is None:
+            self.writer = _Silent()
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(directory))

@@ -21,6 +21,10 @@ class Diverged(Fault):
     """A loss or a weight is not a finite number: the run would fail again."""
 
 
+class Lost(Fault):
+    """Another process of the run has ended."""
+
+
 class Stopped(Exception):
     """The run was asked to stop and has saved itself; `code` is the exit code."""
 

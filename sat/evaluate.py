@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sat.distributed import World
 from sat.draws import Draws, seed_of
 from sat.statistics import wilson
 from sat.tally import STANDS, WRONG, Judge, Tally, is_right
@@ -136,6 +137,23 @@ def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], 
             judge.judge(model, x, y, draws, part)
     finally:
         model.train(training)
+    return tally
+
+
+def share(world: World, judge: Judge) -> slice:
+    """The places of the images that this process measures; the first one takes all where a verdict
+    depends on the batch."""
+    if getattr(judge, "by_batch", False):
+        return slice(None) if world.first else slice(0)
+    return world.own
+
+
+def joined(world: World, tally: Tally, own: slice) -> Tally:
+    """A measurement of several processes, each with its `own` places decided in its `tally`."""
+    parts = world.gathered((own, tally.fell[own], tally.passed[own], tally.seconds))
+    for places, fell, passed, _ in parts:
+        tally.fell[places], tally.passed[places] = fell, passed
+    tally.seconds = sum(seconds for *_, seconds in parts)
     return tally
 
 

@@ -18,11 +18,12 @@ from sat.curves import entry_of
 from sat.dashboard import Dashboard
 from sat.data import Data, chunks, indexed
 from sat.diagnostics import doubts, square_alarm
+from sat.distributed import World
 from sat.draws import Draws, seed_of
 from sat.errors import Refused
-from sat.evaluate import accuracy, measure, robustness
+from sat.evaluate import accuracy, joined, measure, robustness, share
 from sat.flags import Shelf, changes, digest_of, taken
-from sat.journal import same_facts
+from sat.journal import facts_of, same_facts
 from sat.precision import float32
 from sat.record import Run, environment
 from sat.tally import Tally
@@ -39,10 +40,13 @@ class Examination:
     """Measures the checkpoints of one run on the test set, attack by attack.
 
     What was measured before, by this process or by one that was killed, is read from the flags.
+    Of several processes the first one does all this, and the others `follow`.
     """
 
-    def __init__(self, run: Run, model: nn.Module, data: Data, spec: Spec, facts: dict[str, Any]):
-        self.run, self.model, self.data, self.facts = run, model, data, facts
+    def __init__(self, run: Run, model: nn.Module, data: Data, spec: Spec, world: World):
+        self.run, self.model, self.data, self.world = run, model, data, world
+        self.facts = {"hash": spec.hash, "dataset": facts_of(data)}
+        facts = self.facts
         self.evaluation, self.seed = spec.evaluation, spec.seed
         self.indices = data.test_subset(spec.evaluation.limit, spec.evaluation.subset_seed)
         self.shelf = Shelf(run.directory / "flags", self.indices, facts["dataset"]["test_content"])
@@ -161,14 +165,31 @@ class Examination:
         return tally
 
     def _measure(self, which: str, name: str | None) -> Tally:
+        self.world.told(lambda: (which, name, self.weights))  # `follow` waits for it
+        return self._measure_together(which, name)
+
+    def follow(self) -> None:
+        """What the other processes do: their share of each measurement, until there is none."""
+        while (task := self.world.told(None)) is not None:
+            which, name, self.weights = task
+            self._measure_together(which, name)
+
+    def dismiss(self) -> None:
+        """There is nothing left for the others."""
+        self.world.told(lambda: None)
+
+    def _measure_together(self, which: str, name: str | None) -> Tally:
         evaluation = self.evaluation
         judge = Series((), (), evaluation.batch_size)
         if name is not None:
             attack = evaluation.judges[name]
             judge = judge_of(attack, evaluation.restarts, evaluation.batch_size)
-        images = chunks(self.data.test, self.indices, evaluation.batch_size)
+        self.world.follow_(self.model)
+        own = share(self.world, judge)
+        images = chunks(self.data.test, self.indices[own], evaluation.batch_size)
         with float32(self.model), self._tallied(which, name, judge.names) as tally:
-            return measure(self.model, images, judge, self.seed, tally)
+            measure(self.model, images, judge, self.seed, tally.part(own))
+            return joined(self.world, tally, own)
 
     @contextmanager
     def _tallied(self, which: str, name: str | None, names: tuple[str, ...]) -> Iterator[Tally]:
@@ -179,9 +200,15 @@ class Examination:
             yield Tally.new(names, count)
             return
         settings, label = self.evaluation.settings(name), f"{which}-{name}"
-        before = self.shelf.read_partial(label, settings, self.weights)
-        tally = Tally.new(names, count) if before is None else before
+        left = self.world.told(lambda: self.shelf.read_partial(label, settings, self.weights))
+        tally = Tally.new(names, count) if left is None else Tally(names, *left)
+        if not self.world.first:
+            tally.seconds.zero_()  # they are added up
         bars, kept = [], time.monotonic()
+
+        def keep() -> None:
+            rank = self.world.rank
+            self.shelf.write_partial(label, settings, self.weights, tally, rank)
 
         def begin(member: str, images: int) -> None:
             end()
@@ -196,15 +223,17 @@ class Examination:
             nonlocal kept
             bars[0].advance(images)
             if time.monotonic() - kept > KEEP_EVERY:
-                self.shelf.write(label, settings, self.weights, tally, whole=False)
+                keep()
                 kept = time.monotonic()
 
         tally.begin, tally.changed = begin, changed
         try:
             yield tally
+        except BaseException:
+            keep()
+            raise
         finally:
             end()
-            self.shelf.write(label, settings, self.weights, tally, whole=False)
 
     def show(self, dashboard: Dashboard, images: int) -> None:
         """Eight test images, clean and adversarial, on the dashboard."""

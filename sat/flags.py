@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +59,22 @@ class Shelf:
             return None
         raise Refused(taken(name, ["limit or subset_seed"]))
 
-    def write(
-        self, name: str, settings: Mapping[str, Any], weights: str, tally: Tally, whole: bool = True
+    def write(self, name: str, settings: Mapping[str, Any], weights: str, tally: Tally) -> None:
+        """Keeps complete flags."""
+        self._write(self.folder / f"{name}.npz", settings, weights, tally)
+        for path in self._partials(name, settings, weights):
+            path.unlink()
+        with suppress(OSError):  # others lie there, or it never was
+            (self.folder / "partial").rmdir()
+
+    def write_partial(
+        self, name: str, settings: Mapping[str, Any], weights: str, tally: Tally, process: int
     ) -> None:
-        """Keeps a tally: complete flags, or (not `whole`) as far as they came."""
-        path = self._partial(name, settings, weights)
-        if whole:
-            path.unlink(missing_ok=True)
-            if path.parent.exists() and not any(path.parent.iterdir()):
-                path.parent.rmdir()
-            path = self.folder / f"{name}.npz"
+        """Keeps flags as far as they came, in that process of the measurement."""
+        path = self._place(name, settings, weights, process)
+        self._write(path, settings, weights, tally)
+
+    def _write(self, path: Path, settings: Mapping[str, Any], weights: str, tally: Tally) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "settings": np.array(json.dumps(settings, sort_keys=True)),
@@ -79,16 +86,30 @@ class Shelf:
         }  # fmt: skip
         checkpoint.write_whole(path, lambda file: np.savez_compressed(file, **content))
 
-    def read_partial(self, name: str, settings: Mapping[str, Any], weights: str) -> Tally | None:
-        """What a killed measurement of just this left."""
-        path = self._partial(name, settings, weights)
-        found = read_file(path)
-        return None if found is None else self._tally(path, found, np.arange(len(self.indices)))
+    def read_partial(
+        self, name: str, settings: Mapping[str, Any], weights: str
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What a killed measurement of just this left, all its processes together, who need be as
+        many no longer: `fell`, `passed` and `seconds` of a Tally."""
+        whole = None
+        for path in self._partials(name, settings, weights):
+            tally = self._tally(path, read_file(path), np.arange(len(self.indices)))
+            whole = tally if whole is None else whole.joined(tally)
+        if whole is None:
+            return None
+        self.write_partial(name, settings, weights, whole, process=0)
+        for path in self._partials(name, settings, weights)[1:]:
+            path.unlink()
+        return whole.fell, whole.passed, whole.seconds
 
-    def _partial(self, name: str, settings: Mapping[str, Any], weights: str) -> Path:
+    def _partials(self, name: str, settings: Mapping[str, Any], weights: str) -> list[Path]:
+        first = self._place(name, settings, weights, process=0)
+        return sorted(first.parent.glob(first.name.replace("-0.npz", "-*.npz")))
+
+    def _place(self, name: str, settings: Mapping[str, Any], weights: str, process: int) -> Path:
         text = json.dumps([deciding(settings), weights, self.images], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return self.folder / "partial" / f"{name}-{digest}.npz"
+        return self.folder / "partial" / f"{name}-{digest}-{process}.npz"
 
     def _tally(self, path: Path, found: Mapping[str, Any], rows: np.ndarray) -> Tally:
         """The tally in a file, of its images `rows`; flags of earlier versions, without `fell`, are

@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import nn
 
+from sat.launch import local_rank, processes
 from sat.schedule import Schedule
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -15,9 +16,21 @@ COMPILE_PAYS_FROM = 2000  # updates; compilation takes up to a minute
 
 
 def find_device(asked: str) -> torch.device:
-    """`auto` is a GPU where there is one. Raises ValueError for a device that is not there."""
+    """`auto` is a GPU where there is one. Raises ValueError for a device that is not there.
+
+    Of several processes of a run each has a GPU of its own.
+    """
+    local = local_rank() if processes()[1] > 1 else None
     if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    if local is not None and asked.startswith("cuda"):
+        if asked != "cuda":
+            raise ValueError(f"={asked}: is one GPU for all processes; write device=auto")
+        if local >= (count := torch.cuda.device_count()):
+            raise ValueError(
+                f"={asked}: {count} GPU here for more processes; torchrun --nproc-per-node={count}"
+            )
+        asked = f"cuda:{local}"
     try:
         device = torch.device(asked)
     except RuntimeError:
@@ -96,6 +109,6 @@ def choose(
     return {
         "precision": precision,
         "channels_last": packed if last == "auto" else last,
-        "compile": on_gpu and long if compiled == "auto" else compiled,
+        "compile": on_gpu and long and not schedule.shard if compiled == "auto" else compiled,
         "threads": 1 if small else THREADS,
     }

@@ -16,9 +16,10 @@ FOLLOWED = {"eps": float, "norm": Literal["linf", "l2"], "depth": int, "width": 
 START = {"weights": str | None, "mean": list[float] | None, "std": list[float] | None}
 # What moves no number of a trained model is no part of its identity.
 NOT_IDENTITY = {"dataset.root", "dataset.path", "dataset.workers", "dataset.download"}
-NOT_IDENTITY |= {"dataset.skip_unreadable", "validation.batch_size"}
+NOT_IDENTITY |= {"dataset.skip_unreadable", "validation.batch_size", "schedule.shard"}
 # Keys that came later: left at null they change no run's identity.
-NULL_IS_ABSENT = {"validation.limit", *(f"model.{key}" for key in START)}
+NULL_IS_ABSENT = {"validation.limit", "schedule.sync_batch_norm"}
+NULL_IS_ABSENT |= {*(f"model.{key}" for key in START)}
 
 
 def identity(config: Mapping[str, Any]) -> str:

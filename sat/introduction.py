@@ -15,7 +15,9 @@ def introduction(config: Mapping[str, Any], facts: Mapping[str, Any], trainer: T
         swap_line(config, trainer.model.swap),
         f"attack: {told(config, 'attack')}",
         training_line(trainer),
-        f"on: {trainer.device}, {choices['threads']} threads, {choices['precision']}"
+        f"on: {trainer.device}"
+        + f", {trainer.world.size} processes" * (trainer.world.size > 1)
+        + f", {choices['threads']} threads, {choices['precision']}"
         + ", channels_last" * choices["channels_last"]
         + ", compiled: the first steps may take minutes" * choices["compile"],
     ]

@@ -19,9 +19,10 @@ from sat.dashboard import Dashboard
 from sat.data import Data, chunks
 from sat.data.choice import split_part
 from sat.diagnostics import Alarm, Overfitting, Probe
+from sat.distributed import ALONE, Lost, World
 from sat.draws import seed_of
 from sat.errors import Diverged, Fault, Refused, Stopped
-from sat.evaluate import measure
+from sat.evaluate import joined, measure, share
 from sat.faults import Relapse, is_out_of_memory, starved
 from sat.hardware import THREADS
 from sat.precision import float32
@@ -34,10 +35,14 @@ log = logging.getLogger("sat")
 
 
 class Journal:
-    """The watcher of `fit`: what it writes is cut back to the last checkpoint on a resume."""
+    """The watcher of `fit`: what it writes is cut back to the last checkpoint on a resume.
 
-    def __init__(self, spec: Spec, run: Run, data: Data):
-        self.spec, self.run, self.data = spec, run, data
+    Of several processes each has one, and they do the same at the same steps; those whose run is
+    a `Bystander` write nothing.
+    """
+
+    def __init__(self, spec: Spec, run: Run, data: Data, world: World = ALONE):
+        self.spec, self.run, self.data, self.world = spec, run, data, world
         self.record, self.validation = spec.record, spec.validation
         self.facts = {"hash": spec.hash, "dataset": facts_of(data), "shape": shape_of(data)}
         self.best: dict[str, Any] | None = None
@@ -72,15 +77,16 @@ class Journal:
         self.last_images, self.last_training = trainer.step * batch, self.training_seconds
         before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
         try:
-            self.dashboard = Dashboard(self.run.directory)
+            self.dashboard = Dashboard(self.run.directory if self.world.first else None)
             if trainer.step == 0:
                 self.dashboard.introduce(self.spec.config, self.spec.yaml(), introduction)
             with self._saving(trainer):
                 yield
             if self.saved_step != trainer.step:
                 self.save(trainer)
-            if self.asked_to_stop:
-                raise Stopped(self.asked_to_stop)
+            (stop,) = self.world.most(self.asked_to_stop)
+            if stop:
+                raise Stopped(stop)
             self.dashboard.close()
         except BaseException:
             with suppress(OSError, AttributeError):  # of a full disk, say, that has been told
@@ -100,7 +106,7 @@ class Journal:
         except Diverged as error:
             self._keep_batch(trainer, error)
             raise
-        except checkpoint.Unwritable:  # nor would this one be
+        except (checkpoint.Unwritable, Lost):  # nor would this one be
             raise
         except Fault:
             self._save_after_fault(trainer)
@@ -118,7 +124,7 @@ class Journal:
             raise fault from error
 
     def _save_after_fault(self, trainer: Trainer) -> None:
-        if not trainer.recover():
+        if self.world.size > 1 or not trainer.recover():  # the others are at another step
             return
         try:
             self.save(trainer)
@@ -130,10 +136,12 @@ class Journal:
         kept of them: skipped steps have not touched them."""
         if (batch := trainer.skips.batch) is None:
             return
-        path = self.run.directory / "faults" / f"step-{batch['step']}.pt"
+        name = f"step-{batch['step']}" + f"-process-{self.world.rank}" * (self.world.size > 1)
+        path = self.run.directory / "faults" / f"{name}.pt"
         checkpoint.save(path, batch)
         log.warning("the batch of step %d is kept in %s", batch["step"], path)
-        if not (self.run.checkpoints / "last.pt").exists():
+        last = self.run.checkpoints / "last.pt"
+        if self.world.told(lambda: not last.exists()):
             with suppress(Diverged, Relapse):
                 self.save(trainer)
 
@@ -164,13 +172,17 @@ class Journal:
         if attack.eps:
             attack = probe = Probe(attack, self.spec.attack, chosen)
         judge = judge_of(attack, 1, self.validation.batch_size)
-        images = chunks(split, chosen, self.validation.batch_size)
+        own = share(self.world, judge)
+        images = chunks(split, chosen[own], self.validation.batch_size)
         tally = Tally.new(judge.names, len(chosen))
         # An ensemble decides in float32, so its points must be judged in it.
-        exact = hasattr(self.validation.attack, "judge")
-        with float32(trainer.evaluated) if exact else nullcontext():
+        exact, model = hasattr(self.validation.attack, "judge"), trainer.evaluated
+        with float32(model) if exact else nullcontext():
             seed = seed_of(plan.seed, "validation")
-            flags = measure(trainer.evaluated, images, judge, seed, tally)
+            measure(model, images, judge, seed, tally.part(own))
+        flags = joined(self.world, tally, own)
+        if probe:
+            probe.join(self.world)
         clean, robust = (float(f.float().mean()) for f in (flags.clean, flags.robust))
         epoch = round(trainer.plan.epoch(trainer.step), 4)
         doubts = probe.numbers(flags) if probe else {}
@@ -187,8 +199,7 @@ class Journal:
             self.best = {"step": trainer.step, "epoch": epoch, "clean": clean, "robust": robust}
             self.best["score"] = list(score)
             self.best["model"] = {
-                name: value.detach().cpu().clone()
-                for name, value in trainer.evaluated.state_dict().items()
+                name: value.detach().cpu().clone() for name, value in model.state_dict().items()
             }
             self._write_best()
         self.ticked = time.monotonic()  # no training time
@@ -205,8 +216,7 @@ class Journal:
 
     def _write_best(self) -> None:
         if self.best is not None:
-            best = {"facts": self.facts, **self.best}
-            checkpoint.save(self.run.checkpoints / "best.pt", best)
+            self.run.save_best({"facts": self.facts, **self.best})
 
     def look(self, trainer: Trainer) -> None:
         """After every step: is it time to save, or to stop?"""
@@ -215,10 +225,12 @@ class Journal:
             log.warning("%s", line)
         trainer.skips.news.clear()
         trainer.skips.check()
-        if self.asked_to_stop:
+        overdue = time.monotonic() - self.saved > 60 * self.record.checkpoint_minutes
+        stop, overdue = self.world.most(self.asked_to_stop, overdue and self.world.first)
+        if stop:
             self.save(trainer)
-            raise Stopped(self.asked_to_stop)
-        if time.monotonic() - self.saved > 60 * self.record.checkpoint_minutes:
+            raise Stopped(stop)
+        if overdue:
             self.save(trainer)
 
     # ---------------------------------------------------------------------------------------------
@@ -241,6 +253,7 @@ class Journal:
         now = time.monotonic()
         state = {
             **trainer.state(),
+            "processes": self.world.gathered(trainer.generators()),
             "facts": self.facts,
             "best": self.best,
             "overfitting": self.overfitting.state(),
@@ -248,9 +261,7 @@ class Journal:
             "seconds": [self.seconds + now - self.began, self.training_seconds],
             "lengths": self.run.lengths(),
         }
-        checkpoint.rotate(
-            self.run.checkpoints / "last.pt", self.run.checkpoints / "previous.pt", state
-        )
+        self.run.save_last(state)
         self.saved = self.ticked = time.monotonic()
         self.saved_step = trainer.step
 

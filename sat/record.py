@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 from sat import checkpoint
 from sat.errors import Fault, Refused, Stopped
+from sat.launch import processes
 
 log = logging.getLogger("sat")
 CHECKPOINTS = ("last", "best")
@@ -88,6 +89,14 @@ class Run:
             *sorted(self.directory.glob("events.out.tfevents.*")),
         ]
 
+    # checkpoints --------------------------------------------------------------------------------
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        checkpoint.rotate(self.checkpoints / "last.pt", self.checkpoints / "previous.pt", state)
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        checkpoint.save(self.checkpoints / "best.pt", state)
+
     # results ------------------------------------------------------------------------------------
 
     def result(self) -> dict[str, Any] | None:
@@ -103,6 +112,28 @@ class Run:
         for path in self.checkpoints.glob("*.pt"):
             if path.stem not in keep:
                 path.unlink()
+
+
+class Bystander(Run):
+    """The same directory for those of a run's processes that write nothing into it."""
+
+    def write_metrics(self, row: dict[str, Any]) -> None:
+        pass
+
+    def lengths(self) -> dict[str, int]:
+        return {}
+
+    def rewind(self, lengths: dict[str, int]) -> None:
+        pass
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        pass
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        pass
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        pass
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
@@ -169,6 +200,12 @@ def claim(record: Record, name: str, config: str) -> Iterator[Run]:
         log.removeHandler(handler)
         handler.close()
         lock.close()
+
+
+@contextmanager
+def stand_by(record: Record, name: str, config: str) -> Iterator[Bystander]:
+    """The directory that another process of this run has claimed."""
+    yield Bystander(Path(record.root) / name)
 
 
 class _LogFile(logging.FileHandler):
@@ -302,6 +339,7 @@ def environment(device: Any) -> dict[str, Any]:
         "code": code_digest(),
         "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
         "threads": torch.get_num_threads(),
+        "processes": processes()[1],
         "host": socket.gethostname(),
         "command": " ".join(sys.argv),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

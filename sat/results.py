@@ -12,11 +12,12 @@ from sat.config import Spec
 from sat.console import percent, table
 from sat.dashboard import Dashboard
 from sat.data import Data
+from sat.distributed import ALONE, World
 from sat.errors import Fault, Refused
 from sat.evaluate import EVALUATED, Evaluation
 from sat.examination import FILES, WORST, Examination
 from sat.flags import changes
-from sat.journal import facts_of, same_facts
+from sat.journal import same_facts
 from sat.record import Run, code_digest
 from sat.untrusted import read_whole_result, read_yaml
 
@@ -152,13 +153,17 @@ def doubts_of(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def conclude(
-    spec: Spec, run: Run, model: nn.Module, data: Data, result: dict[str, Any]
+    spec: Spec, run: Run, model: nn.Module, data: Data, result: dict[str, Any], world: World = ALONE
 ) -> dict[str, Any]:
     """Measures the checkpoints on the test set, adds what is new to the result, and shows it."""
-    facts = {"hash": spec.hash, "dataset": facts_of(data)}
-    same_facts(result, facts)
+    exam = Examination(run, model, data, spec, world)
+    facts = exam.facts
+    with world.agreeing():
+        same_facts(result, facts)
     torch.set_num_threads(result["choices"]["threads"])  # another count rounds otherwise
-    exam = Examination(run, model, data, spec, facts)
+    if not world.first:
+        exam.follow()
+        return result
     result["dataset"] = {**result["dataset"], **facts["dataset"]}  # it may lack later facts
     twins = {which: twin(result, which) for which in asked(result, spec.evaluation)}
     exam.check_names(result, twins)
@@ -181,6 +186,7 @@ def conclude(
             run.write_metrics({**at, "seconds": result["wall_seconds"], **row})
             dashboard.scalars(row, at["images"])
         draw(run, dashboard, at, part, new)
+    exam.dismiss()
     exam.show(dashboard, result["images"])
     dashboard.conclude(spec.config, final_metrics(result), result["images"])
     dashboard.close()

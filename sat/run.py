@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,44 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sat import config, console, sweep
 from sat.config import CONF, Spec
-from sat.errors import Diverged, Fault, Refused, Stopped, refusing
+from sat.errors import Diverged, Fault, Lost, Refused, Stopped, refusing
+from sat.launch import processes
 
 log = logging.getLogger("sat")
 
 
 def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
     """One run, from a checked config to its result; what was done before is not done again."""
-    from sat import hardware, record, results, weights
+    from sat import distributed, hardware, record, results
+
+    with refusing("device"):
+        device = hardware.find_device(spec.device)
+    with distributed.join(device) as world:
+        if (done := world.told(lambda: results.finished(spec))) is not None:
+            if world.first:
+                record.enter(Path(spec.record.root) / spec.name, spec.experiment)
+            return done
+        with world.agreeing():
+            data, model = set_up(spec, device, world)
+        claim = record.claim if world.first else record.stand_by
+        with claim(spec.record, spec.name, spec.yaml()) as run:
+            if world.first:
+                record.enter(run.directory, spec.experiment)
+            result = world.told(lambda: results.usable(run.result(), run.directory))
+            if result is None:
+                obtain = train if spec.evaluate is None else taken_over
+                result = {"overrides": overrides, **obtain(spec, run, model, data, world)}
+            return results.conclude(spec, run, model, data, result, world)
+
+
+def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
+    """The images and the network, with everything that would refuse them later."""
+    from sat import weights
     from sat.data import first_images
     from sat.diagnostics import preflight, warn_of_threat_models
     from sat.schedule import build_optimizer
 
-    with refusing("device"):
-        device = hardware.find_device(spec.device)
-    if (done := results.finished(spec)) is not None:
-        record.enter(Path(spec.record.root) / spec.name, spec.experiment)
-        return done
-    with refusing("dataset."):
+    with refusing("dataset."), world.in_turn():
         data = spec.dataset(device, spec.seed)
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
@@ -43,59 +64,59 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
         weights.load_evaluated(model, spec, data.image_size)
     with refusing("schedule."):
         build_optimizer(model, spec.schedule)
-    if not (Path(spec.record.root) / spec.name / "checkpoints").exists():
+    begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
+    if world.first and not begun:
         preflight(model, spec.attack, *first_images(data.train, 32))
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         warn_of_threat_models(spec.attack, measured)
-    with record.claim(spec.record, spec.name, spec.yaml()) as run:
-        record.enter(run.directory, spec.experiment)
-        result = results.usable(run.result(), run.directory)
-        if result is None:
-            obtain = train if spec.evaluate is None else taken_over
-            result = {"overrides": overrides, **obtain(spec, run, model, data)}
-        return results.conclude(spec, run, model, data, result)
+    return data, model
 
 
-def taken_over(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
+def taken_over(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, Any]:
     """A run of no steps, whose checkpoint holds the weights of a file."""
     from sat import checkpoint
     from sat.journal import Journal, same_facts
 
-    journal, last = Journal(spec, run, data), run.checkpoints / "last.pt"
-    if last.exists():  # a measurement that was killed
+    journal, last = Journal(spec, run, data, world), run.checkpoints / "last.pt"
+    if world.first and last.exists():  # a measurement that was killed
         same_facts(checkpoint.read(last)["facts"], journal.facts)
     state = {"step": 0, "model": model.state_dict(), "facts": journal.facts}
-    checkpoint.save(last, state)
+    if world.first:
+        checkpoint.save(last, state)
     return journal.untrained(model)
 
 
-def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
+def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, Any]:
     """Trains from the last checkpoint, or from the start, to the end of the schedule."""
     import torch
 
     from sat.checkpoint import newest
     from sat.data import epoch_batches
+    from sat.distributed import shared
     from sat.hardware import choose, depthwise, multiply_adds
     from sat.introduction import introduction
     from sat.journal import Journal
     from sat.train import Plan, Trainer, fit
 
-    state = newest(run.checkpoints)
-    device = next(model.parameters()).device
-    images = len(data.train)
+    state = world.told(lambda: newest(run.checkpoints))
+    schedule, device, images = spec.schedule, next(model.parameters()).device, len(data.train)
     cost = multiply_adds(model, (data.channels, data.image_size, data.image_size))
-    choices = (
-        state["choices"] if state else choose(spec.schedule, device, images, cost, depthwise(model))
+    choices = world.told(
+        lambda: (
+            state["choices"] if state else choose(schedule, device, images, cost, depthwise(model))
+        )
     )
     torch.set_num_threads(choices["threads"])
-    plan = Plan(spec.schedule, images, spec.seed, choices, spec.validation.every, cost)
-    trainer = Trainer(model, spec.attack, spec.objective, plan)
-    journal = Journal(spec, run, data)
+    plan = Plan(schedule, images, spec.seed, choices, spec.validation.every, cost)
+    model = shared(model, schedule, spec.attack, world)
+    trainer = Trainer(model, spec.attack, spec.objective, plan, world)
+    journal = Journal(spec, run, data, world)
     journal.resume(trainer, state)
+    rows = torch.cat(world.rows(schedule.batch_size, schedule.accumulate))
 
     def stream(step: int) -> Any:
-        size = spec.schedule.batch_size
-        return data.train.stream(epoch_batches(images, size, spec.seed, step, plan.steps))
+        batches = epoch_batches(images, schedule.batch_size, spec.seed, step, plan.steps)
+        return data.train.stream(batch.part(rows) for batch in batches)
 
     text = introduction(spec.config, journal.facts, trainer)
     log.info("%s\n%s", run.directory, text)
@@ -166,14 +187,17 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         outcome |= {"code": 0, "message": "", **headline(execute(spec, overrides))}
     except Refused as error:
         outcome |= {"code": 2, "message": str(error)}
-        log.error("%s", error)
+        console.tell_once("%s", error)
     except Stopped as error:
         sweep.note({**outcome, "code": error.code, "message": str(error)})
-        log.error("%s; the same command goes on from here%s", error, without_fresh(spec))
+        console.tell_once("%s; the same command goes on from here%s", error, without_fresh(spec))
         raise SystemExit(error.code) from None  # ends a whole sweep
     except (KeyboardInterrupt, SystemExit):
         log.error("stopped; the same command goes on from here")
         raise
+    except Lost as error:
+        outcome["message"] = str(error)
+        console.tell_once("%s", error, also=1)  # the first may be the one that is gone
     except (Fault, OSError) as error:
         outcome["message"] = str(error)
         log.error("%s", error)
@@ -203,10 +227,12 @@ def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     code = 1
     try:
+        if processes()[1] > 1 and sys.argv[1:2] in (["-m"], ["--multirun"]):
+            raise Refused("-m: is no sweep under torchrun; start torchrun once for each run")
         app()
         code = sweep.exit_code(sweep.jobs())
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
-        log.error("%s", config.one_line(error))
+        console.tell_once("%s", config.one_line(error))
         code = 2
     except KeyboardInterrupt:
         code = 130
@@ -215,6 +241,8 @@ def main() -> None:
     finally:
         sweep.report()
         shutil.rmtree(folder, ignore_errors=True)
+    if code and processes()[0]:
+        time.sleep(10)  # torchrun ends all with the first that fails: let that be who tells why
     sys.exit(code)
 
 

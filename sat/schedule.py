@@ -18,7 +18,9 @@ class Schedule:
     training. Weight decay falls on weights alone, not on batch norm, biases or activation
     parameters. `ema` is the decay a step of the weights' average, from the first step on:
     1 / (1 - ema) steps should be few beside the run's. `ema` and `clip` (L2 norm of the gradient)
-    are off at 0.
+    are off at 0. `sync_batch_norm` is for several processes, see `sat.distributed`; None: on GPUs,
+    unless the attack's batch norm is in training mode. `shard` shares out weights and optimiser
+    over the processes, see `sat.sharding`.
     """
 
     epochs: float = 30.0
@@ -36,6 +38,8 @@ class Schedule:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    sync_batch_norm: bool | None = None
+    shard: bool = False
 
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "learning_rate", "accumulate"):

@@ -42,6 +42,12 @@ class Tally:
             self.names, self.fell[rows], self.passed[rows], self.seconds, self.begin, self.changed
         )
 
+    def joined(self, other: "Tally") -> "Tally":
+        """What either of two parts of one measurement knows of the same images."""
+        fell = torch.where(self.fell == STANDS, other.fell, self.fell)
+        passed = torch.maximum(self.passed, other.passed)
+        return Tally(self.names, fell, passed, self.seconds + other.seconds)
+
     @contextmanager
     def attack(self, k: int) -> Iterator[Tensor]:
         """Runs attack `k`; yields the images [M] that it still has to decide, ascending."""

@@ -2,63 +2,55 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from sat.distributed import ALONE, World
 from sat.draws import Draws, seed_of
 from sat.errors import Diverged
 from sat.faults import REMEDY, Relapse, Skips, not_finite
 from sat.hardware import DTYPES
+from sat.plan import Plan
 from sat.precision import float32
-from sat.schedule import Schedule, build_optimizer
+from sat.schedule import build_optimizer
 from sat.surrogate import phase, phased
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a run of `images` training images unfolds; every duration in updates."""
-
-    schedule: Schedule
-    images: int
-    seed: int
-    choices: dict[str, Any]  # what `auto` stands for
-    validate_every: float = 1.0  # epochs
-    image_cost: int = 0  # multiply-adds of one image's forward
-
-    @property
-    def steps(self) -> int:
-        return self.schedule.steps(self.images)
-
-    @property
-    def log_every(self) -> int:
-        return max(1, min(50, self.steps // 30))
-
-    def epoch(self, step: int) -> float:
-        return step * self.schedule.batch_size / self.images
-
-    def logs(self, step: int) -> bool:
-        return step % self.log_every == 0 or step == self.steps
-
-    def validates(self, step: int) -> bool:
-        """Once every `validate_every` epochs, and at the end."""
-        done, before = (int(self.epoch(s) / self.validate_every + 1e-9) for s in (step, step - 1))
-        return done > before or step == self.steps
-
-
 class Trainer:
-    """The model in training and all that a checkpoint must hold of it."""
+    """The model in training and all that a checkpoint must hold of it.
 
-    def __init__(self, model: nn.Module, attack: Any, objective: Any, plan: Plan):
+    Of several processes each has one, on its rows of the batches; they hold the same weights.
+    """
+
+    def __init__(
+        self, model: nn.Module, attack: Any, objective: Any, plan: Plan, world: World = ALONE
+    ):
         choices, schedule = plan.choices, plan.schedule
         self.model, self.attack, self.objective, self.plan = model, attack, objective, plan
         self.device = next(model.parameters()).device
+        self.world = world
+        self.rows = [
+            rows.to(self.device) for rows in world.rows(schedule.batch_size, schedule.accumulate)
+        ]
         model.autocast = DTYPES[choices["precision"]]
         model.channels_last = choices["channels_last"]
         if model.channels_last:
             model.to(memory_format=torch.channels_last)
+        self.average, self.sharding = None, None
+        if schedule.ema:
+            from timm.utils import ModelEmaV3
+
+            self.average = ModelEmaV3(model, decay=schedule.ema)
+        if schedule.shard and world.size > 1:
+            from sat import sharding  # takes a second to import
+
+            self.sharding, self.whole = sharding, model
+            self.model = model = copy.deepcopy(model)
+            for shared in [model, *([self.average.module] if self.average else [])]:
+                sharding.shard_(shared)
         # Frozen for the attack and not frozen for the update are two graphs of one compiled model.
         self.net = torch.compile(model) if choices["compile"] else model
         self.phased = phased(model)
@@ -66,34 +58,43 @@ class Trainer:
         half = choices["precision"] == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.unscaled = torch.amp.GradScaler(self.device.type, enabled=False)
-        self.average = None
-        if schedule.ema:
-            from timm.utils import ModelEmaV3
-
-            self.average = ModelEmaV3(model, decay=schedule.ema)
         self.step = 0
-        # loss and right answers since the last log
-        self.totals = torch.zeros(2, device=self.device)
-        self.seen = 0
+        # loss, right answers and images since the last log; the same of the step that is computed
+        self.totals = torch.zeros(3, device=self.device)
+        self._sums = torch.zeros(3, device=self.device)
         self.skips = Skips()
         # A CPU is never waited for, and a GradScaler waits in each step of its own.
         self._always_careful = half or self.device.type == "cpu"
         self._careful_until = 0
         # Lists, because a walk through the modules costs as much as all of the rest.
         self._parameters, self._moved = [*model.parameters()], [*model.buffers(), self.totals]
+        # a batch norm that sees this process's images alone
+        self._statistics = [
+            buffer
+            for module in model.modules()
+            if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+            for buffer in (module.running_mean, module.running_var)
+            if buffer is not None
+        ]
         self._found = torch.zeros(1, device=self.device)  # above 0: a gradient was not finite
         self._one = torch.ones(1, device=self.device)
-        self._held: tuple[list[Tensor], int, dict[str, Tensor]] | None = None
+        self._held: tuple[list[Tensor], dict[str, Tensor]] | None = None
         self._sound: dict[str, Any] | None = None
         self.updating = self._applying = False
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that are measured: the average, where there is one."""
-        return self.average.module if self.average else self.model
+        """The weights that are measured: the average, where there is one. Where they are shared out
+        over processes they are put together, which all must ask for."""
+        evaluated = self.average.module if self.average else self.model
+        if self.sharding:
+            self.sharding.copy_whole_(self.whole, evaluated)
+            return self.whole
+        return evaluated
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """One step on a batch x [B, C, H, W] in [0, 1], y [B].
+        """One step on a batch x [B, C, H, W] in [0, 1], y [B]: this process's rows, as
+        `world.rows` gives them, less those that can't be read.
 
         A step whose loss or gradient is not finite is repeated in float32 where it was computed in
         less; else it changes nothing and is counted. Asks nothing of a GPU: see `settle`.
@@ -116,30 +117,59 @@ class Trainer:
 
     def _gradients(self, net: nn.Module, scaler: torch.amp.GradScaler, x: Tensor, y: Tensor):
         """Attacks, and leaves the gradients of the batch's mean loss; notes what is not finite."""
-        draws = Draws(
-            seed_of(self.plan.seed, "attack", self.step), torch.arange(len(x), device=x.device)
-        )
+        key, done = seed_of(self.plan.seed, "attack", self.step), 0
+        images = len(x)
+        if self.sharding:  # FSDP takes the mean over processes; here it is that over images
+            images = self.plan.schedule.batch_size / self.world.size
         self.model.train()
-        for rows in torch.arange(len(x)).tensor_split(self.plan.schedule.accumulate):
-            if len(rows):
-                part = slice(int(rows[0]), int(rows[-1]) + 1)
-                share = len(rows) / len(x)
-                with phase(self.phased, "inner"):
-                    x_adv = self.attack(net, x[part], y[part], draws[part])
-                with phase(self.phased, "outer"):
-                    loss = self._loss(net, x[part], x_adv, y[part])
-                    scaler.scale(loss * share).backward()
+        self._sums.zero_()
+        for rows in self._parts(len(x)):
+            part = slice(done, done := done + len(rows))
+            with phase(self.phased, "inner"):
+                x_adv = self.attack(net, x[part], y[part], Draws(key, rows))
+            with phase(self.phased, "outer"):
+                loss = self._loss(net, x[part], x_adv, y[part])
+                scaler.scale(loss * (len(rows) / images)).backward()
+        gradients = self._own([p.grad for p in self._parameters if p.grad is not None])
+        self._join(gradients, len(x))
+        self.totals += self._sums
         scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        # The check of torch's GradScaler, here with a scale of 1: one launch, 30 us on a CPU.
+        self._check(gradients)
+
+    def _check(self, gradients: list[Tensor]) -> None:
+        """That of torch's GradScaler, with a scale of 1: one launch, 30 us on a CPU."""
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
+
+    def _parts(self, images: int) -> list[Tensor]:
+        """The rows of each accumulation part; `images` are what could be read of all."""
+        if images == sum(map(len, self.rows)):
+            return self.rows
+        rest = torch.cat(self.rows)[:images].tensor_split(len(self.rows))
+        return [rows for rows in rest if len(rows)]
+
+    def _join(self, gradients: list[Tensor], images: int) -> None:
+        """Makes means over the batch of means over this process's `images`."""
+        if self.world.size == 1:
+            return
+        if self.sharding:  # FSDP has added them up, and each process looks at its own
+            self._check(gradients)
+            self.world.add_([self._found])
+            means = self._statistics
+        else:
+            means = [*gradients, *self._statistics]
+        if means:
+            torch._foreach_mul_(means, images)
+        self.world.add_([*means, self._sums])
+        if means:
+            torch._foreach_div_(means, self._sums[2])
+        if self.sharding:  # times 1, unless an image was left out
+            torch._foreach_mul_(gradients, self.plan.schedule.batch_size / self._sums[2])
 
     def _loss(self, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         smoothing = self.plan.schedule.label_smoothing
         loss, logits = self.objective(net, x, x_adv, y, smoothing)
         right = (logits.detach().argmax(1) == y).sum()
-        self.totals += torch.stack([loss.detach() * len(x), right])
-        self.seen += len(x)
+        self._sums += torch.stack([loss.detach() * len(x), right, torch.full_like(right, len(x))])
         return loss
 
     def _apply(self, scaler: torch.amp.GradScaler) -> None:
@@ -163,13 +193,13 @@ class Trainer:
         """Whether a gradient or the loss was not finite since this was last asked."""
         return bool(self._found.item() or not torch.isfinite(self.totals).all())
 
-    def _hold(self) -> tuple[list[Tensor], int, dict[str, Tensor]]:
+    def _hold(self) -> tuple[list[Tensor], dict[str, Tensor]]:
         """What a forward changes: statistics of batch norm, sums, and random generators."""
         held = [tensor.clone() for tensor in self._moved]
-        return held, self.seen, self._generators()
+        return held, self.generators()
 
     def _put_back(self) -> None:
-        held, self.seen, generators = self._held
+        held, generators = self._held
         self._set_generators(generators)
         for now, before in zip(self._moved, held, strict=True):
             now.copy_(before)
@@ -191,7 +221,9 @@ class Trainer:
         self.skips.skip(self.step, what, x, y)
 
     def _what(self) -> str:
-        return not_finite(self.totals, {n: p.grad for n, p in self.model.named_parameters()})
+        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        parts = self._own([*gradients.values()])
+        return not_finite(self.totals, dict(zip(gradients, parts, strict=True)))
 
     def settle(self) -> None:
         """Makes sure of all steps up to now; to be called before they are shown or kept.
@@ -207,7 +239,7 @@ class Trainer:
             self.load(copy.deepcopy(self._sound))
             raise Relapse
         if self._sound is None or self._sound["step"] != self.step:
-            self._sound = copy.deepcopy(self.state())
+            self._sound = copy.deepcopy(self._state())
 
     def recover(self) -> bool:
         """After an exception: stands after the last whole step, or one before; whether it can."""
@@ -224,25 +256,33 @@ class Trainer:
         """Mean loss and adversarial accuracy since the last call, where a step was taken; raises
         Diverged, and Relapse."""
         self.check_finite()
-        loss, right = (self.totals / max(1, self.seen)).tolist()
-        taken = {"train/loss": loss, "train/adversarial_accuracy": right} if self.seen else {}
+        loss, right, images = self.totals.tolist()
+        taken = {}
+        if images:
+            taken = {"train/loss": loss / images, "train/adversarial_accuracy": right / images}
         rate = self.plan.schedule.rate(max(0, self.step - 1), self.plan.images)
         self.totals.zero_()
-        self.seen = 0
         if self._sound is not None:  # who goes back there must not tell these sums again
             self._sound["totals"].zero_()
-            self._sound["seen"] = 0
         return {**taken, "train/learning_rate": rate, **self.skips.metrics()}
 
     def check_finite(self) -> None:
         """Raises Diverged when the loss or a weight is no longer a finite number, and Relapse."""
         self.settle()
-        weights = torch.stack([p.detach().sum() for p in self.model.parameters()])
-        if not (torch.isfinite(weights).all() and torch.isfinite(self.totals).all()):
+        weights = torch.stack([p.detach().sum() for p in self._own(self._parameters)])
+        broken = (~torch.isfinite(weights)).any().float()
+        if self.sharding:
+            self.world.add_([broken])
+        if broken or not torch.isfinite(self.totals).all():
             raise Diverged(f"the loss or a weight is not finite at step {self.step}; {REMEDY}")
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, readable with `weights_only=True`."""
+        """For a checkpoint, readable with `weights_only=True`; where it is shared out over
+        processes all must ask for it."""
+        state = self._state()
+        return self.sharding.put_together(state) if self.sharding else state
+
+    def _state(self) -> dict[str, Any]:
         state = {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -250,13 +290,12 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "totals": self.totals,
-            "seen": self.seen,
             "skips": self.skips.state(),
             "choices": self.plan.choices,
         }
-        return {**state, **self._generators()}
+        return {**state, **self.generators()}
 
-    def _generators(self) -> dict[str, Tensor]:
+    def generators(self) -> dict[str, Tensor]:
         """The states of torch's global generators, which dropout draws from."""
         states = {"rng": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -270,16 +309,42 @@ class Trainer:
 
     def load(self, state: dict[str, Any]) -> None:
         """Stands again where `state` was taken."""
-        self.step, self.seen = state["step"], state["seen"]
-        self.totals.copy_(state["totals"])
+        self.step = state["step"]
+        totals = state["totals"]
+        if "seen" in state:  # in checkpoints of before, the images of the totals
+            totals = torch.cat([totals, torch.tensor([float(state["seen"])])])
+        self.totals.copy_(totals)
         self.skips.load(state.get("skips", {}))  # not in checkpoints of before
         self._found.zero_()
-        self.model.load_state_dict(state["model"])
+        self._load(self.model, state["model"])
         if self.average:
-            self.average.module.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            self._load(self.average.module, state["average"])
+        optimizer = state["optimizer"]
+        if self.sharding:
+            optimizer = self.sharding.share_out_optimizer(optimizer, self.optimizer)
+        self.optimizer.load_state_dict(optimizer)
         self.scaler.load_state_dict(state["scaler"])
-        self._set_generators(state)
+        self._set_generators(self._own_generators(state))
+
+    def _load(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        if self.sharding:
+            like = model.state_dict()
+            weights = {k: self.sharding.share_out(v, like[k]) for k, v in weights.items()}
+        model.load_state_dict(weights)
+
+    def _own(self, tensors: list[Tensor]) -> list[Tensor]:
+        """What this process holds of tensors that may be shared out."""
+        return self.sharding.own(tensors) if self.sharding else tensors
+
+    def _own_generators(self, state: dict[str, Any]) -> dict[str, Tensor]:
+        """Those of this process; of another number of processes the first one's are taken on."""
+        kept = state.get("processes", [state])
+        if len(kept) == self.world.size:
+            return kept[self.world.rank]
+        if self.world.first:
+            return state
+        torch.manual_seed(seed_of(self.plan.seed, "process", self.world.rank, self.step))
+        return self.generators()
 
 
 class Watcher(Protocol):

@@ -37,6 +37,8 @@ class AutoAttack:
     attacks: tuple[str, ...] | None = None
     batch_size: int = 250
 
+    by_batch = True  # its random numbers are those of a batch, so that one process takes all
+
     def __post_init__(self) -> None:
         check_unit("eps", self.eps)
         if self.norm == "linf" and self.eps > 255:

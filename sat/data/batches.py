@@ -19,7 +19,16 @@ class Batch:
 
     indices: Tensor  # int64 [B], into the split
     key: int | None  # seeds the augmentation, with the row in the batch; None: no augmentation
-    start: int = 0  # place of its first image in the endless sequence of epochs
+    start: int = 0  # place of its row 0 in the endless sequence of epochs
+    own: Tensor | None = None  # int64 [B], their rows in the whole batch; None: it is the whole
+
+    @property
+    def rows(self) -> Tensor:
+        return torch.arange(len(self.indices)) if self.own is None else self.own
+
+    def part(self, rows: Tensor) -> "Batch":
+        """Some rows of a whole batch, with the same images and the same augmentation."""
+        return Batch(self.indices[rows], self.key, self.start, rows)
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, start: int, stop: int) -> Iterator[Batch]:
@@ -45,7 +54,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, start: int, stop: int) -> 
 
 def evaluation_batches(indices: Tensor, batch_size: int) -> Iterator[Batch]:
     """`indices` in their order, without augmentation; the last batch may be smaller."""
-    for part in indices.split(batch_size):
+    for part in indices.split(batch_size) if len(indices) else ():
         yield Batch(part, None)
 
 

@@ -37,18 +37,18 @@ class MemorySplit:
     def sample(self) -> bytes:
         """The pixels of 64 images."""
         chosen = torch.linspace(0, len(self) - 1, min(64, len(self))).long()
-        return self._pixels(chosen.to(self._labels.device), None).cpu().numpy().tobytes()
+        return self._pixels(chosen.to(self._labels.device)).cpu().numpy().tobytes()
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
             chosen = batch.indices.to(self._labels.device, non_blocking=True)
-            pixels = self._pixels(chosen, batch.key)
+            pixels = self._pixels(chosen, batch.key, batch.rows)
             yield pixels.float().div_(255), self._labels[chosen]
 
-    def _pixels(self, chosen: Tensor, key: int | None) -> Tensor:
+    def _pixels(self, chosen: Tensor, key: int | None = None, rows: Tensor | None = None) -> Tensor:
         if key is None:
             return self._windows[chosen, :, self._crop, self._crop]
-        draws = Draws(key, torch.arange(len(chosen), device=chosen.device))
+        draws = Draws(key, rows.to(chosen.device, non_blocking=True))
         corner = draws.uniform("crop", 2).mul_(2 * self._crop + 1).long()
         pixels = self._windows[chosen, :, corner[:, 0], corner[:, 1]]
         if self._flip:

@@ -148,11 +148,11 @@ class StreamSplit:
         for batch in batches:
             numbers = self._chosen[batch.indices]
             if self._source.sequential and batch.key is not None:
-                numbers = batch.start + torch.arange(len(numbers))  # the reader shuffles
+                numbers = batch.start + batch.rows  # the reader shuffles
             count = max(1, min(self._reading.workers, len(numbers)))
-            rows = torch.arange(len(numbers)).tensor_split(count)
-            for i, own in enumerate(rows, 1):
-                yield Part(numbers[own], own, batch.key, i == count)
+            shares = zip(numbers.tensor_split(count), batch.rows.tensor_split(count), strict=True)
+            for i, (own, rows) in enumerate(shares, 1):
+                yield Part(own, rows, batch.key, i == count)
 
     def _read(self, batches: Iterable[Batch]) -> Iterator[PartRead]:
         """The parts, in order, at most two batches ahead."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sat.attacks.pgd import frozen, input_gradient
 from sat.attacks.strong.ball import Ball
 from sat.diagnostics.alarm import Alarm
+from sat.distributed import World
 from sat.draws import Draws
 from sat.statistics import wilson
 from sat.tally import Tally
@@ -55,6 +56,12 @@ class Probe:
         # In float64 and with a tiny eps: a confident network's gradients are themselves tiny.
         cosines = F.cosine_similarity(here.double(), there.double(), eps=1e-150)
         self.cosines.append(cosines[(x_adv != x).flatten(1).any(1)])
+
+    def join(self, world: World) -> None:
+        """Adds what the other processes saw."""
+        for seen in (self.stands, self.cosines, self.zeros):
+            parts = world.gathered([part.cpu() for part in seen]) if world.size > 1 else [seen]
+            seen[:] = [part for parts in parts for part in parts]
 
     def counts(self, flags: Tally) -> tuple[int, int, int]:
         """How many images stand after the validation's attack, after a single step, and of how

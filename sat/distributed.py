@@ -1,0 +1,223 @@
+"""Several processes of one run, as torchrun starts them: each takes its rows of every batch.
+
+There is no wrapper around the network. The gradients of an update are added up in one collective,
+weighted by images, after the last of its parts; with them go the statistics of batch norm and the
+sums that are logged, so that afterwards all processes hold the same. An attack asks for gradients
+of its own rows alone and never waits for another process. What the hosts must agree on (when to
+save, when to stop, what a file holds) goes through a second group, which asks nothing of a GPU.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sat.errors import Lost, Refused
+from sat.faults import is_out_of_memory
+from sat.launch import local_rank, processes
+from sat.schedule import Schedule
+
+log = logging.getLogger("sat")
+
+# Of the hosts, who wait for the first one's files and figures. A process that dies is noticed at
+# once, since its connections break.
+PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, of which this is number `rank` (from 0) of `size`.
+
+    The first one writes the run's directory. Raises Lost, in any method, where another is gone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    hosts: Any = None  # a gloo group
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def own(self) -> slice:
+        """This process's places in what is shared out image by image, such as an evaluation."""
+        return slice(self.rank, None, self.size)
+
+    def rows(self, batch_size: int, parts: int) -> list[Tensor]:
+        """This process's rows of a batch, ascending within each of its accumulation `parts`.
+
+        The parts are those of a single process, and every process has a share of each: so batch
+        norm that is synchronised sees the same images whatever the number of processes.
+        """
+        whole = torch.arange(batch_size).tensor_split(parts)
+        return [rows.tensor_split(self.size)[self.rank] for rows in whole]
+
+    def add_(self, tensors: Sequence[Tensor]) -> None:
+        """Each becomes its sum over the processes; float32, on one device, in one collective."""
+        if self.size == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with _together():
+            dist.all_reduce(flat)
+        summed = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(
+            [*tensors], [s.view_as(t) for s, t in zip(summed, tensors, strict=True)]
+        )
+
+    def follow_(self, model: nn.Module) -> None:
+        """The weights and buffers of the first process, on all."""
+        if self.size == 1:
+            return
+        with torch.no_grad(), _together():
+            for tensor in model.state_dict().values():
+                whole = tensor.contiguous()
+                dist.broadcast(whole, 0)
+                tensor.copy_(whole)
+
+    def told(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` gives the first process, which alone calls it, or what it refuses; on all."""
+        if self.size == 1:
+            return ask()
+        box = [None, None]
+        if self.first:
+            try:
+                box[0] = ask()
+            except Refused as error:
+                box[1] = str(error)
+        with _together():
+            dist.broadcast_object_list(box, 0, group=self.hosts)
+        if box[1] is not None:
+            raise Refused(box[1])
+        return box[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The value of each process, in their order; on all."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        with _together():
+            dist.all_gather_object(values, value, group=self.hosts)
+        return values
+
+    def most(self, *numbers: int) -> tuple[int, ...]:
+        """Of each number the largest that a process has; on all."""
+        if self.size == 1:
+            return numbers
+        told = torch.tensor(numbers)
+        with _together():
+            dist.all_reduce(told, dist.ReduceOp.MAX, group=self.hosts)
+        return tuple(told.tolist())
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """First by one process of each machine, then by its others: what is downloaded, say."""
+        if local_rank():
+            self.most(0)
+        try:
+            yield
+        finally:
+            if not local_rank():
+                self.most(0)
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """What one process refuses meanwhile, all refuse, with the same line."""
+        text = None
+        try:
+            yield
+        except Refused as error:
+            text = str(error)
+        texts = self.gathered(text)
+        if (rank := next((r for r, text in enumerate(texts) if text), None)) is not None:
+            raise Refused(f"process {rank}: {texts[rank]}" if rank else texts[rank])
+
+
+ALONE = World()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise Lost(
+            "another process of this run has ended, and so do all; the same command goes on from"
+            " the last checkpoint"
+        ) from error
+
+
+@contextmanager
+def join(device: torch.device) -> Iterator[World]:
+    """The processes that torchrun started with this one, for the time of a run."""
+    rank, size = processes()
+    if size == 1:
+        yield ALONE
+        return
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    with _together():
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+        hosts = dist.new_group(backend="gloo", timeout=PATIENCE) if on_gpu else dist.group.WORLD
+    yield World(rank, size, hosts)
+    dist.destroy_process_group()  # after a fault it would wait for those who are gone
+
+
+def shared(model: nn.Module, schedule: Schedule, attack: Any, world: World) -> nn.Module:
+    """`model` made ready to be trained by all processes, with the weights of the first.
+
+    Batch norm becomes one over all processes on a GPU, where nothing speaks against it. Raises
+    Refused where `schedule.sync_batch_norm` asks for what can't be, or a process has no images.
+    """
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    trained = getattr(attack, "batch_norm", "eval") == "train"
+    if schedule.sync_batch_norm and not on_gpu:
+        raise Refused(
+            "schedule.sync_batch_norm=true: torch has none for a CPU; write null, or take a network"
+            " without batch norm"
+        )
+    if schedule.sync_batch_norm and trained:
+        raise Refused(
+            "schedule.sync_batch_norm=true: with attack.batch_norm=train each step of the attack"
+            " would wait for all processes; write attack.batch_norm=eval"
+        )
+    if schedule.shard and (
+        world.size == 1 or schedule.precision == "fp16" or schedule.compile is True
+    ):
+        wrong = "schedule.shard=true: shares out the weights over processes"
+        if world.size == 1:
+            raise Refused(f"{wrong}, and there is one; start them with torchrun")
+        raise Refused(f"{wrong} in fp32 or bf16, uncompiled; see schedule.precision and .compile")
+    if world.size == 1:
+        return model
+    if schedule.batch_size < 2 * schedule.accumulate * world.size:
+        raise Refused(
+            f"schedule.batch_size={schedule.batch_size}: leaves less than two images for each of"
+            f" {world.size} processes in each of {schedule.accumulate} parts; start fewer processes"
+        )
+    world.follow_(model)
+    if world.rank:  # else all would draw the same dropout
+        torch.manual_seed(torch.initial_seed() + world.rank)
+    from timm.layers import convert_sync_batchnorm  # timm takes seconds to import
+
+    normed = any(isinstance(module, _BatchNorm) for module in model.modules())
+    if normed and on_gpu and not trained and schedule.sync_batch_norm is not False:
+        return convert_sync_batchnorm(model)
+    if normed:
+        log.warning(
+            "batch norm sees the images of one process alone, %d of %d: %d processes train other"
+            " weights than one would",
+            len(world.rows(schedule.batch_size, schedule.accumulate)[0]),
+            schedule.batch_size, world.size,
+        )  # fmt: skip
+    return model

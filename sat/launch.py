@@ -1,0 +1,15 @@
+"""How this process was started: alone, or by torchrun as one of several of a run."""
+
+import os
+
+
+def processes() -> tuple[int, int]:
+    """This process's rank and how many there are, by torchrun's account; 0 and 1 without it."""
+    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_rank() -> int:
+    """This process's place among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))

@@ -1,0 +1,82 @@
+"""Networks whose training state is too large for one device: torch's FSDP2 over all processes.
+
+Weights, gradients, the average and the optimiser's state are shared out; each block's weights are
+gathered for its forward and its backward, in the attack's steps as well. To be measured, and for a
+checkpoint, the weights are put together again, so a checkpoint is what one process would write.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+BLOCKS = 16  # a gathered block is at most this part of the network, where its modules allow it
+
+
+def shard_(model: nn.Module) -> None:
+    """Shares out the weights of `model`, block by block, over all processes."""
+    for block in [*blocks(model, _size(model) // BLOCKS)]:
+        fully_shard(block)
+    fully_shard(model)
+
+
+def blocks(module: nn.Module, most: int) -> Iterator[nn.Module]:
+    """The largest modules below `module` with at most `most` weights, but for tiny ones, which
+    stay with what is around them; and those that are larger and have no modules of their own."""
+    for child in module.children():
+        size, inner = _size(child), [*child.children()]
+        if size > most and inner or isinstance(child, nn.ModuleList):
+            yield from blocks(child, most)
+        elif size > most // BLOCKS:
+            yield child
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def own(tensors: list[Tensor]) -> list[Tensor]:
+    """What this process holds of each."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def put_together(state: Any) -> Any:
+    """Nested dicts and lists of tensors, shared out or not, with whole ones; a collective."""
+    if isinstance(state, DTensor):
+        return state.full_tensor().cpu()
+    if isinstance(state, Mapping):
+        return {key: put_together(value) for key, value in state.items()}
+    return [put_together(value) for value in state] if isinstance(state, list) else state
+
+
+def share_out(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which all processes hold, shared out as `like` is."""
+    if not isinstance(like, DTensor) or isinstance(whole, DTensor):
+        return whole
+    whole = whole.to(like.device)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def share_out_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's whole state dict, shared out as its parameters are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    shared = {
+        index: {
+            name: share_out(value, parameters[index])
+            if isinstance(value, Tensor) and value.shape == parameters[index].shape
+            else value
+            for name, value in of_one.items()
+        }
+        for index, of_one in state["state"].items()
+    }
+    return {**state, "state": shared}
+
+
+@torch.no_grad()
+def copy_whole_(target: nn.Module, source: nn.Module) -> None:
+    """Puts the weights and buffers of a shared out `source` into a `target` that is whole."""
+    for to, part in zip(target.state_dict().values(), source.state_dict().values(), strict=True):
+        to.copy_(put_together(part))

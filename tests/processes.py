@@ -1,0 +1,167 @@
+"""Run by torchrun from test_distributed.py, `processes.py <device> <case> ...`: several processes
+train as one would; prints JSON."""
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sat.attacks import PGD
+from sat.attacks.series import judge_of
+from sat.distributed import ALONE, World, join, shared
+from sat.evaluate import joined, measure, share
+from sat.flags import digest_of
+from sat.hardware import find_device
+from sat.objectives import Adversarial
+from sat.schedule import Schedule
+from sat.tally import Tally
+from sat.train import Plan, Trainer
+
+BATCH, STEPS, IMAGES = 22, 4, 88
+CASES = {
+    "plain": {},
+    "accumulate": {"accumulate": 3},
+    "average": {"ema": 0.5, "accumulate": 2},
+    "clip and bf16": {"clip": 0.1, "precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "adamw": {"optimizer": "adamw", "learning_rate": 0.01},
+    "batch norm": {},
+    "compiled": {"compile": True},
+    "sharded": {"shard": True, "accumulate": 2, "ema": 0.5, "clip": 0.1},
+}
+counts = {"collectives": 0}
+
+
+def counted(name: str) -> None:
+    """Counts the calls of a collective."""
+    plain = getattr(dist, name)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        counts["collectives"] += 1
+        return plain(*arguments, **named)
+
+    setattr(dist, name, call)
+
+
+@dataclass(frozen=True)
+class Watched(PGD):
+    """Notes how many collectives an attack calls."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        before = counts["collectives"]
+        x_adv = super().__call__(*arguments)
+        counts["in attacks"] = counts.get("in attacks", 0) + counts["collectives"] - before
+        return x_adv
+
+
+class Network(nn.Module):
+    def __init__(self, normed: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8) if normed else nn.Identity(), nn.SiLU(),
+            nn.Flatten(), nn.Linear(8 * 36, 10),
+        )  # fmt: skip
+        self.autocast, self.channels_last = None, False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+            return self.layers(x).float()
+
+
+def trained(world: World, case: str, broken: bool = False) -> Trainer:
+    """After STEPS updates of the case, one of which sees a pixel that is no number."""
+    schedule = Schedule(**{"epochs": 1.0, "batch_size": BATCH, **CASES[case]})
+    precision = {"auto": "fp32"}.get(schedule.precision, schedule.precision)
+    choices = {"precision": precision, "channels_last": False, "compile": case == "compiled"}
+    net = Network(normed=case == "batch norm").to(device)
+    net = shared(net, schedule, Watched(20, 2), world)
+    trainer = Trainer(net, Watched(20, 2), Adversarial(), Plan(schedule, IMAGES, 0, choices), world)
+    rows = torch.cat(world.rows(BATCH, schedule.accumulate))
+    x = torch.rand(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(device)
+    y = torch.arange(IMAGES).to(device) % 10
+    for step in range(STEPS):
+        own = step * BATCH + rows
+        batch = x[own].clone()
+        if broken and step == 1 and 0 in rows:
+            batch[0] = torch.nan
+        trainer.update(batch, y[own])
+    return trainer
+
+
+def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest difference of a weight or a buffer."""
+    return max(float((a[key] - b[key]).abs().max()) for key in a)
+
+
+def told_by(trainer: Trainer) -> list[dict[str, torch.Tensor]]:
+    """All tensors of a checkpoint: weights, their average, and what the optimiser remembers."""
+    state = trainer.state()
+    memory = {
+        f"{index}.{name}": value
+        for index, one in state["optimizer"]["state"].items()
+        for name, value in one.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return [state["model"], state["average"] or {}, memory]
+
+
+def compare(world: World) -> dict[str, Any]:
+    found = {}
+    for case in sys.argv[2:]:
+        counts.update({"collectives": 0, "in attacks": 0})
+        together = trained(world, case)
+        told = {"collectives": counts["collectives"], "in attacks": counts["in attacks"]}
+        alone = trained(ALONE, case)
+        logged = together.progress(), alone.progress()
+        mine, one = told_by(together), told_by(alone)
+        found[case] = told | {
+            "weights": max(apart(a, b) for a, b in zip(mine, one, strict=True) if a),
+            "measured": apart(together.evaluated.state_dict(), alone.evaluated.state_dict()),
+            "logs": max(abs(logged[0][key] - logged[1][key]) for key in logged[1]),
+            "same on all": len({*world.gathered(digest_of(mine[0] | mine[2]))}) == 1,
+        }
+        together.load(alone.state())
+        found[case]["loaded"] = max(
+            apart(a, b) for a, b in zip(told_by(together), one, strict=True) if a
+        )
+    together = trained(world, "plain", broken=True)
+    found["broken"] = {
+        "skipped": world.gathered(together.skips.skipped),
+        "finite": all(bool(torch.isfinite(p).all()) for p in together.model.parameters()),
+    }
+    return found
+
+
+def evaluated(world: World) -> dict[str, Any]:
+    """An attack on 37 images by all processes and by one."""
+    net = Network(normed=False)
+    x = torch.rand(37, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    y = net(x).argmax(1)
+    judge, tallies = judge_of(PGD(20, 3), 2, 5), []
+    for these in (world, ALONE):
+        own, tally = share(these, judge), Tally.new(judge.names, 37)
+        batches = ((i, x[i], y[i]) for i in torch.arange(37)[own].split(5))
+        measure(net, batches, judge, 0, tally.part(own))
+        tallies.append(joined(these, tally, own))
+    images = sum(world.gathered(len(torch.arange(37)[world.own])))
+    pairs = [(tally.fell, tally.passed) for tally in tallies]
+    same = all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
+    return {"same": same, "images": images, "robust": int(tallies[0].robust.sum())}
+
+
+if __name__ == "__main__":
+    for name in ("all_reduce", "broadcast", "all_gather_object", "broadcast_object_list"):
+        counted(name)
+    device = find_device(sys.argv[1])
+    torch.backends.cudnn.allow_tf32 = False
+    with join(device) as world:
+        answer = {"training": compare(world), "evaluation": evaluated(world)}
+        answer["told"] = world.gathered(world.told(lambda: "by the first"))
+        answer["most"] = world.most(world.rank, 5 - world.rank)
+        if world.first:
+            json.dump(answer, sys.stdout)

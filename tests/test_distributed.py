@@ -1,0 +1,238 @@
+"""Several processes of one run give what one gives; what one of them meets, all do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, command
+from processes import CASES, STEPS
+from torch import nn
+
+from sat import hardware
+from sat.attacks import PGD
+from sat.data import Batch, epoch_batches
+from sat.data.memory import MemorySplit
+from sat.distributed import ALONE, World, shared
+from sat.errors import Refused
+from sat.schedule import Schedule
+
+# Layer norm instead of batch norm, which on a CPU sees the images of one process alone.
+NETWORK = ["model=timm", "model.name=test_convnext", "model.width=null", "dataset.image_size=32"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(count: int, *words: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}",
+            "--standalone", *words]  # fmt: skip
+
+
+def started(cwd: Path, count: int, *arguments: str) -> subprocess.Popen:
+    """The tiny run in so many processes, results in cwd/outputs."""
+    words = torchrun(count, *command(*TINY, *NETWORK, *arguments)[1:])
+    return subprocess.Popen(
+        [word for word in words if not word.startswith("model.width")], cwd=cwd, text=True,
+        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+# --- shares --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_each_row_is_one_processs_and_stays_in_its_part(size, parts):
+    alone = ALONE.rows(32, parts)
+    shares = [World(rank, size).rows(32, parts) for rank in range(size)]
+    for k, whole in enumerate(alone):
+        assert torch.equal(torch.cat([rows[k] for rows in shares]), whole)
+        assert max(len(rows[k]) for rows in shares) - min(len(rows[k]) for rows in shares) <= 1
+    places = [torch.arange(37)[World(rank, size).own] for rank in range(size)]
+    assert torch.equal(torch.cat(places).sort().values, torch.arange(37))
+
+
+def test_a_share_is_augmented_as_in_the_whole_batch():
+    images = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8)
+    split = MemorySplit(images, torch.arange(20), crop=2, flip=True)
+    (batch,) = epoch_batches(20, 12, 0, 1, 2)
+    ((x, y),) = split.stream([batch])
+    for rank in range(3):
+        rows = torch.cat(World(rank, 3).rows(12, 2))
+        ((own_x, own_y),) = split.stream([batch.part(rows)])
+        assert torch.equal(own_x, x[rows]) and torch.equal(own_y, y[rows])
+    assert torch.equal(Batch(torch.arange(3), None).rows, torch.arange(3))
+
+
+def test_what_can_not_be_shared_is_refused():
+    net, attack = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), PGD(8, 1)
+    for world in (ALONE, World(0, 2)):
+        with pytest.raises(Refused, match="sync_batch_norm=true: torch has none for a CPU"):
+            shared(net, Schedule(sync_batch_norm=True), attack, world)
+    with pytest.raises(Refused, match="batch_size=8: .* 3 processes in each of 2 parts"):
+        shared(net, Schedule(batch_size=8, accumulate=2), attack, World(0, 3))
+    with pytest.raises(Refused, match="shard=true: .*, and there is one; start them with torchrun"):
+        shared(net, Schedule(shard=True), attack, ALONE)
+    with pytest.raises(Refused, match="shard=true: .* in fp32 or bf16, uncompiled"):
+        shared(net, Schedule(shard=True, compile=True), attack, World(0, 2))
+    assert shared(net, Schedule(), attack, ALONE) is net
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    for key, value in {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "MASTER_ADDR": "x",
+        "LOCAL_RANK": "1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert str(hardware.find_device("auto")) == str(hardware.find_device("cuda")) == "cuda:1"
+    assert hardware.find_device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match="=cuda:1: is one GPU for all processes"):
+        hardware.find_device("cuda:1")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="2 GPU here for more processes"):
+        hardware.find_device("auto")
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def answer(request):
+    """What so many processes found: see processes.py."""
+    cases = [case for case in CASES if case != "compiled" or request.param == 2]
+    return {**answered(request.param, "cpu", *cases), "size": request.param}
+
+
+def answered(count: int, *words: str) -> dict:
+    words = torchrun(count, str(Path(__file__).with_name("processes.py")), *words)
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_same_batches_give_the_same_weights(answer):
+    exact = {"plain", "accumulate", "average", "compiled", "sharded"}
+    for case, found in answer["training"].items():
+        if case in ("broken", "batch norm"):
+            continue
+        most = 1e-6 if case in exact else 1e-4
+        assert max(found[what] for what in ("weights", "measured", "logs")) < most, (case, found)
+    assert {*answer["training"]} >= exact - ({"compiled"} if answer["size"] == 3 else set())
+
+
+def test_all_processes_hold_the_same_weights_and_statistics(answer):
+    for case, found in answer["training"].items():
+        if case != "broken":
+            assert found["same on all"] and found["loaded"] == 0, case
+    assert 1e-6 < answer["training"]["batch norm"]["weights"] < 0.01  # its own images' statistics
+
+
+def test_an_update_is_one_collective_and_an_attack_is_none(answer):
+    for case, found in answer["training"].items():
+        if case not in ("broken", "sharded"):  # there the weights must be gathered
+            assert (found["collectives"], found["in attacks"]) == (STEPS, 0), case
+
+
+def test_what_is_not_finite_in_one_process_is_skipped_by_all(answer):
+    broken = answer["training"]["broken"]
+    assert broken == {"skipped": [1] * answer["size"], "finite": True}
+
+
+def test_an_evaluation_counts_each_image_once(answer):
+    assert answer["evaluation"]["same"] and answer["evaluation"]["images"] == 37
+    assert 0 < answer["evaluation"]["robust"] < 37
+
+
+def test_hosts_agree(answer):
+    size = answer["size"]
+    assert answer["told"] == ["by the first"] * size
+    assert answer["most"] == [size - 1, 5]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_gpus_share_batch_norm():
+    for case, found in answered(2, "auto", "plain", "batch norm", "sharded")["training"].items():
+        if case != "broken":
+            assert found["same on all"] and max(found["weights"], found["measured"]) < 1e-4, case
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True)["model"]
+
+
+def wait_for(path: Path, process: subprocess.Popen, newer: float = 0.0) -> None:
+    until = time.monotonic() + 240
+    while not path.exists() or path.stat().st_mtime <= newer:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, path
+        time.sleep(0.01)
+
+
+def test_stopped_killed_and_resumed_by_other_numbers_of_processes(sat, tmp_path):
+    """3 processes, asked to stop; 2 with shared out weights, of which one is killed; 3 to the end:
+    as one, never stopped."""
+    options = ["schedule.epochs=10", "record.checkpoint_minutes=0", "evaluation.doubts=8"]
+    ended = sat(*[word for word in TINY if "width" not in word], *NETWORK[:2], NETWORK[3], *options,
+                tiny=False, root=tmp_path / "alone")  # fmt: skip
+    assert ended.code == 0, ended.err
+    (run,) = [tmp_path / "outputs" / ended.run.name]
+    last = run / "checkpoints" / "last.pt"
+
+    process = started(tmp_path, 3, *options)
+    wait_for(last, process)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finished(process)
+    assert code and "stopping after this step" in err and "3 processes" in out, (out, err)
+    assert "stopped by SIGTERM; the same command goes on from here" in err
+
+    saved = last.stat().st_mtime
+    process = started(tmp_path, 2, *options, "schedule.shard=true")
+    wait_for(last, process, saved)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    begun = time.monotonic()
+    code, out, err = finished(process)
+    assert code and time.monotonic() - begun < 60 and "resumed at step" in out
+    assert "another process of this run has ended" in err or "Signal 9 (SIGKILL)" in err, err
+
+    code, out, err = finished(started(tmp_path, 3, *options))
+    assert code == 0, err
+    assert out.count("results in") == 1  # one process speaks
+    alone, result = ended.result, json.loads((run / "result.json").read_text())
+    assert result["environment"]["processes"] == 3 and alone["environment"]["processes"] == 1
+    mine, one = weights(run), weights(ended.run)
+    assert max(float((mine[key] - one[key]).abs().max()) for key in one) < 1e-3
+    assert abs(result["last"]["clean"]["accuracy"] - alone["last"]["clean"]["accuracy"]) <= 0.04
+    steps, expected = (
+        [json.loads(line)["step"] for line in (each / "metrics.jsonl").read_text().splitlines()]
+        for each in (run, ended.run)
+    )
+    assert steps == expected
+    assert not list((run / "flags").glob("partial/*"))
+
+
+def test_refusals_come_once_and_a_sweep_is_refused(tmp_path):
+    def said(*arguments: str) -> str:
+        words = torchrun(2, *command(*arguments)[1:])
+        done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 1
+        return done.stderr
+
+    assert said("-m", "seed=0,1").count("! -m: is no sweep under torchrun") == 1
+    assert said("schedule.sync_batch_norm=true").count("! schedule.sync_batch_norm=true: ") == 1
