@@ -18,6 +18,7 @@ BLOCKS = 16  # a gathered block is at most this part of the network, where its m
 
 def shard_(model: nn.Module) -> None:
     """Shares out the weights of `model`, block by block, over all processes."""
+    model.to(memory_format=torch.contiguous_format)  # FSDP takes no other
     for block in [*blocks(model, _size(model) // BLOCKS)]:
         fully_shard(block)
     fully_shard(model)
