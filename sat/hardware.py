@@ -14,10 +14,13 @@ ONE_THREAD_BELOW = 1_000_000_000  # multiply-adds of a batch's forward
 COMPILE_PAYS_FROM = 2000  # updates; compilation takes up to a minute
 
 
-def find_device(asked: str) -> torch.device:
-    """`auto` is a GPU where there is one. Raises ValueError for a device that is not there."""
+def find_device(asked: str, seat: int = 0) -> torch.device:
+    """`auto` is a GPU where there is one; where there are more, processes side by side take them in
+    turn, by their `seat`. Raises ValueError for a device that is not there."""
     if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", seat % torch.cuda.device_count())
     try:
         device = torch.device(asked)
     except RuntimeError:
@@ -28,6 +31,12 @@ def find_device(asked: str) -> torch.device:
         count = torch.cuda.device_count()
         raise ValueError(f"={asked}: {count or 'no'} GPU here; write device=cpu or auto")
     return device
+
+
+def settle_on(device: torch.device) -> None:
+    """Makes it the device of this process: what names no device would open the first GPU, too."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 @cache

@@ -12,26 +12,31 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sat import config, console, sweep
 from sat.config import CONF, Spec
-from sat.errors import Diverged, Fault, Refused, Stopped, refusing
+from sat.errors import SIGNALS, Busy, Diverged, Fault, Refused, Stopped, refusing
 
 log = logging.getLogger("sat")
 
 
-def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
-    """One run, from a checked config to its result; what was done before is not done again."""
+def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, Any]:
+    """One run, from a checked config to its result; what was done before is not done again.
+
+    Waits for another process that runs it, or raises Busy.
+    """
     from sat import hardware, record, results, weights
     from sat.data import first_images
     from sat.diagnostics import preflight, warn_of_threat_models
     from sat.schedule import build_optimizer
 
     with refusing("device"):
-        device = hardware.find_device(spec.device)
+        device = hardware.find_device(spec.device, sweep.seat())
+    hardware.settle_on(device)
     if (done := results.finished(spec)) is not None:
         record.enter(Path(spec.record.root) / spec.name, spec.experiment)
         return done
@@ -47,7 +52,7 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
         preflight(model, spec.attack, *first_images(data.train, 32))
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         warn_of_threat_models(spec.attack, measured)
-    with record.claim(spec.record, spec.name, spec.yaml()) as run:
+    with record.claim(spec.record, spec.name, spec.yaml(), wait) as run:
         record.enter(run.directory, spec.experiment)
         result = results.usable(run.result(), run.directory)
         if result is None:
@@ -146,10 +151,14 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
     at = HydraConfig.get()
     sweeping = at.mode == RunMode.MULTIRUN
     number, overrides = at.job.num if sweeping else 0, list(at.overrides.task)
-    outcome = {"job": number, "overrides": overrides, "code": 1, "message": "did not end"}
+    before = sweep.before(number)
+    if before is not None and before["message"] not in sweep.AGAIN:
+        return before
+    outcome = {"job": number, "overrides": overrides, "code": 1, "message": sweep.RUNNING}
     sweep.note(outcome)
     try:
         if sweeping:
+            console.label(f"job {number}" if sweep.is_worker() else "")
             log.info("\njob %d: %s", number, " ".join(overrides))
         one_experiment(at, sweeping)
         choices = choices_of(at)
@@ -163,15 +172,23 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
             log.warning("job %d is the same run as job %d: %s", number, twin, spec.name)
             spec = spec.asked_again()
         sweep.note(outcome := {**outcome, "name": spec.name})
-        outcome |= {"code": 0, "message": "", **headline(execute(spec, overrides))}
+        # A sweep takes what no other command line is at; what is left it waits for.
+        wait = not sweeping or before is not None and before["message"] == sweep.PUT_OFF
+        outcome |= {"code": 0, "message": "", **headline(execute(spec, overrides, wait))}
+    except Busy as error:
+        outcome |= {"code": 0, "message": sweep.PUT_OFF}
+        log.info("%s; put off to the end of the sweep", error)
     except Refused as error:
         outcome |= {"code": 2, "message": str(error)}
         log.error("%s", error)
     except Stopped as error:
         sweep.note({**outcome, "code": error.code, "message": str(error)})
         log.error("%s; the same command goes on from here%s", error, without_fresh(spec))
+        if callable(asked := signal.getsignal(error.number)):
+            asked(error.number, None)  # a cluster's launcher requeues the job
         raise SystemExit(error.code) from None  # ends a whole sweep
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as error:
+        sweep.note({**outcome, "code": getattr(error, "code", 130), "message": "stopped"})
         log.error("stopped; the same command goes on from here")
         raise
     except (Fault, OSError) as error:
@@ -188,28 +205,45 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
     return outcome
 
 
+class Meeting(Callback):
+    """The jobs of a sweep meet in `hydra.sweep.dir`, which a cluster's machines must all see."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.sweep.dir).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ[sweep.FOLDER] = str(folder)
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def app(cfg: DictConfig) -> float | None:
-    console.set_up()  # a worker process of a sweep begins here
+    console.set_up()
+    if sweep.is_worker():  # a process that begins here
+        for number in SIGNALS:
+            signal.signal(number, leave)
     return attempt(cfg).get("score")
+
+
+def leave(number: int, frame: Any) -> None:
+    """Answers a signal that finds no training: files on disk are whole at any moment."""
+    sys.exit(128 + number)
 
 
 def main() -> None:
     """Runs what the command line asks for. Exit codes: 0 done, 1 fault, 2 refused, 130, 143."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the line is ours
     os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix="sat-")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     console.set_up()
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     code = 1
     try:
-        app()
+        with sweep.stopping():
+            sweep.run(app)
         code = sweep.exit_code(sweep.jobs())
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
         log.error("%s", config.one_line(error))
         code = 2
-    except KeyboardInterrupt:
-        code = 130
+    except (Fault, RuntimeError) as error:  # of a launcher
+        log.error("%s", config.one_line(error))
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0
     finally:
