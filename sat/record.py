@@ -235,7 +235,7 @@ def enter(directory: Path, experiment: str | None) -> None:
         log.warning("%s: can't be written (%s); reports will miss it", path, error.strerror)
 
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def _lockless(root: str, directory: Path, error: OSError) -> Refused:
@@ -256,25 +256,31 @@ def _lock(directory: Path, wait: bool) -> TextIO:
         directory.mkdir(parents=True, exist_ok=True)
         file = open(directory / "lock", "a+")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
-            if not wait:
-                file.close()
-                raise Busy(f"{directory}: {holder} runs it already") from None
-            log.info("%s: waiting for %s, which runs it already", directory, holder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
+            _take(file, directory, wait)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(directory / "lock")):
                 break
         except FileNotFoundError:
             pass
+        except BaseException:
+            file.close()
+            raise
         file.close()
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
+
+
+def _take(file: TextIO, directory: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        if not wait:
+            raise Busy(f"{directory}: {holder} runs it already") from None
+        log.info("%s: waiting for %s, which runs it already", directory, holder)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _set_aside(root: Path, directory: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
     sweeping = at.mode == RunMode.MULTIRUN
     number, overrides = at.job.num if sweeping else 0, list(at.overrides.task)
     before = sweep.before(number)
-    if before is not None and before["message"] not in sweep.AGAIN:
+    if before is not None and sweep.has_ended(before):
         return before
     outcome = {"job": number, "overrides": overrides, "code": 1, "message": sweep.RUNNING}
     sweep.note(outcome)
@@ -206,12 +207,14 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
 
 
 class Meeting(Callback):
-    """The jobs of a sweep meet in `hydra.sweep.dir`, which a cluster's machines must all see."""
+    """Has the jobs of a cluster's queue meet where all of its machines can see them: beside the
+    files of their launcher."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        folder = Path(config.hydra.sweep.dir).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        os.environ[sweep.FOLDER] = str(folder)
+        if "submitit_folder" in config.hydra.launcher:
+            folder = Path(config.hydra.launcher.submitit_folder).absolute().parent
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ[sweep.FOLDER] = str(folder)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -231,7 +234,8 @@ def leave(number: int, frame: Any) -> None:
 def main() -> None:
     """Runs what the command line asks for. Exit codes: 0 done, 1 fault, 2 refused, 130, 143."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the line is ours
-    os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix="sat-")
+    os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
+    os.environ[sweep.NAME] = Path(folder).name
     console.set_up()
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     code = 1

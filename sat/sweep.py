@@ -21,10 +21,10 @@ from sat.console import table
 from sat.errors import SIGNALS, Fault
 
 log = logging.getLogger("sat")
-FOLDER = "SAT_SWEEP_DIR"  # an environment variable, so that worker processes inherit it
+# Environment variables, so that worker processes inherit them.
+FOLDER, NAME = "SAT_SWEEP_DIR", "SAT_SWEEP_NAME"
 RUNNING = "did not end"
 PUT_OFF = "was put off"
-AGAIN = (RUNNING, PUT_OFF)  # how a job may stand that has not ended
 SAVING = 60.0  # seconds that worker processes have to save themselves when the sweep is stopped
 
 
@@ -45,6 +45,11 @@ def jobs() -> list[dict[str, Any]]:
     """The jobs that were noted, in their order in the sweep."""
     noted = [json.loads(path.read_text()) for path in _folder().glob("job-*.json")]
     return sorted(noted, key=lambda job: job["job"])
+
+
+def has_ended(job: dict[str, Any]) -> bool:
+    """Whether no pass need come back to it; a job that was stopped, say, is to go on."""
+    return job["code"] in (0, 1, 2) and job["message"] not in (RUNNING, PUT_OFF)
 
 
 def is_worker() -> bool:
@@ -104,7 +109,7 @@ def run(app: Callable[[], Any]) -> None:
             app()
         except BrokenProcessPool:
             left = ended
-            if (ended := sum(job["message"] not in AGAIN for job in jobs())) <= left:
+            if (ended := sum(map(has_ended, jobs()))) <= left:
                 raise Fault(f"{KILLED}, twice without a job's end between") from None
             log.warning("%s; going on with the jobs that did not end", KILLED)
         else:
