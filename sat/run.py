@@ -172,6 +172,8 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         if (twin := sweep.twin(number, spec.name)) is not None:
             log.warning("job %d is the same run as job %d: %s", number, twin, spec.name)
             spec = spec.asked_again()
+        if before is not None and before["message"] != sweep.PUT_OFF:  # killed, or requeued
+            spec = spec.asked_again()
         sweep.note(outcome := {**outcome, "name": spec.name})
         # A sweep takes what no other command line is at; what is left it waits for.
         wait = not sweeping or before is not None and before["message"] == sweep.PUT_OFF

@@ -236,6 +236,17 @@ def test_nothing_begins_once_a_worker_was_stopped(ledger, monkeypatch):
     assert stopped.value.code == 143
 
 
+def test_what_was_begun_afresh_is_not_begun_afresh_again(sat, monkeypatch):
+    """A requeued job goes on, whatever its command line says."""
+    first = sat()
+    monkeypatch.setattr(
+        sweep, "before", lambda number: job(0, "stopped by SIGUSR2") | {"code": 140}
+    )
+    again = sat("record.fresh=true")
+    assert again.code == 0 and "is finished" in again.out
+    assert again.runs == first.runs and not (again.root / ".replaced").exists()
+
+
 def test_a_launcher_that_fails_is_one_line(sat, monkeypatch):
     monkeypatch.setenv("PATH", "")
     done = sat("-m", "hydra/launcher=slurm", "seed=0,1")
