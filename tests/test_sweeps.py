@@ -21,7 +21,7 @@ from test_run import metrics, same_outcome
 from sat import console, hardware, record, sweep
 from sat.errors import Busy, Refused
 
-DEADLINE = 240  # seconds: on a busy machine a process takes its time to begin
+DEADLINE = 600  # seconds: on a busy machine a process takes its time to begin
 
 
 def until(happens, process=None):
@@ -33,6 +33,8 @@ def until(happens, process=None):
         if process is not None and process.poll() is not None:
             pytest.fail(f"ended with {process.poll()}: {process.communicate()}")
         time.sleep(0.02)
+    if process is not None:
+        process.terminate()
     pytest.fail("waited in vain")
 
 
