@@ -17,7 +17,7 @@ $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "sat needs Python 3.11 or newer; name one: make PYTHON=python3.12 setup"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[sweep,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[sweep,optuna,dev]'
 	@touch $@
 
 run: setup ## train, attack and record a run: make run ARGS="activation=gelu attack.steps=2"

@@ -16,10 +16,15 @@ log = logging.getLogger("sat")
 class _Handler(logging.Handler):
     """Prints messages on standard output without tearing a progress bar."""
 
+    label = ""
+
     def emit(self, record: logging.LogRecord) -> None:
         bad = record.levelno >= logging.WARNING
         stream = sys.stderr if bad else sys.stdout
-        tqdm.write(f"! {self.format(record)}" if bad else self.format(record), file=stream)
+        text = f"! {self.format(record)}" if bad else self.format(record)
+        if self.label:
+            text = "\n".join(f"{self.label} | {line}" for line in text.strip("\n").splitlines())
+        tqdm.write(text + "\n", file=stream, end="")  # one write: others may use the screen, too
         stream.flush()
 
 
@@ -41,6 +46,12 @@ def tell_once(text: str, *values: Any, also: int = 0) -> None:
     log.log(logging.INFO if processes()[0] > also else logging.ERROR, text, *values)
 
 
+def label(text: str) -> None:
+    """Puts it before each line from now on: for processes that share a screen, which has no room
+    for their bars then."""
+    _Handler.label = text
+
+
 class Progress:
     """Counts images: rate and time left, as a bar on a terminal, else a line now and then."""
 
@@ -50,7 +61,7 @@ class Progress:
         self.begun = self.said = time.monotonic()
         self.note = ""
         self.bar = None
-        if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
+        if sys.stderr.isatty() and log.isEnabledFor(logging.INFO) and not _Handler.label:
             self.bar = tqdm(
                 total=total, initial=done, desc=what, unit=" images", dynamic_ncols=True,
                 leave=False, smoothing=0.1,

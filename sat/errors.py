@@ -8,6 +8,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# What asks a run to stop: people, and clusters that warn of the time limit.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
 
 class Refused(ValueError):
     """Bad input: one line that names the key, the value and the remedy. Exit code 2."""
@@ -30,7 +33,11 @@ class Stopped(Exception):
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.code = 128 + number
+        self.number, self.code = number, 128 + number
+
+
+class Busy(Exception):
+    """Another process works in the run's directory."""
 
 
 @contextmanager

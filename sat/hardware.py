@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from sat.launch import local_rank, processes
+from sat.launch import processes
 from sat.schedule import Schedule
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -15,22 +15,21 @@ ONE_THREAD_BELOW = 1_000_000_000  # multiply-adds of a batch's forward
 COMPILE_PAYS_FROM = 2000  # updates; compilation takes up to a minute
 
 
-def find_device(asked: str) -> torch.device:
-    """`auto` is a GPU where there is one. Raises ValueError for a device that is not there.
-
-    Of several processes of a run each has a GPU of its own.
-    """
-    local = local_rank() if processes()[1] > 1 else None
-    if asked == "auto":
-        asked = "cuda" if torch.cuda.is_available() else "cpu"
-    if local is not None and asked.startswith("cuda"):
-        if asked != "cuda":
-            raise ValueError(f"={asked}: is one GPU for all processes; write device=auto")
-        if local >= (count := torch.cuda.device_count()):
+def find_device(asked: str, seat: int = 0) -> torch.device:
+    """`auto` is a GPU where there is one; where there are more, processes side by side take them in
+    turn, by their `seat`, and the processes of one run have one each. Raises ValueError for a
+    device that is not there."""
+    shared = processes()[1] > 1
+    if shared and asked.startswith("cuda:"):
+        raise ValueError(f"={asked}: is one GPU for all processes; write device=auto")
+    if asked == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if asked == "auto" or shared and asked == "cuda":
+        if shared and seat >= (count := torch.cuda.device_count()):
             raise ValueError(
                 f"={asked}: {count} GPU here for more processes; torchrun --nproc-per-node={count}"
             )
-        asked = f"cuda:{local}"
+        return torch.device("cuda", seat % torch.cuda.device_count())
     try:
         device = torch.device(asked)
     except RuntimeError:
@@ -41,6 +40,12 @@ def find_device(asked: str) -> torch.device:
         count = torch.cuda.device_count()
         raise ValueError(f"={asked}: {count or 'no'} GPU here; write device=cpu or auto")
     return device
+
+
+def settle_on(device: torch.device) -> None:
+    """Makes it the device of this process: what names no device would open the first GPU, too."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 @cache

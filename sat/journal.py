@@ -21,7 +21,7 @@ from sat.data.choice import split_part
 from sat.diagnostics import Alarm, Overfitting, Probe
 from sat.distributed import ALONE, Lost, World
 from sat.draws import seed_of
-from sat.errors import Diverged, Fault, Refused, Stopped
+from sat.errors import SIGNALS, Diverged, Fault, Refused, Stopped
 from sat.evaluate import joined, measure, share
 from sat.faults import Relapse, is_out_of_memory, starved
 from sat.hardware import THREADS
@@ -32,6 +32,7 @@ from sat.train import Trainer
 from sat.weights import shape_of
 
 log = logging.getLogger("sat")
+ONE_WISH = 1.0  # seconds: a terminal and the command line of a sweep may both tell a worker process
 
 
 class Journal:
@@ -51,7 +52,7 @@ class Journal:
         self.overfitting = Overfitting(chance_of(data.held_out.labels, len(data.classes)))
         self.alarms: list[dict[str, Any]] = []
         self.seconds = self.training_seconds = 0.0
-        self.asked_to_stop = 0
+        self.asked_to_stop, self.asked = 0, 0.0
 
     def resume(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
         """Puts the trainer where the checkpoint stood, and forgets all that came later."""
@@ -75,7 +76,7 @@ class Journal:
         self.began = self.saved = self.ticked = time.monotonic()
         self.progress = Progress("training", plan.steps * batch, trainer.step * batch)
         self.last_images, self.last_training = trainer.step * batch, self.training_seconds
-        before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+        before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         try:
             self.dashboard = Dashboard(self.run.directory if self.world.first else None)
             if trainer.step == 0:
@@ -147,8 +148,10 @@ class Journal:
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked_to_stop:
+            if time.monotonic() - self.asked < ONE_WISH:
+                return
             raise SystemExit(128 + number)
-        self.asked_to_stop = number
+        self.asked_to_stop, self.asked = number, time.monotonic()
         log.warning("stopping after this step, with a checkpoint; once more stops at once")
 
     # what `fit` calls ---------------------------------------------------------------------------
@@ -356,6 +359,3 @@ def same_facts(before: dict[str, Any], now: dict[str, Any]) -> None:
                 f"dataset.name={now['dataset']['name']}: the run of this name was begun with other"
                 f" images ({key}: {was}, now {value}); give this set another dataset.name"
             )
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)

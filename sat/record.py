@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sat import checkpoint
-from sat.errors import Fault, Refused, Stopped
+from sat.errors import Busy, Fault, Refused, Stopped
 from sat.launch import processes
 
 log = logging.getLogger("sat")
@@ -163,25 +163,28 @@ def weights_file(place: str) -> Path:
 
 
 @contextmanager
-def claim(record: Record, name: str, config: str) -> Iterator[Run]:
-    """The run's directory, locked for this process; a second process waits for the first.
+def claim(record: Record, name: str, config: str, wait: bool = True) -> Iterator[Run]:
+    """The run's directory, locked for this process; a second process waits for the first, or
+    raises Busy.
 
-    Raises Refused, naming the key, where the directory can't be written.
+    Raises Refused, naming the key, where the directory can't be written or locked.
     """
     root, directory = Path(record.root), Path(record.root) / name
     try:
-        lock = _lock(directory)
+        lock = _lock(directory, wait)
         if record.fresh and (directory / "config.yaml").exists():
             _set_aside(
                 root, directory
             )  # who waits for the lock finds another directory, and asks again
-            old, lock = lock, _lock(directory)
+            old, lock = lock, _lock(directory, wait)
             old.close()
         run = Run(directory)
         if not (directory / "config.yaml").exists():
             checkpoint.write_whole(directory / "config.yaml", lambda f: f.write(config.encode()))
         handler = _LogFile(directory / "log.txt")
     except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise _lockless(record.root, directory, error) from error
         remedy = checkpoint.REMEDIES.get(error.errno)
         raise Refused(
             f"record.root={record.root}: can't be written ({error.strerror});"
@@ -203,7 +206,7 @@ def claim(record: Record, name: str, config: str) -> Iterator[Run]:
 
 
 @contextmanager
-def stand_by(record: Record, name: str, config: str) -> Iterator[Bystander]:
+def stand_by(record: Record, name: str, config: str, wait: bool = True) -> Iterator[Bystander]:
     """The directory that another process of this run has claimed."""
     yield Bystander(Path(record.root) / name)
 
@@ -269,27 +272,52 @@ def enter(directory: Path, experiment: str | None) -> None:
         log.warning("%s: can't be written (%s); reports will miss it", path, error.strerror)
 
 
-def _lock(directory: Path) -> TextIO:
-    """Waits for the directory's lock, and for that of its successor where it was moved away."""
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def _lockless(root: str, directory: Path, error: OSError) -> Refused:
+    """Two processes would write one run; leaves nothing behind."""
+    with suppress(OSError):
+        (directory / "lock").unlink()
+        directory.rmdir()  # where there was no run
+    return Refused(
+        f"record.root={root}: its file system takes no locks ({error.strerror}); mount it with"
+        " them (Lustre: -o flock, NFS: lockd on both sides), or name a folder elsewhere"
+    )
+
+
+def _lock(directory: Path, wait: bool) -> TextIO:
+    """Waits for the directory's lock, and for that of its successor where it was moved away; or
+    raises Busy."""
     while True:
         directory.mkdir(parents=True, exist_ok=True)
         file = open(directory / "lock", "a+")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            log.info("%s: waiting for %s, which runs it already", directory, file.read().strip())
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
+            _take(file, directory, wait)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(directory / "lock")):
                 break
         except FileNotFoundError:
             pass
+        except BaseException:
+            file.close()
+            raise
         file.close()
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
+
+
+def _take(file: TextIO, directory: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        if not wait:
+            raise Busy(f"{directory}: {holder} runs it already") from None
+        log.info("%s: waiting for %s, which runs it already", directory, holder)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _set_aside(root: Path, directory: Path) -> None:
@@ -309,6 +337,8 @@ def is_running(directory: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    except OSError:  # a file system without locks, on which nothing is run
+        return False
     return False
 
 

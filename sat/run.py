@@ -7,30 +7,37 @@ import signal
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sat import config, console, sweep
 from sat.config import CONF, Spec
-from sat.errors import Diverged, Fault, Lost, Refused, Stopped, refusing
-from sat.launch import processes
+from sat.errors import SIGNALS, Busy, Diverged, Fault, Lost, Refused, Stopped, refusing
+from sat.launch import local_rank, processes
 
 log = logging.getLogger("sat")
 
 
-def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
-    """One run, from a checked config to its result; what was done before is not done again."""
+def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, Any]:
+    """One run, from a checked config to its result; what was done before is not done again.
+
+    Waits for another process that runs it, or raises Busy.
+    """
     from sat import distributed, hardware, record, results
 
     with refusing("device"):
-        device = hardware.find_device(spec.device)
+        seat = local_rank() if processes()[1] > 1 else sweep.seat()
+        device = hardware.find_device(spec.device, seat)
+    hardware.settle_on(device)
     with distributed.join(device) as world:
         if (done := world.told(lambda: results.finished(spec))) is not None:
             if world.first:
@@ -39,7 +46,7 @@ def execute(spec: Spec, overrides: list[str]) -> dict[str, Any]:
         with world.agreeing():
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
-        with claim(spec.record, spec.name, spec.yaml()) as run:
+        with claim(spec.record, spec.name, spec.yaml(), wait) as run:
             if world.first:
                 record.enter(run.directory, spec.experiment)
             result = world.told(lambda: results.usable(run.result(), run.directory))
@@ -167,10 +174,14 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
     at = HydraConfig.get()
     sweeping = at.mode == RunMode.MULTIRUN
     number, overrides = at.job.num if sweeping else 0, list(at.overrides.task)
-    outcome = {"job": number, "overrides": overrides, "code": 1, "message": "did not end"}
+    before = sweep.before(number)
+    if before is not None and sweep.has_ended(before):
+        return before
+    outcome = {"job": number, "overrides": overrides, "code": 1, "message": sweep.RUNNING}
     sweep.note(outcome)
     try:
         if sweeping:
+            console.label(f"job {number}" if sweep.is_worker() else "")
             log.info("\njob %d: %s", number, " ".join(overrides))
         one_experiment(at, sweeping)
         choices = choices_of(at)
@@ -183,16 +194,26 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         if (twin := sweep.twin(number, spec.name)) is not None:
             log.warning("job %d is the same run as job %d: %s", number, twin, spec.name)
             spec = spec.asked_again()
+        if before is not None and before["message"] != sweep.PUT_OFF:  # killed, or requeued
+            spec = spec.asked_again()
         sweep.note(outcome := {**outcome, "name": spec.name})
-        outcome |= {"code": 0, "message": "", **headline(execute(spec, overrides))}
+        # A sweep takes what no other command line is at; what is left it waits for.
+        wait = not sweeping or before is not None and before["message"] == sweep.PUT_OFF
+        outcome |= {"code": 0, "message": "", **headline(execute(spec, overrides, wait))}
+    except Busy as error:
+        outcome |= {"code": 0, "message": sweep.PUT_OFF}
+        log.info("%s; put off to the end of the sweep", error)
     except Refused as error:
         outcome |= {"code": 2, "message": str(error)}
         console.tell_once("%s", error)
     except Stopped as error:
         sweep.note({**outcome, "code": error.code, "message": str(error)})
         console.tell_once("%s; the same command goes on from here%s", error, without_fresh(spec))
+        if callable(asked := signal.getsignal(error.number)):
+            asked(error.number, None)  # a cluster's launcher requeues the job
         raise SystemExit(error.code) from None  # ends a whole sweep
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as error:
+        sweep.note({**outcome, "code": getattr(error, "code", 130), "message": "stopped"})
         log.error("stopped; the same command goes on from here")
         raise
     except Lost as error:
@@ -212,30 +233,50 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
     return outcome
 
 
+class Meeting(Callback):
+    """Has the jobs of a cluster's queue meet where all of its machines can see them: beside the
+    files of their launcher."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if "submitit_folder" in config.hydra.launcher:
+            folder = Path(config.hydra.launcher.submitit_folder).absolute().parent
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ[sweep.FOLDER] = str(folder)
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def app(cfg: DictConfig) -> float | None:
-    console.set_up()  # a worker process of a sweep begins here
+    console.set_up()
+    if sweep.is_worker():  # a process that begins here
+        for number in SIGNALS:
+            signal.signal(number, leave)
     return attempt(cfg).get("score")
+
+
+def leave(number: int, frame: Any) -> None:
+    """Answers a signal that finds no training: files on disk are whole at any moment."""
+    sys.exit(128 + number)
 
 
 def main() -> None:
     """Runs what the command line asks for. Exit codes: 0 done, 1 fault, 2 refused, 130, 143."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the line is ours
-    os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix="sat-")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
+    os.environ[sweep.NAME] = Path(folder).name
     console.set_up()
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     code = 1
     try:
         if processes()[1] > 1 and sys.argv[1:2] in (["-m"], ["--multirun"]):
             raise Refused("-m: is no sweep under torchrun; start torchrun once for each run")
-        app()
+        with sweep.stopping():
+            sweep.run(app)
         code = sweep.exit_code(sweep.jobs())
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
         console.tell_once("%s", config.one_line(error))
         code = 2
-    except KeyboardInterrupt:
-        code = 130
+    except (Fault, RuntimeError) as error:  # of a launcher
+        log.error("%s", config.one_line(error))
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0
     finally:

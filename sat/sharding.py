@@ -25,13 +25,13 @@ def shard_(model: nn.Module) -> None:
 
 
 def blocks(module: nn.Module, most: int) -> Iterator[nn.Module]:
-    """The largest modules below `module` with at most `most` weights, but for tiny ones, which
-    stay with what is around them; and those that are larger and have no modules of their own."""
+    """The largest modules below `module` with at most `most` weights. Tiny ones, and single layers,
+    stay with what is around them."""
     for child in module.children():
-        size, inner = _size(child), [*child.children()]
-        if size > most and inner or isinstance(child, nn.ModuleList):
+        size = _size(child)
+        if size > most or isinstance(child, nn.ModuleList):
             yield from blocks(child, most)
-        elif size > most // BLOCKS:
+        elif size > most // BLOCKS and any(True for _ in child.children()):
             yield child
 
 

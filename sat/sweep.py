@@ -1,40 +1,168 @@
-"""What became of the jobs of one sweep: a line each in a file that all of its processes share."""
+"""The jobs of one sweep, in this process and others: what became of each, who sits where, and who
+is told to stop. Its processes share a folder of one small file a job."""
 
+import fcntl
 import json
 import logging
+import multiprocessing
 import os
-from collections.abc import Sequence
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from sat.console import table
+from sat.errors import SIGNALS, Fault
 
 log = logging.getLogger("sat")
-FOLDER = "SAT_SWEEP_DIR"  # an environment variable, so that worker processes inherit it
+# Environment variables, so that worker processes inherit them.
+FOLDER, NAME = "SAT_SWEEP_DIR", "SAT_SWEEP_NAME"
+RUNNING = "did not end"
+PUT_OFF = "was put off"
+SAVING = 60.0  # seconds that worker processes have to save themselves when the sweep is stopped
 
 
-def _ledger() -> Path:
-    return Path(os.environ[FOLDER]) / "jobs.jsonl"
+def _folder() -> Path:
+    return Path(os.environ[FOLDER])
 
 
 def note(job: dict[str, Any]) -> None:
-    """Adds a job's line; one small write, so that lines of two processes do not mix."""
-    with open(_ledger(), "a") as file:
-        file.write(json.dumps(job) + "\n")
+    """Writes down where a job stands; a file each, so that machines do not mix their lines."""
+    path = _folder() / f"job-{job['job']}.json"
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with suppress(FileNotFoundError):  # the command line of the sweep is gone, and waits no more
+        temporary.write_text(json.dumps({**job, "worker": os.getpid() if is_worker() else None}))
+        os.replace(temporary, path)
 
 
 def jobs() -> list[dict[str, Any]]:
-    """The jobs that were noted, in their order in the sweep; the newest line of each counts."""
-    if not _ledger().exists():
-        return []
-    latest = {row["job"]: row for row in map(json.loads, _ledger().read_text().splitlines())}
-    return [latest[number] for number in sorted(latest)]
+    """The jobs that were noted, in their order in the sweep."""
+    noted = [json.loads(path.read_text()) for path in _folder().glob("job-*.json")]
+    return sorted(noted, key=lambda job: job["job"])
+
+
+def has_ended(job: dict[str, Any]) -> bool:
+    """Whether no pass need come back to it; a job that was stopped, say, is to go on."""
+    return job["code"] in (0, 1, 2) and job["message"] not in (RUNNING, PUT_OFF)
+
+
+def is_worker() -> bool:
+    """Whether this process runs jobs beside others, of which all share one screen."""
+    return multiprocessing.current_process().name != "MainProcess"
+
+
+# before a job -------------------------------------------------------------------------------------
+
+
+def before(number: int) -> dict[str, Any] | None:
+    """What is known of a job from an earlier pass over the sweep. Raises SystemExit where the
+    sweep is being stopped."""
+    known = jobs()
+    if codes := [job["code"] for job in known if job["worker"] and job["code"] > 128]:
+        raise SystemExit(codes[0])
+    return next((job for job in known if job["job"] == number), None)
 
 
 def twin(number: int, name: str) -> int | None:
     """An earlier job of this sweep that is the same run."""
     return next((job["job"] for job in jobs() if job.get("name") == name and job["job"] != number),
                 None)  # fmt: skip
+
+
+@cache
+def seat() -> int:
+    """The place of this process among those of the sweep, from 0 on, for as long as it lives.
+
+    Places are taken by locks: that of a process that was killed is free again.
+    """
+    for number in count():
+        try:
+            file = os.open(_folder() / f"seat-{number}", os.O_CREAT | os.O_WRONLY)  # stays open
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+        except (OSError, KeyError):  # no locks there, as on some clusters; no sweep
+            return 0
+        else:
+            return number
+    raise AssertionError
+
+
+# the whole sweep ----------------------------------------------------------------------------------
+
+
+def run(app: Callable[[], Any]) -> None:
+    """Passes over the sweep until no job is left: those that another command line was running were
+    put off, and those that a dead worker process has torn down go on.
+
+    Raises Fault when no job ended since a worker process died.
+    """
+    ended = -1
+    while True:
+        try:
+            app()
+        except BrokenProcessPool:
+            left = ended
+            if (ended := sum(map(has_ended, jobs()))) <= left:
+                raise Fault(f"{KILLED}, twice without a job's end between") from None
+            log.warning("%s; going on with the jobs that did not end", KILLED)
+        else:
+            if not any(job["message"] == PUT_OFF for job in jobs()):
+                return
+
+
+KILLED = "a process of the sweep was killed (was the memory full?), and took the others with it"
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """A signal to the command line stops its worker processes, too: each saves its run first."""
+    told = []
+
+    def stop(number: int, frame: Any) -> None:
+        if not told:
+            told.append(number)
+            _stop_workers(number)
+        sys.exit(128 + number)
+
+    found = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in found.items():
+            signal.signal(number, handler)
+
+
+def _stop_workers(number: int) -> None:
+    """Returns when each has saved its run, is dead, or has had its time."""
+    deadline = time.monotonic() + SAVING
+    for worker in (running := _workers()):
+        with suppress(ProcessLookupError):
+            os.kill(worker, number)
+    if running:
+        log.warning("stopping %d jobs with a checkpoint; once more stops at once", len(running))
+    while _workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _workers() -> list[int]:
+    """The living processes that run a job beside the command line."""
+    found = [job["worker"] for job in jobs() if job["worker"] and job["message"] == RUNNING]
+    return [worker for worker in found if _alive(worker)]
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def exit_code(done: Sequence[dict[str, Any]]) -> int:

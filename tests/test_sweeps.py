@@ -1,0 +1,364 @@
+"""Sweeps over processes and machines: who takes which GPU, what is shared, what a kill costs."""
+
+import errno
+import fcntl
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, start
+from test_run import metrics, same_outcome
+
+from sat import console, hardware, record, sweep
+from sat.errors import Busy, Refused
+
+DEADLINE = 600  # seconds: on a busy machine a process takes its time to begin
+
+
+def until(happens, process=None):
+    """Waits for something true and returns it."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        if found := happens():
+            return found
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"ended with {process.poll()}: {process.communicate()}")
+        time.sleep(0.02)
+    if process is not None:
+        process.terminate()
+    pytest.fail("waited in vain")
+
+
+def trained(root: Path, rows: int = 2) -> list[Path]:
+    """Runs that are being trained, by the lines of their metrics."""
+    return [
+        path.parent
+        for path in root.glob("*/metrics.jsonl")
+        if path.read_text().count("\n") >= rows and not (path.parent / "result.json").exists()
+    ]
+
+
+def holder(run: Path) -> int:
+    return int(re.match(r"process (\d+)", (run / "lock").read_text())[1])
+
+
+# GPUs and the screen ------------------------------------------------------------------------------
+
+
+def test_processes_side_by_side_take_the_gpus_in_turn(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    taken = [str(hardware.find_device("auto", seat)) for seat in range(7)]
+    assert taken == [f"cuda:{n}" for n in (0, 1, 2, 0, 1, 2, 0)]
+    assert str(hardware.find_device("auto")) == "cuda:0"
+    assert str(hardware.find_device("cuda:1", 2)) == "cuda:1"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert str(hardware.find_device("auto", 5)) == "cpu"
+
+
+SIT = "from sat import sweep; print(sweep.seat(), sweep.seat(), flush=True); input()"
+
+
+def sit(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", SIT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=ROOT, env=os.environ | {"SAT_SWEEP_DIR": str(folder)},
+    )  # fmt: skip
+
+
+def test_the_seat_of_a_killed_process_is_free_again(tmp_path):
+    sitting = [sit(tmp_path) for _ in range(3)]
+    seats = [process.stdout.readline().split() for process in sitting]
+    assert sorted(seats) == [["0", "0"], ["1", "1"], ["2", "2"]]
+    sitting[1].kill()
+    sitting[1].wait()
+    sitting.append(sit(tmp_path))
+    assert sitting[-1].stdout.readline().split() == seats[1]
+    for process in sitting:
+        process.kill()
+        process.communicate()
+
+
+def test_every_line_of_a_job_beside_others_says_which(capfd, monkeypatch):
+    for handler in list(console.log.handlers):
+        console.log.removeHandler(handler)
+    console.set_up()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    console.label("job 3")
+    try:
+        console.log.info("\nfirst\nsecond")
+        console.log.warning("a fault")
+        assert console.Progress("training", 10).bar is None  # bars would tear each other
+    finally:
+        console.label("")
+    console.log.info("plain")
+    out, err = capfd.readouterr()
+    assert out == "job 3 | first\njob 3 | second\nplain\n" and err == "job 3 | ! a fault\n"
+
+
+# one run, several processes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_refused(sat, monkeypatch, number):
+    def flock(*given):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    done = sat()
+    lines = [line for line in done.err.splitlines() if line.strip()]
+    assert done.code == 2 and len(lines) == 1, done.err
+    assert f"record.root={done.root}" in lines[0] and "takes no locks" in lines[0]
+    assert os.strerror(number) in lines[0] and not list(done.root.iterdir())
+    assert not record.is_running(done.root)
+
+
+def test_who_does_not_wait_is_told_who_runs_it(tmp_path):
+    mine = record.Record(root=str(tmp_path))
+    with record.claim(mine, "run", "seed: 0\n"):
+        with pytest.raises(Busy, match=rf"run: process {os.getpid()} on .* runs it already"):
+            with record.claim(mine, "run", "seed: 0\n", wait=False):
+                pass
+    with record.claim(mine, "run", "seed: 0\n", wait=False) as run:
+        assert run.directory == tmp_path / "run"
+
+
+def test_a_sweep_leaves_to_another_what_that_is_at(sat, tmp_path):
+    """Started twice, on one machine or two, it is shared: what is locked comes last."""
+    root = tmp_path / "outputs"
+    first = sat("seed=0")  # its directory, as another process holds it
+    (first.run / "result.json").unlink()
+    log = first.run / "log.txt"
+    log.write_text("")
+    ended = []
+    with record.claim(record.Record(root=str(root)), first.run.name, "") as run:
+        lock = next(f for f in os.listdir("/proc/self/fd") if _is_open(f, run.directory / "lock"))
+        copy = os.dup(int(lock))  # holds it on after the end of this block
+
+    def release():
+        until(lambda: list(root.glob("*-s1-*/result.json")))
+        ended.append(log.read_text())
+        os.close(copy)
+
+    other = threading.Thread(target=release)
+    other.start()
+    done = sat("-m", "seed=0,1", root=root)
+    other.join()
+    assert done.code == 0, done.err
+    assert ended == [""]  # nothing of seed=0 was done before seed=1 had ended
+    assert done.out.count("put off to the end of the sweep") == 1
+    assert done.out.count("\njob 0: ") == 2 and done.out.count("\njob 1: ") == 1
+    table = done.out[done.out.rindex("job  ") :]
+    assert "-  " not in table.split("\n", 2)[2] and len(done.runs) == 2
+
+
+def _is_open(descriptor: str, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.stat(f"/proc/self/fd/{descriptor}"), os.stat(path))
+    except OSError:
+        return False
+
+
+# worker processes ---------------------------------------------------------------------------------
+
+LONG = ["schedule.epochs=2000", "validation.every=100"]
+JOBLIB = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "device=cpu"]
+
+
+def test_a_sweep_that_is_stopped_saves_every_job(tmp_path):
+    process = start(tmp_path, *JOBLIB, *LONG, "seed=0,1,2")
+    root = tmp_path / "outputs"
+    until(lambda: len(trained(root)) == 2, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 143 and "Traceback" not in out + err, err
+    assert "stopping 2 jobs" in err and len(list(root.iterdir())) == 2  # the third did not begin
+    for run in root.iterdir():
+        last = torch.load(run / "checkpoints/last.pt", weights_only=True)["step"]
+        assert last >= metrics(run)[-1]["step"] > 0
+        assert "stopped by SIGTERM" in (run / "log.txt").read_text()
+        assert not sweep._alive(holder(run))
+    for job in (0, 1):
+        assert f"job {job} | ! stopped by SIGTERM; the same command goes on from here" in err
+        assert f"! job {job} (seed={job}): stopped by SIGTERM" in out
+
+
+@pytest.fixture
+def ledger(tmp_path, monkeypatch):
+    monkeypatch.setenv(sweep.FOLDER, str(tmp_path))
+    monkeypatch.setattr(sweep, "SAVING", 5.0)
+    return tmp_path
+
+
+def broken():
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    raise TerminatedWorkerError("A worker process managed by the executor was ...\n... SIGKILL(-9)")
+
+
+def job(number: int, message: str = "", **more) -> dict:
+    return {"job": number, "overrides": [], "code": 0, "message": message, **more}
+
+
+def test_a_sweep_goes_on_after_a_killed_worker_for_as_long_as_jobs_end(ledger, caplog):
+    passes = []
+
+    def app():
+        sweep.note(job(len(passes), sweep.RUNNING if len(passes) == 2 else ""))
+        passes.append(1)
+        broken()
+
+    with pytest.raises(sweep.Fault, match="was killed .* twice without a job's end between"):
+        sweep.run(app)
+    assert len(passes) == 3  # two jobs ended; the third did not
+
+
+def test_what_has_ended_is_not_asked_again(ledger):
+    codes = {"": 0, "a fault": 1, "refused": 2, sweep.PUT_OFF: 0, sweep.RUNNING: 1, "stopped": 140}
+    for number, (message, code) in enumerate(codes.items()):
+        sweep.note(job(number, message) | {"code": code})
+    assert [sweep.has_ended(sweep.before(n)) for n in range(6)] == [1, 1, 1, 0, 0, 0]
+    assert sweep.before(6) is None  # a job of a queue that was stopped stops no other
+
+
+def test_nothing_begins_once_a_worker_was_stopped(ledger, monkeypatch):
+    monkeypatch.setattr(sweep, "is_worker", lambda: True)
+    sweep.note(job(0, "stopped by SIGTERM") | {"code": 143})
+    with pytest.raises(SystemExit) as stopped:
+        sweep.before(1)
+    assert stopped.value.code == 143
+
+
+def test_what_was_begun_afresh_is_not_begun_afresh_again(sat, monkeypatch):
+    """A requeued job goes on, whatever its command line says."""
+    first = sat()
+    monkeypatch.setattr(
+        sweep, "before", lambda number: job(0, "stopped by SIGUSR2") | {"code": 140}
+    )
+    again = sat("record.fresh=true")
+    assert again.code == 0 and "is finished" in again.out
+    assert again.runs == first.runs and not (again.root / ".replaced").exists()
+
+
+def test_a_launcher_that_fails_is_one_line(sat, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    done = sat("-m", "hydra/launcher=slurm", "seed=0,1")
+    assert done.code == 1 and len(done.err.splitlines()) == 1, done.err
+    assert "slurm cluster" in done.err and "Traceback" not in done.err
+
+
+def test_a_sweep_survives_a_killed_worker(sat, tmp_path, monkeypatch):
+    """Six runs, of which one is killed in a worker process; more in scripts/chaos.py itself."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    chaos = importlib.import_module("chaos")
+    whole = sat("-m", *chaos.TINY, "seed=0,1,2,3,4,5", root=tmp_path / "whole", tiny=False)
+    assert whole.code == 0, whole.err
+    torn = chaos.Sweep(tmp_path, runs=6, workers=2, seed=0)
+    monkeypatch.setattr(torn.random, "choice", lambda found: found[0])
+    monkeypatch.setattr(torn.random, "uniform", lambda low, high: low)
+    assert torn.survive(kills=1) == 0, (tmp_path / "log.txt").read_text()
+    assert torn.counts == {"workers killed": 1, "sweeps killed": 0, "starts": 1}
+    assert chaos.differences(torn, tmp_path / "whole", 6) == []
+    said = (tmp_path / "log.txt").read_text()
+    assert "Traceback" not in said and "going on with the jobs that did not end" in said
+
+
+def test_chaos_tells_what_differs(sat, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    chaos = importlib.import_module("chaos")
+    one = sat("record.checkpoint_minutes=0")
+    torn = chaos.Sweep(tmp_path, runs=1, workers=1, seed=0)
+    torn.look()
+    assert chaos.differences(torn, one.root, 1) == []
+    result = json.loads((one.run / "result.json").read_text())
+    result["last"]["clean"]["accuracy"] += 0.02
+    other = tmp_path / "other" / one.run.name
+    other.parent.mkdir()
+    os.system(f"cp -r {one.run} {other}")
+    (one.run / "result.json").write_text(json.dumps(result))
+    found = chaos.differences(torn, other.parent, 2)
+    assert len(found) == 3, found
+    for line, says in zip(found, ["was changed after", "1 of 2 runs", "differs"], strict=True):
+        assert says in line
+
+
+# clusters -----------------------------------------------------------------------------------------
+
+LIMIT = ["schedule.epochs=120", "validation.every=20", "schedule.ema=0.99", "device=cpu"]
+
+
+def test_a_job_at_its_time_limit_is_requeued_and_goes_on(sat, tmp_path):
+    """What Slurm sends before the time limit, to a job of submitit's that no cluster runs."""
+    pytest.importorskip("submitit", reason="needs the extra sweep")
+    folder = tmp_path / "jobs"
+    local = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=30",
+             f"hydra.launcher.submitit_folder={folder}/%j"]  # fmt: skip
+    process = start(tmp_path, *local, *LIMIT)
+    (run,) = until(lambda: trained(tmp_path / "outputs", 3), process)
+    task = holder(run)
+    os.kill(task, signal.SIGUSR2)
+    out, err = process.communicate(timeout=2 * DEADLINE)
+    (told,) = folder.glob("*/*_log.out")
+    assert process.returncode == 0, out + err + told.read_text()
+    assert "resumed at step" in told.read_text() and holder(run) != task
+    errors = told.with_name(told.name.replace(".out", ".err")).read_text()
+    assert "stopped by SIGUSR2; the same command goes on" in errors and "Traceback" not in errors
+    steps = [row["step"] for row in metrics(run) if "train/loss" in row]
+    assert steps == sorted(set(steps))
+    whole = sat(*LIMIT, root=tmp_path / "whole")
+    same_outcome(run, whole.run)
+
+
+def test_what_the_queue_is_asked_for(sat, tmp_path, monkeypatch):
+    """The script that Slurm gets, from a `sbatch` that only keeps it."""
+    pytest.importorskip("submitit", reason="needs the extra sweep")
+    for name in ("srun", "sbatch"):
+        (tmp_path / name).write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/asked.sh\nexit 1\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    done = sat("-m", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "seed=0,1,2")
+    assert done.code == 1 and "Traceback" not in done.err
+    asked = (tmp_path / "asked.sh").read_text()
+    for line in ("--signal=USR2@120", "--time=240", "--requeue", "--array=0-2%3", "--partition=gpu",
+                 "--gpus-per-node=1", "--open-mode=append"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in asked, asked
+    assert f"{done.root}/.slurm/" in asked and not done.runs
+
+
+# a search -----------------------------------------------------------------------------------------
+
+
+def test_optuna_searches_by_the_score(sat):
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1",
+              "hydra.sweeper.direction=maximize", "hydra.sweeper.sampler.seed=0",
+              "schedule.learning_rate=interval(0.05, 0.8)"]  # fmt: skip
+    done = sat(*search, "schedule.epochs=1")
+    assert done.code == 0 and len(done.runs) == 3, done.err
+    again = sat(*search, "schedule.epochs=1")
+    assert again.code == 0 and again.runs == done.runs and again.out.count("is finished") == 3
+
+
+def test_a_lock_is_refused_by_name(tmp_path, monkeypatch):
+    """A directory that holds a run already is left as it is."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed: 0\n")
+
+    def flock(*given):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(Refused, match="No locks available"):
+        with record.claim(record.Record(root=str(tmp_path)), "run", "seed: 0\n"):
+            pass
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
