@@ -20,6 +20,7 @@ from test_run import metrics, same_outcome
 
 from sat import console, hardware, record, sweep
 from sat.errors import Busy, Refused
+from sat.run import headline
 
 DEADLINE = 600  # seconds: on a busy machine a process takes its time to begin
 
@@ -346,6 +347,17 @@ def test_optuna_searches_by_the_score(sat):
     assert done.code == 0 and len(done.runs) == 3, done.err
     again = sat(*search, "schedule.epochs=1")
     assert again.code == 0 and again.runs == done.runs and again.out.count("is finished") == 3
+
+
+def test_a_search_never_sees_the_test_set():
+    entry = {"accuracy": 0.9, "ci95": [0.8, 0.95]}
+    held_out = {"clean": 0.5, "robust": 0.25}
+    for chosen, score in (("robust", 0.25), ("clean", 0.5)):
+        best = {"clean": entry, "robust": {"pgd20": entry}, "held_out": held_out,
+                "selected_by": f"{chosen} accuracy on held-out training images"}  # fmt: skip
+        assert headline({"best": best, "last": best})["score"] == score
+    weights = {"last": {"clean": entry, "robust": {}}, "best": None}
+    assert headline(weights)["score"] is None
 
 
 def test_a_lock_is_refused_by_name(tmp_path, monkeypatch):
