@@ -88,22 +88,20 @@ def test_what_can_not_be_shared_is_refused():
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
-    for key, value in {
-        "RANK": "3",
-        "WORLD_SIZE": "4",
-        "MASTER_ADDR": "x",
-        "LOCAL_RANK": "1",
-    }.items():
-        monkeypatch.setenv(key, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert str(hardware.find_device("auto")) == str(hardware.find_device("cuda")) == "cuda:1"
-    assert hardware.find_device("cpu").type == "cpu"
+    assert [str(hardware.find_device("auto", seat)) for seat in range(4)] == [
+        "cuda:0",
+        "cuda:1",
+    ] * 2
+    for key, value in {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(key, value)
+    assert str(hardware.find_device("auto", 1)) == str(hardware.find_device("cuda", 1)) == "cuda:1"
+    assert hardware.find_device("cpu", 1).type == "cpu"
     with pytest.raises(ValueError, match="=cuda:1: is one GPU for all processes"):
-        hardware.find_device("cuda:1")
-    monkeypatch.setenv("LOCAL_RANK", "2")
+        hardware.find_device("cuda:1", 1)
     with pytest.raises(ValueError, match="2 GPU here for more processes"):
-        hardware.find_device("auto")
+        hardware.find_device("auto", 2)
 
 
 # --- processes -----------------------------------------------------------------------------------
