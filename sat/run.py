@@ -60,10 +60,11 @@ def taken_over(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
     """A run of no steps, whose checkpoint holds the weights of a file."""
     from sat import checkpoint
     from sat.journal import Journal, same_facts
+    from sat.resume import facts_in
 
     journal, last = Journal(spec, run, data), run.checkpoints / "last.pt"
-    if last.exists():  # a measurement that was killed
-        same_facts(checkpoint.read(last)["facts"], journal.facts)
+    if (before := facts_in(last)) is not None:  # of a measurement that was killed
+        same_facts(before, journal.facts)
     state = {"step": 0, "model": model.state_dict(), "facts": journal.facts}
     checkpoint.save(last, state)
     return journal.untrained(model)
@@ -78,9 +79,13 @@ def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
     from sat.hardware import choose, depthwise, multiply_adds
     from sat.introduction import introduction
     from sat.journal import Journal
+    from sat.resume import check_state
     from sat.train import Plan, Trainer, fit
 
-    state = newest(run.checkpoints)
+    journal = Journal(spec, run, data)
+    state = newest(
+        run.checkpoints, lambda state: check_state(state, journal.facts, model, spec.schedule)
+    )
     device = next(model.parameters()).device
     images = len(data.train)
     cost = multiply_adds(model, (data.channels, data.image_size, data.image_size))
@@ -90,7 +95,6 @@ def train(spec: Spec, run: Any, model: Any, data: Any) -> dict[str, Any]:
     torch.set_num_threads(choices["threads"])
     plan = Plan(spec.schedule, images, spec.seed, choices, spec.validation.every, cost)
     trainer = Trainer(model, spec.attack, spec.objective, plan)
-    journal = Journal(spec, run, data)
     journal.resume(trainer, state)
 
     def stream(step: int) -> Any:
@@ -188,6 +192,16 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
     return outcome
 
 
+def refuse_pickles(words: list[str]) -> None:
+    """Hydra would unpickle the file that `--experimental-rerun` names, shortened or not."""
+    for option in (word.split("=", 1)[0] for word in words):
+        if option.startswith("--e") and "--experimental-rerun".startswith(option):
+            raise Refused(
+                f"{option}: would unpickle a file, which can run any code; write the overrides of"
+                " that run instead (they are in its result.json)"
+            )
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def app(cfg: DictConfig) -> float | None:
     console.set_up()  # a worker process of a sweep begins here
@@ -203,6 +217,7 @@ def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     code = 1
     try:
+        refuse_pickles(sys.argv[1:])
         app()
         code = sweep.exit_code(sweep.jobs())
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
