@@ -152,13 +152,14 @@ def killed(case: str, process: Process, strike: Strike) -> Kill:
     code = process.ended()
     out, err = process.said()
     wrong = ["a traceback"] * ("Traceback" in out + err)
-    if code not in (0, strike.code):
+    done = any(process.folder.glob("outputs/*/result.json"))  # its interpreter may be ending
+    if code not in (0, strike.code, *[-signal.Signals[s] for s in strike.signals if done]):
         wrong.append(f"expected code {strike.code}: {err[-300:]}")
     found, training = None, strike.where in TRAINING
     for name in ("last.pt", "previous.pt"):
         for path in process.folder.glob(f"outputs/*/checkpoints/{name}"):
             found = step_in(path, wrong) if found is None else found
-    asked = code and len(strike.signals) == 1 and strike.signals != ("SIGKILL",)
+    asked = code > 0 and len(strike.signals) == 1 and strike.signals != ("SIGKILL",)
     if asked and "the same command goes on from here" not in err:
         wrong.append("does not say how to go on")
     if asked and training and (found is None or "stopping after this step" not in err):
