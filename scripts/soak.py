@@ -26,7 +26,7 @@ from equality import differences
 from strikes import EVALUATION, MOMENT, POINTS, RARE, STARTING, TRAINING, Strike
 
 ROOT = Path(__file__).resolve().parents[1]
-LONGEST = 900  # seconds until a process counts as one that hangs; each takes a few
+LONGEST = 3600  # seconds until a process counts as one that hangs; each takes a few
 
 QUICK = ["schedule.precision=fp32", "schedule.epochs=20", "validation.every=4",
          "validation.attack.steps=2", "evaluation.attacks.pgd20.steps=3",
