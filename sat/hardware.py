@@ -98,4 +98,5 @@ def choose(
         "channels_last": packed if last == "auto" else last,
         "compile": on_gpu and long if compiled == "auto" else compiled,
         "threads": 1 if small else THREADS,
+        "accumulate": schedule.parts,
     }

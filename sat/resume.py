@@ -23,7 +23,8 @@ STATE = {
     "facts": FACTS, "step": int, "seen": int, "totals": Tensor, "rng": Tensor, "rng_cuda?": Tensor,
     "model": {"*": Tensor}, "average": (_NONE, {"*": Tensor}), "best": (_NONE, _BEST),
     "optimizer": {"state": {"*": dict}, "param_groups": [dict]}, "scaler": {"*": _NUMBER},
-    "choices": {"precision": str, "channels_last": bool, "compile": bool, "threads": "threads"},
+    "choices": {"precision": str, "channels_last": bool, "compile": bool, "threads": "threads",
+                "accumulate?": int},
     "skips?": {"skipped": int, "repeated": int, "running": int},
     "overfitting?": {"best": (_NONE, [int, int]), "collapsed": bool},
     "alarms?": [{"name": str, "message": str, "epoch": _NUMBER}],
@@ -44,7 +45,7 @@ def check_state(
     if wrong is None:
         same_facts(state["facts"], facts)
         wrong = misfit(state, STATE, "")
-        wrong = wrong or _out_of_range(state, schedule.steps(facts["dataset"]["train"]))
+        wrong = wrong or _out_of_range(state, schedule, facts["dataset"]["train"])
     if wrong:
         raise ValueError(wrong)
     if (state["average"] is None) == bool(schedule.ema):
@@ -69,13 +70,16 @@ def facts_in(path: Path) -> dict[str, Any] | None:
     return None if misfit(state, {"facts": FACTS}, "") else state["facts"]
 
 
-def _out_of_range(state: Mapping[str, Any], steps: int) -> str | None:
+def _out_of_range(state: Mapping[str, Any], schedule: Schedule, images: int) -> str | None:
+    steps = schedule.steps(images)
     counts = {"seen": state["seen"]}
     counts |= {f"lengths.{key}": length for key, length in state["lengths"].items()}
     if not 0 <= state["step"] <= steps:
         return f"step is {state['step']} of {steps}"
     if state["choices"]["precision"] not in DTYPES:
         return f"choices.precision is {state['choices']['precision']!r:.40}"
+    if not 1 <= (parts := state["choices"].get("accumulate", 1)) <= schedule.batch_size // 2:
+        return f"choices.accumulate is {parts}"
     if state["totals"].shape != (2,) or not state["totals"].isfinite().all():
         return "totals are no two finite numbers"
     return next((f"{key} is {count}" for key, count in counts.items() if count < 0), None)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sat.draws import Draws, seed_of
 from sat.errors import Diverged
-from sat.faults import REMEDY, Relapse, Skips, not_finite
+from sat.faults import REMEDY, Relapse, Skips, is_out_of_memory, not_finite
 from sat.hardware import DTYPES
 from sat.precision import float32
 from sat.schedule import Schedule, build_optimizer
@@ -102,8 +102,8 @@ class Trainer:
         rate = self.plan.schedule.rate(self.step, self.plan.images)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._held = self._hold() if self.careful else None
-        self._gradients(self.net, self.scaler, x, y)
+        self._held = self._hold() if self.careful or self.splits else None
+        self._fitting_gradients(self.net, self.scaler, x, y)
         if self.careful and self._broken():
             self._again(x, y)
         else:
@@ -114,13 +114,41 @@ class Trainer:
         self.step += 1
         self.updating = False
 
+    @property
+    def parts(self) -> int:
+        """Into how many a batch is split; not in the choices of earlier checkpoints."""
+        return self.plan.choices.get("accumulate", self.plan.schedule.parts)
+
+    @property
+    def splits(self) -> bool:
+        """Whether memory that runs out splits batches further; a part has two images at least."""
+        schedule = self.plan.schedule
+        return schedule.accumulate == "auto" and schedule.batch_size >= 4 * self.parts
+
+    def _fitting_gradients(
+        self, net: nn.Module, scaler: torch.amp.GradScaler, x: Tensor, y: Tensor
+    ) -> None:
+        """The gradients, in twice as many parts from here on where memory runs out and may."""
+        while True:
+            try:
+                return self._gradients(net, scaler, x, y)
+            except (RuntimeError, MemoryError) as error:
+                if not (self.splits and is_out_of_memory(error)):
+                    raise
+            self._put_back()
+            self.plan.choices["accumulate"] = 2 * self.parts
+            said = f"step {self.step}: out of memory; batches come in {self.parts} parts from here"
+            self.skips.news.append(f"{said} on (schedule.accumulate=auto)")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
     def _gradients(self, net: nn.Module, scaler: torch.amp.GradScaler, x: Tensor, y: Tensor):
         """Attacks, and leaves the gradients of the batch's mean loss; notes what is not finite."""
         draws = Draws(
             seed_of(self.plan.seed, "attack", self.step), torch.arange(len(x), device=x.device)
         )
         self.model.train()
-        for rows in torch.arange(len(x)).tensor_split(self.plan.schedule.accumulate):
+        for rows in torch.arange(len(x)).tensor_split(self.parts):
             if len(rows):
                 part = slice(int(rows[0]), int(rows[-1]) + 1)
                 share = len(rows) / len(x)
@@ -173,21 +201,22 @@ class Trainer:
         self._set_generators(generators)
         for now, before in zip(self._moved, held, strict=True):
             now.copy_(before)
-        self._found.zero_()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _again(self, x: Tensor, y: Tensor) -> None:
         """A broken step, once more in float32 where that is more; else left out."""
         what = self._what()
         self._put_back()
+        self._found.zero_()
         if self.model.autocast is not None:
             with float32(self.model):  # the plain model: a compiled one would be compiled anew
-                self._gradients(self.model, self.unscaled, x, y)
+                self._fitting_gradients(self.model, self.unscaled, x, y)
             if not self._broken():
                 self._apply(self.unscaled)
                 return self.skips.repeat(self.step, what)
             what = self._what()
             self._put_back()
+            self._found.zero_()
         self.skips.skip(self.step, what, x, y)
 
     def _what(self) -> str:
@@ -215,6 +244,7 @@ class Trainer:
             self.load(copy.deepcopy(self._sound))
         elif self.updating and self._held is not None and not self._applying:
             self._put_back()
+            self._found.zero_()
         elif self.updating:
             return False
         self.updating = False

@@ -66,6 +66,7 @@ EDITS = {
     "step": put("step", value=-1), "step beyond": put("step", value=10**9),
     "step text": put("step", value="x"), "step yes": put("step", value=True),
     "choices": drop("choices"), "threads": put("choices", "threads", value=0),
+    "parts": put("choices", "accumulate", value=10**9),
     "precision": put("choices", "precision", value="fp8"), "totals": put("totals", value=[0, 0]),
     "totals nan": put("totals", value=torch.tensor([float("nan"), 0])),
     "rng": put("rng", value=torch.zeros(3)), "facts": drop("facts", "dataset"),
