@@ -84,10 +84,14 @@ def rotate(last: Path, previous: Path, state: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU. Raises ValueError for what is no checkpoint."""
+    """The state in a checkpoint, on the CPU. Raises ValueError for what is no checkpoint, and for
+    one of which a bit has changed."""
     import torch
 
+    from sat.untrusted import check_sums
+
     try:
+        check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
@@ -99,20 +103,37 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def newest(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of `last.pt` and `previous.pt`; None where neither is there.
+def newest(folder: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+    """The newest sound checkpoint of `last.pt` and `previous.pt`; None where neither is there.
 
-    A damaged `last.pt` gives way to the one before, and a warning says so.
+    A `last.pt` that is damaged, or not sound by `check`, which raises ValueError, gives way to the
+    one before, and a warning says so.
     """
     last, previous = folder / "last.pt", folder / "previous.pt"
     if not last.exists() and not previous.exists():
         return None
     try:
-        return read(last)
+        return _sound(last, check)
+    except Refused:
+        raise
     except (OSError, ValueError) as error:
-        if not previous.exists():
-            raise Refused(f"{error}; record.fresh=true starts over") from None
-        state = read(previous)
-        log.warning("%s; going on from %s", error, previous.name)
-        os.replace(previous, last)
-        return state
+        wrong = error
+    try:
+        state = _sound(previous, check)
+    except (OSError, ValueError) as error:
+        more = "" if isinstance(error, FileNotFoundError) else f", and {previous.name} too"
+        raise Refused(f"{wrong}{more}; record.fresh=true starts over") from None
+    log.warning("%s; going on from %s", wrong, previous.name)
+    os.replace(previous, last)
+    return state
+
+
+def _sound(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    state = read(path)
+    try:
+        check(state)
+    except Refused:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged, or of another program ({error})") from None
+    return state

@@ -72,6 +72,15 @@ class World:
             [*tensors], [s.view_as(t) for s, t in zip(summed, tensors, strict=True)]
         )
 
+    def mean_(self, means: Sequence[Tensor], sums: Tensor) -> None:
+        """Means over this process's images become means over all, and `sums`, of which the last
+        counts the images, become sums over all."""
+        if means:
+            torch._foreach_mul_([*means], sums[-1])
+        self.add_([*means, sums])
+        if means:
+            torch._foreach_div_([*means], sums[-1])
+
     def follow_(self, model: nn.Module) -> None:
         """The weights and buffers of the first process, on all."""
         if self.size == 1:
@@ -173,6 +182,17 @@ def join(device: torch.device) -> Iterator[World]:
     dist.destroy_process_group()  # after a fault it would wait for those who are gone
 
 
+def local_statistics(model: nn.Module) -> list[Tensor]:
+    """Those of batch norms that see one process's images alone."""
+    return [
+        buffer
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+
+
 def shared(model: nn.Module, schedule: Schedule, attack: Any, world: World) -> nn.Module:
     """`model` made ready to be trained by all processes, with the weights of the first.
 
@@ -200,10 +220,10 @@ def shared(model: nn.Module, schedule: Schedule, attack: Any, world: World) -> n
         raise Refused(f"{wrong} in fp32 or bf16, uncompiled; see schedule.precision and .compile")
     if world.size == 1:
         return model
-    if schedule.batch_size < 2 * schedule.accumulate * world.size:
+    if schedule.batch_size < 2 * schedule.parts * world.size:
         raise Refused(
             f"schedule.batch_size={schedule.batch_size}: leaves less than two images for each of"
-            f" {world.size} processes in each of {schedule.accumulate} parts; start fewer processes"
+            f" {world.size} processes in each of {schedule.parts} parts; start fewer processes"
         )
     world.follow_(model)
     if world.rank:  # else all would draw the same dropout
@@ -217,7 +237,7 @@ def shared(model: nn.Module, schedule: Schedule, attack: Any, world: World) -> n
         log.warning(
             "batch norm sees the images of one process alone, %d of %d: %d processes train other"
             " weights than one would",
-            len(world.rows(schedule.batch_size, schedule.accumulate)[0]),
+            len(world.rows(schedule.batch_size, schedule.parts)[0]),
             schedule.batch_size, world.size,
         )  # fmt: skip
     return model

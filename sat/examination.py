@@ -27,7 +27,6 @@ from sat.journal import facts_of, same_facts
 from sat.precision import float32
 from sat.record import Run, environment
 from sat.tally import Tally
-from sat.untrusted import check_sums
 
 WORST = "worst_case"  # over all attacks of an evaluation, image by image
 # Whose weights a checkpoint's file holds: see `weights_in`.
@@ -108,7 +107,6 @@ class Examination:
         """What a checkpoint is measured with, put into the model; raises Refused where it is not of
         this run."""
         try:
-            check_sums(path)
             state = checkpoint.read(path)
             same_facts(state["facts"], self.facts)
             self.model.load_state_dict(weights := weights_in(state, which))

@@ -98,6 +98,7 @@ def starved(batch: int, accumulate: int) -> Fault:
         parts = 2 * accumulate
         advice = (
             f"schedule.accumulate={parts} keeps the batch of {batch} images and computes"
-            f" {-(-batch // parts)} at a time (a run of its own; double it until it fits)"
+            f" {-(-batch // parts)} at a time (a run of its own; double it until it fits, or write"
+            " schedule.accumulate=auto)"
         )
     return Fault(f"out of memory in an update of {batch} images; {advice}")

@@ -116,4 +116,5 @@ def choose(
         "channels_last": packed if last == "auto" else last,
         "compile": on_gpu and long and not schedule.shard if compiled == "auto" else compiled,
         "threads": 1 if small else THREADS,
+        "accumulate": schedule.parts,
     }

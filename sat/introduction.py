@@ -64,7 +64,9 @@ def training_line(trainer: Trainer) -> str:
     plan, schedule = trainer.plan, trainer.plan.schedule
     off = {"warmup_epochs": 0, "label_smoothing": 0, "ema": 0, "accumulate": 1, "clip": 0}
     extras = "".join(
-        f", {key}={getattr(schedule, key):g}" for key in off if getattr(schedule, key) != off[key]
+        f", {key}={value if isinstance(value, str) else f'{value:g}'}"
+        for key, usual in off.items()
+        if (value := getattr(schedule, key)) != usual
     )
     return (
         f"training: {plan.steps:,} steps of {schedule.batch_size} images,"

@@ -120,7 +120,7 @@ class Journal:
                 f"out of memory in validation; try validation.batch_size={size // 2 or 1}"
             )
             if trainer.updating:
-                fault = starved(schedule.batch_size, schedule.accumulate)
+                fault = starved(schedule.batch_size, trainer.parts)
             self._save_after_fault(trainer)
             raise fault from error
 

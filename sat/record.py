@@ -78,10 +78,10 @@ class Run:
     def rewind(self, lengths: dict[str, int]) -> None:
         """Forgets what was written after a checkpoint, so that no step is recorded twice."""
         for path in self._growing():
-            if lengths.get(path.name, 0):
-                os.truncate(path, lengths[path.name])
-            else:
+            if not (length := lengths.get(path.name, 0)):
                 path.unlink()
+            elif path.stat().st_size > length:  # a shorter one would be filled up with zeros
+                os.truncate(path, length)
 
     def _growing(self) -> list[Path]:
         return [
@@ -137,20 +137,29 @@ class Bystander(Run):
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
-    """`result.json` of a run directory; None where there is none."""
+    """`result.json` of a run directory; None where there is none. Raises Refused for another."""
     path = directory / "result.json"
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
         result = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise Refused(
-            f"{path}: is damaged ({error}); put a copy in its place, or start the run over with"
-            " record.fresh=true"
-        ) from None
+    except RecursionError:
+        raise damaged_result(directory, "it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise damaged_result(directory, getattr(error, "strerror", None) or error) from None
     if not isinstance(result, dict) or "status" not in result:
         raise Refused(f"{path}: is no result of this program; record.fresh=true starts over")
     return result
+
+
+def damaged_result(directory: Path, reason: object) -> Refused:
+    """The refusal of a run's `result.json`."""
+    return Refused(
+        f"{directory / 'result.json'}: is damaged ({reason}); put a copy in its place, or start the"
+        " run over with record.fresh=true"
+    )
 
 
 def weights_file(place: str) -> Path:

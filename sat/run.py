@@ -83,10 +83,11 @@ def taken_over(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[
     """A run of no steps, whose checkpoint holds the weights of a file."""
     from sat import checkpoint
     from sat.journal import Journal, same_facts
+    from sat.resume import facts_in
 
     journal, last = Journal(spec, run, data, world), run.checkpoints / "last.pt"
-    if world.first and last.exists():  # a measurement that was killed
-        same_facts(checkpoint.read(last)["facts"], journal.facts)
+    if world.first and (before := facts_in(last)) is not None:  # of a measurement that was killed
+        same_facts(before, journal.facts)
     state = {"step": 0, "model": model.state_dict(), "facts": journal.facts}
     if world.first:
         checkpoint.save(last, state)
@@ -103,10 +104,13 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
     from sat.hardware import choose, depthwise, multiply_adds
     from sat.introduction import introduction
     from sat.journal import Journal
+    from sat.resume import check_state
     from sat.train import Plan, Trainer, fit
 
-    state = world.told(lambda: newest(run.checkpoints))
+    journal = Journal(spec, run, data, world)
     schedule, device, images = spec.schedule, next(model.parameters()).device, len(data.train)
+    check = lambda state: check_state(state, journal.facts, model, schedule)  # noqa: E731
+    state = world.told(lambda: newest(run.checkpoints, check))
     cost = multiply_adds(model, (data.channels, data.image_size, data.image_size))
     choices = world.told(
         lambda: (
@@ -117,9 +121,8 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
     plan = Plan(schedule, images, spec.seed, choices, spec.validation.every, cost)
     model = shared(model, schedule, spec.attack, world)
     trainer = Trainer(model, spec.attack, spec.objective, plan, world)
-    journal = Journal(spec, run, data, world)
     journal.resume(trainer, state)
-    rows = torch.cat(world.rows(schedule.batch_size, schedule.accumulate))
+    rows = torch.cat(trainer.rows).cpu()
 
     def stream(step: int) -> Any:
         batches = epoch_batches(images, schedule.batch_size, spec.seed, step, plan.steps)
@@ -246,6 +249,16 @@ class Meeting(Callback):
             os.environ[sweep.FOLDER] = str(folder)
 
 
+def refuse_pickles(words: list[str]) -> None:
+    """Hydra would unpickle the file that `--experimental-rerun` names, shortened or not."""
+    for option in (word.split("=", 1)[0] for word in words):
+        if option.startswith("--e") and "--experimental-rerun".startswith(option):
+            raise Refused(
+                f"{option}: would unpickle a file, which can run any code; write the overrides of"
+                " that run instead (they are in its result.json)"
+            )
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def app(cfg: DictConfig) -> float | None:
     console.set_up()
@@ -269,6 +282,7 @@ def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     code = 1
     try:
+        refuse_pickles(sys.argv[1:])
         if processes()[1] > 1 and sys.argv[1:2] in (["-m"], ["--multirun"]):
             raise Refused("-m: is no sweep under torchrun; start torchrun once for each run")
         with sweep.stopping():

@@ -13,14 +13,14 @@ class Schedule:
     """The recipe of the parameter updates.
 
     `learning_rate` is for 256 images and scales with `batch_size`, which counts images per update
-    over all `accumulate` parts. Warm-up takes a fifth of the training at most, so that a quick look
-    is not all warm-up; `one_cycle` rises for 0.3 of it instead. `milestones` are fractions of the
-    training. Weight decay falls on weights alone, not on batch norm, biases or activation
-    parameters. `ema` is the decay a step of the weights' average, from the first step on:
-    1 / (1 - ema) steps should be few beside the run's. `ema` and `clip` (L2 norm of the gradient)
-    are off at 0. `sync_batch_norm` is for several processes, see `sat.distributed`; None: on GPUs,
-    unless the attack's batch norm is in training mode. `shard` shares out weights and optimiser
-    over the processes, see `sat.sharding`.
+    over all `accumulate` parts; `auto` begins with one and doubles them where memory runs out.
+    Warm-up takes a fifth of the training at most, so that a quick look is not all warm-up;
+    `one_cycle` rises for 0.3 of it instead. `milestones` are fractions of the training. Weight
+    decay falls on weights alone, not on batch norm, biases or activation parameters. `ema` is the
+    decay a step of the weights' average, from the first step on: 1 / (1 - ema) steps should be few
+    beside the run's. `ema` and `clip` (L2 norm of the gradient) are off at 0. `sync_batch_norm` is
+    for several processes, see `sat.distributed`; None: on GPUs, unless the attack's batch norm is
+    in training mode. `shard` shares out weights and optimiser over them, see `sat.sharding`.
     """
 
     epochs: float = 30.0
@@ -33,7 +33,7 @@ class Schedule:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     ema: float = 0.0
-    accumulate: int = 1
+    accumulate: int | Literal["auto"] = 1
     clip: float = 0.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
@@ -43,12 +43,12 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "learning_rate", "accumulate"):
-            if not 0 < getattr(self, key) < math.inf:
+            if not 0 < (self.parts if key == "accumulate" else getattr(self, key)) < math.inf:
                 raise ValueError(f"{key}={getattr(self, key)}: must be finite, above 0")
         for key in ("warmup_epochs", "weight_decay", "clip"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(f"{key}={getattr(self, key)}: must be finite, 0 or above")
-        if self.batch_size < 2 * self.accumulate:
+        if self.batch_size < 2 * self.parts:
             raise ValueError(
                 f"batch_size={self.batch_size}: accumulate={self.accumulate} leaves parts of less"
                 " than the two images that batch norm needs"
@@ -62,6 +62,11 @@ class Schedule:
                 f"milestones={list(self.milestones)}: are fractions of the training, from 0 to 1"
             )
         check_optimizer(self.optimizer)
+
+    @property
+    def parts(self) -> int:
+        """Into how many a batch is split at the start of a training."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
     def steps(self, images: int) -> int:
         """Updates in all, for a training set of so many images."""

@@ -6,12 +6,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from sat.distributed import ALONE, World
+from sat.distributed import ALONE, World, local_statistics
 from sat.draws import Draws, seed_of
 from sat.errors import Diverged
-from sat.faults import REMEDY, Relapse, Skips, not_finite
+from sat.faults import REMEDY, Relapse, Skips, is_out_of_memory, not_finite
 from sat.hardware import DTYPES
 from sat.plan import Plan
 from sat.precision import float32
@@ -32,9 +31,7 @@ class Trainer:
         self.model, self.attack, self.objective, self.plan = model, attack, objective, plan
         self.device = next(model.parameters()).device
         self.world = world
-        self.rows = [
-            rows.to(self.device) for rows in world.rows(schedule.batch_size, schedule.accumulate)
-        ]
+        self._split()
         model.autocast = DTYPES[choices["precision"]]
         model.channels_last = choices["channels_last"]
         if model.channels_last:
@@ -68,14 +65,7 @@ class Trainer:
         self._careful_until = 0
         # Lists, because a walk through the modules costs as much as all of the rest.
         self._parameters, self._moved = [*model.parameters()], [*model.buffers(), self.totals]
-        # a batch norm that sees this process's images alone
-        self._statistics = [
-            buffer
-            for module in model.modules()
-            if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
-            for buffer in (module.running_mean, module.running_var)
-            if buffer is not None
-        ]
+        self._statistics = local_statistics(model)
         self._found = torch.zeros(1, device=self.device)  # above 0: a gradient was not finite
         self._one = torch.ones(1, device=self.device)
         self._held: tuple[list[Tensor], dict[str, Tensor]] | None = None
@@ -103,8 +93,8 @@ class Trainer:
         rate = self.plan.schedule.rate(self.step, self.plan.images)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._held = self._hold() if self.careful else None
-        self._gradients(self.net, self.scaler, x, y)
+        self._held = self._hold() if self.careful or self.splits else None
+        self._fitting_gradients(self.net, self.scaler, x, y)
         if self.careful and self._broken():
             self._again(x, y)
         else:
@@ -114,6 +104,40 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.updating = False
+
+    @property
+    def parts(self) -> int:
+        """Into how many a batch is split; not in the choices of earlier checkpoints."""
+        return self.plan.choices.get("accumulate", self.plan.schedule.parts)
+
+    @property
+    def splits(self) -> bool:
+        """Whether memory that runs out splits batches further; a part has two images at least.
+        Of several processes the others would not know."""
+        schedule, alone = self.plan.schedule, self.world.size == 1
+        return alone and schedule.accumulate == "auto" and schedule.batch_size >= 4 * self.parts
+
+    def _split(self) -> None:
+        rows = self.world.rows(self.plan.schedule.batch_size, self.parts)
+        self.rows = [part.to(self.device) for part in rows]
+
+    def _fitting_gradients(
+        self, net: nn.Module, scaler: torch.amp.GradScaler, x: Tensor, y: Tensor
+    ) -> None:
+        """The gradients, in twice as many parts from here on where memory runs out and may."""
+        while True:
+            try:
+                return self._gradients(net, scaler, x, y)
+            except (RuntimeError, MemoryError) as error:
+                if not (self.splits and is_out_of_memory(error)):
+                    raise
+            self._put_back()
+            self.plan.choices["accumulate"] = 2 * self.parts
+            self._split()
+            said = f"step {self.step}: out of memory; batches come in {self.parts} parts from here"
+            self.skips.news.append(f"{said} on (schedule.accumulate=auto)")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _gradients(self, net: nn.Module, scaler: torch.amp.GradScaler, x: Tensor, y: Tensor):
         """Attacks, and leaves the gradients of the batch's mean loss; notes what is not finite."""
@@ -131,7 +155,7 @@ class Trainer:
                 loss = self._loss(net, x[part], x_adv, y[part])
                 scaler.scale(loss * (len(rows) / images)).backward()
         gradients = self._own([p.grad for p in self._parameters if p.grad is not None])
-        self._join(gradients, len(x))
+        self._join(gradients)
         self.totals += self._sums
         scaler.unscale_(self.optimizer)
         self._check(gradients)
@@ -147,21 +171,15 @@ class Trainer:
         rest = torch.cat(self.rows)[:images].tensor_split(len(self.rows))
         return [rows for rows in rest if len(rows)]
 
-    def _join(self, gradients: list[Tensor], images: int) -> None:
-        """Makes means over the batch of means over this process's `images`."""
+    def _join(self, gradients: list[Tensor]) -> None:
+        """Makes means over the batch of means over this process's images."""
         if self.world.size == 1:
             return
         if self.sharding:  # FSDP has added them up, and each process looks at its own
             self._check(gradients)
             self.world.add_([self._found])
-            means = self._statistics
-        else:
-            means = [*gradients, *self._statistics]
-        if means:
-            torch._foreach_mul_(means, images)
-        self.world.add_([*means, self._sums])
-        if means:
-            torch._foreach_div_(means, self._sums[2])
+        means = self._statistics if self.sharding else [*gradients, *self._statistics]
+        self.world.mean_(means, self._sums)
         if self.sharding:  # times 1, unless an image was left out
             torch._foreach_mul_(gradients, self.plan.schedule.batch_size / self._sums[2])
 
@@ -203,21 +221,22 @@ class Trainer:
         self._set_generators(generators)
         for now, before in zip(self._moved, held, strict=True):
             now.copy_(before)
-        self._found.zero_()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _again(self, x: Tensor, y: Tensor) -> None:
         """A broken step, once more in float32 where that is more; else left out."""
         what = self._what()
         self._put_back()
+        self._found.zero_()
         if self.model.autocast is not None:
             with float32(self.model):  # the plain model: a compiled one would be compiled anew
-                self._gradients(self.model, self.unscaled, x, y)
+                self._fitting_gradients(self.model, self.unscaled, x, y)
             if not self._broken():
                 self._apply(self.unscaled)
                 return self.skips.repeat(self.step, what)
             what = self._what()
             self._put_back()
+            self._found.zero_()
         self.skips.skip(self.step, what, x, y)
 
     def _what(self) -> str:
@@ -247,6 +266,7 @@ class Trainer:
             self.load(copy.deepcopy(self._sound))
         elif self.updating and self._held is not None and not self._applying:
             self._put_back()
+            self._found.zero_()
         elif self.updating:
             return False
         self.updating = False

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sat.errors import Refused
-from sat.record import read_result
+from sat.record import damaged_result, read_result
 
 LARGEST = 2**20  # bytes of a config; they have about 2,000
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
@@ -62,6 +62,8 @@ def read_sections(path: Path, sections: list[str]) -> dict[str, Any]:
 def check_sums(path: Path) -> None:
     """Raises ValueError where a part of an archive is not what was written, by its checksum: torch
     reads weights with a changed bit as other weights. A second a gigabyte."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -76,24 +78,12 @@ def check_sums(path: Path) -> None:
 def read_whole_result(directory: Path) -> dict[str, Any] | None:
     """`result.json`, of which every value that the program uses is of its kind; None where there is
     none. Raises Refused for another."""
-    path = directory / "result.json"
-    try:
-        result = read_result(directory)
-    except RecursionError:
-        wrong: str | None = "it is nested too deeply"
-    except (IsADirectoryError, PermissionError) as error:
-        wrong = str(error.strerror)
-    else:
-        if result is None:
-            return None
-        failed = result["status"] == "failed"
-        wrong = misfit(result, {"error": str} if failed else RESULT, "")
-        if wrong is None:
-            return result
-    raise Refused(
-        f"{path}: is damaged ({wrong}); put a copy in its place, or start the run over with"
-        " record.fresh=true"
-    )
+    if (result := read_result(directory)) is None:
+        return None
+    failed = result["status"] == "failed"
+    if wrong := misfit(result, {"error": str} if failed else RESULT, ""):
+        raise damaged_result(directory, wrong)
+    return result
 
 
 def misfit(value: Any, kind: Any, place: str) -> str | None:
@@ -134,7 +124,7 @@ def _is(value: Any, kind: Any) -> bool:
     if kind == "threads":
         return _is(value, int) and 1 <= value <= 4096
     if isinstance(value, bool) or not isinstance(value, kind):
-        return False
+        return kind is bool and isinstance(value, bool)
     return not isinstance(value, int | float) or (abs(value) < 2**53 and math.isfinite(value))
 
 

@@ -104,7 +104,7 @@ def forecast(spec: Spec, told: Told) -> None:
     told.state, step = standing(spec)
     sizes = sizes_of(spec.dataset)
     cost, work = cost_of(spec, sizes), work_of(spec, sizes)
-    part = -(-spec.schedule.batch_size // spec.schedule.accumulate)
+    part = -(-spec.schedule.batch_size // spec.schedule.parts)
     pace, precision, why = paced(spec, sizes, cost)
     more = lambda names: "+" * any(name in work.untold for name in names)  # noqa: E731
     judged, trained = more(spec.evaluation.judges), more(["attack"])

@@ -68,7 +68,7 @@ def tried(spec: Spec, sizes: Sizes, cost: Cost) -> Pace:
     schedule = replace(spec.schedule, epochs=1.0, accumulate=1)
     choices = choose(spec.schedule, device, sizes.train, cost.multiply_adds, cost.depthwise)
     wanted = {
-        "update": -(-spec.schedule.batch_size // spec.schedule.accumulate),
+        "update": -(-spec.schedule.batch_size // spec.schedule.parts),
         "validation": min(spec.validation.batch_size, sizes.held_out),
         "evaluation": min(spec.evaluation.batch_size, spec.evaluation.limit or sizes.test),
     }

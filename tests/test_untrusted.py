@@ -236,6 +236,18 @@ def test_reports_stay_in_their_folder(run, monkeypatch, capfd):
         assert "experiments.txt is damaged" in out and "\x1b" not in out
 
 
+@pytest.mark.parametrize(
+    "option", ["--experimental-rerun", "--experimental-rerun=", "--exp", "--e"]
+)
+def test_hydra_unpickles_nothing(option, sat, tmp_path, monkeypatch):
+    mark = tmp_path / "it ran"
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(Runs(mark)))
+    monkeypatch.chdir(tmp_path)
+    words = [f"{option}config.pickle"] if option[-1] == "=" else [option, "config.pickle"]
+    refused_in_a_line(sat(*words), "can run any code")
+    assert not mark.exists()
+
+
 # images -------------------------------------------------------------------------------------------
 
 

@@ -175,10 +175,11 @@ class StreamSplit:
                 # update too; the loader itself finds a dead worker within 5 s, between two batches
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             yield from parts
-        except (RuntimeError, ConnectionError, EOFError) as fault:  # it may die handing over
-            if isinstance(fault, RuntimeError) and not str(fault).startswith("DataLoader worker"):
+        except (RuntimeError, OSError, EOFError) as fault:  # it may die in the middle of a message
+            told = str(fault).startswith("DataLoader worker")
+            if not workers or isinstance(fault, RuntimeError) and not told:
                 raise
-            reason = str(fault).split(". ")[0]
+            reason = str(fault).split(". ")[0] or "it hung up"
             raise Fault(
                 f"a process that reads images has died ({reason}); often memory or /dev/shm is "
                 f"short: try fewer than dataset.workers={workers}"
