@@ -79,7 +79,9 @@ def trained(world: World, case: str, broken: bool = False) -> Trainer:
     precision = {"auto": "fp32"}.get(schedule.precision, schedule.precision)
     choices = {"precision": precision, "channels_last": False, "compile": case == "compiled"}
     net = Network(normed=case == "batch norm").to(device)
-    net = shared(net, schedule, Watched(20, 2), world)
+    if world.size > 1:
+        net = shared(net, schedule, Watched(20, 2), world)
+    counts.update({"collectives": 0, "in attacks": 0})
     trainer = Trainer(net, Watched(20, 2), Adversarial(), Plan(schedule, IMAGES, 0, choices), world)
     rows = torch.cat(world.rows(BATCH, schedule.accumulate))
     x = torch.rand(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(device)
@@ -113,7 +115,6 @@ def told_by(trainer: Trainer) -> list[dict[str, torch.Tensor]]:
 def compare(world: World) -> dict[str, Any]:
     found = {}
     for case in sys.argv[2:]:
-        counts.update({"collectives": 0, "in attacks": 0})
         together = trained(world, case)
         told = {"collectives": counts["collectives"], "in attacks": counts["in attacks"]}
         alone = trained(ALONE, case)
