@@ -91,8 +91,12 @@ def misfit(value: Any, kind: Any, place: str) -> str | None:
     of each item, [kind, kind] of two, or {key: kind}, where `key?` may be missing and `*`
     is any other key; a tuple holds kinds of which one will do."""
     if isinstance(kind, tuple):
-        wrongs = [misfit(value, each, place) for each in kind]
-        return None if None in wrongs else wrongs[0]
+        wrongs = []
+        for each in kind:
+            if (wrong := misfit(value, each, place)) is None:
+                return None
+            wrongs.append(wrong)
+        return wrongs[0]
     if isinstance(kind, list):
         sound = isinstance(value, list) and len(kind) in (1, len(value))
         items = enumerate(value) if sound else None
@@ -101,9 +105,9 @@ def misfit(value: Any, kind: Any, place: str) -> str | None:
         items = value.items() if isinstance(value, dict) else None
         kinds = kind
     else:
-        return None if _is(value, kind) else f"{place} is {str(value)[:40]!r}"
+        return None if _is(value, kind) else f"{place} is {_shown(value)}"
     if items is None:
-        return f"{place} is {str(value)[:40]!r}"
+        return f"{place} is {_shown(value)}"
     held = dict(items)
     for key, inner in kinds.items():
         name = key.rstrip("?")
@@ -116,6 +120,12 @@ def misfit(value: Any, kind: Any, place: str) -> str | None:
     others = [key for key in held if "*" in kinds and not {key, f"{key}?"} & kinds.keys()]
     places = ((held[key], kinds["*"], f"{place}.{key}".lstrip(".")) for key in others)
     return next(filter(None, (misfit(*each) for each in places)), None)
+
+
+def _shown(value: Any) -> str:
+    """A plain value, cut; of others the type: to write out a tensor takes long."""
+    plain = value is None or isinstance(value, str | int | float)
+    return repr(str(value)[:40]) if plain else f"a {type(value).__name__}"
 
 
 def _is(value: Any, kind: Any) -> bool:

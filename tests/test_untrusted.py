@@ -184,10 +184,10 @@ def test_yaml_is_data_and_can_not_unfold(tmp_path):
     }  # fmt: skip
     for name, text in texts.items():
         (path := tmp_path / name).write_text(text)
-        begun = time.monotonic()
+        begun = time.process_time()
         with pytest.raises(Refused, match=str(path)) as refusal:
             untrusted.read_yaml(path)
-        assert time.monotonic() - begun < 5 and len(str(refusal.value)) < 400
+        assert time.process_time() - begun < 5 and len(str(refusal.value)) < 400
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(Refused, match="pipe"):
         untrusted.read_yaml(tmp_path / "pipe")
@@ -305,9 +305,9 @@ def test_rings_and_ladders_of_links_are_walked_once(folder):
         for side in "lr":
             (top / f"b/{step}/{side}").symlink_to(top / f"b/{step + 1}")
     (top / "b/nowhere.png").symlink_to(top / "none")
-    begun = time.monotonic()
+    begun = time.process_time()
     files = sorted_files(top, ["a", "b"])
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
     assert len(files.labels) == 25
     with pytest.raises(FileNotFoundError):
         files.open(24)
