@@ -174,6 +174,17 @@ def one_experiment(at: Any, sweeping: bool) -> None:
         raise Refused(f"experiment={name}: is one of several; name one experiment a command line")
 
 
+def spec_of(cfg: DictConfig, at: Any, sweeping: bool) -> Spec:
+    """The checked run that a job asks for, or whose results it asks to extend."""
+    one_experiment(at, sweeping)
+    choices = choices_of(at)
+    if cfg.evaluate is None:
+        return config.check({**config.resolve(cfg), "choices": choices})
+    from sat.recall import recalled
+
+    return recalled(cfg, choices, list(at.overrides.task))
+
+
 def attempt(cfg: DictConfig) -> dict[str, Any]:
     """A job: what became of it goes to the screen and to the ledger of the sweep."""
     at = HydraConfig.get()
@@ -188,14 +199,7 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         if sweeping:
             console.label(f"job {number}" if sweep.is_worker() else "")
             log.info("\njob %d: %s", number, " ".join(overrides))
-        one_experiment(at, sweeping)
-        choices = choices_of(at)
-        if cfg.evaluate is None:
-            spec = config.check({**config.resolve(cfg), "choices": choices})
-        else:
-            from sat.recall import recalled
-
-            spec = recalled(cfg, choices, overrides)
+        spec = spec_of(cfg, at, sweeping)
         if (twin := sweep.twin(number, spec.name)) is not None:
             log.warning("job %d is the same run as job %d: %s", number, twin, spec.name)
             spec = spec.asked_again()
