@@ -120,6 +120,8 @@ def newest(folder: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, A
         wrong = error
     try:
         state = _sound(previous, check)
+    except Refused:
+        raise
     except (OSError, ValueError) as error:
         more = "" if isinstance(error, FileNotFoundError) else f", and {previous.name} too"
         raise Refused(f"{wrong}{more}; record.fresh=true starts over") from None

@@ -19,23 +19,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sat.errors import Lost, Refused
+from sat.errors import Fault, Lost, Refused
 from sat.faults import is_out_of_memory
 from sat.launch import local_rank, processes
 from sat.schedule import Schedule
 
 log = logging.getLogger("sat")
 
-# Of the hosts, who wait for the first one's files and figures. A process that dies is noticed at
-# once, since its connections break.
-PATIENCE = timedelta(hours=2)
+# Of the hosts, who wait for files, figures and locks of the first. A process that dies is noticed
+# at once, since its connections break.
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class World:
     """The processes of a run, of which this is number `rank` (from 0) of `size`.
 
-    The first one writes the run's directory. Raises Lost, in any method, where another is gone.
+    The first one writes the run's directory. A method raises Lost where another process is gone.
     """
 
     rank: int = 0
@@ -92,19 +92,21 @@ class World:
                 tensor.copy_(whole)
 
     def told(self, ask: Callable[[], Any]) -> Any:
-        """What `ask` gives the first process, which alone calls it, or what it refuses; on all."""
+        """What `ask` gives the first process, which alone calls it, or its Refused or Fault; on
+        all."""
         if self.size == 1:
             return ask()
         box = [None, None]
         if self.first:
             try:
                 box[0] = ask()
-            except Refused as error:
-                box[1] = str(error)
+            except (Refused, Fault) as error:
+                box[1] = (Refused if isinstance(error, Refused) else Fault, str(error))
         with _together():
             dist.broadcast_object_list(box, 0, group=self.hosts)
         if box[1] is not None:
-            raise Refused(box[1])
+            kind, text = box[1]
+            raise kind(text) if self.first else Refused(text)  # which the first alone tells
         return box[0]
 
     def gathered(self, value: Any) -> list[Any]:
@@ -159,9 +161,10 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise Lost(
-            "another process of this run has ended, and so do all; the same command goes on from"
-            " the last checkpoint"
+            "another process of this run has ended (why stands above, unless it was killed), and so"
+            f" do all; the same command goes on from the last checkpoint [{reason}]"
         ) from error
 
 
@@ -173,11 +176,16 @@ def join(device: torch.device) -> Iterator[World]:
         yield ALONE
         return
     on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(device)
-    with _together():
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
-        hosts = dist.new_group(backend="gloo", timeout=PATIENCE) if on_gpu else dist.group.WORLD
+    try:
+        if on_gpu:  # with NCCL's own patience
+            dist.init_process_group("nccl")
+            hosts = dist.new_group(backend="gloo", timeout=PATIENCE)
+        else:
+            dist.init_process_group("gloo", timeout=PATIENCE)
+            hosts = dist.group.WORLD
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise Fault(f"process {rank} can't meet the {size - 1} others ({reason})") from error
     yield World(rank, size, hosts)
     dist.destroy_process_group()  # after a fault it would wait for those who are gone
 
@@ -193,51 +201,68 @@ def local_statistics(model: nn.Module) -> list[Tensor]:
     ]
 
 
-def shared(model: nn.Module, schedule: Schedule, attack: Any, world: World) -> nn.Module:
-    """`model` made ready to be trained by all processes, with the weights of the first.
-
-    Batch norm becomes one over all processes on a GPU, where nothing speaks against it. Raises
-    Refused where `schedule.sync_batch_norm` asks for what can't be, or a process has no images.
-    """
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    trained = getattr(attack, "batch_norm", "eval") == "train"
+def check(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool, size: int) -> None:
+    """Raises Refused, naming the key, for what `size` processes can't do."""
     if schedule.sync_batch_norm and not on_gpu:
         raise Refused(
             "schedule.sync_batch_norm=true: torch has none for a CPU; write null, or take a network"
             " without batch norm"
         )
-    if schedule.sync_batch_norm and trained:
+    if schedule.sync_batch_norm and _normed_by_attack(attack):
         raise Refused(
             "schedule.sync_batch_norm=true: with attack.batch_norm=train each step of the attack"
             " would wait for all processes; write attack.batch_norm=eval"
         )
-    if schedule.shard and (
-        world.size == 1 or schedule.precision == "fp16" or schedule.compile is True
-    ):
-        wrong = "schedule.shard=true: shares out the weights over processes"
-        if world.size == 1:
-            raise Refused(f"{wrong}, and there is one; start them with torchrun")
-        raise Refused(f"{wrong} in fp32 or bf16, uncompiled; see schedule.precision and .compile")
-    if world.size == 1:
-        return model
-    if schedule.batch_size < 2 * schedule.parts * world.size:
+    if schedule.shard and size == 1:
+        raise Refused(
+            "schedule.shard=true: shares out the weights over processes, and there is one; start"
+            " them with torchrun"
+        )
+    if schedule.shard and (schedule.precision == "fp16" or schedule.compile is True):
+        raise Refused(
+            "schedule.shard=true: goes with fp32 and bf16, uncompiled; see schedule.precision and"
+            " schedule.compile"
+        )
+    if size == 1:
+        return
+    if schedule.accumulate == "auto":
+        raise Refused(
+            "schedule.accumulate=auto: is for one process, since others would not know of its"
+            " memory; write a number"
+        )
+    if getattr(dataset, "skip_unreadable", False):
+        raise Refused(
+            "dataset.skip_unreadable=true: is for one process; repair the images, or remove them"
+        )
+    if schedule.batch_size < 2 * schedule.parts * size:
         raise Refused(
             f"schedule.batch_size={schedule.batch_size}: leaves less than two images for each of"
-            f" {world.size} processes in each of {schedule.parts} parts; start fewer processes"
+            f" {size} processes in each of {schedule.parts} parts; start fewer processes"
         )
+
+
+def _normed_by_attack(attack: Any) -> bool:
+    return getattr(attack, "batch_norm", "eval") == "train"
+
+
+def shared(model: nn.Module, schedule: Schedule, attack: Any, world: World) -> nn.Module:
+    """`model` made ready to be trained by all processes, with the weights of the first. Batch norm
+    becomes one over all processes on a GPU, where nothing speaks against it."""
+    if world.size == 1:
+        return model
     world.follow_(model)
     if world.rank:  # else all would draw the same dropout
         torch.manual_seed(torch.initial_seed() + world.rank)
-    from timm.layers import convert_sync_batchnorm  # timm takes seconds to import
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return model
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    if on_gpu and not _normed_by_attack(attack) and schedule.sync_batch_norm is not False:
+        from timm.layers import convert_sync_batchnorm  # timm takes seconds to import
 
-    normed = any(isinstance(module, _BatchNorm) for module in model.modules())
-    if normed and on_gpu and not trained and schedule.sync_batch_norm is not False:
         return convert_sync_batchnorm(model)
-    if normed:
-        log.warning(
-            "batch norm sees the images of one process alone, %d of %d: %d processes train other"
-            " weights than one would",
-            len(world.rows(schedule.batch_size, schedule.parts)[0]),
-            schedule.batch_size, world.size,
-        )  # fmt: skip
+    log.warning(
+        "batch norm sees the images of one process alone, %d of %d: %d processes train other"
+        " weights than one would",
+        len(world.rows(schedule.batch_size, schedule.parts)[0]), schedule.batch_size, world.size,
+    )  # fmt: skip
     return model

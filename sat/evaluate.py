@@ -149,7 +149,8 @@ def share(world: World, judge: Judge) -> slice:
 
 
 def joined(world: World, tally: Tally, own: slice) -> Tally:
-    """A measurement of several processes, each with its `own` places decided in its `tally`."""
+    """A measurement of several processes, each with its `own` places decided in its `tally`; their
+    seconds add up."""
     parts = world.gathered((own, tally.fell[own], tally.passed[own], tally.seconds))
     for places, fell, passed, _ in parts:
         tally.fell[places], tally.passed[places] = fell, passed

@@ -104,12 +104,13 @@ class Shelf:
 
     def _partials(self, name: str, settings: Mapping[str, Any], weights: str) -> list[Path]:
         first = self._place(name, settings, weights, process=0)
-        return sorted(first.parent.glob(first.name.replace("-0.npz", "-*.npz")))
+        return sorted(first.parent.glob(f"{first.stem}*.npz"), key=lambda path: len(path.name))
 
     def _place(self, name: str, settings: Mapping[str, Any], weights: str, process: int) -> Path:
         text = json.dumps([deciding(settings), weights, self.images], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return self.folder / "partial" / f"{name}-{digest}-{process}.npz"
+        of = f".{process}" * (process > 0)
+        return self.folder / "partial" / f"{name}-{digest}{of}.npz"
 
     def _tally(self, path: Path, found: Mapping[str, Any], rows: np.ndarray) -> Tally:
         """The tally in a file, of its images `rows`; flags of earlier versions, without `fell`, are

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from sat.launch import processes
+from sat.launch import local_size, processes
 from sat.schedule import Schedule
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,9 +25,10 @@ def find_device(asked: str, seat: int = 0) -> torch.device:
     if asked == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     if asked == "auto" or shared and asked == "cuda":
-        if shared and seat >= (count := torch.cuda.device_count()):
+        if shared and local_size() > (count := torch.cuda.device_count()):
             raise ValueError(
-                f"={asked}: {count} GPU here for more processes; torchrun --nproc-per-node={count}"
+                f"={asked}: {count} GPU here for {local_size()} processes; torchrun"
+                f" --nproc-per-node={count}"
             )
         return torch.device("cuda", seat % torch.cuda.device_count())
     try:
@@ -114,7 +115,7 @@ def choose(
     return {
         "precision": precision,
         "channels_last": packed if last == "auto" else last,
-        "compile": on_gpu and long and not schedule.shard if compiled == "auto" else compiled,
+        "compile": on_gpu and long and processes()[1] == 1 if compiled == "auto" else compiled,
         "threads": 1 if small else THREADS,
         "accumulate": schedule.parts,
     }

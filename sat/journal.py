@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sat import checkpoint
@@ -19,9 +20,9 @@ from sat.dashboard import Dashboard
 from sat.data import Data, chunks
 from sat.data.choice import split_part
 from sat.diagnostics import Alarm, Overfitting, Probe
-from sat.distributed import ALONE, Lost, World
+from sat.distributed import ALONE, World
 from sat.draws import seed_of
-from sat.errors import SIGNALS, Diverged, Fault, Refused, Stopped
+from sat.errors import SIGNALS, Diverged, Fault, Lost, Refused, Stopped
 from sat.evaluate import joined, measure, share
 from sat.faults import Relapse, is_out_of_memory, starved
 from sat.hardware import THREADS
@@ -58,7 +59,7 @@ class Journal:
         """Puts the trainer where the checkpoint stood, and forgets all that came later."""
         if state is not None:
             same_facts(state["facts"], self.facts)
-            trainer.load(state)
+            trainer.load({**state, **self._generators(trainer, state)})
             self.best = state["best"]
             if "overfitting" in state:  # not in checkpoints of before
                 self.overfitting.load(state["overfitting"])
@@ -67,6 +68,16 @@ class Journal:
             self.seconds, self.training_seconds = state["seconds"]
             log.info("resumed at step %d of %d", trainer.step, trainer.plan.steps)
         self.run.rewind(state["lengths"] if state else {})
+
+    def _generators(self, trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
+        """Those of this process; of another number of processes the first one's are taken on."""
+        kept = state.get("processes", [state])
+        if len(kept) == self.world.size:
+            return kept[self.world.rank]
+        if not self.world.first:
+            key = seed_of(self.spec.seed, "process", self.world.rank, state["step"])
+            torch.manual_seed(key)
+        return {} if self.world.first else trainer.generators()
 
     @contextmanager
     def open(self, trainer: Trainer, introduction: str) -> Iterator[None]:
@@ -139,12 +150,12 @@ class Journal:
             return
         name = f"step-{batch['step']}" + f"-process-{self.world.rank}" * (self.world.size > 1)
         path = self.run.directory / "faults" / f"{name}.pt"
-        checkpoint.save(path, batch)
-        log.warning("the batch of step %d is kept in %s", batch["step"], path)
         last = self.run.checkpoints / "last.pt"
         if self.world.told(lambda: not last.exists()):
             with suppress(Diverged, Relapse):
                 self.save(trainer)
+        checkpoint.save(path, batch)
+        log.warning("the batch of step %d is kept in %s", batch["step"], path)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked_to_stop:
@@ -265,6 +276,7 @@ class Journal:
             "lengths": self.run.lengths(),
         }
         self.run.save_last(state)
+        self.world.most(0)  # others wait here for a slow disk, and not in a GPU's collective
         self.saved = self.ticked = time.monotonic()
         self.saved_step = trainer.step
 

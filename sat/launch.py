@@ -10,6 +10,11 @@ def processes() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def local_size() -> int:
+    """How many of them this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def local_rank() -> int:
     """This process's place among those of its machine."""
     return int(os.environ.get("LOCAL_RANK", 0))

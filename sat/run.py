@@ -61,8 +61,11 @@ def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
     from sat import weights
     from sat.data import first_images
     from sat.diagnostics import preflight, warn_of_threat_models
+    from sat.distributed import check
     from sat.schedule import build_optimizer
 
+    if spec.evaluate is None:
+        check(spec.schedule, spec.attack, spec.dataset, device.type == "cuda", world.size)
     with refusing("dataset."), world.in_turn():
         data = spec.dataset(device, spec.seed)
     with refusing("model."):
@@ -101,7 +104,7 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
     from sat.checkpoint import newest
     from sat.data import epoch_batches
     from sat.distributed import shared
-    from sat.hardware import choose, depthwise, multiply_adds
+    from sat.hardware import THREADS, choose, depthwise, multiply_adds
     from sat.introduction import introduction
     from sat.journal import Journal
     from sat.resume import check_state
@@ -117,6 +120,8 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
             state["choices"] if state else choose(schedule, device, images, cost, depthwise(model))
         )
     )
+    if state and len(state.get("processes", [state])) != world.size:
+        choices = {**choices, "threads": THREADS}  # these have another share of the cores
     torch.set_num_threads(choices["threads"])
     plan = Plan(schedule, images, spec.seed, choices, spec.validation.every, cost)
     model = shared(model, schedule, spec.attack, world)

@@ -49,7 +49,7 @@ class Trainer:
             for shared in [model, *([self.average.module] if self.average else [])]:
                 sharding.shard_(shared)
         # Frozen for the attack and not frozen for the update are two graphs of one compiled model.
-        self.net = torch.compile(model) if choices["compile"] else model
+        self.net = torch.compile(model) if choices["compile"] and not self.sharding else model
         self.phased = phased(model)
         self.optimizer = build_optimizer(model, schedule)
         half = choices["precision"] == "fp16"
@@ -180,8 +180,6 @@ class Trainer:
             self.world.add_([self._found])
         means = self._statistics if self.sharding else [*gradients, *self._statistics]
         self.world.mean_(means, self._sums)
-        if self.sharding:  # times 1, unless an image was left out
-            torch._foreach_mul_(gradients, self.plan.schedule.batch_size / self._sums[2])
 
     def _loss(self, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         smoothing = self.plan.schedule.label_smoothing
@@ -344,7 +342,7 @@ class Trainer:
             optimizer = self.sharding.share_out_optimizer(optimizer, self.optimizer)
         self.optimizer.load_state_dict(optimizer)
         self.scaler.load_state_dict(state["scaler"])
-        self._set_generators(self._own_generators(state))
+        self._set_generators(state)
 
     def _load(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
         if self.sharding:
@@ -355,16 +353,6 @@ class Trainer:
     def _own(self, tensors: list[Tensor]) -> list[Tensor]:
         """What this process holds of tensors that may be shared out."""
         return self.sharding.own(tensors) if self.sharding else tensors
-
-    def _own_generators(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        """Those of this process; of another number of processes the first one's are taken on."""
-        kept = state.get("processes", [state])
-        if len(kept) == self.world.size:
-            return kept[self.world.rank]
-        if self.world.first:
-            return state
-        torch.manual_seed(seed_of(self.plan.seed, "process", self.world.rank, self.step))
-        return self.generators()
 
 
 class Watcher(Protocol):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor.debug import CommDebugMode
 
 from sat.attacks import PGD
 from sat.attacks.series import judge_of
@@ -16,6 +17,7 @@ from sat.distributed import ALONE, World, join, shared
 from sat.evaluate import joined, measure, share
 from sat.flags import digest_of
 from sat.hardware import find_device
+from sat.launch import local_rank
 from sat.objectives import Adversarial
 from sat.schedule import Schedule
 from sat.tally import Tally
@@ -52,9 +54,9 @@ class Watched(PGD):
     """Notes how many collectives an attack calls."""
 
     def __call__(self, *arguments: Any) -> Any:
-        before = counts["collectives"]
-        x_adv = super().__call__(*arguments)
-        counts["in attacks"] = counts.get("in attacks", 0) + counts["collectives"] - before
+        with CommDebugMode() as told:  # sees those of batch norms and hooks as well
+            x_adv = super().__call__(*arguments)
+        counts["in attacks"] = counts.get("in attacks", 0) + told.get_total_counts()
         return x_adv
 
 
@@ -78,11 +80,12 @@ def trained(world: World, case: str, broken: bool = False) -> Trainer:
     schedule = Schedule(**{"epochs": 1.0, "batch_size": BATCH, **CASES[case]})
     precision = {"auto": "fp32"}.get(schedule.precision, schedule.precision)
     choices = {"precision": precision, "channels_last": False, "compile": case == "compiled"}
+    attack = (PGD if case == "compiled" else Watched)(20, 2)  # dynamo takes no such mode
     net = Network(normed=case == "batch norm").to(device)
     if world.size > 1:
-        net = shared(net, schedule, Watched(20, 2), world)
+        net = shared(net, schedule, attack, world)
     counts.update({"collectives": 0, "in attacks": 0})
-    trainer = Trainer(net, Watched(20, 2), Adversarial(), Plan(schedule, IMAGES, 0, choices), world)
+    trainer = Trainer(net, attack, Adversarial(), Plan(schedule, IMAGES, 0, choices), world)
     rows = torch.cat(world.rows(BATCH, schedule.accumulate))
     x = torch.rand(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(device)
     y = torch.arange(IMAGES).to(device) % 10
@@ -146,23 +149,30 @@ def evaluated(world: World) -> dict[str, Any]:
     judge, tallies = judge_of(PGD(20, 3), 2, 5), []
     for these in (world, ALONE):
         own, tally = share(these, judge), Tally.new(judge.names, 37)
-        batches = ((i, x[i], y[i]) for i in torch.arange(37)[own].split(5))
+        seen = []
+        batches = (
+            (seen.extend(i.tolist()) or i, x[i], y[i]) for i in torch.arange(37)[own].split(5)
+        )
         measure(net, batches, judge, 0, tally.part(own))
         tallies.append(joined(these, tally, own))
-    images = sum(world.gathered(len(torch.arange(37)[world.own])))
+        if these is world:
+            measured = sorted(image for each in world.gathered(seen) for image in each)
     pairs = [(tally.fell, tally.passed) for tally in tallies]
     same = all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
-    return {"same": same, "images": images, "robust": int(tallies[0].robust.sum())}
+    return {"same": same, "images": measured, "robust": int(tallies[0].robust.sum())}
 
 
 if __name__ == "__main__":
     for name in ("all_reduce", "broadcast", "all_gather_object", "broadcast_object_list"):
         counted(name)
-    device = find_device(sys.argv[1])
+    device = find_device(sys.argv[1], local_rank())
     torch.backends.cudnn.allow_tf32 = False
     with join(device) as world:
         answer = {"training": compare(world), "evaluation": evaluated(world)}
         answer["told"] = world.gathered(world.told(lambda: "by the first"))
         answer["most"] = world.most(world.rank, 5 - world.rank)
+        with CommDebugMode() as told:
+            world.add_([torch.ones(2, device=device)])
+        answer["counted"] = told.get_total_counts()
         if world.first:
             json.dump(answer, sys.stdout)

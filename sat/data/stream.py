@@ -22,6 +22,7 @@ from sat.data.images import NUMBERS, PaddedCrop, ResizedCrop
 from sat.data.sets import UnreadableImage
 from sat.draws import Draws
 from sat.errors import Fault
+from sat.launch import local_size
 
 Transform = ResizedCrop | PaddedCrop
 
@@ -219,5 +220,5 @@ class StreamedSet:
         if workers is None:
             has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
             cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-            workers = min(cores, 8)
+            workers = min(max(cores // local_size(), 1), 8)
         return Reading(transform, device, workers, self.skip_unreadable)

@@ -16,6 +16,7 @@ from sat.data.records import Passes, Records, class_names
 from sat.data.sets import Data
 from sat.data.stream import StreamedSet, StreamSplit
 from sat.draws import seed_of
+from sat.launch import processes
 
 PACKAGES = {  # what a reader imports, and what pip calls it
     "hfds": ("datasets", "datasets"),
@@ -174,6 +175,8 @@ class Timm(StreamedSet):
 
     def _check_sequence(self) -> None:
         told = f"{self.name} is read in sequence"
+        if processes()[1] > 1:  # timm would give each a part of its own
+            raise ValueError(f"name={self.name}: is read in sequence, by one process; no torchrun")
         if self.holdout_split is None:
             raise ValueError(f"holdout_split=null: {told}: name a split for the held-out images")
         if self.limit is not None:
