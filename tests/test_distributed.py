@@ -172,6 +172,8 @@ def test_an_update_is_one_collective_and_an_attack_is_none(answer):
     for case, found in answer["training"].items():
         if case not in ("broken", "sharded"):  # there the weights must be gathered
             assert (found["collectives"], found["in attacks"]) == (STEPS, 0), case
+    if sharded := answer["training"].get("sharded"):
+        assert sharded["in attacks"] > 0  # the count can count
 
 
 def test_what_is_not_finite_in_one_process_is_skipped_by_all(answer):
