@@ -302,6 +302,8 @@ def main() -> None:
         code = 2
     except (Fault, RuntimeError) as error:  # of a launcher
         log.error("%s", config.one_line(error))
+    except KeyboardInterrupt:
+        code = 130
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0
     finally:

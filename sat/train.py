@@ -133,7 +133,6 @@ class Trainer:
                     raise
             self._put_back()
             self.plan.choices["accumulate"] = 2 * self.parts
-            self._split()
             said = f"step {self.step}: out of memory; batches come in {self.parts} parts from here"
             self.skips.news.append(f"{said} on (schedule.accumulate=auto)")
             if self.device.type == "cuda":
@@ -166,6 +165,8 @@ class Trainer:
 
     def _parts(self, images: int) -> list[Tensor]:
         """The rows of each accumulation part; `images` are what could be read of all."""
+        if len(self.rows) != self.parts:
+            self._split()
         if images == sum(map(len, self.rows)):
             return self.rows
         rest = torch.cat(self.rows)[:images].tensor_split(len(self.rows))

@@ -176,7 +176,7 @@ WORD = st.one_of(
 def test_any_command_line_is_answered(words, monkeypatch_module):
     import sat.run
 
-    def trains_nothing(spec, overrides):
+    def trains_nothing(spec, overrides, wait):
         yaml.safe_load(spec.yaml())
         place = (Path("outputs") / spec.name).resolve()
         assert place.parent == Path("outputs").resolve(), spec.name
