@@ -8,6 +8,7 @@ save, when to stop, what a file holds) goes through a second group, which asks n
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,11 +162,15 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise Lost(
-            "another process of this run has ended (why stands above, unless it was killed), and so"
-            f" do all; the same command goes on from the last checkpoint [{reason}]"
-        ) from error
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> Lost:
+    reason = " ".join(str(error).split()).split(". This is")[0][:200] or type(error).__name__
+    return Lost(
+        "another process of this run has ended (why stands above, unless it was killed), and so do"
+        f" all; the same command goes on from the last checkpoint [{reason}]"
+    )
 
 
 @contextmanager
@@ -186,7 +191,12 @@ def join(device: torch.device) -> Iterator[World]:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise Fault(f"process {rank} can't meet the {size - 1} others ({reason})") from error
-    yield World(rank, size, hosts)
+    try:
+        yield World(rank, size, hosts)
+    except RuntimeError as error:  # of a collective inside the network
+        if isinstance(error, dist.DistError) or re.search("gloo|NCCL", str(error)):
+            raise _lost(error) from error
+        raise
     dist.destroy_process_group()  # after a fault it would wait for those who are gone
 
 
