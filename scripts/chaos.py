@@ -29,6 +29,7 @@ TINY = [
 TIMES = {"seconds", "wall_seconds", "images_per_second", "train/images_per_second"}
 TIMES |= {"environment", "overrides"}
 PATIENCE = 1800.0  # seconds until a sweep that does not end is given up
+ORPHANS = 400.0  # seconds; a worker that has lost its command line ends its run, and 300 s later
 
 
 class Sweep:
@@ -168,7 +169,11 @@ def differences(torn: Sweep, whole: Path, runs: int) -> list[str]:
         if outcome(run) != outcome(whole / run.name):
             found.append(f"{run.name}: differs from the run in peace")
         found += [f"{path}: is left over" for path in run.rglob("*.tmp")]
-    left = [process for process in torn.workers if alive(process)]
+    until = time.monotonic() + ORPHANS
+    while (left := [process for process in torn.workers if alive(process)]) and (
+        time.monotonic() < until
+    ):
+        time.sleep(0.1)
     return found + [f"process {process} still lives" for process in left]
 
 
