@@ -274,6 +274,7 @@ def app(cfg: DictConfig) -> float | None:
     if sweep.is_worker():  # a process that begins here
         for number in SIGNALS:
             signal.signal(number, leave)
+        sweep.follow_the_command_line()
     return attempt(cfg).get("score")
 
 

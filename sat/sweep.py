@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -55,6 +56,22 @@ def has_ended(job: dict[str, Any]) -> bool:
 def is_worker() -> bool:
     """Whether this process runs jobs beside others, of which all share one screen."""
     return multiprocessing.current_process().name != "MainProcess"
+
+
+@cache
+def follow_the_command_line() -> None:
+    """Ends this worker process when its command line is gone, after a checkpoint: idle, it may wait
+    for ever for a job that nobody can send."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SAVING)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # before a job -------------------------------------------------------------------------------------

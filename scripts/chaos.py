@@ -29,7 +29,7 @@ TINY = [
 TIMES = {"seconds", "wall_seconds", "images_per_second", "train/images_per_second"}
 TIMES |= {"environment", "overrides"}
 PATIENCE = 1800.0  # seconds until a sweep that does not end is given up
-ORPHANS = 400.0  # seconds; a worker that has lost its command line ends its run, and 300 s later
+ORPHANS = 120.0  # seconds; who has lost its command line writes a checkpoint and ends
 
 
 class Sweep:
