@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sat import config, console, sweep
 from sat.config import CONF, Spec
 from sat.errors import SIGNALS, Busy, Diverged, Fault, Lost, Refused, Stopped, refusing
-from sat.launch import local_rank, processes
+from sat.launch import end, local_rank, processes
 
 log = logging.getLogger("sat")
 
@@ -312,7 +312,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     if code and processes()[0]:
         time.sleep(10)  # torchrun ends all with the first that fails: let that be who tells why
-    sys.exit(code)
+    end(code)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from sat.distributed import ALONE, World, join, shared
 from sat.evaluate import joined, measure, share
 from sat.flags import digest_of
 from sat.hardware import find_device
-from sat.launch import local_rank
+from sat.launch import end, local_rank
 from sat.objectives import Adversarial
 from sat.schedule import Schedule
 from sat.tally import Tally
@@ -186,3 +186,4 @@ if __name__ == "__main__":
         answer["counted"] = told.count
         if world.first:
             json.dump(answer, sys.stdout)
+    end(0)

@@ -134,6 +134,25 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
         hardware.find_device("auto", 1)
 
 
+def test_one_of_several_ends_without_taking_python_apart():
+    """Else gloo's threads abort a process now and then, and torchrun a run that is done."""
+    program = """
+import atexit
+from sat.launch import end
+class Held:
+    def __del__(self): print("taken apart")
+held = Held()
+atexit.register(print, "at exit")
+print("told", end=" ")
+end(3)
+"""
+    several = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x"}
+    for more, out in ((several, "told at exit"), ({}, "told at exit\ntaken apart")):
+        words = [sys.executable, "-c", program]
+        done = subprocess.run(words, env=ENVIRONMENT | more, capture_output=True, text=True)
+        assert (done.returncode, done.stdout.strip(), done.stderr) == (3, out, "")
+
+
 # --- processes -----------------------------------------------------------------------------------
 
 
