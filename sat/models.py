@@ -172,7 +172,9 @@ class EfficientNet:
     """EfficientNet (Tan and Le, 2019) b0 .. b7, and l1 (width 3.9, depth 3.7) of the paper.
 
     As published: batch-norm momentum 0.9 (torch counts it as 0.1), epsilon 1e-5, stochastic depth
-    up to 0.2, and the variant's own dropout unless `dropout` is given.
+    up to 0.2, and the variant's own dropout unless `dropout` is given. The first weights of the
+    classifier are those of ImageNet's 1,000 classes for fewer as well: timm's grow as the classes
+    become fewer, and ten classes would start at a loss of 5.6, where chance is 2.3.
     """
 
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "l1"] = "b0"
@@ -198,6 +200,8 @@ class EfficientNet:
             drop_path_rate=0.2,
             pretrained_cfg={"architecture": f"efficientnet_{self.variant}"},
         )
+        with torch.no_grad():
+            net.classifier.weight.mul_(min(1.0, classes / 1000) ** 0.5)
         return fit_stem(net, self.stem, image_size)
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import importlib
+import math
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,16 @@ def test_efficientnet_variants_have_their_dropout(variant):
     if variant == "l1":  # width 3.9 of 32 channels, depth 3.7 of 16 blocks, each stage rounded up
         assert net.conv_stem.out_channels == 128
         assert sum(len(stage) for stage in net.blocks) == 4 + 8 + 8 + 12 + 12 + 15 + 4
+
+
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+def test_efficientnet_starts_at_chance_for_few_classes(classes):
+    torch.manual_seed(0)
+    net = EfficientNet("b0", dropout=0.0)(3, classes, 32)
+    loss = F.cross_entropy(net(torch.rand(16, 3, 32, 32)), torch.arange(16) % 10)
+    assert abs(loss.item() - math.log(classes)) < 0.5
+    largest = net.classifier.weight.abs().max().item()
+    assert 0.9 < largest * 1000**0.5 <= 1  # timm's, of ImageNet's classes
 
 
 def test_efficientnet_dropout_can_be_given():
