@@ -171,10 +171,11 @@ def _stop_workers(number: int) -> None:
 def _workers() -> list[int]:
     """The living processes that run a job beside the command line."""
     found = [job["worker"] for job in jobs() if job["worker"] and job["message"] == RUNNING]
-    return [worker for worker in found if _alive(worker)]
+    return [worker for worker in found if is_alive(worker)]
 
 
-def _alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine has not ended."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

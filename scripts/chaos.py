@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sat.record import is_running
+from sat.sweep import is_alive
 
 # About a second of training each, so that most kills find one.
 TINY = [
@@ -63,7 +64,7 @@ class Sweep:
             if (run / "metrics.jsonl").exists() and not (run / "result.json").exists():
                 found += [int(number) for number in re.findall(r"process (\d+)", lock.read_text())]
         self.workers.update(found)
-        return [process for process in found if alive(process)]
+        return [process for process in found if is_alive(process)]
 
     def look(self) -> None:
         """Keeps what each finished run was when it was first seen finished."""
@@ -116,14 +117,6 @@ class Sweep:
         return process.wait()
 
 
-def alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def content(run: Path) -> dict[Path, tuple[int, bytes]]:
     files = [path for path in run.rglob("*") if path.is_file()]
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
@@ -170,7 +163,7 @@ def differences(torn: Sweep, whole: Path, runs: int) -> list[str]:
             found.append(f"{run.name}: differs from the run in peace")
         found += [f"{path}: is left over" for path in run.rglob("*.tmp")]
     until = time.monotonic() + ORPHANS
-    while (left := [process for process in torn.workers if alive(process)]) and (
+    while (left := [process for process in torn.workers if is_alive(process)]) and (
         time.monotonic() < until
     ):
         time.sleep(0.1)

@@ -187,7 +187,7 @@ def test_a_sweep_that_is_stopped_saves_every_job(tmp_path):
         last = torch.load(run / "checkpoints/last.pt", weights_only=True)["step"]
         assert last >= metrics(run)[-1]["step"] > 0
         assert "stopped by SIGTERM" in (run / "log.txt").read_text()
-        assert not sweep._alive(holder(run))
+        assert not sweep.is_alive(holder(run))
     for job in (0, 1):
         assert f"job {job} | ! stopped by SIGTERM; the same command goes on from here" in err
         assert f"! job {job} (seed={job}): stopped by SIGTERM" in out

@@ -21,6 +21,7 @@ import sat as package
 from sat import config, untrusted
 from sat.data.folders import Files, sorted_files
 from sat.errors import Refused
+from sat.flags import read_file
 
 CHEAP = ["evaluation=clean", "evaluation.limit=60", "evaluation.doubts=0"]
 RUNS: list[Path] = []
@@ -136,6 +137,12 @@ def test_flags_that_unfold_to_more_than_memory_are_refused(run, sat, monkeypatch
     done = sat(f"evaluate={run}", "evaluation.attacks.pgd20.steps=3", "evaluation.limit=60",
                tiny=False, root=run.parent)  # fmt: skip
     refused_in_a_line(done, "last-pgd20.npz", "1 GB")
+
+
+def test_flags_that_are_no_file_are_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "last-pgd20.npz")
+    with pytest.raises(Refused, match=r"last-pgd20.npz: is damaged \(it is no file\)"):
+        read_file(tmp_path / "last-pgd20.npz")
 
 
 @pytest.mark.parametrize("target", [
