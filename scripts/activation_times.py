@@ -1,0 +1,96 @@
+"""What a smooth activation costs inside a network, beside ReLU: whether it is free."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from cases import Case
+from costs import saved_bytes
+from pages import grid
+from stopwatch import Timed, interleaved, on_threads, paired, spread
+from units import size
+
+from sat.attacks.pgd import frozen, input_gradient
+from sat.config import options
+from sat.surrogate import phase
+from sat.train import Trainer
+
+
+def measure_activations(
+    case: Case, rounds: int, progress: Callable[[str], object], compiled: bool
+) -> dict[str, Any]:
+    """For each activation, relative to ReLU in the same round: an attacker's step (a forward and
+    the gradient of the images) and an update's forward and backward. Networks differ in nothing
+    else. `saved` counts what autograd keeps of an update's forward in float32."""
+    names = sorted(options()["activation"], key=lambda name: (name != "relu", name))
+    cases = {name: case.varied(f"activation={name}") for name in names}
+    kinds = [False, True] if compiled else [False]
+    rows: list[dict[str, Any]] = [
+        {"activation": name, "saved": _saved(each)} for name, each in cases.items()
+    ]
+    for kind in kinds:
+        torch.compiler.reset()  # as many networks as these would pass for one recompiled too often
+        calls: dict[tuple[str, str], Timed] = {}
+        for name, each in cases.items():
+            calls |= {(name, what): call for what, call in _calls(each, kind).items()}
+        times = interleaved(calls, case.device, rounds, progress=progress)
+        for row in rows:
+            row["compiled" if kind else "eager"] = {
+                what: {"seconds": spread(times[row["activation"], what]).json(),
+                       "to_relu": paired(lambda own, relu: own / relu,
+                                         times[row["activation"], what], times["relu", what]).json()}
+                for what in ("attack", "update")
+            }  # fmt: skip
+    return {"choices": case.choices, "rows": rows}
+
+
+def _saved(case: Case) -> float:
+    from costs import build
+
+    model = build(case.spec, case.sizes, "meta")
+    return saved_bytes(model, torch.zeros(2, *case.sizes.shape, device="meta")) / 2
+
+
+def _calls(case: Case, compiled: bool) -> dict[str, Timed]:
+    trainer, (x, y) = case.trainer(compile=compiled), case.images()
+    threads = trainer.plan.choices["threads"]
+
+    def update() -> None:
+        trainer.objective(trainer.net, x, x, y)[0].backward()
+        trainer.optimizer.zero_grad(set_to_none=True)
+
+    trainer.model.train()
+    return {
+        "attack": Timed(partial(input_gradient, trainer.net, x, y), partial(_attacking, trainer, threads)),
+        "update": Timed(update, partial(_updating, trainer, threads)),
+    }  # fmt: skip
+
+
+@contextmanager
+def _attacking(trainer: Trainer, threads: int):
+    with on_threads(threads), frozen(trainer.model, "eval"), phase(trainer.phased, "inner"):
+        yield
+
+
+@contextmanager
+def _updating(trainer: Trainer, threads: int):
+    with on_threads(threads), phase(trainer.phased, "outer"):
+        yield
+
+
+def activations_text(found: dict[str, Any]) -> str:
+    """Ratios to ReLU, medians and quartiles."""
+    kinds = [kind for kind in ("eager", "compiled") if kind in found["rows"][0]]
+    relu = found["rows"][0]["saved"]
+    head = ["activation", *(f"{kind}: {what}" for kind in kinds for what in ("attack", "update")),
+            "saved, to ReLU", "saved an image"]  # fmt: skip
+    rows = []
+    for row in found["rows"]:
+        ratios = [row[kind][what]["to_relu"] for kind in kinds for what in ("attack", "update")]
+        told = [f"{r['median']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for r in ratios]
+        rows.append([row["activation"], *told, f"{row['saved'] / relu:.2f}", size(row["saved"])])
+    note = ("Time of the network's attack step (forward, gradient of the images) and update (forward"
+            " and backward), relative to the same network with ReLU.")  # fmt: skip
+    return "\n".join(["## Activations", "", note, "", grid(head, rows)])
