@@ -1,13 +1,13 @@
 """What a smooth activation costs inside a network, beside ReLU: whether it is free."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from cases import Case
-from costs import saved_bytes
+from costs import build, saved_bytes
 from pages import grid
 from stopwatch import Timed, interleaved, on_threads, paired, spread
 from units import size
@@ -37,18 +37,20 @@ def measure_activations(
             calls |= {(name, what): call for what, call in _calls(each, kind).items()}
         times = interleaved(calls, case.device, rounds, progress=progress)
         for row in rows:
-            row["compiled" if kind else "eager"] = {
-                what: {"seconds": spread(times[row["activation"], what]).json(),
-                       "to_relu": paired(lambda own, relu: own / relu,
-                                         times[row["activation"], what], times["relu", what]).json()}
-                for what in ("attack", "update")
-            }  # fmt: skip
+            row["compiled" if kind else "eager"] = _beside_relu(times, row["activation"])
     return {"choices": case.choices, "rows": rows}
 
 
-def _saved(case: Case) -> float:
-    from costs import build
+def _beside_relu(times: dict[tuple[str, str], list[float]], name: str) -> dict[str, Any]:
+    found = {}
+    for what in ("attack", "update"):
+        own, relu = times[name, what], times["relu", what]
+        ratio = paired(lambda mine, other: mine / other, own, relu)
+        found[what] = {"seconds": spread(own).json(), "to_relu": ratio.json()}
+    return found
 
+
+def _saved(case: Case) -> float:
     model = build(case.spec, case.sizes, "meta")
     return saved_bytes(model, torch.zeros(2, *case.sizes.shape, device="meta")) / 2
 
@@ -62,26 +64,27 @@ def _calls(case: Case, compiled: bool) -> dict[str, Timed]:
         trainer.optimizer.zero_grad(set_to_none=True)
 
     trainer.model.train()
+    gradient = partial(input_gradient, trainer.net, x, y)
     return {
-        "attack": Timed(partial(input_gradient, trainer.net, x, y), partial(_attacking, trainer, threads)),
+        "attack": Timed(gradient, partial(_attacking, trainer, threads)),
         "update": Timed(update, partial(_updating, trainer, threads)),
-    }  # fmt: skip
+    }
 
 
 @contextmanager
-def _attacking(trainer: Trainer, threads: int):
+def _attacking(trainer: Trainer, threads: int) -> Iterator[None]:
     with on_threads(threads), frozen(trainer.model, "eval"), phase(trainer.phased, "inner"):
         yield
 
 
 @contextmanager
-def _updating(trainer: Trainer, threads: int):
+def _updating(trainer: Trainer, threads: int) -> Iterator[None]:
     with on_threads(threads), phase(trainer.phased, "outer"):
         yield
 
 
 def activations_text(found: dict[str, Any]) -> str:
-    """Ratios to ReLU, medians and quartiles."""
+    """The table, in Markdown."""
     kinds = [kind for kind in ("eager", "compiled") if kind in found["rows"][0]]
     relu = found["rows"][0]["saved"]
     head = ["activation", *(f"{kind}: {what}" for kind in kinds for what in ("attack", "update")),
@@ -91,6 +94,8 @@ def activations_text(found: dict[str, Any]) -> str:
         ratios = [row[kind][what]["to_relu"] for kind in kinds for what in ("attack", "update")]
         told = [f"{r['median']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for r in ratios]
         rows.append([row["activation"], *told, f"{row['saved'] / relu:.2f}", size(row["saved"])])
-    note = ("Time of the network's attack step (forward, gradient of the images) and update (forward"
-            " and backward), relative to the same network with ReLU.")  # fmt: skip
+    note = (
+        "Time of the network's attack step (forward, gradient of the images) and update (forward,"
+        " backward), relative to the same network with ReLU: medians and quartiles."
+    )
     return "\n".join(["## Activations", "", note, "", grid(head, rows)])

@@ -13,6 +13,7 @@ from sat.config import CONF, Spec, check, one_line, resolve
 from sat.errors import Refused, refusing
 from sat.hardware import choose, find_device
 from sat.models import Classifier
+from sat.recomputation import recompute
 from sat.train import Plan, Trainer
 
 # Labels here mean nothing, and thousands of steps towards them may end in weights that are not
@@ -52,7 +53,11 @@ class Case:
     def model(self) -> Classifier:
         """The network, with the same weights each time."""
         torch.manual_seed(self.spec.seed)
-        return build(self.spec, self.sizes, "cpu").to(self.device)
+        model = build(self.spec, self.sizes, "cpu").to(self.device)
+        if self.spec.schedule.grad_checkpointing:
+            with refusing("schedule."):
+                recompute(model)
+        return model
 
     def images(self, count: int | None = None) -> tuple[Tensor, Tensor]:
         """A batch x [B, C, H, W] in [0, 1] and y [B], on the device, the same each time."""

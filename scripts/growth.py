@@ -39,18 +39,20 @@ def measure_growth(
     case: Case, rounds: int, progress: Callable[[str], object], compiled: bool
 ) -> dict[str, Any]:
     """Seconds of a step over its counted work; see `exponent`."""
-    chosen, calls, cases = variants(case), {}, {}
+    chosen, calls, work = variants(case), {}, {}
     for name, given in chosen.items():
         for value, each, k in given:
             trainer = each.trainer(k, compile=compiled)
             within = partial(on_threads, trainer.plan.choices["threads"])
             calls[name, value] = Timed(partial(trainer.update, *each.images()), within)
-            cases[name, value] = each.flop(k)
+            work[name, value] = each.flop(k)
     times = interleaved(calls, case.device, rounds, progress=progress)
     found = {}
     for name, given in chosen.items():
-        rows = [{"value": value, "flop": cases[name, value],
-                 "seconds": spread(times[name, value]).json()} for value, _, _ in given]  # fmt: skip
+        rows = [
+            {"value": v, "flop": work[name, v], "seconds": spread(times[name, v]).json()}
+            for v, _, _ in given
+        ]
         flop, seconds = zip(*((r["flop"], r["seconds"]["median"]) for r in rows), strict=True)
         linear = seconds[-1] / seconds[0] / (flop[-1] / flop[0])
         found[name] = {"rows": rows, "exponent": exponent(flop, seconds), "to_linear": linear}
@@ -75,6 +77,8 @@ def growth_text(found: dict[str, Any]) -> str:
          f"{each['exponent']:.2f}", f"{each['to_linear']:.2f}"]
         for name, each in found.items()
     ]  # fmt: skip
-    note = ("Time over counted work: exponent 1 is linear; `to linear` is the growth of the time from"
-            " the first value to the last, over that of the work.")  # fmt: skip
-    return "\n".join(["## Growth", "", note.replace("`", '"'), "", grid(head, rows)])
+    note = (
+        "Time over counted work. Exponent 1 is linear; the last column is how much the time grows"
+        " from the first value to the last, over how much the work does."
+    )
+    return "\n".join(["## Growth", "", note, "", grid(head, rows)])

@@ -20,6 +20,7 @@ from units import size
 
 from sat.attacks.pgd import frozen, input_gradient
 from sat.hardware import DTYPES
+from sat.recomputation import recompute
 from sat.surrogate import phase, phased
 
 LARGE = {
@@ -111,7 +112,7 @@ def _counted(
         model = build(case.spec, case.sizes, "cpu")
         model.autocast = DTYPES[precision]
         if checkpointed:
-            model.backbone.set_grad_checkpointing(True)
+            recompute(model)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         x = torch.zeros(count, *case.sizes.shape)
@@ -153,7 +154,9 @@ def memory_text(found: dict[str, Any]) -> str:
         ])  # fmt: skip
     head = ["network", "precision", "checkpointed", "attack, an image", "update, an image", "fixed",
             *(f"batch in {g} GiB" for g in sizes)]  # fmt: skip
-    note = ("Counted on shapes: activations, gradients and intermediates that are alive at once, and"
-            " weights, gradients and optimiser as `fixed`; a kernel's own scratch memory and what an"
-            " allocator wastes come on top.")  # fmt: skip
-    return "\n".join(["## Memory", "", note.replace("`", '"'), "", grid(head, rows)])
+    note = (
+        "Counted on shapes: activations and intermediates that are alive at once; fixed: weights,"
+        " gradients, optimiser and casts. A kernel's own scratch memory and what an allocator"
+        " wastes come on top."
+    )
+    return "\n".join(["## Memory", "", note, "", grid(head, rows)])

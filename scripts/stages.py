@@ -145,7 +145,7 @@ def split(case: Case) -> MemorySplit:
 
 
 def data(case: Case) -> Timed:
-    """A batch of a set in memory. Folders, whose images are decoded by workers, have other costs."""
+    """A batch of a set in memory; that of a folder, decoded by workers, has other costs."""
     images = split(case)
     batches = epoch_batches(len(images), case.batch, 0, 0, 2**40)
     stream = images.stream(batches)

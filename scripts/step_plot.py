@@ -21,11 +21,12 @@ def draw_steps(found: dict[str, Any], about: str, folder: Path) -> list[Path]:
         axes = figure.subplots()
         for number, name in enumerate(dict.fromkeys(row["loop"] for row in rows)):
             mine = [row for row in rows if row["loop"] == name]
-            middle = [1e3 * row["seconds"]["median"] for row in mine]
-            reach = [[m - 1e3 * row["seconds"]["low"] for m, row in zip(middle, mine, strict=True)],
-                     [1e3 * row["seconds"]["high"] - m for m, row in zip(middle, mine, strict=True)]]  # fmt: skip
-            axes.errorbar([row["k"] for row in mine], middle, reach, label=name,
-                          color=INK[number % len(INK)], marker=MARKERS[number % len(MARKERS)])  # fmt: skip
+            middle, low, high = (
+                [1e3 * row["seconds"][key] for row in mine] for key in ("median", "low", "high")
+            )
+            ink, marker = INK[number % len(INK)], MARKERS[number % len(MARKERS)]
+            axes.plot([row["k"] for row in mine], middle, color=ink, marker=marker, label=name)
+            axes.vlines([row["k"] for row in mine], low, high, color=ink)
         rate = found["limit"]["flop_per_second"]
         limit = [1e3 * unit * units(k) / rate for k in steps]
         by = f"limit: 2k + 3 units, {found['limit']['by']} product"

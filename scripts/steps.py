@@ -24,11 +24,10 @@ def measure_steps(
     """Seconds of a step of each loop at each k, and of the matrix products, round by round; and the
     memory of a step at the first k above 0 (or 0)."""
     x, y = case.images()
-    calls = {
-        (loop.name, k): Timed(partial(loop.step, k, x, y), partial(on_threads, loop.choices["threads"]))
-        for loop in loops
-        for k in steps
-    }  # fmt: skip
+    calls = {}
+    for loop in loops:
+        within = partial(on_threads, loop.choices["threads"])
+        calls |= {(loop.name, k): Timed(partial(loop.step, k, x, y), within) for k in steps}
     calls |= {("product", product.name): product.call for product in products}
     times = interleaved(calls, case.device, rounds, progress=progress)
     peaks = {p.name: paired(lambda t, p=p: p.flop / t, times["product", p.name]) for p in products}
@@ -89,22 +88,23 @@ def steps_text(found: dict[str, Any]) -> str:
             f"{row['share_of_peak']['median']:.1%}",
             *(factor(row.get(f"times_{other}")) for other in ("published", "torchattacks")),
         ])  # fmt: skip
-    memory = found["memory"]
+    peaks = "; ".join(
+        "{} {} TFLOP/s ({} to {})".format(
+            name, *(digits(peak[key] / 1e12) for key in ("median", "low", "high"))
+        )
+        for name, peak in found["peak"].items()
+    )
+    memory = [
+        [name, size(used), size(used / found["batch"])]
+        for name, used in found["memory"]["bytes"].items()
+    ]
     return "\n".join([
-        "## Steps",
-        "",
-        "Peak, by a large matrix product: " + "; ".join(
-            f"{name} {digits(peak['median'] / 1e12)} TFLOP/s (quartiles {digits(peak['low'] / 1e12)}"
-            f" to {digits(peak['high'] / 1e12)})" for name, peak in found["peak"].items()
-        ) + f". Shares are of {found['limit']['by']}'s, for 2k + 3 units of work whatever a loop"
-        " computes; ratios are medians of those within a round.",
-        "",
-        grid(head, rows),
-        "",
-        f"Memory of a step at k = {memory['k']} beside weights and optimiser: " + ", ".join(
-            f"{name} {size(used)} ({size(used / found['batch'])} an image)"
-            for name, used in memory["bytes"].items()
-        ) + ".",
+        "## Steps", "",
+        f"Peak, by a large matrix product: {peaks}. Shares are of {found['limit']['by']}'s, for"
+        " 2k + 3 units of work whatever a loop computes; ratios are medians of those of a round.",
+        "", grid(head, rows), "",
+        f"Memory of a step of k = {found['memory']['k']} beside weights and optimiser:", "",
+        grid(["loop", "memory", "an image"], memory),
     ])  # fmt: skip
 
 
