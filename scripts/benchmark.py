@@ -50,7 +50,8 @@ def parts(text: str) -> tuple[str, ...]:
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="benchmark.py", description=__doc__, allow_abbrev=False,
+        prog="benchmark.py", usage="benchmark.py [key=value ...] [options]",
+        description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

@@ -1,5 +1,6 @@
 """The figure of the benchmark: the time of a step over k, against the limit."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def draw_steps(found: dict[str, Any], about: str, folder: Path) -> list[Path]:
         axes.plot(steps, limit, "--", color="black", label=by)
         axes.set(yscale="log", xlabel="attack steps k", ylabel="ms a step (logarithmic)")
         axes.set_xticks(steps)
-        axes.set_title(about, fontsize=9, loc="left", wrap=True)
-        figure.legend(loc="outside right upper")
+        axes.set_title("\n".join(textwrap.wrap(about, 88)), fontsize=9, loc="left")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / "steps.png", folder / "steps.svg"]
         for path in paths:

@@ -58,11 +58,10 @@ def interleaved(
     calls: Mapping[Key, Timed],
     device: torch.device,
     rounds: int,
-    seconds: float = SECONDS,
     progress: Callable[[str], object] = lambda line: None,
 ) -> dict[Key, list[float]]:
     """Seconds of one call of each, for every round; before them each is called once untimed, which
-    compiles it and fills what it keeps. A call is repeated until a block takes `seconds`."""
+    compiles it and fills what it keeps. A call is repeated until a block takes SECONDS."""
     order, draw = [*calls], random.Random(0)
     times: dict[Key, list[float]] = {key: [] for key in calls}
     blocks: dict[Key, int] = {}
@@ -74,7 +73,7 @@ def interleaved(
         for key in order:
             taken = clocked(calls[key], blocks.get(key, 1), device)
             if key not in blocks:
-                blocks[key] = max(1, math.ceil(seconds / max(taken, 1e-9)))
+                blocks[key] = max(1, math.ceil(SECONDS / max(taken, 1e-9)))
                 if blocks[key] > 1:
                     taken = clocked(calls[key], blocks[key], device)
             times[key].append(taken)
