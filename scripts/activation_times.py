@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from cases import Case
+from cases import Case, side_by_side
 from costs import build, saved_bytes
 from pages import grid
 from stopwatch import Timed, interleaved, on_threads, paired, spread
@@ -31,11 +31,11 @@ def measure_activations(
         {"activation": name, "saved": _saved(each)} for name, each in cases.items()
     ]
     for kind in kinds:
-        torch.compiler.reset()  # as many networks as these would pass for one recompiled too often
         calls: dict[tuple[str, str], Timed] = {}
         for name, each in cases.items():
             calls |= {(name, what): call for what, call in _calls(each, kind).items()}
-        times = interleaved(calls, case.device, rounds, progress=progress)
+        with side_by_side(kind):
+            times = interleaved(calls, case.device, rounds, progress=progress)
         for row in rows:
             row["compiled" if kind else "eager"] = _beside_relu(times, row["activation"])
     return {"choices": case.choices, "rows": rows}

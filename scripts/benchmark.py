@@ -132,6 +132,15 @@ def headline(told: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
+def titled(case: Any) -> str:
+    """Of the figure."""
+    from sat.record import environment
+
+    told = environment(case.device)
+    words = " ".join(word for word in case.words if not word.startswith("schedule.batch_size"))
+    return f"{told['device']}, torch {told['torch']}; {words}, batch {case.batch}"
+
+
 def progress(line: str) -> None:
     """On a terminal, what is being done; nothing where the output is kept."""
     if sys.stderr.isatty():
@@ -146,8 +155,7 @@ def steps(case: Any, own: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     loops, notes = loops_of(case, own.compile)
     found = measure_steps(case, loops, products(case.device), own.steps, own.rounds, progress)
-    title = f"{' '.join(case.words)}, batch {case.batch}"
-    figures = draw_steps(found, title, own.out)
+    figures = draw_steps(found, titled(case), own.out)
     return {**found, "notes": notes, "figures": [f.name for f in figures]}, "\n\n".join(
         [steps_text(found), *notes]
     )

@@ -1,6 +1,7 @@
 """What is measured: the network and the schedule of a command line, on images of random pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,6 +88,24 @@ class Case:
 def units(k: int) -> int:
     """Of a PGD-k step: k forwards and input gradients, and an update of three."""
     return 2 * k + 3
+
+
+@contextmanager
+def side_by_side(compiled: bool) -> Iterator[None]:
+    """For many compiled networks of one process: each of them keeps graphs of its own shapes.
+
+    torch counts all of a class as one that is compiled again and again: after eight it would go
+    on eagerly, and after the second shape with graphs for any.
+    """
+    if not compiled:
+        yield
+        return
+    import torch._dynamo  # takes a second to import
+
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=256, automatic_dynamic_shapes=False):
+        yield
+    torch.compiler.reset()
 
 
 def case_of(words: Sequence[str]) -> Case:

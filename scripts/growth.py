@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from cases import Case
+from cases import Case, side_by_side
 from pages import grid
 from steps import digits
 from stopwatch import Timed, interleaved, on_threads, spread
@@ -46,7 +46,8 @@ def measure_growth(
             within = partial(on_threads, trainer.plan.choices["threads"])
             calls[name, value] = Timed(partial(trainer.update, *each.images()), within)
             work[name, value] = each.flop(k)
-    times = interleaved(calls, case.device, rounds, progress=progress)
+    with side_by_side(compiled):
+        times = interleaved(calls, case.device, rounds, progress=progress)
     found = {}
     for name, given in chosen.items():
         rows = [
