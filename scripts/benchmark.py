@@ -61,7 +61,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=positive, help="how often each is timed (7)")
     add("--device", help="auto, cpu, cuda, cuda:1")
     add("--threads", type=positive, help="of a CPU (as many as torch takes)")
-    add("--compile", action="store_true", help="times this program compiled as well")
+    add(
+        "--compile",
+        action="store_true",
+        help="times this program compiled as well;"
+        " a compilation takes up to a minute, of each network",
+    )
     add("--short", action="store_true", help="batch 32, k = 0, 1, 2, three rounds")
     add("--parts", type=parts, default=USUAL, help=f"of {','.join(PARTS)} ({','.join(USUAL)})")
     add("--gib", type=lambda text: numbers(text, float, 0.1), default=(24.0, 80.0, 141.0),
@@ -201,7 +206,7 @@ MEASURE: dict[str, Callable[..., tuple[Any, str]]] = {
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Exit codes: 0, or 2 where the command line is refused."""
+    """Exit codes: 0, 1 where memory runs out, 2 where the command line is refused."""
     own = arguments(given)
     for key, value in (("KINETO_LOG_LEVEL", "99"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
         os.environ.setdefault(key, value)  # the profiler's libraries talk to the screen
@@ -209,6 +214,7 @@ def main(given: Sequence[str] | None = None) -> int:
     from cases import case_of
 
     from sat.errors import Fault, Refused
+    from sat.faults import is_out_of_memory
     from sat.hardware import settle_on
 
     if own.threads:
@@ -232,6 +238,11 @@ def main(given: Sequence[str] | None = None) -> int:
     except (Refused, Fault, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"out of memory at batch {case.batch}; --batch takes fewer images", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -65,7 +65,7 @@ def measure_stages(
     with ExitStack() as stack:
         stack.enter_context(on_threads(trainer.plan.choices["threads"]))
         calls = _attack(case, trainer) | _update(case, trainer)
-        calls |= {"data": data(case), "log": stack.enter_context(logging(case, trainer))}
+        calls |= {"data": cutting(case), "log": stack.enter_context(logged(case, trainer))}
         calls |= {product.name: product.call for product in products}
         times = interleaved(calls, case.device, rounds, progress=progress)
     best = min(products, key=lambda product: min(times[product.name]) / product.flop)
@@ -89,7 +89,8 @@ def measure_stages(
 
 def _attack(case: Case, trainer: Trainer) -> dict[str, Timed]:
     """The attack and its parts; `attack gradient` is a forward and its backward to the images."""
-    (x, y), net, rows = case.images(), trainer.net, trainer.rows[0]
+    (x, y), net = case.images(), trainer.net
+    rows = torch.arange(len(x), device=x.device)
 
     @contextmanager
     def attacking() -> Iterator[None]:
@@ -144,7 +145,7 @@ def split(case: Case) -> MemorySplit:
     return MemorySplit(pixels.to(case.device), labels, crop if isinstance(crop, int) else 0, flip)
 
 
-def data(case: Case) -> Timed:
+def cutting(case: Case) -> Timed:
     """A batch of a set in memory; that of a folder, decoded by workers, has other costs."""
     images = split(case)
     batches = epoch_batches(len(images), case.batch, 0, 0, 2**40)
@@ -153,7 +154,7 @@ def data(case: Case) -> Timed:
 
 
 @contextmanager
-def logging(case: Case, trainer: Trainer) -> Iterator[Timed]:
+def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
     """A line of metrics and the points of the curves, by the journal of a run in a folder of its
     own."""
     from sat.journal import Journal

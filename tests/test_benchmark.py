@@ -432,6 +432,15 @@ def test_bad_arguments_are_answered_in_a_line(benchmark, given, told):
     assert len([line for line in err.splitlines() if not line.startswith("usage:")]) == 1
 
 
+def test_memory_that_runs_out_is_told_in_a_line(benchmark, scripts, monkeypatch):
+    def greedy(*_) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setitem(scripts("benchmark").MEASURE, "growth", greedy)
+    code, out, err = benchmark(*TINY, "--parts", "growth")
+    assert (code, err) == (1, "out of memory at batch 8; --batch takes fewer images\n")
+
+
 def test_a_short_run_is_shorter_unless_it_is_told_otherwise(scripts):
     arguments = scripts("benchmark").arguments
     short, own = arguments(["--short"]), arguments(["--short", "--rounds", "9", "--batch", "64"])
