@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help setup run test check soak report results status clean
+.PHONY: help setup run test check bench soak report results status clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +29,9 @@ test: setup ## run the tests: make test ARGS="-k attack"
 check: setup ## lint and format check (ruff)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+bench: setup ## time training steps against the machine's limit: make bench ARGS="--compile"
+	@$(BIN)/python scripts/benchmark.py --short $(ARGS)
 
 soak: setup ## kill real runs at 54 points and compare with runs left alone: make soak ARGS="--kills 12"
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py $(ARGS)

@@ -17,6 +17,7 @@ START = {"weights": str | None, "mean": list[float] | None, "std": list[float] |
 # What moves no number of a trained model is no part of its identity.
 NOT_IDENTITY = {"dataset.root", "dataset.path", "dataset.workers", "dataset.download"}
 NOT_IDENTITY |= {"dataset.skip_unreadable", "validation.batch_size", "schedule.shard"}
+NOT_IDENTITY |= {"schedule.grad_checkpointing"}
 # Keys that came later: left at null they change no run's identity.
 NULL_IS_ABSENT = {"validation.limit", "schedule.sync_batch_norm"}
 NULL_IS_ABSENT |= {*(f"model.{key}" for key in START)}

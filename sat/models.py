@@ -118,7 +118,7 @@ class CifarResNet:
         blocks = ((self.depth - 2) // 6,) * 3
         widths = _widened((16, 32, 64), self.width)
         net = _resnet(BasicBlock, blocks, widths, channels, classes)
-        net.layer4 = nn.Identity()  # timm's forward calls four stages
+        net.layer4 = nn.Sequential()  # timm's forward calls four stages
         return fit_stem(net, "small", image_size)
 
 
@@ -289,6 +289,7 @@ class Classifier(nn.Module):
 
     autocast: torch.dtype | None = None
     channels_last: bool = False
+    recomputes: bool = False  # see sat.recomputation
     swap: SwapReport | None = None
 
     def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:

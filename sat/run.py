@@ -62,6 +62,7 @@ def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
     from sat.data import first_images
     from sat.diagnostics import preflight, warn_of_threat_models
     from sat.distributed import check
+    from sat.recomputation import recompute
     from sat.schedule import build_optimizer
 
     if spec.evaluate is None:
@@ -74,6 +75,8 @@ def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
         weights.load_evaluated(model, spec, data.image_size)
     with refusing("schedule."):
         build_optimizer(model, spec.schedule)
+        if spec.schedule.grad_checkpointing:
+            recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
     if world.first and not begun:
         preflight(model, spec.attack, *first_images(data.train, 32))

@@ -21,6 +21,8 @@ class Schedule:
     beside the run's. `ema` and `clip` (L2 norm of the gradient) are off at 0. `sync_batch_norm` is
     for several processes, see `sat.distributed`; None: on GPUs, unless the attack's batch norm is
     in training mode. `shard` shares out weights and optimiser over them, see `sat.sharding`.
+    `grad_checkpointing` keeps of each block its input alone and computes the rest again for the
+    backward pass: one unit more for an update and for each step of an attack.
     """
 
     epochs: float = 30.0
@@ -40,6 +42,7 @@ class Schedule:
     compile: bool | Literal["auto"] = "auto"
     sync_batch_norm: bool | None = None
     shard: bool = False
+    grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "learning_rate", "accumulate"):

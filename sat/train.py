@@ -14,6 +14,7 @@ from sat.faults import REMEDY, Relapse, Skips, is_out_of_memory, not_finite
 from sat.hardware import DTYPES
 from sat.plan import Plan
 from sat.precision import float32
+from sat.recomputation import counted_once
 from sat.schedule import build_optimizer
 from sat.surrogate import phase, phased
 
@@ -66,6 +67,7 @@ class Trainer:
         # Lists, because a walk through the modules costs as much as all of the rest.
         self._parameters, self._moved = [*model.parameters()], [*model.buffers(), self.totals]
         self._statistics = local_statistics(model)
+        self._recomputed = [*model.buffers()] if getattr(model, "recomputes", False) else []
         self._found = torch.zeros(1, device=self.device)  # above 0: a gradient was not finite
         self._one = torch.ones(1, device=self.device)
         self._held: tuple[list[Tensor], dict[str, Tensor]] | None = None
@@ -152,7 +154,8 @@ class Trainer:
                 x_adv = self.attack(net, x[part], y[part], Draws(key, rows))
             with phase(self.phased, "outer"):
                 loss = self._loss(net, x[part], x_adv, y[part])
-                scaler.scale(loss * (len(rows) / images)).backward()
+                with counted_once(self._recomputed):
+                    scaler.scale(loss * (len(rows) / images)).backward()
         gradients = self._own([p.grad for p in self._parameters if p.grad is not None])
         self._join(gradients)
         self.totals += self._sums

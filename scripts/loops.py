@@ -1,0 +1,101 @@
+"""The same step of adversarial training as different people write it, to be timed side by side."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from cases import RATE, Case
+from torch import Tensor
+
+PUBLISHED = "published loop"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`step(k, x, y)` takes one step of PGD-k training on a model of the loop's own."""
+
+    name: str
+    step: Callable[[int, Tensor, Tensor], object]
+    choices: dict[str, Any]  # precision, layout, compilation, threads
+
+
+def ours(case: Case, name: str, **choices: Any) -> Loop:
+    """This program's trainer, with what `auto` chooses unless it is given here."""
+    trainer = case.trainer(**choices)
+    attacks: dict[int, Any] = {}
+
+    def step(k: int, x: Tensor, y: Tensor) -> None:
+        trainer.attack = attacks.setdefault(k, case.attack(k))
+        trainer.update(x, y)
+
+    return Loop(name, step, trainer.plan.choices)
+
+
+def published(case: Case) -> Loop:
+    """float32, NCHW; the attack calls `loss.backward()`, which computes the gradients of the
+    weights and throws them away, and the network stays in training mode: what most published code
+    does (Madry's, TRADES', fast adversarial training's)."""
+    model, start = case.model().train(), case.spec.attack
+    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=5e-4)
+    eps = start.eps / 255
+
+    def attack(k: int, x: Tensor, y: Tensor) -> Tensor:
+        step_size, x_adv = case.attack(k).step_size / 255, x
+        if start.random_start:
+            x_adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+        for _ in range(k):
+            x_adv = x_adv.detach().requires_grad_()
+            F.cross_entropy(model(x_adv), y).backward()
+            moved = x_adv.detach() + step_size * x_adv.grad.sign()
+            x_adv = torch.min(torch.max(moved, x - eps), x + eps).clamp(0, 1)
+        return x_adv.detach()
+
+    def step(k: int, x: Tensor, y: Tensor) -> None:
+        x_adv = attack(k, x, y) if k else x
+        optimizer.zero_grad()
+        F.cross_entropy(model(x_adv), y).backward()
+        optimizer.step()
+
+    return Loop(PUBLISHED, step, plain())
+
+
+def torchattacks(case: Case) -> Loop:
+    """`torchattacks.PGD` in a plain float32 loop. Raises ImportError where it isn't installed."""
+    from torchattacks import PGD
+
+    model, start = case.model().train(), case.spec.attack
+    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=5e-4)
+    attacks: dict[int, Any] = {}
+
+    def step(k: int, x: Tensor, y: Tensor) -> None:
+        if k and k not in attacks:
+            sizes = {"eps": start.eps / 255, "alpha": case.attack(k).step_size / 255, "steps": k}
+            attacks[k] = PGD(model, **sizes, random_start=start.random_start)
+        x_adv = attacks[k](x, y) if k else x
+        optimizer.zero_grad()
+        F.cross_entropy(model(x_adv), y).backward()
+        optimizer.step()
+
+    return Loop("torchattacks", step, plain())
+
+
+def plain() -> dict[str, Any]:
+    """What those choose who choose nothing."""
+    return {"precision": "fp32", "channels_last": False, "compile": False,
+            "threads": torch.get_num_threads()}  # fmt: skip
+
+
+def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
+    """All that can be compared here, and a line for each that can't."""
+    found, notes = [ours(case, "sat")], []
+    if compiled:
+        found.append(ours(case, "sat, compiled", compile=True))
+    found.append(ours(case, "sat, float32 NCHW", precision="fp32", channels_last=False))
+    found.append(published(case))
+    try:
+        found.append(torchattacks(case))
+    except ImportError as error:
+        notes.append(f"torchattacks is left out: it can't be imported ({error})")
+    return found, notes

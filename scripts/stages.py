@@ -1,0 +1,199 @@
+"""Where the time of a step goes, measured with the program's own parts; what can't be timed by
+itself is the difference of two times of one round."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from cases import Case
+from pages import grid
+from steps import digits
+from stopwatch import Product, Timed, interleaved, on_threads, paired
+
+from sat.attacks.pgd import frozen, input_gradient
+from sat.data.batches import epoch_batches
+from sat.data.memory import MemorySplit
+from sat.data.sets import Data
+from sat.draws import Draws
+from sat.surrogate import phase
+from sat.train import Trainer
+
+IMAGES = 2048  # of the set that batches are cut from; their number moves no time
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the step: of which calls it is made, and how many units of work it does."""
+
+    name: str
+    calls: tuple[str, ...]
+    seconds: Callable[..., float]  # of the times of `calls` in one round
+    units: int = 0
+
+
+def stages_of(k: int, log_every: int) -> list[Stage]:
+    """They add up to a step of PGD-k with its batch and its share of a log."""
+    gradients = [
+        Stage("attack: forwards", ("attack forward",), lambda f: k * f, k),
+        Stage("attack: backwards", ("attack gradient", "attack forward"),
+              lambda g, f: k * (g - f), k),
+        Stage("attack: start, steps, ball", ("attack", "attack gradient"), lambda a, g: a - k * g),
+    ]  # fmt: skip
+    return [
+        Stage("data", ("data",), lambda t: t),
+        *(gradients if k else []),
+        Stage("update: forward", ("forward",), lambda f: f, 1),
+        Stage("update: backward", ("gradients", "forward"), lambda g, f: g - f, 2),
+        Stage("update: optimizer", ("optimizer",), lambda o: o),
+        Stage("update: checks and sums", ("step", "attack", "gradients", "optimizer"),
+              lambda s, a, g, o: s - a - g - o),
+        Stage("logging", ("log",), lambda t: t / log_every),
+    ]  # fmt: skip
+
+
+def measure_stages(
+    case: Case, products: list[Product], rounds: int, progress: Callable[[str], object],
+    k: int, compiled: bool,
+) -> dict[str, Any]:  # fmt: skip
+    trainer = case.trainer(k, compile=compiled)
+    with ExitStack() as stack:
+        stack.enter_context(on_threads(trainer.plan.choices["threads"]))
+        calls = _attack(case, trainer) | _update(case, trainer)
+        calls |= {"data": cutting(case), "log": stack.enter_context(logged(case, trainer))}
+        calls |= {product.name: product.call for product in products}
+        times = interleaved(calls, case.device, rounds, progress=progress)
+    best = min(products, key=lambda product: min(times[product.name]) / product.flop)
+    unit = 2 * case.cost.multiply_adds * case.batch
+    rows = []
+    for stage in stages_of(k, trainer.plan.log_every):
+        mine = [times[call] for call in stage.calls]
+        row = {"stage": stage.name, "units": stage.units,
+               "seconds": paired(stage.seconds, *mine).json()}  # fmt: skip
+        if stage.units:
+            rate = lambda product, *own, s=stage: (  # noqa: E731
+                s.units * unit / s.seconds(*own) / (best.flop / product)
+            )
+            row["share_of_peak"] = paired(rate, times[best.name], *mine).json()
+        rows.append(row)
+    whole = paired(lambda step, batch, log: step + batch + log / trainer.plan.log_every,
+                   times["step"], times["data"], times["log"])  # fmt: skip
+    return {"k": k, "choices": trainer.plan.choices, "log_every": trainer.plan.log_every,
+            "whole": whole.json(), "limit": best.name, "rows": rows}  # fmt: skip
+
+
+def _attack(case: Case, trainer: Trainer) -> dict[str, Timed]:
+    """The attack and its parts; `attack gradient` is a forward and its backward to the images."""
+    (x, y), net = case.images(), trainer.net
+    rows = torch.arange(len(x), device=x.device)
+
+    @contextmanager
+    def attacking() -> Iterator[None]:
+        with frozen(trainer.model, case.spec.attack.batch_norm), inner():
+            yield
+
+    inner = lambda: phase(trainer.phased, "inner")  # noqa: E731
+    images = x.clone().requires_grad_()
+    trainer.model.train()
+    return {
+        "attack": Timed(lambda: trainer.attack(net, x, y, Draws(0, rows)), inner),
+        "attack gradient": Timed(lambda: input_gradient(net, x, y), attacking),
+        "attack forward": Timed(
+            lambda: F.cross_entropy(net(images), y, reduction="sum"), attacking
+        ),
+    }
+
+
+def _update(case: Case, trainer: Trainer) -> dict[str, Timed]:
+    """The update and its parts; `step` is all of it, the attack included."""
+    (x, y), net, objective = case.images(), trainer.net, trainer.objective
+    smoothing = trainer.plan.schedule.label_smoothing
+    outer = lambda: phase(trainer.phased, "outer")  # noqa: E731
+
+    def gradients() -> None:
+        objective(net, x, x, y, smoothing)[0].backward()
+        trainer.optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def with_gradients() -> Iterator[None]:
+        for parameter in trainer.model.parameters():
+            parameter.grad = torch.full_like(parameter, 1e-9)
+        yield
+        trainer.optimizer.zero_grad(set_to_none=True)
+
+    trainer.model.train()
+    return {
+        "step": Timed(lambda: trainer.update(x, y)),
+        "forward": Timed(lambda: objective(net, x, x, y, smoothing), outer),
+        "gradients": Timed(gradients, outer),
+        "optimizer": Timed(trainer.optimizer.step, with_gradients),
+    }
+
+
+def split(case: Case) -> MemorySplit:
+    """Random pixels as a set in memory holds them; cropped and mirrored as the data set says."""
+    dataset, generator = case.spec.dataset, torch.Generator().manual_seed(0)
+    shape = (max(IMAGES, case.batch), *case.sizes.shape)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    labels = torch.arange(len(pixels)) % case.sizes.classes
+    crop, flip = getattr(dataset, "crop", 0), getattr(dataset, "flip", False)
+    return MemorySplit(pixels.to(case.device), labels, crop if isinstance(crop, int) else 0, flip)
+
+
+def cutting(case: Case) -> Timed:
+    """A batch of a set in memory; that of a folder, decoded by workers, has other costs."""
+    images = split(case)
+    batches = epoch_batches(len(images), case.batch, 0, 0, 2**40)
+    stream = images.stream(batches)
+    return Timed(lambda: next(stream))
+
+
+@contextmanager
+def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
+    """A line of metrics and the points of the curves, by the journal of a run in a folder of its
+    own."""
+    from sat.journal import Journal
+    from sat.record import claim
+
+    images, sizes = split(case), case.sizes
+    names, half = tuple(map(str, range(sizes.classes))), (0.5,) * sizes.channels
+    data = Data("random", names, sizes.channels, sizes.pixels, half, half, images, images, images,
+                canonical=True)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        record = replace(case.spec.record, root=str(Path(folder)))
+        with claim(record, "benchmark", case.spec.yaml()) as run:
+            journal, steps = Journal(case.spec, run, data), count(1)
+            with journal.open(trainer, ""):
+                yield Timed(lambda: _log(journal, trainer, next(steps)))
+                journal.saved_step = trainer.step  # no checkpoint at the end
+
+
+def _log(journal: Any, trainer: Trainer, step: int) -> None:
+    trainer.totals.fill_(1.0)  # as after steps, without which there is nothing to tell
+    trainer.step = step
+    journal.log(trainer)
+
+
+def stages_text(found: dict[str, Any]) -> str:
+    whole = found["whole"]
+    rows = []
+    for row in found["rows"]:
+        ms = {key: 1e3 * value for key, value in row["seconds"].items()}
+        share = row.get("share_of_peak")
+        rows.append([
+            row["stage"], digits(ms["median"]), f"{digits(ms['low'])} to {digits(ms['high'])}",
+            f"{row['seconds']['median'] / whole['median']:.1%}", str(row["units"] or "-"),
+            f"{share['median']:.1%}" if share else "-",
+        ])  # fmt: skip
+    rows.append(["all", digits(1e3 * whole["median"]),
+                 f"{digits(1e3 * whole['low'])} to {digits(1e3 * whole['high'])}", "100.0%",
+                 str(2 * found["k"] + 3), "-"])  # fmt: skip
+    head = ["stage", "ms a step", "quartiles", "of the step", "units", "share of peak"]
+    text = f"## Stages of a PGD-{found['k']} step{', compiled' * found['choices']['compile']}"
+    note = f"Logging: every {found['log_every']} steps. Shares are of {found['limit']}'s peak."
+    return "\n".join([text, "", note, "", grid(head, rows)])

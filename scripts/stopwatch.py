@@ -1,0 +1,164 @@
+"""Times calls side by side: a round times each of them once, in an order drawn anew, so that what
+else the machine does falls on all alike; ratios are taken within a round."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any, TypeVar
+
+import torch
+
+from sat.hardware import bf16_pays
+
+SECONDS = 0.2  # of a block of calls: a thousand times the clock's and the synchronisation's cost
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A call, and what it runs within: that is entered before the clock starts."""
+
+    run: Callable[[], object]
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of all rounds, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    def times(self, factor: float) -> "Spread":
+        return Spread(self.median * factor, self.low * factor, self.high * factor)
+
+    def json(self) -> dict[str, float]:
+        return {"median": self.median, "low": self.low, "high": self.high}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    if len(values) < 2:
+        return Spread(values[0], values[0], values[0])
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return Spread(median(values), low, high)
+
+
+def paired(of: Callable[..., float], *rounds: Sequence[float]) -> Spread:
+    """A ratio or a difference of several times, taken within each round."""
+    return spread([of(*each) for each in zip(*rounds, strict=True)])
+
+
+def interleaved(
+    calls: Mapping[Key, Timed],
+    device: torch.device,
+    rounds: int,
+    progress: Callable[[str], object] = lambda line: None,
+) -> dict[Key, list[float]]:
+    """Seconds of one call of each, for every round; before them each is called once untimed, which
+    compiles it and fills what it keeps. A call is repeated until a block takes SECONDS."""
+    order, draw = [*calls], random.Random(0)
+    times: dict[Key, list[float]] = {key: [] for key in calls}
+    blocks: dict[Key, int] = {}
+    for key in order:
+        clocked(calls[key], 1, device)
+        progress(f"warm: {key}")
+    for number in range(rounds):
+        draw.shuffle(order)
+        for key in order:
+            taken = clocked(calls[key], blocks.get(key, 1), device)
+            if key not in blocks:
+                blocks[key] = max(1, math.ceil(SECONDS / max(taken, 1e-9)))
+                if blocks[key] > 1:
+                    taken = clocked(calls[key], blocks[key], device)
+            times[key].append(taken)
+        progress(f"round {number + 1} of {rounds}")
+    return times
+
+
+def clocked(call: Timed, block: int, device: torch.device) -> float:
+    """Seconds of a call, from one block of them; a GPU is waited for around the block alone."""
+    with call.within():
+        wait(device)
+        begun = time.perf_counter()
+        for _ in range(block):
+            call.run()
+        wait(device)
+        return (time.perf_counter() - begun) / block
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """As many threads as that, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# the peak ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Product:
+    """A large matrix product: what the machine can do at best."""
+
+    dtype: torch.dtype
+    call: Timed
+    flop: int
+
+    @property
+    def name(self) -> str:
+        return {torch.float32: "float32", torch.bfloat16: "bf16"}[self.dtype]
+
+
+def products(device: torch.device, side: int | None = None) -> list[Product]:
+    """In float32, as the machine's settings have it, and in bf16 where it is fast here."""
+    side = side or SIDE[device.type]
+    types = [torch.float32] + [torch.bfloat16] * bf16_pays(device.type)
+    return [Product(dtype, _product(device, dtype, side), 2 * side**3) for dtype in types]
+
+
+def _product(device: torch.device, dtype: torch.dtype, side: int) -> Timed:
+    # random numbers: a GPU draws less power, and clocks higher, on zeros
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return Timed(lambda: torch.mm(a, b, out=out))
+
+
+# memory -----------------------------------------------------------------------------------------
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """The most that torch's allocator holds during a call beside what it held before: activations,
+    gradients and intermediates, but for libraries' own scratch memory on a CPU."""
+    if device.type == "cuda":
+        wait(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    held = most = 0
+    for _, change in changes:
+        held += change
+        most = max(most, held)
+    return most
