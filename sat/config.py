@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 import re
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -303,7 +304,9 @@ def _convert(value: Any, hint: Any) -> Any:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 _SCALARS: dict[Any, Callable[[Any], Any]] = {

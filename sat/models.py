@@ -23,14 +23,10 @@ from sat.swap import SwapReport, prove_swap, swap_activations
 log = logging.getLogger("sat")
 Stem = Literal["auto", "small", "large"]
 
-# Blocks a stage, by depth.
-_BLOCKS = {
-    10: (1, 1, 1, 1),
-    14: (1, 1, 1, 1),
-    18: (2, 2, 2, 2),
-    26: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
+_BLOCKS = {  # a stage, by depth
+    **dict.fromkeys((10, 14), (1, 1, 1, 1)),
+    **dict.fromkeys((18, 26), (2, 2, 2, 2)),
+    **dict.fromkeys((34, 50), (3, 4, 6, 3)),
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
     200: (3, 24, 36, 3),
@@ -172,9 +168,8 @@ class EfficientNet:
     """EfficientNet (Tan and Le, 2019) b0 .. b7, and l1 (width 3.9, depth 3.7) of the paper.
 
     As published: batch-norm momentum 0.9 (torch counts it as 0.1), epsilon 1e-5, stochastic depth
-    up to 0.2, and the variant's own dropout unless `dropout` is given. The first weights of the
-    classifier are those of ImageNet's 1,000 classes for fewer as well: timm's grow as the classes
-    become fewer, and ten classes would start at a loss of 5.6, where chance is 2.3.
+    up to 0.2, and the variant's own dropout unless `dropout` is given. Few classes start with the
+    classifier of 1,000: timm's weights grow as classes become fewer, to a loss of 5.6 for ten.
     """
 
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "l1"] = "b0"
@@ -189,16 +184,17 @@ class EfficientNet:
         # Private, but the one place where timm takes the two multipliers that l1 needs.
         from timm.models.efficientnet import _gen_efficientnet
 
+        name = f"efficientnet_{self.variant}"
         width, depth, dropout = _EFFICIENTNETS[self.variant]
         net = _gen_efficientnet(
-            f"efficientnet_{self.variant}",
+            name,
             channel_multiplier=width,
             depth_multiplier=depth,
             in_chans=channels,
             num_classes=classes,
             drop_rate=dropout if self.dropout is None else self.dropout,
             drop_path_rate=0.2,
-            pretrained_cfg={"architecture": f"efficientnet_{self.variant}"},
+            pretrained_cfg={"architecture": name},
         )
         with torch.no_grad():
             net.classifier.weight.mul_(min(1.0, classes / 1000) ** 0.5)

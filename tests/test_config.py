@@ -108,6 +108,7 @@ def test_the_command_line_wins():
         ("evaluation.attacks.pgd20.steps=0", ["evaluation.attacks.pgd20.steps=0"]),
         ("seed=-1", ["seed=-1"]),
         ("seed=one", ["seed=one", "whole number"]),
+        pytest.param(f"seed={10**400}", ["seed=1000", "whole number"], id="beyond all floats"),
         ("attack=null", ["attack", "group=option"]),
         ("attack._target_=os.system", ["attack._target_=os.system", "this package"]),
         ("attack._target_=sat.record.os.System", ["attack._target_"]),
