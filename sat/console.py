@@ -21,11 +21,17 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         bad = record.levelno >= logging.WARNING
         stream = sys.stderr if bad else sys.stdout
-        text = f"! {self.format(record)}" if bad else self.format(record)
+        text = f"! {_cut(self.format(record))}" if bad else self.format(record)
         if self.label:
             text = "\n".join(f"{self.label} | {line}" for line in text.strip("\n").splitlines())
         tqdm.write(text + "\n", file=stream, end="")  # one write: others may use the screen, too
         stream.flush()
+
+
+def _cut(text: str) -> str:
+    """A line of bearable length: a message begins with the key and ends with the remedy, and what
+    was given may be as long as it likes."""
+    return text if len(text) <= 800 or "\n" in text else f"{text[:400]} ... {text[-390:]}"
 
 
 def set_up() -> None:

@@ -290,6 +290,12 @@ def test_bad_input_is_refused_and_changes_nothing(sat, arguments, says):
     assert not done.root.exists() or list(done.root.iterdir()) == []
 
 
+def test_a_refusal_stays_readable_whatever_was_given(sat):
+    done = sat(f"model.mean=[{','.join(['0.5'] * 2000)}]")
+    assert done.code == 2 and len(done.err) < 1000 and done.err.count("\n") == 1
+    assert "model.mean=" in done.err and "write one a channel" in done.err
+
+
 def test_a_root_that_is_no_directory_is_refused(sat, tmp_path):
     (tmp_path / "file").write_text("x")
     done = sat(root=tmp_path / "file" / "outputs")
