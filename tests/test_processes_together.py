@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, command
-from test_distributed import ENVIRONMENT, NETWORK, finished, started, torchrun, wait_for, weights
+from test_distributed import ENVIRONMENT, NETWORK, finished, started, torchrun, weights
 
 NETWORK = [word for word in NETWORK if not word.startswith("model.width")]
 SMALL = [word for word in TINY if not word.startswith("model.width")] + NETWORK
@@ -182,27 +182,40 @@ def test_a_training_that_diverges_ends_as_that_of_one_process(sat, tmp_path):
     assert "Traceback" not in out and "failed before" not in err
 
 
+STOPS = """
+import os, signal
+from sat.run import main
+from sat.train import Trainer
+
+update = Trainer.update
+
+def stopped(self, *batch):
+    update(self, *batch)
+    if self.step == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+Trainer.update = stopped
+main()
+"""
+
+
 def test_dropout_resumed_by_as_many_processes_equals_never_stopped(differences, tmp_path):
-    """Stochastic depth, too; and batch norm, of which each process has statistics of its own that
-    are averaged."""
+    """Stochastic depth, too; and batch norm, whose statistics are of each process's own images."""
     words = [word for word in TINY if not word.startswith(("model", "evaluation"))]
-    words += ["model=efficientnet", "model.dropout=0.3", "validation.every=0.5",
-              "validation.limit=8", "evaluation=clean", "evaluation.limit=20",
-              "evaluation.doubts=0"]  # fmt: skip
-    start = torchrun(2, *command(*words)[1:])
-    (whole := tmp_path / "whole").mkdir()
-    code, _, err = told(whole, *start)
+    words += ["model=efficientnet", "model.dropout=0.3", "schedule.epochs=1.5",
+              "validation.every=1.5", "validation.limit=8", "evaluation=clean",
+              "evaluation.limit=20", "evaluation.doubts=0"]  # fmt: skip
+    program = tmp_path / "stops.py"
+    program.write_text(STOPS)
+    whole, folder = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    folder.mkdir()
+    code, _, err = told(whole, *torchrun(2, *command(*words)[1:]))
     assert code == 0, err
-    name = run_in(whole).name
-    (folder := tmp_path / "stopped").mkdir()
-    process = subprocess.Popen(start, cwd=folder, text=True, env=ENVIRONMENT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-    wait_for(folder / "outputs" / name / "metrics.jsonl", process)
-    process.send_signal(signal.SIGTERM)
-    code, _, err = finished(process)
+    code, _, err = told(folder, *torchrun(2, str(program), *words))
     assert code and "stopped by SIGTERM; the same command goes on from here" in err, err
-    code, out, err = told(folder, *start)
-    assert code == 0 and "resumed at step" in out, err
+    code, out, err = told(folder, *torchrun(2, *command(*words)[1:]))
+    assert code == 0 and "resumed at step 3 of 6" in out, out + err
     assert differences(run_in(folder), run_in(whole)) == []
     state = torch.load(run_in(whole) / "checkpoints/last.pt", weights_only=True)
     assert not torch.equal(*(process["rng"] for process in state["processes"]))
