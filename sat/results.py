@@ -170,6 +170,8 @@ def conclude(
     names = ", ".join(spec.evaluation.judges) or "clean accuracy"
     which = " and ".join(twins)
     log.info("measuring %s on %d test images: %s", which, len(exam.indices), names)
+    if "lengths" in result:  # an evaluation that was killed may have told of itself already
+        run.rewind(result["lengths"])
     dashboard = Dashboard(run.directory)
     for which in asked(result, spec.evaluation):
         if (part := exam.of(which, twins[which])) is None:
@@ -190,7 +192,7 @@ def conclude(
     exam.show(dashboard, result["images"])
     dashboard.conclude(spec.config, final_metrics(result), result["images"])
     dashboard.close()
-    run.write_result({**result, "status": "finished"})
+    run.write_result({**result, "lengths": run.lengths(), "status": "finished"})
     run.drop_checkpoints(spec.record.keep)
     tell(result)
     log.info("\nresults in %s", run.directory)

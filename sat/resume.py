@@ -20,7 +20,8 @@ _BEST = {
     "score": ["share", "share"], "model": {"*": Tensor},
 }  # fmt: skip
 STATE = {
-    "facts": FACTS, "step": int, "seen?": int, "totals": Tensor, "rng": Tensor, "rng_cuda?": Tensor,
+    "facts": FACTS, "step": int, "rng": Tensor, "rng_cuda?": Tensor,
+    "totals": Tensor, "seen?": "count",  # of earlier versions; now the last of the totals
     "model": {"*": Tensor}, "average": (_NONE, {"*": Tensor}), "best": (_NONE, _BEST),
     "optimizer": {"state": {"*": dict}, "param_groups": [dict]}, "scaler": {"*": _NUMBER},
     "choices": {"precision": str, "channels_last": bool, "compile": bool, "threads": "threads",
@@ -29,7 +30,7 @@ STATE = {
     "overfitting?": {"best": (_NONE, [int, int]), "collapsed": bool},
     "alarms?": [{"name": str, "message": str, "epoch": _NUMBER}],
     "processes?": [{"rng": Tensor, "rng_cuda?": Tensor}],
-    "seconds": [_NUMBER, _NUMBER], "lengths": {"*": int},
+    "seconds": [_NUMBER, _NUMBER], "lengths": {"*": "count"},
 }  # fmt: skip
 # What timm's optimisers of these names keep of each parameter, in its shape.
 _KEPT = {
@@ -74,8 +75,6 @@ def facts_in(path: Path) -> dict[str, Any] | None:
 
 def _out_of_range(state: Mapping[str, Any], schedule: Schedule, images: int) -> str | None:
     steps = schedule.steps(images)
-    counts = {"seen": state.get("seen", 0)}  # of earlier versions; now the last of the totals
-    counts |= {f"lengths.{key}": length for key, length in state["lengths"].items()}
     if not 0 <= state["step"] <= steps:
         return f"step is {state['step']} of {steps}"
     if state["choices"]["precision"] not in DTYPES:
@@ -85,7 +84,7 @@ def _out_of_range(state: Mapping[str, Any], schedule: Schedule, images: int) -> 
     totals = state["totals"]
     if totals.shape != (2 if "seen" in state else 3,) or not totals.isfinite().all():
         return "totals are no three finite numbers"
-    return next((f"{key} is {count}" for key, count in counts.items() if count < 0), None)
+    return None
 
 
 def _check_weights(name: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:

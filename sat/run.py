@@ -97,6 +97,7 @@ def taken_over(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[
     state = {"step": 0, "model": model.state_dict(), "facts": journal.facts}
     if world.first:
         checkpoint.save(last, state)
+    run.rewind({})
     return journal.untrained(model)
 
 
@@ -233,6 +234,9 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         sweep.note({**outcome, "code": getattr(error, "code", 130), "message": "stopped"})
         log.error("stopped; the same command goes on from here")
         raise
+    except Diverged as error:
+        outcome["message"] = str(error)
+        console.tell_once("%s", error)
     except Lost as error:
         outcome["message"] = str(error)
         console.tell_once("%s", error, also=1)  # the first may be the one that is gone
@@ -252,9 +256,12 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
 
 class Meeting(Callback):
     """Has the jobs of a cluster's queue meet where all of its machines can see them: beside the
-    files of their launcher."""
+    files of their launcher. There is none of several processes of one run."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if processes()[1] > 1:
+            console.tell_once("-m: is no sweep under torchrun; start torchrun once for each run")
+            raise SystemExit(2)  # of a callback Hydra would make a warning of any other
         if "submitit_folder" in config.hydra.launcher:
             folder = Path(config.hydra.launcher.submitit_folder).absolute().parent
             folder.mkdir(parents=True, exist_ok=True)
@@ -296,8 +303,6 @@ def main() -> None:
     code = 1
     try:
         refuse_pickles(sys.argv[1:])
-        if processes()[1] > 1 and sys.argv[1:2] in (["-m"], ["--multirun"]):
-            raise Refused("-m: is no sweep under torchrun; start torchrun once for each run")
         with sweep.stopping():
             sweep.run(app)
         code = sweep.exit_code(sweep.jobs())

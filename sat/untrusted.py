@@ -133,6 +133,8 @@ def _is(value: Any, kind: Any) -> bool:
         return _is(value, int | float) and 0 <= value <= 1
     if kind == "threads":
         return _is(value, int) and 1 <= value <= 4096
+    if kind == "count":
+        return _is(value, int) and value >= 0
     if isinstance(value, bool) or not isinstance(value, kind):
         return kind is bool and isinstance(value, bool)
     return not isinstance(value, int | float) or (abs(value) < 2**53 and math.isfinite(value))
@@ -155,5 +157,5 @@ RESULT = {
     "name": str, "hash": str, "status": str, "environment": {"*": str | int | None},
     "dataset": {"name": str, "*": str | int}, "test_images": int, "choices": {"threads": "threads"},
     "steps": int, "images": int, "wall_seconds": int | float, "alarms?": [_ALARM], "last": _PART,
-    "best": (type(None), _PART), "last_raw?": _PART,
+    "best": (type(None), _PART), "last_raw?": _PART, "lengths?": {"*": "count"},
 }  # fmt: skip

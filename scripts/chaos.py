@@ -28,7 +28,7 @@ TINY = [
     "evaluation.doubts=0", "record.checkpoint_minutes=0", "device=cpu",
 ]  # fmt: skip
 TIMES = {"seconds", "wall_seconds", "images_per_second", "train/images_per_second"}
-TIMES |= {"environment", "overrides"}
+TIMES |= {"environment", "overrides", "lengths"}
 PATIENCE = 1800.0  # seconds until a sweep that does not end is given up
 ORPHANS = 120.0  # seconds; who has lost its command line writes a checkpoint and ends
 

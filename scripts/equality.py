@@ -6,7 +6,7 @@ from typing import Any
 
 TIMES = {"seconds", "train/images_per_second", "wall_seconds", "images_per_second"}
 # Who measured it, and when; the overrides are the same command's.
-ABOUT = TIMES | {"environment"}
+ABOUT = TIMES | {"environment", "lengths"}
 
 
 def differences(one: Path, two: Path) -> list[str]:

@@ -277,6 +277,43 @@ def test_a_killed_ensemble_goes_on_where_it_was(sat, copy, monkeypatch):
     assert right == entered[0] and (clean["images"] != 40 or right == 40 * clean["accuracy"])
 
 
+def test_an_evaluation_killed_before_its_result_is_told_once(sat, copy, tmp_path, monkeypatch):
+    """All is measured and written down but the result: of a run, and of a file of weights, of which
+    nothing was there before."""
+    import shutil
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from sat.record import Run
+
+    def told(words, root, killed):
+        words = [*words, *FEW[:2], "evaluation.checkpoints=[last]",
+                 "+attack@evaluation.attacks.b=fgsm", "evaluation.attacks.pgd20=null"]  # fmt: skip
+        if killed:
+            with monkeypatch.context() as patch:
+                patch.setattr(Run, "write_result", lambda *_: stop())
+                assert sat(*words, tiny=False, root=root).code == 130
+        done = sat(*words, tiny=False, root=root)
+        assert done.code == 0, done.err
+        run = max(done.runs, key=lambda run: (run / "result.json").stat().st_mtime)
+        events = EventAccumulator(str(run), purge_orphaned_data=False).Reload()
+        points = {tag: [(e.step, e.value) for e in events.Scalars(tag)]
+                  for tag in events.Tags()["scalars"] if "second" not in tag}  # fmt: skip
+        assert points["test/robust/b"] and points["at_end/last/b"]
+        return (run / "metrics.jsonl").read_text(), points
+
+    def stop():
+        raise KeyboardInterrupt
+
+    torch.save(package.load(copy, "best").backbone.state_dict(), tmp_path / "theirs.pth")
+    theirs = [f"evaluate={tmp_path}/theirs.pth", "model.width=0.125", *SILU]
+    assert told(theirs, tmp_path / "a", False) == told(theirs, tmp_path / "b", True)
+    other = shutil.copytree(copy, tmp_path / "other" / copy.name)
+    of_run = told([f"evaluate={copy}"], copy.parent, False)
+    assert of_run == told([f"evaluate={other}"], other.parent, True)
+    assert len(of_run[1]["val/clean"]) > 1  # the training's are all there
+
+
 def shorter(kind):
     from functools import partial
 

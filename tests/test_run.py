@@ -46,7 +46,7 @@ def same_outcome(a: Path, b: Path) -> None:
                 entry.pop("environment", None)
             for asked in result[which].get("doubts", {}).values():
                 asked.pop("seconds")
-        for key in ("wall_seconds", "images_per_second", "environment", "overrides"):
+        for key in ("wall_seconds", "images_per_second", "environment", "overrides", "lengths"):
             result.pop(key)
     assert one == two
 
