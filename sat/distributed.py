@@ -7,7 +7,6 @@ of its own rows alone and never waits for another process. What the hosts must a
 save, when to stop, what a file holds) goes through a second group, which asks nothing of a GPU.
 """
 
-import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +23,6 @@ from sat.errors import Fault, Lost, Refused
 from sat.faults import is_out_of_memory
 from sat.launch import local_rank, processes
 from sat.schedule import Schedule
-
-log = logging.getLogger("sat")
 
 # Of the hosts, who wait for files, figures and locks of the first. A process that dies is noticed
 # at once, since its connections break.
@@ -270,9 +267,4 @@ def shared(model: nn.Module, schedule: Schedule, attack: Any, world: World) -> n
         from timm.layers import convert_sync_batchnorm  # timm takes seconds to import
 
         return convert_sync_batchnorm(model)
-    log.warning(
-        "batch norm sees the images of one process alone, %d of %d: %d processes train other"
-        " weights than one would",
-        len(world.rows(schedule.batch_size, schedule.parts)[0]), schedule.batch_size, world.size,
-    )  # fmt: skip
     return model

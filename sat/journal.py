@@ -92,6 +92,7 @@ class Journal:
             self.dashboard = Dashboard(self.run.directory if self.world.first else None)
             if trainer.step == 0:
                 self.dashboard.introduce(self.spec.config, self.spec.yaml(), introduction)
+            self._warn(trainer, self._apart(trainer))
             with self._saving(trainer):
                 yield
             if self.saved_step != trainer.step:
@@ -217,6 +218,17 @@ class Journal:
             }
             self._write_best()
         self.ticked = time.monotonic()  # no training time
+
+    def _apart(self, trainer: Trainer) -> Alarm | None:
+        """Several processes whose batch norms don't see each other's images: once a run."""
+        name, size = "separate_batch_norm", self.world.size
+        if size == 1 or not trainer.statistics or any(a["name"] == name for a in self.alarms):
+            return None
+        message = (
+            f"each of {size} processes normalises its own images of a batch: other weights than one"
+            " process would train, under the same name"
+        )
+        return Alarm(name, message, {"processes": size})
 
     def _warn(self, trainer: Trainer, alarm: Alarm | None) -> None:
         """An alarm goes to the log, the dashboard and, in the end, the result."""

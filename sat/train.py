@@ -66,7 +66,7 @@ class Trainer:
         self._careful_until = 0
         # Lists, because a walk through the modules costs as much as all of the rest.
         self._parameters, self._moved = [*model.parameters()], [*model.buffers(), self.totals]
-        self._statistics = local_statistics(model)
+        self.statistics = local_statistics(model)  # of batch norms that see own images alone
         self._recomputed = [*model.buffers()] if getattr(model, "recomputes", False) else []
         self._found = torch.zeros(1, device=self.device)  # above 0: a gradient was not finite
         self._one = torch.ones(1, device=self.device)
@@ -182,7 +182,7 @@ class Trainer:
         if self.sharding:  # FSDP has added them up, and each process looks at its own
             self._check(gradients)
             self.world.add_([self._found])
-        means = self._statistics if self.sharding else [*gradients, *self._statistics]
+        means = self.statistics if self.sharding else [*gradients, *self.statistics]
         self.world.mean_(means, self._sums)
 
     def _loss(self, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:

@@ -219,6 +219,8 @@ def test_dropout_resumed_by_as_many_processes_equals_never_stopped(differences, 
     assert differences(run_in(folder), run_in(whole)) == []
     state = torch.load(run_in(whole) / "checkpoints/last.pt", weights_only=True)
     assert not torch.equal(*(process["rng"] for process in state["processes"]))
+    result = json.loads((run_in(folder) / "result.json").read_text())
+    assert [alarm["name"] for alarm in result["alarms"]].count("separate_batch_norm") == 1
 
 
 # sweeps ------------------------------------------------------------------------------------------
