@@ -149,7 +149,7 @@ def read_result(directory: Path) -> dict[str, Any] | None:
         raise damaged_result(directory, "it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise damaged_result(directory, getattr(error, "strerror", None) or error) from None
-    if not isinstance(result, dict) or "status" not in result:
+    if not isinstance(result, dict) or not isinstance(result.get("status"), str):
         raise Refused(f"{path}: is no result of this program; record.fresh=true starts over")
     return result
 

@@ -45,7 +45,7 @@ def told(run: Path) -> list[str]:
         if (run / "flags" / "partial").exists():
             took += ", an evaluation stopped"
         return [state, percent(best["clean"]), f"{attack} {percent(robust)}".strip(), took]
-    return [state, "-", "-", result.get("error") or progress(run)]
+    return [state, "-", "-", " ".join(str(result.get("error") or progress(run)).split())[:200]]
 
 
 def progress(run: Path) -> str:

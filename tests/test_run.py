@@ -598,15 +598,16 @@ def test_status_lists_every_state(sat, tmp_path):
     stopped = done.root / "half"
     stopped.mkdir()
     (stopped / "config.yaml").write_text("seed: 0\n")
-    damaged = done.root / "torn"
-    damaged.mkdir()
-    (damaged / "config.yaml").write_text("seed: 0\n")
-    (damaged / "result.json").write_text("{")
+    for name, text in (("torn", "{"), ("odd", '{"status": {"a": 1}}')):
+        damaged = done.root / name
+        damaged.mkdir()
+        (damaged / "config.yaml").write_text("seed: 0\n")
+        (damaged / "result.json").write_text(text)
     report = [sys.executable, str(ROOT / "scripts/report.py"), "--status"]
     listed = subprocess.run([*report, str(done.root)], capture_output=True, text=True,
                             cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})  # fmt: skip
     assert listed.returncode == 0, listed.stderr
-    for state in ("1 finished", "1 failed", "1 stopped", "1 damaged"):
+    for state in ("1 finished", "1 failed", "1 stopped", "2 damaged"):
         assert state in listed.stdout, listed.stdout
     empty = subprocess.run([*report, str(tmp_path / "none")], capture_output=True, text=True,
                            cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})  # fmt: skip
