@@ -152,7 +152,8 @@ def test_an_evaluation_that_is_killed_twice_goes_on_where_it_was(trained, measur
         if whom != "none":
             known.append(decided(run))
             assert known[-2] < known[-1] <= known[-2] | {*attacked}
-            assert ("another process of this run has ended" in err) or whom == "all", err
+            # The survivor is told by the connection that broke, or by torchrun's SIGTERM before.
+            assert whom == "all" or "the same command goes on from" in err, err
     one, two = (np.load(each / "flags/last-pgd.npz") for each in (run, measured))
     for key in ("fell", "passed", "indices", "clean", "robust"):
         assert np.array_equal(one[key], two[key]), key
