@@ -338,8 +338,8 @@ def try_damaged(draw: random.Random, stopped: bool, begun: tuple, patch) -> None
     if stopped and draw.random() < 0.5:
         shutil.copy(last, last.with_name("previous.pt"))
     path = draw.choice(sorted(p for p in run.rglob("*") if p.is_file() and p.name != "lock"))
-    # What reads well is believed of these two: other numbers are another result.
-    believed = damage(path, draw) and path.name in ("result.json", last.name)
+    # What reads well is believed of these: other numbers, or weights, are another result.
+    believed = damage(path, draw) and path.name in ("result.json", last.name, "best.pt")
     said = path.relative_to(run), stopped
     commands = [
         [f"record.root={outputs}", *TINY, "schedule.ema=0.5"],
