@@ -9,7 +9,9 @@ the same bits on every device, for any split of a batch. The hash is `lowbias32`
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,3 +60,17 @@ class Draws:
     def coin(self, name: str, probability: float) -> bool:
         """One toss for all rows of this key; it asks nothing of the device."""
         return seed_of(self.key, name) < probability * 2**31
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's global generators, which dropout draws from."""
+    states = {"rng": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["rng_cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_generators(states: Mapping[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(states["rng"])
+    if "rng_cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["rng_cuda"], device)

@@ -6,13 +6,17 @@ from functools import cache
 import torch
 from torch import nn
 
+from sat.compilation import compiles
 from sat.launch import local_size, processes
-from sat.schedule import Schedule
+from sat.schedule import FUSED, Schedule
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 THREADS = torch.get_num_threads()  # a run of a sweep must not inherit what the one before chose
 ONE_THREAD_BELOW = 1_000_000_000  # multiply-adds of a batch's forward
-COMPILE_PAYS_FROM = 2000  # updates; compilation takes up to a minute
+COMPILE_PAYS_FROM = 2000  # updates on a GPU; compilation takes up to a minute
+# Multiply-adds of a training's updates on a CPU: with PGD-1 ten minutes at half a TFLOP/s, of which
+# a compiled network saves one.
+COMPILE_PAYS_FROM_WORK = 1e14
 
 
 def find_device(asked: str, seat: int = 0) -> torch.device:
@@ -97,6 +101,16 @@ def auto_precision(kind: str, scattered: bool) -> str:
     return "bf16" if bf16_pays(kind) and not (scattered and kind == "cpu") else "fp32"
 
 
+def _long(schedule: Schedule, device: torch.device, images: int, image_cost: int) -> bool:
+    """Whether a run earns its compilation, where there is a compiler."""
+    if schedule.compile != "auto" or schedule.shard or processes()[1] > 1:
+        return False
+    work = 3 * image_cost * images * schedule.epochs
+    on_gpu, steps = device.type == "cuda", schedule.steps(images)
+    long = steps >= COMPILE_PAYS_FROM if on_gpu else work >= COMPILE_PAYS_FROM_WORK
+    return long and compiles(device)
+
+
 def choose(
     schedule: Schedule, device: torch.device, images: int, image_cost: int, scattered: bool
 ) -> dict[str, str | bool | int]:
@@ -108,14 +122,15 @@ def choose(
     precision, on_gpu = schedule.precision, device.type == "cuda"
     if precision == "auto":
         precision = auto_precision(device.type, scattered)
-    last, compiled = schedule.channels_last, schedule.compile
-    long = schedule.steps(images) >= COMPILE_PAYS_FROM
     small = image_cost * schedule.batch_size < ONE_THREAD_BELOW
-    packed = not (small or on_gpu and precision == "fp32") or (scattered and not on_gpu)
+    given = lambda asked, usual: usual if asked == "auto" else asked  # noqa: E731
     return {
         "precision": precision,
-        "channels_last": packed if last == "auto" else last,
-        "compile": on_gpu and long and processes()[1] == 1 if compiled == "auto" else compiled,
+        "channels_last": given(schedule.channels_last, not on_gpu or precision != "fp32"),
+        "compile": given(schedule.compile, _long(schedule, device, images, image_cost)),
+        "fold": given(schedule.fold, precision != "fp16"),
+        "fused": given(schedule.fused, schedule.optimizer in FUSED and not schedule.shard),
+        "tf32": given(schedule.tf32, on_gpu),
         "threads": 1 if small else THREADS,
         "accumulate": schedule.parts,
     }

@@ -18,9 +18,10 @@ START = {"weights": str | None, "mean": list[float] | None, "std": list[float] |
 NOT_IDENTITY = {"dataset.root", "dataset.path", "dataset.workers", "dataset.download"}
 NOT_IDENTITY |= {"dataset.skip_unreadable", "validation.batch_size", "schedule.shard"}
 NOT_IDENTITY |= {"schedule.grad_checkpointing"}
-# Keys that came later: left at null they change no run's identity.
-NULL_IS_ABSENT = {"validation.limit", "schedule.sync_batch_norm"}
-NULL_IS_ABSENT |= {*(f"model.{key}" for key in START)}
+# Keys that came later: left at these values they change no run's identity.
+LATER = {"validation.limit": None, "schedule.sync_batch_norm": None}
+LATER |= {f"model.{key}": None for key in START}
+LATER |= dict.fromkeys(("schedule.fold", "schedule.fused", "schedule.tf32"), "auto")
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -43,7 +44,7 @@ def trained_by(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             key: value
             for key, value in config[section].items()
             if f"{section}.{key}" not in NOT_IDENTITY
-            and not (value is None and f"{section}.{key}" in NULL_IS_ABSENT)
+            and not ((name := f"{section}.{key}") in LATER and value == LATER[name])
             and not (section == "dataset" and key in FOLLOWED)
         }
     if config["schedule"]["decay"] != "step":

@@ -7,6 +7,12 @@ import torch
 from torch import nn
 
 
+def set_tf32(on: bool) -> None:
+    """Whether products and convolutions of float32 on a GPU may round their factors to 10 bits."""
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+
+
 @contextmanager
 def float32(model: nn.Module) -> Iterator[None]:
     """The model without its autocast, products and convolutions without TF32; on leaving all is as

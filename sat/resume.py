@@ -24,8 +24,9 @@ STATE = {
     "totals": Tensor, "seen?": "count",  # of earlier versions; now the last of the totals
     "model": {"*": Tensor}, "average": (_NONE, {"*": Tensor}), "best": (_NONE, _BEST),
     "optimizer": {"state": {"*": dict}, "param_groups": [dict]}, "scaler": {"*": _NUMBER},
-    "choices": {"precision": str, "channels_last": bool, "compile": bool, "threads": "threads",
-                "accumulate?": int},
+    "choices": {"precision": str, "channels_last": bool, "compile": (bool, str),
+                "threads": "threads", "accumulate?": int, "fold?": bool, "fused?": bool,
+                "tf32?": bool},
     "skips?": {"skipped": int, "repeated": int, "running": int},
     "overfitting?": {"best": (_NONE, [int, int]), "collapsed": bool},
     "alarms?": [{"name": str, "message": str, "epoch": _NUMBER}],
@@ -56,7 +57,7 @@ def check_state(
     for name, weights in {**kept, "best.model": (state["best"] or {}).get("model")}.items():
         if weights is not None:
             _check_weights(name, weights, model)
-    _check_optimizer(state["optimizer"], model, schedule)
+    _check_optimizer(state, model, schedule)
     try:
         for each in [state, *state.get("processes", [])]:
             torch.Generator().set_state(each["rng"])
@@ -79,6 +80,8 @@ def _out_of_range(state: Mapping[str, Any], schedule: Schedule, images: int) -> 
         return f"step is {state['step']} of {steps}"
     if state["choices"]["precision"] not in DTYPES:
         return f"choices.precision is {state['choices']['precision']!r:.40}"
+    if state["choices"]["compile"] not in (True, False, "reduce-overhead"):
+        return f"choices.compile is {state['choices']['compile']!r:.40}"
     if not 1 <= (parts := state["choices"].get("accumulate", 1)) <= schedule.batch_size // 2:
         return f"choices.accumulate is {parts}"
     totals = state["totals"]
@@ -101,9 +104,10 @@ def _check_weights(name: str, weights: Mapping[str, Tensor], model: nn.Module) -
             raise ValueError(f"{name}.{key} is not finite")
 
 
-def _check_optimizer(state: Mapping[str, Any], model: nn.Module, schedule: Schedule) -> None:
+def _check_optimizer(whole: Mapping[str, Any], model: nn.Module, schedule: Schedule) -> None:
     """What an optimiser would take and stumble over in its next step."""
-    own, kept = build_optimizer(model, schedule), _KEPT.get(schedule.optimizer)
+    state, kept = whole["optimizer"], _KEPT.get(schedule.optimizer)
+    own = build_optimizer(model, schedule, whole["choices"].get("fused", False))
     fixed = {"params"} | ({*own.defaults} - {"lr"} if kept else set())  # others count in them
     groups = own.state_dict()["param_groups"]
     try:

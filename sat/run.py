@@ -106,11 +106,13 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
     import torch
 
     from sat.checkpoint import newest
+    from sat.compilation import forget
     from sat.data import epoch_batches
     from sat.distributed import shared
     from sat.hardware import THREADS, choose, depthwise, multiply_adds
     from sat.introduction import introduction
     from sat.journal import Journal
+    from sat.precision import set_tf32
     from sat.resume import check_state
     from sat.train import Plan, Trainer, fit
 
@@ -127,6 +129,9 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
     if state and len(state.get("processes", [state])) != world.size:
         choices = {**choices, "threads": THREADS}  # these have another share of the cores
     torch.set_num_threads(choices["threads"])
+    set_tf32(choices.get("tf32", False))
+    if choices["compile"]:
+        forget()
     plan = Plan(schedule, images, spec.seed, choices, spec.validation.every, cost)
     model = shared(model, schedule, spec.attack, world)
     trainer = Trainer(model, spec.attack, spec.objective, plan, world)

@@ -4,8 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+FUSED = ("sgd", "momentum", "adamw")  # those with such a step in torch
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Schedule:
     beside the run's. `ema` and `clip` (L2 norm of the gradient) are off at 0. `sync_batch_norm` is
     for several processes, see `sat.distributed`; None: on GPUs, unless the attack's batch norm is
     in training mode. `shard` shares out weights and optimiser over them, see `sat.sharding`.
+    `compile=reduce-overhead` takes CUDA graphs as well, for small images. `fold` merges batch norms
+    for attacks, see `sat.fold`; `fused` is the optimiser's own step in one launch; `tf32` is for
+    products of float32 on a GPU.
     `grad_checkpointing` keeps of each block its input alone and computes the rest again for the
     backward pass: one unit more for an update and for each step of an attack.
     """
@@ -39,7 +45,10 @@ class Schedule:
     clip: float = 0.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto", "reduce-overhead"] = "auto"
+    fold: bool | Literal["auto"] = "auto"
+    fused: bool | Literal["auto"] = "auto"
+    tf32: bool | Literal["auto"] = "auto"
     sync_batch_norm: bool | None = None
     shard: bool = False
     grad_checkpointing: bool = False
@@ -60,6 +69,9 @@ class Schedule:
             raise ValueError(f"label_smoothing={self.label_smoothing}: from 0 to below 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: a decay from 0 (off) to below 1, such as 0.999")
+        if self.fused is True and self.optimizer not in FUSED:
+            known = ", ".join(FUSED)
+            raise ValueError(f"fused=true: {self.optimizer} has no such step, only {known} have")
         if any(not 0 < m < 1 for m in self.milestones):
             raise ValueError(
                 f"milestones={list(self.milestones)}: are fractions of the training, from 0 to 1"
@@ -95,7 +107,7 @@ class Schedule:
 
 def check_optimizer(name: str) -> None:
     """Refuses what timm does not know, or what needs second derivatives."""
-    if name in ("sgd", "momentum", "adamw"):  # timm takes seconds to import
+    if name in FUSED:  # timm takes seconds to import
         return
     from difflib import get_close_matches
 
@@ -107,8 +119,9 @@ def check_optimizer(name: str) -> None:
         raise ValueError(f"optimizer={name}: timm has none that fits; nearest: {nearest}")
 
 
-def build_optimizer(model: nn.Module, schedule: Schedule) -> Optimizer:
-    """timm's optimiser, momentum 0.9; `sgd` is Nesterov's, `momentum` the plain one.
+def build_optimizer(model: nn.Module, schedule: Schedule, fused: bool = False) -> Optimizer:
+    """timm's optimiser, momentum 0.9; `sgd` is Nesterov's, `momentum` the plain one. `fused` asks
+    torch for its step in one launch, which takes states laid out as the weights are.
 
     The learning rate is set anew before each step. Raises ValueError for one that can't be built.
     """
@@ -118,12 +131,22 @@ def build_optimizer(model: nn.Module, schedule: Schedule) -> Optimizer:
     spared = inner.no_weight_decay() if hasattr(inner, "no_weight_decay") else ()
     spared = [f"backbone.{name}" for name in spared]
     groups = param_groups_weight_decay(model, schedule.weight_decay, no_weight_decay_list=spared)
+    more = {"fused": True} if fused else {}
     try:
         return create_optimizer_v2(
-            groups, opt=schedule.optimizer, lr=schedule.learning_rate, weight_decay=0.0
+            groups, opt=schedule.optimizer, lr=schedule.learning_rate, weight_decay=0.0, **more
         )
     except Exception as error:  # a package that is not there, or a kind of parameter it can't take
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"optimizer={schedule.optimizer}: can't be built here ({reason}); sgd and adamw can"
         ) from error
+
+
+def lay_out_(optimizer: Optimizer) -> None:
+    """What it keeps of each weight, laid out as the weight is: a fused step takes memory as it
+    lies, and a checkpoint may be of another layout."""
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                kept[name] = torch.empty_like(weight).copy_(value)

@@ -59,7 +59,8 @@ def swap_activations(net: nn.Module, activation: Callable[[], nn.Module]) -> Swa
     A place is an attribute of a module. One module instance held in two places becomes two
     modules; a place that is called several times in a forward (torchvision's `self.relu`) stays one
     module, so a learnable activation shares its parameter among those calls. An activation that is
-    of the asked kind already is replaced like the others. `net` is changed in place.
+    of the asked kind already is replaced like the others; where one works in place, so does
+    the new one if it can, and its input needs no memory. `net` is changed in place.
     """
     activations, gates = _kinds()
     found: list[tuple[nn.Module, str, str]] = []
@@ -72,7 +73,10 @@ def swap_activations(net: nn.Module, activation: Callable[[], nn.Module]) -> Swa
             elif isinstance(child, gates):
                 left.append(f"{name} ({type(child).__name__})")
     for parent, key, _ in found:
-        setattr(parent, key, activation().train(parent.training))
+        new, old = activation().train(parent.training), getattr(parent, key)
+        if hasattr(new, "inplace"):
+            new.inplace = getattr(old, "inplace", False)
+        setattr(parent, key, new)
     return SwapReport(tuple(name for *_, name in found), tuple(left))
 
 

@@ -7,15 +7,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sat.compilation import Warmup, compiled
 from sat.distributed import ALONE, World, local_statistics
-from sat.draws import Draws, seed_of
+from sat.draws import Draws, generator_states, seed_of, set_generators
 from sat.errors import Diverged
 from sat.faults import REMEDY, Relapse, Skips, is_out_of_memory, not_finite
+from sat.fold import Folded, fold
 from sat.hardware import DTYPES
 from sat.plan import Plan
 from sat.precision import float32
 from sat.recomputation import counted_once
-from sat.schedule import build_optimizer
+from sat.schedule import build_optimizer, lay_out_
 from sat.surrogate import phase, phased
 
 
@@ -49,10 +51,10 @@ class Trainer:
             self.model = model = copy.deepcopy(model)
             for shared in [model, *([self.average.module] if self.average else [])]:
                 sharding.shard_(shared)
-        # Frozen for the attack and not frozen for the update are two graphs of one compiled model.
-        self.net = torch.compile(model) if choices["compile"] and not self.sharding else model
+        self.net, self.warmup = compiled(model, plan), Warmup(bool(choices["compile"]))
+        self._folded: Folded | None = None  # what the attack searches, see `_searched`
         self.phased = phased(model)
-        self.optimizer = build_optimizer(model, schedule)
+        self.optimizer = build_optimizer(model, schedule, choices.get("fused", False))
         half = choices["precision"] == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.unscaled = torch.amp.GradScaler(self.device.type, enabled=False)
@@ -66,10 +68,11 @@ class Trainer:
         self._careful_until = 0
         # Lists, because a walk through the modules costs as much as all of the rest.
         self._parameters, self._moved = [*model.parameters()], [*model.buffers(), self.totals]
+        self._kept = [tensor.clone() for tensor in self._moved]
         self.statistics = local_statistics(model)  # of batch norms that see own images alone
         self._recomputed = [*model.buffers()] if getattr(model, "recomputes", False) else []
         self._found = torch.zeros(1, device=self.device)  # above 0: a gradient was not finite
-        self._one = torch.ones(1, device=self.device)
+        self._one = torch.ones_like(self._found)
         self._held: tuple[list[Tensor], dict[str, Tensor]] | None = None
         self._sound: dict[str, Any] | None = None
         self.updating = self._applying = False
@@ -146,12 +149,14 @@ class Trainer:
         images = len(x)
         if self.sharding:  # FSDP takes the mean over processes; here it is that over images
             images = self.plan.schedule.batch_size / self.world.size
-        self.model.train()
+        if not self.model.training:  # half a millisecond on a CPU
+            self.model.train()
         self._sums.zero_()
         for rows in self._parts(len(x)):
             part = slice(done, done := done + len(rows))
+            searched = self._searched(x) if net is self.net else net
             with phase(self.phased, "inner"):
-                x_adv = self.attack(net, x[part], y[part], Draws(key, rows))
+                x_adv = self.attack(searched, x[part], y[part], Draws(key, rows))
             with phase(self.phased, "outer"):
                 loss = self._loss(net, x[part], x_adv, y[part])
                 with counted_once(self._recomputed):
@@ -161,6 +166,19 @@ class Trainer:
         self.totals += self._sums
         scaler.unscale_(self.optimizer)
         self._check(gradients)
+
+    def _searched(self, x: Tensor) -> nn.Module:
+        """The network of the attack: the folded one where it is attacked in eval mode, else that of
+        the update, of which a compiler makes two graphs, with frozen weights and without."""
+        folds = self.plan.choices.get("fold", False) and not self.sharding
+        if not folds or getattr(self.attack, "batch_norm", "train") != "eval":
+            return self.net
+        if self._folded is None:
+            self._folded = fold(self.model, x[:2], self.model.autocast)
+            self.phased += phased(self._folded.net)
+            self._attacked = compiled(self._folded.net, self.plan)
+        self._folded.follow()
+        return self._attacked
 
     def _check(self, gradients: list[Tensor]) -> None:
         """That of torch's GradScaler, with a scale of 1: one launch, 30 us on a CPU."""
@@ -215,18 +233,18 @@ class Trainer:
 
     def _hold(self) -> tuple[list[Tensor], dict[str, Tensor]]:
         """What a forward changes: statistics of batch norm, sums, and random generators."""
-        held = [tensor.clone() for tensor in self._moved]
-        return held, self.generators()
+        torch._foreach_copy_(self._kept, self._moved)
+        return self._kept, self.generators()
 
     def _put_back(self) -> None:
         held, generators = self._held
-        self._set_generators(generators)
+        set_generators(generators, self.device)
         for now, before in zip(self._moved, held, strict=True):
             now.copy_(before)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _again(self, x: Tensor, y: Tensor) -> None:
-        """A broken step, once more in float32 where that is more; else left out."""
+        """A broken step once more, in float32 where that is more; else left out."""
         what = self._what()
         self._put_back()
         self._found.zero_()
@@ -278,6 +296,7 @@ class Trainer:
         """Mean loss and adversarial accuracy since the last call, where a step was taken; raises
         Diverged, and Relapse."""
         self.check_finite()
+        self.skips.news += self.warmup.news(self.step)
         loss, right, images = self.totals.tolist()
         taken = {}
         if images:
@@ -318,16 +337,7 @@ class Trainer:
         return {**state, **self.generators()}
 
     def generators(self) -> dict[str, Tensor]:
-        """The states of torch's global generators, which dropout draws from."""
-        states = {"rng": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            states["rng_cuda"] = torch.cuda.get_rng_state(self.device)
-        return states
-
-    def _set_generators(self, states: dict[str, Any]) -> None:
-        torch.set_rng_state(states["rng"])
-        if "rng_cuda" in states and self.device.type == "cuda":
-            torch.cuda.set_rng_state(states["rng_cuda"], self.device)
+        return generator_states(self.device)
 
     def load(self, state: dict[str, Any]) -> None:
         """Stands again where `state` was taken."""
@@ -345,8 +355,9 @@ class Trainer:
         if self.sharding:
             optimizer = self.sharding.share_out_optimizer(optimizer, self.optimizer)
         self.optimizer.load_state_dict(optimizer)
+        lay_out_(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
-        self._set_generators(state)
+        set_generators(state, self.device)
 
     def _load(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
         if self.sharding:

@@ -30,9 +30,10 @@ def test_on_a_cpu_they_are_float32_and_channels_last():
     small = choose(Schedule(), CPU, 1000, 1_000_000, scattered=True)
     assert (small["precision"], small["channels_last"]) == ("fp32", True)
     small = choose(Schedule(), CPU, 1000, 1_000_000, scattered=False)
-    assert (small["precision"], small["channels_last"]) == ("bf16", False)
+    assert (small["precision"], small["channels_last"]) == ("bf16", True)
     large = choose(Schedule(), GPU, 1000, 1_000_000_000, scattered=True)
     assert (large["precision"], large["channels_last"]) == ("bf16", True)
+    assert not choose(Schedule(precision="fp32"), GPU, 1000, 10**9, False)["channels_last"]
 
 
 def test_what_is_asked_for_is_kept():

@@ -126,6 +126,9 @@ def frozen(model: nn.Module, batch_norm: Literal["eval", "train"]) -> Iterator[N
     Frozen parameters save the activations that only weight gradients need, and a compiled model
     gets a graph of input gradients alone. On leaving, also by an exception, all is as before.
     """
+    if getattr(model, "at_rest", False) and batch_norm == "eval":  # see sat.fold
+        yield
+        return
     before = model.training
     modules = [(module, module.training) for module in model.modules()]
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -7,26 +7,30 @@ from typing import Any
 from torch import Tensor, nn
 
 from sat.draws import Draws, seed_of
+from sat.fold import fold
 from sat.tally import Judge, Tally, is_right
 
 
 @dataclass(frozen=True)
 class Series:
     """Plain attacks (`attack(model, x, y, draws) -> x_adv`) in their order, by batches of the
-    images that still stand; each attack has random numbers of its own."""
+    images that still stand; each attack has random numbers of its own. They search the folded
+    model, and the model itself decides."""
 
     names: tuple[str, ...]
     attacks: Sequence[Any]
     batch_size: int
 
     def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
+        searched = None
         for k, attack in enumerate(self.attacks):
             key = draws.key if k == 0 else seed_of(draws.key, "series", k)
             own = Draws(key, draws.rows.to(x.device))
             with tally.attack(k) as left:
                 for images in left.split(self.batch_size) if len(left) else ():
                     rows = images.to(x.device)
-                    x_adv = attack(model, x[rows], y[rows], own[rows])
+                    searched = searched or fold(model, x[:2], getattr(model, "autocast", None)).net
+                    x_adv = attack(searched, x[rows], y[rows], own[rows])
                     tally.decide(images, is_right(model, x_adv, y[rows]))
 
 

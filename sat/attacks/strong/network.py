@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sat.attacks.strong.fold import folded
+from sat.fold import fold
 
 # A confirmed fall is a margin below 0 by this share of the logits' scale, so that it is one in a
 # batch of another size too, where sums round differently.
@@ -27,7 +27,7 @@ class Network:
     def __init__(self, model: nn.Module, precision: torch.dtype | None, x: Tensor) -> None:
         self.exact, self.precision = model, precision
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.fast = folded(model, x.to(self.device))
+        self.fast = fold(model, x.to(self.device)).net
         self.near = 0.0
         if not hasattr(model, "autocast"):
             self.precision = None
