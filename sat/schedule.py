@@ -69,6 +69,11 @@ class Schedule:
             raise ValueError(f"label_smoothing={self.label_smoothing}: from 0 to below 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: a decay from 0 (off) to below 1, such as 0.999")
+        if self.compile == "reduce-overhead" and self.accumulate != 1:
+            raise ValueError(
+                f"compile=reduce-overhead: with accumulate={self.accumulate} the graph of one part"
+                " would overwrite the gradients of the one before; write compile=true"
+            )
         if self.fused is True and self.optimizer not in FUSED:
             known = ", ".join(FUSED)
             raise ValueError(f"fused=true: {self.optimizer} has no such step, only {known} have")

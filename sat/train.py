@@ -52,7 +52,7 @@ class Trainer:
             for shared in [model, *([self.average.module] if self.average else [])]:
                 sharding.shard_(shared)
         self.net, self.warmup = compiled(model, plan), Warmup(bool(choices["compile"]))
-        self._folded: Folded | None = None  # what the attack searches, see `_searched`
+        self._folded: Folded | None = None  # what the attack searches, see `searched`
         self.phased = phased(model)
         self.optimizer = build_optimizer(model, schedule, choices.get("fused", False))
         half = choices["precision"] == "fp16"
@@ -154,7 +154,7 @@ class Trainer:
         self._sums.zero_()
         for rows in self._parts(len(x)):
             part = slice(done, done := done + len(rows))
-            searched = self._searched(x) if net is self.net else net
+            searched = self.searched(x) if net is self.net else net
             with phase(self.phased, "inner"):
                 x_adv = self.attack(searched, x[part], y[part], Draws(key, rows))
             with phase(self.phased, "outer"):
@@ -167,9 +167,10 @@ class Trainer:
         scaler.unscale_(self.optimizer)
         self._check(gradients)
 
-    def _searched(self, x: Tensor) -> nn.Module:
-        """The network of the attack: the folded one where it is attacked in eval mode, else that of
-        the update, of which a compiler makes two graphs, with frozen weights and without."""
+    def searched(self, x: Tensor) -> nn.Module:
+        """The network that the attack on images x asks, with the weights of this moment: the folded
+        one where it is attacked in eval mode, else that of the update, of which a compiler makes
+        two graphs, with frozen weights and without."""
         folds = self.plan.choices.get("fold", False) and not self.sharding
         if not folds or getattr(self.attack, "batch_norm", "train") != "eval":
             return self.net

@@ -9,7 +9,8 @@ import torch
 from cases import Case, side_by_side
 from costs import build, saved_bytes
 from pages import grid
-from stopwatch import Timed, interleaved, on_threads, paired, spread
+from stopwatch import Timed, interleaved, paired, settings, spread
+from torch import nn
 from units import size
 
 from sat.attacks.pgd import frozen, input_gradient
@@ -57,29 +58,30 @@ def _saved(case: Case) -> float:
 
 def _calls(case: Case, compiled: bool) -> dict[str, Timed]:
     trainer, (x, y) = case.trainer(compile=compiled), case.images()
-    threads = trainer.plan.choices["threads"]
+    trainer.attack = case.attack(1)
+    net = trainer.searched(x)
 
     def update() -> None:
         trainer.objective(trainer.net, x, x, y)[0].backward()
         trainer.optimizer.zero_grad(set_to_none=True)
 
     trainer.model.train()
-    gradient = partial(input_gradient, trainer.net, x, y)
+    gradient = partial(input_gradient, net, x, y)
     return {
-        "attack": Timed(gradient, partial(_attacking, trainer, threads)),
-        "update": Timed(update, partial(_updating, trainer, threads)),
+        "attack": Timed(gradient, partial(_attacking, trainer, net)),
+        "update": Timed(update, partial(_updating, trainer)),
     }
 
 
 @contextmanager
-def _attacking(trainer: Trainer, threads: int) -> Iterator[None]:
-    with on_threads(threads), frozen(trainer.model, "eval"), phase(trainer.phased, "inner"):
+def _attacking(trainer: Trainer, net: nn.Module) -> Iterator[None]:
+    with settings(trainer.plan.choices), frozen(net, "eval"), phase(trainer.phased, "inner"):
         yield
 
 
 @contextmanager
-def _updating(trainer: Trainer, threads: int) -> Iterator[None]:
-    with on_threads(threads), phase(trainer.phased, "outer"):
+def _updating(trainer: Trainer) -> Iterator[None]:
+    with settings(trainer.plan.choices), phase(trainer.phased, "outer"):
         yield
 
 

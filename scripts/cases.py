@@ -41,8 +41,8 @@ class Case:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What `auto` stands for in such a run, and of several parts of a batch one."""
-        schedule, cost = self.spec.schedule, self.cost
+        """What `auto` stands for in such a run, uncompiled, and of several parts of a batch one."""
+        schedule, cost = replace(self.spec.schedule, compile=False), self.cost
         images = self.sizes.train
         return choose(schedule, self.device, images, cost.multiply_adds, cost.depthwise)
 

@@ -8,7 +8,7 @@ from typing import Any
 from cases import Case, side_by_side
 from pages import grid
 from steps import digits
-from stopwatch import Timed, interleaved, on_threads, spread
+from stopwatch import Timed, interleaved, settings, spread
 from units import count
 
 from sat.models import CifarResNet, PreActResNet, ResNet, WideResNet
@@ -43,7 +43,7 @@ def measure_growth(
     for name, given in chosen.items():
         for value, each, k in given:
             trainer = each.trainer(k, compile=compiled)
-            within = partial(on_threads, trainer.plan.choices["threads"])
+            within = partial(settings, trainer.plan.choices)
             calls[name, value] = Timed(partial(trainer.update, *each.images()), within)
             work[name, value] = each.flop(k)
     with side_by_side(compiled):

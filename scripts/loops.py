@@ -10,6 +10,7 @@ from cases import RATE, Case
 from torch import Tensor
 
 PUBLISHED = "published loop"
+TRICKS = ("channels_last", "fold", "fused", "tf32")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
     found, notes = [ours(case, "sat")], []
     if compiled:
         found.append(ours(case, "sat, compiled", compile=True))
-    found.append(ours(case, "sat, float32 NCHW", precision="fp32", channels_last=False))
+    if compiled and case.device.type == "cuda":
+        found.append(ours(case, "sat, CUDA graphs", compile="reduce-overhead"))
+    found.append(ours(case, "sat, no trick", precision="fp32", **dict.fromkeys(TRICKS, False)))
     found.append(published(case))
     try:
         found.append(torchattacks(case))

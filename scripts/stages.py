@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from cases import Case
 from pages import grid
 from steps import digits
-from stopwatch import Product, Timed, interleaved, on_threads, paired
+from stopwatch import Product, Timed, interleaved, paired, settings
 
 from sat.attacks.pgd import frozen, input_gradient
 from sat.data.batches import epoch_batches
@@ -43,7 +43,9 @@ def stages_of(k: int, log_every: int) -> list[Stage]:
         Stage("attack: forwards", ("attack forward",), lambda f: k * f, k),
         Stage("attack: backwards", ("attack gradient", "attack forward"),
               lambda g, f: k * (g - f), k),
-        Stage("attack: start, steps, ball", ("attack", "attack gradient"), lambda a, g: a - k * g),
+        Stage("attack: weights folded", ("fold",), lambda f: f),
+        Stage("attack: start, steps, ball", ("attack", "attack gradient", "fold"),
+              lambda a, g, f: a - k * g - f),
     ]  # fmt: skip
     return [
         Stage("data", ("data",), lambda t: t),
@@ -63,7 +65,7 @@ def measure_stages(
 ) -> dict[str, Any]:  # fmt: skip
     trainer = case.trainer(k, compile=compiled)
     with ExitStack() as stack:
-        stack.enter_context(on_threads(trainer.plan.choices["threads"]))
+        stack.enter_context(settings(trainer.plan.choices))
         calls = _attack(case, trainer) | _update(case, trainer)
         calls |= {"data": cutting(case), "log": stack.enter_context(logged(case, trainer))}
         calls |= {product.name: product.call for product in products}
@@ -88,20 +90,22 @@ def measure_stages(
 
 
 def _attack(case: Case, trainer: Trainer) -> dict[str, Timed]:
-    """The attack and its parts; `attack gradient` is a forward and its backward to the images."""
-    (x, y), net = case.images(), trainer.net
-    rows = torch.arange(len(x), device=x.device)
+    """The attack and its parts; `attack gradient` is a forward and its backward to the images,
+    `fold` brings the folded network's weights up to date."""
+    x, y = case.images()
+    net, rows = trainer.searched(x), torch.arange(len(x), device=x.device)
 
     @contextmanager
     def attacking() -> Iterator[None]:
-        with frozen(trainer.model, case.spec.attack.batch_norm), inner():
+        with frozen(net, case.spec.attack.batch_norm), inner():
             yield
 
     inner = lambda: phase(trainer.phased, "inner")  # noqa: E731
     images = x.clone().requires_grad_()
     trainer.model.train()
     return {
-        "attack": Timed(lambda: trainer.attack(net, x, y, Draws(0, rows)), inner),
+        "attack": Timed(lambda: trainer.attack(trainer.searched(x), x, y, Draws(0, rows)), inner),
+        "fold": Timed(lambda: trainer.searched(x)),
         "attack gradient": Timed(lambda: input_gradient(net, x, y), attacking),
         "attack forward": Timed(
             lambda: F.cross_entropy(net(images), y, reduction="sum"), attacking

@@ -7,7 +7,7 @@ from typing import Any
 from cases import Case, units
 from loops import PUBLISHED, Loop
 from pages import grid
-from stopwatch import Product, Spread, Timed, interleaved, on_threads, paired, peak_bytes, spread
+from stopwatch import Product, Spread, Timed, interleaved, paired, peak_bytes, settings, spread
 from units import size
 
 Rounds = list[float]
@@ -26,7 +26,7 @@ def measure_steps(
     x, y = case.images()
     calls = {}
     for loop in loops:
-        within = partial(on_threads, loop.choices["threads"])
+        within = partial(settings, loop.choices)
         calls |= {(loop.name, k): Timed(partial(loop.step, k, x, y), within) for k in steps}
     calls |= {("product", product.name): product.call for product in products}
     times = interleaved(calls, case.device, rounds, progress=progress)
@@ -35,7 +35,7 @@ def measure_steps(
     attacked = next((k for k in steps if k), 0)
     memory = {}
     for loop in loops:
-        with on_threads(loop.choices["threads"]):
+        with settings(loop.choices):
             memory[loop.name] = peak_bytes(partial(loop.step, attacked, x, y), case.device)
         progress(f"memory: {loop.name}")
     return {

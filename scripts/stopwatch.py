@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from sat.hardware import bf16_pays
+from sat.precision import set_tf32
 
 SECONDS = 0.2  # of a block of calls: a thousand times the clock's and the synchronisation's cost
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
@@ -93,14 +94,19 @@ def clocked(call: Timed, block: int, device: torch.device) -> float:
 
 
 @contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    """As many threads as that, and afterwards as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def settings(choices: Mapping[str, Any]) -> Iterator[None]:
+    """As many threads as a loop has, TF32 as it has it, if it says; afterwards all as before."""
+    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(choices["threads"])
+    if "tf32" in choices:
+        set_tf32(choices["tf32"])
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn
 
 
 def wait(device: torch.device) -> None:

@@ -15,6 +15,7 @@ from costs import Cost, Sizes, Work, build
 
 from sat.attacks import PGD, Clean
 from sat.config import Spec
+from sat.fold import fold
 from sat.hardware import choose, find_device
 from sat.precision import float32
 from sat.train import Plan, Trainer
@@ -66,7 +67,8 @@ def tried(spec: Spec, sizes: Sizes, cost: Cost) -> Pace:
     """
     device = find_device(spec.device)
     schedule = replace(spec.schedule, epochs=1.0, accumulate=1)
-    choices = choose(spec.schedule, device, sizes.train, cost.multiply_adds, cost.depthwise)
+    eager = replace(spec.schedule, compile=False)  # compiling takes longer than trying
+    choices = choose(eager, device, sizes.train, cost.multiply_adds, cost.depthwise)
     wanted = {
         "update": -(-spec.schedule.batch_size // spec.schedule.parts),
         "validation": min(spec.validation.batch_size, sizes.held_out),
@@ -117,7 +119,8 @@ def _try(
             x, y = _images(count, sizes, device)
             model.eval()
             with float32(model) if exact else nullcontext():
-                spent = _seconds(lambda: PGD(8.0, STEPS)(model, x, y), device)
+                net = fold(model, x[:2], model.autocast).net
+                spent = _seconds(lambda: PGD(8.0, STEPS)(net, x, y), device)
             return spent / STEPS / count
 
         gradients = [gradient(batches["update"]), gradient(batches["validation"]),

@@ -111,9 +111,10 @@ def seen(loop, case, k: int):
 
 
 def plain(scripts, *words: str):
-    """Ours in float32 NCHW, and the case."""
+    """Ours without a trick, and the case."""
     case = scripts("cases").case_of([*FIXED, *words])
-    return scripts("loops").ours(case, "ours", precision="fp32", channels_last=False), case
+    loops = scripts("loops")
+    return loops.ours(case, "ours", precision="fp32", **dict.fromkeys(loops.TRICKS, False)), case
 
 
 def assert_same(one, other):
@@ -166,7 +167,7 @@ def test_work_is_counted_as_torch_counts_it(scripts, torchattacks):
 
 def test_what_can_be_compared_here(scripts, torchattacks, monkeypatch):
     case = scripts("cases").case_of(TINY)
-    names = ["sat", "sat, compiled", "sat, float32 NCHW", "published loop", "torchattacks"]
+    names = ["sat", "sat, compiled", "sat, no trick", "published loop", "torchattacks"]
     loops, notes = scripts("loops").loops_of(case, compiled=True)
     assert [loop.name for loop in loops] == names and not notes
     assert [loop.choices["compile"] for loop in loops] == [name == names[1] for name in names]
@@ -237,12 +238,19 @@ def test_ratios_are_those_of_a_round(scripts, monkeypatch):
     assert stopwatch.spread([5.0]).json() == {"median": 5.0, "low": 5.0, "high": 5.0}
 
 
-def test_threads_are_as_before(scripts):
-    before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError), scripts("stopwatch").on_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
+@pytest.mark.parametrize("tf32", [True, False, None])
+def test_settings_are_as_before(scripts, tf32):
+    def now():
+        matmul = torch.get_float32_matmul_precision()
+        return torch.get_num_threads(), matmul, torch.backends.cudnn.allow_tf32
+
+    before = now()
+    choices = {"threads": before[0] + 1} | ({} if tf32 is None else {"tf32": tf32})
+    with pytest.raises(ZeroDivisionError), scripts("stopwatch").settings(choices):
+        kept = before[1:] if tf32 is None else ("high" if tf32 else "highest", tf32)
+        assert now() == (before[0] + 1, *kept)
         raise ZeroDivisionError
-    assert torch.get_num_threads() == before
+    assert now() == before
 
 
 def test_a_product_has_2n3_operations(scripts, quick):
@@ -255,7 +263,7 @@ def test_a_product_has_2n3_operations(scripts, quick):
 
 def test_stages_add_up_to_the_step(scripts):
     calls = ["attack forward", "attack gradient", "attack", "forward", "gradients", "optimizer",
-             "step", "data", "log"]  # fmt: skip
+             "step", "data", "log", "fold"]  # fmt: skip
     times = {call: 1.7**k for k, call in enumerate(calls)}
     for k in (0, 1, 3):
         times["attack"] = 1.7**2 if k else 0.0
@@ -372,7 +380,7 @@ def test_the_command_from_end_to_end(benchmark, tmp_path, monkeypatch):
     assert about["batch"] == 8 and about["shape"] == [1, 8, 8]
     steps = found["steps"]
     assert [(row["loop"], row["k"]) for row in steps["rows"]] == [
-        (name, k) for name in ("sat", "sat, float32 NCHW", "published loop") for k in (0, 1)
+        (name, k) for name in ("sat", "sat, no trick", "published loop") for k in (0, 1)
     ]
     for row in steps["rows"]:
         assert row["flop"] == 2 * steps["multiply_adds"] * 8 * (2 * row["k"] + 3)

@@ -1,4 +1,4 @@
-"""The network that attacks search: the model's own function, and nothing of the model is touched."""
+"""The network that attacks search: the model's own function; and the model is not touched."""
 
 import copy
 
