@@ -31,7 +31,6 @@ from sat.console import table
 from sat.errors import Refused
 
 ROOT = Path(__file__).parents[1]
-STOPPED = 128 + signal.SIGTERM
 SAVING = 120.0  # seconds that a line has to end when it is stopped: a sweep gives its runs 60
 DONE, UNDER_WAY, FAILED, LEFT = "done", "under way", "failed", "left"
 COLLECT = """\
@@ -141,7 +140,9 @@ def attended(words: Sequence[str], log: Any, deadline: float, stop: list[int]) -
 def signals() -> Iterator[list[int]]:
     """A list that receives the signals that ask this process to stop."""
     told: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
     before = {n: signal.signal(n, lambda number, frame: told.append(number)) for n in numbers}
     try:
         yield told
