@@ -3,6 +3,7 @@
 python scripts/forecast.py activation=gelu attack.steps=2
 python scripts/forecast.py -m activation=relu,silu seed=0,1,2      # a sweep
 python scripts/forecast.py experiment=imagenet_resnet50 --tflops 300   # for another machine
+python scripts/forecast.py -m experiment=depth --gpus 8            # its runs shared out, one a GPU
 """
 
 import argparse
@@ -45,10 +46,11 @@ auto is taken to be bf16."""
 
 @dataclass
 class Rates:
-    """TFLOP/s, where they are given."""
+    """TFLOP/s, where they are given; and how many GPUs share the runs."""
 
     training: float | None = None
     evaluation: float | None = None
+    gpus: int = 1
 
 
 @dataclass
@@ -196,7 +198,19 @@ def totals(jobs: list[Told]) -> str:
     more = f" and {len(runs) - len(known)} of unknown time" if 0 < len(known) < len(runs) else ""
     asked = f"{len(jobs)} run{'s' * (len(jobs) != 1)}"
     distinct = f", {len(runs)} distinct" * (len(jobs) > 1)
-    return f"{asked}{distinct}: {counts}; still missing: {missing}{plus}{more}"
+    line = f"{asked}{distinct}: {counts}; still missing: {missing}{plus}{more}"
+    if seconds and RATES.gpus > 1:
+        ends = shared_out([job.missing for job in known], RATES.gpus)
+        line += f"; on {RATES.gpus} GPUs, each run on one: {span(ends)}{plus}"
+    return line
+
+
+def shared_out(seconds: list[float], gpus: int) -> float:
+    """When the last of the runs ends, if each in its turn takes the GPU that is free first."""
+    free = [0.0] * gpus
+    for run in seconds:
+        free[free.index(min(free))] += run
+    return max(free)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -226,7 +240,11 @@ def arguments() -> list[str]:
     )  # fmt: skip
     parser.add_argument("--tflops", type=float, help="TFLOP/s sustained; nothing is tried here")
     parser.add_argument("--tflops-fp32", type=float, help="those of the evaluation (the same)")
+    parser.add_argument("--gpus", type=int, default=1, help="that share the runs of a sweep (1)")
     own, rest = parser.parse_known_args()
+    if own.gpus < 1:
+        parser.error(f"--gpus {own.gpus}: must be at least 1")
+    RATES.gpus = own.gpus
     for key, rate in (("--tflops", own.tflops), ("--tflops-fp32", own.tflops_fp32)):
         if rate is not None and not 0 < rate < float("inf"):
             parser.error(f"{key} {rate}: must be finite, above 0")
