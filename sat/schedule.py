@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -148,9 +148,12 @@ def build_optimizer(model: nn.Module, schedule: Schedule, fused: bool = False) -
         ) from error
 
 
-def lay_out_(optimizer: Optimizer) -> None:
-    """What it keeps of each weight, laid out as the weight is: a fused step takes memory as it
-    lies, and a checkpoint may be of another layout."""
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Loads a state dict that may be of another layout, and of a step that was fused where this one
+    is not. What is kept of a weight gets its layout: a fused step takes memory as it lies."""
+    own = [{key: group[key] for key in group if key == "fused"} for group in optimizer.param_groups]
+    groups = [{**kept, **mine} for kept, mine in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
     for weight, kept in optimizer.state.items():
         for name, value in kept.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:

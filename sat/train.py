@@ -17,7 +17,7 @@ from sat.hardware import DTYPES
 from sat.plan import Plan
 from sat.precision import float32
 from sat.recomputation import counted_once
-from sat.schedule import build_optimizer, lay_out_
+from sat.schedule import build_optimizer, load_optimizer
 from sat.surrogate import phase, phased
 
 
@@ -54,7 +54,8 @@ class Trainer:
         self.net, self.warmup = compiled(model, plan), Warmup(bool(choices["compile"]))
         self._folded: Folded | None = None  # what the attack searches, see `searched`
         self.phased = phased(model)
-        self.optimizer = build_optimizer(model, schedule, choices.get("fused", False))
+        fused = choices.get("fused", False) and not self.sharding
+        self.optimizer = build_optimizer(model, schedule, fused)
         half = choices["precision"] == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.unscaled = torch.amp.GradScaler(self.device.type, enabled=False)
@@ -168,9 +169,8 @@ class Trainer:
         self._check(gradients)
 
     def searched(self, x: Tensor) -> nn.Module:
-        """The network that the attack on images x asks, with the weights of this moment: the folded
-        one where it is attacked in eval mode, else that of the update, of which a compiler makes
-        two graphs, with frozen weights and without."""
+        """The network that the attack on x asks, with the weights of this moment: folded for eval
+        mode, else that of the update, of which a compiler makes two graphs, frozen and not."""
         folds = self.plan.choices.get("fold", False) and not self.sharding
         if not folds or getattr(self.attack, "batch_norm", "train") != "eval":
             return self.net
@@ -355,8 +355,7 @@ class Trainer:
         optimizer = state["optimizer"]
         if self.sharding:
             optimizer = self.sharding.share_out_optimizer(optimizer, self.optimizer)
-        self.optimizer.load_state_dict(optimizer)
-        lay_out_(self.optimizer)
+        load_optimizer(self.optimizer, optimizer)
         self.scaler.load_state_dict(state["scaler"])
         set_generators(state, self.device)
 

@@ -15,7 +15,7 @@ from sat.draws import Draws
 from sat.fold import fold
 from sat.models import EfficientNet, PreActResNet, ResNet, WideResNet, assemble
 from sat.objectives import Adversarial
-from sat.schedule import Schedule, lay_out_
+from sat.schedule import Schedule, load_optimizer
 from sat.surrogate import SurrogateReLU, phase, phased
 from sat.tally import Tally
 from sat.train import Plan, Trainer
@@ -253,10 +253,10 @@ def test_what_an_optimizer_keeps_gets_the_layout_of_its_weight():
         weight = nn.Parameter(weights.clone(memory_format=torch.channels_last))
         optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9, fused=fused)
         momentum = torch.arange(288.0).view(8, 4, 3, 3)
-        state = optimizer.state_dict()
-        state["state"] = {0: {"momentum_buffer": momentum.to(memory_format=kept)}}
-        optimizer.load_state_dict(state)
-        lay_out_(optimizer)
+        other = torch.optim.SGD([weight], 0.1, momentum=0.9, fused=not fused).state_dict()
+        other["state"] = {0: {"momentum_buffer": momentum.to(memory_format=kept)}}
+        load_optimizer(optimizer, other)
+        assert optimizer.param_groups[0]["fused"] is fused
         weight.grad = torch.ones_like(weight)
         optimizer.step()
         return weight.detach()

@@ -140,7 +140,7 @@ def test_gradients_of_each_attack(scripts):
 @pytest.fixture
 def counted(monkeypatch):
     """Forwards with gradients by (place, kind): images of input gradients and of updates."""
-    from sat import results, train
+    from sat import fold, results, train
     from sat.examination import Examination
     from sat.journal import Journal
     from sat.models import Classifier
@@ -160,6 +160,7 @@ def counted(monkeypatch):
         monkeypatch.setattr(owner, name, placed)
 
     within(train, "fit", "training")
+    within(fold, "_pairs", "folding")  # two images, to see how layers follow each other
     within(Journal, "validate", "validation")
     within(results, "conclude", "evaluation")
     within(Examination, "show", "pictures")
