@@ -72,7 +72,9 @@ class PReLU(nn.PReLU):
         super().__init__(1, init)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cpu and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # one pass, where the kernel is a call
+            return torch.where(x > 0, x, x * self.weight.to(x.dtype))
+        if x.is_cpu:
             return _PReLU.apply(x, self.weight)
         return F.prelu(x, self.weight.to(x.dtype))  # the kernel refuses mixed precision
 
@@ -120,6 +122,15 @@ class Mish(nn.Mish):
 
     def __init__(self, inplace: bool = False):
         super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        # tanh(log(1 + e^x)) = n / (n + 2) with n = e^2x + 2 e^x: one exponential in place of three
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        e = exact.clamp(max=20).exp()  # beyond, the quotient is 1
+        n = e * (e + 2)
+        return (x * (n / (n + 2))).to(x.dtype)
 
 
 class ELU(nn.ELU):

@@ -308,7 +308,9 @@ def test_other_values_out_of_range_are_refused_by_name():
 
 def test_one_compiled_graph_with_frozen_scalars():
     """Dynamo's graph capture alone (backend aot_eager): no C++ compiler, a few seconds."""
-    model = nn.Sequential(A.SmoothReLU(), A.PSSiLU(beta=0.2), A.ParametricSoftplus(), A.PReLU())
+    model = nn.Sequential(
+        A.SmoothReLU(), A.PSSiLU(beta=0.2), A.ParametricSoftplus(), A.PReLU(), A.Mish()
+    )
     detached = {name: p.detach() for name, p in model.named_parameters()}
     x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
     frozen = torch.compile(
@@ -321,3 +323,36 @@ def test_one_compiled_graph_with_frozen_scalars():
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
     slope = torch.autograd.grad(frozen(x).sum(), x)[0]
     assert torch.allclose(slope, expected[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["mish", "prelu"])
+def test_a_compiled_form_of_its_own_is_the_same_function(name, dtype, monkeypatch):
+    """Far out as well, where exponentials overflow."""
+    module = {"mish": A.Mish(), "prelu": A.PReLU()}[name]
+    x = torch.cat([torch.linspace(-30, 30, 601), torch.tensor([-1e4, 1e4])]).to(dtype)
+
+    def both():
+        at = x.clone().requires_grad_()
+        y = module(at)
+        return y.detach(), torch.autograd.grad(y.sum(), at)[0]
+
+    plain = both()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    for one, other in zip(both(), plain, strict=True):
+        assert one.dtype == dtype and torch.allclose(one, other, tolerance, tolerance)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_prelu_on_a_cpu_has_torchs_gradients(frozen):
+    x = torch.linspace(-2, 2, 401, dtype=torch.float64).view(1, 1, 1, 401)
+    grads = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    module = A.PReLU(0.3).double().requires_grad_(not frozen)
+    found = []
+    for call in (module, lambda x: torch.prelu(x, module.weight)):
+        at = x.clone().requires_grad_()
+        targets = [at] if frozen else [at, module.weight]
+        found.append(torch.autograd.grad(call(at), targets, grads))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, 1e-12, 1e-12)

@@ -1,7 +1,13 @@
 """What `auto` stands for."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import ROOT
 
 from sat import hardware
 from sat.hardware import auto_precision, choose, depthwise
@@ -45,3 +51,14 @@ def test_what_is_asked_for_is_kept():
 def test_a_small_step_runs_on_one_thread():
     assert choose(Schedule(), CPU, 1000, 1_000_000, False)["threads"] == 1
     assert choose(Schedule(), CPU, 1000, 10**9, False)["threads"] == hardware.THREADS
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these instruction sets are x86's")
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_a_cpu_without_bf16_arithmetic_computes_in_float32(isa):
+    """Asked of torch it would say that it has some: it is emulated, up to 200 times slower."""
+    code = "from sat.hardware import auto_precision; print(auto_precision('cpu', False))"
+    limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=limited, capture_output=True,
+                          text=True, timeout=300)  # fmt: skip
+    assert told.stdout.strip() == "fp32", told.stderr
