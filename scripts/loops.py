@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from cases import RATE, Case
 from torch import Tensor
 
+from sat.faults import is_out_of_memory
+
 PUBLISHED = "published loop"
 TRICKS = ("channels_last", "fold", "fused", "tf32")
 
@@ -88,13 +90,28 @@ def plain() -> dict[str, Any]:
             "threads": torch.get_num_threads()}  # fmt: skip
 
 
+def failing(loop: Loop, case: Case) -> list[str]:
+    """A line where a loop can't take a step: not every network can be captured as a CUDA graph."""
+    try:
+        for k in (1, 1, 2):
+            loop.step(k, *case.images())
+    except Exception as error:  # torch's compiler raises many kinds
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        return [f"{loop.name} is left out: it failed ({reason})"]
+    return []
+
+
 def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
     """All that can be compared here, and a line for each that can't."""
     found, notes = [ours(case, "sat")], []
     if compiled:
         found.append(ours(case, "sat, compiled", compile=True))
     if compiled and case.device.type == "cuda":
-        found.append(ours(case, "sat, CUDA graphs", compile="reduce-overhead"))
+        graphs = ours(case, "sat, CUDA graphs", compile="reduce-overhead")
+        notes += (told := failing(graphs, case))
+        found += [graphs] * (not told)
     found.append(ours(case, "sat, no trick", precision="fp32", **dict.fromkeys(TRICKS, False)))
     found.append(published(case))
     try:

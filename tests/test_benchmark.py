@@ -177,6 +177,23 @@ def test_what_can_be_compared_here(scripts, torchattacks, monkeypatch):
     assert "torchattacks is left out" in note and len(loops) == 3
 
 
+def test_a_loop_that_fails_is_told_and_memory_that_runs_out_is_not_hidden(scripts):
+    case, loops = scripts("cases").case_of(TINY), scripts("loops")
+
+    def failing(error: Exception) -> list[str]:
+        def step(k, x, y):
+            raise error
+
+        return loops.failing(loops.Loop("graphs", step, {}), case)
+
+    assert failing(RuntimeError("no capture\nsecond line")) == [
+        "graphs is left out: it failed (no capture)"
+    ]
+    with pytest.raises(torch.OutOfMemoryError):
+        failing(torch.OutOfMemoryError("CUDA out of memory"))
+    assert loops.failing(loops.ours(case, "ours"), case) == []
+
+
 # time -------------------------------------------------------------------------------------------
 
 
