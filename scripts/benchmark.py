@@ -3,6 +3,7 @@
     python scripts/benchmark.py                                  # ResNet-18 on CIFAR-10's sizes
     python scripts/benchmark.py model.depth=50 dataset=imagenet --steps 0,1 --batch 256 --compile
     python scripts/benchmark.py --parts memory,growth
+    python scripts/benchmark.py --parts program                  # --help, first step, sweep, report
 
 Words are those of `python -m sat.run`; images are random pixels, and nothing is downloaded. Tables
 go to the screen, and with all numbers (`benchmark.json`) and a figure into the folder of --out.
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-PARTS = ("steps", "stages", "activations", "growth", "memory")
+PARTS = ("steps", "stages", "activations", "growth", "memory", "program")
 USUAL = PARTS[:3]
 SHORT = {"batch": 32, "steps": (0, 1, 2), "rounds": 3}  # a minute or two on two cores
 
@@ -199,9 +200,18 @@ def memory(case: Any, own: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return found, memory_text(found)
 
 
+def program(case: Any, own: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Of the default run and small ones: of the words only the device counts."""
+    from program import measure_program, program_text
+
+    device = [word for word in own.words if word.startswith("device=")]
+    found = measure_program(device, own.rounds, progress)
+    return found, program_text(found)
+
+
 MEASURE: dict[str, Callable[..., tuple[Any, str]]] = {
     "steps": steps, "stages": stages, "activations": activations, "growth": growth,
-    "memory": memory,
+    "memory": memory, "program": program,
 }  # fmt: skip
 
 

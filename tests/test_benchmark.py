@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from sat.errors import Refused
+from sat.errors import Fault, Refused
 from sat.models import Classifier
 
 TINY = ["dataset=digits", "model=resnet_cifar", "model.depth=8", "model.width=0.25",
@@ -429,6 +429,74 @@ def test_growth_and_memory_are_parts_of_their_own(benchmark, scripts, tmp_path, 
     assert not plain["checkpointed"] and less["checkpointed"]
     assert plain["largest_batch"]["1"] < less["largest_batch"]["1"]
     assert "## Growth" in out and "## Memory" in out
+
+
+# whole commands ---------------------------------------------------------------------------------
+
+
+def assert_multiplied(program, made, folder):
+    """The copies are named as the program would, and are what a report takes for finished."""
+    runs, copies = (program.runs_in(place) for place in (made, folder))
+    assert len(copies) == program.RESULTS > len(runs) > 2
+    assert {run.name for run in runs} < {copy.name for copy in copies}
+    for run in copies:
+        spec = program.check(program.read_yaml(run / "config.yaml"))
+        result = json.loads((run / "result.json").read_text())
+        assert (run.name, spec.hash, spec.seed) == (spec.name, result["hash"], result["seed"])
+        assert result["status"] == "finished" and result["alarms"]
+        assert (run / "experiments.txt").read_text() == "equal_cost\n"
+        assert (run / "flags").is_dir() and not (run / "checkpoints").exists()
+
+
+def test_whole_commands_are_a_part_of_their_own(benchmark, scripts, tmp_path, monkeypatch):
+    program, temporary = scripts("program"), tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+
+    def multiply(made, folder, multiplied=program.multiply):
+        multiplied(made, folder)
+        assert_multiplied(program, made, folder)
+
+    small = {"RUNS": 2, "RESULTS": 9, "EXPERIMENTS": ("equal_cost",), "multiply": multiply}
+    for name, value in small.items():
+        monkeypatch.setattr(program, name, value)
+    code, out, err = benchmark(*TINY, "--device", "cpu", "--parts", "program", "--rounds", "1")
+    assert code == 0, err
+    found = json.loads((tmp_path / "outputs/benchmark/benchmark.json").read_text())
+    assert found.keys() == {"about", "program"} and "program" not in scripts("benchmark").USUAL
+    rows = {row["command"]: row for row in found["program"]["rows"]}
+    assert {what: row["aim"] for what, row in rows.items()} == {
+        "help": 2, "import sat.run": None, "first step": 8, "finished run again": None,
+        "sweep again": 120, "report": 30,
+    }  # fmt: skip
+    assert all(is_spread(row["seconds"]) and len(row["rounds"]) == 1 for row in rows.values())
+    assert "## Program" in out and "sweep again (2 finished runs)" in out
+    assert "report (9 run directories)" in out
+    assert not [*temporary.glob("sat-*")]
+
+
+def test_the_first_step_is_seen_while_the_run_goes_on(scripts, tmp_path, monkeypatch):
+    program, seen = scripts("program"), []
+
+    def watch(root, has_logged=program.has_logged):
+        if found := has_logged(root):
+            lines = [file.read_text().splitlines()[0] for file in root.glob("*/metrics.jsonl")]
+            seen.append((lines, [*root.glob("*/result.json")]))
+        return found
+
+    monkeypatch.setattr(program, "has_logged", watch)
+    command = [sys.executable, "-m", "sat.run", *program.TINY, "device=cpu"]
+    assert program.first_step(command, tmp_path, iter(["first"])) > 0
+    ([line], results), ([_], [_]) = seen  # at the first step, and at the end
+    assert json.loads(line)["step"] == 1 and "train/loss" in line and not results
+    with pytest.raises(Fault, match=r"epohcs=3 device=cpu: ended with 2: .*epohcs"):
+        wrong = [*command[:3], "schedule.epohcs=3", *command[-1:]]
+        program.first_step(wrong, tmp_path, iter(["wrong"]))
+    with pytest.raises(Fault, match="ended with 2: .*epohcs"):
+        program.seconds(wrong, tmp_path)
+
+
+# refused ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 import dataclasses
 import importlib
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +26,7 @@ from sat.data import (
     evaluation_batches,
 )
 from sat.data.choice import split_training, stratified
-from sat.data.memory import MemorySplit
+from sat.data.memory import MemorySplit, digits
 from sat.draws import Draws
 
 CPU = torch.device("cpu")
@@ -220,6 +223,27 @@ def test_augmentation_depends_on_key_and_row_alone():
     ((four, _),) = split.stream([Batch(torch.arange(4), key=7)])
     ((other, _),) = split.stream([Batch(torch.arange(8), key=8)])
     assert torch.equal(eight[:4], four) and not torch.equal(eight, other)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_digits_are_those_of_scikit_learn(elsewhere, monkeypatch, tmp_path):
+    """Read from its file, or by its own function where the file lies elsewhere."""
+    from sklearn.datasets import load_digits
+
+    if elsewhere:
+        package = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+        monkeypatch.setattr("sat.data.memory.find_spec", lambda name: package)
+    for ours, theirs in zip(digits(), load_digits(return_X_y=True), strict=True):
+        assert ours.shape == theirs.shape and (ours == theirs).all()
+
+
+def test_digits_need_no_scikit_learn_in_memory():
+    code = (
+        "import sys, torch; from sat.data import Digits; Digits()(torch.device('cpu'), 0);"
+        "print(sorted({'sklearn', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_digits_have_one_test_set_and_real_pixels():

@@ -3,8 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -144,15 +147,26 @@ class Digits(MemorySet):
     canonical = False
 
     def load(self) -> Arrays:
-        from sklearn.datasets import load_digits
-
         from sat.data.choice import stratified
 
-        images, labels = load_digits(return_X_y=True)  # 0 to 16
-        images = torch.from_numpy(images).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
-        labels = torch.from_numpy(labels).long()
+        images, labels = map(torch.from_numpy, digits())
+        images = images.mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
+        labels = labels.long()
         fixed = torch.Generator().manual_seed(0)
         test = torch.zeros(len(labels), dtype=torch.bool)
         test[stratified(labels, round(0.2 * len(labels)), fixed)] = True
         names = tuple(map(str, range(10)))
         return Arrays(images[~test], labels[~test], images[test], labels[test], names, "digits")
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images [1797, 64], 0 to 16, and labels, from scikit-learn's file: to import the package, and
+    SciPy with it, takes a fifth of the time to a run's first step."""
+    folder = Path(find_spec("sklearn").origin).parent / "datasets" / "data"
+    try:
+        table = np.loadtxt(folder / "digits.csv.gz", delimiter=",")
+    except OSError:  # a version that keeps it elsewhere
+        from sklearn.datasets import load_digits
+
+        return load_digits(return_X_y=True)
+    return table[:, :-1], table[:, -1]
