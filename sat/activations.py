@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def _positive(key: str, value: float) -> float:
@@ -55,6 +56,7 @@ class _PReLU(torch.autograd.Function):
         return F.leaky_relu(x, w.item())
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         x, w = ctx.saved_tensors
         grad_x = torch.ops.aten.leaky_relu_backward(grad, x, w.item(), False)

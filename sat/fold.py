@@ -4,6 +4,7 @@ since in eval mode they are linear, and every weight frozen and cast once."""
 import copy
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -96,14 +97,19 @@ def fold(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Folde
         trial.eval()
         with torch.no_grad():
             after = Folded(trial, pairs, None).net(x)
-            same = (after - before).abs().max() <= 1e-4 * before.abs().max()
+            size = before.abs().max()
+            same = size > 0 and (after - before).abs().max() <= 1e-4 * size
     return Folded(model, pairs if same else [], dtype)
 
 
 @torch.no_grad()
 def _unsettle(model: nn.Module) -> None:
-    """Norms that are far from doing nothing: before a training a wrong merger might go unseen."""
-    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+    """Norms that are far from doing nothing, and no weights of 0 or 1 alone, such as a head or a
+    layer scale has before a training: a wrong merger might go unseen."""
+    for parameter in model.parameters():
+        if parameter.numel() > 1 and (parameter == parameter.flatten()[0]).all():
+            parameter.copy_(torch.linspace(0.2, 1.2, parameter.numel()).view_as(parameter))
+    for norm in (module for module in model.modules() if type(module) in _norms()):
         for low, tensor in ((0.2, norm.weight), (-0.5, norm.bias),
                             (-0.5, norm.running_mean), (0.5, norm.running_var)):  # fmt: skip
             if tensor is not None:
@@ -113,8 +119,6 @@ def _unsettle(model: nn.Module) -> None:
 def _pairs(model: nn.Module, x: Tensor) -> tuple[Tensor, Pairs]:
     """Logits of x; and the pairs whose layers are called once each, where nothing but the norm uses
     what the convolution gives."""
-    from timm.layers import BatchNormAct2d
-
     outputs: dict[int, tuple[Tensor, nn.Module, Node]] = {}  # with tensors, so that ids stay theirs
     calls: Counter[nn.Module] = Counter()
     pairs: list[tuple[nn.Module, nn.Module, Node]] = []
@@ -124,9 +128,10 @@ def _pairs(model: nn.Module, x: Tensor) -> tuple[Tensor, Pairs]:
         if type(module) is nn.Conv2d:
             outputs[id(output)] = (output, module, output.grad_fn)
         elif (fed := outputs.get(id(inputs[0]))) and module.affine and module.track_running_stats:
-            pairs.append((fed[1], module, fed[2]))
+            if inputs[0].grad_fn is fed[2]:  # else something has changed it in place
+                pairs.append((fed[1], module, fed[2]))
 
-    kinds = (nn.Conv2d, nn.BatchNorm2d, BatchNormAct2d)
+    kinds = (nn.Conv2d, *_norms())
     hooks = [m.register_forward_hook(after) for m in model.modules() if type(m) in kinds]
     logits = model(x.requires_grad_())
     for hook in hooks:
@@ -149,6 +154,14 @@ def _uses(end: Node) -> Counter[Node]:
                 left += [node] * (node not in uses)
                 uses[node] += 1
     return uses
+
+
+@cache
+def _norms() -> tuple[type, ...]:
+    """Batch norms, which are all alike in eval mode."""
+    from timm.layers import BatchNormAct2d, SyncBatchNormAct
+
+    return nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct
 
 
 def _without_norm(norm: nn.BatchNorm2d) -> nn.Module:

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 
-def set_tf32(on: bool) -> None:
-    """Whether products and convolutions of float32 on a GPU may round their factors to 10 bits."""
+def set_tf32(on: bool | None) -> None:
+    """Whether products and convolutions of float32 on a GPU may round their factors to 10 bits;
+    None: convolutions alone, as torch has it."""
     torch.set_float32_matmul_precision("high" if on else "highest")
-    torch.backends.cudnn.allow_tf32 = on
+    torch.backends.cudnn.allow_tf32 = on is not False
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sat import checkpoint
 from sat.hardware import DTYPES
 from sat.journal import same_facts
-from sat.schedule import Schedule, build_optimizer
+from sat.schedule import Schedule, build_optimizer, load_optimizer
 from sat.untrusted import misfit
 
 _NUMBER, _NONE = int | float, type(None)
@@ -57,7 +57,7 @@ def check_state(
     for name, weights in {**kept, "best.model": (state["best"] or {}).get("model")}.items():
         if weights is not None:
             _check_weights(name, weights, model)
-    _check_optimizer(state, model, schedule)
+    _check_optimizer(state["optimizer"], model, schedule)
     try:
         for each in [state, *state.get("processes", [])]:
             torch.Generator().set_state(each["rng"])
@@ -104,16 +104,16 @@ def _check_weights(name: str, weights: Mapping[str, Tensor], model: nn.Module) -
             raise ValueError(f"{name}.{key} is not finite")
 
 
-def _check_optimizer(whole: Mapping[str, Any], model: nn.Module, schedule: Schedule) -> None:
+def _check_optimizer(state: Mapping[str, Any], model: nn.Module, schedule: Schedule) -> None:
     """What an optimiser would take and stumble over in its next step."""
-    state, kept = whole["optimizer"], _KEPT.get(schedule.optimizer)
-    own = build_optimizer(model, schedule, whole["choices"].get("fused", False))
-    fixed = {"params"} | ({*own.defaults} - {"lr"} if kept else set())  # others count in them
+    own, kept = build_optimizer(model, schedule), _KEPT.get(schedule.optimizer)
+    # others count in them; whether a step is fused is chosen anew
+    fixed = {"params"} | ({*own.defaults} - {"lr", "fused"} if kept else set())
     groups = own.state_dict()["param_groups"]
     try:
         pairs = [*zip(state["param_groups"], groups, strict=True)]
         same = all(there[key] == here[key] for there, here in pairs for key in fixed)
-        own.load_state_dict(dict(state))
+        load_optimizer(own, dict(state))
     except Exception as error:  # each has checks of its own, or none
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"optimizer does not fit ({reason})") from None

@@ -129,7 +129,7 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
     if state and len(state.get("processes", [state])) != world.size:
         choices = {**choices, "threads": THREADS}  # these have another share of the cores
     torch.set_num_threads(choices["threads"])
-    set_tf32(choices.get("tf32", False))
+    set_tf32(choices.get("tf32"))
     if choices["compile"]:
         forget()
     plan = Plan(schedule, images, spec.seed, choices, spec.validation.every, cost)

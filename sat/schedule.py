@@ -156,5 +156,5 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict({**state, "param_groups": groups})
     for weight, kept in optimizer.state.items():
         for name, value in kept.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
-                kept[name] = torch.empty_like(weight).copy_(value)
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.ndim:
+                kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

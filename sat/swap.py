@@ -22,6 +22,7 @@ _ACTIVATIONS = (
     *(nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Softplus, nn.Softsign, nn.Threshold),
     *(nn.Tanhshrink, nn.Softshrink, nn.Hardshrink),
 )
+_READ_OUTPUT = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.CELU)  # in the backward pass; others the input
 _GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.GLU)
 _GATES += (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)
 
@@ -60,7 +61,7 @@ def swap_activations(net: nn.Module, activation: Callable[[], nn.Module]) -> Swa
     modules; a place that is called several times in a forward (torchvision's `self.relu`) stays one
     module, so a learnable activation shares its parameter among those calls. An activation that is
     of the asked kind already is replaced like the others; where one works in place, so does
-    the new one if it can, and its input needs no memory. `net` is changed in place.
+    the new one if its input then needs no memory. `net` is changed in place.
     """
     activations, gates = _kinds()
     found: list[tuple[nn.Module, str, str]] = []
@@ -74,7 +75,7 @@ def swap_activations(net: nn.Module, activation: Callable[[], nn.Module]) -> Swa
                 left.append(f"{name} ({type(child).__name__})")
     for parent, key, _ in found:
         new, old = activation().train(parent.training), getattr(parent, key)
-        if hasattr(new, "inplace"):
+        if isinstance(new, _READ_OUTPUT):
             new.inplace = getattr(old, "inplace", False)
         setattr(parent, key, new)
     return SwapReport(tuple(name for *_, name in found), tuple(left))

@@ -155,7 +155,7 @@ class Trainer:
         self._sums.zero_()
         for rows in self._parts(len(x)):
             part = slice(done, done := done + len(rows))
-            searched = self.searched(x) if net is self.net else net
+            searched = self.searched(x) if scaler is self.scaler else net
             with phase(self.phased, "inner"):
                 x_adv = self.attack(searched, x[part], y[part], Draws(key, rows))
             with phase(self.phased, "outer"):

@@ -532,3 +532,30 @@ def test_a_clock_that_goes_backwards_changes_nothing(sat, tmp_path, monkeypatch,
     same_outcome(resumed.run, whole)
     seconds = [row["seconds"] for row in metrics(resumed.run)]
     assert seconds == sorted(seconds) and 0 < resumed.result["wall_seconds"] < 60
+
+
+class BreaksInHalf(nn.Module):
+    """Logits beyond bfloat16's steps: finite in float32, not a number in autocast."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(),
+                                    nn.Linear(144, 10))  # fmt: skip
+        self.searched: list[torch.dtype] = []
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast is not None):
+            logits = self.layers(x)
+        self.searched.append(logits.dtype)
+        return logits.float() * (NAN if logits.dtype is torch.bfloat16 else 1)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_step_that_is_repeated_in_float32_is_attacked_in_float32(fold):
+    choices = {"precision": "bf16", "channels_last": False, "compile": False, "fold": fold}
+    torch.manual_seed(0)
+    plan = Plan(Schedule(batch_size=12, epochs=1), 120, 0, choices)
+    trainer = Trainer(BreaksInHalf(), PGD(128, 1, norm="l2"), Adversarial(), plan)
+    trainer.update(*batch_of(0))
+    assert trainer.skips.result() == {"skipped_steps": 0, "repeated_steps": 1}
+    assert trainer.model.searched[-2:] == [torch.float32] * 2  # the attack, and the update

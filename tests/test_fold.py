@@ -1,12 +1,14 @@
 """The network that attacks search: the model's own function; and the model is not touched."""
 
 import copy
+from collections import defaultdict
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import sat.fold
 from sat import activations as A
 from sat.attacks import PGD
 from sat.attacks.pgd import input_gradient
@@ -139,12 +141,54 @@ class Again(Twice):
         return self.norm(self.convolution(self.norm(self.convolution(x)))).mean((2, 3))
 
 
-@pytest.mark.parametrize("kind", [Twice, Again])
+class Between(Twice):
+    """An activation between the two, in place; and a head of zeros, as some begin."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x):
+        return self.head(self.norm(self.convolution(x).relu_()).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Twice, Again, Between])
 def test_what_is_no_pair_is_left_alone(kind):
     model, x = kind().eval(), images()
     folded = fold(model, x[:2])
     assert any(isinstance(m, nn.BatchNorm2d) for m in folded.net.modules())
     assert torch.equal(folded.net(x), model(x))
+
+
+class Headed(Twice):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x):
+        return self.head(super().forward(x))
+
+
+def test_a_wrong_pair_shows_behind_a_head_of_zeros(monkeypatch):
+    """Were the graph misread, the logits would tell."""
+    monkeypatch.setattr(sat.fold, "_uses", lambda end: defaultdict(lambda: 1))
+    folded = fold(Headed().eval(), images(2))
+    assert any(isinstance(m, nn.BatchNorm2d) for m in folded.net.modules())
+
+
+def test_norms_of_several_processes_are_merged_as_well():
+    from timm.layers import convert_sync_batchnorm
+
+    for name in ("resnet", "efficientnet"):
+        model, x = trained(name), images()
+        logits = model(x).detach()
+        shared = convert_sync_batchnorm(model)
+        folded = fold(shared, x[:2])
+        norms = [m for m in folded.net.modules() if isinstance(m, nn.SyncBatchNorm)]
+        assert not norms and any(isinstance(m, nn.SyncBatchNorm) for m in shared.modules())
+        assert apart(folded.net(x).detach(), logits) < 1e-5
 
 
 class Keeping(nn.Module):

@@ -123,7 +123,7 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def frozen(model: nn.Module, batch_norm: Literal["eval", "train"]) -> Iterator[None]:
     """Parameters without gradients and batch-norm statistics at rest, for the time of an attack.
 
-    Frozen parameters save the activations that only weight gradients need, and a compiled model
+    Frozen parameters save the work of weight gradients, and a compiled model
     gets a graph of input gradients alone. On leaving, also by an exception, all is as before.
     """
     if getattr(model, "at_rest", False) and batch_norm == "eval":  # see sat.fold
