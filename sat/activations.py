@@ -75,7 +75,8 @@ class PReLU(nn.PReLU):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # one pass, where the kernel is a call
-            return torch.where(x > 0, x, x * self.weight.to(x.dtype))
+            exact = x.to(torch.promote_types(x.dtype, self.weight.dtype))
+            return torch.where(exact > 0, exact, exact * self.weight).to(x.dtype)
         if x.is_cpu:
             return _PReLU.apply(x, self.weight)
         return F.prelu(x, self.weight.to(x.dtype))  # the kernel refuses mixed precision
