@@ -175,7 +175,7 @@ class TinyImageNet(FolderSet):
     mirror; test: `val` as published (`images/` and `val_annotations.txt`) or in class folders.
     """
 
-    holdout: float = 0.02
+    holdout: float = 0.01
     image_size: int = 64
     root: str = "data/tiny-imagenet-200"
     crop: int = 8

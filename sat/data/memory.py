@@ -76,7 +76,7 @@ class MemorySet(ABC):
     """What all small sets share; a subclass says in `load` where the arrays come from."""
 
     limit: int | None = None  # training images in use, the held-out ones among them
-    holdout: float = 0.02  # fraction of them, or how many
+    holdout: float = 0.01  # fraction of them, or how many
     image_size: int | None = None  # None: as stored; else resized once (bilinear, antialiased)
     crop: int = 4  # pixels of padding for the random crop
     flip: bool = True  # random mirror images
