@@ -15,7 +15,7 @@ THREADS = torch.get_num_threads()  # a run of a sweep must not inherit what the 
 ONE_THREAD_BELOW = 1_000_000_000  # multiply-adds of a batch's forward
 COMPILE_PAYS_FROM = 2000  # updates on a GPU; compilation takes up to a minute
 # Multiply-adds of a training's updates on a CPU: with PGD-1 nearly two hours at half a TFLOP/s, of
-# which a compiled network saves five minutes on AVX-512 and takes half a minute.
+# which a compiled network saves 6 % at best on AVX-512, and takes half a minute.
 COMPILE_PAYS_FROM_WORK = 1e15
 
 
