@@ -67,7 +67,7 @@ def sizes_of(dataset: Any) -> Sizes:
             arrays = dataset.load()
             labels, test = arrays.train_labels, len(arrays.test)
             classes, (channels, stored) = len(arrays.classes), arrays.train.shape[1:3]
-        elif type(dataset) not in PUBLISHED or _is_there(dataset):
+        elif type(dataset) not in PUBLISHED or is_there(dataset):
             return _opened(dataset)
         else:
             train, test, classes, channels, stored = PUBLISHED[type(dataset)]
@@ -77,7 +77,7 @@ def sizes_of(dataset: Any) -> Sizes:
     return Sizes(*map(len, parts), test, classes, channels, pixels)
 
 
-def _is_there(dataset: Any) -> bool:
+def is_there(dataset: Any) -> bool:
     from pathlib import Path
 
     return isinstance(dataset, FolderSet) and (Path(dataset.root) / "train").is_dir()
@@ -226,6 +226,12 @@ class Cost:
     state: int | None  # bytes
     activations: float  # bytes an image that an update keeps, in float32
     depthwise: bool  # whether it has such convolutions
+
+    def fixed(self, schedule: Any, precision: str) -> int | None:
+        """Bytes whatever the batch: of the state, and of the copy that attacks search."""
+        if self.state is None:
+            return None
+        return self.state + (schedule.fold is not False) * self.parameters * BYTES[precision]
 
     def kept(self, images: int, precision: str) -> float:
         return self.activations * images * BYTES[precision] / 4

@@ -32,8 +32,8 @@ LEGEND = """\
 Multiply-adds: of an image's forward. Gradients are counted image by image: of the training, k of
 the input and one of the weights for PGD-k; of validations (with their probe) and of the evaluation
 at most so many, as if every image were right when clean and stood, and best and last were two.
-Memory: weights, gradients, optimiser and average; activations: what an update keeps beside them
-for its backward pass; what a layer needs for a moment is not counted.
+Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what
+an update keeps beside them for its backward pass; what a layer needs for a moment is not counted.
 The time is of training, validations and evaluation. Beside it: the evaluation's doubts (at most so
 long), reading and decoding images, compilation, and the start of the program (some seconds)."""
 ENSEMBLE = "+: and what an ensemble needs, which goes by the image and can't be told: {}."
@@ -123,7 +123,7 @@ def forecast(spec: Spec, told: Told) -> None:
         "validation gradients": count(work.validation) + validated,
         "evaluation gradients": count(work.evaluation) + judged,
         "precision": precision,
-        "memory": size(cost.state),
+        "memory": size(cost.fixed(spec.schedule, precision)),
         "activations": size(cost.kept(part, precision)),
     }
     told.notes = tuple(n for n in (why, *(ENSEMBLE.format(name) for name in work.untold)) if n)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from cases import Case, case_of
-from costs import build, state_bytes
+from costs import build
 from pages import grid
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from units import size
 
 from sat.attacks.pgd import frozen, input_gradient
+from sat.fold import Folded
 from sat.hardware import DTYPES
 from sat.recomputation import recompute
 from sat.surrogate import phase, phased
@@ -97,11 +98,11 @@ class Need:
 
 def need_of(case: Case, precision: str, checkpointed: bool) -> dict[str, Need]:
     """Of the attack's step and of the update, from batches of two and four images."""
-    state = state_bytes(build(case.spec, case.sizes, "meta"), case.spec.schedule) or 0
+    fixed = case.cost.fixed(case.spec.schedule, precision) or 0
     needs = {}
     for name, step in (("attack", attack), ("update", update)):
         two, four = (_counted(case, step, count, precision, checkpointed) for count in (2, 4))
-        needs[name] = Need(state + 2 * two - four, (four - two) / 2)
+        needs[name] = Need(fixed + 2 * two - four, (four - two) / 2)
     return needs
 
 
@@ -115,6 +116,8 @@ def _counted(
             recompute(model)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
+        if step is attack and case.spec.schedule.fold is not False:
+            model = Folded(model, [], DTYPES[precision]).net
         x = torch.zeros(count, *case.sizes.shape)
         y = torch.zeros(count, dtype=torch.long)
         return live_bytes(step, model, x, y)
@@ -156,7 +159,7 @@ def memory_text(found: dict[str, Any]) -> str:
             *(f"batch in {g} GiB" for g in sizes)]  # fmt: skip
     note = (
         "Counted on shapes: activations and intermediates that are alive at once; fixed: weights,"
-        " gradients, optimiser and casts. A kernel's own scratch memory and what an allocator"
-        " wastes come on top."
+        " gradients, optimiser, casts and the copy that attacks search. A kernel's own scratch"
+        " memory and what an allocator wastes come on top."
     )
     return "\n".join(["## Memory", "", note, "", grid(head, rows)])

@@ -12,19 +12,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from cases import Case
+from loading import about, fed, pixels, training_images
 from pages import grid
 from steps import digits
 from stopwatch import Product, Timed, interleaved, paired, settings
 
 from sat.attacks.pgd import frozen, input_gradient
-from sat.data.batches import epoch_batches
-from sat.data.memory import MemorySplit
 from sat.data.sets import Data
 from sat.draws import Draws
 from sat.surrogate import phase
 from sat.train import Trainer
-
-IMAGES = 2048  # of the set that batches are cut from; their number moves no time
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,12 @@ class Stage:
     units: int = 0
 
 
-def stages_of(k: int, log_every: int) -> list[Stage]:
-    """They add up to a step of PGD-k with its batch and its share of a log."""
+def stages_of(k: int, log_every: int, streamed: bool = False) -> list[Stage]:
+    """They add up to a step of PGD-k with its batch and its share of a log. Where processes read
+    the images beside the step, it has only what it waits for."""
+    data = Stage("data", ("data",), lambda t: t)
+    if streamed:
+        data = Stage("data: waited for", ("fed", "step"), lambda f, s: f - s)
     gradients = [
         Stage("attack: forwards", ("attack forward",), lambda f: k * f, k),
         Stage("attack: backwards", ("attack gradient", "attack forward"),
@@ -48,7 +49,7 @@ def stages_of(k: int, log_every: int) -> list[Stage]:
               lambda a, g, f: a - k * g - f),
     ]  # fmt: skip
     return [
-        Stage("data", ("data",), lambda t: t),
+        data,
         *(gradients if k else []),
         Stage("update: forward", ("forward",), lambda f: f, 1),
         Stage("update: backward", ("gradients", "forward"), lambda g, f: g - f, 2),
@@ -66,14 +67,18 @@ def measure_stages(
     trainer = case.trainer(k, compile=compiled)
     with ExitStack() as stack:
         stack.enter_context(settings(trainer.plan.choices))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        images = training_images(case, folder)
         calls = _attack(case, trainer) | _update(case, trainer)
-        calls |= {"data": cutting(case), "log": stack.enter_context(logged(case, trainer))}
+        calls |= {"data": fed(case, images), "log": stack.enter_context(logged(case, trainer))}
+        if (source := about(images, case)) is not None:
+            calls["fed"] = fed(case, images, trainer.update)
         calls |= {product.name: product.call for product in products}
         times = interleaved(calls, case.device, rounds, progress=progress)
     best = min(products, key=lambda product: min(times[product.name]) / product.flop)
     unit = 2 * case.cost.multiply_adds * case.batch
     rows = []
-    for stage in stages_of(k, trainer.plan.log_every):
+    for stage in stages_of(k, trainer.plan.log_every, streamed=source is not None):
         mine = [times[call] for call in stage.calls]
         row = {"stage": stage.name, "units": stage.units,
                "seconds": paired(stage.seconds, *mine).json()}  # fmt: skip
@@ -83,10 +88,13 @@ def measure_stages(
             )
             row["share_of_peak"] = paired(rate, times[best.name], *mine).json()
         rows.append(row)
-    whole = paired(lambda step, batch, log: step + batch + log / trainer.plan.log_every,
-                   times["step"], times["data"], times["log"])  # fmt: skip
+    parts = ["fed"] if source else ["step", "data"]
+    whole = paired(lambda log, *rest: sum(rest) + log / trainer.plan.log_every,
+                   times["log"], *(times[part] for part in parts))  # fmt: skip
+    if source:
+        source["images_per_second"] = paired(lambda t: case.batch / t, times["data"]).json()
     return {"k": k, "choices": trainer.plan.choices, "log_every": trainer.plan.log_every,
-            "whole": whole.json(), "limit": best.name, "rows": rows}  # fmt: skip
+            "whole": whole.json(), "limit": best.name, "read": source, "rows": rows}  # fmt: skip
 
 
 def _attack(case: Case, trainer: Trainer) -> dict[str, Timed]:
@@ -139,24 +147,6 @@ def _update(case: Case, trainer: Trainer) -> dict[str, Timed]:
     }
 
 
-def split(case: Case) -> MemorySplit:
-    """Random pixels as a set in memory holds them; cropped and mirrored as the data set says."""
-    dataset, generator = case.spec.dataset, torch.Generator().manual_seed(0)
-    shape = (max(IMAGES, case.batch), *case.sizes.shape)
-    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    labels = torch.arange(len(pixels)) % case.sizes.classes
-    crop, flip = getattr(dataset, "crop", 0), getattr(dataset, "flip", False)
-    return MemorySplit(pixels.to(case.device), labels, crop if isinstance(crop, int) else 0, flip)
-
-
-def cutting(case: Case) -> Timed:
-    """A batch of a set in memory; that of a folder, decoded by workers, has other costs."""
-    images = split(case)
-    batches = epoch_batches(len(images), case.batch, 0, 0, 2**40)
-    stream = images.stream(batches)
-    return Timed(lambda: next(stream))
-
-
 @contextmanager
 def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
     """A line of metrics and the points of the curves, by the journal of a run in a folder of its
@@ -164,7 +154,7 @@ def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
     from sat.journal import Journal
     from sat.record import claim
 
-    images, sizes = split(case), case.sizes
+    images, sizes = pixels(case, case.batch), case.sizes
     names, half = tuple(map(str, range(sizes.classes))), (0.5,) * sizes.channels
     data = Data("random", names, sizes.channels, sizes.pixels, half, half, images, images, images,
                 canonical=True)  # fmt: skip
@@ -200,4 +190,8 @@ def stages_text(found: dict[str, Any]) -> str:
     head = ["stage", "ms a step", "quartiles", "of the step", "units", "share of peak"]
     text = f"## Stages of a PGD-{found['k']} step{', compiled' * found['choices']['compile']}"
     note = f"Logging: every {found['log_every']} steps. Shares are of {found['limit']}'s peak."
+    if read := found["read"]:
+        rate = "{median:,.0f} ({low:,.0f} to {high:,.0f})".format(**read["images_per_second"])
+        note += f"\n\n{rate} images/s are read where nothing else is done, from {read['files']},"
+        note += f" by {read['processes']} processes."
     return "\n".join([text, "", note, "", grid(head, rows)])

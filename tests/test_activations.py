@@ -309,8 +309,9 @@ def test_other_values_out_of_range_are_refused_by_name():
 def test_one_compiled_graph_with_frozen_scalars():
     """Dynamo's graph capture alone (backend aot_eager): no C++ compiler, a few seconds."""
     model = nn.Sequential(
-        A.SmoothReLU(), A.PSSiLU(beta=0.2), A.ParametricSoftplus(), A.PReLU(), A.Mish()
-    )
+        A.SmoothReLU(), A.PSSiLU(beta=0.2), A.ParametricSoftplus(), A.PReLU(), A.Mish(),
+        A.GELU("tanh"),
+    )  # fmt: skip
     detached = {name: p.detach() for name, p in model.named_parameters()}
     x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
     frozen = torch.compile(
@@ -326,10 +327,10 @@ def test_one_compiled_graph_with_frozen_scalars():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["mish", "prelu"])
+@pytest.mark.parametrize("name", ["mish", "prelu", "gelu_tanh"])
 def test_a_compiled_form_of_its_own_is_the_same_function(name, dtype, monkeypatch):
     """Far out as well, where exponentials overflow."""
-    module = {"mish": A.Mish(), "prelu": A.PReLU()}[name]
+    module = {"mish": A.Mish(), "prelu": A.PReLU(), "gelu_tanh": A.GELU("tanh")}[name]
     x = torch.cat([torch.linspace(-30, 30, 601), torch.tensor([-1e4, 1e4])]).to(dtype)
 
     def both():

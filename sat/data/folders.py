@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sat.data.choice import split_training
-from sat.data.images import PaddedCrop, ResizedCrop, opened
+from sat.data.images import PaddedCrop, opened
 from sat.data.sets import Data
 from sat.data.stream import StreamedSet, StreamSplit, Transform
 
@@ -94,9 +94,6 @@ class FolderSet(StreamedSet, ABC):
     @abstractmethod
     def set_name(self) -> str: ...
 
-    def transform(self) -> Transform:
-        return ResizedCrop(self.image_size)
-
     def check_classes(self, classes: list[str]) -> None:
         """Refuse class folders that cannot be this set's."""
 
@@ -117,7 +114,7 @@ class FolderSet(StreamedSet, ABC):
             test = self.validation_files(root / "val", classes)
         except ValueError as fault:
             raise ValueError(f"root={self.root}: {fault}") from None
-        reading = self.reading(self.transform(), device)
+        reading = self.reading(device)
         train, held_out = split_training(files.labels, self.limit, self.holdout, seed)
 
         def part(files: Files, chosen: Tensor) -> StreamSplit:

@@ -125,6 +125,11 @@ class StreamSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def workers(self) -> int:
+        """Processes that read."""
+        return self._reading.workers
+
     def sample(self) -> bytes:
         """The names of 1,000 files; another folder of the same files is the same set."""
         named = (self._source.describe(n) for n in self._chosen[:1000].tolist())
@@ -205,7 +210,7 @@ class StreamedSet:
     limit: int | None = None  # training images in use, the held-out ones among them
     holdout: float = 0.1  # fraction of them, or how many
     image_size: int = 224  # pixels; images are square
-    workers: int | None = None  # processes; None: one a core, at most 8; 0: the main process reads
+    workers: int | None = None  # processes; None: one a core, at most 32; 0: the main process reads
     skip_unreadable: bool = False
 
     def __post_init__(self):
@@ -215,10 +220,13 @@ class StreamedSet:
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers={self.workers}: write 0 or more, or null for one a core")
 
-    def reading(self, transform: Transform, device: torch.device) -> Reading:
+    def transform(self) -> Transform:
+        return ResizedCrop(self.image_size)
+
+    def reading(self, device: torch.device) -> Reading:
         workers = self.workers
         if workers is None:
             has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
             cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-            workers = min(max(cores // local_size(), 1), 8)
-        return Reading(transform, device, workers, self.skip_unreadable)
+            workers = min(max(cores // local_size(), 1), 32)
+        return Reading(self.transform(), device, workers, self.skip_unreadable)

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from sat.data.choice import held_out_count, split_training, stratified, take_limit
 from sat.data.folders import IMAGENET
-from sat.data.images import ResizedCrop
 from sat.data.records import Passes, Records, class_names
 from sat.data.sets import Data
 from sat.data.stream import StreamedSet, StreamSplit
@@ -77,7 +76,7 @@ class Timm(StreamedSet):
             held_chosen = stratified(held.labels, count, generator)
         used = 1 + max(int(records.labels.max()) for records in (train, held, test))
         classes = self._classes(dataset, used)
-        reading = self.reading(ResizedCrop(self.image_size), device)
+        reading = self.reading(device)
         every = torch.arange(len(test.labels))
         parts = (train, chosen), (held, held_chosen), (test, every)
         splits = [StreamSplit(part, own, part.labels[own], reading) for part, own in parts]
@@ -94,7 +93,7 @@ class Timm(StreamedSet):
         if not all(lengths):
             raise ValueError(f"name={self.name}: a split of unknown length; write shards.tar|1000")
         classes = self._classes(dataset, 0)
-        reading = replace(self.reading(ResizedCrop(self.image_size), device), workers=1)
+        reading = replace(self.reading(device), workers=1)
         names = self.train_split, self.holdout_split, self.test_split
         splits = []
         for split, order, length in zip(names, (seed, None, None), lengths, strict=True):

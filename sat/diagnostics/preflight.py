@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sat.draws import Draws
 from sat.errors import Refused
+from sat.precision import float32
 
 log = logging.getLogger("sat")
 
@@ -17,12 +18,12 @@ log = logging.getLogger("sat")
 def preflight(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
     """Checks images x [B, C, H, W], labels y [B], model and attack against each other.
 
-    Raises Refused with a sentence that says what is wrong; warns of what may be meant. Leaves the
-    model and the generators as they were.
+    Raises Refused with a sentence that says what is wrong; warns of what may be meant. In float32,
+    whatever ran before in this process. Leaves the model and the generators as they were.
     """
     devices = [x.device] if x.device.type == "cuda" else []
     training = model.training
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), float32(model):
         try:
             _check_images(x)
             _check_model(model.eval(), x, y)

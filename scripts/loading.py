@@ -1,0 +1,98 @@
+"""Batches as a run gets them: cut from a set in memory, or read by processes beside the step."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cases import Case
+from costs import is_there
+from PIL import Image
+from stopwatch import Timed
+from torch import Tensor
+
+from sat.data.batches import epoch_batches
+from sat.data.folders import FolderSet, sorted_files
+from sat.data.memory import MemorySplit
+from sat.data.stream import StreamedSet, StreamSplit
+
+IMAGES = 2048  # of the set in memory that batches are cut from; their number moves no time
+FILES, WIDTH, HEIGHT = 64, 500, 375  # of the photographs that stand in for ImageNet's
+AHEAD = 3  # batches that may be ready before the clock starts: two, and the one in hand
+
+
+def streams(case: Case) -> bool:
+    return isinstance(case.spec.dataset, StreamedSet)
+
+
+def training_images(case: Case, folder: Path) -> MemorySplit | StreamSplit:
+    """The files of a folder where they are there, else photographs made in `folder`; of a set in
+    memory random pixels, cropped and mirrored as the data set says."""
+    dataset, count = case.spec.dataset, max(IMAGES, case.batch)
+    if streams(case):
+        if not isinstance(dataset, FolderSet) or is_there(dataset):
+            return dataset(case.device, case.spec.seed).train
+        files = sorted_files(folder, make_photographs(folder))
+        chosen = torch.arange(count) % FILES
+        return StreamSplit(files, chosen, files.labels[chosen], dataset.reading(case.device))
+    return pixels(case, count)
+
+
+def pixels(case: Case, count: int) -> MemorySplit:
+    dataset, generator = case.spec.dataset, torch.Generator().manual_seed(0)
+    shape = (count, *case.sizes.shape)
+    values = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    labels = torch.arange(count) % case.sizes.classes
+    crop, flip = getattr(dataset, "crop", 0), getattr(dataset, "flip", False)
+    return MemorySplit(values.to(case.device), labels, crop if isinstance(crop, int) else 0, flip)
+
+
+def make_photographs(folder: Path) -> list[str]:
+    """JPEG files of two classes, which are named; smooth shapes under noise, so that they have
+    ImageNet's usual size: 500x375 pixels, about 110 kB."""
+    generator, names = np.random.default_rng(0), ["a", "b"]
+    for number in range(FILES):
+        coarse = Image.fromarray(generator.integers(256, size=(12, 16, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), float)
+        grain = generator.normal(0, 17, (HEIGHT, WIDTH, 1))
+        place = folder / names[number % 2] / f"{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(place, quality=90)
+    return names
+
+
+def fed(
+    case: Case, images: MemorySplit | StreamSplit,
+    update: Callable[[Tensor, Tensor], object] = lambda x, y: None,
+) -> Timed:  # fmt: skip
+    """A step on the next batch, which is read meanwhile where processes read; timed when what was
+    ready at first is used up, or the readers are ahead for good."""
+    held: list[Iterator[tuple[Tensor, Tensor]]] = []
+
+    def step() -> None:
+        update(*next(held[-1]))
+
+    @contextmanager
+    def reader() -> Iterator[None]:
+        stream = images.stream(epoch_batches(len(images), case.batch, 0, 0, 2**40))
+        held.append(stream)
+        for _ in range(AHEAD):
+            next(stream)
+        for _ in range(2):
+            step()
+        yield
+        held.remove(stream)
+        stream.close()  # its processes would be at work beside the next call
+
+    return Timed(step, reader)
+
+
+def about(images: MemorySplit | StreamSplit, case: Case) -> dict[str, Any] | None:
+    """What is read, and by whom; None for a set in memory."""
+    if not isinstance(images, StreamSplit):
+        return None
+    made = not is_there(case.spec.dataset) and isinstance(case.spec.dataset, FolderSet)
+    what = f"JPEG files of {WIDTH}x{HEIGHT} pixels, made for it" if made else "the set's own files"
+    return {"files": what, "processes": images.workers}
