@@ -8,7 +8,8 @@ derivative needs the input, of which torch would save a copy.
 
 Input and output have one shape and one dtype, bf16 and fp16 included. Learnable scalars are
 float32 parameters without a second dimension, one set a layer: no weight decay should fall on them.
-SmoothReLU, PSSiLU and, on a CPU, PReLU are first-order: not to be differentiated again.
+SmoothReLU, PSSiLU and, on a CPU, PReLU and Mish in bf16 are first-order: not to be differentiated
+again.
 """
 
 import math
@@ -153,8 +154,7 @@ class _Mish(torch.autograd.Function):
         n = (e + 2).mul_(e)
         # with m = n + 2: df/dx = n / m + 4 x (n - e) / m^2 = (n + 4 x (n - e) / m) / m
         m = n + 2
-        slope = torch.sub(n, e, out=e).mul_(x).div_(m)
-        return n.add_(slope, alpha=4).div_(m).mul_(grad)
+        return n.addcdiv_(torch.sub(n, e, out=e).mul_(x), m, value=4).div_(m).mul_(grad)
 
 
 class Mish(nn.Mish):

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,6 +34,12 @@ def _hash(x: Tensor) -> Tensor:
     return x
 
 
+@lru_cache(maxsize=16)
+def _positions(count: int, device: torch.device) -> Tensor:
+    """The hashes of 0 to count - 1, the same for every draw."""
+    return _hash(torch.arange(count, dtype=torch.int32, device=device))
+
+
 @dataclass(frozen=True)
 class Draws:
     """Random numbers for the rows `rows` (int64 [B], on the device that is drawn on)."""
@@ -48,8 +55,7 @@ class Draws:
         """float32 [B, *shape] in [0, 1), named so that two draws of one step differ."""
         device, key = self.rows.device, seed_of(self.key, name)
         row = _hash(self.rows.to(torch.int32) ^ key)
-        position = torch.arange(math.prod(shape), dtype=torch.int32, device=device)
-        bits = _hash(_hash(position)[None, :] ^ row[:, None])
+        bits = _hash(_positions(math.prod(shape), device)[None, :] ^ row[:, None])
         return ((bits >> 8) & 0xFFFFFF).float().mul_(2.0**-24).view(len(row), *shape)
 
     def normal(self, name: str, *shape: int) -> Tensor:

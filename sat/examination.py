@@ -24,7 +24,7 @@ from sat.errors import Refused
 from sat.evaluate import accuracy, joined, measure, robustness, share
 from sat.flags import Shelf, changes, digest_of, taken
 from sat.journal import facts_of, same_facts
-from sat.precision import float32
+from sat.precision import channels_last_pays, float32, lay_out
 from sat.record import Run, environment
 from sat.tally import Tally
 
@@ -183,6 +183,7 @@ class Examination:
             attack = evaluation.judges[name]
             judge = judge_of(attack, evaluation.restarts, evaluation.batch_size)
         self.world.follow_(self.model)
+        lay_out(self.model, channels_last_pays(next(self.model.parameters()).device.type, "fp32"))
         own = share(self.world, judge)
         images = chunks(self.data.test, self.indices[own], evaluation.batch_size)
         with float32(self.model), self._tallied(which, name, judge.names) as tally:

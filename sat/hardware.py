@@ -8,6 +8,7 @@ from torch import nn
 
 from sat.compilation import compiles
 from sat.launch import local_size, processes
+from sat.precision import channels_last_pays
 from sat.schedule import FUSED, Schedule
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -126,7 +127,7 @@ def choose(
     given = lambda asked, usual: usual if asked == "auto" else asked  # noqa: E731
     return {
         "precision": precision,
-        "channels_last": given(schedule.channels_last, not on_gpu or precision != "fp32"),
+        "channels_last": given(schedule.channels_last, channels_last_pays(device.type, precision)),
         "compile": given(schedule.compile, _long(schedule, device, images, image_cost)),
         "fold": given(schedule.fold, precision != "fp16"),
         "fused": given(schedule.fused, schedule.optimizer in FUSED and not schedule.shard),

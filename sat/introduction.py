@@ -19,7 +19,7 @@ def introduction(config: Mapping[str, Any], facts: Mapping[str, Any], trainer: T
         + f", {trainer.world.size} processes" * (trainer.world.size > 1)
         + f", {choices['threads']} threads, {choices['precision']}"
         + ", channels_last" * choices["channels_last"]
-        + ", compiled: the first steps may take minutes" * choices["compile"],
+        + ", compiled: the first steps may take minutes" * bool(choices["compile"]),
     ]
     return "\n".join(lines)
 

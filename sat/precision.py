@@ -14,6 +14,17 @@ def set_tf32(on: bool | None) -> None:
     torch.backends.cudnn.allow_tf32 = on is not False
 
 
+def channels_last_pays(kind: str, precision: str) -> bool:
+    """On a device of this kind: but for float32 on a GPU, whose best kernels want them first."""
+    return kind != "cuda" or precision != "fp32"
+
+
+def lay_out(model: nn.Module, channels_last: bool) -> None:
+    """Weights, and images in the model's forward, with the channels last or first."""
+    model.channels_last = channels_last
+    model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
 @contextmanager
 def float32(model: nn.Module) -> Iterator[None]:
     """The model without its autocast, products and convolutions without TF32; on leaving all is as

@@ -15,7 +15,7 @@ from sat.faults import REMEDY, Relapse, Skips, is_out_of_memory, not_finite
 from sat.fold import Folded, fold
 from sat.hardware import DTYPES
 from sat.plan import Plan
-from sat.precision import float32
+from sat.precision import float32, lay_out
 from sat.recomputation import counted_once
 from sat.schedule import build_optimizer, load_optimizer
 from sat.surrogate import phase, phased
@@ -36,9 +36,7 @@ class Trainer:
         self.world = world
         self._split()
         model.autocast = DTYPES[choices["precision"]]
-        model.channels_last = choices["channels_last"]
-        if model.channels_last:
-            model.to(memory_format=torch.channels_last)
+        lay_out(model, choices["channels_last"])
         self.average, self.sharding = None, None
         if schedule.ema:
             from timm.utils import ModelEmaV3

@@ -72,9 +72,10 @@ class Case:
 
     def trainer(self, k: int = 0, **choices: Any) -> Trainer:
         """The program's own, eager unless `compile` is chosen."""
-        slow = {"learning_rate": RATE, "decay": "constant", "warmup_epochs": 0.0}
-        schedule = replace(self.spec.schedule, **slow)
         given = {**self.choices, "compile": False, **choices}
+        slow = {"learning_rate": RATE, "decay": "constant", "warmup_epochs": 0.0}
+        # asked for, not by itself: a compilation that fails must not pass for one
+        schedule = replace(self.spec.schedule, **slow, compile=given["compile"], accumulate=1)
         plan = Plan(schedule, self.sizes.train, self.spec.seed, given)
         return Trainer(self.model(), self.attack(k), self.spec.objective, plan)
 

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from cases import RATE, Case
+from stopwatch import settings
 from torch import Tensor
 
 from sat.faults import is_out_of_memory
 
 PUBLISHED = "published loop"
+GRAPHS = "sat, CUDA graphs"
 TRICKS = ("channels_last", "fold", "fused", "tf32")
 
 
@@ -91,10 +93,12 @@ def plain() -> dict[str, Any]:
 
 
 def failing(loop: Loop, case: Case) -> list[str]:
-    """A line where a loop can't take a step: not every network can be captured as a CUDA graph."""
+    """A line where a loop can't take a step: not every network can be compiled or captured as a
+    CUDA graph."""
     try:
-        for k in (1, 1, 2):
-            loop.step(k, *case.images())
+        with settings(loop.choices):  # a graph is for these
+            for k in (1, 1, 2):
+                loop.step(k, *case.images())
     except Exception as error:  # torch's compiler raises many kinds
         if is_out_of_memory(error):
             raise
@@ -106,12 +110,13 @@ def failing(loop: Loop, case: Case) -> list[str]:
 def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
     """All that can be compared here, and a line for each that can't."""
     found, notes = [ours(case, "sat")], []
-    if compiled:
-        found.append(ours(case, "sat, compiled", compile=True))
+    kinds = {"sat, compiled": True} if compiled else {}
     if compiled and case.device.type == "cuda":
-        graphs = ours(case, "sat, CUDA graphs", compile="reduce-overhead")
-        notes += (told := failing(graphs, case))
-        found += [graphs] * (not told)
+        kinds[GRAPHS] = "reduce-overhead"
+    for name, kind in kinds.items():
+        loop = ours(case, name, compile=kind)
+        notes += (told := failing(loop, case))
+        found += [loop] * (not told)
     found.append(ours(case, "sat, no trick", precision="fp32", **dict.fromkeys(TRICKS, False)))
     found.append(published(case))
     try:

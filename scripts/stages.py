@@ -93,8 +93,9 @@ def measure_stages(
                    times["log"], *(times[part] for part in parts))  # fmt: skip
     if source:
         source["images_per_second"] = paired(lambda t: case.batch / t, times["data"]).json()
-    return {"k": k, "choices": trainer.plan.choices, "log_every": trainer.plan.log_every,
-            "whole": whole.json(), "limit": best.name, "read": source, "rows": rows}  # fmt: skip
+    return {"k": k, "device": case.device.type, "choices": trainer.plan.choices,
+            "log_every": trainer.plan.log_every, "whole": whole.json(), "limit": best.name,
+            "read": source, "rows": rows}  # fmt: skip
 
 
 def _attack(case: Case, trainer: Trainer) -> dict[str, Timed]:
@@ -188,8 +189,10 @@ def stages_text(found: dict[str, Any]) -> str:
                  f"{digits(1e3 * whole['low'])} to {digits(1e3 * whole['high'])}", "100.0%",
                  str(2 * found["k"] + 3), "-"])  # fmt: skip
     head = ["stage", "ms a step", "quartiles", "of the step", "units", "share of peak"]
-    text = f"## Stages of a PGD-{found['k']} step{', compiled' * found['choices']['compile']}"
+    text = f"## Stages of a PGD-{found['k']} step{', compiled' * bool(found['choices']['compile'])}"
     note = f"Logging: every {found['log_every']} steps. Shares are of {found['limit']}'s peak."
+    if found["device"] == "cuda":
+        note += " A part by itself may wait for its launches where the whole step does not."
     if read := found["read"]:
         rate = "{median:,.0f} ({low:,.0f} to {high:,.0f})".format(**read["images_per_second"])
         note += f"\n\n{rate} images/s are read where nothing else is done, from {read['files']},"

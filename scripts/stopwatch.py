@@ -16,6 +16,7 @@ from sat.hardware import bf16_pays
 from sat.precision import set_tf32
 
 SECONDS = 0.2  # of a block of calls: a thousand times the clock's and the synchronisation's cost
+WARMING = {"cpu": 1, "cuda": 3}  # calls; a CUDA graph is recorded in the second, replayed after it
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
 Key = TypeVar("Key", bound=Hashable)
 
@@ -61,13 +62,13 @@ def interleaved(
     rounds: int,
     progress: Callable[[str], object] = lambda line: None,
 ) -> dict[Key, list[float]]:
-    """Seconds of one call of each, for every round; before them each is called once untimed, which
+    """Seconds of one call of each, for every round; before them each is called untimed, which
     compiles it and fills what it keeps. A call is repeated until a block takes SECONDS."""
     order, draw = [*calls], random.Random(0)
     times: dict[Key, list[float]] = {key: [] for key in calls}
     blocks: dict[Key, int] = {}
     for key in order:
-        clocked(calls[key], 1, device)
+        clocked(calls[key], WARMING[device.type], device)
         progress(f"warm: {key}")
     for number in range(rounds):
         draw.shuffle(order)

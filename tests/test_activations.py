@@ -345,6 +345,18 @@ def test_a_compiled_form_of_its_own_is_the_same_function(name, dtype, monkeypatc
         assert one.dtype == dtype and torch.allclose(one, other, tolerance, tolerance)
 
 
+def test_mish_by_one_exponential_is_mish():
+    x = torch.cat([torch.linspace(-30, 30, 601), torch.tensor([-1e4, 1e4])]).double()
+    found = []
+    for call in (A._Mish.apply, nn.functional.mish):
+        at = x.clone().requires_grad_()
+        y = call(at)
+        found.append((y.detach(), *torch.autograd.grad(y.sum(), at)))
+    for own, torchs in zip(*found, strict=True):
+        assert torch.allclose(own, torchs, 1e-13, 1e-13)
+    assert type(A.Mish()(x.bfloat16().requires_grad_()).grad_fn).__name__ == "_MishBackward"
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_prelu_on_a_cpu_has_torchs_gradients(frozen):
     x = torch.linspace(-2, 2, 401, dtype=torch.float64).view(1, 1, 1, 401)

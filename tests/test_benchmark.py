@@ -7,9 +7,11 @@ import importlib
 import json
 import sys
 import types
+from multiprocessing import active_children
 
 import pytest
 import torch
+import torch._inductor.compile_fx
 from conftest import ROOT
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -167,6 +169,7 @@ def test_work_is_counted_as_torch_counts_it(scripts, torchattacks):
 
 def test_what_can_be_compared_here(scripts, torchattacks, monkeypatch):
     case = scripts("cases").case_of(TINY)
+    monkeypatch.setattr(scripts("loops"), "failing", lambda loop, case: [])  # compiles nothing
     names = ["sat", "sat, compiled", "sat, no trick", "published loop", "torchattacks"]
     loops, notes = scripts("loops").loops_of(case, compiled=True)
     assert [loop.name for loop in loops] == names and not notes
@@ -184,7 +187,7 @@ def test_a_loop_that_fails_is_told_and_memory_that_runs_out_is_not_hidden(script
         def step(k, x, y):
             raise error
 
-        return loops.failing(loops.Loop("graphs", step, {}), case)
+        return loops.failing(loops.Loop("graphs", step, loops.plain()), case)
 
     assert failing(RuntimeError("no capture\nsecond line")) == [
         "graphs is left out: it failed (no capture)"
@@ -192,6 +195,18 @@ def test_a_loop_that_fails_is_told_and_memory_that_runs_out_is_not_hidden(script
     with pytest.raises(torch.OutOfMemoryError):
         failing(torch.OutOfMemoryError("CUDA out of memory"))
     assert loops.failing(loops.ours(case, "ours"), case) == []
+
+
+def test_a_compilation_that_fails_does_not_pass_for_one(scripts, monkeypatch):
+    """Where it is on by itself torch goes on without it: that is no time of a compiled network."""
+    case, loops = scripts("cases").case_of(TINY), scripts("loops")
+
+    def broken(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", broken)
+    (told,) = loops.failing(loops.ours(case, "sat, compiled", compile=True), case)
+    assert told.startswith("sat, compiled is left out: it failed (")
 
 
 # time -------------------------------------------------------------------------------------------
@@ -280,7 +295,7 @@ def test_a_product_has_2n3_operations(scripts, quick):
 
 def test_stages_add_up_to_the_step(scripts):
     calls = ["attack forward", "attack gradient", "attack", "forward", "gradients", "optimizer",
-             "step", "data", "log", "fold"]  # fmt: skip
+             "step", "data", "log", "fold", "fed"]  # fmt: skip
     times = {call: 1.7**k for k, call in enumerate(calls)}
     for k in (0, 1, 3):
         times["attack"] = 1.7**2 if k else 0.0
@@ -288,6 +303,9 @@ def test_stages_add_up_to_the_step(scripts):
         whole = sum(stage.seconds(*(times[call] for call in stage.calls)) for stage in stages)
         assert whole == pytest.approx(times["step"] + times["data"] + times["log"] / 50)
         assert sum(stage.units for stage in stages) == 2 * k + 3
+    beside = scripts("stages").stages_of(3, log_every=50, streamed=True)
+    whole = sum(stage.seconds(*(times[call] for call in stage.calls)) for stage in beside)
+    assert whole == pytest.approx(times["fed"] + times["log"] / 50)
 
 
 def test_growth_that_is_linear_has_exponent_1(scripts):
@@ -348,6 +366,9 @@ def test_large_networks_are_counted_without_memory(scripts):
                                      "schedule.optimizer=momentum"])  # fmt: skip
     plain, less = (memory.need_of(case, "fp32", checkpointed) for checkpointed in (False, True))
     half = memory.need_of(case, "bf16", False)
+    alone = memory.need_of(case.varied("schedule.fold=false"), "fp32", False)
+    copied = plain["update"].fixed - alone["update"].fixed
+    assert copied == pytest.approx(4 * case.cost.parameters, rel=0.01)
     for step in ("attack", "update"):
         assert less[step].image < 0.6 * plain[step].image
         assert 0.4 < half[step].image / plain[step].image < 0.65
@@ -415,6 +436,18 @@ def test_the_command_from_end_to_end(benchmark, tmp_path, monkeypatch):
     for name in ("steps.png", "steps.svg", "benchmark.md"):
         assert (tmp_path / "kept" / name).stat().st_size > 500
     assert (tmp_path / "kept/benchmark.md").read_text().strip() == out.strip()
+
+
+def test_a_folder_is_read_beside_the_step(benchmark, tmp_path):
+    folder = ["dataset=imagenet", "dataset.image_size=32", "dataset.workers=1", *TINY[1:-1]]
+    own = ["--parts", "stages", "--steps", "1", "--rounds", "1", "--batch", "4"]
+    code, out, err = benchmark(*folder, *own)
+    assert code == 0, err
+    (found,) = json.loads((tmp_path / "outputs/benchmark/benchmark.json").read_text())["stages"]
+    assert [row["stage"] for row in found["rows"]][0] == "data: waited for"
+    assert found["read"]["processes"] == 1 and found["read"]["images_per_second"]["median"] > 0
+    assert "500x375" in found["read"]["files"] and "images/s are read" in out
+    assert not active_children()
 
 
 def test_growth_and_memory_are_parts_of_their_own(benchmark, scripts, tmp_path, monkeypatch):

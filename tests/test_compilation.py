@@ -103,3 +103,13 @@ def test_tricks_are_on_where_they_help():
     assert tricks(GPU, fold=False, fused=False, tf32=False) == [False, False, False]
     with pytest.raises(ValueError, match="fused=true: lamb has no such step"):
         Schedule(optimizer="lamb", fused=True)
+
+
+def test_a_run_with_cuda_graphs_ends_and_says_so(sat, monkeypatch):
+    """On a CPU there are none; nothing is compiled here."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda net, mode: asked.append(mode) or net)
+    done = sat("schedule.compile=reduce-overhead")
+    assert done.code == 0 and {*asked} == {"reduce-overhead"}
+    assert "compiled" in (done.run / "log.txt").read_text()
+    assert done.result["choices"]["compile"] == "reduce-overhead"

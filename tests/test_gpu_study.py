@@ -48,10 +48,11 @@ def whole(plan, seeds=(0, 1, 2)):
 def test_the_first_seed_of_every_row_comes_before_the_next_and_the_main_table_first(plan):
     lines = whole(plan)
     assert len({line.name for line in lines}) == len(lines)
-    alone = len(plan.TIMED) + 1
-    assert [line.part for line in lines[:alone]] == ["speed"] * len(plan.TIMED) + ["projection"]
-    swept = lines[alone:]
-    per_seed = 2 * len(plan.SWEEPS)
+    per_seed, first, later = 2 * len(plan.SWEEPS), len(plan.FIRST), len(plan.LATER)
+    assert [line.part for line in lines[: first + 1]] == ["speed"] * first + ["projection"]
+    end = first + 1 + per_seed
+    assert {line.part for line in lines[end : end + later]} == {"speed"} and first + later == 10
+    swept = lines[first + 1 : end] + lines[end + later :]
     assert [f"seed={n // per_seed}" for n in range(len(swept))] == [
         next(word for word in line.words if word.startswith("seed=")) for line in swept
     ]
@@ -127,7 +128,7 @@ def test_every_benchmark_and_the_projection_are_taken(plan, scripts, monkeypatch
         case = cases.case_of(own.words)
         assert case.batch in ((128, 256, 512) if line in timed else (2,))
     assert {line.words[-1] for line in timed} == {
-        f"outputs/benchmark/{network}-{part}" for part, network in plan.TIMED
+        f"outputs/benchmark/{network}-{part}" for part, network in plan.FIRST + plan.LATER
     }
     words = [{"RATE": "200", "RATE_FP32": "40"}.get(w, w) for w in plan.projection().words]
     monkeypatch.setattr(sys, "argv", words)

@@ -258,8 +258,10 @@ class Rounding(nn.Module):
         self.inner = inner
 
     def forward(self, x):
-        logits = self.inner(x)
-        return logits if self.autocast is None else -logits
+        if self.autocast is None:
+            return self.inner(x)
+        with torch.autocast("cpu", self.autocast):
+            return -self.inner(x).float()
 
 
 def test_only_float32_decides(digits, monkeypatch):

@@ -63,13 +63,12 @@ class PGD:
         """
         draws = draws or Draws(0, torch.arange(len(x), device=x.device))
         eps, step = self.eps / 255, self.step_size / 255
-        x_adv = self.start(x, draws)
+        x_adv, low, high = self.start(x, draws), (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
         with frozen(model, self.batch_norm), torch.enable_grad():
             for _ in range(self.steps):
                 gradient = input_gradient(model, x_adv, y)
                 if self.norm == "linf":
-                    x_adv = x_adv + step * gradient.sign_()
-                    x_adv = torch.minimum(torch.maximum(x_adv, x - eps), x + eps).clamp_(0, 1)
+                    x_adv = torch.add(x_adv, gradient.sign_(), alpha=step).clamp_(low, high)
                 else:
                     delta = x_adv - x + step * gradient / norm_of(gradient)
                     x_adv = (x + delta * (eps / norm_of(delta)).clamp(max=1)).clamp_(0, 1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sat.attacks.strong.ball import Ball
-from sat.attacks.strong.network import Network
+from sat.attacks.strong.network import Network, constant
 from sat.draws import Draws
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits [B, K], y [B], target [B]) -> [B]
@@ -42,14 +42,14 @@ class APGD:
     rising: float = 0.75  # a window with a smaller share of rises halves the step
 
     @cached_property
-    def windows(self) -> list[int]:
+    def windows(self) -> tuple[int, ...]:
         """For each iteration, the length of the window that it ends, or 0."""
         share = lambda part: max(int(part * self.iterations), 1)  # noqa: E731
         length, end, ends = share(0.22), 0, [0] * (self.iterations + 1)
         while (end := end + length) <= self.iterations:
             ends[end] = length
             length = max(length - share(0.03), share(0.06))
-        return ends
+        return tuple(ends)
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, draws: Draws) -> dict[str, Tensor]:
         point, zero = self.ball.surface(x, draws), torch.zeros_like(x)
@@ -84,7 +84,7 @@ class APGD:
     def _check(self, state: dict[str, Tensor], gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Halves the step of rows whose window ended without progress; they go on from their best
         point. Returns the point and the gradient to go on from."""
-        window = torch.tensor(self.windows, device=gradient.device)[state["iteration"]]
+        window = constant(self.windows, gradient.device)[state["iteration"]]
         ends = window > 0
         stalled = state["rises"] <= self.rising * window
         stalled |= ~state["halved"] & (state["checked_loss"] >= state["best_loss"])

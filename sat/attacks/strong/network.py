@@ -1,12 +1,13 @@
-"""The attacked network, twice: a fast copy to search with, and the model itself to confirm."""
+"""The attacked network: fast copies to search with, and the model itself to confirm."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from sat.fold import fold
+from sat.precision import lay_out
 
 # A confirmed fall is a margin below 0 by this share of the logits' scale, so that it is one in a
 # batch of another size too, where sums round differently.
@@ -25,22 +26,21 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, precision: torch.dtype | None, x: Tensor) -> None:
-        self.exact, self.precision = model, precision
+        self.exact = model
+        self.precision = precision if hasattr(model, "autocast") else None
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.fast = fold(model, x.to(self.device)).net
+        self.fast = self.low = fold(model, x.to(self.device)).net
         self.near = 0.0
-        if not hasattr(model, "autocast"):
-            self.precision = None
         if self.precision is not None:
-            self.near = NEAR
-        if hasattr(model, "channels_last"):
-            self.fast.to(memory_format=torch.channels_last).channels_last = True
+            self.near, self.low = NEAR, fold(model, x.to(self.device), precision).net
+            self.low.autocast = precision
+            lay_out(self.low, channels_last=True)
 
     def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]):
         """Logits [B, K], loss(logits) [B] and the gradient of each loss by its image."""
         x = x.detach().requires_grad_()
-        with torch.enable_grad(), self._lower():
-            logits = self.fast(x)
+        with torch.enable_grad():
+            logits = self.low(x)
             losses = loss(logits)
             (gradient,) = torch.autograd.grad(losses.sum(), x)
         return logits.detach(), losses.detach(), gradient
@@ -49,14 +49,6 @@ class Network:
     def logits(self, x: Tensor) -> Tensor:
         """In float32: a search without gradients lives on differences that bfloat16 rounds off."""
         return self.fast(x)
-
-    @contextmanager
-    def _lower(self):
-        if self.precision is not None:
-            self.fast.autocast = self.precision
-        yield
-        if self.precision is not None:
-            self.fast.autocast = None
 
     def may_fall(self, logits: Tensor, y: Tensor) -> Tensor:
         """Which images [B] are wrong by these logits of a search, or nearly."""
@@ -68,6 +60,12 @@ class Network:
         logits = self.exact(x)
         wrong = margins(logits, y) < -ROUNDING * scale(logits)
         return wrong | ~torch.isfinite(logits).all(1)
+
+
+@cache
+def constant(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """What each step looks up; made once, since a GPU is waited for to make it."""
+    return torch.tensor(numbers, device=device)
 
 
 def scale(logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sat.attacks.strong.ball import Ball
 from sat.attacks.strong.bumps import bump_grid, bumps_at
-from sat.attacks.strong.network import Network, margins
+from sat.attacks.strong.network import Network, constant, margins
 from sat.draws import Draws
 
 # The squares cover 0.8 of the image at first; beyond each of these queries, half of what they did.
@@ -47,7 +47,7 @@ class Square:
     def _sides(self, iteration: Tensor, size: torch.Size) -> Tensor:
         """Side of the square in pixels [B]: odd and 3 at least for L2, as published."""
         height, width = size[-2:]
-        ends = torch.tensor(_HALVED_AFTER, device=iteration.device)
+        ends = constant(_HALVED_AFTER, iteration.device)
         share = 0.8 / 2 ** torch.bucketize(iteration - 1, ends)
         side = (share * height * width).sqrt().round().long()
         if self.ball.norm == "l2":
@@ -93,7 +93,7 @@ def signs(draws: Draws, name: str, *shape: int) -> Tensor:
 
 def corners(draws: Draws, name: str, sides: Tensor, shape: torch.Size) -> Tensor:
     """The upper left pixel [B, 2] of a square anywhere in an image."""
-    room = torch.tensor(shape[-2:], device=sides.device) - sides[:, None] + 1
+    room = constant(tuple(shape[-2:]), sides.device) - sides[:, None] + 1
     return (draws.uniform(name, 2) * room).long()
 
 
