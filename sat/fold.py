@@ -5,6 +5,7 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -83,10 +84,20 @@ def fold(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Folde
     convolution feeds which batch norm.
 
     Nothing is merged where that moves a logit by more than rounding, nor for float16, whose range
-    merged weights may leave.
+    merged weights may leave. Tried once for a model, whose layers must stay those that they are.
     """
     if dtype is torch.float16:
         return Folded(model, [], dtype)
+    if model not in _TRIED:
+        _TRIED[model] = _tried(model, x)
+    return Folded(model, _TRIED[model], dtype)
+
+
+_TRIED: WeakKeyDictionary[nn.Module, Pairs] = WeakKeyDictionary()
+
+
+def _tried(model: nn.Module, x: Tensor) -> Pairs:
+    """The pairs of a model that can be merged."""
     trial, x = copy.deepcopy(model), x.detach().clone()
     trial.eval()
     _unsettle(trial)
@@ -99,7 +110,7 @@ def fold(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Folde
             after = Folded(trial, pairs, None).net(x)
             size = before.abs().max()
             same = size > 0 and (after - before).abs().max() <= 1e-4 * size
-    return Folded(model, pairs if same else [], dtype)
+    return pairs if same else []
 
 
 @torch.no_grad()

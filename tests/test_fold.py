@@ -308,3 +308,14 @@ def test_what_an_optimizer_keeps_gets_the_layout_of_its_weight():
     plain = step(False, torch.contiguous_format)
     for kept in (torch.contiguous_format, torch.channels_last):
         assert (step(True, kept) - plain).abs().max() < 1e-5
+
+
+def test_a_model_is_tried_once_and_has_its_weights_of_now(monkeypatch):
+    model, x = trained("resnet"), images()
+    first = fold(model, x)
+    monkeypatch.setattr(sat.fold, "_pairs", None)  # not callable
+    with torch.no_grad():
+        model.backbone.bn1.bias.add_(1)
+        again = fold(model, x)
+        assert len(again._folds) == len(first._folds) > 0
+        assert apart(again.net(x), model(x)) < 1e-4 < apart(first.net(x), model(x))
