@@ -11,7 +11,7 @@ from sat.compilation import Warmup, compiled
 from sat.distributed import ALONE, World, local_statistics
 from sat.draws import Draws, generator_states, seed_of, set_generators
 from sat.errors import Diverged
-from sat.faults import REMEDY, Relapse, Skips, is_out_of_memory, not_finite
+from sat.faults import REMEDY, Relapse, Skips, copied, is_out_of_memory, not_finite
 from sat.fold import Folded, fold
 from sat.hardware import DTYPES
 from sat.plan import Plan
@@ -277,7 +277,7 @@ class Trainer:
             self.load(copy.deepcopy(self._sound))
             raise Relapse
         if self._sound is None or self._sound["step"] != self.step:
-            self._sound = copy.deepcopy(self._state())
+            self._sound = copied(self._state(), self._sound)
 
     def recover(self) -> bool:
         """After an exception: stands after the last whole step, or one before; whether it can."""

@@ -50,6 +50,22 @@ def same(one, two) -> bool:
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lookahead_sgd"])
+def test_a_copied_state_is_the_state_of_then_in_the_memory_of_before(optimizer):
+    trainer, copies = trainer_of(optimizer=optimizer, ema=0.9), [None]
+    for step in range(8):  # lookahead makes its slow weights at the sixth
+        state = trainer._state()
+        copies.append(faults.copied(state, copies[-1]))
+        assert same(copies[-1], state)
+        own = {leaf.data_ptr() for leaf in flat(state) if isinstance(leaf, torch.Tensor)}
+        kept = [leaf for leaf in flat(copies[-1]) if isinstance(leaf, torch.Tensor)]
+        assert not own & {leaf.data_ptr() for leaf in kept if leaf.numel()}
+        trainer.update(*batch_of(step))
+    memory = [[leaf.data_ptr() for leaf in flat(copy) if isinstance(leaf, torch.Tensor)]
+              for copy in copies[-2:]]  # fmt: skip
+    assert memory[0] == memory[1]
+
+
 class FailsOnce:
     """Not finite at one step, in less than float32 alone if so wanted."""
 
