@@ -151,10 +151,11 @@ class _Mish(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        e = x.clamp(max=20).exp_()
+        low = x.clamp(max=20)
+        e = low.exp()
         n = (2 * e).addcmul_(e, e)
         m = n + 2  # df/dx = n / m + 4 x (n - e) / m^2
-        small = torch.sub(n, e, out=e).mul_(x).div_(m)
+        small = torch.sub(n, e, out=e).mul_(low).div_(m)
         return n.div_(m).addcdiv_(small, m, value=4).mul_(grad)
 
 
@@ -201,8 +202,8 @@ class _SmoothReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, alpha: Tensor) -> Tensor:
         ctx.save_for_backward(x, alpha)
-        # Where x < 0, u = 0 and the last clamp makes x 0.
-        return _scaled(x, alpha).log1p_().mul_(-1 / alpha).add_(x).clamp_min_(0)
+        # Where x < 0, u = 0 and the last clamp makes x 0; not in place, see `_PSSiLU`.
+        return _scaled(x, alpha).log1p_().mul_(-1 / alpha).add_(x).clamp_min(0)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -212,7 +213,7 @@ class _SmoothReLU(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return grad_x, None
         # -df/dalpha = ((1 - 1/v) - log v) / alpha^2
-        opposite = torch.addcmul(grad_x, v.log_(), grad, value=-1, out=v)
+        opposite = torch.addcmul(grad_x, v.log_(), grad, value=-1)
         return grad_x, _total(opposite, alpha.dtype) / -alpha.square()
 
 
@@ -237,7 +238,8 @@ class _PSSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, alpha: Tensor, w: Tensor) -> Tensor:
         ctx.save_for_backward(x, alpha, w)
-        return (x * alpha).sigmoid_().mul_(x).lerp_(x, w.to(x.dtype))
+        # The last is not in place: compiled, torch 2.11 would lose the gradient.
+        return (x * alpha).sigmoid_().mul_(x).lerp(x, w.to(x.dtype))
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

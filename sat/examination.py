@@ -44,6 +44,7 @@ class Examination:
 
     def __init__(self, run: Run, model: nn.Module, data: Data, spec: Spec, world: World):
         self.run, self.model, self.data, self.world = run, model, data, world
+        lay_out(model, channels_last_pays(model.mean.device.type, "fp32"))  # as verdicts like it
         self.facts = {"hash": spec.hash, "dataset": facts_of(data)}
         facts = self.facts
         self.evaluation, self.seed = spec.evaluation, spec.seed
@@ -183,7 +184,6 @@ class Examination:
             attack = evaluation.judges[name]
             judge = judge_of(attack, evaluation.restarts, evaluation.batch_size)
         self.world.follow_(self.model)
-        lay_out(self.model, channels_last_pays(next(self.model.parameters()).device.type, "fp32"))
         own = share(self.world, judge)
         images = chunks(self.data.test, self.indices[own], evaluation.batch_size)
         with float32(self.model), self._tallied(which, name, judge.names) as tally:

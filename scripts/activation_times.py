@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from cases import Case, side_by_side
 from costs import build, saved_bytes
+from loops import left_out
 from pages import grid
 from stopwatch import Timed, interleaved, paired, settings, spread
 from torch import nn
@@ -35,11 +36,16 @@ def measure_activations(
         calls: dict[tuple[str, str], Timed] = {}
         for name, each in cases.items():
             calls |= {(name, what): call for what, call in _calls(each, kind).items()}
-        with side_by_side(kind):
-            times = interleaved(calls, case.device, rounds, progress=progress)
+        try:
+            with side_by_side(kind):
+                times = interleaved(calls, case.device, rounds, progress=progress)
+        except Exception as error:  # torch's compiler raises many kinds
+            if not kind:
+                raise
+            return {"choices": case.choices, "rows": rows, "notes": [left_out("compiled", error)]}
         for row in rows:
             row["compiled" if kind else "eager"] = _beside_relu(times, row["activation"])
-    return {"choices": case.choices, "rows": rows}
+    return {"choices": case.choices, "rows": rows, "notes": []}
 
 
 def _beside_relu(times: dict[tuple[str, str], list[float]], name: str) -> dict[str, Any]:
@@ -100,4 +106,4 @@ def activations_text(found: dict[str, Any]) -> str:
         "Time of the network's attack step (forward, gradient of the images) and update (forward,"
         " backward), relative to the same network with ReLU: medians and quartiles."
     )
-    return "\n".join(["## Activations", "", note, "", grid(head, rows)])
+    return "\n".join(["## Activations", "", note, "", grid(head, rows), *found["notes"]])

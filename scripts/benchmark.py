@@ -168,14 +168,23 @@ def steps(case: Any, own: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def stages(case: Any, own: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    from loops import left_out
     from stages import measure_stages, stages_text
     from stopwatch import products
 
     k = 2 if 2 in own.steps else own.steps[-1]
     kinds = [False, True] if own.compile else [False]
     tops = products(case.device)
-    found = [measure_stages(case, tops, own.rounds, progress, k, kind) for kind in kinds]
-    return found, "\n\n".join(map(stages_text, found))
+    found, texts = [], []
+    for kind in kinds:
+        try:
+            found.append(measure_stages(case, tops, own.rounds, progress, k, kind))
+            texts.append(stages_text(found[-1]))
+        except Exception as error:  # torch's compiler raises many kinds
+            if not kind:
+                raise
+            texts.append(left_out("the compiled step", error))
+    return found, "\n\n".join(texts)
 
 
 def activations(case: Any, own: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from sat.data.batches import epoch_batches
 from sat.data.folders import FolderSet, sorted_files
+from sat.data.images import PaddedCrop
 from sat.data.memory import MemorySplit
 from sat.data.stream import StreamedSet, StreamSplit
 
 IMAGES = 2048  # of the set in memory that batches are cut from; their number moves no time
-FILES, WIDTH, HEIGHT = 64, 500, 375  # of the photographs that stand in for ImageNet's
+FILES, IMAGENET = 64, (500, 375)  # of the photographs that stand in; width and height in pixels
 AHEAD = 3  # batches that may be ready before the clock starts: two, and the one in hand
 
 
@@ -34,7 +35,7 @@ def training_images(case: Case, folder: Path) -> MemorySplit | StreamSplit:
     if streams(case):
         if not isinstance(dataset, FolderSet) or is_there(dataset):
             return dataset(case.device, case.spec.seed).train
-        files = sorted_files(folder, make_photographs(folder))
+        files = sorted_files(folder, make_photographs(folder, *stored(dataset)))
         chosen = torch.arange(count) % FILES
         return StreamSplit(files, chosen, files.labels[chosen], dataset.reading(case.device))
     return pixels(case, count)
@@ -49,14 +50,20 @@ def pixels(case: Case, count: int) -> MemorySplit:
     return MemorySplit(values.to(case.device), labels, crop if isinstance(crop, int) else 0, flip)
 
 
-def make_photographs(folder: Path) -> list[str]:
+def stored(dataset: FolderSet) -> tuple[int, int]:
+    """Width and height of its files: crops are padded where they have the network's size."""
+    cropped = isinstance(dataset.transform(), PaddedCrop)
+    return (dataset.image_size, dataset.image_size) if cropped else IMAGENET
+
+
+def make_photographs(folder: Path, width: int, height: int) -> list[str]:
     """JPEG files of two classes, which are named; smooth shapes under noise, so that they have
-    ImageNet's usual size: 500x375 pixels, about 110 kB."""
+    ImageNet's usual size where they have its pixels: about 98 kB."""
     generator, names = np.random.default_rng(0), ["a", "b"]
     for number in range(FILES):
         coarse = Image.fromarray(generator.integers(256, size=(12, 16, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), float)
-        grain = generator.normal(0, 17, (HEIGHT, WIDTH, 1))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), float)
+        grain = generator.normal(0, 17, (height, width, 1))
         place = folder / names[number % 2] / f"{number}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(place, quality=90)
@@ -78,13 +85,15 @@ def fed(
     def reader() -> Iterator[None]:
         stream = images.stream(epoch_batches(len(images), case.batch, 0, 0, 2**40))
         held.append(stream)
-        for _ in range(AHEAD):
-            next(stream)
-        for _ in range(2):
-            step()
-        yield
-        held.remove(stream)
-        stream.close()  # its processes would be at work beside the next call
+        try:
+            for _ in range(AHEAD):
+                next(stream)
+            for _ in range(2):
+                step()
+            yield
+        finally:
+            held.remove(stream)
+            stream.close()  # its processes would be at work beside the next call
 
     return Timed(step, reader)
 
@@ -94,5 +103,7 @@ def about(images: MemorySplit | StreamSplit, case: Case) -> dict[str, Any] | Non
     if not isinstance(images, StreamSplit):
         return None
     made = not is_there(case.spec.dataset) and isinstance(case.spec.dataset, FolderSet)
-    what = f"JPEG files of {WIDTH}x{HEIGHT} pixels, made for it" if made else "the set's own files"
+    what = "the set's own files"
+    if made:
+        what = "JPEG files of {}x{} pixels, made for it".format(*stored(case.spec.dataset))
     return {"files": what, "processes": images.workers}

@@ -100,11 +100,16 @@ def failing(loop: Loop, case: Case) -> list[str]:
             for k in (1, 1, 2):
                 loop.step(k, *case.images())
     except Exception as error:  # torch's compiler raises many kinds
-        if is_out_of_memory(error):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        return [f"{loop.name} is left out: it failed ({reason})"]
+        return [left_out(loop.name, error)]
     return []
+
+
+def left_out(what: str, error: Exception) -> str:
+    """A line of what can't be timed; memory that runs out is raised again."""
+    if is_out_of_memory(error):
+        raise error
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return f"{what} is left out: it failed ({reason})"
 
 
 def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:

@@ -326,6 +326,19 @@ def test_one_compiled_graph_with_frozen_scalars():
     assert torch.allclose(slope, expected[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("build", [A.SmoothReLU, lambda: A.PSSiLU(beta=0.2)])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_captured_gradient_is_the_plain_one(build, backend):
+    """torch 2.11 loses that of a function whose result was made in place."""
+    module, x = build(), torch.linspace(-3, 3, 61).requires_grad_()
+    call = torch.compile(module, fullgraph=True, backend=backend)
+    targets = [x, *module.parameters()]
+    plain, captured = (torch.autograd.grad(f(x).sum(), targets) for f in (module, call))
+    assert plain[0].abs().max() > 0.5
+    for one, other in zip(captured, plain, strict=True):
+        assert torch.allclose(one, other, 1e-5, 1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["mish", "prelu", "gelu_tanh"])
 def test_a_compiled_form_of_its_own_is_the_same_function(name, dtype, monkeypatch):
@@ -346,7 +359,7 @@ def test_a_compiled_form_of_its_own_is_the_same_function(name, dtype, monkeypatc
 
 
 def test_mish_by_one_exponential_is_mish():
-    x = torch.cat([torch.linspace(-30, 30, 601), torch.tensor([-1e4, 1e4])]).double()
+    x = torch.cat([torch.linspace(-30, 30, 601), torch.tensor([-1e30, 1e30])]).double()
     found = []
     for call in (A._Mish.apply, nn.functional.mish):
         at = x.clone().requires_grad_()

@@ -450,6 +450,36 @@ def test_a_folder_is_read_beside_the_step(benchmark, tmp_path):
     assert not active_children()
 
 
+def test_readers_end_with_the_step_that_fails_and_are_used_up_before_the_clock_starts(
+    scripts, tmp_path
+):
+    loading, words = scripts("loading"), ["dataset=tiny_imagenet", "dataset.workers=1"]
+    case = scripts("cases").case_of([*words, *TINY[1:-1], "schedule.batch_size=4"])
+    images = loading.training_images(case, tmp_path)
+    assert "64x64" in loading.about(images, case)["files"]
+    steps = []
+    timed = loading.fed(case, images, lambda x, y: steps.append(len(x)))
+    with timed.within():
+        assert steps == [4, 4]
+    broken = loading.fed(case, images, lambda x, y: 1 / 0)
+    with pytest.raises(ZeroDivisionError), broken.within():
+        pass
+    assert not active_children()
+
+
+def test_a_compiler_that_fails_costs_no_eager_number(benchmark, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", broken)
+    own = ["--parts", "stages,activations", "--steps", "1", "--rounds", "1", "--compile"]
+    code, out, err = benchmark(*TINY, *own)
+    assert code == 0, err
+    found = json.loads((tmp_path / "outputs/benchmark/benchmark.json").read_text())
+    assert len(found["stages"]) == 1 and "eager" in found["activations"]["rows"][0]
+    assert out.count(" is left out: it failed (") == 2
+
+
 def test_growth_and_memory_are_parts_of_their_own(benchmark, scripts, tmp_path, monkeypatch):
     small = {"digits": ("model=resnet", "model.depth=10", "dataset.image_size=32")}
     monkeypatch.setattr(scripts("memory"), "LARGE", small)

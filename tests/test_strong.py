@@ -13,6 +13,7 @@ from sat.attacks import PGD, Strong
 from sat.attacks.strong import ATTACKS, ensemble
 from sat.attacks.strong.apgd import APGD
 from sat.attacks.strong.fab import FAB, onto_hyperplane
+from sat.attacks.strong.network import Network
 from sat.attacks.strong.square import Square
 from sat.draws import Draws
 from sat.tally import WRONG
@@ -272,6 +273,31 @@ def test_only_float32_decides(digits, monkeypatch):
     x_adv, stand = attack(rounding, x[:20], y[:20]), stands(attack, rounding, x[:20], y[:20])
     assert torch.equal(model(x_adv).argmax(1) == y[:20], stand) and stand.sum() > 10
     assert rounding.autocast is torch.bfloat16
+
+
+class ExactHead(nn.Module):
+    """A classifier that keeps its last layer out of autocast."""
+
+    autocast = torch.bfloat16
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8 * 36, 10)
+
+    def forward(self, x):
+        with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
+            features = self.body(x).flatten(1)
+            with torch.autocast("cpu", enabled=False):
+                return self.head(features.float())
+
+
+def test_a_part_that_autocast_leaves_alone_is_left_alone_by_the_search():
+    model = ExactHead().eval().requires_grad_(False)
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+    network = Network(model, torch.bfloat16, x)
+    logits, losses, gradient = network.gradient(x, lambda z: z.gather(1, y[:, None])[:, 0])
+    assert torch.equal(logits, model(x)) and gradient.abs().max() > 0
+    assert network.low.autocast is torch.bfloat16
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])

@@ -63,7 +63,7 @@ class PGD:
         """
         draws = draws or Draws(0, torch.arange(len(x), device=x.device))
         eps, step = self.eps / 255, self.step_size / 255
-        x_adv, low, high = self.start(x, draws), (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
+        x_adv, low, high = self.start(x, draws), (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
         with frozen(model, self.batch_norm), torch.enable_grad():
             for _ in range(self.steps):
                 gradient = input_gradient(model, x_adv, y)

@@ -32,9 +32,23 @@ class Network:
         self.fast = self.low = fold(model, x.to(self.device)).net
         self.near = 0.0
         if self.precision is not None:
-            self.near, self.low = NEAR, fold(model, x.to(self.device), precision).net
-            self.low.autocast = precision
-            lay_out(self.low, channels_last=True)
+            self.near, self.low = NEAR, self._lower(model, x.to(self.device))
+
+    def _lower(self, model: nn.Module, x: Tensor) -> nn.Module:
+        """A copy that computes in `precision`, with weights in it unless the model has a part that
+        autocast leaves alone."""
+        for dtype in (self.precision, None):
+            net = fold(model, x, dtype).net
+            net.autocast = self.precision
+            lay_out(net, channels_last=True)
+            try:
+                with torch.no_grad():
+                    net(x)
+                break
+            except RuntimeError:
+                if dtype is None:
+                    raise
+        return net
 
     def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]):
         """Logits [B, K], loss(logits) [B] and the gradient of each loss by its image."""
