@@ -125,6 +125,14 @@ def test_a_stream_reads_few_batches_ahead_and_leaves_the_global_generator(root):
     assert not active_children()
 
 
+def test_a_batch_stays_in_the_memory_of_this_process(root):
+    """A tensor that is sent to a worker is moved by another thread, under the eyes of this one."""
+    rows = torch.arange(4)
+    batches = [batch.part(rows) for batch in epoch_batches(21, 4, 0, 0, 3)]
+    list(folder(root, workers=1).train.stream(batches))
+    assert not rows.is_shared() and not any(batch.indices.is_shared() for batch in batches)
+
+
 # --- transforms ----------------------------------------------------------------------------------
 
 

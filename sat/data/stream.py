@@ -42,10 +42,11 @@ class Source(Protocol):
 
 
 class Part(NamedTuple):
-    """What one worker reads at a time: a share of one batch."""
+    """What one worker reads at a time: a share of one batch. No tensors: a queue's thread would
+    move those into shared memory while this process looks into them."""
 
-    numbers: Tensor  # int64, for `Source.open`
-    rows: Tensor  # int64, their rows in the batch
+    numbers: np.ndarray  # int64, for `Source.open`
+    rows: np.ndarray  # int64, their rows in the batch
     key: int | None  # as in `Batch`
     last: bool  # of its batch
 
@@ -68,7 +69,8 @@ class _Reader(Dataset):
         x, y, unreadable = np.zeros((count, size, size, 3), np.uint8), [], []
         numbers = [None] * count
         if part.key is not None:
-            numbers = Draws(part.key, part.rows).uniform("augment", NUMBERS).tolist()
+            draws = Draws(part.key, torch.from_numpy(part.rows))
+            numbers = draws.uniform("augment", NUMBERS).tolist()
         for number, draws in zip(part.numbers.tolist(), numbers, strict=True):
             try:
                 image, label = self.source.open(number)
@@ -158,7 +160,7 @@ class StreamSplit:
             count = max(1, min(self._reading.workers, len(numbers)))
             shares = zip(numbers.tensor_split(count), batch.rows.tensor_split(count), strict=True)
             for i, (own, rows) in enumerate(shares, 1):
-                yield Part(own, rows, batch.key, i == count)
+                yield Part(own.numpy(), rows.numpy(), batch.key, i == count)
 
     def _read(self, batches: Iterable[Batch]) -> Iterator[PartRead]:
         """The parts, in order, at most two batches ahead."""
