@@ -32,6 +32,7 @@ from sat.identity import (
     readable,
     weights_identity,
 )
+from sat.units import check_unit
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
@@ -109,8 +110,6 @@ def resolve(cfg: DictConfig, under: Mapping[str, Any] | None = None) -> dict[str
 
 def check(plain: Mapping[str, Any]) -> Spec:
     """Builds every part of a resolved config and names the run; raises `Refused`."""
-    from sat.attacks.pgd import check_unit
-
     plain = dict(plain)
     choices = dict(plain.pop("choices", {}))
     unknown(plain, [*SECTIONS, *SCALARS, *BESIDE], "")

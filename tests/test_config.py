@@ -86,7 +86,7 @@ def test_the_command_line_wins():
         ("seeed=3", ["seeed", "did you mean seed?"]),
         ("schedule.epochs=many", ["schedule.epochs=many", "a number"]),
         ("attack.steps=1.5", ["attack.steps=1.5", "a whole number"]),
-        ("attack.random_start=3", ["attack.random_start=3", "true or false"]),
+        ("attack.start=3", ["attack.start=3", "uniform or normal or none"]),
         ("attack.norm=l1", ["attack.norm=l1", "linf or l2"]),
         ("attack.step=car", ["attack.step=car", "a number or auto"]),
         ("attack.eps=0.03", ["attack.eps=0.03", "1/255", "eps=7.65"]),

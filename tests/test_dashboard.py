@@ -17,7 +17,7 @@ CONFIG = {
     "dataset": {"_target_": "sat.data.memory.Digits", "root": "/data", "limit": None, "eps": 38.0,
                 "flip": False},
     "activation": {"_target_": "sat.activations.ReLU"},
-    "attack": {"_target_": "sat.attacks.PGD", "eps": 38.0, "steps": 1, "random_start": True},
+    "attack": {"_target_": "sat.attacks.PGD", "eps": 38.0, "steps": 1, "start": "uniform"},
     "model": {"_target_": "sat.models.ResNet", "depth": 10, "mean": [0.5]},
     "schedule": {"_target_": "sat.schedule.Schedule", "epochs": 8.0},
 }  # fmt: skip
@@ -113,7 +113,7 @@ def test_numbers_filter_as_numbers_and_words_as_words(folder):
     assert infos["attack.steps"].domain_interval.max_value == 2
     options = sorted(infos["activation"].domain_discrete)
     assert options == ["celu", "relu"]
-    assert rows["a-relu"].hparams["attack.random_start"].string_value == "True"
+    assert rows["a-relu"].hparams["attack.start"].string_value == "uniform"
     assert numbers(rows["b-celu"])["at_end/best/square"] == pytest.approx(0.6)
     assert numbers(rows["a-relu"])["at_end/alarms"] == 1
     status = {name: row.sessions[0].status for name, row in rows.items()}
@@ -124,7 +124,7 @@ def test_what_says_nothing_is_no_column():
     table = compared(CONFIG)
     assert table.keys() == {
         "dataset", "activation", "attack", "seed", "dataset.flip", "attack.eps", "attack.steps",
-        "attack.random_start", "model.depth", "model.mean", "schedule.epochs",
+        "attack.start", "model.depth", "model.mean", "schedule.epochs",
     }  # fmt: skip
     assert table["model.mean"] == "[0.5]" and table["attack.eps"] == 38.0
     asked = compared(changed(choices={"experiment": "elu_vs_celu", "variant": "wide"}))

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from sat.attacks.clean import Clean
 from sat.attacks.pgd import PGD
 from sat.attacks.series import Series
 from sat.draws import Draws
@@ -48,7 +49,7 @@ class Curve:
         return tuple(f"{self.over}={getattr(attack, self.over):g}" for attack in self.attacks)
 
     def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
-        attacks = [attack if attack.eps else _nothing for attack in self.attacks]
+        attacks = [attack if attack.eps else Clean() for attack in self.attacks]
         Series(self.names, attacks, self.batch_size).judge(model, x, y, draws, tally)
 
 
@@ -58,7 +59,3 @@ def _scaled(attack: PGD, factor: float) -> PGD:
     other = replace(attack)
     object.__setattr__(other, "eps", factor * attack.eps)
     return other
-
-
-def _nothing(model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-    return x

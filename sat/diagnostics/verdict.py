@@ -140,7 +140,7 @@ class Effort:
             draws = Draws(seed_of(draws.key, "restart", restart), draws.rows)
         fell = torch.full(rows.shape, steps + 1, device=rows.device)
         left = rows.nonzero()[:, 0]
-        point, length = attack.start(self.x[left], draws[left]), attack.step_size / 255
+        point, length = attack.begin(self.x[left], draws[left]), attack.step_size / 255
         for step in range(steps + 1):
             if len(left) == 0:
                 break
