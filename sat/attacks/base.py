@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sat.attacks.losses import Loss, ce
-from sat.draws import Draws
 from sat.errors import Refused
+from sat.rng import RowRng
 
 log = logging.getLogger("sat")
 Norm = Literal["linf", "l2"]
@@ -49,7 +49,7 @@ class Attack(Protocol):
         model: nn.Module,
         x: Tensor,
         y: Tensor,
-        rng: Draws | None = None,
+        rng: RowRng | None = None,
         progress: Tensor | None = None,
     ) -> Tensor:
         """y is [B], or soft [B, K]. `rng` has the rows' random numbers; `progress`, a tensor of no
@@ -95,7 +95,7 @@ def check_attack(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> None:
         check_fields(attack)
     except ValueError as error:
         raise Refused(f"attack: {error}") from error
-    rng = Draws(0, torch.arange(len(x), device=x.device))
+    rng = RowRng(0, torch.arange(len(x), device=x.device))
     training, modes = model.training, [(module, module.training) for module in model.modules()]
     state = {name: buffer.clone() for name, buffer in model.named_buffers()}
     trained = [parameter.requires_grad for parameter in model.parameters()]
@@ -133,7 +133,9 @@ def _check_images(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
         )
     size = Ball(attack.eps / 255, attack.norm).size(x_adv - x).max().item()
     if size > attack.eps / 255 + 1e-5:
-        raise Refused(f"attack.eps={attack.eps:g}: the attack moves an image by {255 * size:.4g}/255")
+        raise Refused(
+            f"attack.eps={attack.eps:g}: the attack moves an image by {255 * size:.4g}/255"
+        )
     if not (0 <= x_adv.min() and x_adv.max() <= 1):
         raise Refused("attack: leaves the range [0, 1] of the images; it must clamp to it")
 
@@ -172,12 +174,12 @@ class Ball:
         """The direction of length 1 that rises the most."""
         return gradient.sign() if self.norm == "linf" else gradient / self.size(gradient)
 
-    def surface(self, x: Tensor, draws: Draws) -> Tensor:
+    def surface(self, x: Tensor, rng: RowRng) -> Tensor:
         """A random point at distance eps of x, then cut by [0, 1]."""
         shape = x.shape[1:]
-        noise = draws.normal("start", *shape)
+        noise = rng.normal("start", *shape)
         if self.norm == "linf":
-            noise = 2 * draws.uniform("start", *shape) - 1
+            noise = 2 * rng.uniform("start", *shape) - 1
         return (x + self.eps * noise / self.size(noise)).clamp_(0, 1)
 
 

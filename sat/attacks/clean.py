@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from sat.draws import Draws
+from sat.rng import RowRng
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Clean:
         model: nn.Module,
         x: Tensor,
         y: Tensor,
-        rng: Draws | None = None,
+        rng: RowRng | None = None,
         progress: Tensor | None = None,
     ) -> Tensor:
         return x

@@ -6,10 +6,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sat.attacks.clean import Clean
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.pgd import PGD
 from sat.attacks.series import Series
-from sat.draws import Draws
-from sat.tally import Tally
+from sat.rng import RowRng
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,11 @@ class Curve:
     def names(self) -> tuple[str, ...]:
         return tuple(f"{self.over}={getattr(attack, self.over):g}" for attack in self.attacks)
 
-    def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
+    def judge(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
         attacks = [attack if attack.eps else Clean() for attack in self.attacks]
-        Series(self.names, attacks, self.batch_size).judge(model, x, y, draws, tally)
+        Series(self.names, attacks, self.batch_size).judge(model, x, y, rng, outcomes)
 
 
 def _scaled(attack: PGD, factor: float) -> PGD:

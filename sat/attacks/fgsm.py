@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sat.attacks.base import Mode, Norm
 from sat.attacks.losses import LossName
 from sat.attacks.pgd import PGD
-from sat.draws import Draws
+from sat.rng import RowRng
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FGSM:
         model: nn.Module,
         x: Tensor,
         y: Tensor,
-        rng: Draws | None = None,
+        rng: RowRng | None = None,
         progress: Tensor | None = None,
     ) -> Tensor:
         return self.pgd(model, x, y, rng, progress)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sat.attacks.base import Mode, Norm, frozen, input_gradient, norm_of
 from sat.attacks.losses import LossName, named, reference
-from sat.draws import Draws
+from sat.rng import RowRng
 from sat.units import check_eps, check_unit
 
 Start = Literal["uniform", "normal", "none"]
@@ -76,14 +76,14 @@ class PGD:
         model: nn.Module,
         x: Tensor,
         y: Tensor,
-        rng: Draws | None = None,
+        rng: RowRng | None = None,
         progress: Tensor | None = None,
     ) -> Tensor:
         """x [B, C, H, W] in [0, 1] and y [B] or [B, K] -> adversarial images, detached, float32.
 
         Leaves every module's mode, every `requires_grad` and every statistic as they were.
         """
-        rng = rng or Draws(0, torch.arange(len(x), device=x.device))
+        rng = rng or RowRng(0, torch.arange(len(x), device=x.device))
         eps, step, loss = self.eps / 255, self.step_size / 255, named(self.loss)
         x_adv, low, high = self.begin(x, rng), (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
         with frozen(model, self.batch_norm), torch.enable_grad():
@@ -97,7 +97,7 @@ class PGD:
                     x_adv = (x + delta * (eps / norm_of(delta)).clamp(max=1)).clamp_(0, 1)
         return x_adv
 
-    def begin(self, x: Tensor, rng: Draws) -> Tensor:
+    def begin(self, x: Tensor, rng: RowRng) -> Tensor:
         """Where the ascent begins: noise inside the ball, or x itself."""
         if self.start == "none" or rng.coin("clean_start", self.clean_start):
             return x.detach()
