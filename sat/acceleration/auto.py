@@ -10,7 +10,6 @@ from torch import nn
 from sat.acceleration.compilation import compiles
 from sat.acceleration.precision import channels_last_pays
 from sat.launch import processes
-from sat.training.schedule import FUSED
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 THREADS = torch.get_num_threads()  # a run of a sweep must not inherit what the one before chose
