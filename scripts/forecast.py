@@ -142,7 +142,8 @@ def paced(spec: Spec, sizes: Any, cost: Any) -> tuple[Any, str, str]:
     """Seconds an image, the precision of the training, and why there are no seconds."""
     from timing import from_rate, tried
 
-    from sat.acceleration.auto import auto_precision, find_device
+    from sat.acceleration.auto import auto_precision
+    from sat.acceleration.device import find_device
 
     precision = spec.schedule.precision
     if RATES.training:

@@ -58,7 +58,7 @@ def test_a_small_step_runs_on_one_thread():
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_a_cpu_without_bf16_arithmetic_computes_in_float32(isa):
     """Asked of torch it would say that it has some: it is emulated, up to 200 times slower."""
-    code = "from sat.hardware import auto_precision; print(auto_precision('cpu', False))"
+    code = "from sat.acceleration.auto import auto_precision; print(auto_precision('cpu', False))"
     limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=limited, capture_output=True,
                           text=True, timeout=300)  # fmt: skip

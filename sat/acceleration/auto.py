@@ -1,15 +1,15 @@
-"""What this machine does well: the device, and the precision and layout that pay on it."""
+"""What `auto` stands for here: the precision, layout, compilation and threads that pay."""
 
 import time
 from functools import cache
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
 
 from sat.acceleration.compilation import compiles
 from sat.acceleration.precision import channels_last_pays
-from sat.launch import local_size, processes
-from sat.training.schedule import FUSED, Schedule
+from sat.launch import processes
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 THREADS = torch.get_num_threads()  # a run of a sweep must not inherit what the one before chose
@@ -18,40 +18,29 @@ COMPILE_PAYS_FROM = 2000  # updates on a GPU; compilation takes up to a minute
 # Multiply-adds of a training's updates on a CPU: with PGD-1 nearly two hours at half a TFLOP/s, of
 # which a compiled network saves 6 % at best on AVX-512, and takes half a minute.
 COMPILE_PAYS_FROM_WORK = 1e15
+FUSED = ("sgd", "momentum", "adamw")  # optimisers whose step torch has in one launch
+
+Switch = bool | Literal["auto"]
 
 
-def find_device(asked: str, seat: int = 0) -> torch.device:
-    """`auto` is a GPU where there is one; where there are more, processes side by side take them in
-    turn, by their `seat`, and the processes of one run have one each. Raises ValueError for a
-    device that is not there."""
-    shared = processes()[1] > 1
-    if shared and asked.startswith("cuda:"):
-        raise ValueError(f"={asked}: is one GPU for all processes; write device=auto")
-    if asked == "auto" and not torch.cuda.is_available():
-        return torch.device("cpu")
-    if asked == "auto" or shared and asked == "cuda":
-        if shared and local_size() > (count := torch.cuda.device_count()):
-            raise ValueError(
-                f"={asked}: {count} GPU here for {local_size()} processes; torchrun"
-                f" --nproc-per-node={count}"
-            )
-        return torch.device("cuda", seat % torch.cuda.device_count())
-    try:
-        device = torch.device(asked)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"={asked}: is not one of auto, cpu, cuda, cuda:1, ...")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ValueError(f"={asked}: {count or 'no'} GPU here; write device=cpu or auto")
-    return device
+class Asked(Protocol):
+    """What a schedule asks for, see `sat.training.schedule.Schedule`."""
 
+    epochs: float
+    batch_size: int
+    optimizer: str
+    precision: str
+    channels_last: Switch
+    compile: Switch | Literal["reduce-overhead"]
+    fold: Switch
+    fused: Switch
+    tf32: Switch
+    shard: bool
 
-def settle_on(device: torch.device) -> None:
-    """Makes it the device of this process: what names no device would open the first GPU, too."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    @property
+    def parts(self) -> int: ...
+
+    def steps(self, images: int) -> int: ...
 
 
 @cache
@@ -102,7 +91,7 @@ def auto_precision(kind: str, scattered: bool) -> str:
     return "bf16" if bf16_pays(kind) and not (scattered and kind == "cpu") else "fp32"
 
 
-def _long(schedule: Schedule, device: torch.device, images: int, image_cost: int) -> bool:
+def _long(schedule: Asked, device: torch.device, images: int, image_cost: int) -> bool:
     """Whether a run earns its compilation, where there is a compiler."""
     if schedule.compile != "auto" or schedule.shard or processes()[1] > 1:
         return False
@@ -113,7 +102,7 @@ def _long(schedule: Schedule, device: torch.device, images: int, image_cost: int
 
 
 def choose(
-    schedule: Schedule, device: torch.device, images: int, image_cost: int, scattered: bool
+    schedule: Asked, device: torch.device, images: int, image_cost: int, scattered: bool
 ) -> dict[str, str | bool | int]:
     """What `auto` stands for in this run: chosen once, kept in its checkpoint.
 

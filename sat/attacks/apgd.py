@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sat.attacks.base import Ball
+from sat.attacks.ball import Ball
 from sat.attacks.network import Network, constant
 from sat.rng import RowRng
 

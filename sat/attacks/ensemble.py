@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sat.acceleration.auto import bf16_pays
 from sat.acceleration.precision import float32
 from sat.attacks.apgd import APGD, cross_entropy, targeted_dlr
-from sat.attacks.base import Ball
+from sat.attacks.ball import Ball
 from sat.attacks.fab import FAB
 from sat.attacks.network import Network
 from sat.attacks.outcomes import WRONG, AttackOutcomes, is_right

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sat.attacks.base import Ball
+from sat.attacks.ball import Ball
 from sat.attacks.network import Network, margins
 from sat.rng import RowRng
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sat.attacks.base import Ball
+from sat.attacks.ball import Ball
 from sat.attacks.bumps import bump_grid, bumps_at
 from sat.attacks.network import Network, constant, margins
 from sat.rng import RowRng

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.attacks import PGD
-from sat.attacks.base import Ball
+from sat.attacks.ball import Ball
 from sat.attacks.network import Network
 from sat.attacks.pgd import frozen
 from sat.attacks.pool import Pool

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.attacks.base import Ball
+from sat.attacks.ball import Ball
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.pgd import frozen, input_gradient
 from sat.distributed import World
@@ -22,7 +22,8 @@ class Probe:
 
     Of the held-out images `indices` [N] it looks at each so many-th, 256 at most, beside what the
     attack does to them: two input gradients and a forward an image, and no attack of its own; all
-    of the network that the attack searches (see `sat.acceleration.folding`), the single step's verdict as well.
+    of the network that the attack searches (see
+    `sat.acceleration.folding`), the single step's verdict as well.
 
     A single step is FGSM's, from the clean image, at the training attack's eps and norm (at the
     validation's where the training has none).
