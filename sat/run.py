@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
     from sat import distributed
     from sat.acceleration.device import find_device, settle_on
     from sat.evaluation import results
+    from sat.loggers import About, Loggers
     from sat.rundir import record
 
     with refusing("device"):
@@ -53,11 +55,14 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
         with claim(spec.record, spec.name, spec.yaml(), wait) as run:
             if world.first:
                 record.enter(run.directory, spec.experiment)
-            result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
-            if result is None:
-                obtain = train if spec.evaluate is None else taken_over
-                result = {"overrides": overrides, **obtain(spec, run, model, data, world)}
-            return results.conclude(spec, run, model, data, result, world)
+            about = About(run.directory, spec.name, spec.hash, spec.experiment)
+            with closing(Loggers(spec.logger, about, world.first)) as loggers:
+                run.track(loggers)
+                result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
+                if result is None:
+                    obtain = train if spec.evaluate is None else taken_over
+                    result = {"overrides": overrides, **obtain(spec, run, model, data, world)}
+                return results.conclude(spec, run, model, data, result, world)
 
 
 def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
@@ -144,7 +149,9 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
     rows = torch.cat(trainer.rows).cpu()
 
     def stream(step: int) -> Any:
-        batches = epoch_batches(images, schedule.batch_size, spec.seed, step, plan.steps)
+        batches = epoch_batches(
+            images, schedule.batch_size, spec.seed, step, plan.steps, spec.sampler
+        )
         return data.train.stream(batch.part(rows) for batch in batches)
 
     text = summary(spec.config, journal.facts, trainer)

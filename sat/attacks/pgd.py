@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sat.attacks.base import Mode, Norm, frozen, input_gradient, norm_of
 from sat.attacks.losses import LossName, named, reference
 from sat.rng import RowRng
-from sat.units import check_eps, check_unit
+from sat.units import check_ball, check_unit
 
 Start = Literal["uniform", "normal", "none"]
 
@@ -40,9 +40,9 @@ class PGD:
     loss: LossName = "auto"
 
     def __post_init__(self) -> None:
-        check_eps(self.eps, self.norm)
+        object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         if self.step != "auto":
-            check_unit("step", self.step)
+            object.__setattr__(self, "step", check_unit("step", self.step))
             if self.step == 0:
                 raise ValueError("step=0: moves nothing; write step=auto, or a size in 1/255")
         if self.steps < 1:

@@ -24,7 +24,6 @@ from sat.errors import SIGNALS, Diverged, Fault, Lost, Refused, Stopped, is_out_
 from sat.evaluation.alarm import Alarm
 from sat.evaluation.settings import joined, measure, share
 from sat.loggers.screen import Progress
-from sat.loggers.tensorboard import Dashboard
 from sat.models.weights import shape_of
 from sat.rng import seed_of
 from sat.rundir import checkpoint
@@ -90,9 +89,8 @@ class Callbacks:
         self.last_images, self.last_training = trainer.step * batch, self.training_seconds
         before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         try:
-            self.dashboard = Dashboard(self.run.directory if self.world.first else None)
             if trainer.step == 0:
-                self.dashboard.introduce(self.spec.config, self.spec.yaml(), summary)
+                self.run.loggers.introduce(self.spec.config, self.spec.yaml(), summary)
             self._warn(trainer, self._apart(trainer))
             with self._saving(trainer):
                 yield
@@ -101,11 +99,6 @@ class Callbacks:
             (stop,) = self.world.all_max(self.asked_to_stop)
             if stop:
                 raise Stopped(stop)
-            self.dashboard.close()
-        except BaseException:
-            with suppress(OSError, AttributeError):  # of a full disk, say, that has been told
-                self.dashboard.close()
-            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -232,14 +225,14 @@ class Callbacks:
         return Alarm(name, message, {"processes": size})
 
     def _warn(self, trainer: Trainer, alarm: Alarm | None) -> None:
-        """An alarm goes to the log, the dashboard and, in the end, the result."""
+        """An alarm goes to the log, the trackers and, in the end, the result."""
         if alarm is None:
             return
         epoch = round(trainer.plan.epoch(trainer.step), 4)
         self.alarms.append(alarm.as_json(step=trainer.step, epoch=epoch))
         log.warning("epoch %.2f: %s", epoch, alarm.message)
         images = trainer.step * trainer.plan.schedule.batch_size
-        self.dashboard.alarm(f"**{alarm.name}**: {alarm.message}", images)
+        self.run.loggers.alarm(f"**{alarm.name}**: {alarm.message}", images)
 
     def _write_best(self) -> None:
         if self.best is not None:
@@ -268,15 +261,13 @@ class Callbacks:
         seconds = self.seconds + time.monotonic() - self.began
         row = {"step": trainer.step, "epoch": round(trainer.plan.epoch(trainer.step), 4)}
         self.run.write_metrics({**row, "images": images, "seconds": round(seconds, 3), **values})
-        with checkpoint.naming(self.run.directory / "events.out.tfevents.*"):
-            self.dashboard.scalars(values, images)
+        self.run.loggers.scalars(values, images)
 
     def save(self, trainer: Trainer) -> None:
         """A checkpoint from which the run goes on as if never stopped."""
         trainer.check_finite()
         self._tick()
-        with checkpoint.naming(self.run.directory / "events.out.tfevents.*"):
-            self.dashboard.flush()
+        self.run.loggers.flush()
         now = time.monotonic()
         state = {
             **trainer.state(),
