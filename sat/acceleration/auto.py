@@ -1,7 +1,5 @@
 """What `auto` stands for here: the precision, layout, compilation and threads that pay."""
 
-import time
-from functools import cache
 from typing import Literal, Protocol
 
 import torch
@@ -9,6 +7,7 @@ from torch import nn
 
 from sat.acceleration.compilation import compiles
 from sat.acceleration.precision import channels_last_pays
+from sat.acceleration.processor import cpu_has_bf16
 from sat.launch import processes
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,26 +42,11 @@ class Asked(Protocol):
     def steps(self, images: int) -> int: ...
 
 
-@cache
 def bf16_pays(kind: str) -> bool:
-    """Whether bfloat16 products are fast here: asked of a GPU, timed on a CPU.
-
-    A CPU without bfloat16 arithmetic emulates it, up to 200 times slower, and its own answer to
-    the question is not to be relied on; one with it is 3 to 8 times as fast as in float32.
-    """
+    """Whether a device of this kind has bfloat16 arithmetic: a GPU is asked, a CPU by its flags."""
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(256, 256, dtype=dtype)
-        a @ a  # the first product of a kind is slow
-        times = []
-        for _ in range(20):
-            start = time.perf_counter()
-            a @ a
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
-    return seconds[torch.bfloat16] < seconds[torch.float32] / 1.5
+    return cpu_has_bf16()
 
 
 def multiply_adds(model: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -82,13 +66,20 @@ def depthwise(model: nn.Module) -> bool:
     return any(c.groups == c.in_channels > 1 for c in convolutions)
 
 
-def auto_precision(kind: str, scattered: bool) -> str:
-    """Of a training on a device of this kind; `scattered`: with depthwise convolutions.
+def auto_precision(kind: str, scattered: bool, small: bool) -> str:
+    """The precision in which a training on a device of this kind is fastest, by rule.
 
-    For those a CPU has no good bfloat16 kernel: an EfficientNet-b0 of 16 pixels took 203 ms a step
-    in float32 and channels_last, 475 and more in bfloat16, 483 without channels_last.
+    On a CPU float32 for `small` steps, whose casts cost what their products save (8x8 digits: as
+    fast as bfloat16 within 5 %, and one command gives the same numbers on more machines), and for
+    `scattered` networks, with depthwise convolutions, for which it has no good bfloat16 kernel: an
+    EfficientNet-b0 of 16 pixels took 203 ms a step in float32, 475 and more in bfloat16.
     """
-    return "bf16" if bf16_pays(kind) and not (scattered and kind == "cpu") else "fp32"
+    return "bf16" if bf16_pays(kind) and not (kind == "cpu" and (scattered or small)) else "fp32"
+
+
+def is_small(batch_cost: float) -> bool:
+    """Whether a step is too small to be shared among cores; by a batch's forward."""
+    return batch_cost < ONE_THREAD_BELOW
 
 
 def _long(schedule: Asked, device: torch.device, images: int, image_cost: int) -> bool:
@@ -110,9 +101,9 @@ def choose(
     threads would wait for each other more than they compute, above all on a busy machine.
     """
     precision, on_gpu = schedule.precision, device.type == "cuda"
+    small = is_small(image_cost * schedule.batch_size)
     if precision == "auto":
-        precision = auto_precision(device.type, scattered)
-    small = image_cost * schedule.batch_size < ONE_THREAD_BELOW
+        precision = auto_precision(device.type, scattered, small)
     given = lambda asked, usual: usual if asked == "auto" else asked  # noqa: E731
     return {
         "precision": precision,
