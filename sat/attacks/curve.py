@@ -1,6 +1,6 @@
 """Robust accuracy along a growing attack: over the size of the ball, or over the steps taken."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Curve:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(f"{self.over}={getattr(attack, self.over):g}" for attack in self.attacks)
+        return tuple(f"{self.over}={asdict(attack)[self.over]:g}" for attack in self.attacks)
 
     def judge(
         self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
