@@ -286,6 +286,17 @@ class Meeting(Callback):
             os.environ[sweep.FOLDER] = str(folder)
 
 
+def options_first(words: list[str]) -> list[str]:
+    """The words with -m and --config-dir at the front: between overrides argparse refuses them."""
+    first, rest, coming = [], [], iter(words)
+    for word in coming:
+        option = word.split("=", 1)[0] in ("-m", "--multirun", "--config-dir")
+        (first if option else rest).append(word)
+        if word == "--config-dir":
+            first += [value for value in [next(coming, None)] if value is not None]
+    return first + rest
+
+
 def refuse_pickles(words: list[str]) -> None:
     """Hydra would unpickle the file that `--experimental-rerun` names, shortened or not."""
     for option in (word.split("=", 1)[0] for word in words):
@@ -317,7 +328,7 @@ def main() -> None:
     os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
     os.environ[sweep.NAME] = Path(folder).name
     screen.set_up()
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    sys.argv[1:] = options_first(sys.argv[1:])
     code = 1
     try:
         refuse_pickles(sys.argv[1:])
