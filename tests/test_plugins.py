@@ -249,7 +249,9 @@ def test_all_together_are_killed_resumed_and_reported(mine, tmp_path):
 
 
 @pytest.mark.parametrize("variable", ["", "otherpackage"])
-def test_a_package_that_is_not_allowed_is_refused_whoever_names_it(sat, mine, monkeypatch, variable):
+def test_a_package_that_is_not_allowed_is_refused_whoever_names_it(
+    sat, mine, monkeypatch, variable
+):
     monkeypatch.setenv(plugins.VARIABLE, variable)
     done = sat("--config-dir", str(mine / "conf"), "attack=mifgsm")
     assert done.code == 2 and not done.runs
