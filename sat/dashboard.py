@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sat.identity import FOLLOWED, NOT_IDENTITY
 
-_TRAINING = ("attack", "schedule")
+_TRAINING = ("attack", "objective", "schedule")
 _COMPARED = ("dataset", "activation", "model", *_TRAINING)
 # Groups that follow the dataset, or say nothing about what was trained.
-_UNTOLD = ("schedule", "objective", "validation", "evaluation", "record")
+_UNTOLD = ("schedule", "validation", "evaluation", "metrics", "record")
 
 
 # Charts of several tags, by category. A run has one colour, and the markers mean another tag from

@@ -51,3 +51,17 @@ def refusing(prefix: str, **keys: str) -> Iterator[None]:
     except ValueError as error:
         key, equals, rest = str(error).partition("=")
         raise Refused(f"{prefix}{keys.get(key, key)}{equals}{rest}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or on the host; torch has no one type for it."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (
+            type(error).__name__ == "OutOfMemoryError"
+            or any(
+                part in text for part in ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+            )
+        )
+    )

@@ -12,12 +12,12 @@ from sat.config import Spec
 from sat.console import percent, table
 from sat.dashboard import Dashboard
 from sat.data import Data
+from sat.data.fingerprint import same_facts
 from sat.distributed import ALONE, World
 from sat.errors import Fault, Refused
 from sat.evaluate import EVALUATED, Evaluation
 from sat.examination import FILES, WORST, Examination
 from sat.flags import changes
-from sat.journal import same_facts
 from sat.record import Run, code_digest
 from sat.untrusted import read_whole_result, read_yaml
 

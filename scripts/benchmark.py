@@ -233,7 +233,7 @@ def main(given: Sequence[str] | None = None) -> int:
     from cases import case_of
 
     from sat.errors import Fault, Refused
-    from sat.faults import is_out_of_memory
+    from sat.errors import is_out_of_memory
     from sat.hardware import settle_on
 
     if own.threads:

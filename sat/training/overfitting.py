@@ -108,7 +108,7 @@ class Overfitting:
     beside a single-step accuracy above a third, both beyond noise, is one as well.
 
     Once raised, it keeps silent until robust accuracy is level with the best again (the intervals
-    touch). `state` goes into a checkpoint.
+    touch).
     """
 
     def __init__(self, chance: float):
@@ -145,8 +145,14 @@ class Overfitting:
              "best_single_step": best_single, "images": images},
         )  # fmt: skip
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "collapsed": self.collapsed}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.collapsed = state["best"], state["collapsed"]
+
+
+def chance_of(labels: Tensor, classes: int) -> float:
+    """The accuracy of a constant answer: the share of the largest class, where labels are known."""
+    known = labels[labels >= 0]
+    return int(known.bincount().max()) / len(known) if len(known) else 1 / classes

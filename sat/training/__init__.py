@@ -1,0 +1,1 @@
+"""A training: the step, the loop around it, and who looks on."""

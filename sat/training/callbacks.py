@@ -1,0 +1,340 @@
+"""Looks on while a run trains: metrics, validation, checkpoints, and the wish to stop."""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+
+from sat import checkpoint
+from sat.attacks import Clean
+from sat.config import Spec
+from sat.console import Progress
+from sat.dashboard import Dashboard
+from sat.data import Data
+from sat.data.fingerprint import facts_of, same_facts
+from sat.diagnostics import Alarm
+from sat.distributed import ALONE, World
+from sat.draws import seed_of
+from sat.errors import SIGNALS, Diverged, Fault, Lost, Stopped, is_out_of_memory
+from sat.hardware import THREADS
+from sat.record import Run, environment
+from sat.training.loop import Stream
+from sat.training.memory import starved
+from sat.training.overfitting import Overfitting, chance_of
+from sat.training.state import TrainState
+from sat.training.validation import Validated, validate
+from sat.weights import shape_of
+
+log = logging.getLogger("sat")
+ONE_WISH = 1.0  # seconds: a terminal and the command line of a sweep may both tell a worker process
+
+
+class Callbacks:
+    """What looks on at `fit`: what it writes is cut back to the last checkpoint on a resume.
+
+    Of several processes each has one, and they do the same at the same steps; those whose run is
+    a `Bystander` write nothing.
+    """
+
+    def __init__(self, spec: Spec, run: Run, data: Data, world: World = ALONE):
+        self.spec, self.run, self.data, self.world = spec, run, data, world
+        self.record, self.validation = spec.record, spec.validation
+        self.facts = {"hash": spec.hash, "dataset": facts_of(data), "shape": shape_of(data)}
+        self.best: dict[str, Any] | None = None
+        # Without adversarial training the most robust weights are those that learned nothing.
+        self.selects = "clean" if isinstance(spec.attack, Clean) else "robust"
+        self.overfitting = Overfitting(chance_of(data.held_out.labels, len(data.classes)))
+        self.alarms: list[dict[str, Any]] = []
+        self.seconds = self.training_seconds = 0.0
+        self.asked_to_stop, self.asked = 0, 0.0
+
+    def resume(self, state: TrainState, kept: dict[str, Any] | None) -> None:
+        """Puts the training where a checkpoint stood, and forgets all that came later."""
+        if kept is not None:
+            same_facts(kept["facts"], self.facts)
+            state.load_state_dict({**kept, "generators": self._generators(state, kept)})
+            self.load_state_dict(kept["callbacks"])
+            self._write_best()  # a run killed after a later `best` must find it anew
+            log.info("resumed at step %d of %d", state.step, state.plan.steps)
+        self.run.rewind(kept["callbacks"]["lengths"] if kept else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint, all written down and the clocks told."""
+        return {
+            "best": self.best,
+            "overfitting": self.overfitting.state_dict(),
+            "alarms": self.alarms,
+            "seconds": [self.seconds + time.monotonic() - self.began, self.training_seconds],
+            "lengths": self.run.lengths(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best, self.alarms = state["best"], state["alarms"]
+        self.overfitting.load_state_dict(state["overfitting"])
+        self.seconds, self.training_seconds = state["seconds"]
+
+    def _generators(self, state: TrainState, kept: dict[str, Any]) -> dict[str, Any]:
+        """Those of this process; of another number of processes the first one's are taken on."""
+        generators = kept["generators"]
+        if len(generators) == self.world.size:
+            return generators[self.world.rank]
+        if self.world.first:
+            return generators[0]
+        torch.manual_seed(seed_of(self.spec.seed, "process", self.world.rank, kept["step"]))
+        return state.generators()
+
+    @contextmanager
+    def open(self, state: TrainState, summary: str, stream: Stream) -> Iterator[None]:
+        """Clocks, bar and signal handlers for the time of the training, and a last checkpoint."""
+        self.saved_step, self.stream = state.step or None, stream
+        plan, batch = state.plan, state.plan.schedule.batch_size
+        self.began = self.saved = self.ticked = time.monotonic()
+        self.progress = Progress("training", plan.steps * batch, state.step * batch)
+        self.last_images, self.last_training = state.step * batch, self.training_seconds
+        before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        try:
+            self.dashboard = Dashboard(self.run.directory if self.world.first else None)
+            if state.step == 0:
+                self.dashboard.introduce(self.spec.config, self.spec.yaml(), summary)
+            self._say_once(state)
+            with self._saving(state):
+                yield
+            if self.saved_step != state.step:
+                self.save(state)
+            (stop,) = self.world.most(self.asked_to_stop)
+            if stop:
+                raise Stopped(stop)
+            self.dashboard.close()
+        except BaseException:
+            with suppress(OSError, AttributeError):  # of a full disk, say, that has been told
+                self.dashboard.close()
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.seconds += time.monotonic() - self.began
+            self.progress.close()
+
+    @contextmanager
+    def _saving(self, state: TrainState) -> Iterator[None]:
+        """A last checkpoint after a fault that spared the training."""
+        try:
+            yield
+        except Diverged:
+            self._keep_batch(state)
+            raise
+        except (checkpoint.Unwritable, Lost):  # nor would this one be
+            raise
+        except Fault:
+            self._save_after_fault(state)
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            schedule, size = state.plan.schedule, self.validation.batch_size
+            fault = Fault(
+                f"out of memory in validation; try validation.batch_size={size // 2 or 1}"
+            )
+            if state.updating:
+                fault = starved(schedule.batch_size, state.accumulate)
+            self._save_after_fault(state)
+            raise fault from error
+
+    def _save_after_fault(self, state: TrainState) -> None:
+        if self.world.size == 1 and not state.applying:  # else the others are at another step
+            self.save(state)
+
+    def _keep_batch(self, state: TrainState) -> None:
+        """The batch of the last skipped step, drawn again, for inspection; and the weights if
+        nothing else is kept of them: skipped steps have not touched them."""
+        if not state.skips.skipped:
+            return
+        step = state.skips.last
+        name = f"step-{step}" + f"-process-{self.world.rank}" * (self.world.size > 1)
+        path = self.run.directory / "faults" / f"{name}.pt"
+        last = self.run.checkpoints / "last.pt"
+        if self.world.told(lambda: not last.exists()):
+            with suppress(Diverged):
+                self.save(state)
+        x, y = next(iter(self.stream(step)))
+        checkpoint.save(path, {"step": step, "images": x.cpu().clone(), "labels": y.cpu().clone()})
+        log.warning("the batch of step %d is kept in %s", step, path)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked_to_stop:
+            if time.monotonic() - self.asked < ONE_WISH:
+                return
+            raise SystemExit(128 + number)
+        self.asked_to_stop, self.asked = number, time.monotonic()
+        log.warning("stopping after this step, with a checkpoint; once more stops at once")
+
+    # what `fit` calls ---------------------------------------------------------------------------
+
+    def log(self, state: TrainState) -> None:
+        """The training's own numbers since the last log."""
+        values = state.read()
+        self._tick()
+        images = state.step * state.plan.schedule.batch_size
+        spent = self.training_seconds - self.last_training
+        values["train/images_per_second"] = (images - self.last_images) / max(spent, 1e-9)
+        self.last_images, self.last_training = images, self.training_seconds
+        self.write(state, values)
+
+    def validate(self, state: TrainState) -> None:
+        """Clean and robust accuracy of the held-out images; the most robust weights are kept."""
+        self._tick()
+        given = (self.data.held_out, self.validation, self.spec.attack, state.plan.seed, self.world)
+        found = validate(model := state.measured, *given)
+        epoch = self._epoch(state)
+        accuracies = {"val/clean": found.clean, "val/robust": found.robust}
+        self.write(state, {**accuracies, **found.diagnostics})
+        self.progress.say(f"epoch {epoch:.2f}: {found.said}")
+        if found.counts and self.selects == "robust":
+            self._warn(state, self.overfitting.check(*found.counts))
+        self._keep_best(state, found, model)
+        self.ticked = time.monotonic()  # no training time
+
+    def _keep_best(self, state: TrainState, found: Validated, model: torch.nn.Module) -> None:
+        clean, robust = found.clean, found.robust
+        score = [clean, robust] if self.selects == "clean" else [robust, clean]
+        if self.best is not None and score <= self.best["score"]:
+            return
+        state.check_finite()
+        weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        self.best = {"step": state.step, "epoch": self._epoch(state), "clean": clean,
+                     "robust": robust, "score": score, "model": weights}  # fmt: skip
+        self._write_best()
+
+    def _epoch(self, state: TrainState) -> float:
+        return round(state.plan.epoch(state.step), 4)
+
+    def _say_once(self, state: TrainState) -> None:
+        """What a run is told of its set-up: once, however often it is resumed."""
+        name, size = "separate_batch_norm", self.world.size
+        if not state.skips_on_device and state.step == 0:
+            log.info(
+                "schedule.optimizer=%s: can't skip a step by itself that is not finite; the host"
+                " looks at each", state.plan.schedule.optimizer,
+            )  # fmt: skip
+        if size == 1 or not state.local_statistics or any(a["name"] == name for a in self.alarms):
+            return
+        message = (
+            f"each of {size} processes normalises its own images of a batch: other weights than one"
+            " process would train, under the same name"
+        )
+        self._warn(state, Alarm(name, message, {"processes": size}))
+
+    def _warn(self, state: TrainState, alarm: Alarm | None) -> None:
+        """An alarm goes to the log, the dashboard and, in the end, the result."""
+        if alarm is None:
+            return
+        epoch = self._epoch(state)
+        self.alarms.append(alarm.as_json(step=state.step, epoch=epoch))
+        log.warning("epoch %.2f: %s", epoch, alarm.message)
+        images = state.step * state.plan.schedule.batch_size
+        self.dashboard.alarm(f"**{alarm.name}**: {alarm.message}", images)
+
+    def _write_best(self) -> None:
+        if self.best is not None:
+            self.run.save_best({"facts": self.facts, **self.best})
+
+    def look(self, state: TrainState) -> None:
+        """After every step: is there something to tell, is it time to save, or to stop?"""
+        self.progress.advance(state.plan.schedule.batch_size)
+        for line in state.news:
+            log.warning("%s", line)
+        state.news.clear()
+        overdue = time.monotonic() - self.saved > 60 * self.record.checkpoint_minutes
+        stop, overdue = self.world.most(self.asked_to_stop, overdue and self.world.first)
+        if stop:
+            self.save(state)
+            raise Stopped(stop)
+        if overdue:
+            self.save(state)
+
+    # ---------------------------------------------------------------------------------------------
+
+    def write(self, state: TrainState, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl and a point of each curve."""
+        images = state.step * state.plan.schedule.batch_size
+        seconds = self.seconds + time.monotonic() - self.began
+        row = {"step": state.step, "epoch": self._epoch(state)}
+        self.run.write_metrics({**row, "images": images, "seconds": round(seconds, 3), **values})
+        with checkpoint.naming(self.run.directory / "events.out.tfevents.*"):
+            self.dashboard.scalars(values, images)
+
+    def save(self, state: TrainState) -> None:
+        """A checkpoint from which the run goes on as if never stopped."""
+        state.check_finite()
+        self._tick()
+        with checkpoint.naming(self.run.directory / "events.out.tfevents.*"):
+            self.dashboard.flush()
+        kept = {**state.state_dict(), "generators": self.world.gathered(state.generators())}
+        self.run.save_last({**kept, "facts": self.facts, "callbacks": self.state_dict()})
+        self.world.most(0)  # others wait here for a slow disk, and not in a GPU's collective
+        self.saved = self.ticked = time.monotonic()
+        self.saved_step = state.step
+
+    def result(self, state: TrainState, status: str, **more: Any) -> dict[str, Any]:
+        """All of `result.json` that is known before the test set is touched."""
+        config, images = self.spec.config, state.step * state.plan.schedule.batch_size
+        chosen = lambda group: {"option": config["choices"].get(group), **config[group]}  # noqa: E731
+        return {
+            **self.untrained(state.model),
+            "status": status,
+            **more,
+            "attack": chosen("attack"),
+            "objective": chosen("objective"),
+            "choices": state.plan.choices,
+            "steps": state.step,
+            "skipped_steps": state.skips.skipped,
+            "multiply_adds": state.plan.image_cost,
+            "images": images,
+            "wall_seconds": round(self.seconds, 3),
+            "images_per_second": round(images / max(self.training_seconds, 1e-9), 1),
+            "best": self.best and {
+                "step": self.best["step"],
+                "epoch": self.best["epoch"],
+                "selected_by": f"{self.selects} accuracy on held-out training images",
+                "held_out": {key: self.best[key] for key in ("clean", "robust")},
+            },
+            "last": {"step": state.step, "epoch": self._epoch(state)},
+            "alarms": self.alarms,
+        }  # fmt: skip
+
+    def untrained(self, model: Any) -> dict[str, Any]:
+        """The same for weights of a file, of whose training nothing is known."""
+        config = self.spec.config
+        return {
+            "name": self.spec.name,
+            "hash": self.spec.hash,
+            "configuration": self.spec.configuration,
+            "status": "trained",
+            "seed": self.spec.seed,
+            "environment": environment(model.mean.device),
+            "dataset": self.facts["dataset"],
+            "test_images": len(self.data.test),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "activation": {"option": config["choices"].get("activation"), **config["activation"],
+                           "swapped": model.swap.swapped, "gates": list(model.swap.gates)},
+            "attack": None,
+            "objective": None,
+            "choices": {"threads": THREADS},
+            "steps": 0,
+            "images": 0,
+            "wall_seconds": 0.0,
+            "images_per_second": None,
+            "best": None,
+            "last": {"step": 0, "epoch": 0.0},
+            "alarms": [],
+        }  # fmt: skip
+
+    def _tick(self) -> None:
+        """Adds what has passed since the last tick to the training's time."""
+        now = time.monotonic()
+        self.training_seconds += now - self.ticked
+        self.ticked = now

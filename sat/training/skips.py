@@ -1,0 +1,82 @@
+"""Steps that change nothing, because a loss or a gradient was no finite number: the device decides,
+and tells the host at the next log."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from sat.errors import Diverged
+
+# One bad batch passes; weights that have no finite gradient for this many batches, one after the
+# other, are themselves at fault.
+RUNNING = 10
+REMEDY = "try a lower schedule.learning_rate, schedule.clip=1, or schedule.precision=fp32"
+
+
+class Skips:
+    """How many steps were skipped, and how many one after the other; counted on `device`."""
+
+    def __init__(self, device: torch.device):
+        # steps so far; skipped ones; those in a row up to now, and at most; the last one's number
+        self.counts = torch.zeros(5, dtype=torch.int64, device=device)
+        self.skipped, self.told, self.last = 0, 0, 0  # as they were last read
+
+    def count(self, broken: Tensor) -> None:
+        """One step, after it was taken or skipped."""
+        step, skipped, running, longest, last = self.counts.unbind()
+        skipped += broken
+        running.add_(1).mul_(broken)
+        torch.maximum(longest, running, out=longest)
+        last.copy_(torch.where(broken, step, last))
+        step += 1
+
+    def read(self, counts: list[int]) -> list[str]:
+        """Takes in what the device has counted; returns what is to be said of it. The first is
+        told, and whenever they are twice as many: a fault that stays floods no log. Raises Diverged
+        after `RUNNING` of them, one after the other."""
+        _, self.skipped, _, longest, self.last = counts
+        if longest >= RUNNING:
+            raise Diverged(
+                f"the loss or a gradient is not finite in {longest} steps, one after the other, up"
+                f" to step {self.last}; {REMEDY}"
+            )
+        if self.skipped < max(1, 2 * self.told):
+            return []
+        self.told = self.skipped
+        said = f"step {self.last}: the loss or a gradient is not finite; skipped"
+        return [f"{said} ({self.skipped} so far)"]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.counts.copy_(state["counts"])
+        _, self.skipped, _, _, self.last = state["counts"].tolist()
+        self.told = self.skipped
+
+
+class Statistics:
+    """What a forward moves, such as batch norm's statistics, and what it was before the step."""
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            by_type.setdefault(tensor.dtype, []).append(tensor)
+        self._groups = [(group, _flat(group)) for group in by_type.values()]
+
+    def keep(self) -> None:
+        for tensors, kept in self._groups:
+            torch.cat([tensor.flatten() for tensor in tensors], out=kept)
+
+    def put_back(self, broken: Tensor | None = None) -> None:
+        """What was kept; with `broken`, a truth on the device, only where that is so."""
+        for tensors, kept in self._groups:
+            values = kept if broken is None else torch.where(broken, kept, _flat(tensors))
+            parts = values.split([tensor.numel() for tensor in tensors])
+            before = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+            torch._foreach_copy_(tensors, before)
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
