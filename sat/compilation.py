@@ -5,6 +5,8 @@ from functools import cache
 import torch
 from torch import nn
 
+from sat.plan import Plan
+
 
 @cache
 def compiles(device: torch.device) -> bool:
@@ -18,13 +20,12 @@ def compiles(device: torch.device) -> bool:
     return True
 
 
-def compiled(net: nn.Module, how: bool | str, by_itself: bool = False) -> nn.Module:
-    """The network compiled as `how` says: false, true, or a mode of torch's. What can't be compiled
-    raises at its first forward, but where compilation is on `by_itself`: there it runs eagerly,
-    with a warning of torch's."""
-    if not how:
+def compiled(net: nn.Module, plan: Plan) -> nn.Module:
+    """The network as the plan has it. What can't be compiled raises at its first forward, but where
+    compilation is on by itself: there it runs eagerly, with a warning of torch's."""
+    if not (how := plan.choices["compile"]):
         return net
-    torch._dynamo.config.suppress_errors = by_itself
+    torch._dynamo.config.suppress_errors = plan.schedule.compile == "auto"
     return torch.compile(net, mode=how if isinstance(how, str) else None)
 
 

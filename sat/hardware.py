@@ -2,7 +2,6 @@
 
 import time
 from functools import cache
-from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -10,8 +9,8 @@ from torch import nn
 from sat.compilation import compiles
 from sat.launch import local_size, processes
 from sat.precision import channels_last_pays
+from sat.schedule import FUSED, Schedule
 
-FUSED = ("sgd", "momentum", "adam", "adamw", "adagrad")  # optimisers with such a step in torch
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 THREADS = torch.get_num_threads()  # a run of a sweep must not inherit what the one before chose
 ONE_THREAD_BELOW = 1_000_000_000  # multiply-adds of a batch's forward
@@ -19,24 +18,6 @@ COMPILE_PAYS_FROM = 2000  # updates on a GPU; compilation takes up to a minute
 # Multiply-adds of a training's updates on a CPU: with PGD-1 nearly two hours at half a TFLOP/s, of
 # which a compiled network saves 6 % at best on AVX-512, and takes half a minute.
 COMPILE_PAYS_FROM_WORK = 1e15
-
-
-class Recipe(Protocol):
-    """What of a schedule decides how this machine trains."""
-
-    epochs: float
-    batch_size: int
-    optimizer: str
-    precision: str
-    channels_last: Any
-    compile: Any
-    fold: Any
-    fused: Any
-    tf32: Any
-    shard: bool
-    parts: Any
-
-    def steps(self, images: int) -> int: ...
 
 
 def find_device(asked: str, seat: int = 0) -> torch.device:
@@ -121,7 +102,7 @@ def auto_precision(kind: str, scattered: bool) -> str:
     return "bf16" if bf16_pays(kind) and not (scattered and kind == "cpu") else "fp32"
 
 
-def _long(schedule: Recipe, device: torch.device, images: int, image_cost: int) -> bool:
+def _long(schedule: Schedule, device: torch.device, images: int, image_cost: int) -> bool:
     """Whether a run earns its compilation, where there is a compiler."""
     if schedule.compile != "auto" or schedule.shard or processes()[1] > 1:
         return False
@@ -132,7 +113,7 @@ def _long(schedule: Recipe, device: torch.device, images: int, image_cost: int) 
 
 
 def choose(
-    schedule: Recipe, device: torch.device, images: int, image_cost: int, scattered: bool
+    schedule: Schedule, device: torch.device, images: int, image_cost: int, scattered: bool
 ) -> dict[str, str | bool | int]:
     """What `auto` stands for in this run: chosen once, kept in its checkpoint.
 

@@ -27,11 +27,9 @@ class Objective(Protocol):
 def training_attack(attack: Any, objective: Objective) -> Any:
     """The attack of a training for this objective: `loss=auto` is the objective's. Validation and
     evaluation keep the attack that they were given, for which `auto` is cross-entropy."""
-    return (
-        replace(attack, loss=objective.attack_loss)
-        if getattr(attack, "loss", "ce") == "auto"
-        else attack
-    )
+    if getattr(attack, "loss", "ce") != "auto":
+        return attack
+    return replace(attack, loss=objective.attack_loss)
 
 
 def check_smoothing(label_smoothing: float) -> None:

@@ -22,14 +22,13 @@ class Average:
         own, new = (local([*m.state_dict().values()]) for m in (self.module, model))
         pairs = [*zip(own, new, strict=True)]
         weight = torch.where(broken, 0.0, 1 - self.decay if step else 1.0)
-        means = [pair for pair in pairs if pair[0].is_floating_point()]
-        others = [pair for pair in pairs if not pair[0].is_floating_point()]
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
         with torch.no_grad():
-            torch._foreach_lerp_(
-                [a for a, _ in means], [b for _, b in means], [weight] * len(means)
-            )
-            if others:
-                torch._foreach_copy_([a for a, _ in others], [b for _, b in others])
+            means, values = map(list, zip(*floating, strict=True))
+            torch._foreach_lerp_(means, values, [weight] * len(means))
+            for old, value in counters:
+                old.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.module.state_dict()
