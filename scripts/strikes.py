@@ -21,8 +21,8 @@ from typing import Any
 TRAINING = {
     "gradients there, weights not": ("sat.train.Trainer._apply", "before", None),
     "updated, not logged": ("sat.train.Trainer.update", "after", None),
-    "logged, TensorBoard not": ("sat.record.Run.write_metrics", "after", None),
-    "validated, not logged": ("sat.journal.measure", "after", None),
+    "logged, TensorBoard not": ("sat.rundir.record.Run.write_metrics", "after", None),
+    "validated, not logged": ("sat.evaluation.settings.measure", "after", None),
     "best.pt there, last.pt not": ("os.replace", "after", "best.pt"),
     "half a checkpoint written": ("torch.save", "half", None),
     "checkpoint written, not renamed": ("os.replace", "before", "last.pt"),
@@ -31,7 +31,7 @@ TRAINING = {
     "both renamed": ("os.replace", "after", "last.pt"),
 }
 EVALUATION = {
-    "measured, not kept": ("sat.examination.measure", "after", None),
+    "measured, not kept": ("sat.evaluation.settings.measure", "after", None),
     "flags written, not renamed": ("os.replace", "before", "*.npz"),
     "result written, not renamed": ("os.replace", "before", "result.json"),
     "result renamed": ("os.replace", "after", "result.json"),

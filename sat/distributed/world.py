@@ -78,7 +78,7 @@ class World:
         if means:
             torch._foreach_div_([*means], sums[-1])
 
-    def follow_(self, model: nn.Module) -> None:
+    def broadcast_(self, model: nn.Module) -> None:
         """The weights and buffers of the first process, on all."""
         if self.size == 1:
             return
@@ -88,7 +88,7 @@ class World:
                 dist.broadcast(whole, 0)
                 tensor.copy_(whole)
 
-    def told(self, ask: Callable[[], Any]) -> Any:
+    def on_rank0(self, ask: Callable[[], Any]) -> Any:
         """What `ask` gives the first process, which alone calls it, or its Refused or Fault; on
         all."""
         if self.size == 1:
@@ -106,7 +106,7 @@ class World:
             raise kind(text) if self.first else Refused(text)  # which the first alone tells
         return box[0]
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """The value of each process, in their order; on all."""
         if self.size == 1:
             return [value]
@@ -115,7 +115,7 @@ class World:
             dist.all_gather_object(values, value, group=self.hosts)
         return values
 
-    def most(self, *numbers: int) -> tuple[int, ...]:
+    def all_max(self, *numbers: int) -> tuple[int, ...]:
         """Of each number the largest that a process has; on all."""
         if self.size == 1:
             return numbers
@@ -128,22 +128,22 @@ class World:
     def in_turn(self) -> Iterator[None]:
         """First by one process of each machine, then by its others: what is downloaded, say."""
         if local_rank():
-            self.most(0)
+            self.all_max(0)
         try:
             yield
         finally:
             if not local_rank():
-                self.most(0)
+                self.all_max(0)
 
     @contextmanager
-    def agreeing(self) -> Iterator[None]:
+    def raise_together(self) -> Iterator[None]:
         """What one process refuses meanwhile, all refuse, with the same line."""
         text = None
         try:
             yield
         except Refused as error:
             text = str(error)
-        texts = self.gathered(text)
+        texts = self.gather(text)
         if (rank := next((r for r, text in enumerate(texts) if text), None)) is not None:
             raise Refused(f"process {rank}: {texts[rank]}" if rank else texts[rank])
 
@@ -217,7 +217,7 @@ def shared(model: nn.Module, sync_batch_norm: bool | None, attack: Any, world: W
     becomes one over all processes on a GPU, where nothing speaks against it."""
     if world.size == 1:
         return model
-    world.follow_(model)
+    world.broadcast_(model)
     if world.rank:  # else all would draw the same dropout
         torch.manual_seed(torch.initial_seed() + world.rank)
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):

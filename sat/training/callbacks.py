@@ -9,25 +9,25 @@ from typing import Any
 
 import torch
 
-from sat import checkpoint
+from sat.acceleration.auto import THREADS
 from sat.attacks import Clean
 from sat.config import Spec
-from sat.console import Progress
-from sat.dashboard import Dashboard
 from sat.data import Data
 from sat.data.fingerprint import facts_of, same_facts
-from sat.diagnostics import Alarm
 from sat.distributed import ALONE, World
-from sat.draws import seed_of
 from sat.errors import SIGNALS, Diverged, Fault, Lost, Stopped, is_out_of_memory
-from sat.hardware import THREADS
-from sat.record import Run, environment
+from sat.evaluation.alarm import Alarm
+from sat.loggers.screen import Progress
+from sat.loggers.tensorboard import Dashboard
+from sat.models.weights import shape_of
+from sat.rng import seed_of
+from sat.rundir import checkpoint
+from sat.rundir.record import Run, environment
 from sat.training.loop import Stream
 from sat.training.memory import starved
 from sat.training.overfitting import Overfitting, chance_of
 from sat.training.state import TrainState
 from sat.training.validation import Validated, validate
-from sat.weights import shape_of
 
 log = logging.getLogger("sat")
 ONE_WISH = 1.0  # seconds: a terminal and the command line of a sweep may both tell a worker process
@@ -105,7 +105,7 @@ class Callbacks:
                 yield
             if self.saved_step != state.step:
                 self.save(state)
-            (stop,) = self.world.most(self.asked_to_stop)
+            (stop,) = self.world.all_max(self.asked_to_stop)
             if stop:
                 raise Stopped(stop)
             self.dashboard.close()
@@ -157,7 +157,7 @@ class Callbacks:
         name = f"step-{step}" + f"-process-{self.world.rank}" * (self.world.size > 1)
         path = self.run.directory / "faults" / f"{name}.pt"
         last = self.run.checkpoints / "last.pt"
-        if self.world.told(lambda: not last.exists()):
+        if self.world.on_rank0(lambda: not last.exists()):
             with suppress(Diverged):
                 self.save(state)
         x, y = next(iter(self.stream(step)))
@@ -249,7 +249,7 @@ class Callbacks:
             log.warning("%s", line)
         state.news.clear()
         overdue = time.monotonic() - self.saved > 60 * self.record.checkpoint_minutes
-        stop, overdue = self.world.most(self.asked_to_stop, overdue and self.world.first)
+        stop, overdue = self.world.all_max(self.asked_to_stop, overdue and self.world.first)
         if stop:
             self.save(state)
             raise Stopped(stop)
@@ -273,9 +273,9 @@ class Callbacks:
         self._tick()
         with checkpoint.naming(self.run.directory / "events.out.tfevents.*"):
             self.dashboard.flush()
-        kept = {**state.state_dict(), "generators": self.world.gathered(state.generators())}
+        kept = {**state.state_dict(), "generators": self.world.gather(state.generators())}
         self.run.save_last({**kept, "facts": self.facts, "callbacks": self.state_dict()})
-        self.world.most(0)  # others wait here for a slow disk, and not in a GPU's collective
+        self.world.all_max(0)  # others wait here for a slow disk, and not in a GPU's collective
         self.saved = self.ticked = time.monotonic()
         self.saved_step = state.step
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
-from sat.hardware import FUSED
+from sat.acceleration.auto import FUSED
 
 
 class Recipe(Protocol):

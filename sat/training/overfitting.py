@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sat.attacks.ball import Ball
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.pgd import frozen, input_gradient
-from sat.attacks.strong.ball import Ball
-from sat.diagnostics.alarm import Alarm
 from sat.distributed import World
-from sat.draws import Draws
+from sat.evaluation.alarm import Alarm
+from sat.rng import RowRng
 from sat.statistics import wilson
-from sat.tally import Tally
 
 IMAGES = 256  # that are looked at, at most
 
@@ -22,7 +22,7 @@ class Probe:
 
     Of the held-out images `indices` [N] it looks at each so many-th, 256 at most, beside what the
     attack does to them: two input gradients and a forward an image, and no attack of its own; all
-    of the network that the attack searches (see `sat.fold`), the single step's verdict as well.
+    of the network that the attack searches (see `sat.acceleration.folding`), the single step's verdict as well.
 
     A single step is FGSM's, from the clean image, at the training attack's eps and norm (at the
     validation's where the training has none).
@@ -38,9 +38,9 @@ class Probe:
         self.cosines: list[Tensor] = []
         self.zeros: list[Tensor] = []
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        x_adv = self.attack(model, x, y, draws)
-        seen = torch.isin(draws.rows, self.looked.to(draws.rows.device)).nonzero()[:, 0]
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng) -> Tensor:
+        x_adv = self.attack(model, x, y, rng)
+        seen = torch.isin(rng.rows, self.looked.to(rng.rows.device)).nonzero()[:, 0]
         if len(seen):
             with frozen(model, "eval"):
                 self._look(model, x[seen], y[seen], x_adv[seen])
@@ -61,16 +61,16 @@ class Probe:
     def join(self, world: World) -> None:
         """Adds what the other processes saw."""
         for seen in (self.stands, self.cosines, self.zeros):
-            parts = world.gathered([part.cpu() for part in seen]) if world.size > 1 else [seen]
+            parts = world.gather([part.cpu() for part in seen]) if world.size > 1 else [seen]
             seen[:] = [part for parts in parts for part in parts]
 
-    def counts(self, flags: Tally) -> tuple[int, int, int]:
+    def counts(self, flags: AttackOutcomes) -> tuple[int, int, int]:
         """How many images stand after the validation's attack, after a single step, and of how
         many that it looked at; given what `measure` found with it."""
         looked = flags.robust[:: self.every]
         return int(looked.sum()), sum(int(part.sum()) for part in self.stands), len(looked)
 
-    def numbers(self, flags: Tally) -> dict[str, float]:
+    def numbers(self, flags: AttackOutcomes) -> dict[str, float]:
         """What it saw, by tag.
 
         `single_step`: the accuracy after the single step; `gap`: that, less the accuracy after the

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sat.schedule import Schedule
+from sat.training.schedule import Schedule
 
 
 @dataclass(frozen=True)

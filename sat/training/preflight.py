@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sat.acceleration.precision import float32
 from sat.distributed import normed_by_attack
-from sat.draws import Draws
 from sat.errors import Refused
 from sat.objectives import Objective
-from sat.precision import float32
-from sat.schedule import Schedule
+from sat.rng import RowRng
+from sat.training.schedule import Schedule
 
 log = logging.getLogger("sat")
 
@@ -123,9 +123,9 @@ def _check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 def _check_attack(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
-    draws = Draws(0, torch.arange(len(x), device=x.device))
+    rng = RowRng(0, torch.arange(len(x), device=x.device))
     state = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    x_adv = attack(model, x, y, draws)
+    x_adv = attack(model, x, y, rng)
     eps, norm = getattr(attack, "eps", None), getattr(attack, "norm", "linf")
     size = (x_adv - x).flatten(1).norm(dim=1, p=2 if norm == "l2" else torch.inf).max().item()
     if eps is not None and size > eps / 255 + 1e-5:
@@ -140,7 +140,7 @@ def _check_attack(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
     if any(not torch.equal(buffer, state[name]) for name, buffer in model.named_buffers()):
         raise Refused("attack: changes the model's statistics; batch norm must rest meanwhile")
     if eps is not None and is_dataclass(attack):
-        if not torch.allclose(replace(attack, eps=0)(model, x, y, draws), x, atol=1e-6):
+        if not torch.allclose(replace(attack, eps=0)(model, x, y, rng), x, atol=1e-6):
             raise Refused("attack: changes the images at eps=0; the perturbation is not projected")
     with torch.no_grad():
         before, after = (F.cross_entropy(model(image), y).item() for image in (x, x_adv))

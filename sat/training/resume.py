@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sat import checkpoint
+from sat.acceleration.auto import DTYPES
 from sat.data.fingerprint import same_facts
-from sat.hardware import DTYPES
-from sat.schedule import Schedule
+from sat.rundir import checkpoint
+from sat.rundir.untrusted import misfit
 from sat.training.optimizer import build_optimizer, load_optimizer
-from sat.untrusted import misfit
+from sat.training.schedule import Schedule
 
 _NUMBER, _NONE = int | float, type(None)
 FACTS = {"hash": str, "dataset": {"name": str, "*": str | int}, "shape?": dict}

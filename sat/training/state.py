@@ -6,15 +6,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sat.compilation import Warmup, compiled
+from sat.acceleration.auto import DTYPES
+from sat.acceleration.compilation import Warmup, compiled
+from sat.acceleration.folding import Folded, fold
+from sat.acceleration.precision import lay_out
+from sat.activations.surrogate import phased
 from sat.distributed import ALONE, Replicas, World, local_statistics, normed_by_attack
-from sat.draws import generator_states, seed_of, set_generators
 from sat.errors import Diverged
-from sat.fold import Folded, fold
-from sat.hardware import DTYPES
 from sat.objectives import Objective
-from sat.precision import lay_out
-from sat.surrogate import phased
+from sat.rng import generator_states, seed_of, set_generators
 from sat.training.average import Average
 from sat.training.metrics import Metrics, Totals
 from sat.training.optimizer import build_optimizer, load_optimizer, set_rate, skips_on_device

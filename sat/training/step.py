@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from sat.draws import Draws
-from sat.recomputation import counted_once
-from sat.surrogate import phase
+from sat.acceleration.recomputation import counted_once
+from sat.activations.surrogate import phase
+from sat.rng import RowRng
 from sat.training.state import TrainState
 
 
@@ -17,10 +17,10 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     """
     key = state.begin()
     for rows, part in state.parts(len(x)):
-        images, labels, draws = x[part], y[part], Draws(key, rows)
+        images, labels, rng = x[part], y[part], RowRng(key, rows)
 
         with phase(state.phased, "inner"):
-            x_adv = state.attack(state.attack_model(x), images, labels, draws)
+            x_adv = state.attack(state.attack_model(x), images, labels, rng)
 
         with phase(state.phased, "outer"):
             loss, logits = state.objective(state.net, images, x_adv, labels)

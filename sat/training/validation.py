@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from sat.attacks.series import judge_of
+from sat.acceleration.precision import float32
+from sat.attacks.outcomes import AttackOutcomes
+from sat.attacks.series import ensemble_of
 from sat.data import chunks
 from sat.data.choice import split_part
 from sat.data.sets import Split
 from sat.distributed import World
-from sat.draws import seed_of
-from sat.evaluate import Validation, joined, measure, share
-from sat.precision import float32
-from sat.tally import Tally
+from sat.evaluation.settings import Validation, joined, measure, share
+from sat.rng import seed_of
 from sat.training.overfitting import Probe
 
 
@@ -44,15 +44,15 @@ def validate(
     attack, probe = given.attack, None
     if attack.eps:
         attack = probe = Probe(attack, training_attack, chosen)
-    judge = judge_of(attack, 1, given.batch_size)
+    judge = ensemble_of(attack, 1, given.batch_size)
     own = share(world, judge)
     images = chunks(split, chosen[own], given.batch_size)
-    tally = Tally.new(judge.names, len(chosen))
+    outcomes = AttackOutcomes.new(judge.names, len(chosen))
     # An ensemble decides in float32, so its points must be judged in it.
     exact = hasattr(given.attack, "judge")
     with float32(model) if exact else nullcontext():
-        measure(model, images, judge, seed_of(seed, "validation"), tally.part(own))
-    flags = joined(world, tally, own)
+        measure(model, images, judge, seed_of(seed, "validation"), outcomes.part(own))
+    flags = joined(world, outcomes, own)
     if probe:
         probe.join(world)
     clean, robust = (float(f.float().mean()) for f in (flags.clean, flags.robust))
