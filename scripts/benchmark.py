@@ -232,7 +232,7 @@ def main(given: Sequence[str] | None = None) -> int:
     import torch
     from cases import case_of
 
-    from sat.acceleration.auto import settle_on
+    from sat.acceleration.device import settle_on
     from sat.errors import Fault, Refused, is_out_of_memory
 
     if own.threads:

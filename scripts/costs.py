@@ -22,9 +22,9 @@ from sat.data.memory import MemorySet
 from sat.errors import Refused, refusing
 from sat.models import Classifier
 from sat.models.weights import without_weights
-from sat.training.optimizer import build_optimizer
 from sat.training.overfitting import IMAGES as PROBED
 from sat.training.plan import Plan
+from sat.training.schedule import build_optimizer
 
 # Training and test images, classes, channels, pixels as stored (of folders: as they are cropped).
 PUBLISHED = {
@@ -167,7 +167,8 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
     checked = min(evaluation.masking_checks, tested) if evaluation.attacks else 0
     steps = sum(told(name, a) * evaluation.restarts for name, a in evaluation.measured_by.items())
     return Work(updates, seen, seen * attack, times * each, times * asked,
-                checkpoints * tested * steps, checkpoints * tested * max(1, len(evaluation.measured_by)),
+                checkpoints * tested * steps,
+                checkpoints * tested * max(1, len(evaluation.measured_by)),
                 checkpoints * checked, tuple(untold))  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from typing import Any
 # What a process is made to do in the n-th call of a function: "before" it, "after" it, or with
 # "half" of its file written. A pattern chooses the calls by the name of the file that they make.
 TRAINING = {
-    "gradients there, weights not": ("sat.train.Trainer._apply", "before", None),
-    "updated, not logged": ("sat.train.Trainer.update", "after", None),
+    "gradients there, weights not": ("sat.training.loop.Trainer._apply", "before", None),
+    "updated, not logged": ("sat.training.loop.Trainer.update", "after", None),
     "logged, TensorBoard not": ("sat.rundir.record.Run.write_metrics", "after", None),
     "validated, not logged": ("sat.evaluation.settings.measure", "after", None),
     "best.pt there, last.pt not": ("os.replace", "after", "best.pt"),

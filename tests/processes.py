@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sat.acceleration.auto import find_device
+from sat.acceleration.device import find_device
 from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of
-from sat.distributed import ALONE, World, join, shared
+from sat.distributed.world import ALONE, World, join, shared
 from sat.evaluation.settings import joined, measure, share
 from sat.evaluation.store import digest_of
 from sat.launch import end, local_rank

@@ -19,10 +19,9 @@ from sat.attacks import PGD
 from sat.objectives import Adversarial
 from sat.training import skips
 from sat.training.loop import Trainer, fit
-from sat.training.memory import starved
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
-from sat.training.skips import Relapse
+from sat.training.skips import Relapse, starved
 
 NAN = float("nan")
 

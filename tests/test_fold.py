@@ -16,13 +16,13 @@ from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.pgd import input_gradient
 from sat.attacks.series import Series
-from sat.models.backbones import EfficientNet, PreActResNet, ResNet, WideResNet, assemble
+from sat.models.backbones import EfficientNet, PreActResNet, ResNet, WideResNet
+from sat.models.classifier import assemble
 from sat.objectives import Adversarial
 from sat.rng import RowRng
 from sat.training.loop import Trainer
-from sat.training.optimizer import load_optimizer
 from sat.training.plan import Plan
-from sat.training.schedule import Schedule
+from sat.training.schedule import Schedule, load_optimizer
 
 SHAPE = (3, 16, 16)
 # family, activation, batch norms in all, and those that directly follow a convolution

@@ -13,8 +13,8 @@ def summary(config: Mapping[str, Any], facts: Mapping[str, Any], state: TrainSta
         data_line(facts["dataset"], facts["shape"]),
         model_line(config, state),
         swap_line(config, state.model.swap),
-        f"attack: {told(config, 'attack')}",
-        f"objective: {told(config, 'objective')}",
+        f"attack: {described(config, 'attack')}",
+        f"objective: {described(config, 'objective')}",
         training_line(state),
         f"on: {state.device}"
         + f", {state.world.size} processes" * (state.world.size > 1)
@@ -25,7 +25,7 @@ def summary(config: Mapping[str, Any], facts: Mapping[str, Any], state: TrainSta
     return "\n".join(lines)
 
 
-def told(config: Mapping[str, Any], section: str) -> str:
+def described(config: Mapping[str, Any], section: str) -> str:
     """An option and its arguments: `pgd eps=8 steps=1`."""
     words = [config["choices"].get(section, section)]
     for key, value in config[section].items():
@@ -48,7 +48,7 @@ def model_line(config: Mapping[str, Any], state: TrainState) -> str:
     parameters = sum(p.numel() for p in state.model.parameters())
     cost = state.plan.image_cost / 1e6
     return (
-        f"model: {told(config, 'model')}: {parameters:,} parameters,"
+        f"model: {described(config, 'model')}: {parameters:,} parameters,"
         f" {cost:,.1f} million multiply-adds an image"
     )
 
@@ -56,7 +56,7 @@ def model_line(config: Mapping[str, Any], state: TrainState) -> str:
 def swap_line(config: Mapping[str, Any], swap: Any) -> str:
     gates = ", ".join(swap.gates[:3]) + ", ..." * (len(swap.gates) > 3)
     return (
-        f"activation: {told(config, 'activation')}: {swap.swapped} activations swapped, none left;"
+        f"activation: {described(config, 'activation')}: {swap.swapped} activations swapped, none left;"
         f" {len(swap.gates)} gates left alone{': ' * bool(gates)}{gates}"
     )
 
