@@ -29,7 +29,7 @@ STATE = {
     "facts": FACTS, "step": int, "generators": [{"rng": Tensor, "rng_cuda?": Tensor}],
     "model": {"*": Tensor}, "average?": {"*": Tensor}, "scaler": {"*": _NUMBER},
     "optimizer": {"state": {"*": dict}, "param_groups": [dict]},
-    "metrics": {"tags": ([], [str]), "values": Tensor}, "skips": {"counts": Tensor},
+    "metrics": {"tags": [str], "values": Tensor}, "skips": {"counts": Tensor},
     "attack?": dict, "objective?": dict,
     "choices": {"precision": str, "channels_last": bool, "compile": (bool, str), "tf32": bool,
                 "threads": "threads", "accumulate": int, "fold": bool, "fused": bool},

@@ -62,7 +62,7 @@ class TrainState:
         if self.average:
             self.average.module = self.replicas.place(self.average.module)
         self.net = self._compiled(model)
-        self.folds = bool(choices.get("fold")) and not shards and not normed_by_attack(attack)
+        self._folds = bool(choices.get("fold")) and not shards
         self._folded: Folded | None = None  # what the attack asks, see `attack_model`
         self.phased = phased(model)
         self.optimizer = build_optimizer(model, schedule, bool(choices.get("fused")) and not shards)
@@ -108,7 +108,7 @@ class TrainState:
     def attack_model(self, x: Tensor) -> nn.Module:
         """The network that the attack on x asks, with the weights of this moment: folded for eval
         mode, else that of the update, of which a compiler makes two graphs, frozen and not."""
-        if not self.folds:
+        if not self._folds or normed_by_attack(self.attack):
             return self.net
         if self._folded is None:
             self._folded = fold(self.model, x[:2], self.model.autocast)

@@ -56,7 +56,7 @@ def model_line(config: Mapping[str, Any], state: TrainState) -> str:
 def swap_line(config: Mapping[str, Any], swap: Any) -> str:
     gates = ", ".join(swap.gates[:3]) + ", ..." * (len(swap.gates) > 3)
     return (
-        f"activation: {described(config, 'activation')}: {swap.swapped} activations swapped, none left;"
+        f"activation: {described(config, 'activation')}: {swap.swapped} swapped, none left;"
         f" {len(swap.gates)} gates left alone{': ' * bool(gates)}{gates}"
     )
 
