@@ -177,7 +177,7 @@ class Headed(Twice):
 
 def test_a_wrong_pair_shows_behind_a_head_of_zeros(monkeypatch):
     """Were the graph misread, the logits would tell."""
-    monkeypatch.setattr(sat.fold, "_uses", lambda end: defaultdict(lambda: 1))
+    monkeypatch.setattr(sat.acceleration.folding, "_uses", lambda end: defaultdict(lambda: 1))
     folded = fold(Headed().eval(), images(2))
     assert any(isinstance(m, nn.BatchNorm2d) for m in folded.net.modules())
 
@@ -317,7 +317,7 @@ def test_what_an_optimizer_keeps_gets_the_layout_of_its_weight():
 def test_a_model_is_tried_once_and_has_its_weights_of_now(monkeypatch):
     model, x = trained("resnet"), images()
     first = fold(model, x)
-    monkeypatch.setattr(sat.fold, "_pairs", None)  # not callable
+    monkeypatch.setattr(sat.acceleration.folding, "_pairs", None)  # not callable
     with torch.no_grad():
         model.backbone.bn1.bias.add_(1)
         again = fold(model, x)

@@ -70,7 +70,9 @@ def _begin(optimizer: Optimizer) -> None:
     tensor on the device. SGD's momentum begins at 0, which gives the same first step to the bit;
     without, a first step that is skipped would leave memory in it that nobody has written."""
     for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
+        device = group["params"][0].device
+        exact = torch.float64 if device.type == "cpu" else torch.float32  # what each kernel reads
+        group["lr"] = torch.tensor(float(group["lr"]), device=device, dtype=exact)
         for weight in group["params"] if group.get("momentum") else ():
             optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
