@@ -65,7 +65,7 @@ def test_a_dataset_alone_is_a_sensible_run():
     assert (paper.epochs, paper.batch_size, paper.learning_rate, paper.warmup_epochs) == (
         100, 256, 0.1, 5)  # fmt: skip
     assert paper.milestones == (0.3, 0.6, 0.9) and paper.weight_decay == 1e-4
-    assert paper.label_smoothing == paper.ema == 0 and paper.optimizer == "sgd"
+    assert paper.ema == 0 and paper.optimizer == "sgd"
 
 
 def test_the_command_line_wins():
@@ -124,7 +124,7 @@ def test_the_command_line_wins():
         ("+attack@evaluation.attacks.mine=none", ["evaluation.attacks.mine", "no attack"]),
         ("record.root=''", ["record.root", "folder"]),
         ("schedule.clip=inf", ["schedule.clip=inf", "finite"]),
-        ("schedule.label_smoothing=2", ["schedule.label_smoothing=2"]),
+        ("objective.label_smoothing=2", ["objective.label_smoothing=2"]),
         ("dataset.image_size=100000", ["dataset.image_size=100000"]),
     ],
 )

@@ -108,6 +108,11 @@ def check_attack(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> None:
                 "attack: moves the model's batch-norm statistics; ask it inside of"
                 " sat.attacks.base.frozen(model, self.batch_norm)"
             )
+        if attack.loss == "kl" and attack.eps and torch.equal(x_adv, x):
+            raise Refused(
+                "attack: moves no image; the loss kl has no gradient at the clean images: begin"
+                " elsewhere (attack=pgd with start=normal)"
+            )
         if [parameter.requires_grad for parameter in model.parameters()] != trained:
             raise Refused("attack: leaves parameters with another requires_grad than they had")
         if attack.eps and not torch.allclose(replace(attack, eps=0)(model, x, y, rng), x, 0, 1e-6):

@@ -15,6 +15,7 @@ from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import Series, ensemble_of
 from sat.config import Spec
 from sat.data import Data, chunks, indexed
+from sat.data.fingerprint import facts_of, same_facts
 from sat.distributed import World
 from sat.errors import Refused
 from sat.evaluation.curves import entry_of
@@ -26,7 +27,6 @@ from sat.loggers.screen import Progress
 from sat.rng import RowRng, seed_of
 from sat.rundir import checkpoint
 from sat.rundir.record import Run, environment
-from sat.training.callbacks import facts_of, same_facts
 
 WORST = "worst_case"  # over all attacks of an evaluation, image by image
 # Whose weights a checkpoint's file holds: see `weights_in`.

@@ -9,6 +9,7 @@ from torch import nn
 
 from sat.config import Spec
 from sat.data import Data
+from sat.data.fingerprint import same_facts
 from sat.distributed import ALONE, World
 from sat.errors import Fault, Refused
 from sat.evaluation import curves
@@ -19,7 +20,6 @@ from sat.loggers import Loggers
 from sat.loggers.screen import percent, table
 from sat.rundir.record import Run, code_digest
 from sat.rundir.untrusted import read_whole_result, read_yaml
-from sat.training.callbacks import same_facts
 
 log = logging.getLogger("sat")
 

@@ -184,10 +184,10 @@ class _Sent:
 
 # what runs are compared by ----------------------------------------------------------------------
 
-_TRAINING = ("attack", "schedule")
+_TRAINING = ("attack", "objective", "schedule")
 _COMPARED = ("dataset", "activation", "model", *_TRAINING)
 # Groups that follow the dataset, or say nothing about what was trained.
-_UNTOLD = ("schedule", "objective", "sampler", "validation", "evaluation", "record")
+_UNTOLD = ("schedule", "sampler", "validation", "evaluation", "metrics", "record")
 
 
 def compared(config: Mapping[str, Any]) -> dict[str, int | float | str]:

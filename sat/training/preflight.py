@@ -7,10 +7,64 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
-from sat.attacks.base import check_attack
-from sat.errors import Refused
+from sat.attacks.base import check_attack, check_fields
+from sat.distributed import normed_by_attack
+from sat.errors import Refused, refusing
+from sat.objectives import Objective
+from sat.training.schedule import Schedule
 
 log = logging.getLogger("sat")
+
+
+def check_objective(attack: Any, objective: Objective) -> None:
+    """Raises Refused for a training whose objective and attack make no sense together."""
+    with refusing("attack: "):
+        check_fields(attack)
+    if objective.attack_loss != "ce" and not attack.eps:
+        raise Refused(
+            f"objective={type(objective).__name__.lower()}: compares adversarial with clean images,"
+            " and without an attack they are the same; write attack=pgd, or objective=adversarial"
+        )
+
+
+def check_processes(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool, size: int) -> None:
+    """Raises Refused, naming the key, for what `size` processes can't do."""
+    if schedule.sync_batch_norm and not on_gpu:
+        raise Refused(
+            "schedule.sync_batch_norm=true: torch has none for a CPU; write null, or take a network"
+            " without batch norm"
+        )
+    if schedule.sync_batch_norm and normed_by_attack(attack):
+        raise Refused(
+            "schedule.sync_batch_norm=true: with attack.batch_norm=train each step of the attack"
+            " would wait for all processes; write attack.batch_norm=eval"
+        )
+    if schedule.shard and size == 1:
+        raise Refused(
+            "schedule.shard=true: shares out the weights over processes, and there is one; start"
+            " them with torchrun"
+        )
+    if schedule.shard and (schedule.precision == "fp16" or schedule.compile is True):
+        raise Refused(
+            "schedule.shard=true: goes with fp32 and bf16, uncompiled; see schedule.precision and"
+            " schedule.compile"
+        )
+    if size == 1:
+        return
+    if schedule.accumulate == "auto":
+        raise Refused(
+            "schedule.accumulate=auto: is for one process, since others would not know of its"
+            " memory; write a number"
+        )
+    if getattr(dataset, "skip_unreadable", False):
+        raise Refused(
+            "dataset.skip_unreadable=true: is for one process; repair the images, or remove them"
+        )
+    if schedule.batch_size < 2 * schedule.parts * size:
+        raise Refused(
+            f"schedule.batch_size={schedule.batch_size}: leaves less than two images for each of"
+            f" {size} processes in each of {schedule.parts} parts; start fewer processes"
+        )
 
 
 def preflight(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
