@@ -14,13 +14,13 @@ from sat.rng import RowRng
 class FGSM:
     """One step of size eps from the clean image; PGD-1 is the same from a random start."""
 
-    eps: float = 8.0
+    eps: float | str = 8.0
     norm: Norm = "linf"
     batch_norm: Mode = "eval"
     loss: LossName = "auto"
 
     def __post_init__(self) -> None:
-        assert self.pgd  # its checks are ours
+        object.__setattr__(self, "eps", self.pgd.eps)  # its checks are ours
 
     @property
     def pgd(self) -> PGD:

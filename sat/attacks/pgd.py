@@ -29,9 +29,9 @@ class PGD:
     the objective of a training says, and cross-entropy elsewhere.
     """
 
-    eps: float = 8.0
+    eps: float | str = 8.0
     steps: int = 1
-    step: float | Literal["auto"] = "auto"
+    step: float | str = "auto"
     norm: Norm = "linf"
     start: Start = "uniform"
     noise: float = 1.0
@@ -69,7 +69,9 @@ class PGD:
     @property
     def step_size(self) -> float:
         """The size of a step in 1/255."""
-        return self.eps * max(1 / self.steps, 1 / 4) if self.step == "auto" else self.step
+        if self.step == "auto":
+            return float(self.eps) * max(1 / self.steps, 1 / 4)
+        return float(self.step)
 
     def __call__(
         self,
@@ -84,7 +86,7 @@ class PGD:
         Leaves every module's mode, every `requires_grad` and every statistic as they were.
         """
         rng = rng or RowRng(0, torch.arange(len(x), device=x.device))
-        eps, step, loss = self.eps / 255, self.step_size / 255, named(self.loss)
+        eps, step, loss = float(self.eps) / 255, self.step_size / 255, named(self.loss)
         x_adv, low, high = self.begin(x, rng), (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
         with frozen(model, self.batch_norm), torch.enable_grad():
             target = reference(loss, model, x, y)
@@ -101,7 +103,7 @@ class PGD:
         """Where the ascent begins: noise inside the ball, or x itself."""
         if self.start == "none" or rng.coin("clean_start", self.clean_start):
             return x.detach()
-        eps, shape = self.eps / 255, x.shape[1:]
+        eps, shape = float(self.eps) / 255, x.shape[1:]
         if self.start == "normal":
             delta = self.noise / 255 * rng.normal("start", *shape)
         elif self.norm == "linf":
