@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sat.errors import Fault, Refused
+from sat.rundir.untrusted import check_sums
 
 log = logging.getLogger("sat")
 _FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room")
@@ -87,8 +88,6 @@ def read(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU. Raises ValueError for what is no checkpoint, and for
     one of which a bit has changed."""
     import torch
-
-    from sat.rundir.untrusted import check_sums
 
     try:
         check_sums(path)

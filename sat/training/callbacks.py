@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,13 +23,14 @@ from sat.data.choice import split_part
 from sat.distributed import ALONE, World
 from sat.errors import SIGNALS, Diverged, Fault, Lost, Refused, Stopped, is_out_of_memory
 from sat.evaluation.alarm import Alarm
-from sat.evaluation.settings import joined, measure, share
+from sat.evaluation.measure import joined, measure, share
 from sat.loggers.screen import Progress
 from sat.loggers.tensorboard import Dashboard
 from sat.models.weights import shape_of
 from sat.rng import seed_of
 from sat.rundir import checkpoint
-from sat.rundir.record import Run, environment
+from sat.rundir.environment import environment
+from sat.rundir.record import Run
 from sat.training.loop import Trainer
 from sat.training.overfitting import Overfitting, Probe
 from sat.training.skips import Relapse, starved
@@ -236,7 +238,7 @@ class Callbacks:
         if alarm is None:
             return
         epoch = round(trainer.plan.epoch(trainer.step), 4)
-        self.alarms.append(alarm.as_json(step=trainer.step, epoch=epoch))
+        self.alarms.append(replace(alarm, step=trainer.step, epoch=epoch).as_json())
         log.warning("epoch %.2f: %s", epoch, alarm.message)
         images = trainer.step * trainer.plan.schedule.batch_size
         self.dashboard.alarm(f"**{alarm.name}**: {alarm.message}", images)
