@@ -109,8 +109,8 @@ class Run:
                 path.unlink()
 
 
-class Bystander(Run):
-    """The same directory for those of a run's processes that write nothing into it."""
+class ReadOnlyRun(Run):
+    """A run's directory for those of its processes that write nothing into it."""
 
     def write_metrics(self, row: dict[str, Any]) -> None:
         pass
@@ -183,9 +183,9 @@ def claim(record: Record, name: str, config: str, wait: bool = True) -> Iterator
 
 
 @contextmanager
-def stand_by(record: Record, name: str, config: str, wait: bool = True) -> Iterator[Bystander]:
+def stand_by(record: Record, name: str, config: str, wait: bool = True) -> Iterator[ReadOnlyRun]:
     """The directory that another process of this run has claimed."""
-    yield Bystander(Path(record.root) / name)
+    yield ReadOnlyRun(Path(record.root) / name)
 
 
 class _LogFile(logging.FileHandler):

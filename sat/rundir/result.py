@@ -113,7 +113,7 @@ class AttackResult(Accuracy):
 
 @dataclass(frozen=True, kw_only=True)
 class Point(Accuracy):
-    """Of a curve: what an attack of this size and length, and all before it, leave."""
+    """What an attack of this size and length, and all before it on a curve, leave."""
 
     eps: float  # 1/255
     steps: int
@@ -178,9 +178,9 @@ class CheckpointResult(_Plain):
         return {**self.robust, **self.curves}
 
     def with_attack(self, name: str, found: AttackResult) -> Self:
-        """Of two measurements under one name that on more images stays, or else the first; a worst
-        case gives way to another on as many."""
-        old = (self.clean if name == CLEAN else self.robust.get(name)) or None
+        """Keeps of two measurements under one name that on more images, or else the first; but a
+        worst case gives way to another on as many."""
+        old = self.clean if name == CLEAN else self.robust.get(name)
         if old and found.images < old.images + (name != WORST):
             return self
         if name == CLEAN:
@@ -194,7 +194,7 @@ class CheckpointResult(_Plain):
         return replace(self, curves={**self.curves, name: found})
 
     def with_masking_checks(self, found: MaskingChecks) -> Self:
-        """Those of fewer images than the ones before are dropped."""
+        """Drops what is of fewer images than the one before."""
         if (old := self.masking_checks.get(found.attack)) and found.images < old.images:
             return self
         return replace(self, masking_checks={**self.masking_checks, found.attack: found})

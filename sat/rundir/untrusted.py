@@ -86,7 +86,7 @@ def misfit(value: Any, kind: Any, place: str) -> str | None:
             if (wrong := misfit(value, each, place)) is None:
                 return None
             wrongs.append(wrong)
-        return wrongs[0]
+        return max(wrongs, key=lambda wrong: len(wrong.split(" is ")[0]))  # the nearest kind
     if isinstance(kind, list):
         sound = isinstance(value, list) and len(kind) in (1, len(value))
         items = enumerate(value) if sound else None

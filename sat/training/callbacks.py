@@ -43,7 +43,7 @@ class Callbacks:
     """The watcher of `fit`: what it writes is cut back to the last checkpoint on a resume.
 
     Of several processes each has one, and they do the same at the same steps; those whose run is
-    a `Bystander` write nothing.
+    a `ReadOnlyRun` write nothing.
     """
 
     def __init__(self, spec: Spec, run: Run, data: Data, world: World = ALONE):
