@@ -30,7 +30,8 @@ log = logging.getLogger("sat")
 
 
 def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, Any]:
-    """One run, from a checked config to its result; what was done before is not done again.
+    """One run, from a checked config to the headline of its result; what was done before is not
+    done again.
 
     Waits for another process that runs it, or raises Busy.
     """
@@ -39,6 +40,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
     from sat.evaluation import results
     from sat.loggers import About, Loggers
     from sat.rundir import record
+    from sat.rundir.result import RunResult
 
     with refusing("device"):
         seat = local_rank() if processes()[1] > 1 else sweep.seat()
@@ -48,7 +50,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
         if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
             if world.first:
                 record.enter(Path(spec.record.root) / spec.name, spec.experiment)
-            return done
+            return results.headline(done, spec.evaluation)
         with world.raise_together():
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
@@ -61,8 +63,10 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
                 result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
                 if result is None:
                     obtain = train if spec.evaluate is None else taken_over
-                    result = {"overrides": overrides, **obtain(spec, run, model, data, world)}
-                return results.conclude(spec, run, model, data, result, world)
+                    told = {"overrides": overrides, **obtain(spec, run, model, data, world)}
+                    result = RunResult.from_json(told)
+                result = results.conclude(spec, run, model, data, result, world)
+                return results.headline(result, spec.evaluation)
 
 
 def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
@@ -121,6 +125,7 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
     from sat.data import epoch_batches
     from sat.distributed import shared
     from sat.objectives import training_attack
+    from sat.rundir.result import RunResult
     from sat.training.callbacks import Callbacks
     from sat.training.loop import fit
     from sat.training.state import TrainState
@@ -146,7 +151,8 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
         with callbacks.open(state, text, stream):
             fit(state, stream, callbacks)
     except Diverged as error:
-        run.write_result(callbacks.result(state, status="failed", error=str(error)))
+        failed = callbacks.result(state, status="failed", error=str(error))
+        run.write_result(RunResult.from_json(failed))
         raise
     return callbacks.result(state, status="trained")
 
@@ -181,19 +187,6 @@ def plan_of(spec: Spec, model: Any, data: Any, kept: Any, world: Any) -> Any:
     if choices["compile"]:
         forget()
     return Plan(schedule, images, spec.seed, choices, spec.validation.every, cost)
-
-
-def headline(result: dict[str, Any]) -> dict[str, Any]:
-    """What a sweep's table shows of a run: the checkpoint that its held-out images chose; and for a
-    search its accuracy on them, since the test set is for reporting alone."""
-    from sat.evaluation.results import measured
-    from sat.loggers.screen import percent
-
-    part = next(iter(measured(result).values()), {"clean": None, "robust": {}})
-    robust = next(iter(part["robust"].values()), None)
-    best = result.get("best") or {"held_out": {}, "selected_by": "robust"}
-    score = best["held_out"].get(best["selected_by"].split()[0])
-    return {"clean": percent(part["clean"]), "robust": percent(robust), "score": score}
 
 
 def without_fresh(spec: Spec) -> str:
@@ -253,7 +246,7 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         sweep.note(outcome := {**outcome, "name": spec.name})
         # A sweep takes what no other command line is at; what is left it waits for.
         wait = not sweeping or before is not None and before["message"] == sweep.PUT_OFF
-        outcome |= {"code": 0, "message": "", **headline(execute(spec, overrides, wait))}
+        outcome |= {"code": 0, "message": "", **execute(spec, overrides, wait)}
     except Busy as error:
         outcome |= {"code": 0, "message": sweep.PUT_OFF}
         log.info("%s; put off to the end of the sweep", error)

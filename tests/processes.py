@@ -16,7 +16,7 @@ from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of
 from sat.distributed.world import ALONE, World, join, shared
-from sat.evaluation.settings import joined, measure, share
+from sat.evaluation.measure import joined, measure, share
 from sat.evaluation.store import digest_of
 from sat.launch import end, local_rank
 from sat.objectives import Adversarial

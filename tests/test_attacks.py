@@ -168,8 +168,9 @@ def test_each_option_changes_the_result(batch):
     plain = PGD(8, 3, step=1.5)
     results = {}
     for change in (
-        {}, {"eps": 9.0}, {"steps": 4}, {"step": "auto"}, {"norm": "l2", "eps": "8/255"}, {"start": "none"},
-        {"start": "normal"}, {"noise": 0.5}, {"loss": "kl"}, {"loss": "margin"}, {"loss": "dlr"},
+        {}, {"eps": 9.0}, {"steps": 4}, {"step": "auto"}, {"norm": "l2", "eps": "8/255"},
+        {"start": "none"}, {"start": "normal"}, {"noise": 0.5}, {"loss": "kl"}, {"loss": "margin"},
+        {"loss": "dlr"},
         {"clean_start": 1.0, "steps": 2}, {"batch_norm": "train"},
     ):  # fmt: skip
         results[str(change)] = replace(plain, **change)(network(), *batch)

@@ -111,7 +111,7 @@ def test_the_command_line_wins():
         pytest.param(f"seed={10**400}", ["seed=1000", "whole number"], id="beyond all floats"),
         ("attack=null", ["attack", "group=option"]),
         ("attack._target_=os.system", ["attack._target_=os.system", "this program"]),
-        ("attack._target_=sat.record.os.System", ["attack._target_"]),
+        ("attack._target_=sat.rundir.record.os.System", ["attack._target_"]),
         ("model.weights=nowhere.pt", ["model.weights=nowhere.pt"]),
         ("seed=", ["seed"]),
         ("seed=${nothing}", ["nothing"]),

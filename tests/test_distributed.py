@@ -20,7 +20,7 @@ from sat.data import Batch, Digits, ImageFolder, epoch_batches
 from sat.data.memory import MemorySplit
 from sat.distributed import ALONE, World
 from sat.errors import Refused
-from sat.evaluation.store import OutcomeStore
+from sat.evaluation.store import Measurement, OutcomeStore
 from sat.training.preflight import check_processes
 from sat.training.schedule import Schedule
 
@@ -105,20 +105,23 @@ def test_what_one_process_can_not_do_either_is_refused():
 
 
 def test_what_several_left_of_an_evaluation_is_put_together(tmp_path):
-    shelf, settings = OutcomeStore(tmp_path, torch.arange(10), "images"), {"attack": "PGD"}
+    store = OutcomeStore(tmp_path, torch.arange(10), "images")
+    of = Measurement("last", "pgd", {"attack": "PGD"}, "weights")
     for rank in range(3):
         outcomes = AttackOutcomes.new(("restart 1",), 10)
         part = outcomes.part(World(rank, 3).own)
         part.fell[0], part.passed[1] = 0, 1
         outcomes.seconds += 1
-        shelf.write_partial("last-pgd", settings, "weights", outcomes, rank)
-    fell, passed, seconds = shelf.read_partial("last-pgd", settings, "weights")
-    assert fell.tolist() == [0] * 3 + [-1] * 7 and passed.tolist() == [0] * 3 + [1] * 3 + [0] * 4
-    assert seconds.tolist() == [3] and len([*tmp_path.glob("partial/*")]) == 1
-    shelf.write(
-        "last-pgd", settings, "weights", AttackOutcomes(("restart 1",), fell, passed, seconds)
-    )
+        store.write_partial(of, outcomes, rank)
+    whole = AttackOutcomes(outcomes.names, **store.read_partial(of))
+    assert whole.fell.tolist() == [0] * 3 + [-1] * 7
+    assert whole.passed.tolist() == [0] * 3 + [1] * 3 + [0] * 4
+    assert whole.seconds.tolist() == [3] and len([*tmp_path.glob("partial/*")]) == 1
+    store.write(of, whole)
     assert not (tmp_path / "partial").exists()
+    same = Measurement("best", "pgd", {"attack": "PGD"}, "weights")  # of the same weights
+    assert torch.equal(store.read(same).fell, whole.fell)
+    assert store.read(Measurement("best", "pgd", {"attack": "PGD"}, "others")) is None
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

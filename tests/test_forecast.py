@@ -165,7 +165,7 @@ def counted(monkeypatch):
     within(folding, "_pairs", "folding")  # two images, to see how layers follow each other
     within(Callbacks, "validate", "validation")
     within(results, "conclude", "evaluation")
-    within(Evaluator, "show", "pictures")
+    within(Evaluator, "views", "pictures")
     forward = Classifier.forward
 
     def hooked(self, x):

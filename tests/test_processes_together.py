@@ -97,13 +97,13 @@ def test_another_evaluation_is_that_of_one_process(differences, trained, measure
 DEADLY = """
 import os, signal, sys
 from pathlib import Path
-from sat import examination
+from sat.evaluation import evaluator
 from sat.attacks import PGD
 from sat.run import main
 
 whom, notes = sys.argv.pop(1), Path(sys.argv.pop(1))
 rank, plain, batches = os.environ["RANK"], PGD.__call__, 0
-examination.KEEP_EVERY = 0.0
+evaluator.KEEP_EVERY = 0.0
 
 def die():
     agent = os.getppid()

@@ -184,7 +184,7 @@ def test_metrics_that_are_shorter_than_the_checkpoint_says_are_not_filled_up(run
 
 @pytest.mark.parametrize("content", ["[" * 99999, None], ids=["deep", "folder"])
 def test_a_result_that_can_not_be_read_is_one_line(content, run):
-    from sat.rundir.record import read_result
+    from sat.rundir.result import read_result
 
     path = run / "result.json"
     path.mkdir() if content is None else path.write_text(content)

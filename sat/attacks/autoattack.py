@@ -103,7 +103,14 @@ class AutoAttack:
             part.n_target_classes = min(part.n_target_classes, others)
         return package
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None):
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        rng: RowRng | None = None,
+        progress: Tensor | None = None,
+    ) -> Tensor:
         """x [N, C, H, W] in [0, 1] and y [N] -> adversarial images where the model is fooled."""
         with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
             package = self._package(model, x, rng.key if rng else 0)

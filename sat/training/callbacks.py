@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from sat.loggers.screen import Progress
 from sat.models.weights import shape_of
 from sat.rng import seed_of
 from sat.rundir import checkpoint
-from sat.rundir.record import Run, environment
+from sat.rundir.environment import environment
+from sat.rundir.record import Run
 from sat.training.loop import Stream
 from sat.training.memory import starved
 from sat.training.overfitting import Overfitting, chance_of
@@ -36,7 +38,7 @@ class Callbacks:
     """What looks on at `fit`: what it writes is cut back to the last checkpoint on a resume.
 
     Of several processes each has one, and they do the same at the same steps; those whose run is
-    a `Bystander` write nothing.
+    a `ReadOnlyRun` write nothing.
     """
 
     def __init__(self, spec: Spec, run: Run, data: Data, world: World = ALONE):
@@ -226,7 +228,7 @@ class Callbacks:
         if alarm is None:
             return
         epoch = self._epoch(state)
-        self.alarms.append(alarm.as_json(step=state.step, epoch=epoch))
+        self.alarms.append(replace(alarm, step=state.step, epoch=epoch).as_json())
         log.warning("epoch %.2f: %s", epoch, alarm.message)
         images = state.step * state.plan.schedule.batch_size
         self.run.loggers.alarm(f"**{alarm.name}**: {alarm.message}", images)

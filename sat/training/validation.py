@@ -13,7 +13,8 @@ from sat.data import chunks
 from sat.data.choice import split_part
 from sat.data.sets import Split
 from sat.distributed import World
-from sat.evaluation.settings import Validation, joined, measure, share
+from sat.evaluation.measure import joined, measure, share
+from sat.evaluation.settings import Validation
 from sat.rng import seed_of
 from sat.training.overfitting import Probe
 
