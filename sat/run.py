@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
     from sat import distributed
     from sat.acceleration.device import find_device, settle_on
     from sat.evaluation import results
+    from sat.loggers import About, Loggers
     from sat.rundir import record
 
     with refusing("device"):
@@ -53,11 +55,14 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
         with claim(spec.record, spec.name, spec.yaml(), wait) as run:
             if world.first:
                 record.enter(run.directory, spec.experiment)
-            result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
-            if result is None:
-                obtain = train if spec.evaluate is None else taken_over
-                result = {"overrides": overrides, **obtain(spec, run, model, data, world)}
-            return results.conclude(spec, run, model, data, result, world)
+            about = About(run.directory, spec.name, spec.hash, spec.experiment)
+            with closing(Loggers(spec.logger, about, world.first)) as loggers:
+                run.track(loggers)
+                result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
+                if result is None:
+                    obtain = train if spec.evaluate is None else taken_over
+                    result = {"overrides": overrides, **obtain(spec, run, model, data, world)}
+                return results.conclude(spec, run, model, data, result, world)
 
 
 def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
@@ -69,8 +74,11 @@ def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
     from sat.training import preflight
     from sat.training.optimizer import build_optimizer
 
+    attack = spec.attack
     if spec.evaluate is None:
-        preflight.check_objective(spec.attack, spec.objective)
+        preflight.check_objective(attack, spec.objective)
+        with refusing("attack."):
+            attack = training_attack(attack, spec.objective)
         on_gpu = device.type == "cuda"
         preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
     with refusing("dataset."), world.in_turn():
@@ -85,7 +93,6 @@ def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
             recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
     if world.first and not begun:
-        attack = training_attack(spec.attack, spec.objective)
         preflight.preflight(model, attack, *first_images(data.train, 32))
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         preflight.warn_of_threat_models(spec.attack, measured)
@@ -132,7 +139,7 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
 
     def stream(step: int) -> Any:
         size = plan.schedule.batch_size
-        batches = epoch_batches(plan.images, size, spec.seed, step, plan.steps)
+        batches = epoch_batches(plan.images, size, spec.seed, step, plan.steps, spec.sampler)
         return data.train.stream(batch.part(rows) for batch in batches)
 
     text = summary(spec.config, callbacks.facts, state)
@@ -299,6 +306,17 @@ class Meeting(Callback):
             os.environ[sweep.FOLDER] = str(folder)
 
 
+def options_first(words: list[str]) -> list[str]:
+    """The words with -m and --config-dir at the front: between overrides argparse refuses them."""
+    first, rest, coming = [], [], iter(words)
+    for word in coming:
+        option = word.split("=", 1)[0] in ("-m", "--multirun", "--config-dir")
+        (first if option else rest).append(word)
+        if word == "--config-dir":
+            first += [value for value in [next(coming, None)] if value is not None]
+    return first + rest
+
+
 def refuse_pickles(words: list[str]) -> None:
     """Hydra would unpickle the file that `--experimental-rerun` names, shortened or not."""
     for option in (word.split("=", 1)[0] for word in words):
@@ -330,7 +348,7 @@ def main() -> None:
     os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
     os.environ[sweep.NAME] = Path(folder).name
     screen.set_up()
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    sys.argv[1:] = options_first(sys.argv[1:])
     code = 1
     try:
         refuse_pickles(sys.argv[1:])

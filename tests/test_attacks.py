@@ -16,7 +16,7 @@ EVERY = [
     PGD(8, 5, step=3.0),
     PGD(200, 4, norm="l2"),
     PGD(8, 3, batch_norm="train"),
-    PGD(8, 3, random_start=False),
+    PGD(8, 3, start="none"),
     PGD(8, 2, clean_start=0.5),
     FGSM(8),
     FGSM(200, norm="l2"),
@@ -128,21 +128,21 @@ def test_the_start_fills_the_ball():
     x = torch.full((400, 1, 4, 4), 0.5)
     y = torch.zeros(400, dtype=torch.long)
     rng = RowRng(0, torch.arange(400))
-    noise = (PGD(51).start(x, rng) - x) / 0.2
+    noise = (PGD(51).begin(x, rng) - x) / 0.2
     assert noise.abs().max() <= 1 + 1e-5
     assert abs(noise.mean()) < 0.03 and abs(noise.var() - 1 / 3) < 0.02
-    radius = (PGD(51, norm="l2").start(x, rng) - x).flatten(1).norm(dim=1) / 0.2
+    radius = (PGD(51, norm="l2").begin(x, rng) - x).flatten(1).norm(dim=1) / 0.2
     assert radius.max() <= 1 + 1e-5
     assert abs((radius**16).mean() - 0.5) < 0.06  # uniform in the ball: r^d is uniform in [0, 1]
-    assert torch.equal(PGD(51, random_start=False).start(x, rng), x)
-    assert torch.equal(PGD(51, clean_start=1.0).start(x, rng), x)
+    assert torch.equal(PGD(51, start="none").begin(x, rng), x)
+    assert torch.equal(PGD(51, clean_start=1.0).begin(x, rng), x)
     assert y.sum() == 0
 
 
 def test_clean_start_falls_once_a_batch_as_often_as_asked():
     x = torch.full((2, 1, 2, 2), 0.5)
     attack = PGD(51, clean_start=0.2)
-    clean = [torch.equal(attack.start(x, RowRng(k, torch.arange(2))), x) for k in range(500)]
+    clean = [torch.equal(attack.begin(x, RowRng(k, torch.arange(2))), x) for k in range(500)]
     assert 0.15 < sum(clean) / 500 < 0.25
 
 
@@ -157,7 +157,7 @@ def test_each_option_changes_the_result(batch):
     plain = PGD(8, 3, step=1.5)
     results = {}
     for change in (
-        {}, {"eps": 9.0}, {"steps": 4}, {"step": "auto"}, {"norm": "l2"}, {"random_start": False},
+        {}, {"eps": 9.0}, {"steps": 4}, {"step": "auto"}, {"norm": "l2"}, {"start": "none"},
         {"clean_start": 1.0, "steps": 2}, {"batch_norm": "train"},
     ):  # fmt: skip
         results[str(change)] = replace(plain, **change)(network(), *batch)
@@ -195,7 +195,7 @@ def test_small_gradients_survive_float16():
             return self.inner(x.half()).float()
 
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
-    x_adv = PGD(8, 1, random_start=False)(Half(), x, y)
+    x_adv = PGD(8, 1, start="none")(Half(), x, y)
     assert (x_adv - (x - 8 / 255)).abs().max() < 1e-6
 
 
@@ -210,7 +210,7 @@ def test_small_gradients_survive_float16():
         ({"step": 0}, "step=0", "auto"),
         ({"steps": 0}, "steps=0", "attack=none"),
         ({"clean_start": 1.5}, "clean_start=1.5", "probability"),
-        ({"clean_start": 0.5, "random_start": False}, "clean_start=0.5", "random_start"),
+        ({"clean_start": 0.5, "start": "none"}, "clean_start=0.5", "start=none"),
     ],
 )
 def test_bad_settings_are_refused_by_name(wrong, key, remedy):

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class AutoAttack:
     batch_size: int = 250
 
     by_batch = True  # its random numbers are those of a batch, so that one process takes all
+
+    batch_norm: ClassVar[str] = "eval"
+    loss: ClassVar[str] = "ce"
 
     def __post_init__(self) -> None:
         check_unit("eps", self.eps)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ class FastAutoAttack:
     attacks: tuple[str, ...] = ATTACKS
     batch_size: int | Literal["auto"] = "auto"
     patience: float | None = 2.0
+
+    batch_norm: ClassVar[str] = "eval"
+    loss: ClassVar[str] = "ce"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attacks", tuple(self.attacks))

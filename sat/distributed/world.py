@@ -209,7 +209,7 @@ def local_statistics(model: nn.Module) -> list[Tensor]:
 
 def normed_by_attack(attack: Any) -> bool:
     """Whether batch norm is in training mode in its forwards."""
-    return getattr(attack, "batch_norm", "eval") == "train"
+    return attack.batch_norm == "train"
 
 
 def shared(model: nn.Module, sync_batch_norm: bool | None, attack: Any, world: World) -> nn.Module:

@@ -22,8 +22,8 @@ from sat.evaluation.curves import entry_of
 from sat.evaluation.masking_checks import masking_checks, square_alarm
 from sat.evaluation.settings import accuracy, joined, measure, robustness, share
 from sat.evaluation.store import OutcomeStore, changes, digest_of, taken
+from sat.loggers import Loggers
 from sat.loggers.screen import Progress
-from sat.loggers.tensorboard import Dashboard
 from sat.rng import RowRng, seed_of
 from sat.rundir import checkpoint
 from sat.rundir.record import Run, environment
@@ -244,8 +244,8 @@ class Evaluator:
         finally:
             end()
 
-    def show(self, dashboard: Dashboard, images: int) -> None:
-        """Eight test images, clean and adversarial, on the dashboard."""
+    def show(self, loggers: Loggers, images: int) -> None:
+        """Eight test images, clean and adversarial, for the trackers."""
         attack = next(iter(self.evaluation.attacks.values()), None)
         if attack is None:
             return
@@ -256,7 +256,7 @@ class Evaluator:
         for indices, x, y in indexed(self.data.test, chosen, 8):
             with float32(self.model):
                 x_adv = attack(self.model, x, y.clamp_min(0), RowRng(0, indices.to(x.device)))
-            dashboard.pictures(x, x_adv, images)
+            loggers.pictures(x, x_adv, images)
 
 
 def weights_in(state: dict[str, Any], which: str) -> dict[str, Tensor]:

@@ -140,7 +140,7 @@ class Effort:
             rng = RowRng(seed_of(rng.key, "restart", restart), rng.rows)
         fell = torch.full(rows.shape, steps + 1, device=rows.device)
         left = rows.nonzero()[:, 0]
-        point, length = attack.start(self.x[left], rng[left]), attack.step_size / 255
+        point, length = attack.begin(self.x[left], rng[left]), attack.step_size / 255
         for step in range(steps + 1):
             if len(left) == 0:
                 break

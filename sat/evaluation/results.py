@@ -16,8 +16,8 @@ from sat.evaluation import curves
 from sat.evaluation.evaluator import FILES, WORST, Evaluator
 from sat.evaluation.settings import EVALUATED, Evaluation
 from sat.evaluation.store import changes
+from sat.loggers import Loggers
 from sat.loggers.screen import percent, table
-from sat.loggers.tensorboard import Dashboard
 from sat.rundir.record import Run, code_digest
 from sat.rundir.untrusted import read_whole_result, read_yaml
 
@@ -180,7 +180,7 @@ def conclude(
     log.info("measuring %s on %d test images: %s", which, len(exam.indices), names)
     if "lengths" in result:  # an evaluation that was killed may have told of itself already
         run.rewind(result["lengths"])
-    dashboard = Dashboard(run.directory)
+    loggers = run.loggers
     for which in asked(result, spec.evaluation):
         if (part := exam.of(which, twins[which])) is None:
             log.warning("checkpoints/%s: is missing, and not measured (record.keep)", FILES[which])
@@ -194,12 +194,12 @@ def conclude(
         at |= {"images": before["step"] * spec.schedule.batch_size}
         if row := news(before, result[which]):
             run.write_metrics({**at, "seconds": result["wall_seconds"], **row})
-            dashboard.scalars(row, at["images"])
-        draw(run, dashboard, at, part, new)
+            loggers.scalars(row, at["images"])
+        draw(run, loggers, at, part, new)
     exam.dismiss()
-    exam.show(dashboard, result["images"])
-    dashboard.conclude(spec.config, final_metrics(result), result["images"])
-    dashboard.close()
+    exam.show(loggers, result["images"])
+    loggers.conclude(spec.config, final_metrics(result), result["images"])
+    loggers.close()
     run.write_result({**result, "lengths": run.lengths(), "status": "finished"})
     run.drop_checkpoints(spec.record.keep)
     tell(result)
@@ -210,16 +210,16 @@ def conclude(
     return result
 
 
-def draw(run: Run, dashboard: Dashboard, at: dict[str, Any], part: dict[str, Any], alarms) -> None:
-    """A checkpoint's curves as files and figures, and its new alarms on the dashboard."""
+def draw(run: Run, loggers: Loggers, at: dict[str, Any], part: dict[str, Any], alarms) -> None:
+    """A checkpoint's curves as files and figures, and its new alarms for the trackers."""
     which, images = at["checkpoint"], at["images"]
     for name, entry in part["curves"].items():
         label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
         drawn = curves.write(run.directory / "curves", label, title, entry)
-        dashboard.figure(f"curves/{label}", drawn, images)
+        loggers.figure(f"curves/{label}", drawn, images)
     for alarm in alarms:
         text = f"**{alarm['name']}** ({which}, {alarm['attack']}): {alarm['message']}"
-        dashboard.alarm(text, images)
+        loggers.alarm(text, images)
 
 
 def newer_masking_checks(before: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:

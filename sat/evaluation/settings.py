@@ -46,10 +46,10 @@ class Evaluation:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
         for name, attack in self.attacks.items():
             check_attack(f"attacks.{name}", attack)
-            if self.restarts > 1 and not getattr(attack, "random_start", False):
+            if self.restarts > 1 and not _restarts(attack):
                 raise ValueError(
                     f"restarts={self.restarts}: attacks.{name} begins at the same point each time;"
-                    " write restarts=1, or an attack with random_start=true"
+                    " write restarts=1, or an attack with start=uniform"
                 )
         for name, curve in self.curves.items():
             if not hasattr(curve, "over"):
@@ -104,6 +104,11 @@ class Validation:
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
         check_attack("attack", self.attack)
+
+
+def _restarts(attack: Any) -> bool:
+    """Whether an attack begins elsewhere with other random numbers."""
+    return asdict(attack).get("start", "none") != "none"
 
 
 def check_attack(key: str, attack: Any) -> None:

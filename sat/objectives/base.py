@@ -1,9 +1,10 @@
 """What an objective is, and which loss the training's attack ascends for it."""
 
-from dataclasses import replace
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
+
+from sat.attacks.base import Attack, resolved
 
 
 class Objective(Protocol):
@@ -24,12 +25,11 @@ class Objective(Protocol):
         ...
 
 
-def training_attack(attack: Any, objective: Objective) -> Any:
+def training_attack(attack: Attack, objective: Objective) -> Attack:
     """The attack of a training for this objective: `loss=auto` is the objective's. Validation and
-    evaluation keep the attack that they were given, for which `auto` is cross-entropy."""
-    if getattr(attack, "loss", "ce") != "auto":
-        return attack
-    return replace(attack, loss=objective.attack_loss)
+    evaluation keep the attack that they were given, for which `auto` is cross-entropy. Raises
+    ValueError, beginning with the key, where the two don't fit."""
+    return resolved(attack, objective.attack_loss)
 
 
 def check_smoothing(label_smoothing: float) -> None:

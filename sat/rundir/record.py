@@ -58,8 +58,15 @@ class Run:
         self.directory = directory
         self.checkpoints = directory / "checkpoints"
         self.flags = directory / "flags"
+        self.growing = ["metrics.jsonl", "events.out.tfevents.*"]  # patterns
+        self.loggers: Any = None
 
     # metrics ------------------------------------------------------------------------------------
+
+    def track(self, loggers: Any) -> None:
+        """Has these `sat.loggers.Loggers` tell of the run, and their files cut back with ours."""
+        self.loggers = loggers
+        self.growing += loggers.files
 
     def write_metrics(self, row: dict[str, Any]) -> None:
         """Adds one JSON object as a line of `metrics.jsonl`; null for what is not finite."""
@@ -84,10 +91,8 @@ class Run:
                 os.truncate(path, length)
 
     def _growing(self) -> list[Path]:
-        return [
-            *self.directory.glob("metrics.jsonl"),
-            *sorted(self.directory.glob("events.out.tfevents.*")),
-        ]
+        found = {path for pattern in self.growing for path in self.directory.glob(pattern)}
+        return sorted(path for path in found if path.is_file())
 
     # checkpoints --------------------------------------------------------------------------------
 

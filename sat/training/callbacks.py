@@ -18,7 +18,6 @@ from sat.distributed import ALONE, World
 from sat.errors import SIGNALS, Diverged, Fault, Lost, Stopped, is_out_of_memory
 from sat.evaluation.alarm import Alarm
 from sat.loggers.screen import Progress
-from sat.loggers.tensorboard import Dashboard
 from sat.models.weights import shape_of
 from sat.rng import seed_of
 from sat.rundir import checkpoint
@@ -97,9 +96,8 @@ class Callbacks:
         self.last_images, self.last_training = state.step * batch, self.training_seconds
         before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         try:
-            self.dashboard = Dashboard(self.run.directory if self.world.first else None)
             if state.step == 0:
-                self.dashboard.introduce(self.spec.config, self.spec.yaml(), summary)
+                self.run.loggers.introduce(self.spec.config, self.spec.yaml(), summary)
             self._say_once(state)
             with self._saving(state):
                 yield
@@ -108,11 +106,6 @@ class Callbacks:
             (stop,) = self.world.all_max(self.asked_to_stop)
             if stop:
                 raise Stopped(stop)
-            self.dashboard.close()
-        except BaseException:
-            with suppress(OSError, AttributeError):  # of a full disk, say, that has been told
-                self.dashboard.close()
-            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -229,14 +222,14 @@ class Callbacks:
         self._warn(state, Alarm(name, message, {"processes": size}))
 
     def _warn(self, state: TrainState, alarm: Alarm | None) -> None:
-        """An alarm goes to the log, the dashboard and, in the end, the result."""
+        """An alarm goes to the log, the trackers and, in the end, the result."""
         if alarm is None:
             return
         epoch = self._epoch(state)
         self.alarms.append(alarm.as_json(step=state.step, epoch=epoch))
         log.warning("epoch %.2f: %s", epoch, alarm.message)
         images = state.step * state.plan.schedule.batch_size
-        self.dashboard.alarm(f"**{alarm.name}**: {alarm.message}", images)
+        self.run.loggers.alarm(f"**{alarm.name}**: {alarm.message}", images)
 
     def _write_best(self) -> None:
         if self.best is not None:
@@ -264,15 +257,13 @@ class Callbacks:
         seconds = self.seconds + time.monotonic() - self.began
         row = {"step": state.step, "epoch": self._epoch(state)}
         self.run.write_metrics({**row, "images": images, "seconds": round(seconds, 3), **values})
-        with checkpoint.naming(self.run.directory / "events.out.tfevents.*"):
-            self.dashboard.scalars(values, images)
+        self.run.loggers.scalars(values, images)
 
     def save(self, state: TrainState) -> None:
         """A checkpoint from which the run goes on as if never stopped."""
         state.check_finite()
         self._tick()
-        with checkpoint.naming(self.run.directory / "events.out.tfevents.*"):
-            self.dashboard.flush()
+        self.run.loggers.flush()
         kept = {**state.state_dict(), "generators": self.world.gather(state.generators())}
         self.run.save_last({**kept, "facts": self.facts, "callbacks": self.state_dict()})
         self.world.all_max(0)  # others wait here for a slow disk, and not in a GPU's collective

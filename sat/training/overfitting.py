@@ -31,7 +31,7 @@ class Probe:
 
     def __init__(self, attack: Any, training: Any, indices: Tensor):
         self.attack = attack
-        source = training if getattr(training, "eps", 0) else attack
+        source = training if training.eps else attack
         self.ball = Ball(source.eps / 255, source.norm)
         self.every = -(-len(indices) // IMAGES)
         self.looked = indices[:: self.every]

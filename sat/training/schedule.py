@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sat.acceleration.auto import FUSED
+from sat.training.decay import Decay, Progress, named
 from sat.training.optimizer import check_optimizer
 
 
@@ -15,7 +16,8 @@ class Schedule:
     `learning_rate` is for 256 images and scales with `batch_size`, which counts images per update
     over all `accumulate` parts; `auto` begins with one and doubles them where memory runs out.
     Warm-up takes a fifth of the training at most, so that a quick look is not all warm-up;
-    `one_cycle` rises for 0.3 of it instead. `milestones` are fractions of the training. Weight
+    `one_cycle` rises for 0.3 of it instead. `decay` is a shape of `sat.training.decay`, or the word
+    for one. `milestones` are fractions of the training. Weight
     decay falls on weights alone, not on batch norm, biases or activation parameters. `ema` is the
     decay a step of the weights' average, from the first step on: 1 / (1 - ema) steps should be few
     beside the run's. `ema` and `clip` (L2 norm of the gradient) are off at 0. `sync_batch_norm` is
@@ -33,7 +35,7 @@ class Schedule:
     optimizer: str = "sgd"
     learning_rate: float = 0.1
     warmup_epochs: float = 0.0
-    decay: Literal["constant", "step", "cosine", "one_cycle"] = "cosine"
+    decay: str | Decay = "cosine"
     milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
     weight_decay: float = 5e-4
     ema: float = 0.0
@@ -76,6 +78,12 @@ class Schedule:
                 f"milestones={list(self.milestones)}: are fractions of the training, from 0 to 1"
             )
         check_optimizer(self.optimizer)
+        assert self.shape
+
+    @property
+    def shape(self) -> Decay:
+        """How the learning rate goes on after the warm-up."""
+        return named(self.decay) if isinstance(self.decay, str) else self.decay
 
     @property
     def parts(self) -> int:
@@ -89,16 +97,8 @@ class Schedule:
     def rate(self, step: int, images: int) -> float:
         """The learning rate of update `step` (from 0) on a training set of `images` images."""
         peak = self.learning_rate * self.batch_size / 256
-        total = self.steps(images)
-        warmup = min(self.warmup_epochs * images / self.batch_size, 0.2 * total)
-        if self.decay == "one_cycle":
-            warmup = 0.3 * total
+        total, shape = self.steps(images), self.shape
+        warmup = shape.warmup(self.warmup_epochs * images / self.batch_size, total)
         if step + 1 < warmup:
             return peak * (step + 1) / warmup
-        if self.decay == "constant":
-            return peak
-        if self.decay == "step":
-            return peak * 0.1 ** sum(step >= m * total for m in self.milestones)
-        left = (total - step) / (total - min(warmup, total - 1))
-        left = min(1.0, left)
-        return peak * (left if self.decay == "one_cycle" else 0.5 * (1 - math.cos(math.pi * left)))
+        return peak * shape(Progress(step, total, warmup, self.milestones))
