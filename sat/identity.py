@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from sat.errors import Refused
 
-SECTIONS = """
-    dataset sampler activation attack model schedule objective validation evaluation metrics record
-""".split()
+SECTIONS = "dataset sampler activation attack model schedule objective".split()
+SECTIONS += "validation evaluation metrics record".split()
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
 FOLLOWED = {"eps": float, "norm": Literal["linf", "l2"], "depth": int, "width": float}
 # Keys of every model's option that say what it starts from: weights, and another normalisation.

@@ -78,8 +78,11 @@ def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
     from sat.training import preflight
     from sat.training.optimizer import build_optimizer
 
+    attack = spec.attack
     if spec.evaluate is None:
-        preflight.check_objective(spec.attack, spec.objective)
+        preflight.check_objective(attack, spec.objective)
+        with refusing("attack."):
+            attack = training_attack(attack, spec.objective)
         on_gpu = device.type == "cuda"
         preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
     with refusing("dataset."), world.in_turn():
@@ -94,7 +97,6 @@ def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
             recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
     if world.first and not begun:
-        attack = training_attack(spec.attack, spec.objective)
         preflight.preflight(model, attack, *first_images(data.train, 32))
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         preflight.warn_of_threat_models(spec.attack, measured)

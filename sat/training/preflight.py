@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
-from sat.attacks.base import check_attack, check_fields
+from sat.attacks.base import Attack, check_attack, check_fields
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
 from sat.objectives import Objective
@@ -16,7 +16,7 @@ from sat.training.schedule import Schedule
 log = logging.getLogger("sat")
 
 
-def check_objective(attack: Any, objective: Objective) -> None:
+def check_objective(attack: Attack, objective: Objective) -> None:
     """Raises Refused for a training whose objective and attack make no sense together."""
     with refusing("attack: "):
         check_fields(attack)

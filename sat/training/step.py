@@ -20,7 +20,7 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
         images, labels, rng = x[part], y[part], RowRng(key, rows)
 
         with phase(state.phased, "inner"):
-            x_adv = state.attack(state.attack_model(x), images, labels, rng)
+            x_adv = state.attack(state.attack_model(x), images, labels, rng, state.progress)
 
         with phase(state.phased, "outer"):
             loss, logits = state.objective(state.net, images, x_adv, labels)

@@ -13,7 +13,8 @@ def summary(config: Mapping[str, Any], facts: Mapping[str, Any], state: TrainSta
         data_line(facts["dataset"], facts["shape"]),
         model_line(config, state),
         swap_line(config, state.model.swap),
-        f"attack: {described(config, 'attack')}",
+        f"attack: {described(config, 'attack')}"
+        + f" (here {state.attack.loss})" * (config["attack"]["loss"] == "auto"),
         f"objective: {described(config, 'objective')}",
         training_line(state),
         f"on: {state.device}"
