@@ -30,7 +30,8 @@ from torch import nn
 from sat.activations import ReLU, SiLU
 from sat.data import ImageFolder, UnreadableImage, evaluation_batches
 from sat.data.images import ResizedCrop
-from sat.models.backbones import ResNet, Timm, assemble
+from sat.models import ResNet, Timm
+from sat.models.classifier import assemble
 from sat.models.weights import load_weights
 
 CPU = torch.device("cpu")

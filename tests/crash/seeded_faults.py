@@ -103,7 +103,7 @@ FAULTS = [
           "if inputs[0].grad_fn is fed[2]:", "if True:",
           "tests/test_fold.py -k no_pair", "dba2990"),
     Fault("depthwise convolutions in bf16 on a CPU", "acceleration",
-          'and not (scattered and kind == "cpu") else "fp32"', 'else "fp32"',
+          'not (kind == "cpu" and (scattered or small))', 'not (kind == "cpu" and small)',
           "tests/test_hardware.py", "06cd156"),
     Fault("verdicts in TF32", "acceleration",
           'torch.set_float32_matmul_precision("highest")', "pass",
