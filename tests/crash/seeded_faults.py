@@ -58,7 +58,7 @@ FAULTS = [
           "tests/test_attacks.py -k ball"),
     Fault("logits that are not finite are a right answer", "attacks",
           "(logits.argmax(1) == y) & torch.isfinite(logits).all(1)", "logits.argmax(1) == y",
-          "tests/test_strong.py -k not_finite", "4e67fa2"),
+          "tests/test_evaluate.py tests/test_strong.py -k finite", "4e67fa2"),
     Fault("a point of a curve is taken for a mistaken unit", "attacks",
           'object.__setattr__(other, "eps", factor * attack.eps)',
           "other = replace(attack, eps=factor * attack.eps)",
@@ -255,7 +255,7 @@ def told(copy: Path, tests: str) -> tuple[bool, str]:
 
 
 def tried(fault: Fault, copy: Path) -> tuple[str, str]:
-    """`caught` or `escaped`, and by what; the copy is whole again afterwards."""
+    """`caught` or `escaped`, or `unsound`, and by what; the copy is whole again afterwards."""
     path = copy / place_of(fault).relative_to(ROOT)
     whole = path.read_text()
     path.write_text(whole.replace(fault.old, fault.new))
@@ -263,7 +263,10 @@ def tried(fault: Fault, copy: Path) -> tuple[str, str]:
         passed, last = told(copy, fault.tests)
     finally:
         path.write_text(whole)
-    return "escaped" if passed else "caught", last
+    if passed:
+        return "escaped", last
+    sound, more = told(copy, fault.tests)
+    return ("caught", last) if sound else ("unsound", f"they fail without it too: {more}")
 
 
 def main() -> int:
@@ -273,12 +276,12 @@ def main() -> int:
         print(f"no such fault or folder: {' '.join(names)}", file=sys.stderr)
         return 2
     escaped = 0
-    with tempfile.TemporaryDirectory(prefix="sat-faults-") as folder:
+    with tempfile.TemporaryDirectory(prefix="seeded-") as folder:
         copy = copied(Path(folder) / "sat")
         for fault in asked:
             begun = time.monotonic()
             answer, last = tried(fault, copy)
-            escaped += answer == "escaped"
+            escaped += answer != "caught"
             seconds = f"{time.monotonic() - begun:5.0f}s"
             told_of = f"{fault.folder:13} {answer:8} {seconds}  {fault.name}"
             print(f"{told_of}{f' [{fault.history}]' if fault.history else ''}: {last}", flush=True)
