@@ -230,8 +230,12 @@ def place_of(fault: Fault, root: Path = ROOT) -> Path:
 
 def copied(target: Path) -> Path:
     """The program and its tests, without what was made by them."""
-    left_out = shutil.ignore_patterns(".git", ".venv", "outputs", "data", "__pycache__", ".*_cache")
-    return Path(shutil.copytree(ROOT, target, ignore=left_out, symlinks=True))
+    for name in ("sat", "scripts", "conf", "tests", "docs"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.glob("[!.]*"):
+        if path.is_file():
+            shutil.copy(path, target)
+    return target
 
 
 def told(copy: Path, tests: str) -> tuple[bool, str]:
