@@ -2,8 +2,6 @@
 
 import errno
 import fcntl
-import importlib
-import json
 import os
 import re
 import signal
@@ -258,41 +256,6 @@ def test_a_launcher_that_fails_is_one_line(sat, monkeypatch):
     done = sat("-m", "hydra/launcher=slurm", "seed=0,1")
     assert done.code == 1 and len(done.err.splitlines()) == 1, done.err
     assert "slurm cluster" in done.err and "Traceback" not in done.err
-
-
-def test_a_sweep_survives_a_killed_worker(sat, tmp_path, monkeypatch):
-    """Six runs, of which one is killed in a worker process; more in scripts/chaos.py itself."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    chaos = importlib.import_module("chaos")
-    whole = sat("-m", *chaos.TINY, "seed=0,1,2,3,4,5", root=tmp_path / "whole", tiny=False)
-    assert whole.code == 0, whole.err
-    torn = chaos.Sweep(tmp_path, runs=6, workers=2, seed=0)
-    monkeypatch.setattr(torn.random, "choice", lambda found: found[0])
-    monkeypatch.setattr(torn.random, "uniform", lambda low, high: low)
-    assert torn.survive(kills=1) == 0, (tmp_path / "log.txt").read_text()
-    assert torn.counts == {"workers killed": 1, "sweeps killed": 0, "starts": 1}
-    assert chaos.differences(torn, tmp_path / "whole", 6) == []
-    said = (tmp_path / "log.txt").read_text()
-    assert "Traceback" not in said and "going on with the jobs that did not end" in said
-
-
-def test_chaos_tells_what_differs(sat, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    chaos = importlib.import_module("chaos")
-    one = sat("record.checkpoint_minutes=0")
-    torn = chaos.Sweep(tmp_path, runs=1, workers=1, seed=0)
-    torn.look()
-    assert chaos.differences(torn, one.root, 1) == []
-    result = json.loads((one.run / "result.json").read_text())
-    result["last"]["clean"]["accuracy"] += 0.02
-    other = tmp_path / "other" / one.run.name
-    other.parent.mkdir()
-    os.system(f"cp -r {one.run} {other}")
-    (one.run / "result.json").write_text(json.dumps(result))
-    found = chaos.differences(torn, other.parent, 2)
-    assert len(found) == 3, found
-    for line, says in zip(found, ["was changed after", "1 of 2 runs", "differs"], strict=True):
-        assert says in line
 
 
 # clusters -----------------------------------------------------------------------------------------

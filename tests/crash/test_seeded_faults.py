@@ -1,7 +1,8 @@
 """The list of seeded faults is one of faults that can be put into the program as it stands."""
 
 import pytest
-from seeded_faults import FAULTS, ROOT, place_of
+
+from .seeded_faults import FAULTS, ROOT, place_of
 
 FOLDERS = sorted(path.parent.name for path in (ROOT / "sat").glob("*/__init__.py"))
 
