@@ -147,6 +147,6 @@ def test_logits_that_are_not_finite_are_never_right():
 
 
 def test_points_of_a_curve_are_no_mistaken_units():
-    """Half of 1/255 is refused where somebody types it, and so is a ball beyond the pixels' range."""
+    """Half of 1/255 is refused where somebody types it, and so is a ball beyond all pixels."""
     assert [attack.eps for attack in Curve(PGD(1.0), "eps", (0, 0.5, 2.0)).attacks] == [0, 0.5, 2]
     assert Curve(PGD(200.0), "eps", (2.0,)).attacks[0].eps == 400

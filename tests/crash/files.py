@@ -18,8 +18,9 @@ from .asked import TINY, answer, ask
 
 CHEAP = ["evaluation=clean", "evaluation.limit=60", "evaluation.masking_checks=0"]
 OWN = [*TINY, "schedule.ema=0.5"]
-SET = [*(word for word in TINY if "pgd20" not in word), "dataset.limit=null", "dataset.holdout=10", "dataset.image_size=8",
-       "evaluation=clean", "schedule.batch_size=8", "attack=none"]  # fmt: skip
+SET = [*(word for word in TINY if "pgd20" not in word), "dataset.limit=null",
+       "dataset.holdout=10", "dataset.image_size=8", "evaluation=clean", "schedule.batch_size=8",
+       "attack=none"]  # fmt: skip
 # Of a run, by their place in it; of a set, by theirs beside the runs.
 OF_RUN = {
     "checkpoint": "checkpoints/*.pt", "flags": "flags/*.npz", "result": "result.json",
