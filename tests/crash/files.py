@@ -126,7 +126,7 @@ def report_of(root: Path) -> list[str]:
     """What is wrong with the reports of a folder of runs; no figure is drawn."""
     if find_spec("sat.report") is None:
         return []
-    from sat.report.command import main
+    from sat.run import main
 
     wrong = []
     with patch("sat.report.figures.draw", lambda tables, folder: []):
