@@ -19,7 +19,7 @@ from test_run import metrics, same_outcome
 
 from sat import sweep
 from sat.acceleration.device import find_device
-from sat.errors import Busy, Refused
+from sat.errors import Busy, Refused, Stopped
 from sat.loggers import screen
 from sat.rundir import record
 from sat.rundir.result import AttackResult, CheckpointResult, RunResult
@@ -332,6 +332,37 @@ def test_a_search_never_sees_the_test_set():
                        selected_by=f"{chosen} accuracy on held-out training images")  # fmt: skip
         assert headline(replace(weights, best=best), Evaluation())["score"] == score
     assert headline(weights, Evaluation())["score"] is None
+
+
+@pytest.mark.parametrize(
+    "codes, code", [([], 0), ([0, 0], 0), ([0, 2], 2), ([1, 2], 1), ([0, 143], 1), ([-9, 2], 1)]
+)
+def test_a_sweep_ends_with_the_worst_of_its_jobs(codes, code):
+    assert sweep.exit_code([{"code": each} for each in codes]) == code
+
+
+def test_who_stops_a_run_that_began_afresh_is_told_not_to_begin_it_once_more(sat, monkeypatch):
+    def stopped(*given, **more):
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("sat.run.execute", stopped)
+    for words, more in (([], False), (["record.fresh=true"], True)):
+        done = sat(*words)
+        assert done.code == 143 and "the same command goes on from here" in done.err
+        assert ("without record.fresh=true" in done.err) == more
+
+
+def test_who_waited_for_a_run_that_was_moved_away_locks_its_successor(tmp_path):
+    run, got = tmp_path / "run", []
+    held = record._lock(run, wait=True)
+    waiting = threading.Thread(target=lambda: got.append(record._lock(run, wait=True)))
+    waiting.start()
+    time.sleep(0.3)
+    run.rename(tmp_path / "aside")
+    held.close()
+    waiting.join(60)
+    assert os.path.samestat(os.fstat(got[0].fileno()), os.stat(run / "lock"))
+    got[0].close()
 
 
 def test_a_lock_is_refused_by_name(tmp_path, monkeypatch):
