@@ -339,7 +339,7 @@ def test_no_image_outside_the_ball_decides():
     from sat.attacks import PGD
     from sat.attacks.outcomes import AttackOutcomes
     from sat.attacks.series import ensemble_of
-    from sat.evaluation.settings import measure
+    from sat.evaluation.measure import measure
 
     x, y = dark_and_bright()
     for norm, eps in BALLS.items():
