@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sat.identity import FOLLOWED, NOT_IDENTITY
 
 _TRAINING = ("attack", "schedule")
 _COMPARED = ("dataset", "activation", "model", *_TRAINING)
@@ -130,8 +129,7 @@ def compared(config: Mapping[str, Any]) -> dict[str, int | float | str]:
         if section in _TRAINING and "weights" in table:
             continue
         for key, value in config[section].items():
-            followed = section == "dataset" and key in FOLLOWED
-            if key != "_target_" and not followed and f"{section}.{key}" not in NOT_IDENTITY:
+            if key != "_target_":
                 table[f"{section}.{key}"] = value
     return {key: _plain(value) for key, value in table.items() if value is not None}
 

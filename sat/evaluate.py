@@ -1,6 +1,5 @@
 """Clean and robust accuracy, one flag for each image."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from sat.distributed import World
 from sat.draws import Draws, seed_of
+from sat.identity import Settings, settings_of
 from sat.statistics import wilson
 from sat.tally import STANDS, WRONG, Judge, Tally, is_right
 
@@ -79,12 +79,12 @@ class Evaluation:
         """Attacks and curves by name: all that leaves flags."""
         return {**self.attacks, **self.curves}
 
-    def settings(self, name: str) -> dict[str, Any]:
+    def settings(self, name: str) -> Settings:
         """All that decides the flags of that attack or curve, to be kept beside them."""
-        attack = self.judges[name]
-        kept = {"attack": type(attack).__name__, **asdict(attack), "restarts": self.restarts}
-        kept |= {"limit": self.limit, "subset_seed": self.subset_seed}
-        return json.loads(json.dumps(kept))  # as it is read back
+        own = settings_of(self.judges[name])
+        more = {"restarts": self.restarts, "limit": self.limit, "subset_seed": self.subset_seed}
+        usual = {"restarts"} if self.restarts == 1 else ()
+        return Settings({"attack": own.pop("_target_"), **own, **more}, {*own.usual, *usual})
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Validation:
 
     attack: Any = None
     every: float = 1.0
-    batch_size: int = 256
+    batch_size: int = field(default=256, metadata={"identity": False})
     limit: int | None = None
 
     def __post_init__(self) -> None:

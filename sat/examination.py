@@ -23,7 +23,7 @@ from sat.draws import Draws, seed_of
 from sat.errors import Refused
 from sat.evaluate import accuracy, joined, measure, robustness, share
 from sat.flags import Shelf, changes, digest_of, taken
-from sat.journal import facts_of, same_facts
+from sat.data.fingerprint import facts_of, same_facts
 from sat.precision import channels_last_pays, float32, lay_out
 from sat.record import Run, environment
 from sat.tally import Tally

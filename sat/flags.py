@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sat import checkpoint
 from sat.errors import Refused
-from sat.identity import deciding
+from sat.identity import Settings
 from sat.tally import STANDS, WRONG, Tally
 
 LARGEST = 2**30  # bytes; a million images have about 12 million
@@ -27,7 +27,7 @@ class Shelf:
     def __init__(self, folder: Path, indices: Tensor, images: str):
         self.folder, self.indices, self.images = folder, indices, images
 
-    def read(self, name: str, settings: Mapping[str, Any], weights: str | None) -> Tally | None:
+    def read(self, name: str, settings: Settings, weights: str | None) -> Tally | None:
         """The flags under that name; None where there are none, `weights` None for any.
 
         Raises Refused when they are of other settings, weights or images, or damaged.
@@ -59,7 +59,7 @@ class Shelf:
             return None
         raise Refused(taken(name, ["limit or subset_seed"]))
 
-    def write(self, name: str, settings: Mapping[str, Any], weights: str, tally: Tally) -> None:
+    def write(self, name: str, settings: Settings, weights: str, tally: Tally) -> None:
         """Keeps complete flags."""
         self._write(self.folder / f"{name}.npz", settings, weights, tally)
         for path in self._partials(name, settings, weights):
@@ -68,13 +68,13 @@ class Shelf:
             (self.folder / "partial").rmdir()
 
     def write_partial(
-        self, name: str, settings: Mapping[str, Any], weights: str, tally: Tally, process: int
+        self, name: str, settings: Settings, weights: str, tally: Tally, process: int
     ) -> None:
         """Keeps flags as far as they came, in that process of the measurement."""
         path = self._place(name, settings, weights, process)
         self._write(path, settings, weights, tally)
 
-    def _write(self, path: Path, settings: Mapping[str, Any], weights: str, tally: Tally) -> None:
+    def _write(self, path: Path, settings: Settings, weights: str, tally: Tally) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "settings": np.array(json.dumps(settings, sort_keys=True)),
@@ -87,13 +87,17 @@ class Shelf:
         checkpoint.write_whole(path, lambda file: np.savez_compressed(file, **content))
 
     def read_partial(
-        self, name: str, settings: Mapping[str, Any], weights: str
+        self, name: str, settings: Settings, weights: str
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """What a killed measurement of just this left, all its processes together, who need be as
         many no longer: `fell`, `passed` and `seconds` of a Tally."""
         whole = None
         for path in self._partials(name, settings, weights):
-            tally = self._tally(path, read_file(path), np.arange(len(self.indices)))
+            found = read_file(path)
+            if changes(found["settings"], settings):  # a default has moved since
+                path.unlink()
+                continue
+            tally = self._tally(path, found, np.arange(len(self.indices)))
             whole = tally if whole is None else whole.joined(tally)
         if whole is None:
             return None
@@ -102,12 +106,12 @@ class Shelf:
             path.unlink()
         return whole.fell, whole.passed, whole.seconds
 
-    def _partials(self, name: str, settings: Mapping[str, Any], weights: str) -> list[Path]:
+    def _partials(self, name: str, settings: Settings, weights: str) -> list[Path]:
         first = self._place(name, settings, weights, process=0)
         return sorted(first.parent.glob(f"{first.stem}*.npz"), key=lambda path: len(path.name))
 
-    def _place(self, name: str, settings: Mapping[str, Any], weights: str, process: int) -> Path:
-        text = json.dumps([deciding(settings), weights, self.images], sort_keys=True)
+    def _place(self, name: str, settings: Settings, weights: str, process: int) -> Path:
+        text = json.dumps([settings.difference(), weights, self.images], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         of = f".{process}" * (process > 0)
         return self.folder / "partial" / f"{name}-{digest}{of}.npz"
@@ -174,11 +178,9 @@ def taken(name: str, changed: list[str]) -> str:
     )
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changes(before: Mapping[str, Any], now: Settings) -> list[str]:
     """The deciding settings that differ, but for those that only choose images."""
-    before, now = deciding(before), deciding(now)
-    keys = {*before, *now} - {"limit", "subset_seed"}
-    return sorted(key for key in keys if before.get(key) != now.get(key))
+    return sorted({*now.changes(before)} - {"limit", "subset_seed"})
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

@@ -1,6 +1,5 @@
 """Looks on while a run trains: metrics, validation, checkpoints, and the wish to stop."""
 
-import hashlib
 import logging
 import signal
 import time
@@ -19,6 +18,7 @@ from sat.console import Progress
 from sat.dashboard import Dashboard
 from sat.data import Data, chunks
 from sat.data.choice import split_part
+from sat.data.fingerprint import facts_of, same_facts
 from sat.diagnostics import Alarm, Overfitting, Probe
 from sat.distributed import ALONE, World
 from sat.draws import seed_of
@@ -91,7 +91,7 @@ class Journal:
         try:
             self.dashboard = Dashboard(self.run.directory if self.world.first else None)
             if trainer.step == 0:
-                self.dashboard.introduce(self.spec.config, self.spec.yaml(), introduction)
+                self.dashboard.introduce(self.spec.compared, self.spec.yaml(), introduction)
             self._warn(trainer, self._apart(trainer))
             with self._saving(trainer):
                 yield
@@ -323,6 +323,7 @@ class Journal:
         return {
             "name": self.spec.name,
             "hash": self.spec.hash,
+            "identity": self.spec.identity,
             "configuration": self.spec.configuration,
             "status": "trained",
             "seed": self.spec.seed,
@@ -354,32 +355,3 @@ def chance_of(labels: Tensor, classes: int) -> float:
     """The accuracy of a constant answer: the share of the largest class, where labels are known."""
     known = labels[labels >= 0]
     return int(known.bincount().max()) / len(known) if len(known) else 1 / classes
-
-
-def facts_of(data: Data) -> dict[str, Any]:
-    """What tells two image sets of the same name apart."""
-    splits = {name: getattr(data, name) for name in ("train", "held_out", "test")}
-    names = hashlib.sha256("\n".join(data.classes).encode())
-    digest, test = names, names.copy()
-    for name, split in splits.items():
-        for told in (digest, test) if name == "test" else (digest,):
-            told.update(split.labels.numpy().tobytes())
-            told.update(split.sample())
-    counts = {name: len(split) for name, split in splits.items()}
-    facts = {"name": data.name, "classes": len(data.classes), **counts}
-    return {**facts, "content": digest.hexdigest()[:8], "test_content": test.hexdigest()[:8]}
-
-
-def same_facts(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises Refused when a run's config or images are not those it was begun with."""
-    if before.get("hash") != now["hash"]:
-        raise Refused(
-            f"checkpoint: was made by another config ({before.get('hash')} instead of"
-            f" {now['hash']}); move it away, or start over with record.fresh=true"
-        )
-    for key, value in now["dataset"].items():
-        if (was := before["dataset"].get(key, value)) != value:
-            raise Refused(
-                f"dataset.name={now['dataset']['name']}: the run of this name was begun with other"
-                f" images ({key}: {was}, now {value}); give this set another dataset.name"
-            )

@@ -12,12 +12,12 @@ from sat.config import Spec
 from sat.console import percent, table
 from sat.dashboard import Dashboard
 from sat.data import Data
+from sat.data.fingerprint import same_facts
 from sat.distributed import ALONE, World
 from sat.errors import Fault, Refused
 from sat.evaluate import EVALUATED, Evaluation
 from sat.examination import FILES, WORST, Examination
 from sat.flags import changes
-from sat.journal import same_facts
 from sat.record import Run, code_digest
 from sat.untrusted import read_whole_result, read_yaml
 
@@ -38,6 +38,8 @@ def finished(spec: Spec) -> dict[str, Any] | None:
         )
     if spec.record.fresh:
         return None
+    if (directory / "config.yaml").is_file():
+        spec.refuse_moved(read_yaml(directory / "config.yaml"), directory)
     if (result := usable(read_whole_result(directory), directory)) is None:
         return None
     if not covers(result, directory, spec.evaluation) or moved(spec, directory):
@@ -190,7 +192,7 @@ def conclude(
         draw(run, dashboard, at, part, new)
     exam.dismiss()
     exam.show(dashboard, result["images"])
-    dashboard.conclude(spec.config, final_metrics(result), result["images"])
+    dashboard.conclude(spec.compared, final_metrics(result), result["images"])
     dashboard.close()
     run.write_result({**result, "lengths": run.lengths(), "status": "finished"})
     run.drop_checkpoints(spec.record.keep)

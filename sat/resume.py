@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sat import checkpoint
 from sat.hardware import DTYPES
-from sat.journal import same_facts
+from sat.data.fingerprint import same_facts
 from sat.schedule import Schedule, build_optimizer, load_optimizer
 from sat.untrusted import misfit
 

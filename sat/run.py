@@ -39,6 +39,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
         device = hardware.find_device(spec.device, seat)
     hardware.settle_on(device)
     with distributed.join(device) as world:
+        one_run(world.gathered(spec.name))
         if (done := world.told(lambda: results.finished(spec))) is not None:
             if world.first:
                 record.enter(Path(spec.record.root) / spec.name, spec.experiment)
@@ -54,6 +55,16 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
                 obtain = train if spec.evaluate is None else taken_over
                 result = {"overrides": overrides, **obtain(spec, run, model, data, world)}
             return results.conclude(spec, run, model, data, result, world)
+
+
+def one_run(names: list[str]) -> None:
+    """Raises Refused where the processes of a run read other images or weights than the first."""
+    for rank, name in enumerate(names):
+        if name != names[0]:
+            raise Refused(
+                f"dataset: process {rank} finds other images or weights ({name}) than the first"
+                f" one ({names[0]}); give every machine the same files"
+            )
 
 
 def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
@@ -88,7 +99,8 @@ def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
 def taken_over(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, Any]:
     """A run of no steps, whose checkpoint holds the weights of a file."""
     from sat import checkpoint
-    from sat.journal import Journal, same_facts
+    from sat.data.fingerprint import same_facts
+    from sat.journal import Journal
     from sat.resume import facts_in
 
     journal, last = Journal(spec, run, data, world), run.checkpoints / "last.pt"

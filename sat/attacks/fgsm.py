@@ -13,12 +13,12 @@ from sat.draws import Draws
 class FGSM:
     """One step of size eps from the clean image; PGD-1 is the same from a random start."""
 
-    eps: float = 8.0
+    eps: float | str = 8.0
     norm: Literal["linf", "l2"] = "linf"
     batch_norm: Literal["eval", "train"] = "eval"
 
     def __post_init__(self) -> None:
-        assert self.pgd  # its checks are ours
+        object.__setattr__(self, "eps", self.pgd.eps)  # its checks are ours
 
     @property
     def pgd(self) -> PGD:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sat.draws import Draws
+from sat.units import check_ball, check_unit
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,18 @@ class PGD:
     statistics; `train` with the batch's own. Neither changes a statistic.
     """
 
-    eps: float = 8.0
+    eps: float | str = 8.0
     steps: int = 1
-    step: float | Literal["auto"] = "auto"
+    step: float | str = "auto"
     norm: Literal["linf", "l2"] = "linf"
     random_start: bool = True
     clean_start: float = 0.0
     batch_norm: Literal["eval", "train"] = "eval"
 
     def __post_init__(self) -> None:
-        check_unit("eps", self.eps)
+        object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         if self.step != "auto":
-            check_unit("step", self.step)
+            object.__setattr__(self, "step", check_unit("step", self.step))
             if self.step == 0:
                 raise ValueError("step=0: moves nothing; write step=auto, or a size in 1/255")
         if self.steps < 1:
@@ -48,8 +49,6 @@ class PGD:
                 f"clean_start={self.clean_start}: without random_start every batch starts clean;"
                 " drop one of the two"
             )
-        if self.norm == "linf" and self.eps > 255:
-            raise ValueError(f"eps={self.eps}: is above 255/255, the whole range of a pixel")
 
     @property
     def step_size(self) -> float:
@@ -84,19 +83,6 @@ class PGD:
         direction = draws.normal("start", *shape)
         radius = draws.uniform("radius", 1, 1, 1) ** (1 / math.prod(shape))
         return (x + eps * radius * direction / norm_of(direction)).clamp_(0, 1)
-
-
-def check_unit(name: str, value: float) -> None:
-    """eps and step are in 1/255; a value below 1 is nearly always a fraction by mistake."""
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name}={value}: must be a finite number, 0 or above, in 1/255")
-    smallest = 1 if name == "eps" else 0.1
-    if 0 < value < smallest:
-        meant = f"{255 * value:.3g}"
-        raise ValueError(
-            f"{name}={value:g}: is in units of 1/255, so this is {value:g}/255;"
-            f" for {value:g} of the pixel range write {name}={meant}"
-        )
 
 
 def norm_of(x: Tensor) -> Tensor:
