@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 _TRAINING = ("attack", "schedule")
 _COMPARED = ("dataset", "activation", "model", *_TRAINING)
 # Groups that follow the dataset, or say nothing about what was trained.

@@ -17,13 +17,13 @@ from sat.console import Progress
 from sat.curves import entry_of
 from sat.dashboard import Dashboard
 from sat.data import Data, chunks, indexed
+from sat.data.fingerprint import facts_of, same_facts
 from sat.diagnostics import doubts, square_alarm
 from sat.distributed import World
 from sat.draws import Draws, seed_of
 from sat.errors import Refused
 from sat.evaluate import accuracy, joined, measure, robustness, share
 from sat.flags import Shelf, changes, digest_of, taken
-from sat.data.fingerprint import facts_of, same_facts
 from sat.precision import channels_last_pays, float32, lay_out
 from sat.record import Run, environment
 from sat.tally import Tally

@@ -96,7 +96,8 @@ def _settled(value: Any) -> Any:
         return {key: _settled(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_settled(inner) for inner in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else settings_of(value)
+    simple = value is None or isinstance(value, bool | int | float | str)
+    return value if simple else settings_of(value)
 
 
 def settle(cls: type, values: Mapping[str, Any]) -> Settings:

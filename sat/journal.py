@@ -22,7 +22,7 @@ from sat.data.fingerprint import facts_of, same_facts
 from sat.diagnostics import Alarm, Overfitting, Probe
 from sat.distributed import ALONE, World
 from sat.draws import seed_of
-from sat.errors import SIGNALS, Diverged, Fault, Lost, Refused, Stopped
+from sat.errors import SIGNALS, Diverged, Fault, Lost, Stopped
 from sat.evaluate import joined, measure, share
 from sat.faults import Relapse, is_out_of_memory, starved
 from sat.hardware import THREADS

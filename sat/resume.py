@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sat import checkpoint
-from sat.hardware import DTYPES
 from sat.data.fingerprint import same_facts
+from sat.hardware import DTYPES
 from sat.schedule import Schedule, build_optimizer, load_optimizer
 from sat.untrusted import misfit
 

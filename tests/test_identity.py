@@ -76,8 +76,8 @@ def test_an_option_that_is_added_measures_nothing_again(sat, monkeypatch):
         put(monkeypatch, later)
     monkeypatch.setattr("sat.examination.measure", lambda *_: pytest.fail("measured again"))
     again = sat("schedule.epochs=0.2", *evaluation)
-    by_name = sat(f"evaluate={first.run}", "evaluation.limit=50", *evaluation[1:],
-                  "evaluation.attacks.pgd20.steps=3", "evaluation.doubts=0", tiny=False)  # fmt: skip
+    same = ["evaluation.limit=50", "evaluation.attacks.pgd20.steps=3", "evaluation.doubts=0"]
+    by_name = sat(f"evaluate={first.run}", *same, *evaluation[1:], tiny=False)
     for answer in (again, by_name):
         assert answer.code == 0 and "is finished" in answer.err + answer.out, answer.err
     now = {path: path.stat().st_mtime_ns for path in first.run.rglob("*") if path.is_file()}

@@ -108,7 +108,7 @@ def same_facts(before: dict[str, Any], now: dict[str, Any]) -> None:
     for key, value in now["dataset"].items():
         if (was := before["dataset"].get(key, value)) != value:
             raise Refused(
-                f"dataset.name={now['dataset']['name']}: the run was begun with other images ({key}:"
-                f" {was}, now {value}); set dataset.root or dataset.path to where those are, or"
-                " train on these: that is another run, of another name"
+                f"dataset.name={now['dataset']['name']}: the run was begun with other images"
+                f" ({key}: {was}, now {value}); set dataset.root or dataset.path to where those"
+                " are, or train on these: that is another run, of another name"
             )
