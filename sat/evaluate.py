@@ -115,6 +115,10 @@ def check_attack(key: str, attack: Any) -> None:
             f"{key}.batch_norm={attack.batch_norm}: an image's verdict would depend on its batch;"
             " write eval"
         )
+    try:
+        settings_of(attack)  # which are kept beside what it measures
+    except ValueError as error:
+        raise ValueError(f"{key}={error}") from None
 
 
 def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], judge: Judge,

@@ -84,10 +84,15 @@ def _compared(
 
 
 def settings_of(part: Any) -> Settings:
-    """The settings of an object that keeps its arguments as attributes, as dataclasses do."""
-    cls = type(part)
-    values = {key: getattr(part, key) for key in inspect.signature(cls).parameters}
-    return settle(cls, {key: _settled(value) for key, value in values.items()})
+    """The settings of an object that keeps its arguments as attributes, as dataclasses do. Raises
+    ValueError for another."""
+    cls, arguments = type(part), inspect.signature(type(part)).parameters
+    if lost := [key for key in arguments if not hasattr(part, key)]:
+        raise ValueError(
+            f"{cls.__name__} does not tell its argument {lost[0]}; keep it as self.{lost[0]}, or"
+            " make the class a dataclass"
+        )
+    return settle(cls, {key: _settled(getattr(part, key)) for key in arguments})
 
 
 def _settled(value: Any) -> Any:

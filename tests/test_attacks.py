@@ -157,7 +157,8 @@ def test_each_option_changes_the_result(batch):
     plain = PGD(8, 3, step=1.5)
     results = {}
     for change in (
-        {}, {"eps": 9.0}, {"steps": 4}, {"step": "auto"}, {"norm": "l2"}, {"random_start": False},
+        {}, {"eps": 9.0}, {"steps": 4}, {"step": "auto"}, {"norm": "l2", "eps": "8/255"},
+        {"random_start": False},
         {"clean_start": 1.0, "steps": 2}, {"batch_norm": "train"},
     ):  # fmt: skip
         results[str(change)] = replace(plain, **change)(network(), *batch)

@@ -212,7 +212,7 @@ def test_what_can_not_be_evaluated_is_refused_in_one_line(sat, copy, tmp_path, k
         ("activation=relu", "activation=relu: can't be changed"),
         ("schedule.epochs=5", "schedule.epochs=5: can't be changed"),
         ("dataset.eps=4", "evaluation.attacks.<name>.eps"),
-        ("evaluation.attacks.pgd20.eps=0.03", "is in units of 1/255"),
+        ("evaluation.attacks.pgd20.eps=0.03", "the unit is 1/255"),
         ("evaluation.checkpoints=[first]", "choose from last, best, last_raw"),
         ("evaluation.attacks.pgd20.steps=4", "was measured in this run with other settings"),
         ("dataset=cifar10", "dataset=cifar10: can't be changed"),

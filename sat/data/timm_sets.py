@@ -1,5 +1,6 @@
 """Whatever `timm.data.create_dataset` reads."""
 
+import logging
 import os
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +20,7 @@ from sat.data.stream import StreamedSet, StreamSplit
 from sat.draws import seed_of
 from sat.launch import processes
 
+log = logging.getLogger("sat")
 PACKAGES = {  # what a reader imports, and what pip calls it
     "hfds": ("datasets", "datasets"),
     "hfids": ("datasets", "datasets"),
@@ -61,6 +63,7 @@ class Timm(StreamedSet):
         self._check_name()
         if isinstance(self._open(self.train_split, training=True), IterableDataset):
             if self._prefix() != "wds":
+                log.info("%s: known again by its name alone; other images go unseen", self.name)
                 return None
             names = sorted(path.relative_to(self.root) for path in Path(self.root).rglob("*.tar"))
             return of_files(self.root, [os.fsencode(name) for name in names])
