@@ -118,7 +118,8 @@ class Dashboard:
 
 
 def compared(config: Mapping[str, Any]) -> dict[str, int | float | str]:
-    """What tells runs apart: the options chosen, the seed, and every value that moves a number."""
+    """What tells runs apart: the options chosen, the seed, and every value of a `Spec.compared`,
+    which holds those that move a number."""
     if config["evaluate"] is None:
         table, silent = {"seed": config["seed"]}, _UNTOLD
     else:  # nothing is known of how these weights were trained

@@ -158,8 +158,9 @@ def same(a: Any, b: Any) -> bool:
 
 def class_name(dotted: str) -> str:
     """`PGD` of sat.attacks.pgd.PGD, wherever it stands; `mine:MIFGSM` of mine.attacks.MIFGSM."""
-    top, name = dotted.partition(".")[0], dotted.rpartition(".")[2]
-    return name if top == "sat" or ":" in name else f"{top}:{name}"
+    top, dot, rest = dotted.partition(".")
+    name = rest.rpartition(".")[2]
+    return dotted if not dot else name if top == "sat" else f"{top}:{name}"
 
 
 # hash and name --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from PIL import Image
 from test_config import composed, spec
 
 from sat import config
-from sat.attacks import PGD
+from sat.attacks import PGD, Curve
 from sat.config import CONF, check, resolve
 from sat.data import Cifar10, Digits, ImageFolder, Npz, TinyImageNet, fingerprint
 from sat.errors import Refused
@@ -155,6 +155,11 @@ def test_settings_of_a_measurement_are_compared_by_difference():
     assert changes(later(8, 20, momentum=0.5)) == ["momentum"]
     assert changes(later(8, 21), 2) == ["steps", "restarts"]
     assert changes(grown(PGD, clean_start=0.5)(8, 20)) == ["clean_start"]
+    curve = Evaluation(curves={"c": Curve(PGD(8, 3), "eps", (0, 1))})
+    drawn = json.loads(json.dumps(curve.settings("c")))
+    assert curve.settings("c").changes(drawn) == [] and "batch_size" not in drawn
+    longer = Evaluation(curves={"c": Curve(later(8, 4), "eps", (0, 1), batch_size=3)})
+    assert longer.settings("c").changes(drawn) == ["attack.steps"]
     gone = {**before, "gone": 1}
     assert Evaluation(attacks={"a": PGD(8, 20)}).settings("a").changes(gone) == ["gone"]
     assert Settings({"a": True}).changes({"a": 1}) == ["a"]
@@ -168,6 +173,7 @@ def test_an_option_is_named_as_its_group_names_it():
     assert one.identity["attack"]["_target_"] == "pgd" and one.hash != other.hash
     assert class_name("sat.attacks.pgd.PGD") == class_name("sat.attacks.PGD") == "PGD"
     assert class_name("mine.attacks.MIFGSM") == class_name("mine:MIFGSM") == "mine:MIFGSM"
+    assert class_name("PGD") == "PGD"
 
 
 def test_a_plug_in_is_named_by_its_package_and_option(monkeypatch):
