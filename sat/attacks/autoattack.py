@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sat.attacks.base import frozen
 from sat.attacks.outcomes import AttackOutcomes
-from sat.attacks.pgd import check_unit, frozen
 from sat.rng import RowRng
+from sat.units import check_ball
 
 log = logging.getLogger("sat")
 VERSIONS = {
@@ -31,7 +32,7 @@ class AutoAttack:
     checks warn of is logged once. `eps` is in 1/255.
     """
 
-    eps: float = 8.0
+    eps: float | str = 8.0
     norm: Literal["linf", "l2"] = "linf"
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
     attacks: tuple[str, ...] | None = None
@@ -43,9 +44,7 @@ class AutoAttack:
     loss: ClassVar[str] = "ce"
 
     def __post_init__(self) -> None:
-        check_unit("eps", self.eps)
-        if self.norm == "linf" and self.eps > 255:
-            raise ValueError(f"eps={self.eps}: is above 255/255, the whole range of a pixel")
+        object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
         if (self.version == "custom") != (self.attacks is not None):

@@ -1,7 +1,7 @@
 """AutoAttack's standard ensemble (Croce and Hein 2020), organised for speed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -11,13 +11,14 @@ from sat.acceleration.auto import bf16_pays
 from sat.acceleration.precision import float32
 from sat.attacks.apgd import APGD, cross_entropy, targeted_dlr
 from sat.attacks.ball import Ball
+from sat.attacks.base import frozen
 from sat.attacks.fab import FAB
 from sat.attacks.network import Network
 from sat.attacks.outcomes import WRONG, AttackOutcomes, is_right
-from sat.attacks.pgd import check_unit, frozen
 from sat.attacks.pool import Pool, Search
 from sat.attacks.square import Square
 from sat.rng import RowRng, seed_of
+from sat.units import check_ball
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -35,10 +36,10 @@ class FastAutoAttack:
     with `patience` None the attacks have their published length. `eps` is in 1/255.
     """
 
-    eps: float = 8.0
+    eps: float | str = 8.0
     norm: Literal["linf", "l2"] = "linf"
     attacks: tuple[str, ...] = ATTACKS
-    batch_size: int | Literal["auto"] = "auto"
+    batch_size: int | Literal["auto"] = field(default="auto", metadata={"identity": False})
     patience: float | None = 2.0
 
     batch_norm: ClassVar[str] = "eval"
@@ -46,9 +47,7 @@ class FastAutoAttack:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attacks", tuple(self.attacks))
-        check_unit("eps", self.eps)
-        if self.norm == "linf" and self.eps > 255:
-            raise ValueError(f"eps={self.eps}: is above 255/255, the whole range of a pixel")
+        object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         unknown = [name for name in self.attacks if name not in ATTACKS]
         if unknown or not self.attacks:
             raise ValueError(f"attacks={list(self.attacks)}: choose from {', '.join(ATTACKS)}")

@@ -57,6 +57,8 @@ def finished(spec: Spec) -> RunResult | None:
         )
     if spec.record.fresh:
         return None
+    if (directory / "config.yaml").is_file():
+        spec.refuse_moved(read_yaml(directory / "config.yaml"), directory)
     if (result := usable(RunResult.read(directory), directory)) is None:
         return None
     if todo(result, spec.evaluation, directory) or moved(spec, directory):
@@ -312,7 +314,7 @@ def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any)
                 loggers.alarm(text, images)
     if views is not None:
         loggers.pictures(*views, result.images)
-    loggers.conclude(spec.config, final_metrics(result), result.images)
+    loggers.conclude(spec.compared, final_metrics(result), result.images)
     loggers.flush()
 
 

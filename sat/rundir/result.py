@@ -205,7 +205,8 @@ class RunResult(_Plain):
     """A run: what was asked for, where it ran, and what came out."""
 
     name: str  # of the run's directory
-    hash: str  # of its config: see `sat.identity`
+    hash: str  # of its identity
+    identity: dict[str, Any]  # what decides its weights, by difference: see `sat.identity`
     status: str  # trained: the test set is not touched yet; finished; failed
     configuration: str | None = None  # a name that runs share which differ in the seed alone
     error: str | None = None  # of a failed run
@@ -221,7 +222,6 @@ class RunResult(_Plain):
     choices: Choices  # what `auto` has chosen: threads, precision, ...
     steps: int  # updates taken
     skipped_steps: Count = 0  # something was not finite
-    repeated_steps: Count = 0  # taken in float32 instead
     multiply_adds: float | None = None  # of one image's forward
     images: int  # seen in training
     wall_seconds: float
