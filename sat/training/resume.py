@@ -112,7 +112,7 @@ def _check_weights(name: str, weights: Mapping[str, Tensor], model: nn.Module) -
 
 def _check_optimizer(state: Mapping[str, Any], model: nn.Module, schedule: Schedule) -> None:
     """What an optimiser would take and stumble over in its next step."""
-    own, kept = build_optimizer(model, schedule), _KEPT.get(schedule.optimizer)
+    own, kept = build_optimizer(model, schedule), _KEPT.get(schedule.optimizer, set())
     # others count in them; whether a step is fused is chosen anew
     fixed = {"params"} | ({*own.defaults} - {"lr", "fused"} if kept else set())
     groups = own.state_dict()["param_groups"]
