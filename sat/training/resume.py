@@ -43,7 +43,7 @@ _KEPT = {
 
 
 def check_state(
-    state: Mapping[str, Any], facts: Mapping[str, Any], model: nn.Module, schedule: Schedule
+    state: Mapping[str, Any], facts: dict[str, Any], model: nn.Module, schedule: Schedule
 ) -> None:
     """Raises ValueError, which says why, for what a training of `model` can't go on from, and
     Refused for a state of another config or of other images."""
