@@ -70,7 +70,8 @@ def full():
         configuration="run-0123", error="none", overrides=["seed=0"], parameters=9, last_raw=part,
         activation={"option": "silu", "gates": []}, attack={"option": "pgd", "eps": 8.0},
         environment={"torch": "2"}, objective={"option": "adversarial"}, skipped_steps=1,
-        repeated_steps=1, multiply_adds=1e6, images_per_second=9.5, last=part, best=part, alarms=[alarm], lengths={"metrics.jsonl": 9},
+        repeated_steps=1, multiply_adds=1e6, images_per_second=9.5, last=part, best=part,
+        alarms=[alarm], lengths={"metrics.jsonl": 9},
     )  # fmt: skip
 
 
