@@ -21,6 +21,7 @@ import sat as package
 from sat.config import CONF, check, resolve
 from sat.models.export import export
 from sat.models.weights import build_model, load_weights
+from sat.rundir import checkpoint
 from sat.rundir.record import Run
 
 SHAPE = {"channels": 3, "classes": 5, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
@@ -45,8 +46,9 @@ def trained(tmp_path):
         torch.manual_seed(1)
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / "config.yaml").write_text(spec.yaml())
-        torch.save(state, tmp_path / name / "checkpoints/best.pt")
-        torch.save({**state, "average": average}, tmp_path / name / "checkpoints/last.pt")
+        checkpoint.save(tmp_path / name / "checkpoints/best.pt", state)
+        last = tmp_path / name / "checkpoints/last.pt"
+        checkpoint.save(last, {**state, "average": average})
         return tmp_path / name
 
     return make
