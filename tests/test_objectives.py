@@ -82,7 +82,7 @@ def test_the_training_attack_alone_follows_the_objective():
     assert training_attack(PGD(8, 2), TRADES()) == PGD(8, 2, loss="kl")
     assert training_attack(PGD(8, 2), Adversarial()) == PGD(8, 2, loss="ce")
     assert training_attack(PGD(8, 2, loss="margin"), TRADES()) == PGD(8, 2, loss="margin")
-    with pytest.raises(ValueError, match="^start=none: "):
+    with pytest.raises(Refused, match="^attack.start=none: "):
         training_attack(PGD(8, 2, start="none"), TRADES())
 
 
