@@ -109,7 +109,7 @@ def resolve(cfg: DictConfig, under: Mapping[str, Any] | None = None) -> dict[str
 
 def check(plain: Mapping[str, Any]) -> Spec:
     """Builds every part of a resolved config and names the run; raises `Refused`."""
-    from sat.attacks.pgd import check_unit
+    from sat.units import check_unit
 
     plain = dict(plain)
     choices = dict(plain.pop("choices", {}))

@@ -8,16 +8,20 @@ from typing import Any
 
 from torch import Tensor
 
+from sat.attacks.outcomes import AttackOutcomes
 from sat.checkpoint import write_whole
 from sat.evaluate import accuracy
-from sat.tally import Tally
 
 BLUE, GREY, ORANGE = "#0072B2", "#999999", "#D55E00"  # told apart by the colour-blind
 ROWS = 20  # classes that a heat map can show
 
 
 def entry_of(
-    curve: Any, tally: Tally, labels: Tensor, classes: Sequence[str], settings: Mapping[str, Any]
+    curve: Any,
+    tally: AttackOutcomes,
+    labels: Tensor,
+    classes: Sequence[str],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What `result.json` holds of a curve: a point for each value, and each class's accuracies.
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.distributed import World
 from sat.draws import Draws, seed_of
 from sat.statistics import wilson
-from sat.tally import STANDS, WRONG, Judge, Tally, is_right
 
 EVALUATED = ("last", "best", "last_raw")
 TAKEN = ("clean", "worst_case")  # no names of attacks: results hold them beside these
@@ -117,8 +117,8 @@ def check_attack(key: str, attack: Any) -> None:
         )
 
 
-def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], judge: Judge,
-            seed: int, tally: Tally) -> Tally:  # fmt: skip
+def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], judge: Ensemble,
+            seed: int, tally: AttackOutcomes) -> AttackOutcomes:  # fmt: skip
     """Puts every image of `batches`, which yields (indices [B], x [B, C, H, W], y [B]), through the
     judge's attacks; `tally` has a place for each, and says what is known already.
 
@@ -131,16 +131,15 @@ def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], 
         for indices, x, y in batches:
             part = tally.part(slice(done, done + len(x)))
             done += len(x)
-            for fell, *images in zip(*(t.split(256) for t in (part.fell, x, y)), strict=True):
-                fell[(fell == STANDS) & ~is_right(model, *images).cpu()] = WRONG
+            part.survey(model, x, y)
             draws = Draws(seed_of(seed, "evaluation", 0), indices.to(x.device))
-            judge.judge(model, x, y, draws, part)
+            judge.run(model, x, y, draws, part)
     finally:
         model.train(training)
     return tally
 
 
-def share(world: World, judge: Judge) -> slice:
+def share(world: World, judge: Ensemble) -> slice:
     """The places of the images that this process measures; the first one takes all where a verdict
     depends on the batch."""
     if getattr(judge, "by_batch", False):
@@ -148,12 +147,14 @@ def share(world: World, judge: Judge) -> slice:
     return world.own
 
 
-def joined(world: World, tally: Tally, own: slice) -> Tally:
+def joined(world: World, tally: AttackOutcomes, own: slice) -> AttackOutcomes:
     """A measurement of several processes, each with its `own` places decided in its `tally`; their
     seconds add up."""
-    parts = world.gathered((own, tally.fell[own], tally.passed[own], tally.seconds))
-    for places, fell, passed, _ in parts:
-        tally.fell[places], tally.passed[places] = fell, passed
+    parts = world.gathered(
+        (own, tally.fell[own], tally.passed[own], tally.tied[own], tally.seconds)
+    )
+    for places, fell, passed, tied, _ in parts:
+        tally.fell[places], tally.passed[places], tally.tied[places] = fell, passed, tied
     tally.seconds = sum(seconds for *_, seconds in parts)
     return tally
 
@@ -165,19 +166,19 @@ def accuracy(flags: Tensor) -> dict[str, Any]:
     return {"accuracy": right / max(1, images), "ci95": [low, high], "images": images}
 
 
-def robustness(tally: Tally, attack: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+def robustness(tally: AttackOutcomes, attack: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What `result.json` says of one attack; of an ensemble, also what each of its attacks left."""
     own = {key: value for key, value in asdict(attack).items() if key in ("eps", "norm", "steps")}
     if hasattr(attack, "step_size"):
         own["step"] = attack.step_size
     seconds = round(float(tally.seconds.sum()), 3)
     measured = {**accuracy(tally.robust), "seconds": seconds, **own}
-    if hasattr(attack, "judge"):
+    if hasattr(attack, "run"):
         measured["attacks"] = members(tally)
     return {**measured, "settings": dict(settings)}
 
 
-def members(tally: Tally) -> dict[str, dict[str, Any]]:
+def members(tally: AttackOutcomes) -> dict[str, dict[str, Any]]:
     """For each attack of a sequence, in its order: accuracy after it, images that it felled."""
     return {
         name: {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sat import checkpoint
 from sat.attacks import PGD
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import Series, judge_of
 from sat.config import Spec
 from sat.console import Progress
@@ -26,7 +27,6 @@ from sat.flags import Shelf, changes, digest_of, taken
 from sat.journal import facts_of, same_facts
 from sat.precision import channels_last_pays, float32, lay_out
 from sat.record import Run, environment
-from sat.tally import Tally
 
 WORST = "worst_case"  # over all attacks of an evaluation, image by image
 # Whose weights a checkpoint's file holds: see `weights_in`.
@@ -120,13 +120,13 @@ class Examination:
             raise Refused(f"{text}; put a copy in its place, or train again") from None
 
     @staticmethod
-    def _square(tally: Tally) -> list[dict[str, Any]]:
+    def _square(tally: AttackOutcomes) -> list[dict[str, Any]]:
         """What an ensemble's own numbers give away."""
         counts = [int((tally.fell == k).sum()) for k in range(len(tally.names))]
         alarm = square_alarm(tally.names, counts, len(tally.fell))
         return [] if alarm is None else [alarm.as_json()]
 
-    def _doubts(self, found: dict[str, Tally]) -> dict[str, Any] | None:
+    def _doubts(self, found: dict[str, AttackOutcomes]) -> dict[str, Any] | None:
         """Asked of the attack that was measured last, which is the strongest where several are."""
         count = self.evaluation.doubts
         if self.model.mean.device.type == "cpu":  # all are attacked at once
@@ -150,7 +150,7 @@ class Examination:
         alarms = [alarm.as_json() for alarm in asked.alarms]
         return {**told, **asked.as_json(), "alarms": alarms}
 
-    def _tally(self, which: str, name: str, twin: str | None) -> Tally:
+    def _tally(self, which: str, name: str, twin: str | None) -> AttackOutcomes:
         settings = self.evaluation.settings(name)
         for source in filter(None, (which, twin)):
             tally = self.shelf.read(f"{source}-{name}", settings, self.weights)
@@ -163,7 +163,7 @@ class Examination:
         self.shelf.write(f"{which}-{name}", settings, self.weights, tally)
         return tally
 
-    def _measure(self, which: str, name: str | None) -> Tally:
+    def _measure(self, which: str, name: str | None) -> AttackOutcomes:
         self.world.told(lambda: (which, name, self.weights))  # `follow` waits for it
         return self._measure_together(which, name)
 
@@ -177,7 +177,7 @@ class Examination:
         """There is nothing left for the others."""
         self.world.told(lambda: None)
 
-    def _measure_together(self, which: str, name: str | None) -> Tally:
+    def _measure_together(self, which: str, name: str | None) -> AttackOutcomes:
         evaluation = self.evaluation
         judge = Series((), (), evaluation.batch_size)
         if name is not None:
@@ -191,16 +191,18 @@ class Examination:
             return joined(self.world, tally, own)
 
     @contextmanager
-    def _tallied(self, which: str, name: str | None, names: tuple[str, ...]) -> Iterator[Tally]:
+    def _tallied(
+        self, which: str, name: str | None, names: tuple[str, ...]
+    ) -> Iterator[AttackOutcomes]:
         """A tally that goes on where a killed evaluation was, shows progress, and is kept now and
         then until it is complete."""
         count = len(self.indices)
         if name is None:
-            yield Tally.new(names, count)
+            yield AttackOutcomes.new(names, count)
             return
         settings, label = self.evaluation.settings(name), f"{which}-{name}"
         left = self.world.told(lambda: self.shelf.read_partial(label, settings, self.weights))
-        tally = Tally.new(names, count) if left is None else Tally(names, *left)
+        tally = AttackOutcomes.new(names, count) if left is None else AttackOutcomes(names, *left)
         if not self.world.first:
             tally.seconds.zero_()  # they are added up
         bars, kept = [], time.monotonic()
@@ -239,7 +241,7 @@ class Examination:
         attack = next(iter(self.evaluation.attacks.values()), None)
         if attack is None:
             return
-        if hasattr(attack, "judge"):  # an ensemble takes minutes, and shows no more
+        if hasattr(attack, "run"):  # an ensemble takes minutes, and shows no more
             attack = PGD(attack.eps, 20, norm=attack.norm)
         self.model.eval()
         chosen = self.indices[:8]

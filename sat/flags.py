@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sat import checkpoint
+from sat.attacks.outcomes import STANDS, WRONG, AttackOutcomes
 from sat.errors import Refused
 from sat.identity import deciding
-from sat.tally import STANDS, WRONG, Tally
 
 LARGEST = 2**30  # bytes; a million images have about 12 million
 
@@ -27,7 +27,9 @@ class Shelf:
     def __init__(self, folder: Path, indices: Tensor, images: str):
         self.folder, self.indices, self.images = folder, indices, images
 
-    def read(self, name: str, settings: Mapping[str, Any], weights: str | None) -> Tally | None:
+    def read(
+        self, name: str, settings: Mapping[str, Any], weights: str | None
+    ) -> AttackOutcomes | None:
         """The flags under that name; None where there are none, `weights` None for any.
 
         Raises Refused when they are of other settings, weights or images, or damaged.
@@ -59,7 +61,9 @@ class Shelf:
             return None
         raise Refused(taken(name, ["limit or subset_seed"]))
 
-    def write(self, name: str, settings: Mapping[str, Any], weights: str, tally: Tally) -> None:
+    def write(
+        self, name: str, settings: Mapping[str, Any], weights: str, tally: AttackOutcomes
+    ) -> None:
         """Keeps complete flags."""
         self._write(self.folder / f"{name}.npz", settings, weights, tally)
         for path in self._partials(name, settings, weights):
@@ -68,29 +72,36 @@ class Shelf:
             (self.folder / "partial").rmdir()
 
     def write_partial(
-        self, name: str, settings: Mapping[str, Any], weights: str, tally: Tally, process: int
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        weights: str,
+        tally: AttackOutcomes,
+        process: int,
     ) -> None:
         """Keeps flags as far as they came, in that process of the measurement."""
         path = self._place(name, settings, weights, process)
         self._write(path, settings, weights, tally)
 
-    def _write(self, path: Path, settings: Mapping[str, Any], weights: str, tally: Tally) -> None:
+    def _write(
+        self, path: Path, settings: Mapping[str, Any], weights: str, tally: AttackOutcomes
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "settings": np.array(json.dumps(settings, sort_keys=True)),
             "weights": np.array(weights), "images": np.array(self.images),
             "indices": self.indices.numpy(), "attacks": np.array(tally.names),
             "clean": tally.clean.numpy(), "robust": tally.robust.numpy(),
-            "fell": tally.fell.numpy(), "passed": tally.passed.numpy(),
+            "fell": tally.fell.numpy(), "passed": tally.passed.numpy(), "tied": tally.tied.numpy(),
             "attack_seconds": tally.seconds.numpy(), "seconds": float(tally.seconds.sum()),
         }  # fmt: skip
         checkpoint.write_whole(path, lambda file: np.savez_compressed(file, **content))
 
     def read_partial(
         self, name: str, settings: Mapping[str, Any], weights: str
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+    ) -> tuple[Tensor, ...] | None:
         """What a killed measurement of just this left, all its processes together, who need be as
-        many no longer: `fell`, `passed` and `seconds` of a Tally."""
+        many no longer: `fell`, `passed`, `seconds` and `tied` of an AttackOutcomes."""
         whole = None
         for path in self._partials(name, settings, weights):
             tally = self._tally(path, read_file(path), np.arange(len(self.indices)))
@@ -100,7 +111,7 @@ class Shelf:
         self.write_partial(name, settings, weights, whole, process=0)
         for path in self._partials(name, settings, weights)[1:]:
             path.unlink()
-        return whole.fell, whole.passed, whole.seconds
+        return whole.fell, whole.passed, whole.seconds, whole.tied
 
     def _partials(self, name: str, settings: Mapping[str, Any], weights: str) -> list[Path]:
         first = self._place(name, settings, weights, process=0)
@@ -112,23 +123,25 @@ class Shelf:
         of = f".{process}" * (process > 0)
         return self.folder / "partial" / f"{name}-{digest}{of}.npz"
 
-    def _tally(self, path: Path, found: Mapping[str, Any], rows: np.ndarray) -> Tally:
+    def _tally(self, path: Path, found: Mapping[str, Any], rows: np.ndarray) -> AttackOutcomes:
         """The tally in a file, of its images `rows`; flags of earlier versions, without `fell`, are
         of one attack. Raises Refused where it is damaged."""
         try:
             images = len(found["indices"])
             if "fell" in found:
-                tally = Tally(
+                tally = AttackOutcomes(
                     tuple(str(name) for name in found["attacks"]),
                     *(torch.from_numpy(found[key]) for key in ("fell", "passed", "attack_seconds")),
+                    torch.from_numpy(found["tied"]) if "tied" in found else None,
                 )
             else:
                 clean, robust = (torch.from_numpy(found[key]) for key in ("clean", "robust"))
                 fell = torch.where(robust, STANDS, torch.where(clean, 0, WRONG)).to(torch.int8)
                 seconds = torch.tensor([float(found["seconds"])], dtype=torch.float64)
-                tally = Tally(("restart 1",), fell, robust.to(torch.int8), seconds)
+                tally = AttackOutcomes(("restart 1",), fell, robust.to(torch.int8), seconds)
             shapes = [tally.fell.shape, tally.passed.shape, tally.seconds.shape]
             whole = shapes == [(images,), (images,), (len(tally.names),)]
+            whole &= tally.tied.shape == (images,) and tally.tied.dtype == torch.bool
             kinds = (tally.fell.dtype, tally.passed.dtype) == (torch.int8, torch.int8)
             indices = np.array_equal(found["indices"][rows], self.indices.numpy())
             values = WRONG <= int(tally.fell.min()) and int(tally.fell.max()) < len(tally.names)
@@ -137,7 +150,9 @@ class Shelf:
         except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
             raise Refused(damaged(path, error)) from None
         chosen = torch.from_numpy(rows)
-        return Tally(tally.names, tally.fell[chosen], tally.passed[chosen], tally.seconds)
+        return AttackOutcomes(
+            tally.names, tally.fell[chosen], tally.passed[chosen], tally.seconds, tally.tied[chosen]
+        )
 
 
 def read_file(path: Path) -> dict[str, Any] | None:

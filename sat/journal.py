@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sat import checkpoint
 from sat.attacks import Clean
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import judge_of
 from sat.config import Spec
 from sat.console import Progress
@@ -28,7 +29,6 @@ from sat.faults import Relapse, is_out_of_memory, starved
 from sat.hardware import THREADS
 from sat.precision import float32
 from sat.record import Run, environment
-from sat.tally import Tally
 from sat.train import Trainer
 from sat.weights import shape_of
 
@@ -189,9 +189,9 @@ class Journal:
         judge = judge_of(attack, 1, self.validation.batch_size)
         own = share(self.world, judge)
         images = chunks(split, chosen[own], self.validation.batch_size)
-        tally = Tally.new(judge.names, len(chosen))
+        tally = AttackOutcomes.new(judge.names, len(chosen))
         # An ensemble decides in float32, so its points must be judged in it.
-        exact, model = hasattr(self.validation.attack, "judge"), trainer.evaluated
+        exact, model = hasattr(self.validation.attack, "run"), trainer.evaluated
         with float32(model) if exact else nullcontext():
             seed = seed_of(plan.seed, "validation")
             measure(model, images, judge, seed, tally.part(own))

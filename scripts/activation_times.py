@@ -14,7 +14,7 @@ from stopwatch import Timed, interleaved, paired, settings, spread
 from torch import nn
 from units import size
 
-from sat.attacks.pgd import frozen, input_gradient
+from sat.attacks.base import frozen, input_gradient
 from sat.config import options
 from sat.surrogate import phase
 from sat.train import Trainer

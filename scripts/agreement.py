@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from sat import load
-from sat.attacks import PGD, Strong
+from sat.attacks import PGD, FastAutoAttack
+from sat.attacks.outcomes import STANDS
 from sat.config import check
 from sat.console import table
 from sat.data import evaluation_batches
 from sat.draws import Draws, seed_of
 from sat.flags import digest_of
 from sat.precision import float32
-from sat.tally import STANDS
 from sat.untrusted import read_yaml
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")  # the standard version, in its order
@@ -91,7 +91,7 @@ def theirs(model: nn.Module, x: Tensor, y: Tensor, args: Any, kept: Path) -> dic
 
 def ours(model: nn.Module, x: Tensor, y: Tensor, args: Any) -> dict[str, Any]:
     """The same by `Strong`, which keeps no state: its times are of this call."""
-    attack = Strong(args.eps, args.norm, ATTACKS, args.batch_size)
+    attack = FastAutoAttack(args.eps, args.norm, ATTACKS, args.batch_size)
     draws = Draws(seed_of(args.seed, "agreement"), torch.arange(len(x)))
     verdicts, seconds = timed(lambda: attack.verdicts(model, x, y, draws))
     return {"verdicts": verdicts, "seconds": seconds[None]}

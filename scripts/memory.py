@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from units import size
 
-from sat.attacks.pgd import frozen, input_gradient
+from sat.attacks.base import frozen, input_gradient
 from sat.fold import Folded
 from sat.hardware import DTYPES
 from sat.recomputation import recompute

@@ -17,7 +17,7 @@ from pages import grid
 from steps import digits
 from stopwatch import Product, Timed, interleaved, paired, settings
 
-from sat.attacks.pgd import frozen, input_gradient
+from sat.attacks.base import frozen, input_gradient
 from sat.data.sets import Data
 from sat.draws import Draws
 from sat.surrogate import phase

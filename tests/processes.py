@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sat.attacks import PGD
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import judge_of
 from sat.distributed import ALONE, World, join, shared
 from sat.evaluate import joined, measure, share
@@ -20,7 +21,6 @@ from sat.hardware import find_device
 from sat.launch import end, local_rank
 from sat.objectives import Adversarial
 from sat.schedule import Schedule
-from sat.tally import Tally
 from sat.train import Plan, Trainer
 
 BATCH, STEPS, IMAGES = 22, 4, 88
@@ -158,7 +158,7 @@ def evaluated(world: World) -> dict[str, Any]:
     y = net(x).argmax(1)
     judge, tallies = judge_of(PGD(20, 3), 2, 5), []
     for these in (world, ALONE):
-        own, tally = share(these, judge), Tally.new(judge.names, 37)
+        own, tally = share(these, judge), AttackOutcomes.new(judge.names, 37)
         seen = []
         batches = (
             (seen.extend(i.tolist()) or i, x[i], y[i]) for i in torch.arange(37)[own].split(5)

@@ -11,20 +11,20 @@ from torch import nn
 
 from sat import load
 from sat.attacks import FGSM, PGD, Clean
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import judge_of
 from sat.diagnostics import Overfitting, Probe, doubts, square_alarm
 from sat.diagnostics.alarm import beyond
 from sat.diagnostics.verdict import Effort
 from sat.draws import Draws
 from sat.evaluate import measure as measured
-from sat.tally import Tally
 
 EPS = 25.0  # in 1/255, for the digits
 
 
 def measure(model, batches, attack, seed):
     batches = list(batches)
-    tally = Tally.new(("restart 1",), sum(len(y) for _, _, y in batches))
+    tally = AttackOutcomes.new(("restart 1",), sum(len(y) for _, _, y in batches))
     return measured(model, iter(batches), judge_of(attack, 1, 256), seed, tally)
 
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from sat.attacks import AutoAttack
 from sat.attacks import autoattack as module
+from sat.attacks.outcomes import STANDS, WRONG, AttackOutcomes
 from sat.draws import Draws
-from sat.tally import STANDS, WRONG, Tally
 
 EPS = 25.0  # in 1/255, for the digits
 
@@ -49,7 +49,7 @@ def shorter(kind, **changes):
 
 
 def surveyed(attack, model, x, y):
-    tally = Tally.new(attack.names, len(x))
+    tally = AttackOutcomes.new(attack.names, len(x))
     tally.fell[model(x).argmax(1) != y] = WRONG
     return tally
 
@@ -61,7 +61,7 @@ def test_the_verdicts_are_those_of_one_call_of_the_package(digits, norm, eps):
     model, x, y = digits
     attack = AutoAttack(eps, norm, batch_size=9)
     tally = surveyed(attack, model, x, y)
-    attack.judge(model, x, y, Draws(7, torch.arange(len(x))), tally)
+    attack.run(model, x, y, Draws(7, torch.arange(len(x))), tally)
     package = Package(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps / 255, seed=7)
     _, found = package.run_standard_evaluation(x, y, batch_size=9)
     assert torch.equal(tally.robust, found == y)
@@ -102,8 +102,8 @@ def test_versions_and_custom_attacks(digits, monkeypatch):
         attack = AutoAttack(
             EPS, version=version, attacks=("square",) * (version == "custom") or None
         )
-        tally = Tally.new(attack.names, len(x))
-        attack.judge(model, x, y, Draws(0, torch.arange(6)), tally)
+        tally = AttackOutcomes.new(attack.names, len(x))
+        attack.run(model, x, y, Draws(0, torch.arange(6)), tally)
         assert ran == calls and (tally.fell[model(x).argmax(1) == y] == STANDS).all()
         assert (tally.passed[tally.robust] == len(calls)).all()
         ran.clear()
@@ -113,7 +113,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_verdicts(digits):
     model, x, y = digits
     attack, draws = AutoAttack(EPS, batch_size=7), Draws(3, torch.arange(len(x)))
     whole = surveyed(attack, model, x, y)
-    attack.judge(model, x, y, draws, whole)
+    attack.run(model, x, y, draws, whole)
     tally, decided = surveyed(attack, model, x, y), []
 
     def kill(images):
@@ -123,10 +123,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_verdicts(digits):
 
     tally.changed = kill
     with pytest.raises(KeyboardInterrupt):
-        attack.judge(model, x, y, draws, tally)
+        attack.run(model, x, y, draws, tally)
     begun = []
     tally.changed, tally.begin = lambda n: None, lambda name, images: begun.append((name, images))
-    attack.judge(model, x, y, draws, tally)
+    attack.run(model, x, y, draws, tally)
     assert torch.equal(tally.fell, whole.fell) and (tally.passed == whole.passed).all()
     first = int(whole.clean.sum())
     assert first > 14 and sum(decided) > first  # it was killed in the second attack
@@ -148,7 +148,7 @@ def test_what_the_package_warns_of_is_logged_once(digits, monkeypatch):
     monkeypatch.setattr(module.log, "warning", lambda text, *values: said.append(text % values))
     attack = AutoAttack(EPS, version="custom", attacks=("square",), batch_size=5)
     tally = surveyed(attack, model, x, y)
-    attack.judge(probabilities, x, y, Draws(0, torch.arange(len(x))), tally)
+    attack.run(probabilities, x, y, Draws(0, torch.arange(len(x))), tally)
     assert len(said) == 1 and "probability distribution" in said[0]
 
 
@@ -160,7 +160,7 @@ def test_few_classes_have_fewer_targets(digits):
     x, y = x[y < 5][:6], y[y < 5][:6]
     attack = AutoAttack(2 * EPS, version="custom", attacks=("apgd-t", "fab-t"))
     tally = surveyed(attack, few, x, y)
-    attack.judge(few, x, y, Draws(0, torch.arange(len(x))), tally)
+    attack.run(few, x, y, Draws(0, torch.arange(len(x))), tally)
     assert (tally.fell >= 0).any()
 
 

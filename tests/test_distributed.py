@@ -15,13 +15,13 @@ from processes import CASES, STEPS
 
 from sat import hardware
 from sat.attacks import PGD
+from sat.attacks.outcomes import AttackOutcomes
 from sat.data import Batch, Digits, ImageFolder, epoch_batches
 from sat.data.memory import MemorySplit
 from sat.distributed import ALONE, World, check
 from sat.errors import Refused
 from sat.flags import Shelf
 from sat.schedule import Schedule
-from sat.tally import Tally
 
 # Layer norm instead of batch norm, which on a CPU sees the images of one process alone.
 NETWORK = ["model=timm", "model.name=test_convnext", "model.width=null", "dataset.image_size=32"]
@@ -104,15 +104,17 @@ def test_what_one_process_can_not_do_either_is_refused():
 def test_what_several_left_of_an_evaluation_is_put_together(tmp_path):
     shelf, settings = Shelf(tmp_path, torch.arange(10), "images"), {"attack": "PGD"}
     for rank in range(3):
-        tally = Tally.new(("restart 1",), 10)
+        tally = AttackOutcomes.new(("restart 1",), 10)
         part = tally.part(World(rank, 3).own)
         part.fell[0], part.passed[1] = 0, 1
         tally.seconds += 1
         shelf.write_partial("last-pgd", settings, "weights", tally, rank)
-    fell, passed, seconds = shelf.read_partial("last-pgd", settings, "weights")
+    fell, passed, seconds, _ = shelf.read_partial("last-pgd", settings, "weights")
     assert fell.tolist() == [0] * 3 + [-1] * 7 and passed.tolist() == [0] * 3 + [1] * 3 + [0] * 4
     assert seconds.tolist() == [3] and len([*tmp_path.glob("partial/*")]) == 1
-    shelf.write("last-pgd", settings, "weights", Tally(("restart 1",), fell, passed, seconds))
+    shelf.write(
+        "last-pgd", settings, "weights", AttackOutcomes(("restart 1",), fell, passed, seconds)
+    )
     assert not (tmp_path / "partial").exists()
 
 

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from sat.attacks import PGD, Clean, Curve
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import judge_of
 from sat.evaluate import Evaluation, Validation, accuracy
 from sat.evaluate import measure as measured
 from sat.precision import float32
 from sat.statistics import wilson
-from sat.tally import Tally
 
 
 def network() -> nn.Module:
@@ -36,7 +36,7 @@ def batches(x, y, size):
 def measure(model, images, attack, seed, restarts=1):
     images = list(images)
     judge = judge_of(attack, restarts, 11)
-    tally = Tally.new(judge.names, sum(len(y) for _, _, y in images))
+    tally = AttackOutcomes.new(judge.names, sum(len(y) for _, _, y in images))
     return measured(model, iter(images), judge, seed, tally)
 
 

@@ -11,7 +11,8 @@ from torch import nn
 import sat.fold
 from sat import activations as A
 from sat.attacks import PGD
-from sat.attacks.pgd import input_gradient
+from sat.attacks.base import input_gradient
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import Series
 from sat.draws import Draws
 from sat.fold import fold
@@ -19,7 +20,6 @@ from sat.models import EfficientNet, PreActResNet, ResNet, WideResNet, assemble
 from sat.objectives import Adversarial
 from sat.schedule import Schedule, load_optimizer
 from sat.surrogate import SurrogateReLU, phase, phased
-from sat.tally import Tally
 from sat.train import Plan, Trainer
 
 SHAPE = (3, 16, 16)
@@ -283,8 +283,8 @@ def test_an_evaluation_searches_the_folded_network_and_the_model_decides():
         return x
 
     model.register_forward_hook(lambda *given: judged.append(1))
-    tally = Tally.new(("a",), 4)
-    Series(("a",), [attack], 2).judge(model, x, y, Draws(0, torch.arange(4)), tally)
+    tally = AttackOutcomes.new(("a",), 4)
+    Series(("a",), [attack], 2).run(model, x, y, Draws(0, torch.arange(4)), tally)
     assert len(seen) == 2 and seen[0] is seen[1] and seen[0].at_rest
     assert judged and (tally.fell == -1).all()
 

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, TINY
 from PIL import Image
 
-from sat.attacks import FGSM, PGD, Clean, Curve, Strong
+from sat.attacks import FGSM, PGD, Clean, Curve, FastAutoAttack
 from sat.errors import Refused
 
 
@@ -134,7 +134,7 @@ def test_gradients_of_each_attack(scripts):
     assert [of(attack) for attack in (Clean(), FGSM(), pgd)] == [0, 1, 7]
     assert of(Curve(pgd, "eps", (0, 0.5, 1.0))) == 14  # a ball of no size takes no step
     assert of(Curve(pgd, "steps", (1, 5))) == 6
-    assert of(Strong()) is None
+    assert of(FastAutoAttack()) is None
 
 
 @pytest.fixture

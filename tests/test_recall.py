@@ -239,7 +239,7 @@ def test_damaged_flags_and_configs_are_refused(sat, copy):
 def test_a_killed_ensemble_goes_on_where_it_was(sat, copy, monkeypatch):
     """The second attack is interrupted: what was decided is not decided again."""
     from sat import examination
-    from sat.attacks.strong import ensemble, pool
+    from sat.attacks import ensemble, pool
 
     monkeypatch.setattr(examination, "KEEP_EVERY", 0.0)
     monkeypatch.setattr(ensemble, "APGD", shorter(ensemble.APGD))

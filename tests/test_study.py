@@ -17,7 +17,7 @@ from sat.evaluate import accuracy
 
 ROOT = Path(__file__).parents[1]
 PGD = {"attack": "PGD", "eps": 8.0, "norm": "linf", "steps": 20, "limit": None}
-STRONG = {"attack": "Strong", "eps": 8.0, "norm": "linf", "limit": None}
+STRONG = {"attack": "FastAutoAttack", "eps": 8.0, "norm": "linf", "limit": None}
 SPEC = {
     "title": "Activations",
     "question": "Is smooth better?",

@@ -15,7 +15,7 @@ from torch import nn
 import sat as package
 from sat import activations as A
 from sat.attacks import PGD
-from sat.attacks.pgd import input_gradient
+from sat.attacks.base import input_gradient
 from sat.draws import Draws
 from sat.objectives import Adversarial
 from sat.schedule import Schedule

@@ -5,10 +5,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.pgd import PGD
 from sat.attacks.series import Series
+from sat.choices import check_choices
 from sat.draws import Draws
-from sat.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Curve:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
+        check_choices(self)
         values = tuple(self.values)
         object.__setattr__(self, "values", values)
         if not isinstance(self.attack, PGD):
@@ -47,9 +49,10 @@ class Curve:
     def names(self) -> tuple[str, ...]:
         return tuple(f"{self.over}={getattr(attack, self.over):g}" for attack in self.attacks)
 
-    def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: Draws, outcomes: AttackOutcomes):
+        """As `sat.attacks.outcomes.Ensemble` promises."""
         attacks = [attack if attack.eps else _nothing for attack in self.attacks]
-        Series(self.names, attacks, self.batch_size).judge(model, x, y, draws, tally)
+        Series(self.names, attacks, self.batch_size).run(model, x, y, rng, outcomes)
 
 
 def _scaled(attack: PGD, factor: float) -> PGD:

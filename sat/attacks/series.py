@@ -6,37 +6,44 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sat.attacks.base import ball_of
+from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats, under_attack
 from sat.draws import Draws, seed_of
 from sat.fold import fold
-from sat.tally import Judge, Tally, is_right
 
 
 @dataclass(frozen=True)
 class Series:
-    """Plain attacks (`attack(model, x, y, draws) -> x_adv`) in their order, by batches of the
+    """Plain attacks (`attack(model, x, y, rng) -> x_adv`) in their order, by batches of the
     images that still stand; each attack has random numbers of its own. They search the folded
-    model, and the model itself decides."""
+    model, and the model itself decides, of points in the attack's ball alone.
+
+    Raises Refused for a model that answers otherwise each time.
+    """
 
     names: tuple[str, ...]
     attacks: Sequence[Any]
     batch_size: int
 
-    def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: Draws, outcomes: AttackOutcomes):
+        """As `sat.attacks.outcomes.Ensemble` promises."""
+        check_repeats(model, x[:8])
         searched = None
         for k, attack in enumerate(self.attacks):
-            key = draws.key if k == 0 else seed_of(draws.key, "series", k)
-            own = Draws(key, draws.rows.to(x.device))
-            with tally.attack(k) as left:
+            key = rng.key if k == 0 else seed_of(rng.key, "series", k)
+            own, ball = Draws(key, rng.rows.to(x.device)), ball_of(attack)
+            with outcomes.attack(k) as left:
                 for images in left.split(self.batch_size) if len(left) else ():
                     rows = images.to(x.device)
                     searched = searched or fold(model, x[:2], getattr(model, "autocast", None)).net
                     x_adv = attack(searched, x[rows], y[rows], own[rows])
-                    tally.decide(images, is_right(model, x_adv, y[rows]))
+                    verdict = under_attack(model, x_adv, x[rows], y[rows], ball)
+                    outcomes.decide(images, verdict.right, verdict.tied)
 
 
-def judge_of(attack: Any, restarts: int, batch_size: int) -> Judge:
-    """The attack itself, if it judges; else as many restarts of it."""
-    if hasattr(attack, "judge"):
+def judge_of(attack: Any, restarts: int, batch_size: int) -> Ensemble:
+    """The attack itself, if it is an ensemble; else as many restarts of it."""
+    if hasattr(attack, "run"):
         return attack
     names = tuple(f"restart {k + 1}" for k in range(restarts))
     return Series(names, [attack] * restarts, batch_size)

@@ -6,13 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.attacks.pgd import frozen, input_gradient
-from sat.attacks.strong.ball import Ball
+from sat.attacks.base import Ball, frozen, input_gradient
+from sat.attacks.outcomes import AttackOutcomes
 from sat.diagnostics.alarm import Alarm
 from sat.distributed import World
 from sat.draws import Draws
 from sat.statistics import wilson
-from sat.tally import Tally
 
 IMAGES = 256  # that are looked at, at most
 
@@ -64,13 +63,13 @@ class Probe:
             parts = world.gathered([part.cpu() for part in seen]) if world.size > 1 else [seen]
             seen[:] = [part for parts in parts for part in parts]
 
-    def counts(self, flags: Tally) -> tuple[int, int, int]:
+    def counts(self, flags: AttackOutcomes) -> tuple[int, int, int]:
         """How many images stand after the validation's attack, after a single step, and of how
         many that it looked at; given what `measure` found with it."""
         looked = flags.robust[:: self.every]
         return int(looked.sum()), sum(int(part.sum()) for part in self.stands), len(looked)
 
-    def numbers(self, flags: Tally) -> dict[str, float]:
+    def numbers(self, flags: AttackOutcomes) -> dict[str, float]:
         """What it saw, by tag.
 
         `single_step`: the accuracy after the single step; `gap`: that, less the accuracy after the

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.attacks import PGD
-from sat.attacks.pgd import frozen
-from sat.attacks.strong.ball import Ball
-from sat.attacks.strong.network import Network
-from sat.attacks.strong.pool import Pool
-from sat.attacks.strong.square import Square
+from sat.attacks.base import Ball, frozen
+from sat.attacks.network import Network
+from sat.attacks.pool import Pool
+from sat.attacks.square import Square
 from sat.diagnostics.alarm import Alarm, beyond
 from sat.draws import Draws, seed_of
 from sat.evaluate import accuracy
@@ -159,14 +158,14 @@ class Effort:
         draws = Draws(seed_of(self.draws.key, "square"), self.draws.rows.cpu())
         search = Square(self.ball, draws.key, iterations=QUERIES)
 
-        def left(images: Tensor, points: Tensor | None) -> None:
+        def left(images: Tensor, points: Tensor | None = None, tied: Tensor | None = None) -> None:
             fallen.extend(images.tolist() if points is not None else ())
 
         targets = torch.zeros(len(self.y), 1, dtype=torch.long)
         pool = Pool(self.x, self.y, targets, draws, left, len(self.y), float("inf"))
         images = stands.nonzero()[:, 0].tolist()
         if images:
-            pool.run(search, Network(self.model, None, self.x[:8]), images)
+            pool.run(search, Network(self.model, None, self.x[:8], self.ball), images)
         left_over = stands.clone()
         left_over[fallen] = False
         return [{"attack": "square", "queries": QUERIES, **accuracy(left_over)}], len(fallen)

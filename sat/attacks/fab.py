@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sat.attacks.strong.ball import Ball
-from sat.attacks.strong.network import Network, margins
+from sat.attacks.base import Ball
+from sat.attacks.network import Network
+from sat.attacks.outcomes import margins
 from sat.draws import Draws
 
 NEWTON = 30  # steps at most; the equation is piecewise linear, and three or four are usual
@@ -43,7 +44,7 @@ class FAB:
         excess = (self.ball.size(point - x) / self.ball.eps - 1).view(-1)
         may_fall = network.may_fall(logits, y) & (excess <= 0) & stepped
         over = (state["iteration"] == self.iterations) & stepped
-        across = (margins(logits, y) < 0) & stepped
+        across = (margins(logits, y) <= 0) & stepped
         nearer = torch.minimum(state["short"], excess)
         state["short"] = torch.where(across, nearer, state["short"])
         after = torch.where(

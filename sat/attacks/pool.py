@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sat.attacks.strong.network import Network
+from sat.attacks.network import Network
 from sat.draws import Draws
 
 State = dict[str, Tensor]  # of every image in the pool, one row each
@@ -46,14 +46,15 @@ class Search(Protocol):
 class Pool:
     """Images [N] with their labels, targets [N, rounds] and random numbers.
 
-    `left(images, points)` is told of images that fell, with where; with None, of those that stand.
+    A target of -1 is none. `left(images, points, tied)` is told of images that fell, where, and
+    which of them by a tie; without points, of those that stand.
     """
 
     x: Tensor
     y: Tensor
     targets: Tensor
     draws: Draws
-    left: Callable[[Tensor, Tensor | None], None]
+    left: Callable[..., None]
     size: int  # of a batch
     patience: float
 
@@ -63,8 +64,9 @@ class Pool:
         Near the end of the queue an image is in several rounds at once, to keep the batch full.
         """
         rounds = min(search.rounds, self.targets.shape[1])
-        queue = deque((image, k) for k in range(rounds) for image in images)
-        rounds_left = dict.fromkeys(images, rounds)
+        real = self.targets[:, :rounds] >= 0
+        queue = deque((image, k) for k in range(rounds) for image in images if real[image, k])
+        rounds_left = {image: int(real[image].sum()) for image in images}
         state: State = {}
         while state := self._fill(search, network, state, queue, rounds_left):
             points, may_fall, over = search.step(network, state)
@@ -78,7 +80,7 @@ class Pool:
                     rounds_left[image] -= 1
                     stand += [image] if rounds_left[image] == 0 else []
             if stand:
-                self.left(torch.tensor(stand), None)
+                self.left(torch.tensor(stand))
             stay = (~over).nonzero()[:, 0]
             state = {key: rows[stay] for key, rows in state.items()} if len(stay) else {}
 
@@ -130,13 +132,17 @@ class Pool:
     ) -> Tensor:
         """Confirms falls in float32, tells `left`, and returns all rows of these images [B]."""
         asked = may_fall.nonzero()[:, 0]
+        tied = torch.zeros_like(may_fall)
         if len(asked):
-            asked = asked[network.falls(points[asked], state["y"][asked])]
+            verdict = network.falls(points[asked], state["x"][asked], state["y"][asked])
+            tied[asked] = verdict.tied
+            asked = asked[~verdict.right]
         rows = {
             image: row for image, row in torch.stack([state["image"][asked], asked], 1).tolist()
         }
         for image in rows:
             del rounds_left[image]
         if rows:
-            self.left(torch.tensor(list(rows)), points[list(rows.values())])
+            at = list(rows.values())
+            self.left(torch.tensor(list(rows)), points[at], tied[at])
         return torch.isin(state["image"], state["image"][asked])
