@@ -161,7 +161,7 @@ def verdicts(model: nn.Module, x: Tensor, y: Tensor) -> Verdicts:
     rounding, sums of a batch of another size may say otherwise: the image alone decides."""
     logits = model(x)
     verdict = of_logits(logits, y)
-    close = margins(logits, y.clamp_min(0)).abs() <= ROUNDING * _at_stake(logits)
+    close = margins(logits, y.clamp_min(0)).abs() <= ROUNDING * _at_stake(logits, 3)
     for row in close.nonzero()[:, 0].tolist() if len(y) > 1 else ():
         alone = of_logits(model(x[row : row + 1]), y[row : row + 1])
         verdict.right[row], verdict.tied[row] = alone.right[0], alone.tied[0]
@@ -175,19 +175,18 @@ def under_attack(model: nn.Module, points: Tensor, x: Tensor, y: Tensor, ball: B
     return Verdicts(verdict.right | ~holds, verdict.tied & holds)
 
 
-@torch.no_grad()
-def changes(model: nn.Module, x: Tensor) -> float:
-    """By how much the logits of the same images differ from one call to the next, as a share of
-    those at stake; 0 for a network that always answers alike."""
-    once, again = model(x), model(x)
+def moved(once: Tensor, again: Tensor) -> float:
+    """By how much the logits [B, K] of the same images differ from one call to the next, as a share
+    of those at stake; 0 for a network that always answers alike."""
     same = (once == again) | (once.isnan() & again.isnan())
-    moved = torch.where(same, 0.0, (once - again).abs().nan_to_num(torch.inf)).amax(1)
-    return float((moved / _at_stake(once).clamp_min(1e-12)).nan_to_num(torch.inf).max())
+    by = torch.where(same, 0.0, (once - again).abs().nan_to_num(torch.inf)).amax(1)
+    return float((by / _at_stake(once, 2).clamp_min(1e-12)).nan_to_num(torch.inf).max())
 
 
+@torch.no_grad()
 def check_repeats(model: nn.Module, x: Tensor) -> None:
     """Refuses a network with chance in it: each of its verdicts would be another number."""
-    if len(x) and (share := changes(model, x)) > RANDOM:
+    if len(x) and (share := moved(model(x), model(x))) > RANDOM:
         raise Refused(
             f"model: its logits change by {share:.1%} from call to call, and so would each verdict:"
             " take out its noise (dropout left on?), or average over it with AutoAttack's"
@@ -195,10 +194,13 @@ def check_repeats(model: nn.Module, x: Tensor) -> None:
         )
 
 
-def _at_stake(logits: Tensor) -> Tensor:
-    """The size [B] of the logits that decide, and of the differences among the largest three."""
-    top = logits.topk(min(3, logits.shape[1])).values
-    return torch.maximum(top[:, 0].abs(), top[:, 0] - top[:, -1])
+def _at_stake(logits: Tensor, among: int) -> Tensor:
+    """How large the finite ones are among the `among` largest logits of an image [B], or how far
+    apart: whatever the others are, which may be far off."""
+    top = logits.topk(min(among, logits.shape[1])).values
+    low = torch.where(top.isfinite(), top, torch.inf).amin(1)
+    high = torch.where(top.isfinite(), top, -torch.inf).amax(1)
+    return torch.maximum(high.abs(), high - low).nan_to_num(0.0, posinf=0.0)
 
 
 def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
