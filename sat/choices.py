@@ -48,7 +48,8 @@ def check_choice(name: str, value: Any, hint: Any) -> None:
     others = [_name(part) for part in _parts(hint) if get_origin(part) is not Literal]
     close = get_close_matches(str(value).lower(), listed, 1, 0.5)
     known = ", ".join([*listed, *others])
-    raise ValueError(f"{name}={value}: choose from {known}" + f"; {close[0]}?" * bool(close))
+    meant = f"; {close[0]}?" if close else ""
+    raise ValueError(f"{name}={value}: choose from {known}{meant}")
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:
