@@ -11,9 +11,9 @@ from seeds import join, make_alike
 from settings import SECTIONS, apart, keys_of, label_of, setting_of, told, unlike
 from specs import Experiment, known, load
 
-from sat.console import duration
 from sat.errors import Refused
 from sat.identity import data_name
+from sat.loggers.screen import duration
 from sat.statistics import over_seeds
 
 

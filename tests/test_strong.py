@@ -17,7 +17,7 @@ from sat.attacks.fab import FAB, onto_hyperplane
 from sat.attacks.network import Network
 from sat.attacks.outcomes import WRONG
 from sat.attacks.square import Square
-from sat.draws import Draws
+from sat.rng import RowRng
 
 EPS = 25.0  # in 1/255, for the digits
 
@@ -102,12 +102,12 @@ def test_survivors_survive_pgd_too(digits, norm):
 
 def test_verdicts_depend_on_neither_batch_nor_neighbours(digits):
     model, x, y = digits
-    x, y, draws = x[:16], y[:16], Draws(5, torch.arange(16))
+    x, y, rng = x[:16], y[:16], RowRng(5, torch.arange(16))
     for names in (ATTACKS[:1], ATTACKS[1:3], ATTACKS[3:]):
         attack = FastAutoAttack(1.5 * EPS, attacks=names)
-        whole = attack.verdicts(model, x, y, draws)
-        small = replace(attack, batch_size=5).verdicts(model, x, y, draws)
-        part = attack.verdicts(model, x[9:13], y[9:13], draws[9:13])
+        whole = attack.verdicts(model, x, y, rng)
+        small = replace(attack, batch_size=5).verdicts(model, x, y, rng)
+        part = attack.verdicts(model, x[9:13], y[9:13], rng[9:13])
         assert torch.equal(whole, small) and torch.equal(whole[9:13], part)
         assert len(whole.unique()) > 1  # some stand, some fall
 
@@ -158,13 +158,13 @@ def test_every_image_is_decided_once_in_each_attack(digits):
     found = attack.verdicts(model, x[:20], wrong)
     assert found[3] == WRONG and found.dtype == torch.int8
     assert (attack(model, x[:20], wrong)[3] == x[3]).all()
-    tally = attack._survey(model, x[:20], wrong)
-    tally.begin, tally.changed = (
+    outcomes = attack._survey(model, x[:20], wrong)
+    outcomes.begin, outcomes.changed = (
         lambda *a: told.append([*a, 0]),
         lambda n: told[-1].__setitem__(2, told[-1][2] + n),
     )  # noqa: E501
-    attack.run(model, x[:20], wrong, Draws(0, torch.arange(20)), tally)
-    assert torch.equal(tally.fell, found)
+    attack.run(model, x[:20], wrong, RowRng(0, torch.arange(20)), outcomes)
+    assert torch.equal(outcomes.fell, found)
     left = 19 - int((found == 0).sum())
     assert told == [["apgd-ce", 19, 19], ["apgd-t", left, left]]
 
@@ -172,26 +172,26 @@ def test_every_image_is_decided_once_in_each_attack(digits):
 @pytest.mark.parametrize("names", [ATTACKS[:2], ATTACKS[1:2], ATTACKS[2:]])
 def test_a_killed_evaluation_goes_on_to_the_same_verdicts(digits, names):
     model, x, y = digits
-    x, y, draws = x[:24], y[:24], Draws(5, torch.arange(24))
+    x, y, rng = x[:24], y[:24], RowRng(5, torch.arange(24))
     attack = FastAutoAttack(1.2 * EPS, attacks=names, batch_size=8)
-    whole = attack.verdicts(model, x, y, draws)
-    tally, seen = attack._survey(model, x, y), []
+    whole = attack.verdicts(model, x, y, rng)
+    outcomes, seen = attack._survey(model, x, y), []
 
     def kill(images):
         seen.append(images)
         if sum(seen) > 9:
             raise KeyboardInterrupt
 
-    tally.changed = kill
+    outcomes.changed = kill
     with pytest.raises(KeyboardInterrupt):
-        attack.run(model, x, y, draws, tally)
-    decided = tally.fell.clone(), tally.passed.clone()
-    tally.changed, told = lambda images: None, []
-    tally.begin = lambda name, images: told.append((name, images))
-    attack.run(model, x, y, draws, tally)
-    assert torch.equal(tally.fell, whole) and len(whole.unique()) > 1
+        attack.run(model, x, y, rng, outcomes)
+    decided = outcomes.fell.clone(), outcomes.passed.clone()
+    outcomes.changed, told = lambda images: None, []
+    outcomes.begin = lambda name, images: told.append((name, images))
+    attack.run(model, x, y, rng, outcomes)
+    assert torch.equal(outcomes.fell, whole) and len(whole.unique()) > 1
     assert told[0] == (names[0], 24 - sum(seen)) or sum(seen) >= 24
-    assert torch.equal(tally.fell[decided[0] >= 0], decided[0][decided[0] >= 0])
+    assert torch.equal(outcomes.fell[decided[0] >= 0], decided[0][decided[0] >= 0])
 
 
 class Masked(nn.Module):

@@ -23,11 +23,11 @@ from sat.attacks.outcomes import (
     under_attack,
     verdicts,
 )
-from sat.attacks.series import judge_of
+from sat.attacks.series import ensemble_of
 from sat.attacks.square import Square
-from sat.draws import Draws
 from sat.errors import Refused
-from sat.evaluate import measure as measured
+from sat.evaluation.settings import measure as measured
+from sat.rng import RowRng
 
 EPS = 25.0  # in 1/255, for the digits
 INF, NAN = torch.inf, torch.nan
@@ -63,7 +63,7 @@ class After(nn.Module):
 
 
 def measure(model, x, y, attack, size=60):
-    judge = judge_of(attack, 1, size)
+    judge = ensemble_of(attack, 1, size)
     batches = [(part, x[part], y[part]) for part in torch.arange(len(x)).split(size)]
     return measured(model, iter(batches), judge, 3, AttackOutcomes.new(judge.names, len(x)))
 
@@ -189,7 +189,9 @@ def test_an_infinite_logit_of_the_label_alone_is_right(digits):
 def quantised(bits, logits, x):
     """With the straight-through gradient that quantised networks have."""
     step = 40 / 2**bits
-    return torch.fake_quantize_per_tensor_affine(logits, step, 0, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return torch.fake_quantize_per_tensor_affine(
+        logits, step, 0, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    )
 
 
 COARSENED = {
@@ -242,7 +244,7 @@ class Blind(nn.Module):
 
 def test_coarse_logits_are_told_from_fine_ones(digits):
     model, x, y = digits
-    x, ball, rng = x[:8], Ball(EPS / 255, "linf"), Draws(0, torch.arange(8))
+    x, ball, rng = x[:8], Ball(EPS / 255, "linf"), RowRng(0, torch.arange(8))
     for name, change in COARSENED.items():
         assert repeated(After(model, change), x, ball, rng) > COARSE, name
         assert isinstance(Tap.of(After(deepcopy(model), change), x), Tap), name
@@ -257,7 +259,7 @@ def test_coarse_logits_are_told_from_fine_ones(digits):
 
 def test_the_verdict_of_a_rounded_network_is_the_same_in_any_batch(digits):
     model, x, y = digits
-    coarse, rng = After(model, COARSENED["8 bits"]), Draws(5, torch.arange(24))
+    coarse, rng = After(model, COARSENED["8 bits"]), RowRng(5, torch.arange(24))
     attack = FastAutoAttack(1.6 * EPS, attacks=("apgd-ce", "apgd-t"))
     whole = attack.verdicts(coarse, x[:24], y[:24], rng)
     parts = [attack.verdicts(coarse, x[i : i + 6], y[i : i + 6], rng[i : i + 6])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sat.attacks.base import Ball
 from sat.attacks.network import Network, constant
-from sat.draws import Draws
+from sat.rng import RowRng
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits [B, K], y [B], target [B]) -> [B]
 
@@ -52,8 +52,8 @@ class APGD:
             length = max(length - share(0.03), share(0.06))
         return tuple(ends)
 
-    def begin(self, x: Tensor, y: Tensor, target: Tensor, draws: Draws) -> dict[str, Tensor]:
-        point, zero = self.ball.surface(x, draws), torch.zeros_like(x)
+    def begin(self, x: Tensor, y: Tensor, target: Tensor, rng: RowRng) -> dict[str, Tensor]:
+        point, zero = self.ball.surface(x, rng), torch.zeros_like(x)
         low = torch.full(y.shape, -torch.inf, device=x.device)
         return {
             "point": point, "before": point, "best": point, "best_gradient": zero,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sat.attacks.base import Norm, ball_of, frozen
 from sat.attacks.outcomes import AttackOutcomes, check_repeats
 from sat.choices import check_choices
-from sat.draws import Draws
+from sat.rng import RowRng
 from sat.units import check_ball
 
 log = logging.getLogger("sat")
@@ -66,7 +66,7 @@ class AutoAttack:
     def names(self) -> tuple[str, ...]:
         return self.attacks or VERSIONS[self.version]
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: Draws, outcomes: AttackOutcomes):
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """As `sat.attacks.outcomes.Ensemble` promises. A batch is decided as a whole: one that was
         begun and not ended is begun again."""
         ball = ball_of(self)
@@ -104,7 +104,7 @@ class AutoAttack:
             part.n_target_classes = min(part.n_target_classes, others)
         return package
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Draws | None = None):
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None):
         """x [N, C, H, W] in [0, 1] and y [N] -> adversarial images where the model is fooled."""
         with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
             package = self._package(model, x, rng.key if rng else 0)

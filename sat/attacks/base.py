@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sat.choices import check_choices
-from sat.draws import Draws
+from sat.rng import RowRng
 
 Norm = Literal["linf", "l2"]
 
@@ -43,12 +43,12 @@ class Ball:
         """The direction of length 1 that rises the most."""
         return gradient.sign() if self.norm == "linf" else gradient / self.size(gradient)
 
-    def surface(self, x: Tensor, draws: Draws) -> Tensor:
+    def surface(self, x: Tensor, rng: RowRng) -> Tensor:
         """A random point at distance eps of x, then cut by [0, 1]."""
         shape = x.shape[1:]
-        noise = draws.normal("start", *shape)
+        noise = rng.normal("start", *shape)
         if self.norm == "linf":
-            noise = 2 * draws.uniform("start", *shape) - 1
+            noise = 2 * rng.uniform("start", *shape) - 1
         return (x + self.eps * noise / self.size(noise)).clamp_(0, 1)
 
     def holds(self, point: Tensor, x: Tensor) -> Tensor:

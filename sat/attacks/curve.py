@@ -9,7 +9,7 @@ from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.pgd import PGD
 from sat.attacks.series import Series
 from sat.choices import check_choices
-from sat.draws import Draws
+from sat.rng import RowRng
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Curve:
     def names(self) -> tuple[str, ...]:
         return tuple(f"{self.over}={getattr(attack, self.over):g}" for attack in self.attacks)
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: Draws, outcomes: AttackOutcomes):
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """As `sat.attacks.outcomes.Ensemble` promises."""
         attacks = [attack if attack.eps else _nothing for attack in self.attacks]
         Series(self.names, attacks, self.batch_size).run(model, x, y, rng, outcomes)
@@ -63,5 +63,5 @@ def _scaled(attack: PGD, factor: float) -> PGD:
     return other
 
 
-def _nothing(model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+def _nothing(model: nn.Module, x: Tensor, y: Tensor, rng: RowRng) -> Tensor:
     return x

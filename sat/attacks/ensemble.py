@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sat.acceleration.auto import bf16_pays
+from sat.acceleration.precision import float32
 from sat.attacks.apgd import APGD, cross_entropy, targeted_dlr
 from sat.attacks.base import Ball, Norm, frozen
 from sat.attacks.coarse import COARSE, repeated
@@ -19,9 +21,7 @@ from sat.attacks.outcomes import AttackOutcomes, check_repeats
 from sat.attacks.pool import Pool, Search
 from sat.attacks.square import Square
 from sat.choices import check_choices
-from sat.draws import Draws, seed_of
-from sat.hardware import bf16_pays
-from sat.precision import float32
+from sat.rng import RowRng, seed_of
 from sat.units import check_ball
 
 log = logging.getLogger("sat")
@@ -68,7 +68,7 @@ class FastAutoAttack:
     def names(self) -> tuple[str, ...]:
         return self.attacks
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: Draws | None = None):
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None):
         """x [N, C, H, W] in [0, 1] and y [N] -> an adversarial image where one was found, the clean
         one elsewhere; detached, float32. The model is left as it was."""
         x_adv = x.detach().clone()
@@ -79,18 +79,18 @@ class FastAutoAttack:
         self._run(model, x, y, rng, self._survey(model, x, y), keep)
         return x_adv
 
-    def verdicts(self, model: nn.Module, x: Tensor, y: Tensor, rng: Draws | None = None) -> Tensor:
+    def verdicts(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None) -> Tensor:
         """For each of N images, int8 on the CPU: which of `attacks` felled it; STANDS, or WRONG."""
         outcomes = self._survey(model, x, y)
         self._run(model, x, y, rng, outcomes)
         return outcomes.fell
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: Draws, outcomes: AttackOutcomes):
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """As `sat.attacks.outcomes.Ensemble` promises; goes on with what is open."""
         self._run(model, x, y, rng, outcomes)
 
     def _run(self, model, x, y, rng, outcomes, keep: Callable = lambda images, points: None):
-        rng = rng or Draws(0, torch.arange(len(x)))
+        rng = rng or RowRng(0, torch.arange(len(x)))
         with frozen(model, "eval"), float32(model):
             few = x[:8].to(_device(model))
             check_repeats(model, few)
@@ -100,7 +100,7 @@ class FastAutoAttack:
             targets = self._targets(network, x, y)
             for k, name in enumerate(self.attacks):
                 left = partial(_left, outcomes, keep)
-                own = Draws(seed_of(rng.key, name), rng.rows.cpu())
+                own = RowRng(seed_of(rng.key, name), rng.rows.cpu())
                 pool = Pool(x, y, targets, own, left, self._size(x, network.device), patience)
                 with outcomes.attack(k) as images:
                     pool.run(self._search(name, own.key, coarse), network, images.tolist())
@@ -109,7 +109,7 @@ class FastAutoAttack:
     def _ball(self) -> Ball:
         return Ball(self.eps / 255, self.norm)
 
-    def _coarse(self, model: nn.Module, few: Tensor, rng: Draws) -> bool:
+    def _coarse(self, model: nn.Module, few: Tensor, rng: RowRng) -> bool:
         """Whether the logits are of few values, said if so."""
         share = repeated(model, few, self._ball, rng[: len(few)]) if self.eps and len(few) else 0
         if coarse := share > COARSE:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sat.attacks.base import Ball
 from sat.attacks.network import Network
 from sat.attacks.outcomes import margins
-from sat.draws import Draws
+from sat.rng import RowRng
 
 NEWTON = 30  # steps at most; the equation is piecewise linear, and three or four are usual
 
@@ -29,7 +29,7 @@ class FAB:
     backward: float = 0.9
     most_bias: float = 0.1  # towards the image
 
-    def begin(self, x: Tensor, y: Tensor, target: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def begin(self, x: Tensor, y: Tensor, target: Tensor, rng: RowRng) -> dict[str, Tensor]:
         short = torch.full(y.shape, torch.inf, device=x.device)
         none = torch.zeros_like(y)
         return {"point": x, "iteration": none, "stepped": none > 0, "short": short}

@@ -6,11 +6,11 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from sat.acceleration.folding import fold
+from sat.acceleration.precision import lay_out
 from sat.attacks.base import Ball
 from sat.attacks.coarse import Tap
 from sat.attacks.outcomes import Verdicts, margins, of_logits, under_attack
-from sat.fold import fold
-from sat.precision import lay_out
 
 # How near to a fall a search in bfloat16 has to come, as a share of the largest logit, for float32
 # to be asked: three steps of its 8 bits.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sat.attacks.network import Network
-from sat.draws import Draws
+from sat.rng import RowRng
 
 State = dict[str, Tensor]  # of every image in the pool, one row each
 
@@ -31,7 +31,7 @@ class Search(Protocol):
     iterations: int  # of a round
     slowing: bool  # gains by the doubling of its steps, not by the step
 
-    def begin(self, x: Tensor, y: Tensor, target: Tensor, draws: Draws) -> State:
+    def begin(self, x: Tensor, y: Tensor, target: Tensor, rng: RowRng) -> State:
         """State of new rows, among it their `iteration` (0) and `short` (inf where a search cannot
         say, and then no round ends early); x [B, C, H, W]."""
         ...
@@ -53,7 +53,7 @@ class Pool:
     x: Tensor
     y: Tensor
     targets: Tensor
-    draws: Draws
+    rng: RowRng
     left: Callable[..., None]
     size: int  # of a batch
     patience: float
@@ -98,8 +98,8 @@ class Pool:
         own = {"image": images, "round": rounds, "x": self.x[images.to(self.x.device)]}
         own |= {"y": self.y[images], "target": self.targets[images, rounds]}
         own = {key: rows.to(network.device) for key, rows in own.items()}
-        rows = self.draws.rows[images].to(network.device) * 16 + own["round"]
-        own |= search.begin(own["x"], own["y"], own["target"], Draws(self.draws.key, rows))
+        rows = self.rng.rows[images].to(network.device) * 16 + own["round"]
+        own |= search.begin(own["x"], own["y"], own["target"], RowRng(self.rng.key, rows))
         own |= {"then": own["iteration"], "short_then": own["short"]}
         own["due"] = own["iteration"] + self._soon(search)
         return {key: torch.cat([state[key], rows]) for key, rows in own.items()} if state else own

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sat.acceleration.folding import fold
 from sat.attacks.base import ball_of
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats, under_attack
-from sat.draws import Draws, seed_of
-from sat.fold import fold
+from sat.rng import RowRng, seed_of
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,25 @@ class Series:
     attacks: Sequence[Any]
     batch_size: int
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: Draws, outcomes: AttackOutcomes):
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """As `sat.attacks.outcomes.Ensemble` promises."""
         check_repeats(model, x[:8])
-        searched = None
+        attack_model = None
         for k, attack in enumerate(self.attacks):
             key = rng.key if k == 0 else seed_of(rng.key, "series", k)
-            own, ball = Draws(key, rng.rows.to(x.device)), ball_of(attack)
+            own, ball = RowRng(key, rng.rows.to(x.device)), ball_of(attack)
             with outcomes.attack(k) as left:
                 for images in left.split(self.batch_size) if len(left) else ():
                     rows = images.to(x.device)
-                    searched = searched or fold(model, x[:2], getattr(model, "autocast", None)).net
-                    x_adv = attack(searched, x[rows], y[rows], own[rows])
+                    attack_model = (
+                        attack_model or fold(model, x[:2], getattr(model, "autocast", None)).net
+                    )
+                    x_adv = attack(attack_model, x[rows], y[rows], own[rows])
                     verdict = under_attack(model, x_adv, x[rows], y[rows], ball)
                     outcomes.decide(images, verdict.right, verdict.tied)
 
 
-def judge_of(attack: Any, restarts: int, batch_size: int) -> Ensemble:
+def ensemble_of(attack: Any, restarts: int, batch_size: int) -> Ensemble:
     """The attack itself, if it is an ensemble; else as many restarts of it."""
     if hasattr(attack, "run"):
         return attack

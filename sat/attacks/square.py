@@ -10,7 +10,7 @@ from torch import Tensor
 from sat.attacks.base import Ball
 from sat.attacks.network import Network, constant
 from sat.attacks.outcomes import margins
-from sat.draws import Draws
+from sat.rng import RowRng
 
 # The squares cover 0.8 of the image at first; beyond each of these queries, half of what they did.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -26,18 +26,18 @@ class Square:
     iterations: int = 5000  # queries
     slowing: bool = True
 
-    def begin(self, x: Tensor, y: Tensor, target: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def begin(self, x: Tensor, y: Tensor, target: Tensor, rng: RowRng) -> dict[str, Tensor]:
         return {
             "best": x, "short": torch.full(y.shape, torch.inf, device=x.device),
-            "iteration": torch.zeros_like(y), "row": draws.rows,
+            "iteration": torch.zeros_like(y), "row": rng.rows,
         }  # fmt: skip
 
     def step(self, network: Network, state: dict[str, Tensor]):
         """Evaluates one proposal a row."""
         x, y, iteration = state["x"], state["y"], state["iteration"]
-        draws = Draws(self.key, state["row"] * (self.iterations + 1) + iteration)
+        rng = RowRng(self.key, state["row"] * (self.iterations + 1) + iteration)
         propose = self._stripes_or_squares if self.ball.norm == "linf" else self._bumps
-        point = propose(x, state["best"], iteration, draws)
+        point = propose(x, state["best"], iteration, rng)
         logits, basis = network.logits(point)
         margin = margins(basis, y)
         better = margin <= state["short"]  # on a plateau it wanders on
@@ -56,47 +56,47 @@ class Square:
             side = side.clamp(min=3) // 2 * 2 + 1
         return side.clamp(1, min(height, width))
 
-    def _stripes_or_squares(self, x, best, iteration, draws):
+    def _stripes_or_squares(self, x, best, iteration, rng):
         """Linf: vertical stripes of +-eps at first; then a square of one sign a channel."""
         eps, (channels, _, width) = self.ball.eps, x.shape[1:]
         first = iteration == 0
-        change = 2 * eps * signs(draws, "colour", channels, 1, 1)
+        change = 2 * eps * signs(rng, "colour", channels, 1, 1)
         sides = self._sides(iteration, x.shape)
-        point = best + change * windows(corners(draws, "corner", sides, x.shape), sides, x.shape)
+        point = best + change * windows(corners(rng, "corner", sides, x.shape), sides, x.shape)
         if first.any():
-            stripes = x + eps * signs(draws, "stripes", channels, 1, width)
+            stripes = x + eps * signs(rng, "stripes", channels, 1, width)
             point = torch.where(first.view(-1, 1, 1, 1), stripes, point)
         return self.ball.project(point, x)
 
-    def _bumps(self, x, best, iteration, draws):
+    def _bumps(self, x, best, iteration, rng):
         """L2: a grid of bumps at first; then the length of one window goes into another."""
         eps, channels = self.ball.eps, x.shape[1]
         first, delta = iteration == 0, best - x
         sides = self._sides(iteration, x.shape)
-        here = corners(draws, "corner", sides, x.shape)
+        here = corners(rng, "corner", sides, x.shape)
         target = windows(here, sides, x.shape)
-        source = windows(corners(draws, "other", sides, x.shape), sides, x.shape)
+        source = windows(corners(rng, "other", sides, x.shape), sides, x.shape)
         old = delta * target
-        new = bumps_at(here, sides, x.shape, draws) * signs(draws, "colour", channels, 1, 1)
+        new = bumps_at(here, sides, x.shape, rng) * signs(rng, "colour", channels, 1, 1)
         new = new + old / length(old)
         spare = (eps**2 - self.ball.size(delta) ** 2).clamp_(min=0) / channels
         either = torch.maximum(target, source)
         new = new / length(new) * (spare + length(delta * either) ** 2).sqrt()
         moved = delta * (1 - either) + new * target
         if first.any():
-            moved = torch.where(first.view(-1, 1, 1, 1), bump_grid(x.shape, draws), moved)
+            moved = torch.where(first.view(-1, 1, 1, 1), bump_grid(x.shape, rng), moved)
         return (x + eps * moved / self.ball.size(moved)).clamp_(0, 1)
 
 
-def signs(draws: Draws, name: str, *shape: int) -> Tensor:
+def signs(rng: RowRng, name: str, *shape: int) -> Tensor:
     """-1 or 1, as likely [B, *shape]."""
-    return 1 - 2 * (draws.uniform(name, *shape) < 0.5).float()
+    return 1 - 2 * (rng.uniform(name, *shape) < 0.5).float()
 
 
-def corners(draws: Draws, name: str, sides: Tensor, shape: torch.Size) -> Tensor:
+def corners(rng: RowRng, name: str, sides: Tensor, shape: torch.Size) -> Tensor:
     """The upper left pixel [B, 2] of a square anywhere in an image."""
     room = constant(tuple(shape[-2:]), sides.device) - sides[:, None] + 1
-    return (draws.uniform(name, 2) * room).long()
+    return (rng.uniform(name, 2) * room).long()
 
 
 def windows(corner: Tensor, sides: Tensor, shape: torch.Size) -> Tensor:
@@ -130,12 +130,12 @@ def _hill(height: int, width: int) -> Tensor:
     return hill / hill.norm().clamp_min(1e-12)
 
 
-def bumps_at(corner: Tensor, sides: Tensor, shape: torch.Size, draws: Draws) -> Tensor:
+def bumps_at(corner: Tensor, sides: Tensor, shape: torch.Size, rng: RowRng) -> Tensor:
     """For each image a bump in the square at `corner`, upright or on its side [B, 1, H, W]."""
     placed = torch.zeros(len(sides), 1, *shape[-2:], device=sides.device)
     for side in sides.unique().tolist():
         rows = (sides == side).nonzero()[:, 0]
-        turned = draws[rows].uniform("turn", 1, 1) < 0.5
+        turned = rng[rows].uniform("turn", 1, 1) < 0.5
         shapes = torch.where(turned, bump(side).T.to(placed), bump(side).to(placed))
         steps = torch.arange(side, device=sides.device)
         down, right = corner[rows, 0, None] + steps, corner[rows, 1, None] + steps
@@ -143,13 +143,13 @@ def bumps_at(corner: Tensor, sides: Tensor, shape: torch.Size, draws: Draws) -> 
     return placed
 
 
-def bump_grid(shape: torch.Size, draws: Draws) -> Tensor:
+def bump_grid(shape: torch.Size, rng: RowRng) -> Tensor:
     """Five times five bumps of random signs and turns over the whole image [B, C, H, W]."""
     batch, channels, height, width = shape
     side = max(min(height, width) // 5, 1)
     tiles = (height // side, width // side)
-    sign = 1 - 2 * (draws.uniform("tile sign", channels, *tiles) < 0.5).float()
-    turned = draws.uniform("tile turn", 1, *tiles) < 0.5
+    sign = 1 - 2 * (rng.uniform("tile sign", channels, *tiles) < 0.5).float()
+    turned = rng.uniform("tile turn", 1, *tiles) < 0.5
     one = bump(side).to(sign)
     each = sign[..., None, None] * torch.where(turned[..., None, None], one.T, one)
     grid = each.transpose(3, 4).reshape(batch, channels, tiles[0] * side, tiles[1] * side)
