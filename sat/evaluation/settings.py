@@ -148,8 +148,8 @@ def share(world: World, judge: Ensemble) -> slice:
 
 
 def joined(world: World, outcomes: AttackOutcomes, own: slice) -> AttackOutcomes:
-    """A measurement of several processes, each with its `own` places decided in its `outcomes`; their
-    seconds add up."""
+    """A measurement of several processes, each with its `own` places decided in its `outcomes`;
+    their seconds add up."""
     parts = world.gather(
         (own, outcomes.fell[own], outcomes.passed[own], outcomes.tied[own], outcomes.seconds)
     )
