@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import pytest
 
 import sat
+import sat.activations
 from sat.attacks import FGSM, PGD, AutoAttack, Curve, FastAutoAttack
 from sat.attacks.base import Ball
 from sat.choices import check_arguments, check_choice, choices_of
@@ -97,3 +98,8 @@ def test_arguments_of_a_function_are_checked_as_well():
 def test_it_needs_no_torch():
     code = "import sys, sat.choices, sat.units; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_activations_refuse_too():
+    with pytest.raises(ValueError, match="approximate=tan: choose from none, tanh; tanh?"):
+        sat.activations.GELU(approximate="tan")

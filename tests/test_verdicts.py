@@ -9,7 +9,7 @@ from conftest import small_network, trained_on_digits
 from torch import nn
 
 from sat.attacks import PGD, AutoAttack, Clean, FastAutoAttack, ensemble
-from sat.attacks.apgd import APGD
+from sat.attacks.apgd import APGD, targeted_dlr
 from sat.attacks.base import Ball
 from sat.attacks.coarse import COARSE, Tap, repeated, share_repeated
 from sat.attacks.fab import FAB
@@ -17,12 +17,15 @@ from sat.attacks.outcomes import (
     STANDS,
     WRONG,
     AttackOutcomes,
+    Verdicts,
     check_repeats,
     moved,
     of_logits,
     under_attack,
     verdicts,
 )
+from sat.attacks.patience import fields
+from sat.attacks.pool import Pool
 from sat.attacks.series import ensemble_of
 from sat.attacks.square import Square
 from sat.errors import Refused
@@ -347,3 +350,109 @@ def test_how_much_logits_moved():
     assert moved(once, again) == pytest.approx(0.1)
     again[1, 1] = NAN
     assert moved(once, again) > 1e30
+
+
+# rounds that are given up ------------------------------------------------------------------------
+
+# What is left of the first distance after a step of APGD-T, where it changes: a ResNet-20 trained
+# on CIFAR-10 without an attack, eps 1/255. These fell their image with the last step, and were
+# given up by the pace over ten steps: the first halving of the step comes later.
+FELL_LATE = [
+    {0: 1, 1: 0.464, 2: 0.423, 3: 0.248, 22: 0.239, 23: 0.17, 24: 0.151, 25: 0.13, 26: 0.124,
+     35: 0.121, 39: 0.12, 41: 0.116, 42: 0.077, 43: 0.071, 44: 0.06, 45: 0.055, 46: 0.049,
+     47: 0.048, 49: 0.046, 50: 0.042, 55: 0.033, 58: 0.021, 60: 0.015, 62: 0.011, 67: 0.009,
+     71: 0.004, 72: 0.002, 73: 0.001, 74: 0},
+    {0: 1, 1: 0.738, 2: 0.567, 3: 0.384, 4: 0.328, 5: 0.298, 6: 0.294, 7: 0.277, 9: 0.244,
+     10: 0.231, 14: 0.222, 15: 0.199, 23: 0.193, 27: 0.176, 35: 0.172, 37: 0.166, 42: 0.117,
+     43: 0.084, 47: 0.083, 58: 0.058, 59: 0.046, 60: 0.034, 64: 0.03, 67: 0.027, 68: 0.024,
+     69: 0.023, 72: 0.021, 81: 0.01, 82: 0.008, 83: 0.004, 85: 0.003, 87: 0.002, 94: 0},
+    {0: 1, 1: 0.673, 2: 0.649, 3: 0.532, 5: 0.518, 6: 0.502, 7: 0.394, 15: 0.386, 23: 0.328,
+     24: 0.263, 25: 0.211, 26: 0.198, 28: 0.18, 42: 0.072, 43: 0},
+    {0: 1, 1: 0.421, 2: 0.271, 3: 0.138, 4: 0.11, 6: 0.108, 8: 0.104, 9: 0.099, 16: 0.094,
+     20: 0.09, 23: 0.076, 24: 0.071, 26: 0.06, 27: 0.056, 33: 0.043, 36: 0.032, 42: 0.021,
+     43: 0.014, 46: 0.012, 53: 0.01, 58: 0.008, 59: 0.005, 61: 0.003, 71: 0.001, 75: 0},
+]  # fmt: skip
+# These never fell.
+HOPELESS = [
+    {0: 1, 1: 0.764, 2: 0.701, 3: 0.652, 6: 0.634, 8: 0.616, 23: 0.598, 25: 0.589, 42: 0.582,
+     43: 0.574, 45: 0.569, 57: 0.565, 72: 0.557, 90: 0.554},
+    {0: 1, 1: 0.76, 2: 0.714, 3: 0.66, 4: 0.643, 8: 0.626, 9: 0.618, 14: 0.608, 23: 0.592,
+     26: 0.575, 43: 0.563, 58: 0.556, 73: 0.551},
+]  # fmt: skip
+
+
+class Replayed(APGD):
+    """Takes its distances from a recording, and its image falls where that is 0."""
+
+    def play(self, recording):
+        object.__setattr__(self, "recording", recording)
+        return self
+
+    def step(self, network, state):
+        at = int(state["iteration"][0])
+        state["short"] = torch.full_like(state["short"], self.recording.get(at, torch.nan))
+        if state["short"].isnan():
+            state["short"] = state["seen"].clone()
+        state["seen"] = state["short"].clone()
+        state["iteration"] = state["iteration"] + 1
+        return state["point"], state["short"] <= 0, state["iteration"] > self.iterations
+
+    def begin(self, x, y, target, rng):
+        state = super().begin(x, y, target, rng)
+        return state | {"seen": state["short"]}
+
+
+class Falls:
+    """A network that confirms every fall."""
+
+    device = torch.device("cpu")
+
+    def falls(self, points, x, y):
+        return Verdicts(
+            torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
+        )
+
+
+def steps_until_it_ends(recording, patience=2.0):
+    """And whether the image fell."""
+    search = Replayed(Ball(1 / 255, "linf"), targeted_dlr, rounds=2).play(recording)
+    steps, fell = [], []
+    plain = search.step
+    object.__setattr__(search, "step", lambda *given: steps.append(1) or plain(*given))
+    left = lambda images, points=None, tied=None: fell.append(points is not None)  # noqa: E731
+    pool = Pool(torch.zeros(1, 1, 2, 2), torch.tensor([0]), torch.tensor([[1, -1]]),
+                RowRng(0, torch.arange(1)), left, 4, patience)  # fmt: skip
+    pool.run(search, Falls(), [0])
+    return len(steps), fell == [True]
+
+
+@pytest.mark.parametrize("recording", FELL_LATE)
+def test_a_round_that_falls_late_is_not_given_up(recording):
+    assert steps_until_it_ends(recording) == (max(recording) + 1, True)
+
+
+@pytest.mark.parametrize("recording", HOPELESS)
+def test_a_round_that_never_falls_is_given_up_soon(recording):
+    assert steps_until_it_ends(recording) == (11, False)
+    assert steps_until_it_ends(recording, patience=torch.inf) == (101, False)
+    assert steps_until_it_ends(recording, patience=3.0) == (21, False)
+
+
+def test_a_round_that_stalls_on_its_way_is_given_up_later():
+    stalls = {0: 1, 5: 0.3, 23: 0.28}
+    assert steps_until_it_ends(stalls) == (41, False)
+
+
+def test_square_near_a_fall_goes_on():
+    """A doubling without gain ends it far from a fall only."""
+    ball = Ball(8 / 255, "linf")
+    for left, over in ((0.5, True), (0.05, False)):
+        none = torch.zeros(1, dtype=torch.long)
+        state = {"iteration": none, "short": torch.tensor([torch.inf])}
+        state |= fields(none, state["short"])
+        ended = []
+        for k in range(1, 5001):
+            state["iteration"] = none + k
+            state["short"] = torch.tensor([1.0 if k < 10 else left])
+            ended.append(bool(Square(ball, 0).hopeless(state, 2.0)))
+        assert any(ended) is over

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sat.attacks.base import Ball
 from sat.attacks.network import Network, constant
+from sat.attacks.patience import by_halvings
 from sat.rng import RowRng
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits [B, K], y [B], target [B]) -> [B]
@@ -38,7 +39,6 @@ class APGD:
     loss: Loss
     rounds: int = 1
     iterations: int = 100
-    slowing: bool = False
     momentum: float = 0.25
     rising: float = 0.75  # a window with a smaller share of rises halves the step
 
@@ -81,6 +81,9 @@ class APGD:
         state["iteration"] = state["iteration"] + 1
         over = state["iteration"] > self.iterations
         return point, network.may_fall(logits, y), over
+
+    def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
+        return by_halvings(state, self.windows, patience)
 
     def _check(self, state: dict[str, Tensor], gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Halves the step of rows whose window ended without progress; they go on from their best

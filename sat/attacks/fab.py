@@ -12,6 +12,7 @@ from torch import Tensor
 from sat.attacks.base import Ball
 from sat.attacks.network import Network
 from sat.attacks.outcomes import margins
+from sat.attacks.patience import by_doublings
 from sat.rng import RowRng
 
 NEWTON = 30  # steps at most; the equation is piecewise linear, and three or four are usual
@@ -24,7 +25,6 @@ class FAB:
     ball: Ball
     rounds: int = 9
     iterations: int = 100
-    slowing: bool = True
     overshoot: float = 1.05
     backward: float = 0.9
     most_bias: float = 0.1  # towards the image
@@ -55,6 +55,9 @@ class FAB:
         state["point"], state["stepped"] = after, ~across
         state["iteration"] = state["iteration"] + ~across
         return point, may_fall, over
+
+    def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
+        return by_doublings(state, self.iterations, patience)
 
     def _advance(self, x: Tensor, point: Tensor, difference: Tensor, gradient: Tensor) -> Tensor:
         """Onto the hyperplane where the linearised difference is 0, with a bias towards x."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from sat.attacks.base import Ball
 from sat.attacks.network import Network, constant
 from sat.attacks.outcomes import margins
+from sat.attacks.patience import by_doublings
 from sat.rng import RowRng
 
 # The squares cover 0.8 of the image at first; beyond each of these queries, half of what they did.
@@ -24,7 +25,6 @@ class Square:
     key: int
     rounds: int = 1
     iterations: int = 5000  # queries
-    slowing: bool = True
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, rng: RowRng) -> dict[str, Tensor]:
         return {
@@ -45,6 +45,9 @@ class Square:
         state["short"] = torch.where(better, margin, state["short"])
         state["iteration"] = iteration + 1
         return point, network.may_fall(logits, y), iteration == self.iterations
+
+    def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
+        return by_doublings(state, self.iterations, patience)
 
     def _sides(self, iteration: Tensor, size: torch.Size) -> Tensor:
         """Side of the square in pixels [B]: odd and 3 at least for L2, as published."""

@@ -25,8 +25,8 @@ class Evaluation:
     accuracy over the size or the length of an attack. `checkpoints` may name `best`, `last` and,
     of a run with weight averaging, `last_raw`, the last weights themselves. `limit` takes the
     first test images of a set with a canonical order, a class-balanced part of any other;
-    `subset_seed` draws another part. On `masking_checks` of them (0: none) it is asked afterwards whether
-    the numbers are to be believed.
+    `subset_seed` draws another part. On `masking_checks` of them (0: none) it is asked afterwards
+    whether the numbers are to be believed.
     """
 
     attacks: dict[str, Any] = field(default_factory=dict)

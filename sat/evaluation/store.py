@@ -92,8 +92,9 @@ class OutcomeStore:
             "weights": np.array(weights), "images": np.array(self.images),
             "indices": self.indices.numpy(), "attacks": np.array(outcomes.names),
             "clean": outcomes.clean.numpy(), "robust": outcomes.robust.numpy(),
-            "fell": outcomes.fell.numpy(), "passed": outcomes.passed.numpy(), "tied": outcomes.tied.numpy(),
-            "attack_seconds": outcomes.seconds.numpy(), "seconds": float(outcomes.seconds.sum()),
+            "fell": outcomes.fell.numpy(), "passed": outcomes.passed.numpy(),
+            "tied": outcomes.tied.numpy(), "attack_seconds": outcomes.seconds.numpy(),
+            "seconds": float(outcomes.seconds.sum()),
         }  # fmt: skip
         checkpoint.write_whole(path, lambda file: np.savez_compressed(file, **content))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sat.acceleration.auto import FUSED
+from sat.choices import check_choices
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Schedule:
     grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for key in ("epochs", "batch_size", "learning_rate", "accumulate"):
             if not 0 < (self.parts if key == "accumulate" else getattr(self, key)) < math.inf:
                 raise ValueError(f"{key}={getattr(self, key)}: must be finite, above 0")
