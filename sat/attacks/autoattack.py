@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,12 @@ class AutoAttack:
 
     by_batch = True  # its random numbers are those of a batch, so that one process takes all
 
+    batch_norm: ClassVar[str] = "eval"
+    loss: ClassVar[str] = "ce"
+
     def __post_init__(self) -> None:
         check_choices(self)
-        check_ball(self.eps, self.norm)
+        object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
         if (self.version == "custom") != (self.attacks is not None):
@@ -104,7 +107,14 @@ class AutoAttack:
             part.n_target_classes = min(part.n_target_classes, others)
         return package
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None):
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        rng: RowRng | None = None,
+        progress: Tensor | None = None,
+    ) -> Tensor:
         """x [N, C, H, W] in [0, 1] and y [N] -> adversarial images where the model is fooled."""
         with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
             package = self._package(model, x, rng.key if rng else 0)

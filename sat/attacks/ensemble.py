@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +52,13 @@ class FastAutoAttack:
     batch_size: int | Literal["auto"] = "auto"
     patience: float | None = 2.0
 
+    batch_norm: ClassVar[str] = "eval"
+    loss: ClassVar[str] = "ce"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "attacks", tuple(self.attacks))
         check_choices(self)
-        check_ball(self.eps, self.norm)
+        object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         unknown = [name for name in self.attacks if name not in ATTACKS]
         if unknown or not self.attacks:
             raise ValueError(f"attacks={list(self.attacks)}: choose from {', '.join(ATTACKS)}")
@@ -68,7 +71,14 @@ class FastAutoAttack:
     def names(self) -> tuple[str, ...]:
         return self.attacks
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None):
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        rng: RowRng | None = None,
+        progress: Tensor | None = None,
+    ) -> Tensor:
         """x [N, C, H, W] in [0, 1] and y [N] -> an adversarial image where one was found, the clean
         one elsewhere; detached, float32. The model is left as it was."""
         x_adv = x.detach().clone()
