@@ -11,9 +11,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from costs import Cost, Sizes, Work, build
 
 from sat.attacks import PGD, Clean
+from sat.bench.costs import Cost, Sizes, Work, build
+from sat.bench.stopwatch import settings, wait
 from sat.config import Spec
 from sat.fold import fold
 from sat.hardware import choose, find_device
@@ -65,20 +66,18 @@ def tried(spec: Spec, sizes: Sizes, cost: Cost) -> Pace:
 
     Raises ValueError, saying why, for what can't be tried on this machine.
     """
-    device = find_device(spec.device)
-    schedule = replace(spec.schedule, epochs=1.0, accumulate=1)
-    eager = replace(spec.schedule, compile=False)  # compiling takes longer than trying
+    device, given = find_device(spec.device), spec.schedule
+    eager = replace(given, compile=False)  # compiling takes longer than trying
     choices = choose(eager, device, sizes.train, cost.multiply_adds, cost.depthwise)
     wanted = {
-        "update": -(-spec.schedule.batch_size // spec.schedule.parts),
+        "update": -(-given.batch_size // given.parts),
         "validation": min(spec.validation.batch_size, sizes.held_out),
         "evaluation": min(spec.evaluation.batch_size, spec.evaluation.limit or sizes.test),
     }
     most = _most(cost, device)
     batches = {name: min(count, most) for name, count in wanted.items()}
-    plan = Plan(replace(schedule, batch_size=max(2, batches["update"])), sizes.train, 0,
-                {**choices, "compile": False})  # fmt: skip
-    config = spec.config
+    schedule = replace(eager, epochs=1.0, accumulate=1, batch_size=max(2, batches["update"]))
+    plan, config = Plan(schedule, sizes.train, 0, {**choices, "compile": False}), spec.config
     about = [config["model"], config["activation"], config["objective"], batches, str(plan)]
     key = json.dumps([*about, sizes.classes, *sizes.shape, str(device)])
     if key not in _TRIED:
@@ -108,9 +107,7 @@ def _free_bytes(device: torch.device) -> float:
 def _try(
     spec: Spec, sizes: Sizes, plan: Plan, batches: dict[str, int], device: torch.device
 ) -> Pace:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(plan.choices["threads"])
-    try:
+    with settings(plan.choices):
         model = build(spec, sizes, "cpu").to(device)
         trainer = Trainer(model, Clean(), spec.objective, plan)
 
@@ -128,8 +125,6 @@ def _try(
         images = _images(plan.schedule.batch_size, sizes, device)
         # last: updates with labels of no meaning may lead to weights that are not finite
         update = _seconds(lambda: trainer.update(*images), device) / plan.schedule.batch_size
-    finally:
-        torch.set_num_threads(threads)
     return Pace(update, *gradients)
 
 
@@ -140,14 +135,14 @@ def _images(count: int, sizes: Sizes, device: torch.device) -> tuple[Any, Any]:
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
     """The median time of a call."""
-    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+    times: list[float] = []
     call()
-    wait()
-    times, begun = [], time.perf_counter()
+    begun = time.perf_counter()
     while len(times) < 3 or time.perf_counter() - begun < SECONDS:
+        wait(device)
         start = time.perf_counter()
         call()
-        wait()
+        wait(device)
         times.append(time.perf_counter() - start)
         if time.perf_counter() - begun > 5 * SECONDS:
             break

@@ -2,9 +2,9 @@
 the folder or file of a set of the user's own."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,39 +57,33 @@ class Sizes:
 
 @cache
 def sizes_of(dataset: Any) -> Sizes:
-    """Published sets are known by heart, unless their folder is there; others are looked at.
+    """Published sets are known by heart, unless their folder is there; others are looked at, without
+    decoding an image.
 
     Raises Refused for a `limit` or `holdout` that the set can't give, and where a set of the user's
     own is not there; nothing is downloaded.
     """
+    known = PUBLISHED.get(type(dataset))
     with refusing("dataset."):
-        if isinstance(dataset, MemorySet) and type(dataset) not in PUBLISHED:
+        if known and not is_there(dataset):
+            train, test, classes, channels, stored = known
+            labels = torch.arange(train) % classes  # of no account but to the stratified choice
+        elif isinstance(dataset, MemorySet):
             arrays = dataset.load()
             labels, test = arrays.train_labels, len(arrays.test)
             classes, (channels, stored) = len(arrays.classes), arrays.train.shape[1:3]
-        elif type(dataset) not in PUBLISHED or is_there(dataset):
-            return _opened(dataset)
         else:
-            train, test, classes, channels, stored = PUBLISHED[type(dataset)]
-            labels = torch.arange(train) % classes  # of no account but to the stratified choice
+            if hasattr(dataset, "download"):
+                dataset = replace(dataset, download=False)
+            data = dataset(torch.device("cpu"), 0)
+            parts = map(len, (data.train, data.held_out, data.test))
+            return Sizes(*parts, len(data.classes), data.channels, data.image_size)
         parts = split_training(labels, dataset.limit, dataset.holdout, seed=0)
-        pixels = dataset.image_size or stored
-    return Sizes(*map(len, parts), test, classes, channels, pixels)
+    return Sizes(*map(len, parts), test, classes, channels, dataset.image_size or stored)
 
 
 def is_there(dataset: Any) -> bool:
-    from pathlib import Path
-
     return isinstance(dataset, FolderSet) and (Path(dataset.root) / "train").is_dir()
-
-
-def _opened(dataset: Any) -> Sizes:
-    """Lists files or asks timm's reader; no image is decoded."""
-    if hasattr(dataset, "download"):
-        dataset = replace(dataset, download=False)
-    data = dataset(torch.device("cpu"), 0)
-    parts = (len(part) for part in (data.train, data.held_out, data.test))
-    return Sizes(*parts, len(data.classes), data.channels, data.image_size)
 
 
 def build(spec: Spec, sizes: Sizes, device: str) -> Classifier:
@@ -110,8 +104,6 @@ def gradients_of(attack: Any) -> int | None:
     """Input gradients for an image that stands; None for an ensemble, which goes by the image."""
     if isinstance(attack, Curve):
         return sum(point.steps for point in attack.attacks if point.eps)
-    if hasattr(attack, "judge"):
-        return None
     return {Clean: 0, FGSM: 1}.get(type(attack), getattr(attack, "steps", None))
 
 
@@ -144,31 +136,29 @@ def validations(schedule: Any, images: int, every: float) -> int:
 
 def work_of(spec: Spec, sizes: Sizes) -> Work:
     """Counted as if every image were right when clean and stood under every attack but the last."""
-    given, evaluation, untold = spec.schedule, spec.evaluation, []
+    evaluation, untold = spec.evaluation, []
 
     def told(name: str, attack: Any) -> int:
         if (steps := gradients_of(attack)) is None:
             untold.append(name)
         return steps or 0
 
-    trained = spec.evaluate is None
-    updates = given.steps(sizes.train) if trained else 0
-    seen = updates * given.batch_size
-    attack = told("attack", spec.attack) if trained else 0
-    times, asked = 0, min(spec.validation.limit or sizes.held_out, sizes.held_out)
-    each = 0
-    if trained:
-        times = validations(given, sizes.train, spec.validation.every)
+    updates = seen = attack = times = each = 0
+    asked = min(spec.validation.limit or sizes.held_out, sizes.held_out)
+    if trained := spec.evaluate is None:
+        updates = spec.schedule.steps(sizes.train)
+        seen, attack = updates * spec.schedule.batch_size, told("attack", spec.attack)
+        times = validations(spec.schedule, sizes.train, spec.validation.every)
         each = asked * told("validation", spec.validation.attack)
         if spec.validation.attack.eps:  # the probe: gradients at the clean image and at the other
             each += 2 * -(-asked // -(-asked // PROBED))
     checkpoints = len(set(evaluation.checkpoints)) if trained else 1
-    tested = min(evaluation.limit or sizes.test, sizes.test)
-    doubted = min(evaluation.doubts, tested) if evaluation.attacks else 0
+    tested = checkpoints * min(evaluation.limit or sizes.test, sizes.test)
+    doubted = checkpoints * min(evaluation.doubts, tested // checkpoints)
     steps = sum(told(name, a) * evaluation.restarts for name, a in evaluation.judges.items())
     return Work(updates, seen, seen * attack, times * each, times * asked,
-                checkpoints * tested * steps, checkpoints * tested * max(1, len(evaluation.judges)),
-                checkpoints * doubted, tuple(untold))  # fmt: skip
+                tested * steps, tested * max(1, len(evaluation.judges)),
+                doubted if evaluation.attacks else 0, tuple(untold))  # fmt: skip
 
 
 # memory ---------------------------------------------------------------------------------------
@@ -179,8 +169,8 @@ def saved_bytes(model: nn.Module, x: Tensor, floats: int = 4) -> int:
     once, parameters and buffers left out, `floats` bytes for each floating-point number."""
     kept: list[Tensor] = []  # all alive, so that no storage is mistaken for a later one
     held = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    training = model.training
     keep = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    training = model.training
     with keep, phase(phased(model), "outer"):
         logits = model.train()(x)
     model.train(training)
@@ -242,7 +232,7 @@ _COSTS: dict[str, Cost] = {}
 
 def cost_of(spec: Spec, sizes: Sizes) -> Cost:
     """Counted once for all runs of a sweep that share network, activation, images and optimiser."""
-    config: Mapping[str, Any] = spec.config
+    config = spec.config
     rest = [config["model"], config["activation"], spec.schedule.optimizer, spec.schedule.ema > 0]
     key = json.dumps([*rest, sizes.classes, *sizes.shape])
     if key not in _COSTS:
@@ -257,7 +247,6 @@ def cost_of(spec: Spec, sizes: Sizes) -> Cost:
                 " choose another size or another model"
             ) from error
         parameters = sum(p.numel() for p in model.parameters())
-        _COSTS[key] = Cost(
-            parameters, multiplied, state_bytes(model, spec.schedule), saved, depthwise(model)
-        )
+        state = state_bytes(model, spec.schedule)
+        _COSTS[key] = Cost(parameters, multiplied, state, saved, depthwise(model))
     return _COSTS[key]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from costs import Cost, Sizes, build, cost_of, sizes_of
 from torch import Tensor
 
 from sat.attacks import PGD, Clean
-from sat.config import CONF, Spec, check, one_line, resolve
+from sat.bench.costs import Cost, Sizes, build, cost_of, sizes_of
+from sat.config import Spec, composed
 from sat.errors import Refused, refusing
 from sat.hardware import choose, find_device
 from sat.models import Classifier
@@ -82,8 +82,7 @@ class Case:
     def varied(self, *words: str) -> "Case":
         """The same but for what these words say."""
         names = {word.split("=", 1)[0] for word in words}
-        kept = [word for word in self.words if word.split("=", 1)[0] not in names]
-        return case_of([*kept, *words])
+        return case_of([*(w for w in self.words if w.split("=", 1)[0] not in names), *words])
 
 
 def units(k: int) -> int:
@@ -115,17 +114,9 @@ def case_of(words: Sequence[str]) -> Case:
     Raises Refused, in one line, for what `sat.run` would refuse and for other attacks than PGD in
     the l-infinity norm.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     if not any(word.startswith("dataset=") for word in words):
         words = ["dataset=cifar10", *words]
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            spec = check(resolve(compose("config", overrides=list(words))))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise Refused(one_line(error)) from error
+    spec = composed(words)
     if not isinstance(spec.attack, PGD) or spec.attack.norm != "linf":
         raise Refused("attack: only PGD in the l-infinity norm is compared; --steps says how long")
     if spec.evaluate is not None:

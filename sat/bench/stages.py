@@ -2,26 +2,33 @@
 itself is the difference of two times of one round."""
 
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cases import Case
-from loading import about, fed, pixels, training_images
-from pages import grid
-from steps import digits
-from stopwatch import Product, Timed, interleaved, paired, settings
 
 from sat.attacks.pgd import frozen, input_gradient
+from sat.bench.case import Case, units
+from sat.bench.loading import fed, origin, pixels, training_images
+from sat.bench.loops import left_out
+from sat.bench.part import Measurements, Part, Row, quartiles
+from sat.bench.stopwatch import Spread, Timed, interleaved, paired, products, settings
+from sat.bench.units import digits
 from sat.data.sets import Data
 from sat.draws import Draws
 from sat.surrogate import phase
 from sat.train import Trainer
+
+HEAD = ["stage", "ms a step", "quartiles", "of the step", "units", "share of peak"]
+NOTE = """\
+Parts by themselves, and differences of such times; on a GPU one may wait for its launches where the
+whole step does not. Logging: its share of a step. Shares are of the fastest matrix product."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ def stages_of(k: int, log_every: int, streamed: bool = False) -> list[Stage]:
     data = Stage("data", ("data",), lambda t: t)
     if streamed:
         data = Stage("data: waited for", ("fed", "step"), lambda f, s: f - s)
-    gradients = [
+    attack = [
         Stage("attack: forwards", ("attack forward",), lambda f: k * f, k),
         Stage("attack: backwards", ("attack gradient", "attack forward"),
               lambda g, f: k * (g - f), k),
@@ -50,7 +57,7 @@ def stages_of(k: int, log_every: int, streamed: bool = False) -> list[Stage]:
     ]  # fmt: skip
     return [
         data,
-        *(gradients if k else []),
+        *(attack if k else []),
         Stage("update: forward", ("forward",), lambda f: f, 1),
         Stage("update: backward", ("gradients", "forward"), lambda g, f: g - f, 2),
         Stage("update: optimizer", ("optimizer",), lambda o: o),
@@ -60,45 +67,59 @@ def stages_of(k: int, log_every: int, streamed: bool = False) -> list[Stage]:
     ]  # fmt: skip
 
 
-def measure_stages(
-    case: Case, products: list[Product], rounds: int, progress: Callable[[str], object],
-    k: int, compiled: bool,
-) -> dict[str, Any]:  # fmt: skip
-    trainer = case.trainer(k, compile=compiled)
+def measurements(case: Case, own: Namespace) -> Measurements:
+    k = 2 if 2 in own.steps else own.steps[-1]
+    yield f"PGD-{k}", partial(measure, case, k, own.rounds, False)
+    if own.compile:
+        yield f"PGD-{k}, compiled", partial(compiled, case, k, own.rounds)
+
+
+def compiled(case: Case, k: int, rounds: int) -> list[Row]:
+    try:
+        return measure(case, k, rounds, True)
+    except Exception as error:  # torch's compiler raises many kinds
+        return [{"note": left_out("the compiled step", error)}]
+
+
+def measure(case: Case, k: int, rounds: int, compile: bool) -> list[Row]:
+    trainer, tops = case.trainer(k, compile=compile), products(case.device)
     with ExitStack() as stack:
         stack.enter_context(settings(trainer.plan.choices))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        images = training_images(case, folder)
-        calls = _attack(case, trainer) | _update(case, trainer)
+        images = training_images(case, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        calls = attack_calls(case, trainer) | update_calls(case, trainer)
         calls |= {"data": fed(case, images), "log": stack.enter_context(logged(case, trainer))}
-        if (source := about(images, case)) is not None:
+        if read := origin(images, case):
             calls["fed"] = fed(case, images, trainer.update)
-        calls |= {product.name: product.call for product in products}
-        times = interleaved(calls, case.device, rounds, progress=progress)
-    best = min(products, key=lambda product: min(times[product.name]) / product.flop)
-    unit = 2 * case.cost.multiply_adds * case.batch
+        times = interleaved(calls | {top.name: top.call for top in tops}, case.device, rounds)
+    every = trainer.plan.log_every
+    whole = ["fed"] if read else ["step", "data"]
+    together = paired(lambda log, *rest: sum(rest) + log / every,
+                      times["log"], *(times[call] for call in whole))  # fmt: skip
+    best = min(tops, key=lambda top: min(times[top.name]) / top.flop)
+    unit = 2 * case.cost.multiply_adds * case.batch / best.flop
     rows = []
-    for stage in stages_of(k, trainer.plan.log_every, streamed=source is not None):
+    for stage in stages_of(k, every, streamed=bool(read)):
         mine = [times[call] for call in stage.calls]
-        row = {"stage": stage.name, "units": stage.units,
-               "seconds": paired(stage.seconds, *mine).json()}  # fmt: skip
-        if stage.units:
-            rate = lambda product, *own, s=stage: (  # noqa: E731
-                s.units * unit / s.seconds(*own) / (best.flop / product)
-            )
-            row["share_of_peak"] = paired(rate, times[best.name], *mine).json()
-        rows.append(row)
-    parts = ["fed"] if source else ["step", "data"]
-    whole = paired(lambda log, *rest: sum(rest) + log / trainer.plan.log_every,
-                   times["log"], *(times[part] for part in parts))  # fmt: skip
-    if source:
-        source["images_per_second"] = paired(lambda t: case.batch / t, times["data"]).json()
-    return {"k": k, "device": case.device.type, "choices": trainer.plan.choices,
-            "log_every": trainer.plan.log_every, "whole": whole.json(), "limit": best.name,
-            "read": source, "rows": rows}  # fmt: skip
+        share = lambda top, *own, s=stage: s.units * unit * top / s.seconds(*own)  # noqa: E731
+        told = row(stage.name, stage.units, paired(stage.seconds, *mine), together)
+        told["share_of_peak"] = paired(share, times[best.name], *mine) if stage.units else None
+        rows.append(told)
+    name = f"PGD-{k}{', compiled' * compile}: all"
+    rows.append(row(name, units(k), together, together) | {"choices": trainer.plan.choices})
+    if read:
+        rate = paired(lambda t: case.batch / t, times["data"])
+        note = "{median:,.0f} ({low:,.0f} to {high:,.0f})".format(**rate)
+        rows.append({"note": f"\n{note} images/s are read where nothing else is done, from {read}"})
+    return rows
 
 
-def _attack(case: Case, trainer: Trainer) -> dict[str, Timed]:
+def row(stage: str, work: int, seconds: Spread, whole: Spread) -> Row:
+    share = seconds["median"] / whole["median"]
+    return {"stage": stage, "units": work, "seconds": seconds, "share": share,
+            "share_of_peak": None}  # fmt: skip
+
+
+def attack_calls(case: Case, trainer: Trainer) -> dict[str, Timed]:
     """The attack and its parts; `attack gradient` is a forward and its backward to the images,
     `fold` brings the folded network's weights up to date."""
     x, y = case.images()
@@ -122,14 +143,13 @@ def _attack(case: Case, trainer: Trainer) -> dict[str, Timed]:
     }
 
 
-def _update(case: Case, trainer: Trainer) -> dict[str, Timed]:
+def update_calls(case: Case, trainer: Trainer) -> dict[str, Timed]:
     """The update and its parts; `step` is all of it, the attack included."""
     (x, y), net, objective = case.images(), trainer.net, trainer.objective
-    smoothing = trainer.plan.schedule.label_smoothing
     outer = lambda: phase(trainer.phased, "outer")  # noqa: E731
 
     def gradients() -> None:
-        objective(net, x, x, y, smoothing)[0].backward()
+        objective(net, x, x, y)[0].backward()
         trainer.optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
@@ -142,7 +162,7 @@ def _update(case: Case, trainer: Trainer) -> dict[str, Timed]:
     trainer.model.train()
     return {
         "step": Timed(lambda: trainer.update(x, y)),
-        "forward": Timed(lambda: objective(net, x, x, y, smoothing), outer),
+        "forward": Timed(lambda: objective(net, x, x, y), outer),
         "gradients": Timed(gradients, outer),
         "optimizer": Timed(trainer.optimizer.step, with_gradients),
     }
@@ -150,51 +170,35 @@ def _update(case: Case, trainer: Trainer) -> dict[str, Timed]:
 
 @contextmanager
 def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
-    """A line of metrics and the points of the curves, by the journal of a run in a folder of its
-    own."""
+    """A line of metrics and the points of the curves, as in a run, in a folder of its own."""
     from sat.journal import Journal
     from sat.record import claim
 
-    images, sizes = pixels(case, case.batch), case.sizes
+    images, sizes, steps = pixels(case, case.batch), case.sizes, count(1)
     names, half = tuple(map(str, range(sizes.classes))), (0.5,) * sizes.channels
     data = Data("random", names, sizes.channels, sizes.pixels, half, half, images, images, images,
                 canonical=True)  # fmt: skip
+
+    def log() -> None:
+        trainer.totals.fill_(1.0)  # as after steps, without which there is nothing to tell
+        trainer.step = next(steps)
+        journal.log(trainer)
+
     with tempfile.TemporaryDirectory() as folder:
-        record = replace(case.spec.record, root=str(Path(folder)))
+        record = replace(case.spec.record, root=folder)
         with claim(record, "benchmark", case.spec.yaml()) as run:
-            journal, steps = Journal(case.spec, run, data), count(1)
+            journal = Journal(case.spec, run, data)
             with journal.open(trainer, ""):
-                yield Timed(lambda: _log(journal, trainer, next(steps)))
+                yield Timed(log)
                 journal.saved_step = trainer.step  # no checkpoint at the end
 
 
-def _log(journal: Any, trainer: Trainer, step: int) -> None:
-    trainer.totals.fill_(1.0)  # as after steps, without which there is nothing to tell
-    trainer.step = step
-    journal.log(trainer)
+def cells(row: Row) -> list[str]:
+    peak = row["share_of_peak"]
+    return [
+        row["stage"], digits(1e3 * row["seconds"]["median"]), quartiles(row["seconds"], 1e3),
+        f"{row['share']:.1%}", str(row["units"] or "-"), f"{peak['median']:.1%}" if peak else "-",
+    ]  # fmt: skip
 
 
-def stages_text(found: dict[str, Any]) -> str:
-    whole = found["whole"]
-    rows = []
-    for row in found["rows"]:
-        ms = {key: 1e3 * value for key, value in row["seconds"].items()}
-        share = row.get("share_of_peak")
-        rows.append([
-            row["stage"], digits(ms["median"]), f"{digits(ms['low'])} to {digits(ms['high'])}",
-            f"{row['seconds']['median'] / whole['median']:.1%}", str(row["units"] or "-"),
-            f"{share['median']:.1%}" if share else "-",
-        ])  # fmt: skip
-    rows.append(["all", digits(1e3 * whole["median"]),
-                 f"{digits(1e3 * whole['low'])} to {digits(1e3 * whole['high'])}", "100.0%",
-                 str(2 * found["k"] + 3), "-"])  # fmt: skip
-    head = ["stage", "ms a step", "quartiles", "of the step", "units", "share of peak"]
-    text = f"## Stages of a PGD-{found['k']} step{', compiled' * bool(found['choices']['compile'])}"
-    note = f"Logging: every {found['log_every']} steps. Shares are of {found['limit']}'s peak."
-    if found["device"] == "cuda":
-        note += " A part by itself may wait for its launches where the whole step does not."
-    if read := found["read"]:
-        rate = "{median:,.0f} ({low:,.0f} to {high:,.0f})".format(**read["images_per_second"])
-        note += f"\n\n{rate} images/s are read where nothing else is done, from {read['files']},"
-        note += f" by {read['processes']} processes."
-    return "\n".join([text, "", note, "", grid(head, rows)])
+PART = Part("Stages", NOTE, HEAD, measurements, cells)
