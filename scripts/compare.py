@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from sat.console import table
 from sat.errors import Refused
-from sat.evaluate import accuracy
-from sat.flags import damaged, deciding, read_file
-from sat.record import read_result
-from sat.results import percent
+from sat.evaluation.settings import accuracy
+from sat.evaluation.store import damaged, read_file
+from sat.identity import deciding
+from sat.loggers.screen import percent, table
+from sat.rundir.record import read_result
 from sat.statistics import mcnemar, paired
 
 HEAD = ["", "images", "A", "B", "A - B in points", "only A", "only B", "p"]

@@ -12,7 +12,7 @@ from seeds import LEGEND as OTHERS_LEGEND
 from seeds import averages
 from study import Difference, Report, Row, Table
 
-from sat import console
+from sat.loggers import screen
 
 FILE = "report.md"
 LEGENDS = {
@@ -124,13 +124,13 @@ def terminal(report: Report) -> str:
         head, rows = cells_of(table)
         lines = [f"{heading(table)} ({table.experiment}): {table.setting}"]
         lines += [table.spec["question"]] if table.spec.get("question") else []
-        lines += [console.table(head, rows), "", *legend(rows), *remarks(table)]
+        lines += [screen.table(head, rows), "", *legend(rows), *remarks(table)]
         lines += [f"{v.answer}: {v.text} ({v.reason})" for v in table.verdicts]
         lines += [rule_of([table])] if table.verdicts else []
         parts.append("\n".join([*lines, *table.notes]))
     if report.others:
         head, rows, notes = averages(report.others)
-        parts.append("\n".join([console.table(head, rows), "", *notes, OTHERS_LEGEND]))
+        parts.append("\n".join([screen.table(head, rows), "", *notes, OTHERS_LEGEND]))
     if not parts:
         parts.append("no finished run")
     if report.notes:

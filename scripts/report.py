@@ -19,9 +19,9 @@ import pages
 import study
 from runs import FAULTS, one_line, runs_in, status
 
-from sat.console import duration, percent, table
 from sat.errors import Refused
-from sat.record import CHECKPOINTS
+from sat.loggers.screen import duration, percent, table
+from sat.rundir.record import CHECKPOINTS
 
 
 def row(run: Path, root: Path) -> list[str]:
@@ -37,7 +37,7 @@ def told(run: Path) -> list[str]:
     """The same without the name. Raises one of FAULTS where a file is not as a run writes it."""
     state, result = status(run)
     if state == "finished":
-        from sat.results import measured
+        from sat.evaluation.results import measured
 
         best = next(iter(measured(result).values()))
         attack, robust = next(iter(best["robust"].items()), ("", None))
@@ -55,7 +55,7 @@ def progress(run: Path) -> str:
         epoch = f"epoch {json.loads(lines[-1])['epoch']:g}"
     except (OSError, IndexError, ValueError, KeyError):
         epoch = "no metrics yet"
-    from sat.checkpoint import read
+    from sat.rundir.checkpoint import read
 
     try:
         saved = f"saved at step {read(run / 'checkpoints' / 'last.pt')['step']}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from runs import Measure, Measured
 
-from sat.console import percent
+from sat.loggers.screen import percent
 from sat.statistics import over_seeds
 
 LEGEND = """\

@@ -11,9 +11,9 @@ from seeds import join, make_alike
 from settings import SECTIONS, apart, keys_of, label_of, setting_of, told, unlike
 from specs import Experiment, known, load
 
-from sat.console import duration
 from sat.errors import Refused
 from sat.identity import data_name
+from sat.loggers.screen import duration
 from sat.statistics import over_seeds
 
 
@@ -303,7 +303,7 @@ def primary(runs: Sequence[Measured], rows: Sequence[Row]) -> tuple[str, list[st
             settings = entry["settings"]
             fits = all(v is None or settings.get(key, v) == v for key, v in own.items())
             if attack != "clean" and isinstance(settings.get("attack"), str) and fits:
-                kind = {"AutoAttack": 3, "Strong": 2, "PGD": 1}.get(settings["attack"], 0)
+                kind = {"AutoAttack": 3, "FastAutoAttack": 2, "PGD": 1}.get(settings["attack"], 0)
                 ranks[attack] = kind, settings.get("steps", 0), settings.get("restarts", 1)
     which = "best" if any(("best", "clean") in row.numbers for row in rows) else "last"
     missing = {attack: sum(lacking(row, (which, attack)) for row in rows) for attack in ranks}

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from sat.activations.surrogate import phase
 from sat.attacks.pgd import frozen, input_gradient
 from sat.bench.case import Case, side_by_side
 from sat.bench.costs import build, saved_bytes
@@ -16,8 +17,7 @@ from sat.bench.part import Measurements, Part, Row
 from sat.bench.stopwatch import Timed, interleaved, paired, settings, spread
 from sat.bench.units import size
 from sat.config import options
-from sat.surrogate import phase
-from sat.train import Trainer
+from sat.training.loop import Trainer
 
 HEAD = ["activation", "eager: attack", "eager: update", "compiled: attack", "compiled: update",
         "saved an image"]  # fmt: skip
@@ -67,7 +67,7 @@ def beside_relu(
 def calls_of(case: Case, name: str, compiled: bool) -> Calls:
     trainer, (x, y) = case.trainer(compile=compiled), case.images()
     trainer.attack = case.attack(1)
-    net = trainer.searched(x)
+    net = trainer.attack_model(x)
 
     def update() -> None:
         trainer.objective(trainer.net, x, x, y)[0].backward()

@@ -22,15 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from sat import load
-from sat.attacks import PGD, Strong
+from sat.acceleration.precision import float32
+from sat.attacks import PGD, FastAutoAttack
+from sat.attacks.outcomes import STANDS
 from sat.config import check
-from sat.console import table
 from sat.data import evaluation_batches
-from sat.draws import Draws, seed_of
-from sat.flags import digest_of
-from sat.precision import float32
-from sat.tally import STANDS
-from sat.untrusted import read_yaml
+from sat.evaluation.store import digest_of
+from sat.loggers.screen import table
+from sat.rng import RowRng, seed_of
+from sat.rundir.untrusted import read_yaml
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")  # the standard version, in its order
 HEAD = ["run", "images", "clean", "ours", "theirs", "only we spare", "only they", "our processor",
@@ -89,9 +89,9 @@ def autoattack(
     model: nn.Module, x: Tensor, y: Tensor, own: Namespace, kept: Path
 ) -> tuple[Found, Found]:
     """Ours before and after theirs, with the mean of its two times; then theirs."""
-    attack = Strong(own.eps, own.norm, ATTACKS, own.batch_size)
-    draws = Draws(seed_of(own.seed, "agreement"), torch.arange(len(x)))
-    ours = lambda: timed(lambda: attack.verdicts(model, x, y, draws))  # noqa: E731
+    attack = FastAutoAttack(own.eps, own.norm, ATTACKS, own.batch_size)
+    rng = RowRng(seed_of(own.seed, "agreement"), torch.arange(len(x)))
+    ours = lambda: timed(lambda: attack.verdicts(model, x, y, rng))  # noqa: E731
     with float32(model):
         (first, before), other, (second, after) = ours(), theirs(model, x, y, own, kept), ours()
     assert torch.equal(first, second)
@@ -107,9 +107,9 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, own: Namespace) -> tuple[Found, 
     attack = PGD(own.eps, own.pgd, norm=own.norm)
     sizes = (own.eps / 255, attack.step_size / 255, own.pgd)
     peer = {"linf": Theirs, "l2": PGDL2}[own.norm](model, *sizes)
-    draws = Draws(seed_of(own.seed, "agreement"), torch.arange(len(x)))
+    rng = RowRng(seed_of(own.seed, "agreement"), torch.arange(len(x)))
     torch.manual_seed(own.seed)
-    calls = (lambda a, b, rows: attack(model, a, b, draws[rows]), lambda a, b, rows: peer(a, b))
+    calls = (lambda a, b, rows: attack(model, a, b, rng[rows]), lambda a, b, rows: peer(a, b))
     found, seconds = ([], []), np.zeros((2, 2))
     for rows in torch.arange(len(x)).split(own.batch_size):
         a, b = x[rows], y[rows]

@@ -99,7 +99,7 @@ def about(case: Any, own: Namespace) -> dict[str, Any]:
     """Machine, versions, command line and what is timed."""
     import torch
 
-    from sat.record import environment
+    from sat.rundir.record import environment
 
     told = environment(case.device) | {
         "command": " ".join(["python", *sys.argv]), "words": list(case.words),
@@ -165,16 +165,16 @@ def main(given: Sequence[str] | None = None) -> int:
         os.environ.setdefault(key, value)  # the profiler's libraries talk to the screen
     import torch
 
-    import sat.hardware
+    import sat.acceleration.auto
     from sat.bench.case import case_of
-    from sat.faults import is_out_of_memory
+    from sat.training.skips import is_out_of_memory
 
     if own.threads:
         torch.set_num_threads(own.threads)
-        sat.hardware.THREADS = own.threads  # what `auto` gives a run that is not small
+        sat.acceleration.auto.THREADS = own.threads  # what `auto` gives a run that is not small
     try:
         case = case_of(own.words)
-        sat.hardware.settle_on(case.device)
+        sat.acceleration.auto.settle_on(case.device)
         measure(case, own)
     except (Refused, Fault, OSError) as error:
         print(error, file=sys.stderr)

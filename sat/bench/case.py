@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sat.acceleration.auto import choose, find_device
+from sat.acceleration.recomputation import recompute
 from sat.attacks import PGD, Clean
 from sat.bench.costs import Cost, Sizes, build, cost_of, sizes_of
 from sat.config import Spec, composed
 from sat.errors import Refused, refusing
-from sat.hardware import choose, find_device
 from sat.models import Classifier
-from sat.recomputation import recompute
-from sat.train import Plan, Trainer
+from sat.training.loop import Trainer
+from sat.training.plan import Plan
 
 # Labels here mean nothing, and thousands of steps towards them may end in weights that are not
 # finite, which cost other times.

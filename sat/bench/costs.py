@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sat.acceleration.auto import depthwise, multiply_adds
+from sat.activations.surrogate import phase, phased
+from sat.activations.swap import swap_activations
 from sat.attacks import FGSM, Clean, Curve
 from sat.config import Spec, check
 from sat.data import SVHN, Cifar10, Cifar100, Digits, FashionMNIST, ImageNet, TinyImageNet
 from sat.data.choice import split_training
 from sat.data.folders import FolderSet
 from sat.data.memory import MemorySet
-from sat.diagnostics.training import IMAGES as PROBED
 from sat.errors import Refused, refusing
-from sat.hardware import depthwise, multiply_adds
 from sat.models import Classifier
-from sat.schedule import build_optimizer
-from sat.surrogate import phase, phased
-from sat.swap import swap_activations
-from sat.train import Plan
-from sat.weights import without_weights
+from sat.models.weights import without_weights
+from sat.training.overfitting import IMAGES as PROBED
+from sat.training.plan import Plan
+from sat.training.schedule import build_optimizer
 
 # Training and test images, classes, channels, pixels as stored (of folders: as they are cropped).
 PUBLISHED = {
@@ -119,7 +119,7 @@ class Work:
     validated: int  # images, each time anew
     evaluation: int  # input gradients, at most
     evaluated: int  # images under an attack or a curve, for each checkpoint
-    doubted: int  # images on which a measurement is doubted, for each checkpoint
+    checked: int  # images on which a measurement is doubted, for each checkpoint
     untold: tuple[str, ...]
 
     @property
@@ -154,11 +154,11 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
             each += 2 * -(-asked // -(-asked // PROBED))
     checkpoints = len(set(evaluation.checkpoints)) if trained else 1
     tested = checkpoints * min(evaluation.limit or sizes.test, sizes.test)
-    doubted = checkpoints * min(evaluation.doubts, tested // checkpoints)
-    steps = sum(told(name, a) * evaluation.restarts for name, a in evaluation.judges.items())
+    checked = checkpoints * min(evaluation.masking_checks, tested // checkpoints)
+    steps = sum(told(name, a) * evaluation.restarts for name, a in evaluation.measured_by.items())
     return Work(updates, seen, seen * attack, times * each, times * asked,
-                tested * steps, tested * max(1, len(evaluation.judges)),
-                doubted if evaluation.attacks else 0, tuple(untold))  # fmt: skip
+                tested * steps, tested * max(1, len(evaluation.measured_by)),
+                checked if evaluation.attacks else 0, tuple(untold))  # fmt: skip
 
 
 # memory ---------------------------------------------------------------------------------------

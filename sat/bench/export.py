@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sat.export import CONFIG, export
+from sat.models.export import CONFIG, export
 
 
 def how_to_load(folder: Path) -> str:

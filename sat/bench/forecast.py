@@ -22,8 +22,8 @@ from typing import Any
 from sat import config, sweep
 from sat.bench.units import count, size, span
 from sat.config import Spec
-from sat.console import table
 from sat.errors import Fault, Refused
+from sat.loggers.screen import table
 
 LEGEND = """\
 Multiply-adds: of an image's forward. Gradients are counted image by image: of the training, k of
@@ -61,8 +61,9 @@ def standing(spec: Spec) -> tuple[str, int]:
 
     Raises Refused or Fault, as the program itself does, for a run that failed or is damaged.
     """
-    from sat import checkpoint, results
-    from sat.record import is_running, read_result
+    from sat.evaluation import results
+    from sat.rundir import checkpoint
+    from sat.rundir.record import is_running, read_result
 
     directory = Path(spec.record.root) / spec.name
     if (result := results.finished(spec)) is not None:
@@ -93,7 +94,7 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
     part = -(-spec.schedule.batch_size // spec.schedule.parts)
     pace, precision, why = paced(spec, sizes, cost, rates)
     more = lambda *names: "+" * any(name in work.untold for name in names)  # noqa: E731
-    judged, k = more(*spec.evaluation.judges), gradients_of(spec.attack)
+    judged, k = more(*spec.evaluation.measured_by), gradients_of(spec.attack)
     told.columns = {
         "parameters": count(cost.parameters),
         "multiply-adds": count(cost.multiply_adds),
@@ -107,7 +108,7 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
         "precision": precision,
         "memory": size(cost.fixed(spec.schedule, precision)),
         "activations": size(cost.kept(part, precision)),
-        "doubts": span(pace and pace.doubting(work)),
+        "masking_checks": span(pace and pace.doubting(work)),
     }
     told.notes = tuple(n for n in (why, *(ENSEMBLE.format(name) for name in work.untold)) if n)
     if pace is not None:
@@ -121,8 +122,8 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
 
 def paced(spec: Spec, sizes: Any, cost: Any, rates: Namespace) -> tuple[Any, str, str]:
     """Seconds an image, the precision of the training, and why there are no seconds."""
+    from sat.acceleration.auto import auto_precision, find_device
     from sat.bench.pace import from_rate, tried
-    from sat.hardware import auto_precision, find_device
 
     precision = spec.schedule.precision
     if rates.tflops:
@@ -249,9 +250,9 @@ def main(given: Sequence[str] | None = None) -> int:
             if cfg.evaluate is None:
                 spec = config.check({**config.resolve(cfg), "choices": choices})
             else:
-                from sat.recall import recalled
+                from sat.evaluation.reevaluate import reevaluated
 
-                spec = recalled(cfg, choices, overrides)
+                spec = reevaluated(cfg, choices, overrides)
             forecast(spec, told, own)
         except (Refused, Fault, OSError) as error:
             told.refused = str(error)

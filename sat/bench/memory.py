@@ -15,15 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from sat.acceleration.auto import DTYPES
+from sat.acceleration.folding import Folded
+from sat.acceleration.recomputation import recompute
+from sat.activations.surrogate import phase, phased
 from sat.attacks.pgd import frozen, input_gradient
 from sat.bench.case import Case, case_of
 from sat.bench.costs import build
 from sat.bench.part import Measurements, Part, Row
 from sat.bench.units import size
-from sat.fold import Folded
-from sat.hardware import DTYPES
-from sat.recomputation import recompute
-from sat.surrogate import phase, phased
 
 LARGE = {
     "ResNet-50 at 224": ("model=resnet", "model.depth=50", "dataset.image_size=224"),

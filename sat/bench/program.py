@@ -21,7 +21,7 @@ RUNS = 100  # of the sweep that is asked again and reported on
 AIMS = {"help": 2, "first step": 8, "sweep again": 120}  # seconds, at 100 runs
 # The default run, cut to one step: that is logged at once, and `auto` chooses as for the whole run.
 SHORT = ["schedule.epochs=0.01", "validation.attack.steps=1", "evaluation.attacks.pgd20.steps=2",
-         "evaluation.limit=40", "evaluation.doubts=40"]  # fmt: skip
+         "evaluation.limit=40", "evaluation.masking_checks=40"]  # fmt: skip
 TINY = [*SHORT, "model.width=0.125", "dataset.limit=100", "record.root=sweep"]
 RUN = [sys.executable, "-m", "sat.run"]
 HEAD = ["command", "seconds", "quartiles", "aim"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from sat.activations.surrogate import phase
 from sat.attacks.pgd import frozen, input_gradient
 from sat.bench.case import Case, units
 from sat.bench.loading import fed, origin, pixels, training_images
@@ -21,9 +22,8 @@ from sat.bench.part import Measurements, Part, Row, quartiles
 from sat.bench.stopwatch import Spread, Timed, interleaved, paired, products, settings
 from sat.bench.units import digits
 from sat.data.sets import Data
-from sat.draws import Draws
-from sat.surrogate import phase
-from sat.train import Trainer
+from sat.rng import RowRng
+from sat.training.loop import Trainer
 
 HEAD = ["stage", "ms a step", "quartiles", "of the step", "units", "share of peak"]
 NOTE = """\
@@ -123,7 +123,7 @@ def attack_calls(case: Case, trainer: Trainer) -> dict[str, Timed]:
     """The attack and its parts; `attack gradient` is a forward and its backward to the images,
     `fold` brings the folded network's weights up to date."""
     x, y = case.images()
-    net, rows = trainer.searched(x), torch.arange(len(x), device=x.device)
+    net, rows = trainer.attack_model(x), torch.arange(len(x), device=x.device)
 
     @contextmanager
     def attacking() -> Iterator[None]:
@@ -134,8 +134,10 @@ def attack_calls(case: Case, trainer: Trainer) -> dict[str, Timed]:
     images = x.clone().requires_grad_()
     trainer.model.train()
     return {
-        "attack": Timed(lambda: trainer.attack(trainer.searched(x), x, y, Draws(0, rows)), inner),
-        "fold": Timed(lambda: trainer.searched(x)),
+        "attack": Timed(
+            lambda: trainer.attack(trainer.attack_model(x), x, y, RowRng(0, rows)), inner
+        ),
+        "fold": Timed(lambda: trainer.attack_model(x)),
         "attack gradient": Timed(lambda: input_gradient(net, x, y), attacking),
         "attack forward": Timed(
             lambda: F.cross_entropy(net(images), y, reduction="sum"), attacking
@@ -171,8 +173,8 @@ def update_calls(case: Case, trainer: Trainer) -> dict[str, Timed]:
 @contextmanager
 def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
     """A line of metrics and the points of the curves, as in a run, in a folder of its own."""
-    from sat.journal import Journal
-    from sat.record import claim
+    from sat.rundir.record import claim
+    from sat.training.callbacks import Callbacks
 
     images, sizes, steps = pixels(case, case.batch), case.sizes, count(1)
     names, half = tuple(map(str, range(sizes.classes))), (0.5,) * sizes.channels
@@ -187,7 +189,7 @@ def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
     with tempfile.TemporaryDirectory() as folder:
         record = replace(case.spec.record, root=folder)
         with claim(record, "benchmark", case.spec.yaml()) as run:
-            journal = Journal(case.spec, run, data)
+            journal = Callbacks(case.spec, run, data)
             with journal.open(trainer, ""):
                 yield Timed(log)
                 journal.saved_step = trainer.step  # no checkpoint at the end
