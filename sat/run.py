@@ -34,14 +34,14 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
     Waits for another process that runs it, or raises Busy.
     """
     from sat import distributed
-    from sat.acceleration import auto
+    from sat.acceleration.device import find_device, settle_on
     from sat.evaluation import results
     from sat.rundir import record
 
     with refusing("device"):
         seat = local_rank() if processes()[1] > 1 else sweep.seat()
-        device = auto.find_device(spec.device, seat)
-    auto.settle_on(device)
+        device = find_device(spec.device, seat)
+    settle_on(device)
     with distributed.join(device) as world:
         if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
             if world.first:

@@ -221,7 +221,7 @@ def summary(done: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-# without running ------------------------------------------------------------------------------------
+# without running --------------------------------------------------------------------------------
 
 
 def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str]], None]) -> None:

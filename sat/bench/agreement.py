@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sat import load
 from sat.acceleration.precision import float32
 from sat.attacks import PGD, FastAutoAttack
 from sat.attacks.outcomes import STANDS
@@ -29,6 +28,7 @@ from sat.config import check
 from sat.data import evaluation_batches
 from sat.evaluation.store import digest_of
 from sat.loggers.screen import table
+from sat.models.weights import load
 from sat.rng import RowRng, seed_of
 from sat.rundir.untrusted import read_yaml
 

@@ -167,7 +167,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
     import sat.acceleration.auto
     from sat.bench.case import case_of
-    from sat.training.skips import is_out_of_memory
+    from sat.errors import is_out_of_memory
 
     if own.threads:
         torch.set_num_threads(own.threads)

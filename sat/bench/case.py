@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sat.acceleration.auto import choose, find_device
+from sat.acceleration.auto import choose
+from sat.acceleration.device import find_device
 from sat.acceleration.recomputation import recompute
 from sat.attacks import PGD, Clean
 from sat.bench.costs import Cost, Sizes, build, cost_of, sizes_of

@@ -2,7 +2,7 @@
 the folder or file of a set of the user's own."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,8 @@ class Sizes:
 
 @cache
 def sizes_of(dataset: Any) -> Sizes:
-    """Published sets are known by heart, unless their folder is there; others are looked at, without
-    decoding an image.
+    """Published sets are known by heart, unless their folder is there; others are looked at, and no
+    image is decoded.
 
     Raises Refused for a `limit` or `holdout` that the set can't give, and where a set of the user's
     own is not there; nothing is downloaded.
@@ -104,7 +104,7 @@ def gradients_of(attack: Any) -> int | None:
     """Input gradients for an image that stands; None for an ensemble, which goes by the image."""
     if isinstance(attack, Curve):
         return sum(point.steps for point in attack.attacks if point.eps)
-    return {Clean: 0, FGSM: 1}.get(type(attack), getattr(attack, "steps", None))
+    return {Clean: 0, FGSM: 1}.get(type(attack), asdict(attack).get("steps"))
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
     """Counted as if every image were right when clean and stood under every attack but the last."""
     evaluation, untold = spec.evaluation, []
 
-    def told(name: str, attack: Any) -> int:
+    def steps_of(name: str, attack: Any) -> int:
         if (steps := gradients_of(attack)) is None:
             untold.append(name)
         return steps or 0
@@ -147,17 +147,19 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
     asked = min(spec.validation.limit or sizes.held_out, sizes.held_out)
     if trained := spec.evaluate is None:
         updates = spec.schedule.steps(sizes.train)
-        seen, attack = updates * spec.schedule.batch_size, told("attack", spec.attack)
+        seen, attack = updates * spec.schedule.batch_size, steps_of("attack", spec.attack)
         times = validations(spec.schedule, sizes.train, spec.validation.every)
-        each = asked * told("validation", spec.validation.attack)
+        each = asked * steps_of("validation", spec.validation.attack)
         if spec.validation.attack.eps:  # the probe: gradients at the clean image and at the other
             each += 2 * -(-asked // -(-asked // PROBED))
     checkpoints = len(set(evaluation.checkpoints)) if trained else 1
     tested = checkpoints * min(evaluation.limit or sizes.test, sizes.test)
     checked = checkpoints * min(evaluation.masking_checks, tested // checkpoints)
-    steps = sum(told(name, a) * evaluation.restarts for name, a in evaluation.measured_by.items())
+    steps = sum(
+        steps_of(name, a) * evaluation.restarts for name, a in evaluation.measured_by.items()
+    )
     return Work(updates, seen, seen * attack, times * each, times * asked,
-                tested * steps, tested * max(1, len(evaluation.measured_by)),
+                tested * steps, tested * max(1, len(attacks)),
                 checked if evaluation.attacks else 0, tuple(untold))  # fmt: skip
 
 

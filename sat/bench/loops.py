@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sat.bench.case import RATE, Case
 from sat.bench.stopwatch import settings
-from sat.training.skips import is_out_of_memory
+from sat.errors import is_out_of_memory
 
 PUBLISHED = "published loop"
 GRAPHS = "sat, CUDA graphs"
