@@ -165,16 +165,17 @@ def main(given: Sequence[str] | None = None) -> int:
         os.environ.setdefault(key, value)  # the profiler's libraries talk to the screen
     import torch
 
-    import sat.acceleration.auto
+    from sat.acceleration import auto
+    from sat.acceleration.device import settle_on
     from sat.bench.case import case_of
     from sat.errors import is_out_of_memory
 
     if own.threads:
         torch.set_num_threads(own.threads)
-        sat.acceleration.auto.THREADS = own.threads  # what `auto` gives a run that is not small
+        auto.THREADS = own.threads  # what `auto` gives a run that is not small
     try:
         case = case_of(own.words)
-        sat.acceleration.auto.settle_on(case.device)
+        settle_on(case.device)
         measure(case, own)
     except (Refused, Fault, OSError) as error:
         print(error, file=sys.stderr)

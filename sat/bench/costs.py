@@ -155,9 +155,8 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
     checkpoints = len(set(evaluation.checkpoints)) if trained else 1
     tested = checkpoints * min(evaluation.limit or sizes.test, sizes.test)
     checked = checkpoints * min(evaluation.masking_checks, tested // checkpoints)
-    steps = sum(
-        steps_of(name, a) * evaluation.restarts for name, a in evaluation.measured_by.items()
-    )
+    attacks = evaluation.measured_by
+    steps = evaluation.restarts * sum(steps_of(name, a) for name, a in attacks.items())
     return Work(updates, seen, seen * attack, times * each, times * asked,
                 tested * steps, tested * max(1, len(attacks)),
                 checked if evaluation.attacks else 0, tuple(untold))  # fmt: skip

@@ -34,7 +34,7 @@ Lines = dict[str, float]  # commands, and their minutes
 
 
 def lines(text: str, places: dict[str, Any], seeds: Sequence[int]) -> Lines:
-    """Every command of the list, for every seed, in order; raises Refused where one has no budget."""
+    """Every command of the list for every seed, in order. Raises Refused for one of no budget."""
     found: Lines = {}
     for seed in seeds:
         for line in text.splitlines():
