@@ -529,6 +529,7 @@ def test_a_compiler_that_fails_costs_no_eager_number(bench, tmp_path, monkeypatc
 def test_growth_and_memory_are_parts_of_their_own(bench, tmp_path, monkeypatch):
     small = {"digits": ("model=resnet", "model.depth=10", "dataset.image_size=32")}
     monkeypatch.setattr(memory, "LARGE", small)
+    monkeypatch.setitem(growth.DEPTHS, growth.CifarResNet, (8, 14))
     code, out, err = bench(*TINY, "--parts", "memory,growth", "--rounds", "1", "--gib", "1")
     assert code == 0, err
     found = kept(tmp_path / "outputs/benchmark")
