@@ -636,13 +636,6 @@ def test_a_short_run_is_shorter_unless_it_is_told_otherwise():
     assert own.rounds == 9 and arguments([]).steps == (0, 1, 2, 3, 10)
 
 
-def test_what_a_processor_can_do(tmp_path):
-    file = tmp_path / "cpuinfo"
-    file.write_text("model name : X\nflags\t\t: fpu avx2 amx_bf16 amx_tile\nflags : fpu\n")
-    assert benchmark.isa(file) == ["avx2", "amx_tile", "amx_bf16"]
-    assert benchmark.isa(tmp_path / "missing") == []
-
-
 def test_only_what_can_be_timed_is_a_case():
     with pytest.raises(Refused, match="model.depth"):
         case_of(["model.depth=19"])

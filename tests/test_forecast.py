@@ -301,7 +301,7 @@ def test_time_adds_up():
 
 
 def test_a_rate_tells_the_time_without_trying(forecast, monkeypatch):
-    monkeypatch.setattr(pace, "_try", None)
+    monkeypatch.setattr(pace, "try_out", None)
     code, out, err = forecast("experiment=imagenet_resnet50", "--tflops", "300",
                               "evaluation=clean", "validation.every=1000")  # fmt: skip
     assert code == 0, err
@@ -331,7 +331,7 @@ def test_a_rate_that_is_none_is_refused(forecast, rate):
 def test_a_network_is_tried_once_in_a_sweep(forecast, monkeypatch):
     tries = []
     monkeypatch.setattr(pace, "_TRIED", {})
-    monkeypatch.setattr(pace, "_try", lambda *a: tries.append(a) or pace.Pace(1, 1, 1, 1))
+    monkeypatch.setattr(pace, "try_out", lambda *a: tries.append(a) or pace.Pace(1, 1, 1, 1))
     code, out, _ = forecast(*TINY, "-m", "activation=relu,silu", "attack.steps=1,3")
     assert code == 0 and len(tries) == 2
     assert "4 runs, 4 distinct: 4 not begun; still missing:" in out
@@ -342,7 +342,7 @@ def test_a_network_is_tried_once_in_a_sweep(forecast, monkeypatch):
 
 def without_time(monkeypatch):
     monkeypatch.setattr(pace, "_TRIED", {})
-    monkeypatch.setattr(pace, "_try", lambda *a: pace.Pace(1e-4, 1e-4, 1e-4, 1e-4))
+    monkeypatch.setattr(pace, "try_out", lambda *a: pace.Pace(1e-4, 1e-4, 1e-4, 1e-4))
 
 
 def test_runs_are_told_apart_by_how_far_they_are(sat, forecast, tmp_path, monkeypatch):

@@ -1,23 +1,18 @@
 """What a smooth activation costs inside a network, beside ReLU: whether it is free."""
 
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import nn
 
-from sat.activations.surrogate import phase
-from sat.attacks.pgd import frozen, input_gradient
 from sat.bench.case import Case, side_by_side
 from sat.bench.costs import build, saved_bytes
 from sat.bench.loops import left_out
 from sat.bench.part import Measurements, Part, Row
-from sat.bench.stopwatch import Timed, interleaved, paired, settings, spread
+from sat.bench.stages import attack_calls, update_calls
+from sat.bench.stopwatch import Timed, interleaved, paired, spread, under
 from sat.bench.units import size
 from sat.config import options
-from sat.training.loop import Trainer
 
 HEAD = ["activation", "eager: attack", "eager: update", "compiled: attack", "compiled: update",
         "saved an image"]  # fmt: skip
@@ -65,31 +60,10 @@ def beside_relu(
 
 
 def calls_of(case: Case, name: str, compiled: bool) -> Calls:
-    trainer, (x, y) = case.trainer(compile=compiled), case.images()
-    trainer.attack = case.attack(1)
-    net = trainer.attack_model(x)
-
-    def update() -> None:
-        trainer.objective(trainer.net, x, x, y)[0].backward()
-        trainer.optimizer.zero_grad(set_to_none=True)
-
-    trainer.model.train()
-    return {
-        (name, "attack"): Timed(
-            partial(input_gradient, net, x, y), partial(placed, trainer, net, "inner")
-        ),
-        (name, "update"): Timed(update, partial(placed, trainer, None, "outer")),
-    }
-
-
-@contextmanager
-def placed(trainer: Trainer, net: nn.Module | None, where: str) -> Iterator[None]:
-    with settings(trainer.plan.choices), phase(trainer.phased, where):
-        if net is None:
-            yield
-            return
-        with frozen(net, "eval"):
-            yield
+    trainer = case.trainer(1, compile=compiled)
+    parts = attack_calls(case, trainer) | update_calls(case, trainer)
+    chosen = {"attack": parts["attack gradient"], "update": parts["gradients"]}
+    return {(name, what): under(trainer.plan.choices, call) for what, call in chosen.items()}
 
 
 def cells(row: Row) -> list[str]:

@@ -25,6 +25,7 @@ from sat.errors import Fault, Refused
 
 PARTS = ("steps", "stages", "activations", "growth", "memory", "program")
 USUAL = PARTS[:3]
+ISA = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")  # what a product's rate is by
 SHORT = {"batch": 32, "steps": (0, 1, 2), "rounds": 3}  # a minute or two on two cores
 
 
@@ -99,6 +100,7 @@ def about(case: Any, own: Namespace) -> dict[str, Any]:
     """Machine, versions, command line and what is timed."""
     import torch
 
+    from sat.acceleration.processor import flags
     from sat.rundir.record import environment
 
     told = environment(case.device) | {
@@ -112,20 +114,9 @@ def about(case: Any, own: Namespace) -> dict[str, Any]:
         told["memory"] = torch.cuda.get_device_properties(case.device).total_memory
         told["cuda"], told["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
     else:
-        told["isa"] = isa(Path("/proc/cpuinfo"))
+        told["isa"] = [name for name in ISA if name in flags()]
         told["isa_limit"] = os.environ.get("ONEDNN_MAX_CPU_ISA")
     return told
-
-
-def isa(file: Path) -> list[str]:
-    """Of the processor's instruction sets those that decide the rate of a matrix product."""
-    asked = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
-    try:
-        lines = file.read_text().splitlines()
-    except OSError:
-        return []
-    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return [name for name in asked if name in flags]
 
 
 def headline(told: dict[str, Any]) -> str:

@@ -2,32 +2,26 @@
 
 import json
 import os
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from statistics import median
-from typing import Any
 
 import torch
 
-from sat.acceleration.auto import choose
 from sat.acceleration.device import find_device
 from sat.acceleration.folding import fold
 from sat.acceleration.precision import float32
-from sat.attacks import PGD, Clean
-from sat.bench.costs import Cost, Sizes, Work, build
-from sat.bench.stopwatch import settings, wait
+from sat.attacks import PGD
+from sat.bench.case import Case
+from sat.bench.costs import Cost, Sizes, Work
+from sat.bench.stopwatch import Timed, interleaved, settings
 from sat.config import Spec
-from sat.training.loop import Trainer
-from sat.training.plan import Plan
 
 TRIED = {"cpu": 4e9, "cuda": 4e12}  # multiply-adds of the forward of a batch that is tried
 LARGEST = {"cpu": 2e10, "cuda": 2e13}  # of two images: more would take a minute and longer
-SECONDS = 0.4  # for each of four quantities, beside a first, slow time
 DOUBT = 310  # input gradients that 460 forwards and 160 backwards cost: an image that stands
-STEPS = 2  # of the attack that is timed
+STEPS, ROUNDS = 2, 3  # of the attack that is timed; and how often it is
 
 
 @dataclass(frozen=True)
@@ -68,84 +62,50 @@ def tried(spec: Spec, sizes: Sizes, cost: Cost) -> Pace:
 
     Raises ValueError, saying why, for what can't be tried on this machine.
     """
-    device, given = find_device(spec.device), spec.schedule
-    eager = replace(given, compile=False)  # compiling takes longer than trying
-    choices = choose(eager, device, sizes.train, cost.multiply_adds, cost.depthwise)
-    wanted = {
-        "update": -(-given.batch_size // given.parts),
-        "validation": min(spec.validation.batch_size, sizes.held_out),
-        "evaluation": min(spec.evaluation.batch_size, spec.evaluation.limit or sizes.test),
-    }
-    most = _most(cost, device)
-    batches = {name: min(count, most) for name, count in wanted.items()}
-    schedule = replace(eager, epochs=1.0, accumulate=1, batch_size=max(2, batches["update"]))
-    plan, config = Plan(schedule, sizes.train, 0, {**choices, "compile": False}), spec.config
-    about = [config["model"], config["activation"], config["objective"], batches, str(plan)]
+    device, schedule = find_device(spec.device), spec.schedule
+    most = largest(cost, device)
+    batches = [
+        max(2, min(-(-schedule.batch_size // schedule.parts), most)),
+        min(spec.validation.batch_size, sizes.held_out, most),
+        min(spec.evaluation.batch_size, spec.evaluation.limit or sizes.test, most),
+    ]
+    schedule = replace(schedule, epochs=1.0, batch_size=batches[0], accumulate=1)
+    case = Case((), replace(spec, parts={**spec.parts, "schedule": schedule}), sizes, device)
+    config = spec.config
+    about = [config["model"], config["activation"], config["objective"], batches, str(schedule)]
     key = json.dumps([*about, sizes.classes, *sizes.shape, str(device)])
     if key not in _TRIED:
-        _TRIED[key] = _try(spec, sizes, plan, batches, device)
+        _TRIED[key] = try_out(case, *batches)
     return _TRIED[key]
 
 
-def _most(cost: Cost, device: torch.device) -> int:
+def largest(cost: Cost, device: torch.device) -> int:
     """Images of the largest batch that is tried."""
     if 2 * cost.multiply_adds > LARGEST[device.type]:
         raise ValueError("not timed: too many multiply-adds to be tried on this machine")
-    fitting = (_free_bytes(device) - 2 * (cost.state or 0)) / 2 / max(cost.activations, 1)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fitting = (free - 2 * (cost.state or 0)) / 2 / max(cost.activations, 1)
     if fitting < 2:
         raise ValueError("not timed: too large for this machine's memory")
     return int(min(fitting, max(2, TRIED[device.type] // max(cost.multiply_adds, 1))))
 
 
-def _free_bytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not every system tells
-        return float("inf")
+def try_out(case: Case, batch: int, validation: int, evaluation: int) -> Pace:
+    """By the program's own update, and its PGD in the precision of the training and in float32."""
+    trainer = case.trainer()
+    model, choices, attack = trainer.model, trainer.plan.choices, PGD(8.0, STEPS)
 
+    def gradient(count: int, exact: bool = False) -> float:
+        x, y = case.images(count)
+        with settings(choices), float32(model.eval()) if exact else nullcontext():
+            net = fold(model, x[:2], model.autocast).net
+            call = Timed(lambda: attack(net, x, y))
+            return median(interleaved({0: call}, case.device, ROUNDS)[0]) / STEPS / count
 
-def _try(
-    spec: Spec, sizes: Sizes, plan: Plan, batches: dict[str, int], device: torch.device
-) -> Pace:
-    with settings(plan.choices):
-        model = build(spec, sizes, "cpu").to(device)
-        trainer = Trainer(model, Clean(), spec.objective, plan)
-
-        @cache
-        def gradient(count: int, exact: bool = False) -> float:
-            x, y = _images(count, sizes, device)
-            model.eval()
-            with float32(model) if exact else nullcontext():
-                net = fold(model, x[:2], model.autocast).net
-                spent = _seconds(lambda: PGD(8.0, STEPS)(net, x, y), device)
-            return spent / STEPS / count
-
-        gradients = [gradient(batches["update"]), gradient(batches["validation"]),
-                     gradient(batches["evaluation"], exact=True)]  # fmt: skip
-        images = _images(plan.schedule.batch_size, sizes, device)
-        # last: updates with labels of no meaning may lead to weights that are not finite
-        update = _seconds(lambda: trainer.update(*images), device) / plan.schedule.batch_size
-    return Pace(update, *gradients)
-
-
-def _images(count: int, sizes: Sizes, device: torch.device) -> tuple[Any, Any]:
-    x = torch.rand(count, *sizes.shape, device=device)
-    return x, torch.randint(sizes.classes, (count,), device=device)
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """The median time of a call."""
-    times: list[float] = []
-    call()
-    begun = time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - begun < SECONDS:
-        wait(device)
-        start = time.perf_counter()
-        call()
-        wait(device)
-        times.append(time.perf_counter() - start)
-        if time.perf_counter() - begun > 5 * SECONDS:
-            break
-    return median(times)
+    gradient = cache(gradient)
+    paces = gradient(batch), gradient(validation), gradient(evaluation, exact=True)
+    call = Timed(partial(trainer.update, *case.images()), partial(settings, choices))
+    return Pace(median(interleaved({0: call}, case.device, ROUNDS)[0]) / batch, *paces)

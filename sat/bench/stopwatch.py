@@ -89,6 +89,17 @@ def settings(choices: Mapping[str, Any]) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = cudnn
 
 
+def under(choices: Mapping[str, Any], call: Timed) -> Timed:
+    """A call with settings around what it runs within."""
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        with settings(choices), call.within():
+            yield
+
+    return Timed(call.run, within)
+
+
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
