@@ -141,7 +141,7 @@ KILLED = "a process of the sweep was killed (was the memory full?), and took the
 @contextmanager
 def stopping() -> Iterator[None]:
     """A signal to the command line stops its worker processes, too: each saves its run first."""
-    told = []
+    told: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
         if not told:

@@ -26,7 +26,8 @@ Calls = dict[tuple[str, str], Timed]  # of an activation's attack and update
 def measurements(case: Case, own: Namespace) -> Measurements:
     """Networks differ in nothing but the activation."""
     names = sorted(options()["activation"], key=lambda name: (name != "relu", name))
-    relu, broken = {}, []
+    relu: dict[bool, Calls] = {}
+    broken: list[str] = []
     for kind in [False, True][: 1 + own.compile]:
         with side_by_side(kind):
             for name in names:

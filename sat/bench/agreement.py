@@ -14,6 +14,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def theirs(model: nn.Module, x: Tensor, y: Tensor, own: Namespace, kept: Path) -
         auto.attacks_to_run, spent = [attack], np.zeros(2)
         left = (verdicts == STANDS).nonzero()[:, 0]
         if len(left):
-            (x_adv, _), spent = timed(lambda rows=left: run(x[rows], y[rows]))
+            (x_adv, _), spent = timed(partial(run, x[left], y[left]))
             verdicts[left[~right(model, x_adv, y[left])]] = k
         seconds = np.vstack([seconds, spent])
         np.savez(kept, verdicts=verdicts.numpy(), seconds=seconds)
@@ -110,11 +111,12 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, own: Namespace) -> tuple[Found, 
     rng = RowRng(seed_of(own.seed, "agreement"), torch.arange(len(x)))
     torch.manual_seed(own.seed)
     calls = (lambda a, b, rows: attack(model, a, b, rng[rows]), lambda a, b, rows: peer(a, b))
-    found, seconds = ([], []), np.zeros((2, 2))
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    seconds = np.zeros((2, 2))
     for rows in torch.arange(len(x)).split(own.batch_size):
         a, b = x[rows], y[rows]
         for k, call in enumerate(calls):
-            x_adv, spent = timed(lambda call=call, a=a, b=b, rows=rows: call(a, b, rows))
+            x_adv, spent = timed(partial(call, a, b, rows))
             seconds[k] += spent
             stands = right(model, x_adv, b) & right(model, a, b)
             found[k].append(torch.where(stands, STANDS, 0))

@@ -69,7 +69,7 @@ class Case:
         y = torch.randint(self.sizes.classes, (count,), generator=generator)
         return x.to(self.device), y.to(self.device)
 
-    def attack(self, k: int) -> PGD | Clean:
+    def attack(self, k: int) -> Any:
         return replace(self.spec.attack, steps=k) if k else Clean()
 
     def trainer(self, k: int = 0, **choices: Any) -> Trainer:

@@ -27,7 +27,7 @@ from sat.training.plan import Plan
 from sat.training.schedule import build_optimizer
 
 # Training and test images, classes, channels, pixels as stored (of folders: as they are cropped).
-PUBLISHED = {
+PUBLISHED: dict[type, tuple[int, int, int, int, int]] = {
     Digits: (1_438, 359, 10, 1, 8),
     Cifar10: (50_000, 10_000, 10, 3, 32),
     Cifar100: (50_000, 10_000, 100, 3, 32),
@@ -76,10 +76,12 @@ def sizes_of(dataset: Any) -> Sizes:
             if hasattr(dataset, "download"):
                 dataset = replace(dataset, download=False)
             data = dataset(torch.device("cpu"), 0)
-            parts = map(len, (data.train, data.held_out, data.test))
-            return Sizes(*parts, len(data.classes), data.channels, data.image_size)
+            train, held_out, test = len(data.train), len(data.held_out), len(data.test)
+            found = len(data.classes), data.channels, data.image_size
+            return Sizes(train, held_out, test, *found)
         parts = split_training(labels, dataset.limit, dataset.holdout, seed=0)
-    return Sizes(*map(len, parts), test, classes, channels, dataset.image_size or stored)
+    train, held_out = map(len, parts)
+    return Sizes(train, held_out, test, classes, channels, dataset.image_size or stored)
 
 
 def is_there(dataset: Any) -> bool:
@@ -170,9 +172,14 @@ def saved_bytes(model: nn.Module, x: Tensor, floats: int = 4) -> int:
     once, parameters and buffers left out, `floats` bytes for each floating-point number."""
     kept: list[Tensor] = []  # all alive, so that no storage is mistaken for a later one
     held = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    keep = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
     training = model.training
-    with keep, phase(phased(model), "outer"):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, phase(phased(model), "outer"):
         logits = model.train()(x)
     model.train(training)
     size = {}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from sat.bench.stopwatch import Timed
 from sat.data.batches import epoch_batches
 from sat.data.folders import FolderSet, sorted_files
 from sat.data.images import PaddedCrop
-from sat.data.memory import MemorySplit
-from sat.data.stream import StreamedSet, StreamSplit
+from sat.data.memory import MemorySet, MemorySplit
+from sat.data.stream import StreamSplit
 
 IMAGES = 2048  # of the set in memory that batches are cut from; their number moves no time
 FILES, IMAGENET = 64, (500, 375)  # of the photographs that stand in; width and height in pixels
@@ -26,8 +27,9 @@ AHEAD = 3  # batches that may be ready before the clock starts: two, and the one
 def training_images(case: Case, folder: Path) -> MemorySplit | StreamSplit:
     """The files of a folder where they are there, else photographs made in `folder`; of a set in
     memory random pixels, cropped and mirrored as the data set says."""
-    dataset, count = case.spec.dataset, max(IMAGES, case.batch)
-    if not isinstance(dataset, StreamedSet):
+    dataset: Any = case.spec.dataset
+    count = max(IMAGES, case.batch)
+    if isinstance(dataset, MemorySet):
         return pixels(case, count)
     if not isinstance(dataset, FolderSet) or is_there(dataset):
         return dataset(case.device, case.spec.seed).train
@@ -71,14 +73,14 @@ def fed(
 ) -> Timed:  # fmt: skip
     """A step on the next batch, which is read meanwhile where processes read; timed when what was
     ready at first is used up, or the readers are ahead for good."""
-    held: list[Iterator[tuple[Tensor, Tensor]]] = []
+    held: list[Any] = []  # iterators over batches
 
     def step() -> None:
         update(*next(held[-1]))
 
     @contextmanager
     def reader() -> Iterator[None]:
-        stream = images.stream(epoch_batches(len(images), case.batch, 0, 0, 2**40))
+        stream: Any = images.stream(epoch_batches(len(images), case.batch, 0, 0, 2**40))
         held.append(stream)
         try:
             for _ in range(AHEAD):

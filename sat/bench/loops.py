@@ -123,7 +123,7 @@ def left_out(what: str, error: Exception) -> str:
 def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
     """All that can be compared here, and a line for each that can't."""
     found, notes = [ours(case, "sat")], []
-    kinds = {"sat, compiled": True} if compiled else {}
+    kinds: dict[str, Any] = {"sat, compiled": True} if compiled else {}
     if compiled and case.device.type == "cuda":
         kinds[GRAPHS] = "reduce-overhead"
     for name, kind in kinds.items():

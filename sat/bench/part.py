@@ -67,7 +67,9 @@ class Book:
         """One part; the names of the measurements that are left when the time is over."""
         self.say(f"\n## {part.title}\n\n{part.note}\n")
         rows: list[Row] = []
-        self.found[name], left, widths = {"rows": rows}, [], []
+        self.found[name] = {"rows": rows}
+        left: list[str] = []
+        widths: list[int] = []
         for key, work in part.measurements(case, own):
             new = [row for row in self.kept.get(name, []) if row["key"] == key]
             if not new and self.over():

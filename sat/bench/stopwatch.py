@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from statistics import median, quantiles
 from typing import Any, TypeVar
 
@@ -31,7 +32,9 @@ class Timed:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    low, high = min(values), max(values)
+    if len(values) > 1:
+        low, _, high = quantiles(values, n=4, method="inclusive")
     return {"median": median(values), "low": low, "high": high}
 
 
@@ -123,8 +126,8 @@ def products(device: torch.device) -> list[Product]:
     for name, dtype in types.items():
         # random numbers: a GPU draws less power, and clocks higher, on zeros
         a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
-        call = Timed(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))
-        found.append(Product(name, call, 2 * side**3))
+        call = partial(torch.mm, a, b, out=out)
+        found.append(Product(name, Timed(call), 2 * side**3))
     return found
 
 
