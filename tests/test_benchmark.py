@@ -296,17 +296,16 @@ def test_a_product_has_2n3_operations(quick):
 
 def test_stages_add_up_to_the_step():
     calls = ["attack forward", "attack gradient", "attack", "forward", "gradients", "optimizer",
-             "step", "data", "log", "fold", "fed"]  # fmt: skip
+             "step", "data", "log", "fold"]  # fmt: skip
     times = {call: 1.7**k for k, call in enumerate(calls)}
     for k in (0, 1, 3):
         times["attack"] = 1.7**2 if k else 0.0
-        found = stages.stages_of(k, log_every=50)
-        whole = sum(stage.seconds(*(times[call] for call in stage.calls)) for stage in found)
+        found = stages.stages_of(k, 50, times)
+        whole = sum(seconds for _, seconds in found.values())
         assert whole == pytest.approx(times["step"] + times["data"] + times["log"] / 50)
-        assert sum(stage.units for stage in found) == 2 * k + 3
-    beside = stages.stages_of(3, log_every=50, streamed=True)
-    whole = sum(stage.seconds(*(times[call] for call in stage.calls)) for stage in beside)
-    assert whole == pytest.approx(times["fed"] + times["log"] / 50)
+        assert sum(work for work, _ in found.values()) == 2 * k + 3
+    whole = sum(seconds for _, seconds in stages.stages_of(3, 50, times | {"fed": 99.0}).values())
+    assert whole == pytest.approx(99.0 + times["log"] / 50)
 
 
 def test_growth_that_is_linear_has_exponent_1():
@@ -359,22 +358,23 @@ def test_counted_memory_is_that_of_a_real_step():
         assert counted == pytest.approx(real, rel=0.1)
 
 
-def test_large_networks_are_counted_without_memory():
+def test_large_networks_are_counted_without_memory(monkeypatch):
     case = case_of(["dataset=imagenet", "model.depth=18", "dataset.image_size=64",
-                                     "schedule.optimizer=momentum"])  # fmt: skip
-    plain, less = (memory.need_of(case, "fp32", checkpointed) for checkpointed in (False, True))
-    half = memory.need_of(case, "bf16", False)
-    alone = memory.need_of(case.varied("schedule.fold=false"), "fp32", False)
-    copied = plain["update"].fixed - alone["update"].fixed
+                    "schedule.optimizer=momentum", "schedule.precision=fp32"])  # fmt: skip
+    measure = lambda case, *more: memory.measure("it", case, *(more or (False, (1, 2))))[0]  # noqa: E731
+    whole, less = measure(case), measure(case, True, (1, 2))
+    half = measure(case.varied("schedule.precision=bf16"))
+    alone = measure(case.varied("schedule.fold=false"))
+    copied = whole["fixed_bytes"] - alone["fixed_bytes"]
     assert copied == pytest.approx(4 * case.cost.parameters, rel=0.01)
-    for step in ("attack", "update"):
-        assert less[step].image < 0.6 * plain[step].image
-        assert 0.4 < half[step].image / plain[step].image < 0.65
-        assert plain[step].fixed >= 3 * 4 * case.cost.parameters  # weights, gradients, momentum
+    for step in ("attack_bytes_an_image", "update_bytes_an_image"):
+        assert less[step] < 0.6 * whole[step] and 0.4 < half[step] / whole[step] < 0.65
+    assert whole["fixed_bytes"] >= 3 * 4 * case.cost.parameters  # weights, gradients, momentum
     # a convolution keeps its input, whether or not its weights are frozen
-    assert plain["attack"].image == pytest.approx(plain["update"].image, rel=0.1)
-    need = memory.Need(fixed=100.0, image=7.0)
-    assert [need.largest(m) for m in (99, 106, 107, 170)] == [0, 0, 1, 10]
+    attacked, updated = whole["attack_bytes_an_image"], whole["update_bytes_an_image"]
+    assert attacked == pytest.approx(updated, rel=0.1)
+    most = (2**30 - whole["fixed_bytes"]) / max(attacked, updated)
+    assert whole["largest_batch"]["1"] == int(most) < whole["largest_batch"]["2"] / 2
 
 
 # the command ------------------------------------------------------------------------------------
@@ -477,12 +477,17 @@ def test_a_row_is_kept_when_it_is_measured_and_measured_once(tmp_path, capsys):
     assert log[6:] == ["a", "b", "c"], "what came to its end is measured anew"
 
 
-def test_a_budget_ends_between_rows_and_says_what_is_left(tmp_path):
+def test_a_budget_ends_between_rows_and_says_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     log: list[str] = []
     book = part.Book(tmp_path, {}, seconds=0.15)
     left = book.measure("count", counting(log, seconds=0.1), None, None)
     assert log == ["a"] and left == ["count b", "count c"]
     assert part.unfinished(left, 60).endswith("count b, count c")
+    steps = types.SimpleNamespace(PART=counting(log, seconds=0.1))
+    monkeypatch.setattr(benchmark, "import_module", lambda name: steps)
+    assert benchmark.main([*TINY, "--parts", "steps", "--budget", "0.1s", "--out", "o"]) == 143
+    assert benchmark.main([*TINY, "--parts", "steps", "--out", "o"]) == 0
     assert [benchmark.duration(text) for text in ("90s", "10m", "1.5h")] == [90, 600, 5400]
 
 

@@ -127,24 +127,24 @@ def compare(name: str, ours: Found, theirs: Found, clean: Tensor) -> dict[str, A
     """Robust accuracies, disagreements in both directions, times."""
     stands, other = ours[0] == STANDS, theirs[0] == STANDS
     felled = lambda found: [int((found[0] == k).sum()) for k in range(len(ATTACKS))]  # noqa: E731
-    row = {
+    times = [
+        dict(zip(("wall", "processor"), map(float, s), strict=True)) for _, s in (ours, theirs)
+    ]
+    return {
         "run": name, "images": len(clean), "clean": clean.float().mean().item(),
         "ours": stands.float().mean().item(), "theirs": other.float().mean().item(),
         "only_ours_stands": int((stands & ~other).sum()),
         "only_theirs_stands": int((other & ~stands).sum()),
         "felled_by_ours": felled(ours), "felled_by_theirs": felled(theirs),
+        "our_seconds": times[0], "their_seconds": times[1],
     }  # fmt: skip
-    for k, what in enumerate(("seconds", "processor_seconds")):
-        mine, peer = float(ours[1][k]), float(theirs[1][k])
-        row[what] = {"ours": mine, "theirs": peer, "ratio": peer / mine}
-    return row
 
 
 def line(row: dict[str, Any]) -> list[str]:
     shares = [f"{100 * row[key]:.1f} %" for key in ("clean", "ours", "theirs")]
     counts = [str(row[key]) for key in ("only_ours_stands", "only_theirs_stands")]
-    cost = row["processor_seconds"]
-    times = [f"{cost['ours']:.0f} s", f"{cost['theirs']:.0f} s", f"{cost['ratio']:.1f}"]
+    ours, theirs = (row[key]["processor"] for key in ("our_seconds", "their_seconds"))
+    times = [f"{ours:.0f} s", f"{theirs:.0f} s", f"{theirs / ours:.1f}"]
     return [row["run"], str(row["images"]), *shares, *counts, *times]
 
 

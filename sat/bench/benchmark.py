@@ -135,7 +135,7 @@ def headline(told: dict[str, Any]) -> str:
     )
 
 
-def measure(case: Any, own: Namespace) -> None:
+def measure(case: Any, own: Namespace) -> int:
     from sat.bench.part import Book, unfinished
 
     told = about(case, own)
@@ -147,10 +147,12 @@ def measure(case: Any, own: Namespace) -> None:
         book.say(unfinished(left, own.budget))
     book.found["left"] = left
     book.write()
+    return 143 if left else 0
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Exit codes: 0, 1 where memory runs out, 2 where the command line is refused."""
+    """Exit codes: 0, 1 where memory runs out, 2 where the command line is refused, 143 where the
+    budget is used up and rows are left."""
     own = arguments(given)
     for key, value in (("KINETO_LOG_LEVEL", "99"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
         os.environ.setdefault(key, value)  # the profiler's libraries talk to the screen
@@ -167,7 +169,7 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         case = case_of(own.words)
         settle_on(case.device)
-        measure(case, own)
+        return measure(case, own)
     except (Refused, Fault, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -176,4 +178,3 @@ def main(given: Sequence[str] | None = None) -> int:
             raise
         print(f"out of memory at batch {case.batch}; --batch takes fewer images", file=sys.stderr)
         return 1
-    return 0

@@ -4,7 +4,6 @@ computed, so networks may be larger than this machine."""
 import weakref
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -91,29 +90,10 @@ def live_bytes(step: Callable[..., None], model: nn.Module, x: Tensor, y: Tensor
     return live.most
 
 
-@dataclass(frozen=True)
-class Need:
-    """Bytes of a training: `fixed` whatever the batch, and more for each image of a batch."""
-
-    fixed: float
-    image: float
-
-    def largest(self, memory: float) -> int:
-        return max(0, int((memory - self.fixed) // self.image))
-
-
-def need_of(case: Case, precision: str, checkpointed: bool) -> dict[str, Need]:
-    """Of the attack's step and of the update, from batches of two and four images."""
-    fixed, needs = case.cost.fixed(case.spec.schedule, precision) or 0, {}
-    for name, step in (("attack", attack), ("update", update)):
-        two, four = (_counted(case, step, count, precision, checkpointed) for count in (2, 4))
-        needs[name] = Need(fixed + 2 * two - four, (four - two) / 2)
-    return needs
-
-
-def _counted(
+def counted(
     case: Case, step: Callable[..., None], count: int, precision: str, checkpointed: bool
 ) -> int:
+    """Live bytes of a step on `count` images."""
     with FakeTensorMode():
         model = build(case.spec, case.sizes, "cpu")
         model.autocast = DTYPES[precision]
@@ -140,14 +120,22 @@ def measurements(case: Case, own: Namespace) -> Measurements:
 
 
 def measure(name: str, case: Case, checkpointed: bool, gib: Sequence[float]) -> list[Row]:
+    """Bytes of the attack's step and of the update: of each image, and whatever the batch; from
+    batches of two and four images."""
     precision = case.spec.schedule.precision
     precision = "bf16" if precision == "auto" else precision
-    needs = need_of(case, precision, checkpointed)
-    most = {f"{g:g}": min(n.largest(g * 2**30) for n in needs.values()) for g in gib}
-    return [{"network": name, "precision": precision, "checkpointed": checkpointed,
-             **{f"{step}_bytes_an_image": need.image for step, need in needs.items()},
-             "fixed_bytes": max(need.fixed for need in needs.values()),
-             "largest_batch": most}]  # fmt: skip
+    state = case.cost.fixed(case.spec.schedule, precision) or 0
+    row: Row = {"network": name, "precision": precision, "checkpointed": checkpointed}
+    fixed: list[float] = []
+    most: dict[str, list[int]] = {f"{g:g}": [] for g in gib}
+    for what, step in (("attack", attack), ("update", update)):
+        two, four = (counted(case, step, count, precision, checkpointed) for count in (2, 4))
+        row[f"{what}_bytes_an_image"] = image = (four - two) / 2
+        fixed.append(state + 2 * two - four)
+        for g in gib:
+            most[f"{g:g}"].append(max(0, int((g * 2**30 - fixed[-1]) // image)))
+    row["fixed_bytes"] = max(fixed)
+    return [row | {"largest_batch": {g: min(images) for g, images in most.items()}}]
 
 
 def cells(row: Row) -> list[str]:

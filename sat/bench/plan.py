@@ -127,7 +127,7 @@ def summary(plan: Lines, ledger: Ledger) -> str:
     states = [ledger.state(command) for command in plan]
     failed = [f"! failed: python {line}" for line in plan if ledger.state(line) == FAILED]
     counts = ", ".join(f"{states.count(s)} {s}" for s in (DONE, STOPPED, FAILED, LEFT))
-    return "\n".join([*failed, f"{counts}; {ledger.file.with_suffix('.log')} has what they said"])
+    return "\n".join([*failed, f"{counts}; what they said: {ledger.file.with_suffix('.log')}"])
 
 
 def places_of(own: Namespace) -> dict[str, Any]:

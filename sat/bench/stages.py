@@ -3,9 +3,9 @@ itself is the difference of two times of one round."""
 
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,7 @@ from sat.bench.case import Case, units
 from sat.bench.loading import fed, origin, pixels, training_images
 from sat.bench.loops import left_out
 from sat.bench.part import Measurements, Part, Row, quartiles
-from sat.bench.stopwatch import Spread, Timed, interleaved, paired, products, settings
+from sat.bench.stopwatch import Timed, interleaved, paired, products, settings, spread
 from sat.bench.units import digits
 from sat.data.sets import Data
 from sat.rng import RowRng
@@ -31,40 +31,30 @@ Parts by themselves, and differences of such times; on a GPU one may wait for it
 whole step does not. Logging: its share of a step. Shares are of the fastest matrix product."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A part of the step: of which calls it is made, and how many units of work it does."""
-
-    name: str
-    calls: tuple[str, ...]
-    seconds: Callable[..., float]  # of the times of `calls` in one round
-    units: int = 0
-
-
-def stages_of(k: int, log_every: int, streamed: bool = False) -> list[Stage]:
-    """They add up to a step of PGD-k with its batch and its share of a log. Where processes read
-    the images beside the step, it has only what it waits for."""
-    data = Stage("data", ("data",), lambda t: t)
-    if streamed:
-        data = Stage("data: waited for", ("fed", "step"), lambda f, s: f - s)
-    attack = [
-        Stage("attack: forwards", ("attack forward",), lambda f: k * f, k),
-        Stage("attack: backwards", ("attack gradient", "attack forward"),
-              lambda g, f: k * (g - f), k),
-        Stage("attack: weights folded", ("fold",), lambda f: f),
-        Stage("attack: start, steps, ball", ("attack", "attack gradient", "fold"),
-              lambda a, g, f: a - k * g - f),
-    ]  # fmt: skip
-    return [
-        data,
-        *(attack if k else []),
-        Stage("update: forward", ("forward",), lambda f: f, 1),
-        Stage("update: backward", ("gradients", "forward"), lambda g, f: g - f, 2),
-        Stage("update: optimizer", ("optimizer",), lambda o: o),
-        Stage("update: checks and sums", ("step", "attack", "gradients", "optimizer"),
-              lambda s, a, g, o: s - a - g - o),
-        Stage("logging", ("log",), lambda t: t / log_every),
-    ]  # fmt: skip
+def stages_of(k: int, log_every: int, t: dict[str, float]) -> dict[str, tuple[int, float]]:
+    """Units of work and seconds of each part, by the seconds `t` of the calls in one round; they
+    add up to a step of PGD-k with its batch and its share of a log. Where processes read the images
+    beside the step (`fed`), it has only what it waits for."""
+    found = {"data": (0, t["data"])}
+    if "fed" in t:
+        found = {"data: waited for": (0, t["fed"] - t["step"])}
+    if k:
+        backward = t["attack gradient"] - t["attack forward"]
+        rest = t["attack"] - k * t["attack gradient"] - t["fold"]
+        found |= {
+            "attack: forwards": (k, k * t["attack forward"]),
+            "attack: backwards": (k, k * backward),
+            "attack: weights folded": (0, t["fold"]),
+            "attack: start, steps, ball": (0, rest),
+        }
+    rest = t["step"] - t["attack"] - t["gradients"] - t["optimizer"]
+    return found | {
+        "update: forward": (1, t["forward"]),
+        "update: backward": (2, t["gradients"] - t["forward"]),
+        "update: optimizer": (0, t["optimizer"]),
+        "update: checks and sums": (0, rest),
+        "logging": (0, t["log"] / log_every),
+    }
 
 
 def measurements(case: Case, own: Namespace) -> Measurements:
@@ -91,32 +81,30 @@ def measure(case: Case, k: int, rounds: int, compile: bool) -> list[Row]:
         if read := origin(images, case):
             calls["fed"] = fed(case, images, trainer.update)
         times = interleaved(calls | {top.name: top.call for top in tops}, case.device, rounds)
-    every = trainer.plan.log_every
-    whole = ["fed"] if read else ["step", "data"]
-    together = paired(lambda log, *rest: sum(rest) + log / every,
-                      times["log"], *(times[call] for call in whole))  # fmt: skip
+    every, by_round = (
+        trainer.plan.log_every,
+        [dict(zip(times, each, strict=True)) for each in zip(*times.values(), strict=True)],
+    )
+    found = [stages_of(k, every, seconds) for seconds in by_round]
     best = min(tops, key=lambda top: min(times[top.name]) / top.flop)
     unit = 2 * case.cost.multiply_adds * case.batch / best.flop
-    rows = []
-    for stage in stages_of(k, every, streamed=bool(read)):
-        mine = [times[call] for call in stage.calls]
-        share = lambda top, *own, s=stage: s.units * unit * top / s.seconds(*own)  # noqa: E731
-        told = row(stage.name, stage.units, paired(stage.seconds, *mine), together)
-        told["share_of_peak"] = paired(share, times[best.name], *mine) if stage.units else None
-        rows.append(told)
+    wholes = [sum(seconds for _, seconds in parts.values()) for parts in found]
+    rows: list[Row] = []
+    for name, (work, _) in found[0].items():
+        mine = [parts[name][1] for parts in found]
+        share = paired(lambda top, own, n=work: n * unit * top / own, times[best.name], mine)
+        rows.append({"stage": name, "units": work, "seconds": spread(mine),
+                     "share": paired(lambda a, b: a / b, mine, wholes),
+                     "share_of_peak": share if work else None})  # fmt: skip
     name = f"PGD-{k}{', compiled' * compile}: all"
-    rows.append(row(name, units(k), together, together) | {"choices": trainer.plan.choices})
+    rows.append({"stage": name, "units": units(k), "seconds": spread(wholes),
+                 "share": spread([1.0]), "share_of_peak": None,
+                 "choices": trainer.plan.choices})  # fmt: skip
     if read:
         rate = paired(lambda t: case.batch / t, times["data"])
         note = "{median:,.0f} ({low:,.0f} to {high:,.0f})".format(**rate)
         rows.append({"note": f"\n{note} images/s are read where nothing else is done, from {read}"})
     return rows
-
-
-def row(stage: str, work: int, seconds: Spread, whole: Spread) -> Row:
-    share = seconds["median"] / whole["median"]
-    return {"stage": stage, "units": work, "seconds": seconds, "share": share,
-            "share_of_peak": None}  # fmt: skip
 
 
 def attack_calls(case: Case, trainer: Trainer) -> dict[str, Timed]:
@@ -197,10 +185,9 @@ def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
 
 def cells(row: Row) -> list[str]:
     peak = row["share_of_peak"]
-    return [
-        row["stage"], digits(1e3 * row["seconds"]["median"]), quartiles(row["seconds"], 1e3),
-        f"{row['share']:.1%}", str(row["units"] or "-"), f"{peak['median']:.1%}" if peak else "-",
-    ]  # fmt: skip
+    share = [f"{row['share']['median']:.1%}", str(row["units"] or "-")]
+    time = [digits(1e3 * row["seconds"]["median"]), quartiles(row["seconds"], 1e3)]
+    return [row["stage"], *time, *share, f"{peak['median']:.1%}" if peak else "-"]
 
 
 PART = Part("Stages", NOTE, HEAD, measurements, cells)
