@@ -23,6 +23,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sat import plugins
 from sat.errors import Refused, refusing
 from sat.identity import (
     FOLLOWED,
@@ -32,6 +33,7 @@ from sat.identity import (
     readable,
     weights_identity,
 )
+from sat.units import check_unit
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
@@ -54,7 +56,7 @@ class Spec:
     hash: str
 
     def __getattr__(self, part: str) -> Any:
-        if part in SECTIONS:
+        if part in (*SECTIONS, "logger"):
             return self.parts[part]
         raise AttributeError(part)
 
@@ -109,11 +111,9 @@ def resolve(cfg: DictConfig, under: Mapping[str, Any] | None = None) -> dict[str
 
 def check(plain: Mapping[str, Any]) -> Spec:
     """Builds every part of a resolved config and names the run; raises `Refused`."""
-    from sat.attacks.pgd import check_unit
-
     plain = dict(plain)
     choices = dict(plain.pop("choices", {}))
-    unknown(plain, [*SECTIONS, *SCALARS, *BESIDE], "")
+    unknown(plain, [*SECTIONS, *SCALARS, *BESIDE, "logger"], "")
     config: dict[str, Any] = {"choices": choices}
     for key, hint in SCALARS.items():
         config[key] = convert(plain.get(key), hint, key)
@@ -131,12 +131,13 @@ def check(plain: Mapping[str, Any]) -> Spec:
         if section == "dataset":
             beside = {k: convert(node.pop(k, None), FOLLOWED[k], f"dataset.{k}") for k in FOLLOWED}
             with refusing("dataset."):
-                check_unit("eps", beside["eps"])
+                check_unit("eps", beside["eps"], beside["norm"])
         if section == "model":
             beside = {k: convert(node.pop(k, None), START[k], f"model.{k}") for k in START}
             _check_normalisation(beside)
         parts[section], typed = build(node, section, partial_=section in PARTIAL)
         config[section] = {**typed, **beside}
+    parts["logger"], config["logger"] = _loggers(plain.get("logger"))
     digest = identity(config) if config["evaluate"] is None else weights_identity(config)
     return Spec(
         seed=config["seed"],
@@ -147,6 +148,14 @@ def check(plain: Mapping[str, Any]) -> Spec:
         name=f"{readable(config, choices)}-{digest}",
         hash=digest,
     )
+
+
+def _loggers(nodes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trackers by name, each a node of its own."""
+    if not isinstance(nodes, Mapping | None):
+        raise Refused(f"logger={_short(nodes)}: is a list of options, 'logger=[tensorboard]'")
+    built = {name: build(node, f"logger.{name}") for name, node in (nodes or {}).items()}
+    return tuple({name: both[k] for name, both in built.items()} for k in range(2))
 
 
 def _check_normalisation(model: Mapping[str, Any]) -> None:
@@ -194,12 +203,13 @@ def _default(cls: type, parameter: inspect.Parameter) -> Any:
 
 def _value(given: Any, hint: Any, where: str) -> tuple[Any, Any]:
     """A typed value and what to write down for it: a nested node is built, too."""
-    part = hint is Any or inspect.isclass(hint) and hint not in _SCALARS
-    if isinstance(given, Mapping) and "_target_" in given and part:
+    part = _part(hint)
+    if isinstance(given, Mapping) and "_target_" in given and part is not None:
         built, typed = build(given, where)
-        if hint is not Any and not isinstance(built, hint):
-            raise Refused(f"{where}._target_={given['_target_']}: must be {hint.__name__}")
-        return built, typed
+        if not isinstance(built, part):
+            raise Refused(f"{where}._target_={given['_target_']}: must be {part.__name__}")
+        word = _word(built, typed) if hint is not part else None
+        return (built, typed) if word is None else (word, word)
     if isinstance(given, Mapping) and get_origin(hint) is dict:
         pairs = {key: _value(value, get_args(hint)[1], f"{where}.{key}") for key, value in
                  given.items() if value is not None}  # fmt: skip
@@ -208,12 +218,33 @@ def _value(given: Any, hint: Any, where: str) -> tuple[Any, Any]:
     return typed, list(typed) if isinstance(typed, tuple) else typed
 
 
+def _part(hint: Any) -> type | None:
+    """The class of a node at a place of this type, if there may be one."""
+    if hint is Any:
+        return object
+    classes = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return next((c for c in classes if inspect.isclass(c) and c not in _SCALARS), None)
+
+
+def _word(built: Any, typed: Mapping[str, Any]) -> str | None:
+    """The word for a class of ours without settings, where a word may stand for a node."""
+    ours = type(built).__module__.startswith("sat.") and list(typed) == ["_target_"]
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(built).__name__).lower() if ours else None
+
+
 def target(name: Any, path: str) -> Callable[..., Any]:
-    """The class of this package that `_target_` names; nothing else is ever imported."""
-    if not isinstance(name, str) or not re.fullmatch(r"sat(\.[a-z_]+)+\.[A-Z]\w*", name):
+    """The class that `_target_` names: of this package, or of a package that the user allows (see
+    `sat.plugins`); nothing else is ever imported."""
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
+        raise Refused(f"{path}._target_={_short(name)}: must name a class, package.module.Class")
+    if not name.startswith("sat."):
+        with refusing(f"{path}._target_={_short(name)}: "):
+            return plugins.load(name)
+    if not re.fullmatch(r"sat(\.[a-z_]+)+\.[A-Z]\w*", name):
         raise Refused(f"{path}._target_={_short(name)}: must name a class of this package, sat.*")
     if _part_and_class(name) not in targets(path):
-        group = "attack" if "." in path else path
+        group = path if _is_group(path) else "attack" if "." in path else path
+        group = group.replace(".", "/")
         raise Refused(
             f"{path}._target_={_short(name)}: no option of {group} is this class; add a file with"
             f" it to conf/{group}"
@@ -232,13 +263,20 @@ def targets(path: str) -> set[tuple[str, str]]:
     """The classes that may stand at a place of the config: those that the files of its group name;
     within a group, attacks and whatever else its files have there."""
     group, _, nested = path.partition(".")
-    found = _named("attack" if nested else group, r"^_target_: *(\S+)")
-    return found | _named(group, r"^ +_target_: *(\S+)") if nested else found
+    if not nested or _is_group(path):
+        return _named(path.replace(".", "/"), r"^_target_: *(\S+)")
+    within = _named(group, r"^ +_target_: *(\S+)")
+    return within if group == "logger" else within | _named("attack", r"^_target_: *(\S+)")
+
+
+def _is_group(path: str) -> bool:
+    """Whether options of their own may stand at a place: `schedule.decay`."""
+    return (CONF / path.replace(".", "/")).is_dir()
 
 
 @cache
 def _named(group: str, pattern: str) -> set[tuple[str, str]]:
-    texts = [file.read_text() for file in (CONF / group).rglob("*.yaml")]
+    texts = [file.read_text() for file in (CONF / group).glob("*.yaml")]
     return {_part_and_class(name) for text in texts for name in re.findall(pattern, text, re.M)}
 
 
@@ -362,7 +400,7 @@ def one_line(error: BaseException) -> str:
     """What Hydra or OmegaConf say over many lines, as one that names the nearest valid name."""
     text = str(error).strip()
     groups = options()
-    if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
+    if found := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]*)'", text):
         group, name = found.groups()
         known = groups.get(group) or re.findall(r"^\t(\S+)$", text, re.M)
         return f"{group}={name}: no such option; {nearest(name, known)}"

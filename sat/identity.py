@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from sat.errors import Refused
 
-SECTIONS = "dataset activation attack model schedule objective validation evaluation record".split()
+SECTIONS = "dataset sampler activation attack model schedule objective".split()
+SECTIONS += "validation evaluation metrics record".split()
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
 FOLLOWED = {"eps": float, "norm": Literal["linf", "l2"], "depth": int, "width": float}
 # Keys of every model's option that say what it starts from: weights, and another normalisation.
@@ -38,7 +39,7 @@ def trained_by(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     seed; weights to start from by their place."""
     kept: dict[str, dict[str, Any]] = {}
     for section in SECTIONS:
-        if section in ("evaluation", "record"):
+        if section in ("evaluation", "metrics", "record"):
             continue
         kept[section] = {
             key: value
@@ -94,8 +95,10 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
         attack = choices.get("attack", "attack") + str(config["attack"].get("steps", ""))
         if (eps := config["attack"].get("eps")) not in (None, dataset["eps"]):
             attack += f"-eps{eps:g}"
+        objective = _objective(config["objective"], choices)
         epochs, ema = f"{config['schedule']['epochs']:g}ep", config["schedule"]["ema"]
-        parts += [attack, f"{epochs}-ema{ema:g}" if ema else epochs, f"s{config['seed']}"]
+        parts += [attack, *objective, f"{epochs}-ema{ema:g}" if ema else epochs]
+        parts.append(f"s{config['seed']}")
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).lstrip("._-")[:120]
 
 
@@ -122,6 +125,14 @@ def _activation(activation: Mapping[str, Any], choices: Mapping[str, str]) -> st
         phases = [phase for phase in ("inner", "outer") if activation[phase]]
         name += "-" + ("-".join(phases) or "nowhere")
     return name
+
+
+def _objective(objective: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
+    """`trades6`; nothing for adversarial cross-entropy, which goes without saying."""
+    name, beta = choices.get("objective", "adversarial"), objective.get("beta")
+    if name == "adversarial":
+        return []
+    return [name if beta is None else f"{name}{beta:g}"]
 
 
 def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:

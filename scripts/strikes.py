@@ -22,7 +22,7 @@ TRAINING = {
     "gradients there, weights not": ("sat.training.loop.Trainer._apply", "before", None),
     "updated, not logged": ("sat.training.loop.Trainer.update", "after", None),
     "logged, TensorBoard not": ("sat.rundir.record.Run.write_metrics", "after", None),
-    "validated, not logged": ("sat.journal.measure", "after", None),
+    "validated, not logged": ("sat.evaluation.measure.measure", "after", None),
     "best.pt there, last.pt not": ("os.replace", "after", "best.pt"),
     "half a checkpoint written": ("torch.save", "half", None),
     "checkpoint written, not renamed": ("os.replace", "before", "last.pt"),
@@ -31,7 +31,7 @@ TRAINING = {
     "both renamed": ("os.replace", "after", "last.pt"),
 }
 EVALUATION = {
-    "measured, not kept": ("sat.evaluation.settings.measure", "after", None),
+    "measured, not kept": ("sat.evaluation.evaluator.measure", "after", None),
     "flags written, not renamed": ("os.replace", "before", "*.npz"),
     "result written, not renamed": ("os.replace", "before", "result.json"),
     "result renamed": ("os.replace", "after", "result.json"),

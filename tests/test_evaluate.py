@@ -8,8 +8,9 @@ from sat.acceleration.precision import float32
 from sat.attacks import PGD, Clean, Curve
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of
-from sat.evaluation.settings import Evaluation, Validation, accuracy
-from sat.evaluation.settings import measure as measured
+from sat.evaluation.measure import accuracy
+from sat.evaluation.measure import measure as measured
+from sat.evaluation.settings import Evaluation, Validation
 from sat.statistics import wilson
 
 
@@ -126,7 +127,7 @@ def test_a_verdict_is_in_float32():
         ({"curves": {"x": PGD(8)}}, "curves.x=PGD"),
         ({"curves": {"x": Curve(PGD(8), "eps", (1,))}, "restarts": 2}, "restarts=2"),
         ({"checkpoints": ()}, "checkpoints=[]"),
-        ({"masking_checks": -1}, "doubts=-1"),
+        ({"masking_checks": -1}, "masking_checks=-1"),
     ],
 )
 def test_bad_settings_are_refused_by_name(wrong, key):

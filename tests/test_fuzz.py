@@ -115,7 +115,7 @@ KEYS = [
     "dataset.norm", "dataset.image_size", "dataset.name", "dataset.root", "dataset.path", "model",
     "model.depth", "model.width", "model.weights", "model.mean", "model.std", "model.name",
     "model.cardinality", "activation", "activation.alpha", "activation.inner", "attack",
-    "attack.eps", "attack.steps", "attack.step", "attack.norm", "attack.random_start",
+    "attack.eps", "attack.steps", "attack.step", "attack.norm", "attack.start",
     "attack.batch_norm", "attack._target_", "schedule", "schedule.epochs", "schedule.batch_size",
     "schedule.milestones", "schedule.precision", "schedule.ema", "schedule.clip", "objective",
     "validation", "validation.attack", "validation.every", "validation.attack.eps", "evaluation",

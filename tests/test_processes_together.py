@@ -97,13 +97,13 @@ def test_another_evaluation_is_that_of_one_process(differences, trained, measure
 DEADLY = """
 import os, signal, sys
 from pathlib import Path
-from sat import examination
+from sat.evaluation import evaluator
 from sat.attacks import PGD
 from sat.run import main
 
 whom, notes = sys.argv.pop(1), Path(sys.argv.pop(1))
 rank, plain, batches = os.environ["RANK"], PGD.__call__, 0
-examination.KEEP_EVERY = 0.0
+evaluator.KEEP_EVERY = 0.0
 
 def die():
     agent = os.getppid()
@@ -187,16 +187,16 @@ def test_a_training_that_diverges_ends_as_that_of_one_process(sat, tmp_path):
 STOPS = """
 import os, signal
 from sat.run import main
-from sat.train import Trainer
+from sat.training import memory
 
-update = Trainer.update
+update = memory.update
 
-def stopped(self, *batch):
-    update(self, *batch)
-    if self.step == 3 and os.environ["RANK"] == "1":
+def stopped(state, *batch):
+    update(state, *batch)
+    if state.step == 3 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
 
-Trainer.update = stopped
+memory.update = stopped
 main()
 """
 
@@ -220,7 +220,7 @@ def test_dropout_resumed_by_as_many_processes_equals_never_stopped(differences, 
     assert code == 0 and "resumed at step 3 of 6" in out, out + err
     assert differences(run_in(folder), run_in(whole)) == []
     state = torch.load(run_in(whole) / "checkpoints/last.pt", weights_only=True)
-    assert not torch.equal(*(process["rng"] for process in state["processes"]))
+    assert not torch.equal(*(process["rng"] for process in state["generators"]))
     result = json.loads((run_in(folder) / "result.json").read_text())
     assert [alarm["name"] for alarm in result["alarms"]].count("separate_batch_norm") == 1
 

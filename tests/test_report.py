@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sat.evaluation.settings import accuracy
+from sat.evaluation.measure import accuracy
 from sat.rundir.record import Run
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sat.evaluation.settings import accuracy
+from sat.evaluation.measure import accuracy
 
 ROOT = Path(__file__).parents[1]
 PGD = {"attack": "PGD", "eps": 8.0, "norm": "linf", "steps": 20, "limit": None}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ from sat import sweep
 from sat.acceleration.device import find_device
 from sat.errors import Busy, Refused
 from sat.loggers import screen
-from sat.run import headline
 from sat.rundir import record
+from sat.rundir.result import AttackResult, CheckpointResult, RunResult
 
 DEADLINE = 600  # seconds: on a busy machine a process takes its time to begin
 
@@ -353,14 +354,21 @@ def test_optuna_searches_by_the_score(sat):
 
 
 def test_a_search_never_sees_the_test_set():
-    entry = {"accuracy": 0.9, "ci95": [0.8, 0.95]}
-    held_out = {"clean": 0.5, "robust": 0.25}
+    from sat.evaluation.results import headline
+    from sat.evaluation.settings import Evaluation
+
+    entry = AttackResult(accuracy=0.9, ci95=(0.8, 0.95), images=50)
+    last = CheckpointResult(step=1, epoch=1.0, clean=entry, robust={"pgd20": entry})
+    weights = RunResult(
+        name="run", hash="0", status="finished", seed=0, environment={}, dataset={"name": "digits"},
+        test_images=50, attack=None, choices={"threads": 1}, steps=1, images=32, wall_seconds=1.0,
+        images_per_second=None, last=last, best=None,
+    )  # fmt: skip
     for chosen, score in (("robust", 0.25), ("clean", 0.5)):
-        best = {"clean": entry, "robust": {"pgd20": entry}, "held_out": held_out,
-                "selected_by": f"{chosen} accuracy on held-out training images"}  # fmt: skip
-        assert headline({"best": best, "last": best})["score"] == score
-    weights = {"last": {"clean": entry, "robust": {}}, "best": None}
-    assert headline(weights)["score"] is None
+        best = replace(last, held_out={"clean": 0.5, "robust": 0.25},
+                       selected_by=f"{chosen} accuracy on held-out training images")  # fmt: skip
+        assert headline(replace(weights, best=best), Evaluation())["score"] == score
+    assert headline(weights, Evaluation())["score"] is None
 
 
 def test_a_lock_is_refused_by_name(tmp_path, monkeypatch):

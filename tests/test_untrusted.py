@@ -1,5 +1,6 @@
 """What others may have written: checkpoints, configs, arrays and images are data, never code."""
 
+import json
 import os
 import pickle
 import runpy
@@ -23,6 +24,7 @@ from sat.data.folders import Files, sorted_files
 from sat.errors import Refused
 from sat.evaluation.store import read_file
 from sat.rundir import untrusted
+from sat.rundir.result import RunResult
 
 CHEAP = ["evaluation=clean", "evaluation.limit=60", "evaluation.masking_checks=0"]
 RUNS: list[Path] = []
@@ -330,7 +332,18 @@ def test_dashboards_are_opened_here_alone():
         assert not any(word in text for word in ("bind_all", "0.0.0.0", "--host")), path
 
 
+def undescribed(held):
+    """Keys of a result that no field of its description has."""
+    yield from held.more
+    for value in vars(held).values():
+        inner = value.values() if isinstance(value, dict) else value
+        for each in inner if isinstance(value, dict | list) else [value]:
+            if hasattr(each, "more"):
+                yield from undescribed(each)
+
+
 def test_our_own_results_and_configs_pass(run):
-    assert untrusted.read_whole_result(run)["status"] == "finished"
+    assert RunResult.read(run).as_json() == json.loads((run / "result.json").read_text())
+    assert not any(undescribed(RunResult.read(run)))
     own = untrusted.read_sections(run / "config.yaml", list(config.SECTIONS))
     assert config.check(own).yaml() == (run / "config.yaml").read_text()

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class AutoAttack:
     batch_size: int = 250
 
     by_batch = True  # its random numbers are those of a batch, so that one process takes all
+
+    batch_norm: ClassVar[str] = "eval"
+    loss: ClassVar[str] = "ce"
 
     def __post_init__(self) -> None:
         check_unit("eps", self.eps)
@@ -100,7 +103,14 @@ class AutoAttack:
             part.n_target_classes = min(part.n_target_classes, others)
         return package
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None):
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        rng: RowRng | None = None,
+        progress: Tensor | None = None,
+    ) -> Tensor:
         """x [N, C, H, W] in [0, 1] and y [N] -> adversarial images where the model is fooled."""
         with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
             package = self._package(model, x, rng.key if rng else 0)

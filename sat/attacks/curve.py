@@ -1,10 +1,11 @@
 """Robust accuracy along a growing attack: over the size of the ball, or over the steps taken."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
 
+from sat.attacks.clean import Clean
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.pgd import PGD
 from sat.attacks.series import Series
@@ -45,12 +46,12 @@ class Curve:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(f"{self.over}={getattr(attack, self.over):g}" for attack in self.attacks)
+        return tuple(f"{self.over}={asdict(attack)[self.over]:g}" for attack in self.attacks)
 
     def judge(
         self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
     ) -> None:
-        attacks = [attack if attack.eps else _nothing for attack in self.attacks]
+        attacks = [attack if attack.eps else Clean() for attack in self.attacks]
         Series(self.names, attacks, self.batch_size).judge(model, x, y, rng, outcomes)
 
 
@@ -60,7 +61,3 @@ def _scaled(attack: PGD, factor: float) -> PGD:
     other = replace(attack)
     object.__setattr__(other, "eps", factor * attack.eps)
     return other
-
-
-def _nothing(model: nn.Module, x: Tensor, y: Tensor, rng: RowRng) -> Tensor:
-    return x

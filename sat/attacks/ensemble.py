@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,9 @@ class FastAutoAttack:
     batch_size: int | Literal["auto"] = "auto"
     patience: float | None = 2.0
 
+    batch_norm: ClassVar[str] = "eval"
+    loss: ClassVar[str] = "ce"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "attacks", tuple(self.attacks))
         check_unit("eps", self.eps)
@@ -58,7 +61,14 @@ class FastAutoAttack:
     def names(self) -> tuple[str, ...]:
         return self.attacks
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None):
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        rng: RowRng | None = None,
+        progress: Tensor | None = None,
+    ) -> Tensor:
         """x [N, C, H, W] in [0, 1] and y [N] -> an adversarial image where one was found, the clean
         one elsewhere; detached, float32. The model is left as it was."""
         x_adv = x.detach().clone()

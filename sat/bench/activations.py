@@ -61,10 +61,10 @@ def beside_relu(
 
 
 def calls_of(case: Case, name: str, compiled: bool) -> Calls:
-    trainer = case.trainer(1, compile=compiled)
-    parts = attack_calls(case, trainer) | update_calls(case, trainer)
+    state = case.state(1, compile=compiled)
+    parts = attack_calls(case, state) | update_calls(case, state)
     chosen = {"attack": parts["attack gradient"], "update": parts["gradients"]}
-    return {(name, what): under(trainer.plan.choices, call) for what, call in chosen.items()}
+    return {(name, what): under(state.plan.choices, call) for what, call in chosen.items()}
 
 
 def cells(row: Row) -> list[str]:

@@ -16,8 +16,9 @@ from sat.bench.costs import Cost, Sizes, build, cost_of, sizes_of
 from sat.config import Spec, composed
 from sat.errors import Refused, refusing
 from sat.models import Classifier
-from sat.training.loop import Trainer
+from sat.objectives import training_attack
 from sat.training.plan import Plan
+from sat.training.state import TrainState
 
 # Labels here mean nothing, and thousands of steps towards them may end in weights that are not
 # finite, which cost other times.
@@ -72,14 +73,15 @@ class Case:
     def attack(self, k: int) -> Any:
         return replace(self.spec.attack, steps=k) if k else Clean()
 
-    def trainer(self, k: int = 0, **choices: Any) -> Trainer:
-        """The program's own, eager unless `compile` is chosen."""
+    def state(self, k: int = 0, **choices: Any) -> TrainState:
+        """A training of the program's own, eager unless `compile` is chosen."""
         given = {**self.choices, "compile": False, **choices}
         slow = {"learning_rate": RATE, "decay": "constant", "warmup_epochs": 0.0}
         # asked for, not by itself: a compilation that fails must not pass for one
         schedule = replace(self.spec.schedule, **slow, compile=given["compile"], accumulate=1)
         plan = Plan(schedule, self.sizes.train, self.spec.seed, given)
-        return Trainer(self.model(), self.attack(k), self.spec.objective, plan)
+        attack = training_attack(self.attack(k), self.spec.objective)
+        return TrainState(self.model(), attack, self.spec.objective, plan)
 
     def varied(self, *words: str) -> "Case":
         """The same but for what these words say."""

@@ -10,6 +10,7 @@ from sat.bench.part import Measurements, Part, Row
 from sat.bench.stopwatch import Timed, interleaved, settings, spread
 from sat.bench.units import count, digits
 from sat.models import CifarResNet, PreActResNet, ResNet, WideResNet
+from sat.training.step import update
 
 HEAD = ["quantity", "values", "FLOP a step", "ms a step", "exponent", "to linear"]
 NOTE = """\
@@ -48,9 +49,9 @@ def measure(
 ) -> list[Row]:
     calls = {}
     for value, case, k in given:
-        trainer = case.trainer(k, compile=compiled)
-        within = partial(settings, trainer.plan.choices)
-        calls[value] = Timed(partial(trainer.update, *case.images()), within)
+        state = case.state(k, compile=compiled)
+        within = partial(settings, state.plan.choices)
+        calls[value] = Timed(partial(update, state, *case.images()), within)
     times = {v: spread(t) for v, t in interleaved(calls, case.device, rounds).items()}
     flop = [case.flop(k) for _, case, k in given]
     seconds = [each["median"] for each in times.values()]

@@ -11,6 +11,7 @@ from torch import Tensor
 from sat.bench.case import RATE, Case
 from sat.bench.stopwatch import settings
 from sat.errors import is_out_of_memory
+from sat.training.step import update
 
 PUBLISHED = "published loop"
 GRAPHS = "sat, CUDA graphs"
@@ -28,14 +29,14 @@ class Loop:
 
 def ours(case: Case, name: str, **choices: Any) -> Loop:
     """This program's trainer, with what `auto` chooses unless it is given here."""
-    trainer = case.trainer(**choices)
+    state = case.state(**choices)
     attacks: dict[int, Any] = {}
 
     def step(k: int, x: Tensor, y: Tensor) -> None:
-        trainer.attack = attacks.setdefault(k, case.attack(k))
-        trainer.update(x, y)
+        state.attack = attacks.setdefault(k, case.attack(k))
+        update(state, x, y)
 
-    return Loop(name, step, trainer.plan.choices)
+    return Loop(name, step, state.plan.choices)
 
 
 def theirs(case: Case, name: str, attack_on: Callable[..., Callable[..., Tensor]]) -> Loop:
@@ -57,7 +58,7 @@ def published(case: Case) -> Loop:
     """float32, NCHW; the attack calls `loss.backward()`, which computes the gradients of the
     weights and throws them away, and the network stays in training mode: what most published code
     does (Madry's, TRADES', fast adversarial training's)."""
-    eps, start = case.spec.attack.eps / 255, case.spec.attack.random_start
+    eps, start = case.spec.attack.eps / 255, case.spec.attack.start == "uniform"
 
     def attack_on(model: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def attack(k: int, x: Tensor, y: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ def torchattacks(case: Case) -> Loop:
         def attack(k: int, x: Tensor, y: Tensor) -> Tensor:
             if k not in attacks:
                 sizes = {"eps": start.eps / 255, "alpha": case.attack(k).step_size / 255}
-                attacks[k] = PGD(model, **sizes, steps=k, random_start=start.random_start)
+                attacks[k] = PGD(model, **sizes, steps=k, random_start=start.start == "uniform")
             return attacks[k](x, y)
 
         return attack

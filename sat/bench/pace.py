@@ -17,6 +17,7 @@ from sat.bench.case import Case
 from sat.bench.costs import Cost, Sizes, Work
 from sat.bench.stopwatch import Timed, interleaved, settings
 from sat.config import Spec
+from sat.training.step import update
 
 TRIED = {"cpu": 4e9, "cuda": 4e12}  # multiply-adds of the forward of a batch that is tried
 LARGEST = {"cpu": 2e10, "cuda": 2e13}  # of two images: more would take a minute and longer
@@ -95,8 +96,8 @@ def largest(cost: Cost, device: torch.device) -> int:
 
 def try_out(case: Case, batch: int, validation: int, evaluation: int) -> Pace:
     """By the program's own update, and its PGD in the precision of the training and in float32."""
-    trainer = case.trainer()
-    model, choices, attack = trainer.model, trainer.plan.choices, PGD(8.0, STEPS)
+    state, attack = case.state(), PGD(8.0, STEPS)
+    model, choices = state.model, state.plan.choices
 
     def gradient(count: int, exact: bool = False) -> float:
         x, y = case.images(count)
@@ -107,5 +108,5 @@ def try_out(case: Case, batch: int, validation: int, evaluation: int) -> Pace:
 
     gradient = cache(gradient)
     paces = gradient(batch), gradient(validation), gradient(evaluation, exact=True)
-    call = Timed(partial(trainer.update, *case.images()), partial(settings, choices))
+    call = Timed(partial(update, state, *case.images()), partial(settings, choices))
     return Pace(median(interleaved({0: call}, case.device, ROUNDS)[0]) / batch, *paces)

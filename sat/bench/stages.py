@@ -23,7 +23,8 @@ from sat.bench.stopwatch import Timed, interleaved, paired, products, settings, 
 from sat.bench.units import digits
 from sat.data.sets import Data
 from sat.rng import RowRng
-from sat.training.loop import Trainer
+from sat.training.state import TrainState
+from sat.training.step import update
 
 HEAD = ["stage", "ms a step", "quartiles", "of the step", "units", "share of peak"]
 NOTE = """\
@@ -72,17 +73,17 @@ def compiled(case: Case, k: int, rounds: int) -> list[Row]:
 
 
 def measure(case: Case, k: int, rounds: int, compile: bool) -> list[Row]:
-    trainer, tops = case.trainer(k, compile=compile), products(case.device)
+    state, tops = case.state(k, compile=compile), products(case.device)
     with ExitStack() as stack:
-        stack.enter_context(settings(trainer.plan.choices))
+        stack.enter_context(settings(state.plan.choices))
         images = training_images(case, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        calls = attack_calls(case, trainer) | update_calls(case, trainer)
-        calls |= {"data": fed(case, images), "log": stack.enter_context(logged(case, trainer))}
+        calls = attack_calls(case, state) | update_calls(case, state)
+        calls |= {"data": fed(case, images), "log": stack.enter_context(logged(case, state))}
         if read := origin(images, case):
-            calls["fed"] = fed(case, images, trainer.update)
+            calls["fed"] = fed(case, images, partial(update, state))
         times = interleaved(calls | {top.name: top.call for top in tops}, case.device, rounds)
     every, by_round = (
-        trainer.plan.log_every,
+        state.plan.log_every,
         [dict(zip(times, each, strict=True)) for each in zip(*times.values(), strict=True)],
     )
     found = [stages_of(k, every, seconds) for seconds in by_round]
@@ -99,7 +100,7 @@ def measure(case: Case, k: int, rounds: int, compile: bool) -> list[Row]:
     name = f"PGD-{k}{', compiled' * compile}: all"
     rows.append({"stage": name, "units": units(k), "seconds": spread(wholes),
                  "share": spread([1.0]), "share_of_peak": None,
-                 "choices": trainer.plan.choices})  # fmt: skip
+                 "choices": state.plan.choices})  # fmt: skip
     if read:
         rate = paired(lambda t: case.batch / t, times["data"])
         note = "{median:,.0f} ({low:,.0f} to {high:,.0f})".format(**rate)
@@ -107,25 +108,23 @@ def measure(case: Case, k: int, rounds: int, compile: bool) -> list[Row]:
     return rows
 
 
-def attack_calls(case: Case, trainer: Trainer) -> dict[str, Timed]:
+def attack_calls(case: Case, state: TrainState) -> dict[str, Timed]:
     """The attack and its parts; `attack gradient` is a forward and its backward to the images,
     `fold` brings the folded network's weights up to date."""
     x, y = case.images()
-    net, rows = trainer.attack_model(x), torch.arange(len(x), device=x.device)
+    net, rows = state.attack_model(x), torch.arange(len(x), device=x.device)
 
     @contextmanager
     def attacking() -> Iterator[None]:
         with frozen(net, case.spec.attack.batch_norm), inner():
             yield
 
-    inner = lambda: phase(trainer.phased, "inner")  # noqa: E731
+    inner = lambda: phase(state.phased, "inner")  # noqa: E731
     images = x.clone().requires_grad_()
-    trainer.model.train()
+    state.model.train()
     return {
-        "attack": Timed(
-            lambda: trainer.attack(trainer.attack_model(x), x, y, RowRng(0, rows)), inner
-        ),
-        "fold": Timed(lambda: trainer.attack_model(x)),
+        "attack": Timed(lambda: state.attack(state.attack_model(x), x, y, RowRng(0, rows)), inner),
+        "fold": Timed(lambda: state.attack_model(x)),
         "attack gradient": Timed(lambda: input_gradient(net, x, y), attacking),
         "attack forward": Timed(
             lambda: F.cross_entropy(net(images), y, reduction="sum"), attacking
@@ -133,34 +132,35 @@ def attack_calls(case: Case, trainer: Trainer) -> dict[str, Timed]:
     }
 
 
-def update_calls(case: Case, trainer: Trainer) -> dict[str, Timed]:
+def update_calls(case: Case, state: TrainState) -> dict[str, Timed]:
     """The update and its parts; `step` is all of it, the attack included."""
-    (x, y), net, objective = case.images(), trainer.net, trainer.objective
-    outer = lambda: phase(trainer.phased, "outer")  # noqa: E731
+    (x, y), net, objective = case.images(), state.net, state.objective
+    outer = lambda: phase(state.phased, "outer")  # noqa: E731
 
     def gradients() -> None:
         objective(net, x, x, y)[0].backward()
-        trainer.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
     def with_gradients() -> Iterator[None]:
-        for parameter in trainer.model.parameters():
+        for parameter in state.model.parameters():
             parameter.grad = torch.full_like(parameter, 1e-9)
         yield
-        trainer.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
 
-    trainer.model.train()
+    state.model.train()
     return {
-        "step": Timed(lambda: trainer.update(x, y)),
+        "step": Timed(lambda: update(state, x, y)),
         "forward": Timed(lambda: objective(net, x, x, y), outer),
         "gradients": Timed(gradients, outer),
-        "optimizer": Timed(trainer.optimizer.step, with_gradients),
+        "optimizer": Timed(state.optimizer.step, with_gradients),
     }
 
 
 @contextmanager
-def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
+def logged(case: Case, state: TrainState) -> Iterator[Timed]:
     """A line of metrics and the points of the curves, as in a run, in a folder of its own."""
+    from sat.loggers import About, Loggers
     from sat.rundir.record import claim
     from sat.training.callbacks import Callbacks
 
@@ -170,17 +170,18 @@ def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
                 canonical=True)  # fmt: skip
 
     def log() -> None:
-        trainer.totals.fill_(1.0)  # as after steps, without which there is nothing to tell
-        trainer.step = next(steps)
-        journal.log(trainer)
+        state.totals.values.fill_(1.0)  # as after steps, without which there is nothing to tell
+        state.step = next(steps)
+        callbacks.log(state)
 
     with tempfile.TemporaryDirectory() as folder:
         record = replace(case.spec.record, root=folder)
         with claim(record, "benchmark", case.spec.yaml()) as run:
-            journal = Callbacks(case.spec, run, data)
-            with journal.open(trainer, ""):
+            run.track(Loggers(case.spec.logger, About(run.directory, "benchmark", "")))
+            callbacks = Callbacks(case.spec, run, data)
+            with callbacks.open(state, "", lambda step: iter(())):
                 yield Timed(log)
-                journal.saved_step = trainer.step  # no checkpoint at the end
+                callbacks.saved_step = state.step  # no checkpoint at the end
 
 
 def cells(row: Row) -> list[str]:

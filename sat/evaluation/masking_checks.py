@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from sat.attacks.pgd import frozen
 from sat.attacks.pool import Pool
 from sat.attacks.square import Square
 from sat.evaluation.alarm import Alarm, beyond
-from sat.evaluation.settings import accuracy
+from sat.evaluation.measure import accuracy
 from sat.rng import RowRng, seed_of
+from sat.rundir.result import CLEAN, MaskingChecks
 from sat.statistics import wilson
 
 # What makes a point of the curve: a random start, and after how many steps of its ascent. One step
@@ -28,24 +29,6 @@ QUERIES = 300  # of Square
 CLEAN_STEPS = 5  # enough to tell in which direction the attack pushes
 
 
-@dataclass(frozen=True)
-class MaskingChecks:
-    """What was found on `images` images: robust accuracy over ever more effort, and alarms.
-
-    `curve` holds a point for each amount of effort, with the accuracy that all attacks up to it
-    leave, so that it never rises: `{"attack": "pgd", "steps", "restarts", "accuracy", "ci95",
-    "images"}`, and at its end `{"attack": "square", "queries", ...}`.
-    """
-
-    images: int
-    seconds: float
-    curve: list[dict[str, Any]]
-    alarms: list[Alarm]
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def masking_checks(
     model: nn.Module, x: Tensor, y: Tensor, attack: Any, rng: RowRng, robust: Tensor | None = None
 ) -> MaskingChecks:
@@ -54,7 +37,7 @@ def masking_checks(
     The model must be in eval mode and in the precision of the verdict; it is left as it was.
     `robust` [N] are the flags that the attack gave on these images; without them it is run here.
     With the draws of that attack the first steps of the curve are its own. At eps 0, or without
-    one, only the network itself is doubted. An image that stands costs
+    one, only the network itself is looked at. An image that stands costs
     about 460 forwards and 160 backwards: 4 s for 128 digits and the default model on a CPU's core.
     """
     began = time.monotonic()
@@ -65,7 +48,7 @@ def masking_checks(
         with torch.no_grad():
             again = stochastic_alarm(logits, model(x))
         alarms = [random_alarm(logits, y), saturated_alarm(model, x, y, logits), again]
-        curve = [{"attack": "clean", **accuracy(right)}]
+        curve = [{"attack": CLEAN, **accuracy(right)}]
         if getattr(attack, "eps", 0):
             effort = Effort(model, x, y, PGD(attack.eps, CLEAN_STEPS, norm=attack.norm), rng)
             alarms.append(effort.above_clean(right))
@@ -79,8 +62,12 @@ def masking_checks(
             curve += steps + black_box
             alarms.append(more_steps_alarm(robust.to(stands.device) & right, stands, steps))
             alarms.append(black_box_alarm(fallen, len(x)))
-    found = [alarm for alarm in alarms if alarm is not None]
-    return MaskingChecks(len(x), round(time.monotonic() - began, 3), curve, found)
+    return MaskingChecks(
+        images=len(x),
+        seconds=round(time.monotonic() - began, 3),
+        curve=curve,
+        alarms=[alarm for alarm in alarms if alarm is not None],
+    )
 
 
 @dataclass
@@ -140,7 +127,7 @@ class Effort:
             rng = RowRng(seed_of(rng.key, "restart", restart), rng.rows)
         fell = torch.full(rows.shape, steps + 1, device=rows.device)
         left = rows.nonzero()[:, 0]
-        point, length = attack.start(self.x[left], rng[left]), attack.step_size / 255
+        point, length = attack.begin(self.x[left], rng[left]), attack.step_size / 255
         for step in range(steps + 1):
             if len(left) == 0:
                 break
@@ -276,8 +263,8 @@ def black_box_alarm(fallen: int, images: int, share: float = 0.01) -> Alarm | No
 
 
 def square_alarm(names: Sequence[str], counts: Sequence[int], images: int) -> Alarm | None:
-    """The same for a finished ensemble: its attacks in their order, and how many of `images` each
-    was the first to fell. The limit is AutoAttack's, 0.2 % of all, and not by chance."""
+    """`black_box_alarm` of a finished ensemble: its attacks in their order, and how many of
+    `images` each was the first to fell. The limit is AutoAttack's, 0.2 % of all, and not by chance."""
     if "square" not in names or (at := list(names).index("square")) == 0:
         return None
     return black_box_alarm(counts[at], images, 0.002)

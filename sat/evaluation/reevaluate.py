@@ -11,7 +11,8 @@ from sat.errors import Refused
 from sat.identity import NOT_IDENTITY, SECTIONS
 from sat.models.weights import without_weights
 from sat.rundir.record import CHECKPOINTS
-from sat.rundir.untrusted import read_sections, read_whole_result
+from sat.rundir.result import RunResult
+from sat.rundir.untrusted import read_sections
 
 CHANGEABLE = {"evaluate", "device", "evaluation", "record.keep", "record.root"}
 CHANGEABLE |= {key for key in NOT_IDENTITY if key.startswith("dataset.")}
@@ -38,8 +39,8 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
         if which is not None and place.is_file():
             return of_file(cfg, choices, overrides)
         raise Refused(f"{directory / 'config.yaml'}: is no config of a run of this program")
-    result = read_whole_result(directory)
-    if result is None or result["status"] != "finished":
+    result = RunResult.read(directory)
+    if result is None or result.status != "finished":
         if which is None:
             raise Refused(
                 f"evaluate={place}: the run is not finished; the command that began it goes on"
@@ -65,7 +66,7 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
         if "evaluation.checkpoints" in map(key_of, overrides):
             raise Refused(f"evaluate={place}: names a checkpoint; drop evaluation.checkpoints")
         plain["evaluation"]["checkpoints"] = [which]
-    return replace(config.check(plain), name=directory.name, hash=result["hash"])
+    return replace(config.check(plain), name=directory.name, hash=result.hash)
 
 
 def of_file(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:

@@ -22,8 +22,8 @@ class Probe:
 
     Of the held-out images `indices` [N] it looks at each so many-th, 256 at most, beside what the
     attack does to them: two input gradients and a forward an image, and no attack of its own; all
-    of the network that the attack searches (see
-    `sat.acceleration.folding`), the single step's verdict as well.
+    of the network that the attack searches (see `sat.acceleration.folding`), the single step's
+    verdict as well.
 
     A single step is FGSM's, from the clean image, at the training attack's eps and norm (at the
     validation's where the training has none).
@@ -31,7 +31,7 @@ class Probe:
 
     def __init__(self, attack: Any, training: Any, indices: Tensor):
         self.attack = attack
-        source = training if getattr(training, "eps", 0) else attack
+        source = training if training.eps else attack
         self.ball = Ball(source.eps / 255, source.norm)
         self.every = -(-len(indices) // IMAGES)
         self.looked = indices[:: self.every]
@@ -109,7 +109,7 @@ class Overfitting:
     beside a single-step accuracy above a third, both beyond noise, is one as well.
 
     Once raised, it keeps silent until robust accuracy is level with the best again (the intervals
-    touch). `state` goes into a checkpoint.
+    touch).
     """
 
     def __init__(self, chance: float):
@@ -146,8 +146,14 @@ class Overfitting:
              "best_single_step": best_single, "images": images},
         )  # fmt: skip
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "collapsed": self.collapsed}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.collapsed = state["best"], state["collapsed"]
+
+
+def chance_of(labels: Tensor, classes: int) -> float:
+    """The accuracy of a constant answer: the share of the largest class, where labels are known."""
+    known = labels[labels >= 0]
+    return int(known.bincount().max()) / len(known) if len(known) else 1 / classes

@@ -472,7 +472,7 @@ def test_weights_measured_on_another_set_of_the_same_name_are_refused(sat, copy,
 
 
 def test_a_part_takes_nothing_from_the_whole(sat, copy):
-    """MaskingChecks, alarms, clean and worst case of fewer images give way to those of more."""
+    """Masking checks, alarms, clean and worst case of fewer images give way to those of more."""
     weak = ["evaluation=clean", "+attack@evaluation.attacks.a=fgsm",
             "+attack@evaluation.attacks.weak=pgd", "evaluation.attacks.weak.eps=12",
             "evaluation.attacks.weak.step=0.2"]  # fmt: skip
@@ -520,23 +520,3 @@ def test_last_raw_is_refused_before_anything(sat, copy, tmp_path):
     best = sat(f"evaluate={tmp_path}/w.pt", "activation=silu", "model.width=0.125", *FEW,
                "evaluation.checkpoints=[best]", tiny=False)  # fmt: skip
     assert best.code == 0 and "weights" in best.out, best.err
-
-
-def test_results_of_earlier_versions_are_read(sat, copy):
-    """MaskingChecks of one attack, no digest of the test images, alarms without their source."""
-    result = result_of(copy)
-    result["dataset"].pop("test_content")
-    for which in ("best", "last"):
-        result[which]["masking_checks"] = {"attack": "pgd20", "images": 50, "seconds": 1.0,
-                                           "alarms": [], "curve": []}  # fmt: skip
-    (copy / "result.json").write_text(json.dumps(result))
-    done = sat(f"evaluate={copy}", "evaluation.limit=50", "evaluation.attacks.pgd20.steps=3",
-               "evaluation.masking_checks=50", tiny=False, root=copy.parent)  # fmt: skip
-    assert done.code == 0, done.err
-    after = result_of(copy)
-    assert set(after["best"]["masking_checks"]) == {"pgd20"} and "test_content" in after["dataset"]
-    for name in ("best.pt", "last.pt"):
-        (copy / "checkpoints" / name).unlink()
-    done = sat(f"evaluate={copy}", "evaluation.limit=50", "evaluation.attacks.pgd20.steps=3",
-               tiny=False, root=copy.parent)  # fmt: skip
-    assert done.code == 0 and "is finished" in done.out, done.err
