@@ -16,6 +16,7 @@ from sat.attacks import FGSM, PGD, Clean, Curve, FastAutoAttack
 from sat.bench import costs, pace, units
 from sat.config import composed
 from sat.errors import Refused
+from sat.rundir import checkpoint
 
 
 @pytest.fixture
@@ -370,16 +371,14 @@ def test_what_is_missing_of_a_stopped_run_is_the_rest_of_it(sat, forecast, monke
     given = [*TINY, f"record.root={done.root}"]
     (done.run / "result.json").unlink()
     last = done.run / "checkpoints/last.pt"
-    state = torch.load(last, weights_only=True)
+    state = checkpoint.read(last)
     jobs = []
     monkeypatch.setattr(module, "summary", lambda told, own: jobs.extend(told) or "")
     for share in (0.0, 0.5, 1.0):
-        torch.save({**state, "step": round(share * state["step"])}, last)
+        checkpoint.save(last, {**state, "step": round(share * state["step"])})
         forecast(*given)
         job = jobs.pop()
-        training = (
-            job.seconds - 2 * 50 * 4e-4
-        )  # less the evaluation's: three steps, and two forwards
+        training = job.seconds - 2 * 50 * 4e-4  # less the evaluation's: three steps, two forwards
         assert job.seconds - job.missing == pytest.approx(share * training, rel=0.05)
 
 

@@ -101,7 +101,7 @@ def about(case: Any, own: Namespace) -> dict[str, Any]:
     import torch
 
     from sat.acceleration.processor import flags
-    from sat.rundir.record import environment
+    from sat.rundir.environment import environment
 
     told = environment(case.device) | {
         "command": " ".join(["python", *sys.argv]), "words": list(case.words),

@@ -31,8 +31,8 @@ the input and one of the weights for PGD-k; of validations (with their probe) an
 at most so many, as if every image were right when clean and stood, and best and last were two.
 Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what
 an update keeps beside them for its backward pass; what a layer needs for a moment is not counted.
-The time is of training, validations and evaluation. Beside it: masking checks (at most so
-long), reading and decoding images, compilation, and the start of the program (some seconds)."""
+The time is of training, validations and evaluation. Beside it: masking checks (at most so long),
+reading and decoding images, compilation, and the start of the program (some seconds)."""
 ENSEMBLE = "+: and what an ensemble needs, which goes by the image and can't be told: {}."
 TRIED = "Time: this network tried on this machine, as busy as it is now."
 RATED = """\

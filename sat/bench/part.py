@@ -115,7 +115,7 @@ def quartiles(spread: dict[str, float], factor: float = 1.0) -> str:
 
 def described(case: Any) -> str:
     """A case in a line, with the machine."""
-    from sat.rundir.record import environment
+    from sat.rundir.environment import environment
 
     told = environment(case.device)
     words = " ".join(word for word in case.words if not word.startswith("schedule.batch_size"))
