@@ -67,8 +67,8 @@ def standing(spec: Spec) -> tuple[str, int]:
     from sat.rundir.result import read_result
 
     directory = Path(spec.record.root) / spec.name
-    if (result := results.finished(spec)) is not None:
-        return "finished", result.steps
+    if (done := results.finished(spec)) is not None:
+        return "finished", done.steps
     if spec.record.fresh:
         return "not begun", 0
     if (result := read_result(directory)) is not None:
@@ -109,7 +109,7 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
         "precision": precision,
         "memory": size(cost.fixed(spec.schedule, precision)),
         "activations": size(cost.kept(part, precision)),
-        "masking_checks": span(pace and pace.doubting(work)),
+        "masking checks": span(pace and pace.doubting(work)),
     }
     told.notes = tuple(n for n in (why, *(ENSEMBLE.format(name) for name in work.untold)) if n)
     if pace is not None:
