@@ -81,8 +81,7 @@ def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
     attack = spec.attack
     if spec.evaluate is None:
         preflight.check_objective(attack, spec.objective)
-        with refusing("attack."):
-            attack = training_attack(attack, spec.objective)
+        attack = training_attack(attack, spec.objective)
         on_gpu = device.type == "cuda"
         preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
     with refusing("dataset."), world.in_turn():
