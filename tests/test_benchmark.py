@@ -613,7 +613,7 @@ def test_the_first_step_is_seen_while_the_run_goes_on(sat, tmp_path):
         (["model.depht=18"], "model.depht"),
         (["dataset=nothing"], "dataset=nothing"),
         (["attack=none"], "attack: only PGD"),
-        (["attack.norm=l2", "attack.eps=0.5"], "attack: only PGD"),
+        (["attack.norm=l2", "attack.eps=128"], "attack: only PGD"),
         (["schedule.grad_checkpointing=true", "model=timm", "model.name=vgg11_bn",
           "model.stem=large", "--parts", "stages"], "schedule.grad_checkpointing=true"),
     ],

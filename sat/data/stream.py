@@ -66,7 +66,7 @@ class _Reader(Dataset):
 
     def __getitem__(self, part: Part) -> PartRead:
         size, count = self.transform.size, len(part.rows)
-        x = np.zeros((count, size, size, 3), np.uint8)
+        x: np.ndarray = np.zeros((count, size, size, 3), np.uint8)
         y: list[int] = []
         unreadable: list[str] = []
         numbers: list[list[float] | None] = [None] * count
