@@ -1,20 +1,27 @@
-"""What may be concluded from a table: rows against the reference, and claims."""
+"""What may be concluded from a table: rows against the reference, and the verdict on each claim."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from runs import Measure
-from specs import EXTREMES, is_number
-from study import Difference, Number, Row, Verdict
 
 from sat.errors import Refused
+from sat.report.runs import Measure, Measured
+from sat.report.spec import EXTREMES, is_number
+from sat.report.tables import Difference, Number, Row
 from sat.statistics import holm, mcnemar, paired, paired_seeds
 
 LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the numbers say of a claim: supports, contradicts, says nothing or not run; and why."""
+
+    text: str
+    answer: str
+    reason: str
 
 
 def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:
@@ -43,6 +50,9 @@ def wanted_of(rows: Sequence[Row], key: str, value: Any) -> list[Any]:
     found = [row.keys[key] for row in rows if row.keys.get(key) is not None]
     found = [each for each in found if is_number(each)] or [e for e in found if isinstance(e, str)]
     return [EXTREMES[value](found)] if found else [value]
+
+
+# differences --------------------------------------------------------------------------------------
 
 
 def compared(
@@ -86,8 +96,7 @@ def difference(row: Row, reference: Row, measure: Measure) -> Difference:
     if len(shared) == 1:
         return of_images(row, reference, measure, shared[0])
     found = by_seeds(a, b)
-    low, high = found["ci95"]
-    return Difference(found["mean"], low, high, found["p"], "seeds", False, found["n"])
+    return Difference(found["mean"], *found["ci95"], found["p"], "seeds", False, found["n"])
 
 
 def by_seeds(a: Number, b: Number) -> dict[str, Any]:
@@ -96,26 +105,25 @@ def by_seeds(a: Number, b: Number) -> dict[str, Any]:
 
 def of_images(row: Row, reference: Row, measure: Measure, seed: int) -> Difference:
     """Two networks of one seed on the same images. Raises Refused where flags are not there."""
-    runs = [each.runs[list(each.seeds).index(seed)] for each in (row, reference)]
-    flags = [flags_of(run, measure) for run in runs]
+    runs = [each.runs[each.seeds.index(seed)] for each in (row, reference)]
     try:
-        a, b = paired(*flags)
+        a, b = paired(*(flags_of(run, measure) for run in runs))
+    except Refused:
+        raise
     except ValueError:
         raise Refused("no image was measured in both") from None
     found = mcnemar(a["right"], b["right"])
-    low, high = found["ci95"]
-    return Difference(found["difference"], low, high, found["p"], "images", False)
+    return Difference(found["difference"], *found["ci95"], found["p"], "images", False)
 
 
-@cache
-def flags_of(run: Path, measure: Measure) -> dict[str, np.ndarray]:
+def flags_of(run: Measured, measure: Measure) -> dict[str, np.ndarray]:
     """`indices` and `right`, both [N], of one measure of a run. Raises Refused without any."""
     which, attack = measure
-    if not any((run / "flags").glob(f"{which}-*.npz")):
+    if run.path is None or not any((run.path / "flags").glob(f"{which}-*.npz")):
         raise Refused("one seed says nothing of others, and flags of single images are not here")
-    import compare  # loads torch
+    from sat.report import compare  # loads torch
 
-    files = compare.flags_of(run, which)
+    files = compare.flags_of(run.path, which)
     if attack == "clean":
         flags = compare.clean_of(files)
         return {"indices": flags["indices"], "right": flags["clean"]}
@@ -124,84 +132,75 @@ def flags_of(run: Path, measure: Measure) -> dict[str, np.ndarray]:
     return {"indices": files[attack]["indices"], "right": files[attack]["robust"]}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A claim's two rows, measured alike."""
-
-    better: Row
-    than: Row
-    measure: Measure
-    seeds: Sequence[int]  # that both have
-
-    @property
-    def numbers(self) -> tuple[Number, Number]:
-        return self.better.numbers[self.measure], self.than.numbers[self.measure]
-
-    def found(self) -> dict[str, Any]:
-        """Student's paired test over the seeds, of which there are two at least."""
-        return by_seeds(*self.numbers)
+# claims -------------------------------------------------------------------------------------------
 
 
 def judged(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], attack: str) -> list[Verdict]:
     """What the numbers say of each claim, p corrected by Holm's method over all that are tested."""
-    cases = [case_of(rows, claim, attack) for claim in claims or ()]
-    tested = [
-        place
-        for place, (case, claim) in enumerate(zip(cases, claims or (), strict=True))
-        if isinstance(case, Case) and len(case.seeds) > 1 and "within" not in claim
-    ]
-    adjusted = holm([cases[place].found()["p"] for place in tested])
-    p = dict(zip(tested, adjusted, strict=True))
+    pairs: list[tuple[Row, Row] | str] = []
+    tested: dict[int, float] = {}
+    for place, claim in enumerate(claims):
+        measure = measure_of(claim, attack)
+        try:
+            better, than = sides_of(rows, claim, measure)
+        except Refused as error:
+            pairs.append(str(error))
+            continue
+        pairs.append((better, than))
+        a, b = better.numbers[measure], than.numbers[measure]
+        if len(a.seeds.keys() & b.seeds.keys()) > 1 and "within" not in claim:
+            tested[place] = by_seeds(a, b)["p"]
+    p = dict(zip(tested, holm(list(tested.values())), strict=True))
     return [
-        case if isinstance(case, Verdict) else verdict(case, claim, p.get(place))
-        for place, (case, claim) in enumerate(zip(cases, claims or (), strict=True))
+        Verdict(claim["text"], "not run", sides)
+        if isinstance(sides, str)
+        else verdict(*sides, measure_of(claim, attack), claim, p.get(place))
+        for place, (sides, claim) in enumerate(zip(pairs, claims, strict=True))
     ]
 
 
-def case_of(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Case | Verdict:
-    """The two rows of a claim, or why it can't be tested."""
-    which = "last" if claim["measure"].startswith("last") else "best"
-    name = "clean" if claim["measure"].endswith("clean") else attack
-    text = claim["text"]
-    try:
-        better, than = only(rows, claim["better"]), only(rows, claim["than"])
-        if better is than:
-            raise Refused(f"both sides are the row {better.label}")
-        a, b = (number_of(row, (which, name)) for row in (better, than))
-    except Refused as error:
-        return Verdict(text, "not run", str(error))
-    if claim.get("equal") == "gradients" and better.gradients != than.gradients:
+def measure_of(claim: Mapping[str, Any], attack: str) -> Measure:
+    last, clean = claim["measure"].startswith("last"), claim["measure"].endswith("clean")
+    return "last" if last else "best", "clean" if clean else attack
+
+
+def sides_of(rows: Sequence[Row], claim: Mapping[str, Any], measure: Measure) -> tuple[Row, Row]:
+    """The two rows of a claim. Raises Refused with why it can't be tested."""
+    better, than = only(rows, claim["better"]), only(rows, claim["than"])
+    if better is than:
+        raise Refused(f"both sides are the row {better.label}")
+    for row in (better, than):
+        if measure not in row.numbers:
+            which, name = measure
+            raise Refused(f"{row.label} was not measured: {name or 'robust'}, {which}")
+    if claim.get("equal") and better.gradients != than.gradients:
         costs = f"{better.gradients:g} and {than.gradients:g} gradient computations an image"
-        return Verdict(text, "not run", f"the cost is not equal: {costs}")
-    return Case(better, than, (which, name), sorted(a.seeds.keys() & b.seeds.keys()))
+        raise Refused(f"the cost is not equal: {costs}")
+    return better, than
 
 
-def verdict(case: Case, claim: Mapping[str, Any], p: float | None) -> Verdict:
+def verdict(
+    better: Row, than: Row, measure: Measure, claim: Mapping[str, Any], p: float | None
+) -> Verdict:
     """Of rows that were measured; `p` is corrected."""
-    a, b = case.numbers
-    name, text = f"{case.measure[1]}, {case.measure[0]}", claim["text"]
-    sides = f"{case.better.label} against {case.than.label}"
-    alarms = case.better.alarms + case.than.alarms
+    a, b = better.numbers[measure], than.numbers[measure]
+    seeds = sorted(a.seeds.keys() & b.seeds.keys())
+    name, text = f"{measure[1]}, {measure[0]}", claim["text"]
+    sides = f"{better.label} against {than.label}"
+    alarms = better.alarms + than.alarms
     doubt = f"; {alarms} of their runs raised alarms" if alarms else ""
-    if len(case.seeds) < 2:
-        told = [100 * (a.seeds[s] - b.seeds[s]) for s in case.seeds]
+    if len(seeds) < 2:
+        told = [100 * (a.seeds[seed] - b.seeds[seed]) for seed in seeds]
         said = f"{told[0]:+.1f} points, {name}; one seed is" if told else "no seed is"
         return Verdict(text, "says nothing", f"{sides}: {said} in both, a verdict takes two{doubt}")
-    found = case.found()
+    found = by_seeds(a, b)
     low, high = (round(100 * end, 9) for end in found["ci95"])
     reason = f"{sides}: {100 * found['mean']:+.1f} points ({low:.1f} to {high:.1f})"
     reason += f", {found['n']} seeds, {name}"
     if p is None:
         return Verdict(text, within(low, high, claim["within"]), reason + doubt)
     sure = "supports" if found["mean"] > 0 else "contradicts"
-    answer = sure if p < LEVEL else "says nothing"
-    return Verdict(text, answer, f"{reason}, p = {p:.2g}{doubt}")
-
-
-def number_of(row: Row, measure: Measure) -> Number:
-    if measure not in row.numbers:
-        raise Refused(f"{row.label} was not measured: {measure[1] or 'robust'}, {measure[0]}")
-    return row.numbers[measure]
+    return Verdict(text, sure if p < LEVEL else "says nothing", f"{reason}, p = {p:.2g}{doubt}")
 
 
 def within(low: float, high: float, points: float) -> str:

@@ -1,4 +1,4 @@
-"""Two runs on the same test images, image by image: what `report.py --compare` prints."""
+"""Two runs on the same test images, image by image: what `sat-report --compare` prints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sat.console import table
+from sat.console import percent, table
 from sat.errors import Refused
 from sat.evaluate import accuracy
-from sat.flags import damaged, deciding, read_file
+from sat.flags import damaged, read_file
 from sat.record import read_result
-from sat.results import percent
 from sat.statistics import mcnemar, paired
 
 HEAD = ["", "images", "A", "B", "A - B in points", "only A", "only B", "p"]
@@ -27,12 +26,13 @@ def compare(a: Path, b: Path, checkpoint: str) -> str:
 
     Raises Refused where a path is no run, holds no flags or damaged ones, or the images differ.
     """
-    notes = same_images(a, b)
+    same_images(a, b)
     of_a, of_b = flags_of(a, checkpoint), flags_of(b, checkpoint)
     try:
         rows = [line("clean", "clean", *paired(clean_of(of_a), clean_of(of_b)))]
     except ValueError:
         raise Refused(f"{a}, {b}: no test image was measured in both") from None
+    notes = []
     for name in sorted({*of_a, *of_b}):
         if name not in of_a or name not in of_b:
             notes.append(f"{name}: left out, measured in {'A' if name in of_a else 'B'} alone")
@@ -63,33 +63,27 @@ def line(name: str, which: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> l
     ]
 
 
-def same_images(a: Path, b: Path) -> list[str]:
-    """Raises Refused where the runs were not measured on the same test set.
-
-    Results of earlier versions hold no digest of the test images; then the doubt is returned.
-    """
-    facts_a, facts_b = (result_of(run)["dataset"] for run in (a, b))
+def same_images(a: Path, b: Path) -> None:
+    """Raises Refused where the runs were not measured on the same test set."""
+    facts_a, facts_b = (dataset_of(run) for run in (a, b))
     for key in ("name", "classes", "test", "test_content"):
-        if facts_a.get(key, facts_b.get(key)) != facts_b.get(key, facts_a.get(key)):
+        if facts_a[key] != facts_b[key]:
             raise Refused(
                 f"{a}, {b}: were measured on other images (dataset {key}: {facts_a[key]},"
                 f" {facts_b[key]}); only the same images can be compared one by one"
             )
-    if "test_content" in facts_a and "test_content" in facts_b:
-        return []
-    return ["Only name, classes and size say that the test images are the same."]
 
 
-def result_of(run: Path) -> dict[str, Any]:
-    """The run's result, with all that `same_images` asks."""
+def dataset_of(run: Path) -> dict[str, Any]:
+    """What a run's result tells of its images."""
     if not (run / "config.yaml").is_file():
         raise Refused(f"{run}: is no run; a run's directory has a config.yaml")
     if (result := read_result(run)) is None:
         raise Refused(f"{run}: has no result yet; run it to its end")
-    wanted = {"name", "classes", "test"}
-    if not wanted <= set(result.get("dataset") or ()):
+    facts = result.get("dataset") or {}
+    if not {"name", "classes", "test", "test_content"} <= set(facts):
         raise Refused(f"{run / 'result.json'}: is damaged (its dataset is missing)")
-    return result
+    return facts
 
 
 def flags_of(run: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
@@ -102,24 +96,23 @@ def flags_of(run: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
 
 
 def read_flags(path: Path) -> dict[str, Any]:
-    """A flags file, its settings as a dict. Raises Refused where it is damaged."""
+    """A flags file, its settings as a dict. Raises Refused for one that holds something else than
+    one flag for each image."""
     found = read_file(path) or {}
     try:
         flags = {key: found[key] for key in ("indices", "clean", "robust", "settings")}
-        check_flags(flags["indices"], flags["clean"], flags["robust"])
-    except (KeyError, ValueError) as error:
+        indices = flags["indices"]
+        if indices.dtype.kind != "i" or indices.ndim != 1 or len(indices) == 0:
+            raise ValueError("indices are no list of images")
+        if len(np.unique(indices)) != len(indices):
+            raise ValueError("an image is in it twice")
+        if any(
+            flags[k].dtype != bool or len(flags[k]) != len(indices) for k in ("clean", "robust")
+        ):
+            raise ValueError("not one flag for each image")
+    except (KeyError, ValueError, TypeError) as error:
         raise Refused(damaged(path, error)) from None
     return flags
-
-
-def check_flags(indices: Any, clean: Any, robust: Any) -> None:
-    """Raises ValueError for arrays that hold something else than one flag for each image."""
-    if indices.dtype.kind != "i" or indices.ndim != 1 or len(indices) == 0:
-        raise ValueError("indices are no list of images")
-    if len(np.unique(indices)) != len(indices):
-        raise ValueError("an image is in it twice")
-    if any(x.dtype != bool or x.shape != indices.shape for x in (clean, robust)):
-        raise ValueError("not one flag for each image")
 
 
 def clean_of(flags: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -132,6 +125,6 @@ def clean_of(flags: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
 
 def differing(a: dict[str, Any], b: dict[str, Any]) -> str:
     """The settings that decide flags and differ, with both values; empty where none does."""
-    a, b = deciding(a["settings"]), deciding(b["settings"])
+    a, b = a["settings"], b["settings"]
     keys = sorted(k for k in {*a, *b} - WHICH_IMAGES if a.get(k) != b.get(k))
     return "; ".join(f"{key}: {a.get(key)}, {b.get(key)}" for key in keys)

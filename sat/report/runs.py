@@ -1,4 +1,4 @@
-"""Run directories as they lie on disk: which there are, how far they came, what was measured.
+"""Run directories as rows of a report: what was measured in each, or why nothing was.
 
 Nothing here needs torch, which takes two seconds to import.
 """
@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import yaml
 
 from sat import untrusted
 from sat.errors import Refused
-from sat.identity import deciding, identity, readable, trained_by
+from sat.identity import trained_by
 from sat.record import is_running, read_result
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 FAULTS += (RecursionError, yaml.YAMLError)
+PLACES = ("record.root", "dataset.root", "dataset.path")  # overrides that name folders
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,26 @@ class Measured:
     """A finished run. `entries` has `accuracy`, `ci95`, `images` of each measure and, under
     `settings`, all that must be equal for a mean."""
 
-    path: Path
     name: str
-    configuration: str  # the name that it shares with runs which differ in the seed alone
     seed: int
-    images: str | None  # a digest of the test images; None in results of earlier versions
+    images: str  # a digest of the test images
     entries: dict[Measure, dict[str, Any]]
-    config: dict[str, Any]
-    result: dict[str, Any]
+    decided: Mapping[str, Any]  # what decided the weights but the seed, by difference, dotted keys
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
     experiments: Sequence[str]
+    path: Path | None = None  # its directory; None of a kept run
+    kept: Sequence[dict[str, Any]] = ()  # the validations of a kept run
+
+    def validations(self) -> tuple[Sequence[dict[str, Any]], str | None]:
+        """Held-out accuracies by epoch, and what is wrong with the file that tells them."""
+        return (self.kept, None) if self.path is None else validations(self.path)
 
 
 @dataclass(frozen=True)
 class Left:
-    """A run directory that holds no finished run, and why; `experiments` as far as it tells."""
+    """What holds no finished run, and why; `experiments` as far as it tells."""
 
-    path: Path
     name: str
     experiments: Sequence[str]
     reason: str
@@ -69,11 +74,15 @@ def look(path: Path, root: Path) -> Measured | Left:
         experiments = experiments_of(path, config)
         state, result = status(path)
         if state == "finished":
-            return _measured(path, name, config, result, experiments)
+            return measured(name, config, result, experiments, path=path)
         reason = ": ".join([state, *filter(None, [result.get("error")])])
     except FAULTS as error:
         reason = f"can't be read ({one_line(error)})"
-    return Left(path, name, experiments, reason)
+    return Left(name, experiments, reason)
+
+
+def key_of(override: str) -> str:
+    return str(override).split("=", 1)[0].lstrip("+~")
 
 
 def read_yaml(path: Path, aliases: bool = True) -> dict[str, Any]:
@@ -91,19 +100,24 @@ def one_line(error: BaseException) -> str:
     return text if isinstance(error, Refused) else f"{type(error).__name__}: {text}"
 
 
-def experiments_of(path: Path, config: dict[str, Any]) -> list[str]:
+def experiments_of(path: Path, config: Mapping[str, Any]) -> list[str]:
     """The experiments under which a run was asked for."""
     try:
-        lines = (path / "experiments.txt").read_text().splitlines()
+        names = (path / "experiments.txt").read_text().splitlines()
     except FileNotFoundError:
-        lines = [config["choices"].get("experiment") or ""]
+        names = [config["choices"].get("experiment") or ""]
     except UnicodeDecodeError:
         raise Refused("experiments.txt is damaged; write one name a line") from None
-    names = {line.strip() for line in lines} - {""}
-    for name in names:  # a report's folder has the name of its experiment
+    return named(names, "experiments.txt")
+
+
+def named(names: Sequence[str], where: str) -> list[str]:
+    """Experiments in order; a report's folder has the name of its own, so it must be one."""
+    found = sorted({name.strip() for name in names} - {""})
+    for name in found:
         if not re.fullmatch(r"[\w-]+([./][\w-]+)*", name):
-            raise Refused(f"experiments.txt is damaged: {name[:40]!r} is no experiment's name")
-    return sorted(names)
+            raise Refused(f"{where} is damaged: {name[:40]!r} is no experiment's name")
+    return found
 
 
 def status(run: Path) -> tuple[str, dict[str, Any]]:
@@ -128,10 +142,14 @@ def last_error(run: Path) -> str | None:
     return last.split(" ERROR ", 1)[1] if " ERROR " in last else None
 
 
-def _measured(
-    path: Path, name: str, config: dict[str, Any], result: dict[str, Any], experiments: list[str]
+def measured(
+    name: str,
+    config: dict[str, Any],
+    result: dict[str, Any],
+    experiments: Sequence[str],
+    **more: Any,
 ) -> Measured:
-    """Raises one of FAULTS where config or result are not as written."""
+    """Raises one of FAULTS where config or result are not as a run writes them."""
     check(config, result)
     entries: dict[Measure, dict[str, Any]] = {}
     for which in ("best", "last"):
@@ -141,42 +159,54 @@ def _measured(
         robust = part.get("robust", {})
         for attack, entry in robust.items():
             if (settings := entry.get("settings")) is None:  # the worst case over several
-                settings = {name: robust[name]["settings"] for name in entry["attacks"]}
+                settings = {other: robust[other]["settings"] for other in entry["attacks"]}
             entries[which, attack] = _entry(entry, settings)
-    if config.get("evaluate") is not None:  # weights of a file: no seed has a part in it
-        configuration = path.name
-    elif (configuration := result.get("configuration")) is None:  # of an earlier version
-        seedless = {**config, "seed": 0}
-        title = readable(seedless, config["choices"]).removesuffix("-s0")
-        configuration = f"{title}-{identity(seedless)}"
-    images = result["dataset"].get("test_content")
-    seed = int(config["seed"])
-    return Measured(path, name, configuration, seed, images, entries, config, result, experiments)
+    images = result["dataset"].get("test_content") or "unknown"
+    told = decided(config, result)
+    return Measured(
+        name, config["seed"], images, entries, told, config, result, experiments, **more
+    )
+
+
+def decided(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a run without its seed; of weights of a file, which these are."""
+    if (file := config.get("evaluate")) is not None:
+        return {"evaluate.": file}
+    told = result.get("identity") or trained_by(config)
+    return flat("", {key: value for key, value in told.items() if key != "seed"})
+
+
+def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(f"{prefix}{key}.", value) if nested else {f"{prefix}{key}": value}
+    return found
+
+
+def _entry(entry: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: entry[key] for key in ("accuracy", "ci95", "images")}
+    if not all(0 <= value <= 1 for value in (kept["accuracy"], *kept["ci95"])):
+        raise ValueError(f"an accuracy is {kept['accuracy']}, in {kept['ci95']}")
+    return {**kept, "settings": {**settings, "images": entry["images"]}}
 
 
 def check(config: dict[str, Any], result: dict[str, Any]) -> None:
     """Raises one of FAULTS for values that no run writes, where tables would trip over them."""
-    trained_by(config)
+    number = float | int | None
     wanted = {
         "config.yaml": [
-            (config["schedule"]["epochs"], float | int),
-            (config["attack"].get("steps", 1), int),
-            (config["attack"]["_target_"], str),
-            (config["model"].get("name"), str | None),
-            (config["choices"], dict),
-            (config["seed"], int),
+            (config["schedule"]["epochs"], float | int), (config["seed"], int),
+            (config["attack"].get("steps", 1), int), (config["attack"]["_target_"], str),
+            (config["model"].get("name"), str | None), (config["choices"], dict),
         ],
         "result.json": [
-            (result["dataset"]["name"], str),
-            (result["dataset"].get("test_content"), str | None),
-            (result.get("configuration"), str | None),
-            (result.get("parameters"), int | None),
-            (result.get("multiply_adds"), int | float | None),
-            (result.get("wall_seconds"), int | float | None),
-            (result.get("environment"), dict | None),
-            (result.get("alarms"), list | None),
+            (result["dataset"]["name"], str), (result["dataset"].get("test_content"), str | None),
+            (result.get("parameters"), int | None), (result.get("multiply_adds"), number),
+            (result.get("wall_seconds"), number), (result.get("environment"), dict | None),
+            (result.get("alarms"), list | None), (result.get("overrides"), list | None),
         ],
-    }
+    }  # fmt: skip
     for name, pairs in wanted.items():
         for value, kind in pairs:
             finite = not isinstance(value, int | float) or abs(value) < 1e15
@@ -184,21 +214,14 @@ def check(config: dict[str, Any], result: dict[str, Any]) -> None:
                 raise Refused(f"{name} is damaged: a value is {str(value)[:40]!r}")
 
 
-def _entry(entry: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: entry[key] for key in ("accuracy", "ci95", "images")}
-    if not all(0 <= value <= 1 for value in (kept["accuracy"], *kept["ci95"])):
-        raise ValueError(f"an accuracy is {kept['accuracy']}, in {kept['ci95']}")
-    return {**kept, "settings": {**deciding(settings), "images": entry["images"]}}
-
-
-def validation(run: Path) -> tuple[list[dict[str, Any]], str | None]:
+def validations(run: Path) -> tuple[list[dict[str, Any]], str | None]:
     """The lines of `metrics.jsonl` that a validation wrote, and what is wrong with the file."""
     rows, fault = [], None
     try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
+        text = (run / "metrics.jsonl").read_text()
     except (OSError, UnicodeDecodeError) as error:
         return [], f"metrics.jsonl can't be read ({one_line(error)})"
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
             if "val/clean" in row:
