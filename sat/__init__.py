@@ -3,6 +3,6 @@
 
 def load(run_directory, which="best", device="cpu"):
     """The trained model of a run directory, ready for images [B, C, H, W] in [0, 1]."""
-    from sat.weights import load
+    from sat.models.weights import load
 
     return load(run_directory, which, device)

@@ -73,7 +73,7 @@ def data_name(dataset: Mapping[str, Any]) -> str | None:
 
 
 def _file_digest(weights: str, key: str = "model.weights") -> str:
-    from sat.record import weights_file
+    from sat.rundir.record import weights_file
 
     try:
         return hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()

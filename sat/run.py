@@ -19,10 +19,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sat import config, console, sweep
+from sat import config, sweep
 from sat.config import CONF, Spec
 from sat.errors import SIGNALS, Busy, Diverged, Fault, Lost, Refused, Stopped, refusing
 from sat.launch import end, local_rank, processes
+from sat.loggers import screen
 
 log = logging.getLogger("sat")
 
@@ -32,24 +33,27 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
 
     Waits for another process that runs it, or raises Busy.
     """
-    from sat import distributed, hardware, record, results
+    from sat import distributed
+    from sat.acceleration import auto
+    from sat.evaluation import results
+    from sat.rundir import record
 
     with refusing("device"):
         seat = local_rank() if processes()[1] > 1 else sweep.seat()
-        device = hardware.find_device(spec.device, seat)
-    hardware.settle_on(device)
+        device = auto.find_device(spec.device, seat)
+    auto.settle_on(device)
     with distributed.join(device) as world:
-        if (done := world.told(lambda: results.finished(spec))) is not None:
+        if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
             if world.first:
                 record.enter(Path(spec.record.root) / spec.name, spec.experiment)
             return done
-        with world.agreeing():
+        with world.raise_together():
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
         with claim(spec.record, spec.name, spec.yaml(), wait) as run:
             if world.first:
                 record.enter(run.directory, spec.experiment)
-            result = world.told(lambda: results.usable(run.result(), run.directory))
+            result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
             if result is None:
                 obtain = train if spec.evaluate is None else taken_over
                 result = {"overrides": overrides, **obtain(spec, run, model, data, world)}
@@ -58,12 +62,12 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
 
 def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
     """The images and the network, with everything that would refuse them later."""
-    from sat import weights
+    from sat.acceleration.recomputation import recompute
     from sat.data import first_images
-    from sat.diagnostics import preflight, warn_of_threat_models
-    from sat.distributed import check
-    from sat.recomputation import recompute
-    from sat.schedule import build_optimizer
+    from sat.distributed.world import check
+    from sat.models import weights
+    from sat.training.preflight import preflight, warn_of_threat_models
+    from sat.training.schedule import build_optimizer
 
     if spec.evaluate is None:
         check(spec.schedule, spec.attack, spec.dataset, device.type == "cuda", world.size)
@@ -87,11 +91,11 @@ def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
 
 def taken_over(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, Any]:
     """A run of no steps, whose checkpoint holds the weights of a file."""
-    from sat import checkpoint
-    from sat.journal import Journal, same_facts
-    from sat.resume import facts_in
+    from sat.rundir import checkpoint
+    from sat.training.callbacks import Callbacks, same_facts
+    from sat.training.resume import facts_in
 
-    journal, last = Journal(spec, run, data, world), run.checkpoints / "last.pt"
+    journal, last = Callbacks(spec, run, data, world), run.checkpoints / "last.pt"
     if world.first and (before := facts_in(last)) is not None:  # of a measurement that was killed
         same_facts(before, journal.facts)
     state = {"step": 0, "model": model.state_dict(), "facts": journal.facts}
@@ -105,23 +109,24 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
     """Trains from the last checkpoint, or from the start, to the end of the schedule."""
     import torch
 
-    from sat.checkpoint import newest
-    from sat.compilation import forget
+    from sat.acceleration.auto import THREADS, choose, depthwise, multiply_adds
+    from sat.acceleration.compilation import forget
+    from sat.acceleration.precision import set_tf32
     from sat.data import epoch_batches
-    from sat.distributed import shared
-    from sat.hardware import THREADS, choose, depthwise, multiply_adds
-    from sat.introduction import introduction
-    from sat.journal import Journal
-    from sat.precision import set_tf32
-    from sat.resume import check_state
-    from sat.train import Plan, Trainer, fit
+    from sat.distributed.world import shared
+    from sat.rundir.checkpoint import newest
+    from sat.training.callbacks import Callbacks
+    from sat.training.loop import Trainer, fit
+    from sat.training.plan import Plan
+    from sat.training.resume import check_state
+    from sat.training.summary import summary
 
-    journal = Journal(spec, run, data, world)
+    journal = Callbacks(spec, run, data, world)
     schedule, device, images = spec.schedule, next(model.parameters()).device, len(data.train)
     check = lambda state: check_state(state, journal.facts, model, schedule)  # noqa: E731
-    state = world.told(lambda: newest(run.checkpoints, check))
+    state = world.on_rank0(lambda: newest(run.checkpoints, check))
     cost = multiply_adds(model, (data.channels, data.image_size, data.image_size))
-    choices = world.told(
+    choices = world.on_rank0(
         lambda: (
             state["choices"] if state else choose(schedule, device, images, cost, depthwise(model))
         )
@@ -142,7 +147,7 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
         batches = epoch_batches(images, schedule.batch_size, spec.seed, step, plan.steps)
         return data.train.stream(batch.part(rows) for batch in batches)
 
-    text = introduction(spec.config, journal.facts, trainer)
+    text = summary(spec.config, journal.facts, trainer)
     log.info("%s\n%s", run.directory, text)
     try:
         with journal.open(trainer, text):
@@ -156,7 +161,7 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
 def headline(result: dict[str, Any]) -> dict[str, Any]:
     """What a sweep's table shows of a run: the checkpoint that its held-out images chose; and for a
     search its accuracy on them, since the test set is for reporting alone."""
-    from sat.results import measured, percent
+    from sat.evaluation.results import measured, percent
 
     part = next(iter(measured(result).values()), {"clean": None, "robust": {}})
     robust = next(iter(part["robust"].values()), None)
@@ -194,9 +199,9 @@ def spec_of(cfg: DictConfig, at: Any, sweeping: bool) -> Spec:
     choices = choices_of(at)
     if cfg.evaluate is None:
         return config.check({**config.resolve(cfg), "choices": choices})
-    from sat.recall import recalled
+    from sat.evaluation.reevaluate import reevaluated
 
-    return recalled(cfg, choices, list(at.overrides.task))
+    return reevaluated(cfg, choices, list(at.overrides.task))
 
 
 def attempt(cfg: DictConfig) -> dict[str, Any]:
@@ -211,7 +216,7 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
     sweep.note(outcome)
     try:
         if sweeping:
-            console.label(f"job {number}" if sweep.is_worker() else "")
+            screen.label(f"job {number}" if sweep.is_worker() else "")
             log.info("\njob %d: %s", number, " ".join(overrides))
         spec = spec_of(cfg, at, sweeping)
         if (twin := sweep.twin(number, spec.name)) is not None:
@@ -228,10 +233,10 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         log.info("%s; put off to the end of the sweep", error)
     except Refused as error:
         outcome |= {"code": 2, "message": str(error)}
-        console.tell_once("%s", error)
+        screen.tell_once("%s", error)
     except Stopped as error:
         sweep.note({**outcome, "code": error.code, "message": str(error)})
-        console.tell_once("%s; the same command goes on from here%s", error, without_fresh(spec))
+        screen.tell_once("%s; the same command goes on from here%s", error, without_fresh(spec))
         if callable(asked := signal.getsignal(error.number)):
             asked(error.number, None)  # a cluster's launcher requeues the job
         raise SystemExit(error.code) from None  # ends a whole sweep
@@ -241,10 +246,10 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         raise
     except Diverged as error:
         outcome["message"] = str(error)
-        console.tell_once("%s", error)
+        screen.tell_once("%s", error)
     except Lost as error:
         outcome["message"] = str(error)
-        console.tell_once("%s", error, also=1)  # the first may be the one that is gone
+        screen.tell_once("%s", error, also=1)  # the first may be the one that is gone
     except (Fault, OSError) as error:
         outcome["message"] = str(error)
         log.error("%s", error)
@@ -265,7 +270,7 @@ class Meeting(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         if processes()[1] > 1:
-            console.tell_once("-m: is no sweep under torchrun; start torchrun once for each run")
+            screen.tell_once("-m: is no sweep under torchrun; start torchrun once for each run")
             raise SystemExit(2)  # of a callback Hydra would make a warning of any other
         if "submitit_folder" in config.hydra.launcher:
             folder = Path(config.hydra.launcher.submitit_folder).absolute().parent
@@ -285,7 +290,7 @@ def refuse_pickles(words: list[str]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def app(cfg: DictConfig) -> float | None:
-    console.set_up()
+    screen.set_up()
     if sweep.is_worker():  # a process that begins here
         for number in SIGNALS:
             signal.signal(number, leave)
@@ -303,7 +308,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the line is ours
     os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
     os.environ[sweep.NAME] = Path(folder).name
-    console.set_up()
+    screen.set_up()
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     code = 1
     try:
@@ -312,7 +317,7 @@ def main() -> None:
             sweep.run(app)
         code = sweep.exit_code(sweep.jobs())
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
-        console.tell_once("%s", config.one_line(error))
+        screen.tell_once("%s", config.one_line(error))
         code = 2
     except (Fault, RuntimeError) as error:  # of a launcher
         log.error("%s", config.one_line(error))

@@ -18,8 +18,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sat.console import table
 from sat.errors import SIGNALS, Fault
+from sat.loggers.screen import table
 
 log = logging.getLogger("sat")
 # Environment variables, so that worker processes inherit them.

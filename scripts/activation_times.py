@@ -14,10 +14,10 @@ from stopwatch import Timed, interleaved, paired, settings, spread
 from torch import nn
 from units import size
 
+from sat.activations.surrogate import phase
 from sat.attacks.pgd import frozen, input_gradient
 from sat.config import options
-from sat.surrogate import phase
-from sat.train import Trainer
+from sat.training.loop import Trainer
 
 
 def measure_activations(
@@ -65,7 +65,7 @@ def _saved(case: Case) -> float:
 def _calls(case: Case, compiled: bool) -> dict[str, Timed]:
     trainer, (x, y) = case.trainer(compile=compiled), case.images()
     trainer.attack = case.attack(1)
-    net = trainer.searched(x)
+    net = trainer.attack_model(x)
 
     def update() -> None:
         trainer.objective(trainer.net, x, x, y)[0].backward()

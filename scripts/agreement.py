@@ -21,15 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from sat import load
-from sat.attacks import PGD, Strong
+from sat.acceleration.precision import float32
+from sat.attacks import PGD, FastAutoAttack
+from sat.attacks.outcomes import STANDS
 from sat.config import check
-from sat.console import table
 from sat.data import evaluation_batches
-from sat.draws import Draws, seed_of
-from sat.flags import digest_of
-from sat.precision import float32
-from sat.tally import STANDS
-from sat.untrusted import read_yaml
+from sat.evaluation.store import digest_of
+from sat.loggers.screen import table
+from sat.rng import RowRng, seed_of
+from sat.rundir.untrusted import read_yaml
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")  # the standard version, in its order
 
@@ -91,9 +91,9 @@ def theirs(model: nn.Module, x: Tensor, y: Tensor, args: Any, kept: Path) -> dic
 
 def ours(model: nn.Module, x: Tensor, y: Tensor, args: Any) -> dict[str, Any]:
     """The same by `Strong`, which keeps no state: its times are of this call."""
-    attack = Strong(args.eps, args.norm, ATTACKS, args.batch_size)
-    draws = Draws(seed_of(args.seed, "agreement"), torch.arange(len(x)))
-    verdicts, seconds = timed(lambda: attack.verdicts(model, x, y, draws))
+    attack = FastAutoAttack(args.eps, args.norm, ATTACKS, args.batch_size)
+    rng = RowRng(seed_of(args.seed, "agreement"), torch.arange(len(x)))
+    verdicts, seconds = timed(lambda: attack.verdicts(model, x, y, rng))
     return {"verdicts": verdicts, "seconds": seconds[None]}
 
 
@@ -115,13 +115,13 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, args: Any) -> tuple[dict, dict]:
     attack = PGD(args.eps, args.pgd, norm=args.norm)
     eps, step = args.eps / 255, attack.step_size / 255
     peer = {"linf": Theirs, "l2": PGDL2}[args.norm](model, eps, step, args.pgd)
-    draws = Draws(seed_of(args.seed, "agreement"), torch.arange(len(x)))
+    rng = RowRng(seed_of(args.seed, "agreement"), torch.arange(len(x)))
     torch.manual_seed(args.seed)
     found, seconds = {0: [], 1: []}, np.zeros((2, 2))
     for rows in torch.arange(len(x)).split(args.batch_size):
         a, b = x[rows], y[rows]
         calls = (
-            lambda a=a, b=b, r=rows: attack(model, a, b, draws[r]),
+            lambda a=a, b=b, r=rows: attack(model, a, b, rng[r]),
             lambda a=a, b=b: peer(a, b),
         )
         for k, call in enumerate(calls):

@@ -92,7 +92,7 @@ def about(case: Any, own: argparse.Namespace) -> dict[str, Any]:
     """Machine, versions, command line and what is timed."""
     import torch
 
-    from sat.record import environment
+    from sat.rundir.record import environment
 
     told = environment(case.device)
     told["command"] = " ".join(["python", *sys.argv])
@@ -140,7 +140,7 @@ def headline(told: dict[str, Any]) -> str:
 
 def titled(case: Any) -> str:
     """Of the figure."""
-    from sat.record import environment
+    from sat.rundir.record import environment
 
     told = environment(case.device)
     words = " ".join(word for word in case.words if not word.startswith("schedule.batch_size"))
@@ -232,15 +232,15 @@ def main(given: Sequence[str] | None = None) -> int:
     import torch
     from cases import case_of
 
+    from sat.acceleration.auto import settle_on
     from sat.errors import Fault, Refused
-    from sat.faults import is_out_of_memory
-    from sat.hardware import settle_on
+    from sat.training.skips import is_out_of_memory
 
     if own.threads:
         torch.set_num_threads(own.threads)
-        import sat.hardware
+        import sat.acceleration.auto
 
-        sat.hardware.THREADS = own.threads  # what `auto` gives a run that is not small
+        sat.acceleration.auto.THREADS = own.threads  # what `auto` gives a run that is not small
     try:
         case = case_of(own.words)
         settle_on(case.device)

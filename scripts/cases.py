@@ -9,13 +9,14 @@ import torch
 from costs import Cost, Sizes, build, cost_of, sizes_of
 from torch import Tensor
 
+from sat.acceleration.auto import choose, find_device
+from sat.acceleration.recomputation import recompute
 from sat.attacks import PGD, Clean
 from sat.config import CONF, Spec, check, one_line, resolve
 from sat.errors import Refused, refusing
-from sat.hardware import choose, find_device
 from sat.models import Classifier
-from sat.recomputation import recompute
-from sat.train import Plan, Trainer
+from sat.training.loop import Trainer
+from sat.training.plan import Plan
 
 # Labels here mean nothing, and thousands of steps towards them may end in weights that are not
 # finite, which cost other times.

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sat.record import is_running
+from sat.rundir.record import is_running
 from sat.sweep import is_alive
 
 # About a second of training each, so that most kills find one.
@@ -25,7 +25,7 @@ TINY = [
     "dataset.limit=160", "dataset.holdout=30", "model.width=0.0625", "schedule.epochs=25",
     "schedule.batch_size=32", "validation.every=5", "validation.attack.steps=2",
     "evaluation.attacks.pgd20.steps=3", "evaluation.limit=50", "schedule.precision=fp32",
-    "evaluation.doubts=0", "record.checkpoint_minutes=0", "device=cpu",
+    "evaluation.masking_checks=0", "record.checkpoint_minutes=0", "device=cpu",
 ]  # fmt: skip
 TIMES = {"seconds", "wall_seconds", "images_per_second", "train/images_per_second"}
 TIMES |= {"environment", "overrides", "lengths"}

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sat.acceleration.auto import depthwise, multiply_adds
+from sat.activations.surrogate import phase, phased
+from sat.activations.swap import swap_activations
 from sat.attacks import FGSM, Clean, Curve
 from sat.config import Spec, check
 from sat.data import SVHN, Cifar10, Cifar100, Digits, FashionMNIST, ImageNet, TinyImageNet
 from sat.data.choice import split_training
 from sat.data.folders import FolderSet
 from sat.data.memory import MemorySet
-from sat.diagnostics.training import IMAGES as PROBED
 from sat.errors import Refused, refusing
-from sat.hardware import depthwise, multiply_adds
 from sat.models import Classifier
-from sat.schedule import build_optimizer
-from sat.surrogate import phase, phased
-from sat.swap import swap_activations
-from sat.train import Plan
-from sat.weights import without_weights
+from sat.models.weights import without_weights
+from sat.training.overfitting import IMAGES as PROBED
+from sat.training.plan import Plan
+from sat.training.schedule import build_optimizer
 
 # Training and test images, classes, channels, pixels as stored (of folders: as they are cropped).
 PUBLISHED = {
@@ -127,7 +127,7 @@ class Work:
     validated: int  # images, each time anew
     evaluation: int  # input gradients, at most
     evaluated: int  # images under an attack or a curve, for each checkpoint
-    doubted: int  # images on which a measurement is doubted, for each checkpoint
+    checked: int  # images on which a measurement is doubted, for each checkpoint
     untold: tuple[str, ...]
 
     @property
@@ -164,11 +164,11 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
             each += 2 * -(-asked // -(-asked // PROBED))
     checkpoints = len(set(evaluation.checkpoints)) if trained else 1
     tested = min(evaluation.limit or sizes.test, sizes.test)
-    doubted = min(evaluation.doubts, tested) if evaluation.attacks else 0
-    steps = sum(told(name, a) * evaluation.restarts for name, a in evaluation.judges.items())
+    checked = min(evaluation.masking_checks, tested) if evaluation.attacks else 0
+    steps = sum(told(name, a) * evaluation.restarts for name, a in evaluation.measured_by.items())
     return Work(updates, seen, seen * attack, times * each, times * asked,
-                checkpoints * tested * steps, checkpoints * tested * max(1, len(evaluation.judges)),
-                checkpoints * doubted, tuple(untold))  # fmt: skip
+                checkpoints * tested * steps, checkpoints * tested * max(1, len(evaluation.measured_by)),
+                checkpoints * checked, tuple(untold))  # fmt: skip
 
 
 # memory ---------------------------------------------------------------------------------------

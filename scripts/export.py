@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from sat.export import CONFIG, export
+from sat.models.export import CONFIG, export
 
 
 def how_to_load(folder: Path) -> str:

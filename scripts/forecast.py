@@ -25,8 +25,8 @@ from units import count, size, span
 
 from sat import config, sweep
 from sat.config import CONF, Spec
-from sat.console import table
 from sat.errors import Fault, Refused
+from sat.loggers.screen import table
 
 LEGEND = """\
 Multiply-adds: of an image's forward. Gradients are counted image by image: of the training, k of
@@ -77,8 +77,9 @@ def standing(spec: Spec) -> tuple[str, int]:
 
     Raises Refused or Fault, as the program itself does, for a run that failed or is damaged.
     """
-    from sat import checkpoint, results
-    from sat.record import is_running, read_result
+    from sat.evaluation import results
+    from sat.rundir import checkpoint
+    from sat.rundir.record import is_running, read_result
 
     directory = Path(spec.record.root) / spec.name
     if (result := results.finished(spec)) is not None:
@@ -109,7 +110,7 @@ def forecast(spec: Spec, told: Told) -> None:
     part = -(-spec.schedule.batch_size // spec.schedule.parts)
     pace, precision, why = paced(spec, sizes, cost)
     more = lambda names: "+" * any(name in work.untold for name in names)  # noqa: E731
-    judged, trained = more(spec.evaluation.judges), more(["attack"])
+    judged, trained = more(spec.evaluation.measured_by), more(["attack"])
     validated = more(["validation"])
     k = gradients_of(spec.attack)
     told.columns = {
@@ -133,7 +134,7 @@ def forecast(spec: Spec, told: Told) -> None:
         told.seconds = training + measuring
         told.missing = 0.0 if told.state == "finished" else training * left + measuring
     unsure = "+" if told.seconds is not None and (judged or trained or validated) else ""
-    told.columns["doubts"] = span(pace and pace.doubting(work))
+    told.columns["masking_checks"] = span(pace and pace.doubting(work))
     told.columns["time"] = span(told.seconds) + unsure
 
 
@@ -141,7 +142,7 @@ def paced(spec: Spec, sizes: Any, cost: Any) -> tuple[Any, str, str]:
     """Seconds an image, the precision of the training, and why there are no seconds."""
     from timing import from_rate, tried
 
-    from sat.hardware import auto_precision, find_device
+    from sat.acceleration.auto import auto_precision, find_device
 
     precision = spec.schedule.precision
     if RATES.training:
@@ -223,9 +224,9 @@ def app(cfg: DictConfig) -> None:
         if cfg.evaluate is None:
             spec = config.check({**config.resolve(cfg), "choices": choices})
         else:
-            from sat.recall import recalled
+            from sat.evaluation.reevaluate import reevaluated
 
-            spec = recalled(cfg, choices, overrides)
+            spec = reevaluated(cfg, choices, overrides)
         forecast(spec, told)
     except (Refused, Fault, OSError) as error:
         told.refused = str(error)

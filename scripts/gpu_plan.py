@@ -154,5 +154,5 @@ def rehearsed(line: Line) -> Line:
             attack = f"evaluation.attacks.{name}.steps=2"
         words = (*words, "dataset.limit=48", "dataset.holdout=16", "model.width=0.25", *epochs,
                  "schedule.batch_size=16", "schedule.precision=fp32", "validation.attack.steps=1",
-                 "evaluation.limit=8", "evaluation.doubts=0", attack)  # fmt: skip
+                 "evaluation.limit=8", "evaluation.masking_checks=0", attack)  # fmt: skip
     return replace(line, words=tuple(words))

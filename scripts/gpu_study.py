@@ -27,8 +27,8 @@ from typing import Any
 from gpu_plan import PARTS, RATE, Line, Places, lines, rehearsed
 from units import span
 
-from sat.console import table
 from sat.errors import Refused
+from sat.loggers.screen import table
 
 ROOT = Path(__file__).parents[1]
 SAVING = 120.0  # seconds that a line has to end when it is stopped: a sweep gives its runs 60

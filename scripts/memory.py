@@ -18,11 +18,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from units import size
 
+from sat.acceleration.auto import DTYPES
+from sat.acceleration.folding import Folded
+from sat.acceleration.recomputation import recompute
+from sat.activations.surrogate import phase, phased
 from sat.attacks.pgd import frozen, input_gradient
-from sat.fold import Folded
-from sat.hardware import DTYPES
-from sat.recomputation import recompute
-from sat.surrogate import phase, phased
 
 LARGE = {
     "ResNet-50 at 224": ("model=resnet", "model.depth=50", "dataset.image_size=224"),

@@ -35,7 +35,7 @@ AIMS = {"help": 2, "first step": 8, "sweep again": 120, "report": 30}  # seconds
 LOOKS = 0.005  # seconds between two looks for the first step
 # The default run, cut to one step: that is logged at once, and `auto` chooses as for the whole run.
 SHORT = ["schedule.epochs=0.01", "validation.attack.steps=1", "evaluation.attacks.pgd20.steps=2",
-         "evaluation.limit=40", "evaluation.doubts=40"]  # fmt: skip
+         "evaluation.limit=40", "evaluation.masking_checks=40"]  # fmt: skip
 TINY = [*SHORT, "model.width=0.125", "dataset.limit=100"]
 
 Call = Callable[[], float]  # seconds of a command

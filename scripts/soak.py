@@ -51,7 +51,7 @@ CASES = {
     "folder 2 workers ema accumulate": [*FOLDER, *RESNET, "dataset.workers=2", "schedule.ema=0.9",
                                         "schedule.accumulate=2"],
     "folder 1 worker step clip": [*FOLDER, *RESNET, "dataset.workers=1", "schedule.decay=step",
-                                  "schedule.clip=1", "evaluation.doubts=0"],
+                                  "schedule.clip=1", "evaluation.masking_checks=0"],
     "folder dropout one_cycle": [*FOLDER, *DROPOUT, "dataset.workers=0",
                                  "schedule.decay=one_cycle"],
 }  # fmt: skip

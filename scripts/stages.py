@@ -17,11 +17,11 @@ from pages import grid
 from steps import digits
 from stopwatch import Product, Timed, interleaved, paired, settings
 
+from sat.activations.surrogate import phase
 from sat.attacks.pgd import frozen, input_gradient
 from sat.data.sets import Data
-from sat.draws import Draws
-from sat.surrogate import phase
-from sat.train import Trainer
+from sat.rng import RowRng
+from sat.training.loop import Trainer
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _attack(case: Case, trainer: Trainer) -> dict[str, Timed]:
     """The attack and its parts; `attack gradient` is a forward and its backward to the images,
     `fold` brings the folded network's weights up to date."""
     x, y = case.images()
-    net, rows = trainer.searched(x), torch.arange(len(x), device=x.device)
+    net, rows = trainer.attack_model(x), torch.arange(len(x), device=x.device)
 
     @contextmanager
     def attacking() -> Iterator[None]:
@@ -113,8 +113,10 @@ def _attack(case: Case, trainer: Trainer) -> dict[str, Timed]:
     images = x.clone().requires_grad_()
     trainer.model.train()
     return {
-        "attack": Timed(lambda: trainer.attack(trainer.searched(x), x, y, Draws(0, rows)), inner),
-        "fold": Timed(lambda: trainer.searched(x)),
+        "attack": Timed(
+            lambda: trainer.attack(trainer.attack_model(x), x, y, RowRng(0, rows)), inner
+        ),
+        "fold": Timed(lambda: trainer.attack_model(x)),
         "attack gradient": Timed(lambda: input_gradient(net, x, y), attacking),
         "attack forward": Timed(
             lambda: F.cross_entropy(net(images), y, reduction="sum"), attacking
@@ -152,8 +154,8 @@ def _update(case: Case, trainer: Trainer) -> dict[str, Timed]:
 def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
     """A line of metrics and the points of the curves, by the journal of a run in a folder of its
     own."""
-    from sat.journal import Journal
-    from sat.record import claim
+    from sat.rundir.record import claim
+    from sat.training.callbacks import Callbacks
 
     images, sizes = pixels(case, case.batch), case.sizes
     names, half = tuple(map(str, range(sizes.classes))), (0.5,) * sizes.channels
@@ -162,7 +164,7 @@ def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
     with tempfile.TemporaryDirectory() as folder:
         record = replace(case.spec.record, root=str(Path(folder)))
         with claim(record, "benchmark", case.spec.yaml()) as run:
-            journal, steps = Journal(case.spec, run, data), count(1)
+            journal, steps = Callbacks(case.spec, run, data), count(1)
             with journal.open(trainer, ""):
                 yield Timed(lambda: _log(journal, trainer, next(steps)))
                 journal.saved_step = trainer.step  # no checkpoint at the end

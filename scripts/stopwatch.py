@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from sat.hardware import bf16_pays
-from sat.precision import set_tf32
+from sat.acceleration.auto import bf16_pays
+from sat.acceleration.precision import set_tf32
 
 SECONDS = 0.2  # of a block of calls: a thousand times the clock's and the synchronisation's cost
 WARMING = {"cpu": 1, "cuda": 3}  # calls; a CUDA graph is recorded in the second, replayed after it

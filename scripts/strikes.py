@@ -19,10 +19,10 @@ from typing import Any
 # What a process is made to do in the n-th call of a function: "before" it, "after" it, or with
 # "half" of its file written. A pattern chooses the calls by the name of the file that they make.
 TRAINING = {
-    "gradients there, weights not": ("sat.train.Trainer._apply", "before", None),
-    "updated, not logged": ("sat.train.Trainer.update", "after", None),
-    "logged, TensorBoard not": ("sat.record.Run.write_metrics", "after", None),
-    "validated, not logged": ("sat.journal.measure", "after", None),
+    "gradients there, weights not": ("sat.training.loop.Trainer._apply", "before", None),
+    "updated, not logged": ("sat.training.loop.Trainer.update", "after", None),
+    "logged, TensorBoard not": ("sat.rundir.record.Run.write_metrics", "after", None),
+    "validated, not logged": ("sat.evaluation.settings.measure", "after", None),
     "best.pt there, last.pt not": ("os.replace", "after", "best.pt"),
     "half a checkpoint written": ("torch.save", "half", None),
     "checkpoint written, not renamed": ("os.replace", "before", "last.pt"),
@@ -31,7 +31,7 @@ TRAINING = {
     "both renamed": ("os.replace", "after", "last.pt"),
 }
 EVALUATION = {
-    "measured, not kept": ("sat.examination.measure", "after", None),
+    "measured, not kept": ("sat.evaluation.settings.measure", "after", None),
     "flags written, not renamed": ("os.replace", "before", "*.npz"),
     "result written, not renamed": ("os.replace", "before", "result.json"),
     "result renamed": ("os.replace", "after", "result.json"),

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from costs import Cost, Sizes, Work, build
 
+from sat.acceleration.auto import choose, find_device
+from sat.acceleration.folding import fold
+from sat.acceleration.precision import float32
 from sat.attacks import PGD, Clean
 from sat.config import Spec
-from sat.fold import fold
-from sat.hardware import choose, find_device
-from sat.precision import float32
-from sat.train import Plan, Trainer
+from sat.training.loop import Trainer
+from sat.training.plan import Plan
 
 TRIED = {"cpu": 4e9, "cuda": 4e12}  # multiply-adds of the forward of a batch that is tried
 LARGEST = {"cpu": 2e10, "cuda": 2e13}  # of two images: more would take a minute and longer
@@ -47,7 +48,7 @@ class Pace:
 
     def doubting(self, work: Work) -> float:
         """At most: an image that falls early costs little."""
-        return self.evaluation * DOUBT * work.doubted
+        return self.evaluation * DOUBT * work.checked
 
 
 def from_rate(cost: Cost, tflops: float, tflops_fp32: float) -> Pace:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 TINY = [
     "dataset.limit=160", "dataset.holdout=30", "model.width=0.0625", "schedule.epochs=3",
     "schedule.batch_size=32", "validation.attack.steps=2", "evaluation.attacks.pgd20.steps=3",
-    "evaluation.limit=50", "schedule.precision=fp32", "evaluation.doubts=0",
+    "evaluation.limit=50", "schedule.precision=fp32", "evaluation.masking_checks=0",
 ]  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def sat(tmp_path, monkeypatch, capfd):
     """`sat("attack.steps=2")` in this process, on a tiny run, with results in tmp_path."""
     from hydra.core.global_hydra import GlobalHydra
 
-    from sat import console
+    from sat.loggers import screen
     from sat.run import main
 
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
@@ -57,8 +57,8 @@ def sat(tmp_path, monkeypatch, capfd):
         root = root or tmp_path / "outputs"
         given = [f"record.root={root}", *(TINY if tiny else ()), *arguments]
         monkeypatch.setattr(sys, "argv", ["sat", *given])
-        for handler in list(console.log.handlers):  # its streams belong to an earlier test
-            console.log.removeHandler(handler)
+        for handler in list(screen.log.handlers):  # its streams belong to an earlier test
+            screen.log.removeHandler(handler)
         capfd.readouterr()
         try:
             main()
@@ -93,7 +93,7 @@ def trained_on_digits(model, epochs: int, batch: int):
     from sklearn.datasets import load_digits
 
     from sat.attacks import PGD
-    from sat.draws import Draws
+    from sat.rng import RowRng
 
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -102,7 +102,7 @@ def trained_on_digits(model, epochs: int, batch: int):
     optimizer, attack = torch.optim.Adam(model.parameters(), 3e-3), PGD(25.0, 1)
     for epoch in range(epochs):
         for k, part in enumerate(torch.arange(1400).split(batch)):
-            x_adv = attack(model, x[part], y[part], Draws(epoch * 100 + k, part))
+            x_adv = attack(model, x[part], y[part], RowRng(epoch * 100 + k, part))
             optimizer.zero_grad()
             F.cross_entropy(model(x_adv), y[part]).backward()
             optimizer.step()

@@ -11,17 +11,18 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sat.acceleration.auto import find_device
 from sat.attacks import PGD
-from sat.attacks.series import judge_of
-from sat.distributed import ALONE, World, join, shared
-from sat.evaluate import joined, measure, share
-from sat.flags import digest_of
-from sat.hardware import find_device
+from sat.attacks.outcomes import AttackOutcomes
+from sat.attacks.series import ensemble_of
+from sat.distributed.world import ALONE, World, join, shared
+from sat.evaluation.settings import joined, measure, share
+from sat.evaluation.store import digest_of
 from sat.launch import end, local_rank
 from sat.objectives import Adversarial
-from sat.schedule import Schedule
-from sat.tally import Tally
-from sat.train import Plan, Trainer
+from sat.training.loop import Trainer
+from sat.training.plan import Plan
+from sat.training.schedule import Schedule
 
 BATCH, STEPS, IMAGES = 22, 4, 88
 CASES = {
@@ -137,7 +138,7 @@ def compare(world: World) -> dict[str, Any]:
             "weights": max(apart(a, b) for a, b in zip(mine, one, strict=True) if a),
             "measured": apart(together.evaluated.state_dict(), alone.evaluated.state_dict()),
             "logs": max(abs(logged[0][key] - logged[1][key]) for key in logged[1]),
-            "same on all": len({*world.gathered(digest_of(mine[0] | mine[2]))}) == 1,
+            "same on all": len({*world.gather(digest_of(mine[0] | mine[2]))}) == 1,
         }
         together.load(alone.state())
         found[case]["loaded"] = max(
@@ -145,7 +146,7 @@ def compare(world: World) -> dict[str, Any]:
         )
     together = trained(world, "plain", broken=True)
     found["broken"] = {
-        "skipped": world.gathered(together.skips.skipped),
+        "skipped": world.gather(together.skips.skipped),
         "finite": all(bool(torch.isfinite(p).all()) for p in together.model.parameters()),
     }
     return found
@@ -156,18 +157,18 @@ def evaluated(world: World) -> dict[str, Any]:
     net = Network(normed=False)
     x = torch.rand(37, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     y = net(x).argmax(1)
-    judge, tallies = judge_of(PGD(20, 3), 2, 5), []
+    judge, tallies = ensemble_of(PGD(20, 3), 2, 5), []
     for these in (world, ALONE):
-        own, tally = share(these, judge), Tally.new(judge.names, 37)
+        own, outcomes = share(these, judge), AttackOutcomes.new(judge.names, 37)
         seen = []
         batches = (
             (seen.extend(i.tolist()) or i, x[i], y[i]) for i in torch.arange(37)[own].split(5)
         )
-        measure(net, batches, judge, 0, tally.part(own))
-        tallies.append(joined(these, tally, own))
+        measure(net, batches, judge, 0, outcomes.part(own))
+        tallies.append(joined(these, outcomes, own))
         if these is world:
-            measured = sorted(image for each in world.gathered(seen) for image in each)
-    pairs = [(tally.fell, tally.passed) for tally in tallies]
+            measured = sorted(image for each in world.gather(seen) for image in each)
+    pairs = [(outcomes.fell, outcomes.passed) for outcomes in tallies]
     same = all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
     return {"same": same, "images": measured, "robust": int(tallies[0].robust.sum())}
 
@@ -179,8 +180,8 @@ if __name__ == "__main__":
     torch.backends.cudnn.allow_tf32 = False
     with join(device) as world:
         answer = {"training": compare(world), "evaluation": evaluated(world)}
-        answer["told"] = world.gathered(world.told(lambda: "by the first"))
-        answer["most"] = world.most(world.rank, 5 - world.rank)
+        answer["told"] = world.gather(world.on_rank0(lambda: "by the first"))
+        answer["most"] = world.all_max(world.rank, 5 - world.rank)
         with Collectives() as told:
             world.add_([torch.ones(2, device=device)])
         answer["counted"] = told.count

@@ -11,21 +11,22 @@ from torch import nn
 
 from sat import load
 from sat.attacks import FGSM, PGD, Clean
-from sat.attacks.series import judge_of
-from sat.diagnostics import Overfitting, Probe, doubts, square_alarm
-from sat.diagnostics.alarm import beyond
-from sat.diagnostics.verdict import Effort
-from sat.draws import Draws
-from sat.evaluate import measure as measured
-from sat.tally import Tally
+from sat.attacks.outcomes import AttackOutcomes
+from sat.attacks.series import ensemble_of
+from sat.diagnostics import masking_checks
+from sat.evaluation.alarm import beyond
+from sat.evaluation.masking_checks import Effort, square_alarm
+from sat.evaluation.settings import measure as measured
+from sat.rng import RowRng
+from sat.training.overfitting import Overfitting, Probe
 
 EPS = 25.0  # in 1/255, for the digits
 
 
 def measure(model, batches, attack, seed):
     batches = list(batches)
-    tally = Tally.new(("restart 1",), sum(len(y) for _, _, y in batches))
-    return measured(model, iter(batches), judge_of(attack, 1, 256), seed, tally)
+    outcomes = AttackOutcomes.new(("restart 1",), sum(len(y) for _, _, y in batches))
+    return measured(model, iter(batches), ensemble_of(attack, 1, 256), seed, outcomes)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def names(found):
 
 
 def ask(model, x, y, attack=None):
-    return doubts(model, x, y, attack or PGD(EPS, 20), Draws(0, torch.arange(len(x))))
+    return masking_checks(model, x, y, attack or PGD(EPS, 20), RowRng(0, torch.arange(len(x))))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -115,11 +116,11 @@ def test_an_honest_model_is_believed(honest, norm):
 def test_the_curve_is_that_of_pgd(honest):
     """An image that the PGD of so many steps fools at its end is not counted at that point."""
     model, x, y = honest
-    draws = Draws(0, torch.arange(len(x)))
+    rng = RowRng(0, torch.arange(len(x)))
     curve = {(p["steps"], p["restarts"]): p for p in ask(model, x, y).curve if "steps" in p}
     assert list(curve) == [(1, 1), (5, 1), (10, 1), (20, 1), (50, 1), (100, 1), (50, 2)]
     for steps in (1, 5, 20, 100):
-        flags = model(PGD(EPS, steps)(model, x, y, draws)).argmax(1) == y
+        flags = model(PGD(EPS, steps)(model, x, y, rng)).argmax(1) == y
         pgd = float((flags & (model(x).argmax(1) == y)).float().mean())
         assert pgd - 0.03 <= curve[steps, 1]["accuracy"] <= pgd, steps
 
@@ -160,7 +161,7 @@ def test_one_answer_to_all_is_no_accuracy(honest):
 
 def test_a_restart_begins_elsewhere(honest):
     model, x, y = honest
-    effort = Effort(model, x, y, PGD(EPS, 5), Draws(0, torch.arange(len(x))))
+    effort = Effort(model, x, y, PGD(EPS, 5), RowRng(0, torch.arange(len(x))))
     fell = [effort._ascend(y == y, 5, restart) for restart in (0, 0, 1)]
     assert torch.equal(fell[0], fell[1]) and not torch.equal(fell[0], fell[2])
 
@@ -168,8 +169,8 @@ def test_a_restart_begins_elsewhere(honest):
 def test_flags_of_the_evaluation_are_taken(honest):
     model, x, y = honest
     right = model(x).argmax(1) == y
-    draws = Draws(0, torch.arange(len(x)))
-    found = doubts(model, x, y, PGD(EPS, 20), draws, robust=right)  # as if it had felled none
+    rng = RowRng(0, torch.arange(len(x)))
+    found = masking_checks(model, x, y, PGD(EPS, 20), rng, robust=right)  # as if it had felled none
     assert names(found) == {"more_steps"}
 
 
@@ -326,12 +327,15 @@ def test_its_twins_raise_no_alarm(collapsing, attack):
 
 
 def test_a_resumed_run_has_the_alarms_of_one_never_stopped(collapsing, tmp_path, monkeypatch):
-    from sat.journal import Journal
+    from sat.training.callbacks import Callbacks
 
     fgsm = ["attack=fgsm", "attack.eps=65", "schedule.epochs=5"]
     whole = collapsing(*fgsm, root=tmp_path / "whole")
     (alarm,) = whole.result["alarms"]
-    validate, stops = Journal.validate, {alarm["step"] - 17, alarm["step"]}  # an epoch before; then
+    validate, stops = (
+        Callbacks.validate,
+        {alarm["step"] - 17, alarm["step"]},
+    )  # an epoch before; then
 
     def then_stop(journal, trainer):
         validate(journal, trainer)
@@ -339,7 +343,7 @@ def test_a_resumed_run_has_the_alarms_of_one_never_stopped(collapsing, tmp_path,
             stops.remove(trainer.step)
             journal.asked_to_stop = 2
 
-    monkeypatch.setattr(Journal, "validate", then_stop)
+    monkeypatch.setattr(Callbacks, "validate", then_stop)
     for _ in range(2):
         assert collapsing(*fgsm, root=tmp_path / "parts").code == 130
     resumed = collapsing(*fgsm, root=tmp_path / "parts")

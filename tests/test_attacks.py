@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sat.attacks import FGSM, PGD, Clean
-from sat.draws import Draws
+from sat.rng import RowRng
 
 EVERY = [
     PGD(8, 1),
@@ -94,10 +94,10 @@ def test_an_image_is_attacked_alike_in_any_batch(attack, batch):
     """Rows of a batch, and their noise, do not depend on the rest of it."""
     x, y = batch
     model = network().eval()
-    draws = Draws(3, torch.arange(len(x)))
-    whole = attack(model, x, y, draws)
+    rng = RowRng(3, torch.arange(len(x)))
+    whole = attack(model, x, y, rng)
     for rows in (slice(2, 4), slice(5, 6)):
-        part = attack(model, x[rows], y[rows], draws[rows])
+        part = attack(model, x[rows], y[rows], rng[rows])
         assert (part - whole[rows]).abs().max() < 1e-6
 
 
@@ -127,22 +127,22 @@ def test_closed_form_on_a_linear_model(norm):
 def test_the_start_fills_the_ball():
     x = torch.full((400, 1, 4, 4), 0.5)
     y = torch.zeros(400, dtype=torch.long)
-    draws = Draws(0, torch.arange(400))
-    noise = (PGD(51).start(x, draws) - x) / 0.2
+    rng = RowRng(0, torch.arange(400))
+    noise = (PGD(51).start(x, rng) - x) / 0.2
     assert noise.abs().max() <= 1 + 1e-5
     assert abs(noise.mean()) < 0.03 and abs(noise.var() - 1 / 3) < 0.02
-    radius = (PGD(51, norm="l2").start(x, draws) - x).flatten(1).norm(dim=1) / 0.2
+    radius = (PGD(51, norm="l2").start(x, rng) - x).flatten(1).norm(dim=1) / 0.2
     assert radius.max() <= 1 + 1e-5
     assert abs((radius**16).mean() - 0.5) < 0.06  # uniform in the ball: r^d is uniform in [0, 1]
-    assert torch.equal(PGD(51, random_start=False).start(x, draws), x)
-    assert torch.equal(PGD(51, clean_start=1.0).start(x, draws), x)
+    assert torch.equal(PGD(51, random_start=False).start(x, rng), x)
+    assert torch.equal(PGD(51, clean_start=1.0).start(x, rng), x)
     assert y.sum() == 0
 
 
 def test_clean_start_falls_once_a_batch_as_often_as_asked():
     x = torch.full((2, 1, 2, 2), 0.5)
     attack = PGD(51, clean_start=0.2)
-    clean = [torch.equal(attack.start(x, Draws(k, torch.arange(2))), x) for k in range(500)]
+    clean = [torch.equal(attack.start(x, RowRng(k, torch.arange(2))), x) for k in range(500)]
     assert 0.15 < sum(clean) / 500 < 0.25
 
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from sat.attacks import AutoAttack
 from sat.attacks import autoattack as module
-from sat.draws import Draws
-from sat.tally import STANDS, WRONG, Tally
+from sat.attacks.outcomes import STANDS, WRONG, AttackOutcomes
+from sat.rng import RowRng
 
 EPS = 25.0  # in 1/255, for the digits
 
@@ -49,9 +49,9 @@ def shorter(kind, **changes):
 
 
 def surveyed(attack, model, x, y):
-    tally = Tally.new(attack.names, len(x))
-    tally.fell[model(x).argmax(1) != y] = WRONG
-    return tally
+    outcomes = AttackOutcomes.new(attack.names, len(x))
+    outcomes.fell[model(x).argmax(1) != y] = WRONG
+    return outcomes
 
 
 @pytest.mark.parametrize("norm, eps", [("linf", EPS), ("l2", 4 * EPS)])
@@ -60,13 +60,13 @@ def test_the_verdicts_are_those_of_one_call_of_the_package(digits, norm, eps):
 
     model, x, y = digits
     attack = AutoAttack(eps, norm, batch_size=9)
-    tally = surveyed(attack, model, x, y)
-    attack.judge(model, x, y, Draws(7, torch.arange(len(x))), tally)
+    outcomes = surveyed(attack, model, x, y)
+    attack.judge(model, x, y, RowRng(7, torch.arange(len(x))), outcomes)
     package = Package(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps / 255, seed=7)
     _, found = package.run_standard_evaluation(x, y, batch_size=9)
-    assert torch.equal(tally.robust, found == y)
-    assert 0 < tally.robust.sum() < tally.clean.sum() < len(x)
-    assert len(tally.fell[tally.fell >= 0].unique()) > 1  # more than one attack felled
+    assert torch.equal(outcomes.robust, found == y)
+    assert 0 < outcomes.robust.sum() < outcomes.clean.sum() < len(x)
+    assert len(outcomes.fell[outcomes.fell >= 0].unique()) > 1  # more than one attack felled
 
 
 def test_versions_and_custom_attacks(digits, monkeypatch):
@@ -102,32 +102,35 @@ def test_versions_and_custom_attacks(digits, monkeypatch):
         attack = AutoAttack(
             EPS, version=version, attacks=("square",) * (version == "custom") or None
         )
-        tally = Tally.new(attack.names, len(x))
-        attack.judge(model, x, y, Draws(0, torch.arange(6)), tally)
-        assert ran == calls and (tally.fell[model(x).argmax(1) == y] == STANDS).all()
-        assert (tally.passed[tally.robust] == len(calls)).all()
+        outcomes = AttackOutcomes.new(attack.names, len(x))
+        attack.judge(model, x, y, RowRng(0, torch.arange(6)), outcomes)
+        assert ran == calls and (outcomes.fell[model(x).argmax(1) == y] == STANDS).all()
+        assert (outcomes.passed[outcomes.robust] == len(calls)).all()
         ran.clear()
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_verdicts(digits):
     model, x, y = digits
-    attack, draws = AutoAttack(EPS, batch_size=7), Draws(3, torch.arange(len(x)))
+    attack, rng = AutoAttack(EPS, batch_size=7), RowRng(3, torch.arange(len(x)))
     whole = surveyed(attack, model, x, y)
-    attack.judge(model, x, y, draws, whole)
-    tally, decided = surveyed(attack, model, x, y), []
+    attack.judge(model, x, y, rng, whole)
+    outcomes, decided = surveyed(attack, model, x, y), []
 
     def kill(images):
         decided.append(images)
         if len(decided) == 7:
             raise KeyboardInterrupt
 
-    tally.changed = kill
+    outcomes.changed = kill
     with pytest.raises(KeyboardInterrupt):
-        attack.judge(model, x, y, draws, tally)
+        attack.judge(model, x, y, rng, outcomes)
     begun = []
-    tally.changed, tally.begin = lambda n: None, lambda name, images: begun.append((name, images))
-    attack.judge(model, x, y, draws, tally)
-    assert torch.equal(tally.fell, whole.fell) and (tally.passed == whole.passed).all()
+    outcomes.changed, outcomes.begin = (
+        lambda n: None,
+        lambda name, images: begun.append((name, images)),
+    )
+    attack.judge(model, x, y, rng, outcomes)
+    assert torch.equal(outcomes.fell, whole.fell) and (outcomes.passed == whole.passed).all()
     first = int(whole.clean.sum())
     assert first > 14 and sum(decided) > first  # it was killed in the second attack
     assert begun[0][0] == "apgd-t" and begun[0][1] < first - int((whole.fell == 0).sum())
@@ -147,8 +150,8 @@ def test_what_the_package_warns_of_is_logged_once(digits, monkeypatch):
     probabilities, said = nn.Sequential(model, nn.Softmax(1)), []
     monkeypatch.setattr(module.log, "warning", lambda text, *values: said.append(text % values))
     attack = AutoAttack(EPS, version="custom", attacks=("square",), batch_size=5)
-    tally = surveyed(attack, model, x, y)
-    attack.judge(probabilities, x, y, Draws(0, torch.arange(len(x))), tally)
+    outcomes = surveyed(attack, model, x, y)
+    attack.judge(probabilities, x, y, RowRng(0, torch.arange(len(x))), outcomes)
     assert len(said) == 1 and "probability distribution" in said[0]
 
 
@@ -159,9 +162,9 @@ def test_few_classes_have_fewer_targets(digits):
         few[1].weight.copy_(torch.eye(10)[:5])
     x, y = x[y < 5][:6], y[y < 5][:6]
     attack = AutoAttack(2 * EPS, version="custom", attacks=("apgd-t", "fab-t"))
-    tally = surveyed(attack, few, x, y)
-    attack.judge(few, x, y, Draws(0, torch.arange(len(x))), tally)
-    assert (tally.fell >= 0).any()
+    outcomes = surveyed(attack, few, x, y)
+    attack.judge(few, x, y, RowRng(0, torch.arange(len(x))), outcomes)
+    assert (outcomes.fell >= 0).any()
 
 
 @pytest.mark.parametrize(

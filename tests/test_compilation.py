@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from sat import compilation, hardware
-from sat.compilation import Warmup, compiled
-from sat.hardware import choose
-from sat.plan import Plan
-from sat.schedule import Schedule
+from sat.acceleration import auto, compilation
+from sat.acceleration.auto import choose
+from sat.acceleration.compilation import Warmup, compiled
+from sat.training.plan import Plan
+from sat.training.schedule import Schedule
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 IMAGES, COST = 50_000, 555_000_000  # ResNet-18 on CIFAR-10
@@ -19,8 +19,8 @@ IMAGES, COST = 50_000, 555_000_000  # ResNet-18 on CIFAR-10
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """With fast bfloat16 and a compiler, whatever this one has."""
-    monkeypatch.setattr(hardware, "bf16_pays", lambda kind: True)
-    monkeypatch.setattr(hardware, "compiles", lambda device: True)
+    monkeypatch.setattr(auto, "bf16_pays", lambda kind: True)
+    monkeypatch.setattr(auto, "compiles", lambda device: True)
 
 
 def chosen(device: torch.device, cost: int = COST, **schedule):
@@ -38,10 +38,10 @@ def test_nothing_is_compiled_by_itself_without_a_compiler_for_several_processes_
     monkeypatch,
 ):
     assert not chosen(CPU, epochs=30, shard=True)
-    monkeypatch.setattr(hardware, "processes", lambda: (0, 2))
+    monkeypatch.setattr(auto, "processes", lambda: (0, 2))
     assert not chosen(CPU, epochs=30)
-    monkeypatch.setattr(hardware, "processes", lambda: (0, 1))
-    monkeypatch.setattr(hardware, "compiles", lambda device: False)
+    monkeypatch.setattr(auto, "processes", lambda: (0, 1))
+    monkeypatch.setattr(auto, "compiles", lambda device: False)
     assert not chosen(CPU, epochs=30) and chosen(CPU, epochs=0.5, compile=True)
 
 

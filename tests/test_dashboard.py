@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from sat.dashboard import Dashboard, compared
-from sat.journal import Journal
+from sat.loggers.tensorboard import Dashboard, compared
+from sat.training.callbacks import Callbacks
 
 CONFIG = {
     "choices": {"dataset": "digits", "activation": "relu", "attack": "pgd", "experiment": None,
@@ -19,7 +19,7 @@ CONFIG = {
     "activation": {"_target_": "sat.activations.ReLU"},
     "attack": {"_target_": "sat.attacks.PGD", "eps": 38.0, "steps": 1, "random_start": True},
     "model": {"_target_": "sat.models.ResNet", "depth": 10, "mean": [0.5]},
-    "schedule": {"_target_": "sat.schedule.Schedule", "epochs": 8.0},
+    "schedule": {"_target_": "sat.training.schedule.Schedule", "epochs": 8.0},
 }  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def test_a_run_is_one_row_and_its_charts_name_what_there_is(sat):
 
 
 def test_a_run_that_was_killed_shows_no_step_twice(sat, monkeypatch):
-    validate, alive = Journal.validate, [True, False, False]
+    validate, alive = Callbacks.validate, [True, False, False]
 
     def killed(journal, trainer):
         """At the second validation after the only checkpoint, with a step of each kind beyond."""
@@ -205,9 +205,9 @@ def test_a_run_that_was_killed_shows_no_step_twice(sat, monkeypatch):
         if not alive:
             raise SystemExit(137)
 
-    monkeypatch.setattr(Journal, "validate", killed)
+    monkeypatch.setattr(Callbacks, "validate", killed)
     assert sat().code == 137
-    monkeypatch.setattr(Journal, "validate", validate)
+    monkeypatch.setattr(Callbacks, "validate", validate)
     done = sat()
     assert done.code == 0 and "resumed at step" in done.out + done.err
     assert len(list(done.run.glob("events.out.tfevents.*"))) == 3  # killed, resumed, measured

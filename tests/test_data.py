@@ -27,7 +27,7 @@ from sat.data import (
 )
 from sat.data.choice import split_training, stratified
 from sat.data.memory import MemorySplit, digits
-from sat.draws import Draws
+from sat.rng import RowRng
 
 CPU = torch.device("cpu")
 CONF = Path(__file__).parents[1] / "conf" / "dataset"
@@ -207,10 +207,10 @@ def test_augmentation_agrees_with_a_loop_over_the_images(crop, flip):
     ((x, y),) = split.stream([Batch(indices, key=7)])
     seen = set()
     for row, index in enumerate(indices.tolist()):
-        draws = Draws(7, torch.tensor([row]))
-        top, left = (int(number * (2 * crop + 1)) for number in draws.uniform("crop", 2)[0])
+        rng = RowRng(7, torch.tensor([row]))
+        top, left = (int(number * (2 * crop + 1)) for number in rng.uniform("crop", 2)[0])
         expected = F.pad(images[index], [crop] * 4)[:, top : top + 6, left : left + 6]
-        mirrored = flip and bool(draws.uniform("flip") < 0.5)
+        mirrored = flip and bool(rng.uniform("flip") < 0.5)
         expected = expected.flip(2) if mirrored else expected
         assert torch.equal(x[row], expected / 255) and y[row] == index % 4
         seen.add((top, left, mirrored))

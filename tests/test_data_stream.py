@@ -136,13 +136,13 @@ def test_a_batch_stays_in_the_memory_of_this_process(root):
 # --- transforms ----------------------------------------------------------------------------------
 
 
-def draws(count, seed=0):
+def rng(count, seed=0):
     return torch.rand(count, NUMBERS, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def test_random_windows_keep_the_papers_bounds():
     areas, ratios = [], []
-    for numbers in draws(500):
+    for numbers in rng(500):
         left, top, width, height = random_window(400, 300, numbers)
         assert 0 <= left <= 400 - width and 0 <= top <= 300 - height
         areas.append(width * height / 120_000)
@@ -161,7 +161,7 @@ def test_a_resized_crop_is_its_window_whatever_the_decoder_scales(size, tmp_path
     big = picture(50, 333, 259)
     big.save(tmp_path / "big.jpg", quality=95)
     crop, halved = ResizedCrop(size), 0
-    for numbers in draws(20):
+    for numbers in rng(20):
         with Image.open(tmp_path / "big.jpg") as image:
             found = np.asarray(crop(image, numbers), np.float32)
             halved += image.size != big.size
@@ -176,7 +176,7 @@ def test_a_resized_crop_is_its_window_whatever_the_decoder_scales(size, tmp_path
 def test_a_padded_crop_agrees_with_slicing():
     image, seen = picture(9, 12, 12), set()
     padded = np.pad(np.asarray(image), ((2, 2), (2, 2), (0, 0)))
-    for numbers in draws(60):
+    for numbers in rng(60):
         left, top = int(numbers[0] * 5), int(numbers[1] * 5)
         expected = padded[top : top + 12, left : left + 12]
         expected = expected[:, ::-1] if numbers[-1] < 0.5 else expected

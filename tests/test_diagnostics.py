@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from sat.attacks import FGSM, PGD, Clean
-from sat.diagnostics import preflight
 from sat.errors import Refused
+from sat.training.preflight import preflight
 
 
 def network() -> nn.Module:
@@ -44,13 +44,13 @@ class Overshooting:
 
     eps: float = 8.0
 
-    def __call__(self, model, x, y, draws=None):
+    def __call__(self, model, x, y, rng=None):
         return (x + 0.1).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Unclamped(Overshooting):
-    def __call__(self, model, x, y, draws=None):
+    def __call__(self, model, x, y, rng=None):
         return x + self.eps / 255
 
 
@@ -58,7 +58,7 @@ class Unclamped(Overshooting):
 class Restless(Overshooting):
     """Attacks in train mode, as some published probes do."""
 
-    def __call__(self, model, x, y, draws=None):
+    def __call__(self, model, x, y, rng=None):
         model.train()
         model(x)
         model.eval()
@@ -69,7 +69,7 @@ class Restless(Overshooting):
 class Unprojected(Overshooting):
     """Adds its noise whatever eps is."""
 
-    def __call__(self, model, x, y, draws=None):
+    def __call__(self, model, x, y, rng=None):
         return (x + 0.01).clamp(0, 1)
 
 

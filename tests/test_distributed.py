@@ -13,15 +13,15 @@ import torch
 from conftest import ROOT, TINY, command
 from processes import CASES, STEPS
 
-from sat import hardware
+from sat.acceleration import auto
 from sat.attacks import PGD
+from sat.attacks.outcomes import AttackOutcomes
 from sat.data import Batch, Digits, ImageFolder, epoch_batches
 from sat.data.memory import MemorySplit
-from sat.distributed import ALONE, World, check
+from sat.distributed.world import ALONE, World, check
 from sat.errors import Refused
-from sat.flags import Shelf
-from sat.schedule import Schedule
-from sat.tally import Tally
+from sat.evaluation.store import OutcomeStore
+from sat.training.schedule import Schedule
 
 # Layer norm instead of batch norm, which on a CPU sees the images of one process alone.
 NETWORK = ["model=timm", "model.name=test_convnext", "model.width=null", "dataset.image_size=32"]
@@ -102,36 +102,38 @@ def test_what_one_process_can_not_do_either_is_refused():
 
 
 def test_what_several_left_of_an_evaluation_is_put_together(tmp_path):
-    shelf, settings = Shelf(tmp_path, torch.arange(10), "images"), {"attack": "PGD"}
+    shelf, settings = OutcomeStore(tmp_path, torch.arange(10), "images"), {"attack": "PGD"}
     for rank in range(3):
-        tally = Tally.new(("restart 1",), 10)
-        part = tally.part(World(rank, 3).own)
+        outcomes = AttackOutcomes.new(("restart 1",), 10)
+        part = outcomes.part(World(rank, 3).own)
         part.fell[0], part.passed[1] = 0, 1
-        tally.seconds += 1
-        shelf.write_partial("last-pgd", settings, "weights", tally, rank)
+        outcomes.seconds += 1
+        shelf.write_partial("last-pgd", settings, "weights", outcomes, rank)
     fell, passed, seconds = shelf.read_partial("last-pgd", settings, "weights")
     assert fell.tolist() == [0] * 3 + [-1] * 7 and passed.tolist() == [0] * 3 + [1] * 3 + [0] * 4
     assert seconds.tolist() == [3] and len([*tmp_path.glob("partial/*")]) == 1
-    shelf.write("last-pgd", settings, "weights", Tally(("restart 1",), fell, passed, seconds))
+    shelf.write(
+        "last-pgd", settings, "weights", AttackOutcomes(("restart 1",), fell, passed, seconds)
+    )
     assert not (tmp_path / "partial").exists()
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [str(hardware.find_device("auto", seat)) for seat in range(4)] == [
+    assert [str(auto.find_device("auto", seat)) for seat in range(4)] == [
         "cuda:0",
         "cuda:1",
     ] * 2
     for key, value in {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "x"}.items():
         monkeypatch.setenv(key, value)
-    assert str(hardware.find_device("auto", 1)) == str(hardware.find_device("cuda", 1)) == "cuda:1"
-    assert hardware.find_device("cpu", 1).type == "cpu"
+    assert str(auto.find_device("auto", 1)) == str(auto.find_device("cuda", 1)) == "cuda:1"
+    assert auto.find_device("cpu", 1).type == "cpu"
     with pytest.raises(ValueError, match="=cuda:1: is one GPU for all processes"):
-        hardware.find_device("cuda:1", 1)
+        auto.find_device("cuda:1", 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="2 GPU here for 4 processes"):
-        hardware.find_device("auto", 1)
+        auto.find_device("auto", 1)
 
 
 def test_one_of_several_ends_without_taking_python_apart():
@@ -236,7 +238,7 @@ def wait_for(path: Path, process: subprocess.Popen, newer: float = 0.0) -> None:
 def test_stopped_killed_and_resumed_by_other_numbers_of_processes(sat, tmp_path):
     """3 processes, asked to stop; 2 with shared out weights, of which one is killed; 3 to the end:
     as one, never stopped."""
-    options = ["schedule.epochs=10", "record.checkpoint_minutes=0", "evaluation.doubts=8"]
+    options = ["schedule.epochs=10", "record.checkpoint_minutes=0", "evaluation.masking_checks=8"]
     ended = sat(*[word for word in TINY if "width" not in word], *NETWORK[:2], NETWORK[3], *options,
                 tiny=False, root=tmp_path / "alone")  # fmt: skip
     assert ended.code == 0, ended.err

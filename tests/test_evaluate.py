@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from sat.acceleration.precision import float32
 from sat.attacks import PGD, Clean, Curve
-from sat.attacks.series import judge_of
-from sat.evaluate import Evaluation, Validation, accuracy
-from sat.evaluate import measure as measured
-from sat.precision import float32
+from sat.attacks.outcomes import AttackOutcomes
+from sat.attacks.series import ensemble_of
+from sat.evaluation.settings import Evaluation, Validation, accuracy
+from sat.evaluation.settings import measure as measured
 from sat.statistics import wilson
-from sat.tally import Tally
 
 
 def network() -> nn.Module:
@@ -35,9 +35,9 @@ def batches(x, y, size):
 
 def measure(model, images, attack, seed, restarts=1):
     images = list(images)
-    judge = judge_of(attack, restarts, 11)
-    tally = Tally.new(judge.names, sum(len(y) for _, _, y in images))
-    return measured(model, iter(images), judge, seed, tally)
+    judge = ensemble_of(attack, restarts, 11)
+    outcomes = AttackOutcomes.new(judge.names, sum(len(y) for _, _, y in images))
+    return measured(model, iter(images), judge, seed, outcomes)
 
 
 @pytest.mark.parametrize("size", [7, 60])
@@ -64,9 +64,9 @@ def test_fallen_images_are_not_attacked_again():
     seen = []
 
     class Counting(PGD):
-        def __call__(self, model, x, y, draws=None):
+        def __call__(self, model, x, y, rng=None):
             seen.append(len(x))
-            return super().__call__(model, x, y, draws)
+            return super().__call__(model, x, y, rng)
 
     flags = measure(network(), batches(x, y, 60), Counting(6, 3), seed=1, restarts=2)
     first, second = sum(seen[:5]), sum(seen[5:])  # 48 are right: five batches of at most 11
@@ -126,7 +126,7 @@ def test_a_verdict_is_in_float32():
         ({"curves": {"x": PGD(8)}}, "curves.x=PGD"),
         ({"curves": {"x": Curve(PGD(8), "eps", (1,))}, "restarts": 2}, "restarts=2"),
         ({"checkpoints": ()}, "checkpoints=[]"),
-        ({"doubts": -1}, "doubts=-1"),
+        ({"masking_checks": -1}, "doubts=-1"),
     ],
 )
 def test_bad_settings_are_refused_by_name(wrong, key):

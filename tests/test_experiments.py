@@ -180,7 +180,7 @@ def test_a_dataset_without_sizes_is_refused_in_one_line(sat, tmp_path):
 
 
 def test_a_run_that_can_not_note_its_experiment_is_whole_all_the_same(tmp_path, caplog):
-    from sat.record import enter
+    from sat.rundir.record import enter
 
     (tmp_path / "experiments.txt").mkdir()
     enter(tmp_path, "depth")

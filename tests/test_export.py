@@ -17,8 +17,8 @@ from torch import nn
 
 import sat as package
 from sat.config import CONF, check, resolve
-from sat.export import export
-from sat.weights import build_model, load_weights
+from sat.models.export import export
+from sat.models.weights import build_model, load_weights
 
 SHAPE = {"channels": 3, "classes": 5, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
 TINY = ["model.width=0.0625"]
@@ -202,7 +202,7 @@ def test_what_can_not_be_exported_is_one_line(trained, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=says) as caught:
             export(place, tmp_path / "file", which)
         assert "\n" not in str(caught.value)
-    monkeypatch.setattr("sat.export.swap_activations", lambda net, activation: None)
+    monkeypatch.setattr("sat.activations.swap.swap_activations", lambda net, activation: None)
     with pytest.raises(ValueError, match="gives other logits"):  # the proof sees ReLU
         export(run, tmp_path / "to")
     assert not list((tmp_path / "to").iterdir())

@@ -14,13 +14,14 @@ from conftest import small_network
 from test_run import FOLDER, metrics, photographs, same_outcome
 from torch import nn
 
-from sat import faults
+from sat.acceleration.precision import float32
 from sat.attacks import PGD
-from sat.faults import Relapse, starved
 from sat.objectives import Adversarial
-from sat.precision import float32
-from sat.schedule import Schedule
-from sat.train import Plan, Trainer, fit
+from sat.training import skips
+from sat.training.loop import Trainer, fit
+from sat.training.plan import Plan
+from sat.training.schedule import Schedule
+from sat.training.skips import Relapse, starved
 
 NAN = float("nan")
 
@@ -55,7 +56,7 @@ def test_a_copied_state_is_the_state_of_then_in_the_memory_of_before(optimizer):
     trainer, copies = trainer_of(optimizer=optimizer, ema=0.9), [None]
     for step in range(8):  # lookahead makes its slow weights at the sixth
         state = trainer._state()
-        copies.append(faults.copied(state, copies[-1]))
+        copies.append(skips.copied(state, copies[-1]))
         assert same(copies[-1], state)
         own = {leaf.data_ptr() for leaf in flat(state) if isinstance(leaf, torch.Tensor)}
         kept = [leaf for leaf in flat(copies[-1]) if isinstance(leaf, torch.Tensor)]
@@ -86,7 +87,7 @@ class FailsOnce:
 @pytest.mark.parametrize("parts, optimizer", [(1, "sgd"), (3, "adamw")])
 def test_a_step_without_fault_is_the_plain_one_to_the_bit(parts, optimizer):
     """The guard changes no weight: an update written out without it gives the same bits."""
-    from sat.draws import Draws, seed_of
+    from sat.rng import RowRng, seed_of
 
     given = {"accumulate": parts, "optimizer": optimizer, "clip": 0.5, "ema": 0.9}
     guarded, plain = trainer_of("bf16", **given), trainer_of("bf16", **given)
@@ -97,11 +98,11 @@ def test_a_step_without_fault_is_the_plain_one_to_the_bit(parts, optimizer):
         torch.manual_seed(step)
         for group in plain.optimizer.param_groups:
             group["lr"] = plain.plan.schedule.rate(step, 120)
-        draws = Draws(seed_of(0, "attack", step), torch.arange(12))
+        rng = RowRng(seed_of(0, "attack", step), torch.arange(12))
         plain.model.train()
         for rows in torch.arange(12).tensor_split(parts):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            x_adv = plain.attack(plain.model, x[part], y[part], draws[part])
+            x_adv = plain.attack(plain.model, x[part], y[part], rng[part])
             loss, _ = plain.objective(plain.model, x[part], x_adv, y[part], 0.0)
             (loss * (len(rows) / 12)).backward()
         nn.utils.clip_grad_norm_(plain.model.parameters(), 0.5)
@@ -243,16 +244,16 @@ def poisoned(monkeypatch):
 @pytest.fixture
 def at_step(monkeypatch):
     """`at_step(n, action)`: before the look after step n, once."""
-    from sat.journal import Journal
+    from sat.training.callbacks import Callbacks
 
-    actions, look = {}, Journal.look
+    actions, look = {}, Callbacks.look
 
     def then(journal, trainer):
         if trainer.step in actions:
             actions.pop(trainer.step)(journal)
         look(journal, trainer)
 
-    monkeypatch.setattr(Journal, "look", then)
+    monkeypatch.setattr(Callbacks, "look", then)
     return actions.__setitem__
 
 
@@ -273,7 +274,7 @@ def test_stopped_around_a_skipped_step_equals_never_stopped(sat, tmp_path, poiso
 
 
 def test_too_many_broken_steps_in_a_row_end_the_run(sat, poisoned, monkeypatch):
-    monkeypatch.setattr(faults, "RUNNING", 4)
+    monkeypatch.setattr(skips, "RUNNING", 4)
     poisoned |= {3, *range(5, 12)}
     done = sat()
     assert done.code == 1 and "Traceback" not in done.err
@@ -347,7 +348,7 @@ def test_a_disk_that_fills_while_training(sat, disk, whole, at_step, leave, name
 
 
 def test_a_disk_that_fills_before_the_result(sat, disk, whole, monkeypatch):
-    from sat.record import Run
+    from sat.rundir.record import Run
 
     write = Run.write_result
     monkeypatch.setattr(Run, "write_result", lambda *given: (fill(disk), write(*given)))
@@ -358,8 +359,8 @@ def test_a_disk_that_fills_before_the_result(sat, disk, whole, monkeypatch):
 
 
 def test_no_half_a_line_of_metrics(disk):
-    from sat.checkpoint import Unwritable
-    from sat.record import Run
+    from sat.rundir.checkpoint import Unwritable
+    from sat.rundir.record import Run
 
     fill(disk, 50_000)
     with pytest.raises(Unwritable, match="metrics.jsonl: can't be written .* make room"):
@@ -370,7 +371,7 @@ def test_no_half_a_line_of_metrics(disk):
 
 
 def test_a_log_that_finds_no_room_is_silent(disk, capfd):
-    from sat import record
+    from sat.rundir import record
 
     with record.claim(record.Record(root=str(disk)), "run", "seed: 0\n") as run:
         fill(disk)
@@ -525,12 +526,12 @@ def test_advice_for_memory_keeps_two_images_a_part():
 
 
 def test_memory_that_runs_out_in_the_evaluation_is_one_line(sat, monkeypatch):
-    from sat import examination
+    from sat.evaluation import evaluator
 
     def hungry(*given):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(examination, "measure", hungry)
+    monkeypatch.setattr(evaluator, "measure", hungry)
     torn = sat("schedule.epochs=1")
     assert torn.code == 1 and "evaluation.batch_size" in torn.err
     assert "Traceback" not in torn.err
@@ -557,12 +558,12 @@ class BreaksInHalf(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(),
                                     nn.Linear(144, 10))  # fmt: skip
-        self.searched: list[torch.dtype] = []
+        self.attack_model: list[torch.dtype] = []
 
     def forward(self, x):
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast is not None):
             logits = self.layers(x)
-        self.searched.append(logits.dtype)
+        self.attack_model.append(logits.dtype)
         return logits.float() * (NAN if logits.dtype is torch.bfloat16 else 1)
 
 
@@ -574,4 +575,4 @@ def test_a_step_that_is_repeated_in_float32_is_attacked_in_float32(fold):
     trainer = Trainer(BreaksInHalf(), PGD(128, 1, norm="l2"), Adversarial(), plan)
     trainer.update(*batch_of(0))
     assert trainer.skips.result() == {"skipped_steps": 0, "repeated_steps": 1}
-    assert trainer.model.searched[-2:] == [torch.float32] * 2  # the attack, and the update
+    assert trainer.model.attack_model[-2:] == [torch.float32] * 2  # the attack, and the update

@@ -8,19 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import sat.fold
+import sat.acceleration.folding
 from sat import activations as A
+from sat.acceleration.folding import fold
+from sat.activations.surrogate import SurrogateReLU, phase, phased
 from sat.attacks import PGD
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.pgd import input_gradient
 from sat.attacks.series import Series
-from sat.draws import Draws
-from sat.fold import fold
-from sat.models import EfficientNet, PreActResNet, ResNet, WideResNet, assemble
+from sat.models.backbones import EfficientNet, PreActResNet, ResNet, WideResNet, assemble
 from sat.objectives import Adversarial
-from sat.schedule import Schedule, load_optimizer
-from sat.surrogate import SurrogateReLU, phase, phased
-from sat.tally import Tally
-from sat.train import Plan, Trainer
+from sat.rng import RowRng
+from sat.training.loop import Trainer
+from sat.training.plan import Plan
+from sat.training.schedule import Schedule, load_optimizer
 
 SHAPE = (3, 16, 16)
 # family, activation, batch norms in all, and those that directly follow a convolution
@@ -278,15 +279,15 @@ def test_an_evaluation_searches_the_folded_network_and_the_model_decides():
         y = model(x).argmax(1)
     judged, seen = [], []
 
-    def attack(net, x, y, draws):
+    def attack(net, x, y, rng):
         seen.append(net)
         return x
 
     model.register_forward_hook(lambda *given: judged.append(1))
-    tally = Tally.new(("a",), 4)
-    Series(("a",), [attack], 2).judge(model, x, y, Draws(0, torch.arange(4)), tally)
+    outcomes = AttackOutcomes.new(("a",), 4)
+    Series(("a",), [attack], 2).judge(model, x, y, RowRng(0, torch.arange(4)), outcomes)
     assert len(seen) == 2 and seen[0] is seen[1] and seen[0].at_rest
-    assert judged and (tally.fell == -1).all()
+    assert judged and (outcomes.fell == -1).all()
 
 
 def test_what_an_optimizer_keeps_gets_the_layout_of_its_weight():

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, TINY
 from PIL import Image
 
-from sat.attacks import FGSM, PGD, Clean, Curve, Strong
+from sat.attacks import FGSM, PGD, Clean, Curve, FastAutoAttack
 from sat.errors import Refused
 
 
@@ -134,16 +134,18 @@ def test_gradients_of_each_attack(scripts):
     assert [of(attack) for attack in (Clean(), FGSM(), pgd)] == [0, 1, 7]
     assert of(Curve(pgd, "eps", (0, 0.5, 1.0))) == 14  # a ball of no size takes no step
     assert of(Curve(pgd, "steps", (1, 5))) == 6
-    assert of(Strong()) is None
+    assert of(FastAutoAttack()) is None
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """Forwards with gradients by (place, kind): images of input gradients and of updates."""
-    from sat import fold, results, train
-    from sat.examination import Examination
-    from sat.journal import Journal
+    from sat.acceleration import folding
+    from sat.evaluation import results
+    from sat.evaluation.evaluator import Evaluator
     from sat.models import Classifier
+    from sat.training import loop
+    from sat.training.callbacks import Callbacks
 
     counts, place = {}, ["preflight"]
 
@@ -159,11 +161,11 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(owner, name, placed)
 
-    within(train, "fit", "training")
-    within(fold, "_pairs", "folding")  # two images, to see how layers follow each other
-    within(Journal, "validate", "validation")
+    within(loop, "fit", "training")
+    within(folding, "_pairs", "folding")  # two images, to see how layers follow each other
+    within(Callbacks, "validate", "validation")
     within(results, "conclude", "evaluation")
-    within(Examination, "show", "pictures")
+    within(Evaluator, "show", "pictures")
     forward = Classifier.forward
 
     def hooked(self, x):
@@ -241,7 +243,8 @@ def test_activations_are_what_a_forward_leaves_allocated(scripts, given):
 
 @pytest.mark.parametrize("optimizer, ema", [("sgd", 0.0), ("adamw", 0.99), ("lookahead_sgd", 0.0)])
 def test_memory_is_that_of_the_tensors_of_a_training(scripts, optimizer, ema):
-    from sat.train import Plan, Trainer
+    from sat.training.loop import Trainer
+    from sat.training.plan import Plan
 
     costs = scripts("costs")
     spec = spec_of(scripts, f"schedule.optimizer={optimizer}", f"schedule.ema={ema}")
@@ -267,8 +270,8 @@ def test_memory_is_that_of_the_tensors_of_a_training(scripts, optimizer, ema):
 
 
 def test_counts_are_those_of_the_real_network(scripts):
-    from sat.hardware import multiply_adds
-    from sat.weights import build_model
+    from sat.acceleration.auto import multiply_adds
+    from sat.models.weights import build_model
 
     costs, spec = scripts("costs"), spec_of(scripts, "activation=prelu", "model=efficientnet")
     sizes = costs.sizes_of(spec.dataset)
@@ -315,11 +318,11 @@ def test_the_largest_networks_of_the_study_need_no_memory(scripts, monkeypatch):
 def test_time_adds_up(scripts):
     costs, timing = scripts("costs"), scripts("timing")
     work = costs.Work(updates=10, images=100, attack=300, validation=40, validated=10,
-                      evaluation=50, evaluated=5, doubted=0, untold=())  # fmt: skip
+                      evaluation=50, evaluated=5, checked=0, untold=())  # fmt: skip
     pace = timing.Pace(update=3.0, attack=2.0, validation=1.0, evaluation=4.0)
     assert pace.training(work) == 300 + 600 + 50
     assert pace.measuring(work) == 4 * 55
-    assert pace.doubting(replace(work, doubted=2)) == 4 * 2 * 310
+    assert pace.doubting(replace(work, checked=2)) == 4 * 2 * 310
 
 
 def test_a_rate_tells_the_time_without_trying(forecast, scripts, monkeypatch):

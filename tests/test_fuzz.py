@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 EXAMPLES = int(os.environ.get("FUZZ", 0))
 DEADLINE = 600  # seconds until a command counts as one that hangs; each takes about one
-CHEAP = ["evaluation=clean", "evaluation.limit=60", "evaluation.doubts=0"]
+CHEAP = ["evaluation=clean", "evaluation.limit=60", "evaluation.masking_checks=0"]
 SAME = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
@@ -83,11 +83,11 @@ def ask(*words: str, root: Path) -> Answer:
     """`sat` with these words."""
     from hydra.core.global_hydra import GlobalHydra
 
-    from sat import console
+    from sat.loggers import screen
     from sat.run import main
 
-    for handler in list(console.log.handlers):
-        console.log.removeHandler(handler)
+    for handler in list(screen.log.handlers):
+        screen.log.removeHandler(handler)
     term = signal.getsignal(signal.SIGTERM)
     try:
         return answer(main, ["sat", *words], root)
@@ -120,7 +120,7 @@ KEYS = [
     "schedule.milestones", "schedule.precision", "schedule.ema", "schedule.clip", "objective",
     "validation", "validation.attack", "validation.every", "validation.attack.eps", "evaluation",
     "evaluation.attacks", "evaluation.attacks.pgd20", "evaluation.attacks.pgd20.steps",
-    "evaluation.checkpoints", "evaluation.limit", "evaluation.doubts", "evaluation.curves",
+    "evaluation.checkpoints", "evaluation.limit", "evaluation.masking_checks", "evaluation.curves",
     "record", "record.root", "record.keep", "record.checkpoint_minutes", "experiment", "sizes",
     "report", "choices", "attack@evaluation.attacks.x", "_target_", "model._target_",
 ]  # fmt: skip

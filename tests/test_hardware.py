@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from sat import hardware
-from sat.hardware import auto_precision, choose, depthwise
+from sat.acceleration import auto
+from sat.acceleration.auto import auto_precision, choose, depthwise
+from sat.acceleration.precision import channels_last_pays, lay_out
 from sat.models import EfficientNet, ResNet
-from sat.precision import channels_last_pays, lay_out
-from sat.schedule import Schedule
+from sat.training.schedule import Schedule
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -21,7 +21,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture(autouse=True)
 def fast_bf16(monkeypatch):
     """A machine on which bfloat16 products pay, whatever this one is."""
-    monkeypatch.setattr(hardware, "bf16_pays", lambda kind: True)
+    monkeypatch.setattr(auto, "bf16_pays", lambda kind: True)
 
 
 def test_depthwise_convolutions_are_found_and_grouped_ones_are_none():
@@ -51,7 +51,7 @@ def test_what_is_asked_for_is_kept():
 
 def test_a_small_step_runs_on_one_thread():
     assert choose(Schedule(), CPU, 1000, 1_000_000, False)["threads"] == 1
-    assert choose(Schedule(), CPU, 1000, 10**9, False)["threads"] == hardware.THREADS
+    assert choose(Schedule(), CPU, 1000, 10**9, False)["threads"] == auto.THREADS
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these instruction sets are x86's")

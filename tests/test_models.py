@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
 
-from sat.models import (
+from sat.activations.swap import prove_swap, swap_activations
+from sat.models.backbones import (
     CifarResNet,
     Classifier,
     EfficientNet,
@@ -21,7 +22,6 @@ from sat.models import (
     assemble,
     fit_stem,
 )
-from sat.swap import prove_swap, swap_activations
 
 OPTIONS = Path(__file__).parents[1] / "conf" / "model"
 FAMILIES = {

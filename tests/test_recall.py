@@ -13,7 +13,7 @@ import sat as package
 BETTER = ["schedule.ema=0.8", "validation.every=4", "dataset.limit=600", "model.width=0.125",
           "schedule.epochs=14", "dataset.eps=12"]  # fmt: skip
 SILU = ["activation=silu"]  # what the weights of the fixture's run were trained with
-FEW = ["evaluation.doubts=0", "evaluation.limit=40", "evaluation.attacks.pgd20.steps=3"]
+FEW = ["evaluation.masking_checks=0", "evaluation.limit=40", "evaluation.attacks.pgd20.steps=3"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_another_evaluation_is_added_to_a_run_and_nothing_else_touched(sat, copy
         assert robust["pgd10"]["eps"] == 12  # it follows the run's dataset
         for part in (before[which], after[which]):
             part.pop("clean")
-            part.pop("doubts", None)
+            part.pop("masking_checks", None)
     for part in (before, after):
         part.pop("alarms", None)
         part.pop("lengths")
@@ -238,15 +238,15 @@ def test_damaged_flags_and_configs_are_refused(sat, copy):
 
 def test_a_killed_ensemble_goes_on_where_it_was(sat, copy, monkeypatch):
     """The second attack is interrupted: what was decided is not decided again."""
-    from sat import examination
-    from sat.attacks.strong import ensemble, pool
+    from sat.attacks import ensemble, pool
+    from sat.evaluation import evaluator
 
-    monkeypatch.setattr(examination, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(evaluator, "KEEP_EVERY", 0.0)
     monkeypatch.setattr(ensemble, "APGD", shorter(ensemble.APGD))
     attack = ["evaluation=strong", "evaluation.limit=40", "evaluation.checkpoints=[best]",
               "evaluation.attacks.strong.eps=12",
               "evaluation.attacks.strong.attacks=[apgd-ce,apgd-t]",
-              "evaluation.doubts=0"]  # fmt: skip
+              "evaluation.masking_checks=0"]  # fmt: skip
     run, entered, told = pool.Pool.run, [], []
 
     def killed(self, search, network, images):
@@ -285,7 +285,7 @@ def test_an_evaluation_killed_before_its_result_is_told_once(sat, copy, tmp_path
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from sat.record import Run
+    from sat.rundir.record import Run
 
     def told(words, root, killed):
         words = [*words, *FEW[:2], "evaluation.checkpoints=[last]",
@@ -379,7 +379,7 @@ def test_weights_of_a_file_need_their_activation(sat, copy, tmp_path):
 def test_a_part_gives_way_to_more_images_and_answers_for_fewer(sat, copy):
     def ask(*more):
         done = sat(f"evaluate={copy}", "evaluation=clean", "+attack@evaluation.attacks.q=pgd",
-                   "evaluation.attacks.q.steps=2", "evaluation.doubts=0", *more, tiny=False,
+                   "evaluation.attacks.q.steps=2", "evaluation.masking_checks=0", *more, tiny=False,
                    root=copy.parent)  # fmt: skip
         assert done.code == 0, done.err
         return result_of(copy)["best"]["robust"]["q"]
@@ -438,14 +438,17 @@ def test_a_foreign_or_damaged_checkpoint_in_a_run_is_refused_before_anything(sat
 
 def test_another_evaluation_erases_no_finding(sat, copy):
     two = ["+attack@evaluation.attacks.a=pgd", "+attack@evaluation.attacks.b=fgsm",
-           "evaluation.limit=40", "evaluation.doubts=12"]  # fmt: skip
+           "evaluation.limit=40", "evaluation.masking_checks=12"]  # fmt: skip
     assert sat(f"evaluate={copy}", "evaluation=clean", *two, tiny=False, root=copy.parent).code == 0
     before = result_of(copy)["best"]
     one = sat(f"evaluate={copy}", "evaluation=clean", "+attack@evaluation.attacks.c=fgsm",
               "evaluation.limit=40", tiny=False, root=copy.parent)  # fmt: skip
     after = result_of(copy)["best"]
     assert one.code == 0 and after["robust"]["worst_case"] == before["robust"]["worst_case"]
-    assert after["doubts"]["b"] == before["doubts"]["b"] and after["doubts"]["c"]["asked"] == 128
+    assert (
+        after["masking_checks"]["b"] == before["masking_checks"]["b"]
+        and after["masking_checks"]["c"]["asked"] == 128
+    )
 
 
 def test_weights_measured_on_another_set_of_the_same_name_are_refused(sat, copy, tmp_path):
@@ -469,7 +472,7 @@ def test_weights_measured_on_another_set_of_the_same_name_are_refused(sat, copy,
 
 
 def test_a_part_takes_nothing_from_the_whole(sat, copy):
-    """Doubts, alarms, clean and worst case of fewer images give way to those of more."""
+    """MaskingChecks, alarms, clean and worst case of fewer images give way to those of more."""
     weak = ["evaluation=clean", "+attack@evaluation.attacks.a=fgsm",
             "+attack@evaluation.attacks.weak=pgd", "evaluation.attacks.weak.eps=12",
             "evaluation.attacks.weak.step=0.2"]  # fmt: skip
@@ -478,7 +481,7 @@ def test_a_part_takes_nothing_from_the_whole(sat, copy):
     before = result_of(copy)
     alarm = next(a for a in before["alarms"] if a["name"] == "more_steps")
     assert alarm["attack"] == "weak" and "weak: more steps help" in whole.err
-    few = sat(f"evaluate={copy}", *weak, "evaluation.limit=20", "evaluation.doubts=5", tiny=False,
+    few = sat(f"evaluate={copy}", *weak, "evaluation.limit=20", "evaluation.masking_checks=5", tiny=False,
               root=copy.parent)  # fmt: skip
     assert few.code == 0 and "is finished" in few.out, few.err
     again = sat(f"evaluate={copy}", *weak, "evaluation.limit=359", tiny=False, root=copy.parent)
@@ -490,7 +493,7 @@ def test_a_part_takes_nothing_from_the_whole(sat, copy):
     after = result_of(copy)
     assert few.code == 0 and "is finished" not in few.out
     assert after["alarms"] == before["alarms"]
-    for key in ("clean", "robust", "doubts"):
+    for key in ("clean", "robust", "masking_checks"):
         assert after["best"][key] == before["best"][key], key
 
 
@@ -499,7 +502,7 @@ def test_the_batch_of_a_search_is_no_setting_of_its_verdict(sat, copy):
         f"evaluate={copy}",
         "evaluation=strong",
         "evaluation.limit=12",
-        "evaluation.doubts=0",
+        "evaluation.masking_checks=0",
         "evaluation.attacks.strong.attacks=[apgd-ce]",
         "evaluation.checkpoints=[best]",
     ]
@@ -520,18 +523,18 @@ def test_last_raw_is_refused_before_anything(sat, copy, tmp_path):
 
 
 def test_results_of_earlier_versions_are_read(sat, copy):
-    """Doubts of one attack, no digest of the test images, alarms without their source."""
+    """MaskingChecks of one attack, no digest of the test images, alarms without their source."""
     result = result_of(copy)
     result["dataset"].pop("test_content")
     for which in ("best", "last"):
-        result[which]["doubts"] = {"attack": "pgd20", "images": 50, "seconds": 1.0, "alarms": [],
+        result[which]["masking_checks"] = {"attack": "pgd20", "images": 50, "seconds": 1.0, "alarms": [],
                                    "curve": []}  # fmt: skip
     (copy / "result.json").write_text(json.dumps(result))
     done = sat(f"evaluate={copy}", "evaluation.limit=50", "evaluation.attacks.pgd20.steps=3",
-               "evaluation.doubts=50", tiny=False, root=copy.parent)  # fmt: skip
+               "evaluation.masking_checks=50", tiny=False, root=copy.parent)  # fmt: skip
     assert done.code == 0, done.err
     after = result_of(copy)
-    assert set(after["best"]["doubts"]) == {"pgd20"} and "test_content" in after["dataset"]
+    assert set(after["best"]["masking_checks"]) == {"pgd20"} and "test_content" in after["dataset"]
     for name in ("best.pt", "last.pt"):
         (copy / "checkpoints" / name).unlink()
     done = sat(f"evaluate={copy}", "evaluation.limit=50", "evaluation.attacks.pgd20.steps=3",

@@ -5,16 +5,16 @@ import torch
 from conftest import small_network
 from torch import nn
 
+from sat.acceleration.recomputation import recompute
 from sat.activations import SiLU
+from sat.activations.surrogate import SurrogateReLU
+from sat.activations.swap import swap_activations
 from sat.attacks import PGD
 from sat.models import CifarResNet, Classifier, EfficientNet, PreActResNet, ResNet, WideResNet
 from sat.objectives import Adversarial
-from sat.plan import Plan
-from sat.recomputation import recompute
-from sat.schedule import Schedule
-from sat.surrogate import SurrogateReLU
-from sat.swap import swap_activations
-from sat.train import Trainer
+from sat.training.loop import Trainer
+from sat.training.plan import Plan
+from sat.training.schedule import Schedule
 
 FAMILIES = {
     "resnet": ResNet(10, 0.125), "cifar": CifarResNet(8, 0.5), "wide": WideResNet(10, 0.5),

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from sat.evaluate import accuracy
-from sat.record import Run
+from sat.evaluation.settings import accuracy
+from sat.rundir.record import Run
 
 ROOT = Path(__file__).parents[1]
 REAL: list[Path] = []  # one run of a second, made by the first test that asks

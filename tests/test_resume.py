@@ -9,10 +9,11 @@ import pytest
 import torch
 from test_run import same_outcome
 
-from sat import checkpoint, config, untrusted
+from sat import config
 from sat.errors import Refused
-from sat.resume import check_state
-from sat.weights import load
+from sat.models.weights import load
+from sat.rundir import checkpoint, untrusted
+from sat.training.resume import check_state
 
 RUNS: list[Path] = []
 AVERAGED = "schedule.ema=0.9"
@@ -156,7 +157,7 @@ def test_a_checkpoint_with_a_changed_bit_is_damaged(run):
 def test_weights_of_a_file_are_taken_anew_where_their_checkpoint_is_damaged(whole, sat, tmp_path):
     weights = f"evaluate={shutil.copy(whole / 'checkpoints/best.pt', tmp_path / 'w.pt')}"
     asked = [weights, "activation=silu", "model.width=0.0625", "evaluation=clean",
-             "evaluation.doubts=0", "evaluation.limit=50"]  # fmt: skip
+             "evaluation.masking_checks=0", "evaluation.limit=50"]  # fmt: skip
     done = sat(*asked, tiny=False)
     assert done.code == 0, done.err
     for content in (b"x", None):
@@ -178,7 +179,7 @@ def test_metrics_that_are_shorter_than_the_checkpoint_says_are_not_filled_up(run
 
 @pytest.mark.parametrize("content", ["[" * 99999, None], ids=["deep", "folder"])
 def test_a_result_that_can_not_be_read_is_one_line(content, run):
-    from sat.record import read_result
+    from sat.rundir.record import read_result
 
     path = run / "result.json"
     path.mkdir() if content is None else path.write_text(content)

@@ -44,7 +44,7 @@ def same_outcome(a: Path, b: Path) -> None:
             for entry in result[which]["robust"].values():
                 entry.pop("seconds", None)
                 entry.pop("environment", None)
-            for asked in result[which].get("doubts", {}).values():
+            for asked in result[which].get("masking_checks", {}).values():
                 asked.pop("seconds")
         for key in ("wall_seconds", "images_per_second", "environment", "overrides", "lengths"):
             result.pop(key)
@@ -171,8 +171,9 @@ def test_accumulated_parts_see_the_noise_of_the_whole_batch(tmp_path):
 
     from sat.attacks import PGD
     from sat.objectives import Adversarial
-    from sat.schedule import Schedule
-    from sat.train import Plan, Trainer
+    from sat.training.loop import Trainer
+    from sat.training.plan import Plan
+    from sat.training.schedule import Schedule
 
     def after(parts: int) -> torch.Tensor:
         torch.manual_seed(0)
@@ -197,11 +198,12 @@ def test_a_compiled_update_is_the_plain_one(activation):
     gradient of another activation in one of them."""
     from torch import nn
 
+    from sat.activations.surrogate import SurrogateReLU
     from sat.attacks import PGD
     from sat.objectives import Adversarial
-    from sat.schedule import Schedule
-    from sat.surrogate import SurrogateReLU
-    from sat.train import Plan, Trainer
+    from sat.training.loop import Trainer
+    from sat.training.plan import Plan
+    from sat.training.schedule import Schedule
 
     def after(compiled: bool) -> torch.Tensor:
         torch.manual_seed(0)
@@ -436,10 +438,10 @@ def test_stopped_and_resumed_equals_never_stopped(sat, tmp_path, number, code):
 
 
 def test_killed_in_evaluation_keeps_what_was_measured(sat, tmp_path, monkeypatch):
-    from sat import examination
+    from sat.evaluation import evaluator
 
-    measured, measure = [], examination.measure
-    monkeypatch.setattr(examination, "measure", lambda *a: measured.append(1) or measure(*a))
+    measured, measure = [], evaluator.measure
+    monkeypatch.setattr(evaluator, "measure", lambda *a: measured.append(1) or measure(*a))
     long = ["validation.every=1.5", "schedule.learning_rate=0.1"]
     done = sat(*long, root=tmp_path / "a")
     states = [torch.load(done.run / f"checkpoints/{name}.pt") for name in ("best", "last")]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sat.schedule import Schedule, build_optimizer
+from sat.training.schedule import Schedule, build_optimizer
 
 N, B = 1000, 100
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from sat import checkpoint
+from sat.rundir import checkpoint
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def soak(monkeypatch):
 def test_killed_at_three_points_and_started_again_equals_never_killed(soak, tmp_path, monkeypatch):
     arguments = [*soak.FOLDER, *soak.RESNET, "dataset.workers=2", "schedule.ema=0.9",
                  "schedule.accumulate=2", "schedule.decay=one_cycle", "schedule.epochs=4",
-                 "evaluation.doubts=0"]  # fmt: skip
+                 "evaluation.masking_checks=0"]  # fmt: skip
     monkeypatch.setitem(soak.CASES, "few", arguments)
     soak.photographs(tmp_path / "photographs")
     alone = soak.Alone("few", tmp_path / "few/alone")

@@ -9,14 +9,14 @@ import torch
 from conftest import small_network, trained_on_digits
 from torch import nn
 
-from sat.attacks import PGD, Strong
-from sat.attacks.strong import ATTACKS, ensemble
-from sat.attacks.strong.apgd import APGD
-from sat.attacks.strong.fab import FAB, onto_hyperplane
-from sat.attacks.strong.network import Network
-from sat.attacks.strong.square import Square
-from sat.draws import Draws
-from sat.tally import WRONG
+from sat.attacks import PGD, FastAutoAttack, ensemble
+from sat.attacks.apgd import APGD
+from sat.attacks.ensemble import ATTACKS
+from sat.attacks.fab import FAB, onto_hyperplane
+from sat.attacks.network import Network
+from sat.attacks.outcomes import WRONG
+from sat.attacks.square import Square
+from sat.rng import RowRng
 
 EPS = 25.0  # in 1/255, for the digits
 
@@ -69,7 +69,7 @@ def test_verdicts_on_a_linear_model_are_exact(name, norm, monkeypatch):
     x = 0.5 + (share * reach / (w @ w))[:, None] * w
     assert x.min() > eps / 255 and x.max() < 1 - eps / 255  # the range's ends play no part
     y = (share < 0).long()
-    found = stands(Strong(eps, norm, [name]), Linear(w), x.view(-1, 3, 5, 5), y)
+    found = stands(FastAutoAttack(eps, norm, [name]), Linear(w), x.view(-1, 3, 5, 5), y)
     assert torch.equal(found, share.abs() > 1)
 
 
@@ -79,7 +79,7 @@ def test_each_attack_alone_fells_and_its_falls_are_real(digits, name, norm):
     model, x, y = digits
     eps = EPS if norm == "linf" else 4 * EPS
     x, y = x[:40], y[:40]
-    attack = Strong(eps, norm, [name])
+    attack = FastAutoAttack(eps, norm, [name])
     x_adv, stand = attack(model, x, y), stands(attack, model, x, y)
     assert x_adv.min() >= 0 and x_adv.max() <= 1 and not x_adv.requires_grad
     size = (x_adv - x).flatten(1).norm(dim=1, p=math.inf if norm == "linf" else 2)
@@ -94,19 +94,19 @@ def test_survivors_survive_pgd_too(digits, norm):
     model, x, y = digits
     eps = EPS if norm == "linf" else 4 * EPS
     pgd = model(PGD(eps, 20, norm=norm)(model, x, y)).argmax(1) == y
-    ours = stands(Strong(eps, norm, ATTACKS[:2]), model, x, y)
+    ours = stands(FastAutoAttack(eps, norm, ATTACKS[:2]), model, x, y)
     assert 0 < ours.sum() <= pgd.sum() < len(x)
     assert not (ours & ~pgd).any()
 
 
 def test_verdicts_depend_on_neither_batch_nor_neighbours(digits):
     model, x, y = digits
-    x, y, draws = x[:16], y[:16], Draws(5, torch.arange(16))
+    x, y, rng = x[:16], y[:16], RowRng(5, torch.arange(16))
     for names in (ATTACKS[:1], ATTACKS[1:3], ATTACKS[3:]):
-        attack = Strong(1.5 * EPS, attacks=names)
-        whole = attack.verdicts(model, x, y, draws)
-        small = replace(attack, batch_size=5).verdicts(model, x, y, draws)
-        part = attack.verdicts(model, x[9:13], y[9:13], draws[9:13])
+        attack = FastAutoAttack(1.5 * EPS, attacks=names)
+        whole = attack.verdicts(model, x, y, rng)
+        small = replace(attack, batch_size=5).verdicts(model, x, y, rng)
+        part = attack.verdicts(model, x[9:13], y[9:13], rng[9:13])
         assert torch.equal(whole, small) and torch.equal(whole[9:13], part)
         assert len(whole.unique()) > 1  # some stand, some fall
 
@@ -118,7 +118,7 @@ def test_the_model_is_left_as_it_was(digits):
     model[0].bias.requires_grad_(False)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
-    Strong(EPS, attacks=["apgd-ce"]).verdicts(model, x[:5], y[:5])
+    FastAutoAttack(EPS, attacks=["apgd-ce"]).verdicts(model, x[:5], y[:5])
     assert [module.training for module in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == [True, False, *[True] * 6]
     for key, value in model.state_dict().items():
@@ -135,7 +135,7 @@ def test_an_endless_patience_gives_up_nothing(digits, monkeypatch):
         seen = []
         hook = lambda module, inputs, output, seen=seen: seen.append(len(output))  # noqa: E731
         for name, length in (("apgd-t", 21 * 9), ("square", 301)):
-            attack = Strong(EPS / 2, attacks=[name], patience=patience)
+            attack = FastAutoAttack(EPS / 2, attacks=[name], patience=patience)
             handle = model[6].register_forward_hook(hook)
             found = attack.verdicts(model, x[:12], y[:12])
             handle.remove()
@@ -153,17 +153,17 @@ def test_every_image_is_decided_once_in_each_attack(digits):
     model, x, y = digits
     wrong = y[:20].clone()
     wrong[3] = (wrong[3] + 1) % 10  # wrong when clean
-    attack, told = Strong(EPS, attacks=ATTACKS[:2]), []
+    attack, told = FastAutoAttack(EPS, attacks=ATTACKS[:2]), []
     found = attack.verdicts(model, x[:20], wrong)
     assert found[3] == WRONG and found.dtype == torch.int8
     assert (attack(model, x[:20], wrong)[3] == x[3]).all()
-    tally = attack._survey(model, x[:20], wrong)
-    tally.begin, tally.changed = (
+    outcomes = attack._survey(model, x[:20], wrong)
+    outcomes.begin, outcomes.changed = (
         lambda *a: told.append([*a, 0]),
         lambda n: told[-1].__setitem__(2, told[-1][2] + n),
     )  # noqa: E501
-    attack.judge(model, x[:20], wrong, Draws(0, torch.arange(20)), tally)
-    assert torch.equal(tally.fell, found)
+    attack.judge(model, x[:20], wrong, RowRng(0, torch.arange(20)), outcomes)
+    assert torch.equal(outcomes.fell, found)
     left = 19 - int((found == 0).sum())
     assert told == [["apgd-ce", 19, 19], ["apgd-t", left, left]]
 
@@ -171,26 +171,26 @@ def test_every_image_is_decided_once_in_each_attack(digits):
 @pytest.mark.parametrize("names", [ATTACKS[:2], ATTACKS[1:2], ATTACKS[2:]])
 def test_a_killed_evaluation_goes_on_to_the_same_verdicts(digits, names):
     model, x, y = digits
-    x, y, draws = x[:24], y[:24], Draws(5, torch.arange(24))
-    attack = Strong(1.2 * EPS, attacks=names, batch_size=8)
-    whole = attack.verdicts(model, x, y, draws)
-    tally, seen = attack._survey(model, x, y), []
+    x, y, rng = x[:24], y[:24], RowRng(5, torch.arange(24))
+    attack = FastAutoAttack(1.2 * EPS, attacks=names, batch_size=8)
+    whole = attack.verdicts(model, x, y, rng)
+    outcomes, seen = attack._survey(model, x, y), []
 
     def kill(images):
         seen.append(images)
         if sum(seen) > 9:
             raise KeyboardInterrupt
 
-    tally.changed = kill
+    outcomes.changed = kill
     with pytest.raises(KeyboardInterrupt):
-        attack.judge(model, x, y, draws, tally)
-    decided = tally.fell.clone(), tally.passed.clone()
-    tally.changed, told = lambda images: None, []
-    tally.begin = lambda name, images: told.append((name, images))
-    attack.judge(model, x, y, draws, tally)
-    assert torch.equal(tally.fell, whole) and len(whole.unique()) > 1
+        attack.judge(model, x, y, rng, outcomes)
+    decided = outcomes.fell.clone(), outcomes.passed.clone()
+    outcomes.changed, told = lambda images: None, []
+    outcomes.begin = lambda name, images: told.append((name, images))
+    attack.judge(model, x, y, rng, outcomes)
+    assert torch.equal(outcomes.fell, whole) and len(whole.unique()) > 1
     assert told[0] == (names[0], 24 - sum(seen)) or sum(seen) >= 24
-    assert torch.equal(tally.fell[decided[0] >= 0], decided[0][decided[0] >= 0])
+    assert torch.equal(outcomes.fell[decided[0] >= 0], decided[0][decided[0] >= 0])
 
 
 class Masked(nn.Module):
@@ -208,8 +208,8 @@ def test_square_needs_no_gradient(digits):
     model, x, y = digits
     masked, x, y = Masked(model), x[:40], y[:40]
     right = masked(x).argmax(1) == y
-    gradients = Strong(2 * EPS, attacks=["apgd-t"]).verdicts(masked, x, y)
-    square = Strong(2 * EPS, attacks=["square"]).verdicts(masked, x, y)
+    gradients = FastAutoAttack(2 * EPS, attacks=["apgd-t"]).verdicts(masked, x, y)
+    square = FastAutoAttack(2 * EPS, attacks=["square"]).verdicts(masked, x, y)
     assert (square[right] == 0).sum() > (gradients[right] == 0).sum() + 5
 
 
@@ -217,7 +217,7 @@ def test_square_needs_no_gradient(digits):
 def test_what_logits_have_in_common_moves_no_verdict(digits, offset):
     model, x, y = digits
     bias = model[6].bias
-    attack = Strong(EPS, attacks=ATTACKS[:1], batch_size=40)
+    attack = FastAutoAttack(EPS, attacks=ATTACKS[:1], batch_size=40)
     before = stands(attack, model, x[:40], y[:40])
     with torch.no_grad():
         bias += offset
@@ -244,7 +244,7 @@ class Broken(nn.Module):
 
 def test_logits_that_are_not_finite_are_no_right_answer(digits):
     model, x, y = digits
-    attack = Strong(EPS, attacks=ATTACKS[:1])
+    attack = FastAutoAttack(EPS, attacks=ATTACKS[:1])
     sound, broken = (stands(attack, net, x[:40], y[:40]) for net in (model, Broken(model)))
     assert 3 < sound.sum() and not (broken & ~sound).any() and broken.sum() <= sound.sum()
 
@@ -269,7 +269,7 @@ def test_only_float32_decides(digits, monkeypatch):
     model, x, y = digits
     monkeypatch.setattr(ensemble, "bf16_pays", lambda kind: True)
     rounding = Rounding(model)
-    attack = Strong(1.0, attacks=["apgd-ce"])
+    attack = FastAutoAttack(1.0, attacks=["apgd-ce"])
     x_adv, stand = attack(rounding, x[:20], y[:20]), stands(attack, rounding, x[:20], y[:20])
     assert torch.equal(model(x_adv).argmax(1) == y[:20], stand) and stand.sum() > 10
     assert rounding.autocast is torch.bfloat16
@@ -309,7 +309,7 @@ def test_few_classes(digits, classes):
         few[1].weight.copy_(torch.eye(10)[:classes])
     x, y = x[y < classes], y[y < classes]
     for name in ATTACKS[1:3]:
-        found = Strong(2 * EPS, attacks=[name]).verdicts(few, x, y)
+        found = FastAutoAttack(2 * EPS, attacks=[name]).verdicts(few, x, y)
         assert (found == 0).any()
 
 
@@ -344,4 +344,4 @@ def test_hyperplane_projection_is_the_nearest_in_the_box(norm):
 )
 def test_bad_settings_are_refused_by_name(wrong, key):
     with pytest.raises(ValueError, match=key):
-        Strong(**wrong)
+        FastAutoAttack(**wrong)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
-from sat.evaluate import accuracy
+from sat.evaluation.settings import accuracy
 
 ROOT = Path(__file__).parents[1]
 PGD = {"attack": "PGD", "eps": 8.0, "norm": "linf", "steps": 20, "limit": None}
-STRONG = {"attack": "Strong", "eps": 8.0, "norm": "linf", "limit": None}
+STRONG = {"attack": "FastAutoAttack", "eps": 8.0, "norm": "linf", "limit": None}
 SPEC = {
     "title": "Activations",
     "question": "Is smooth better?",

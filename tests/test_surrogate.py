@@ -14,13 +14,14 @@ from torch import nn
 
 import sat as package
 from sat import activations as A
+from sat.activations.surrogate import Smooth, SurrogateReLU, phase, phased
 from sat.attacks import PGD
 from sat.attacks.pgd import input_gradient
-from sat.draws import Draws
 from sat.objectives import Adversarial
-from sat.schedule import Schedule
-from sat.surrogate import Smooth, SurrogateReLU, phase, phased
-from sat.train import Plan, Trainer
+from sat.rng import RowRng
+from sat.training.loop import Trainer
+from sat.training.plan import Plan
+from sat.training.schedule import Schedule
 
 SMOOTH = {
     "parametric_softplus": A.ParametricSoftplus,
@@ -40,7 +41,7 @@ def test_the_option_gives_every_argument_its_default_and_names_every_function():
     path = Path(__file__).parents[1] / "conf/activation/surrogate_relu.yaml"
     config = yaml.safe_load(path.read_text())
     parameters = inspect.signature(SurrogateReLU).parameters
-    assert config.pop("_target_") == "sat.surrogate.SurrogateReLU"
+    assert config.pop("_target_") == "sat.activations.surrogate.SurrogateReLU"
     assert config == {k: p.default for k, p in parameters.items() if k != "inplace"}
     assert set(typing.get_args(Smooth)) == set(SMOOTH)
     assert all(name in path.read_text() for name in SMOOTH)
@@ -144,7 +145,7 @@ class Recorded:
     def __init__(self):
         self.gradients = []
 
-    def __call__(self, model, x, y, draws):
+    def __call__(self, model, x, y, rng):
         self.gradients.append(input_gradient(model, x, y))
         return (x + 0.1 * self.gradients[-1].sign()).clamp(0, 1)
 
@@ -212,9 +213,9 @@ def test_a_trained_model_is_attacked_as_the_relu_network_it_is(sat):
             if isinstance(child, SurrogateReLU):
                 module._modules[key] = nn.ReLU()
     x, y = torch.rand(8, 1, 8, 8), torch.randint(10, (8,))
-    draws = [Draws(0, torch.arange(8)) for _ in range(2)]
+    rng = [RowRng(0, torch.arange(8)) for _ in range(2)]
     attack = PGD(38.0, 3)
-    assert torch.equal(attack(model, x, y, draws[0]), attack(plain, x, y, draws[1]))
+    assert torch.equal(attack(model, x, y, rng[0]), attack(plain, x, y, rng[1]))
 
 
 def test_an_alpha_of_another_function_is_refused_by_the_command(sat):

@@ -18,9 +18,12 @@ import torch
 from conftest import ROOT, start
 from test_run import metrics, same_outcome
 
-from sat import console, hardware, record, sweep
+from sat import sweep
+from sat.acceleration import auto
 from sat.errors import Busy, Refused
+from sat.loggers import screen
 from sat.run import headline
+from sat.rundir import record
 
 DEADLINE = 600  # seconds: on a busy machine a process takes its time to begin
 
@@ -58,12 +61,12 @@ def holder(run: Path) -> int:
 def test_processes_side_by_side_take_the_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    taken = [str(hardware.find_device("auto", seat)) for seat in range(7)]
+    taken = [str(auto.find_device("auto", seat)) for seat in range(7)]
     assert taken == [f"cuda:{n}" for n in (0, 1, 2, 0, 1, 2, 0)]
-    assert str(hardware.find_device("auto")) == "cuda:0"
-    assert str(hardware.find_device("cuda:1", 2)) == "cuda:1"
+    assert str(auto.find_device("auto")) == "cuda:0"
+    assert str(auto.find_device("cuda:1", 2)) == "cuda:1"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert str(hardware.find_device("auto", 5)) == "cpu"
+    assert str(auto.find_device("auto", 5)) == "cpu"
 
 
 SIT = "from sat import sweep; print(sweep.seat(), sweep.seat(), flush=True); input()"
@@ -90,18 +93,18 @@ def test_the_seat_of_a_killed_process_is_free_again(tmp_path):
 
 
 def test_every_line_of_a_job_beside_others_says_which(capfd, monkeypatch):
-    for handler in list(console.log.handlers):
-        console.log.removeHandler(handler)
-    console.set_up()
+    for handler in list(screen.log.handlers):
+        screen.log.removeHandler(handler)
+    screen.set_up()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    console.label("job 3")
+    screen.label("job 3")
     try:
-        console.log.info("\nfirst\nsecond")
-        console.log.warning("a fault")
-        assert console.Progress("training", 10).bar is None  # bars would tear each other
+        screen.log.info("\nfirst\nsecond")
+        screen.log.warning("a fault")
+        assert screen.Progress("training", 10).bar is None  # bars would tear each other
     finally:
-        console.label("")
-    console.log.info("plain")
+        screen.label("")
+    screen.log.info("plain")
     out, err = capfd.readouterr()
     assert out == "job 3 | first\njob 3 | second\nplain\n" and err == "job 3 | ! a fault\n"
 

@@ -18,12 +18,13 @@ from conftest import ROOT
 from PIL import Image
 
 import sat as package
-from sat import config, untrusted
+from sat import config
 from sat.data.folders import Files, sorted_files
 from sat.errors import Refused
-from sat.flags import read_file
+from sat.evaluation.store import read_file
+from sat.rundir import untrusted
 
-CHEAP = ["evaluation=clean", "evaluation.limit=60", "evaluation.doubts=0"]
+CHEAP = ["evaluation=clean", "evaluation.limit=60", "evaluation.masking_checks=0"]
 RUNS: list[Path] = []
 
 
@@ -114,7 +115,7 @@ def test_flags_and_arrays_are_no_pickles(run, sat, tmp_path):
         flags = dict(file)
     np.savez(run / "flags/last-pgd20.npz", **{**flags, "fell": objects})
     more = ["evaluation.limit=60", f"evaluate={run}"]
-    same = ["evaluation.attacks.pgd20.steps=3", "evaluation.doubts=0"]
+    same = ["evaluation.attacks.pgd20.steps=3", "evaluation.masking_checks=0"]
     done = sat(*more, *same, tiny=False, root=run.parent)
     refused_in_a_line(done, "last-pgd20.npz", "damaged")
     np.savez(tmp_path / "set.npz", x_train=objects, y_train=objects, x_test=objects, y_test=objects)
@@ -128,9 +129,9 @@ def test_flags_and_arrays_are_no_pickles(run, sat, tmp_path):
 def test_flags_that_unfold_to_more_than_memory_are_refused(run, sat, monkeypatch):
     import zipfile
 
-    from sat import flags
+    from sat.evaluation import store
 
-    monkeypatch.setattr(flags, "LARGEST", 2**20)
+    monkeypatch.setattr(store, "LARGEST", 2**20)
 
     with zipfile.ZipFile(run / "flags/last-pgd20.npz", "a", zipfile.ZIP_DEFLATED) as file:
         file.writestr("more.npy", bytes(2**21))
@@ -146,7 +147,7 @@ def test_flags_that_are_no_file_are_refused_and_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("target", [
-    "os.system", "sat.run.main", "sat.config.check", "sat.config.Path", "sat.record.Run",
+    "os.system", "sat.run.main", "sat.config.check", "sat.config.Path", "sat.rundir.record.Run",
     "subprocess.Popen", "sat.data.Digits", "sat.attacks.pgd.os.System", "sat.data.memory.MemorySet",
     "", None, 5, ["os.system"], "sat.attacks.__init__.PGD", "sat..PGD", "/tmp/x.PGD",
 ])  # fmt: skip
@@ -286,7 +287,7 @@ def folder(tmp_path):
 
 FOLDER = ["dataset=imagefolder", "dataset.image_size=8", "dataset.workers=0", "model.depth=10",
           "model.width=0.0625", "schedule.epochs=1", "schedule.batch_size=8",
-          "validation.attack.steps=1", "evaluation=clean", "evaluation.doubts=0",
+          "validation.attack.steps=1", "evaluation=clean", "evaluation.masking_checks=0",
           "schedule.precision=fp32"]  # fmt: skip
 
 

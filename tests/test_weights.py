@@ -17,8 +17,8 @@ from sat.activations import PReLU, SiLU, SmoothReLU
 from sat.config import CONF, check, resolve
 from sat.errors import Refused
 from sat.identity import identity
-from sat.models import ResNet, assemble
-from sat.weights import build_model, load_weights
+from sat.models.backbones import ResNet, assemble
+from sat.models.weights import build_model, load_weights
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 SHAPE = {"channels": 3, "classes": 5, "image_size": 8, "mean": [0.5] * 3, "std": [0.25] * 3}

@@ -3,8 +3,8 @@
 from sat.attacks.autoattack import AutoAttack
 from sat.attacks.clean import Clean
 from sat.attacks.curve import Curve
+from sat.attacks.ensemble import FastAutoAttack
 from sat.attacks.fgsm import FGSM
 from sat.attacks.pgd import PGD
-from sat.attacks.strong import Strong
 
-__all__ = ["FGSM", "PGD", "AutoAttack", "Clean", "Curve", "Strong"]
+__all__ = ["FGSM", "PGD", "AutoAttack", "Clean", "Curve", "FastAutoAttack"]

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.pgd import check_unit, frozen
-from sat.draws import Draws
-from sat.tally import Tally
+from sat.rng import RowRng
 
 log = logging.getLogger("sat")
 VERSIONS = {
@@ -65,23 +65,25 @@ class AutoAttack:
     def names(self) -> tuple[str, ...]:
         return self.attacks or VERSIONS[self.version]
 
-    def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
-        """As `sat.tally.Judge` promises. A batch is decided as a whole: one that was begun and not
+    def judge(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
+        """As `sat.attacks.outcomes.Ensemble` promises. A batch is decided as a whole: one that was begun and not
         ended is begun again."""
         with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
-            package = self._package(model, x, draws.key)
+            package = self._package(model, x, rng.key)
             for k, name in enumerate(self.names):
                 package.attacks_to_run = [name]
-                with tally.attack(k) as left:
+                with outcomes.attack(k) as left:
                     undecided = set(left.tolist())
-                    for images in tally.entered(k).split(self.batch_size):
+                    for images in outcomes.entered(k).split(self.batch_size):
                         if undecided.isdisjoint(images.tolist()):
                             continue
                         rows = images.to(x.device)
                         _, found = package.run_standard_evaluation(
                             x[rows], y[rows], batch_size=self.batch_size
                         )
-                        tally.decide(images, found == y[rows])
+                        outcomes.decide(images, found == y[rows])
 
     def _package(self, model: nn.Module, x: Tensor, seed: int) -> Any:
         from pyautoattack import AutoAttack as Package
@@ -98,10 +100,10 @@ class AutoAttack:
             part.n_target_classes = min(part.n_target_classes, others)
         return package
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws | None = None):
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None):
         """x [N, C, H, W] in [0, 1] and y [N] -> adversarial images where the model is fooled."""
         with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
-            package = self._package(model, x, draws.key if draws else 0)
+            package = self._package(model, x, rng.key if rng else 0)
             return package.run_standard_evaluation(x, y, batch_size=self.batch_size)[0]
 
 

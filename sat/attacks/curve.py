@@ -5,10 +5,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.pgd import PGD
 from sat.attacks.series import Series
-from sat.draws import Draws
-from sat.tally import Tally
+from sat.rng import RowRng
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,11 @@ class Curve:
     def names(self) -> tuple[str, ...]:
         return tuple(f"{self.over}={getattr(attack, self.over):g}" for attack in self.attacks)
 
-    def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
+    def judge(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
         attacks = [attack if attack.eps else _nothing for attack in self.attacks]
-        Series(self.names, attacks, self.batch_size).judge(model, x, y, draws, tally)
+        Series(self.names, attacks, self.batch_size).judge(model, x, y, rng, outcomes)
 
 
 def _scaled(attack: PGD, factor: float) -> PGD:
@@ -60,5 +62,5 @@ def _scaled(attack: PGD, factor: float) -> PGD:
     return other
 
 
-def _nothing(model: nn.Module, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+def _nothing(model: nn.Module, x: Tensor, y: Tensor, rng: RowRng) -> Tensor:
     return x

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sat.attacks.pgd import PGD
-from sat.draws import Draws
+from sat.rng import RowRng
 
 
 @dataclass(frozen=True)
@@ -24,5 +24,5 @@ class FGSM:
     def pgd(self) -> PGD:
         return PGD(self.eps, 1, "auto", self.norm, random_start=False, batch_norm=self.batch_norm)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws | None = None):
-        return self.pgd(model, x, y, draws)
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None):
+        return self.pgd(model, x, y, rng)

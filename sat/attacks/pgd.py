@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sat.draws import Draws
+from sat.rng import RowRng
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class PGD:
         """The size of a step in 1/255."""
         return self.eps * max(1 / self.steps, 1 / 4) if self.step == "auto" else self.step
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws | None = None):
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None):
         """x [B, C, H, W] in [0, 1] and y [B] -> adversarial images, detached, float32.
 
         Leaves every module's mode, every `requires_grad` and every statistic as they were.
         """
-        draws = draws or Draws(0, torch.arange(len(x), device=x.device))
+        rng = rng or RowRng(0, torch.arange(len(x), device=x.device))
         eps, step = self.eps / 255, self.step_size / 255
-        x_adv, low, high = self.start(x, draws), (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
+        x_adv, low, high = self.start(x, rng), (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
         with frozen(model, self.batch_norm), torch.enable_grad():
             for _ in range(self.steps):
                 gradient = input_gradient(model, x_adv, y)
@@ -74,15 +74,15 @@ class PGD:
                     x_adv = (x + delta * (eps / norm_of(delta)).clamp(max=1)).clamp_(0, 1)
         return x_adv
 
-    def start(self, x: Tensor, draws: Draws) -> Tensor:
+    def start(self, x: Tensor, rng: RowRng) -> Tensor:
         """Where the ascent begins: a uniform point of the ball, or x itself."""
-        if not self.random_start or draws.coin("clean_start", self.clean_start):
+        if not self.random_start or rng.coin("clean_start", self.clean_start):
             return x.detach()
         eps, shape = self.eps / 255, x.shape[1:]
         if self.norm == "linf":
-            return (x + eps * (2 * draws.uniform("start", *shape) - 1)).clamp_(0, 1)
-        direction = draws.normal("start", *shape)
-        radius = draws.uniform("radius", 1, 1, 1) ** (1 / math.prod(shape))
+            return (x + eps * (2 * rng.uniform("start", *shape) - 1)).clamp_(0, 1)
+        direction = rng.normal("start", *shape)
+        radius = rng.uniform("radius", 1, 1, 1) ** (1 / math.prod(shape))
         return (x + eps * radius * direction / norm_of(direction)).clamp_(0, 1)
 
 

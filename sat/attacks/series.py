@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sat.draws import Draws, seed_of
-from sat.fold import fold
-from sat.tally import Judge, Tally, is_right
+from sat.acceleration.folding import fold
+from sat.attacks.outcomes import AttackOutcomes, Ensemble, is_right
+from sat.rng import RowRng, seed_of
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,24 @@ class Series:
     attacks: Sequence[Any]
     batch_size: int
 
-    def judge(self, model: nn.Module, x: Tensor, y: Tensor, draws: Draws, tally: Tally) -> None:
-        searched = None
+    def judge(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
+        attack_model = None
         for k, attack in enumerate(self.attacks):
-            key = draws.key if k == 0 else seed_of(draws.key, "series", k)
-            own = Draws(key, draws.rows.to(x.device))
-            with tally.attack(k) as left:
+            key = rng.key if k == 0 else seed_of(rng.key, "series", k)
+            own = RowRng(key, rng.rows.to(x.device))
+            with outcomes.attack(k) as left:
                 for images in left.split(self.batch_size) if len(left) else ():
                     rows = images.to(x.device)
-                    searched = searched or fold(model, x[:2], getattr(model, "autocast", None)).net
-                    x_adv = attack(searched, x[rows], y[rows], own[rows])
-                    tally.decide(images, is_right(model, x_adv, y[rows]))
+                    attack_model = (
+                        attack_model or fold(model, x[:2], getattr(model, "autocast", None)).net
+                    )
+                    x_adv = attack(attack_model, x[rows], y[rows], own[rows])
+                    outcomes.decide(images, is_right(model, x_adv, y[rows]))
 
 
-def judge_of(attack: Any, restarts: int, batch_size: int) -> Judge:
+def ensemble_of(attack: Any, restarts: int, batch_size: int) -> Ensemble:
     """The attack itself, if it judges; else as many restarts of it."""
     if hasattr(attack, "judge"):
         return attack

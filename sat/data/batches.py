@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sat.draws import seed_of
+from sat.rng import seed_of
 
 CHUNK = 2**30  # bytes of images that are attacked together
 

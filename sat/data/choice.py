@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sat.draws import seed_of
+from sat.rng import seed_of
 
 
 def check_choice(limit: int | None, holdout: float) -> None:

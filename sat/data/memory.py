@@ -15,7 +15,7 @@ from torch import Tensor
 from sat.data.batches import Batch
 from sat.data.choice import check_choice, split_training
 from sat.data.sets import Data
-from sat.draws import Draws
+from sat.rng import RowRng
 
 
 class MemorySplit:
@@ -51,11 +51,11 @@ class MemorySplit:
     def _pixels(self, chosen: Tensor, key: int | None = None, rows: Tensor | None = None) -> Tensor:
         if key is None:
             return self._windows[chosen, :, self._crop, self._crop]
-        draws = Draws(key, rows.to(chosen.device, non_blocking=True))
-        corner = draws.uniform("crop", 2).mul_(2 * self._crop + 1).long()
+        rng = RowRng(key, rows.to(chosen.device, non_blocking=True))
+        corner = rng.uniform("crop", 2).mul_(2 * self._crop + 1).long()
         pixels = self._windows[chosen, :, corner[:, 0], corner[:, 1]]
         if self._flip:
-            mirrored = draws.uniform("flip", 1, 1, 1) < 0.5
+            mirrored = rng.uniform("flip", 1, 1, 1) < 0.5
             pixels = torch.where(mirrored, pixels.flip(3), pixels)
         return pixels
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sat.data.batches import Batch
 from sat.data.choice import stratified
-from sat.draws import seed_of
 from sat.errors import Fault
+from sat.rng import seed_of
 
 
 class Split(Protocol):

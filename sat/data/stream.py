@@ -20,9 +20,9 @@ from sat.data.batches import Batch
 from sat.data.choice import check_choice
 from sat.data.images import NUMBERS, PaddedCrop, ResizedCrop
 from sat.data.sets import UnreadableImage
-from sat.draws import Draws
 from sat.errors import Fault
 from sat.launch import local_size
+from sat.rng import RowRng
 
 Transform = ResizedCrop | PaddedCrop
 
@@ -69,13 +69,13 @@ class _Reader(Dataset):
         x, y, unreadable = np.zeros((count, size, size, 3), np.uint8), [], []
         numbers = [None] * count
         if part.key is not None:
-            draws = Draws(part.key, torch.from_numpy(part.rows))
-            numbers = draws.uniform("augment", NUMBERS).tolist()
-        for number, draws in zip(part.numbers.tolist(), numbers, strict=True):
+            rng = RowRng(part.key, torch.from_numpy(part.rows))
+            numbers = rng.uniform("augment", NUMBERS).tolist()
+        for number, rng in zip(part.numbers.tolist(), numbers, strict=True):
             try:
                 image, label = self.source.open(number)
                 with image:
-                    x[len(y)] = np.asarray(self.transform(image, draws))
+                    x[len(y)] = np.asarray(self.transform(image, rng))
             except Exception as fault:  # a decoder raises whatever its parser stumbles upon
                 reason = shorten(f"{type(fault).__name__}: {fault}", 200)
                 unreadable.append(f"{self.source.describe(number)}: {reason}")

@@ -14,8 +14,8 @@ from sat.data.folders import IMAGENET
 from sat.data.records import Passes, Records, class_names
 from sat.data.sets import Data
 from sat.data.stream import StreamedSet, StreamSplit
-from sat.draws import seed_of
 from sat.launch import processes
+from sat.rng import seed_of
 
 PACKAGES = {  # what a reader imports, and what pip calls it
     "hfds": ("datasets", "datasets"),

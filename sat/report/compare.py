@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sat.console import percent, table
 from sat.errors import Refused
-from sat.evaluate import accuracy
-from sat.flags import damaged, read_file
-from sat.record import read_result
+from sat.evaluation.settings import accuracy
+from sat.evaluation.store import damaged, read_file
+from sat.loggers.screen import percent, table
+from sat.rundir.record import read_result
 from sat.statistics import mcnemar, paired
 
 HEAD = ["", "images", "A", "B", "A - B in points", "only A", "only B", "p"]

@@ -52,7 +52,7 @@ class Figure:
 
 
 def draw(tables: Sequence[Table], folder: Path) -> list[Figure]:
-    """Draws each table's figures into the folder; what can't be drawn is logged in a line."""
+    """RowRng each table's figures into the folder; what can't be drawn is logged in a line."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     with matplotlib.rc_context(STYLE):

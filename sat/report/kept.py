@@ -54,7 +54,7 @@ def kept_of(run: Measured) -> dict[str, Any]:
     result["overrides"] = [word for word in words if key_of(word) not in PLACES]
     for which in ("best", "last"):
         part = result.get(which) or {}
-        for bulky in ("masking_checks", "doubts", "curves", "environment"):
+        for bulky in ("masking_checks", "masking_checks", "curves", "environment"):
             part.pop(bulky, None)
         for entry in part.get("robust", {}).values():
             entry.pop("environment", None)

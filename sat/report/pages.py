@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sat import console
+from sat.loggers import screen
 from sat.report.rows import OTHERS, label_of
 from sat.report.runs import Measure
 from sat.report.study import Report, Table
@@ -172,7 +172,7 @@ def terminal(report: Report) -> str:
     """The report as plain text, its tables aligned; claims stand below their tables alone."""
     write = {
         "section": lambda text: text.replace("`", ""),
-        "grid": lambda grid: console.table(*grid),
+        "grid": lambda grid: screen.table(*grid),
         "verdicts": lambda told: "\n".join(f"{answer}: {text}" for answer, text in told),
         "list": lambda lines: "\n".join(f"  {line}" for line in lines),
     }

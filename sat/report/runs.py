@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from sat import untrusted
 from sat.errors import Refused
 from sat.identity import trained_by
-from sat.record import is_running, read_result
+from sat.rundir import untrusted
+from sat.rundir.record import is_running, read_result
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)

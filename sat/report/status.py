@@ -4,8 +4,8 @@ Needs no torch."""
 import json
 from pathlib import Path
 
-from sat.console import duration, percent, table
 from sat.errors import Refused
+from sat.loggers.screen import duration, percent, table
 from sat.report.runs import FAULTS, one_line, read_yaml, runs_in, status
 
 

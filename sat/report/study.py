@@ -13,7 +13,7 @@ from sat.report.claims import Verdict, compared, judged
 from sat.report.rows import OTHERS, apart, others, set_of, setting_of, told
 from sat.report.runs import Left, Measured, look, runs_in
 from sat.report.spec import Experiment, known, load
-from sat.report.tables import Row, doubts, facts_of, primary, rows_of
+from sat.report.tables import Row, facts_of, masking_checks, primary, rows_of
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def table_of(experiment: Experiment, dataset: str, runs: Sequence[Measured]) -> 
         notes += [f"{name}: {fault}" for name, fault in faults if fault]
     rows, reference, missing = compared(rows, experiment.spec.get("reference"))
     verdicts = judged(rows, experiment.spec.get("claims") or (), attack)
-    notes += [*doubts(alike), *missing]
+    notes += [*masking_checks(alike), *missing]
     facts = facts_of(experiment, alike)
     return Table(experiment.name, dataset, "", experiment.spec, rows, attack, verdicts, notes,
                  facts, reference)  # fmt: skip

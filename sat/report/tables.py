@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sat.console import duration
+from sat.loggers.screen import duration
 from sat.report.rows import OTHERS, SECTIONS, keys_of, label_of, set_of, unlike
 from sat.report.runs import PLACES, Measure, Measured, key_of
 from sat.report.spec import Experiment
@@ -184,7 +184,7 @@ def primary(runs: Sequence[Measured], rows: Sequence[Row]) -> tuple[str, list[st
     return best, notes
 
 
-RANKS = {"AutoAttack": 3, "FastAutoAttack": 2, "Strong": 2, "PGD": 1}
+RANKS = {"AutoAttack": 3, "FastAutoAttack": 2, "FastAutoAttack": 2, "PGD": 1}
 
 
 def lacking(row: Row, measure: Measure) -> int:
@@ -192,7 +192,7 @@ def lacking(row: Row, measure: Measure) -> int:
     return len(row.runs) - len(row.numbers[measure].seeds if measure in row.numbers else ())
 
 
-def doubts(runs: Sequence[Measured]) -> list[str]:
+def masking_checks(runs: Sequence[Measured]) -> list[str]:
     """A line for each run whose numbers its own alarms put in doubt, and for each of what `auto`
     chose that is not the same in all runs."""
     lines = []

@@ -1,0 +1,108 @@
+"""Auto-PGD (Croce and Hein 2020): momentum, and a step size that halves when progress stalls."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sat.attacks.ball import Ball
+from sat.attacks.network import Network, constant
+from sat.rng import RowRng
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits [B, K], y [B], target [B]) -> [B]
+
+
+def cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The targeted difference of logits ratio; below 4 classes, where it has no scale, the plain
+    difference, whose gradient has the same direction."""
+    difference = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+    if logits.shape[1] < 4:
+        return difference
+    top = logits.topk(4, dim=1).values
+    return difference / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+@dataclass(frozen=True)
+class APGD:
+    """Ascends `loss` from a random point; `rounds` targets, if the loss has targets."""
+
+    ball: Ball
+    loss: Loss
+    rounds: int = 1
+    iterations: int = 100
+    slowing: bool = False
+    momentum: float = 0.25
+    rising: float = 0.75  # a window with a smaller share of rises halves the step
+
+    @cached_property
+    def windows(self) -> tuple[int, ...]:
+        """For each iteration, the length of the window that it ends, or 0."""
+        share = lambda part: max(int(part * self.iterations), 1)  # noqa: E731
+        length, end, ends = share(0.22), 0, [0] * (self.iterations + 1)
+        while (end := end + length) <= self.iterations:
+            ends[end] = length
+            length = max(length - share(0.03), share(0.06))
+        return tuple(ends)
+
+    def begin(self, x: Tensor, y: Tensor, target: Tensor, rng: RowRng) -> dict[str, Tensor]:
+        point, zero = self.ball.surface(x, rng), torch.zeros_like(x)
+        low = torch.full(y.shape, -torch.inf, device=x.device)
+        return {
+            "point": point, "before": point, "best": point, "best_gradient": zero,
+            "short": -low, "loss": low, "best_loss": low, "checked_loss": low,
+            "iteration": torch.zeros_like(y), "rises": torch.zeros_like(y), "halved": y == y,
+            "step": torch.full((len(x), 1, 1, 1), 2 * self.ball.eps, device=x.device),
+        }  # fmt: skip
+
+    def step(self, network: Network, state: dict[str, Tensor]):
+        """Evaluates the row's point, and moves on."""
+        point, y, target = state["point"], state["y"], state["target"]
+        logits, loss, gradient = network.gradient(point, lambda z: self.loss(z, y, target))
+        first = state["iteration"] == 0
+        state["rises"] += (loss > state["loss"]) & ~first
+        better = loss > state["best_loss"]
+        state["best"] = _where(better, point, state["best"])
+        state["best_gradient"] = _where(better, gradient, state["best_gradient"])
+        state["best_loss"] = torch.where(better, loss, state["best_loss"])
+        state["checked_loss"] = torch.where(first, loss, state["checked_loss"])
+        state["loss"] = loss
+        if self.rounds > 1:  # targeted: the label and the target are level at 0
+            state["short"] = -state["best_loss"]
+        here, gradient = self._check(state, gradient)
+        self._move(state, here, gradient, first)
+        state["iteration"] = state["iteration"] + 1
+        over = state["iteration"] > self.iterations
+        return point, network.may_fall(logits, y), over
+
+    def _check(self, state: dict[str, Tensor], gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Halves the step of rows whose window ended without progress; they go on from their best
+        point. Returns the point and the gradient to go on from."""
+        window = constant(self.windows, gradient.device)[state["iteration"]]
+        ends = window > 0
+        stalled = state["rises"] <= self.rising * window
+        stalled |= ~state["halved"] & (state["checked_loss"] >= state["best_loss"])
+        stalled &= ends
+        state["halved"] = torch.where(ends, stalled, state["halved"])
+        state["checked_loss"] = torch.where(ends, state["best_loss"], state["checked_loss"])
+        state["rises"] = torch.where(ends, 0, state["rises"])
+        state["step"] = _where(stalled, state["step"] / 2, state["step"])
+        here = _where(stalled, state["best"], state["point"])
+        return here, _where(stalled, state["best_gradient"], gradient)
+
+    def _move(self, state: dict[str, Tensor], here: Tensor, gradient: Tensor, first: Tensor):
+        ball, x = self.ball, state["x"]
+        ahead = ball.project(here + state["step"] * ball.steepest(gradient), x)
+        momentum = _where(first, torch.zeros_like(state["step"]), self.momentum)
+        drift = (here - state["before"]) - (ahead - here)
+        state["before"], state["point"] = here, ball.project(ahead + momentum * drift, x)
+
+
+def _where(rows: Tensor, yes: Tensor, no: Tensor | float) -> Tensor:
+    return torch.where(rows.view(-1, 1, 1, 1), yes, no)

@@ -1,0 +1,94 @@
+"""Targeted FAB (Croce and Hein 2020, "Fast Adaptive Boundary"): walks along the decision boundary.
+
+It looks for the nearest adversarial image; here it stops at the first one within the ball, which
+gives the same verdict.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sat.attacks.ball import Ball
+from sat.attacks.network import Network, margins
+from sat.rng import RowRng
+
+NEWTON = 30  # steps at most; the equation is piecewise linear, and three or four are usual
+
+
+@dataclass(frozen=True)
+class FAB:
+    """Steps onto the linearised boundary between label and target, starting at the image itself."""
+
+    ball: Ball
+    rounds: int = 9
+    iterations: int = 100
+    slowing: bool = True
+    overshoot: float = 1.05
+    backward: float = 0.9
+    most_bias: float = 0.1  # towards the image
+
+    def begin(self, x: Tensor, y: Tensor, target: Tensor, rng: RowRng) -> dict[str, Tensor]:
+        short = torch.full(y.shape, torch.inf, device=x.device)
+        none = torch.zeros_like(y)
+        return {"point": x, "iteration": none, "stepped": none > 0, "short": short}
+
+    def step(self, network: Network, state: dict[str, Tensor]):
+        """Evaluates the row's point. A point across the boundary is drawn back towards the image,
+        to be evaluated again; any other is followed by a step."""
+        x, y, point, stepped = state["x"], state["y"], state["point"], state["stepped"]
+        classes = torch.stack([state["target"], y], 1)
+        ahead = lambda logits: -logits.gather(1, classes).diff(dim=1)[:, 0]  # noqa: E731
+        logits, difference, gradient = network.gradient(point, ahead)
+        excess = (self.ball.size(point - x) / self.ball.eps - 1).view(-1)
+        may_fall = network.may_fall(logits, y) & (excess <= 0) & stepped
+        over = (state["iteration"] == self.iterations) & stepped
+        across = (margins(logits, y) < 0) & stepped
+        nearer = torch.minimum(state["short"], excess)
+        state["short"] = torch.where(across, nearer, state["short"])
+        after = torch.where(
+            across.view(-1, 1, 1, 1),
+            x + self.backward * (point - x),
+            self._advance(x, point, difference, gradient),
+        )
+        state["point"], state["stepped"] = after, ~across
+        state["iteration"] = state["iteration"] + ~across
+        return point, may_fall, over
+
+    def _advance(self, x: Tensor, point: Tensor, difference: Tensor, gradient: Tensor) -> Tensor:
+        """Onto the hyperplane where the linearised difference is 0, with a bias towards x."""
+        at_image = difference + (gradient * (x - point)).flatten(1).sum(1)
+        both = onto_hyperplane(
+            torch.cat([point, x]), torch.cat([gradient] * 2), torch.cat([difference, at_image]),
+            self.ball.norm,
+        )  # fmt: skip
+        size = self.ball.size(both).clamp_(min=1e-8)
+        (here, there), (own, other) = both.chunk(2), size.chunk(2)
+        bias = (own / (own + other)).clamp_(max=self.most_bias)
+        mixed = (1 - bias) * (point + self.overshoot * here) + bias * (x + self.overshoot * there)
+        return mixed.clamp_(0, 1)
+
+
+def onto_hyperplane(t: Tensor, w: Tensor, c: Tensor, norm: str) -> Tensor:
+    """The smallest d [B, ...] with t + d in [0, 1] and w . d = -c [B]; the nearest to it that the
+    box allows, where it allows none.
+
+    Each entry moves against w by min(l * speed, room), where speed is 1 for Linf and |w| for L2.
+    What this gains, sum |w| min(l * speed, room), is concave and piecewise linear in l: Newton's
+    method from 0 never overshoots and ends exactly.
+    """
+    shape, (t, w) = t.shape, (t.flatten(1), w.flatten(1))
+    direction = -torch.sign(w) * torch.sign(c)[:, None]
+    room = torch.where(direction > 0, 1 - t, t)
+    weight, c = w.abs(), c.abs()
+    speed = torch.ones_like(w) if norm == "linf" else weight
+    length = torch.zeros_like(c)
+    for _ in range(NEWTON):
+        way = length[:, None] * speed
+        lacking = c - (weight * torch.minimum(way, room)).sum(1)
+        open_ended = way < room
+        slope = (weight * speed * open_ended).sum(1)
+        if not ((lacking > 1e-6 * c) & (slope > 0)).any():
+            break
+        length = length + lacking.clamp_(min=0) / slope.clamp_(min=1e-30)
+    return (direction * torch.minimum(length[:, None] * speed, room)).view(shape)

@@ -1,0 +1,1 @@
+"""Measures a trained model: clean and robust accuracy, one verdict an image."""

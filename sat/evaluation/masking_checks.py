@@ -1,0 +1,283 @@
+"""Is a measured robustness to be believed? Asked of a few hundred test images, after the attack."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sat.attacks import PGD
+from sat.attacks.ball import Ball
+from sat.attacks.network import Network
+from sat.attacks.pgd import frozen
+from sat.attacks.pool import Pool
+from sat.attacks.square import Square
+from sat.evaluation.alarm import Alarm, beyond
+from sat.evaluation.settings import accuracy
+from sat.rng import RowRng, seed_of
+from sat.statistics import wilson
+
+# What makes a point of the curve: a random start, and after how many steps of its ascent. One step
+# is as long as eps, each of 4 and more a quarter of it.
+EFFORTS = ((0, (1,)), (0, (5, 10, 20, 50, 100)), (1, (50,)))
+FEW = 10  # images that tell nothing of chance
+QUERIES = 300  # of Square
+CLEAN_STEPS = 5  # enough to tell in which direction the attack pushes
+
+
+@dataclass(frozen=True)
+class MaskingChecks:
+    """What was found on `images` images: robust accuracy over ever more effort, and alarms.
+
+    `curve` holds a point for each amount of effort, with the accuracy that all attacks up to it
+    leave, so that it never rises: `{"attack": "pgd", "steps", "restarts", "accuracy", "ci95",
+    "images"}`, and at its end `{"attack": "square", "queries", ...}`.
+    """
+
+    images: int
+    seconds: float
+    curve: list[dict[str, Any]]
+    alarms: list[Alarm]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def masking_checks(
+    model: nn.Module, x: Tensor, y: Tensor, attack: Any, rng: RowRng, robust: Tensor | None = None
+) -> MaskingChecks:
+    """Looks for reasons not to believe what `attack` says of x [N, C, H, W] in [0, 1], y [N].
+
+    The model must be in eval mode and in the precision of the verdict; it is left as it was.
+    `robust` [N] are the flags that the attack gave on these images; without them it is run here.
+    With the draws of that attack the first steps of the curve are its own. At eps 0, or without
+    one, only the network itself is doubted. An image that stands costs
+    about 460 forwards and 160 backwards: 4 s for 128 digits and the default model on a CPU's core.
+    """
+    began = time.monotonic()
+    with frozen(model, "eval"):
+        with torch.no_grad():
+            logits = model(x)
+        right = logits.argmax(1) == y
+        with torch.no_grad():
+            again = stochastic_alarm(logits, model(x))
+        alarms = [random_alarm(logits, y), saturated_alarm(model, x, y, logits), again]
+        curve = [{"attack": "clean", **accuracy(right)}]
+        if getattr(attack, "eps", 0):
+            effort = Effort(model, x, y, PGD(attack.eps, CLEAN_STEPS, norm=attack.norm), rng)
+            alarms.append(effort.above_clean(right))
+            if robust is None:
+                robust = right.clone()
+                robust[right] = effort.right(
+                    attack(model, x[right], y[right], rng[right]), y[right]
+                )
+            steps, stands = effort.by_gradients(right)
+            black_box, fallen = effort.by_square(stands)
+            curve += steps + black_box
+            alarms.append(more_steps_alarm(robust.to(stands.device) & right, stands, steps))
+            alarms.append(black_box_alarm(fallen, len(x)))
+    found = [alarm for alarm in alarms if alarm is not None]
+    return MaskingChecks(len(x), round(time.monotonic() - began, 3), curve, found)
+
+
+@dataclass
+class Effort:
+    """Attacks of ever more steps on the same images, inside `frozen`; `short` is a PGD."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    short: PGD
+    rng: RowRng
+
+    @property
+    def ball(self) -> Ball:
+        return Ball(self.short.eps / 255, self.short.norm)
+
+    @torch.no_grad()
+    def right(self, points: Tensor, y: Tensor) -> Tensor:
+        return self.model(points).argmax(1) == y
+
+    def above_clean(self, right: Tensor) -> Alarm | None:
+        """Attacks the images that are wrong as well: ascent of the loss makes none of them right;
+        1 % is left to the random start, which a gradient of 0 does not undo."""
+        points = self.short(self.model, self.x, self.y, self.rng)
+        attacked = int(self.right(points, self.y).sum())
+        clean, images = int(right.sum()), len(right)
+        if not beyond(attacked - clean, images, 0.01):
+            return None
+        return Alarm(
+            "above_clean",
+            f"{self.short.steps} steps of PGD raise the accuracy from {clean / images:.1%} to"
+            f" {attacked / images:.1%}: the gradient points the wrong way. Look for a backward"
+            " that is not the forward's; measure with Square",
+            {"clean": clean / images, "attacked": attacked / images, "images": images},
+        )
+
+    def by_gradients(self, right: Tensor) -> tuple[list[dict[str, Any]], Tensor]:
+        """The curve over steps and one restart, and which images stand at its end [N].
+
+        A PGD's first steps are those of a longer one, so that one ascent makes many points.
+        An image falls at the first of its points that is misclassified, and leaves.
+        """
+        points, stands = [], right.clone()
+        for restart, efforts in EFFORTS:
+            fell = self._ascend(stands, efforts[-1], restart)
+            for steps in efforts:
+                point = {"attack": "pgd", "steps": steps, "restarts": 1 + restart}
+                points.append(point | accuracy(stands & (fell > steps)))
+            stands = stands & (fell > efforts[-1])
+        return points, stands
+
+    def _ascend(self, rows: Tensor, steps: int, restart: int) -> Tensor:
+        """After how many steps each image is misclassified first [N]; steps + 1: never."""
+        attack = PGD(self.short.eps, steps, norm=self.short.norm)
+        rng = self.rng
+        if restart:
+            rng = RowRng(seed_of(rng.key, "restart", restart), rng.rows)
+        fell = torch.full(rows.shape, steps + 1, device=rows.device)
+        left = rows.nonzero()[:, 0]
+        point, length = attack.start(self.x[left], rng[left]), attack.step_size / 255
+        for step in range(steps + 1):
+            if len(left) == 0:
+                break
+            logits, gradient = _look(self.model, point, self.y[left])
+            stays = logits.argmax(1) == self.y[left]
+            fell[left[~stays]] = step
+            point, left = point[stays], left[stays]
+            point = self.ball.project(
+                point + length * self.ball.steepest(gradient[stays]), self.x[left]
+            )
+        return fell
+
+    def by_square(self, stands: Tensor) -> tuple[list[dict[str, Any]], int]:
+        """The curve's last point, and how many of the images that stand Square fells."""
+        fallen: list[int] = []
+        rng = RowRng(seed_of(self.rng.key, "square"), self.rng.rows.cpu())
+        search = Square(self.ball, rng.key, iterations=QUERIES)
+
+        def left(images: Tensor, points: Tensor | None) -> None:
+            fallen.extend(images.tolist() if points is not None else ())
+
+        targets = torch.zeros(len(self.y), 1, dtype=torch.long)
+        pool = Pool(self.x, self.y, targets, rng, left, len(self.y), float("inf"))
+        images = stands.nonzero()[:, 0].tolist()
+        if images:
+            pool.run(search, Network(self.model, None, self.x[:8]), images)
+        left_over = stands.clone()
+        left_over[fallen] = False
+        return [{"attack": "square", "queries": QUERIES, **accuracy(left_over)}], len(fallen)
+
+
+def _look(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [B, K], and the gradient of each image's cross-entropy."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(x)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
+    return logits.detach(), gradient
+
+
+def random_alarm(logits: Tensor, y: Tensor) -> Alarm | None:
+    """A network that guesses: its clean accuracy's interval reaches down to one in `classes`, or
+    it answers one class to images of several."""
+    answers, (images, classes) = logits.argmax(1), logits.shape
+    right = int((answers == y).sum())
+    constant = bool((answers == answers[0]).all() and not (y == y[0]).all())
+    if images < FEW or (wilson(right, images)[0] > 1 / classes and not constant):
+        return None
+    how = "answers one class to all" if constant else f"is right on {right / images:.1%}"
+    return Alarm(
+        "random",
+        f"the network {how} of {images} clean images of {classes} classes, as by chance: no number"
+        " of its robustness means anything. Look at the training, the weights and the labels",
+        {"clean": right / images, "chance": 1 / classes, "constant": constant, "images": images},
+    )
+
+
+def stochastic_alarm(logits: Tensor, again: Tensor) -> Alarm | None:
+    """A network that answers the same images otherwise each time (AutoAttack's check: by 1e-4 of
+    the logits' length)."""
+    difference = float(((logits - again).norm(dim=1) / logits.norm(dim=1).clamp_min(1e-10)).max())
+    if difference <= 1e-4:
+        return None
+    return Alarm(
+        "stochastic",
+        f"the network's logits change by {difference:.1%} from call to call: one fall of an image"
+        " tells little. Look for dropout or noise; a randomised defence is measured with"
+        " evaluation=autoattack evaluation.attacks.autoattack.version=rand",
+        {"difference": difference, "images": len(logits)},
+    )
+
+
+def saturated_alarm(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Alarm | None:
+    """Nothing to climb: outputs that are probabilities (AutoAttack's check: within [0, 1], with
+    sums of 1), or a gradient of exactly 0 for a tenth of the images that it gets right, and not by
+    chance. float32 rounds the softmax's gradient to 0 at a margin of about 100."""
+    rows = logits.argmax(1) == y
+    probabilities = bool(
+        logits.min() >= 0 and logits.max() <= 1 and ((logits.sum(1) - 1).abs() < 1e-5).all()
+    )
+    _, gradient = _look(model, x, y)
+    zero = int((gradient[rows] == 0).flatten(1).all(1).sum())
+    images = int(rows.sum())
+    if not probabilities and not beyond(zero, images, 0.1):
+        return None
+    what = (
+        "the network gives probabilities instead of logits; remove its softmax"
+        if probabilities
+        else f"the input gradient of {zero} of {images} images is exactly 0 in every pixel;"
+        " only attacks by a rescaled margin (apgd-t) or without gradients (square) see anything"
+    )
+    return Alarm(
+        "saturated",
+        f"attacks by gradients are blind: {what}",
+        {"probabilities": probabilities, "zero_gradients": zero, "images": images},
+    )
+
+
+def more_steps_alarm(
+    robust: Tensor, stands: Tensor, curve: Sequence[dict[str, Any]]
+) -> Alarm | None:
+    """Images that the evaluated attack left and more steps or a restart felled are more than 5 %
+    of all, and not by chance. From PGD-20 to PGD-200, honest models lose about 1 %."""
+    before, images = int(robust.sum()), len(robust)
+    after = int((robust & stands).sum())
+    if not beyond(before - after, images, 0.05):
+        return None
+    told = ", ".join(
+        f"{p['steps']}{' and a restart' * (p['restarts'] > 1)}: {p['accuracy']:.1%}" for p in curve
+    )
+    return Alarm(
+        "more_steps",
+        f"more steps help much: {before / images:.1%} are robust to the attack that was evaluated,"
+        f" {after / images:.1%} to more (PGD steps {told}). Evaluate with more steps, or with"
+        " evaluation=strong",
+        {"evaluated": before / images, "more": after / images, "images": images},
+    )
+
+
+def black_box_alarm(fallen: int, images: int, share: float = 0.01) -> Alarm | None:
+    """Square, which sees no gradient, fells images that stand after attacks that do: more than 1 %
+    of all, and not by chance. On honest models it finds next to none."""
+    if not beyond(fallen, images, share):
+        return None
+    return Alarm(
+        "black_box",
+        f"Square, an attack without gradients, fells {fallen} of {images} images that attacks by"
+        " gradients leave: these had too few starts, or the gradient is masked; the true robust"
+        " accuracy is lower still. Try restarts (evaluation.restarts=10 with PGD); where they fell"
+        " no more, look for rounding, noise or saturation in the network",
+        {"fallen": fallen, "share": fallen / images, "images": images},
+    )
+
+
+def square_alarm(names: Sequence[str], counts: Sequence[int], images: int) -> Alarm | None:
+    """The same for a finished ensemble: its attacks in their order, and how many of `images` each
+    was the first to fell. The limit is AutoAttack's, 0.2 % of all, and not by chance."""
+    if "square" not in names or (at := list(names).index("square")) == 0:
+        return None
+    return black_box_alarm(counts[at], images, 0.002)

@@ -1,0 +1,318 @@
+"""Models from specs, and weights from files: nothing but tensors is ever unpickled."""
+
+import json
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sat.errors import Refused, refusing
+from sat.identity import SECTIONS
+from sat.models.backbones import Classifier, assemble
+from sat.rundir import checkpoint
+from sat.rundir.record import weights_file
+from sat.rundir.untrusted import check_sums, read_sections
+
+log = logging.getLogger("sat")
+Tensors = Mapping[str, Tensor]
+
+# Counters of updates: no output of a trained model depends on them.
+_COUNTERS = ("num_batches_tracked", "n_averaged")
+_AVERAGE = re.compile("average|avg|ema|swa")
+_MEAN = re.compile(r"(?!running).*(mean|(^|_)mu($|_))")
+_STD = re.compile(r"(?!running).*(std|sigma)")
+
+# How torch says that a pickle is more than tensors. Operands from 140 on are of pickle protocols 4
+# and 5, in which torch itself writes nothing.
+_OBJECTS = re.compile(
+    r"GLOBAL (\S+)|(TorchScript)|operand 1[45]\d|Can only (?:create|build)|call reduce"
+)
+
+
+def shape_of(data: Any) -> dict[str, Any]:
+    """What a network must know of its dataset; kept in every checkpoint."""
+    return {
+        "channels": data.channels,
+        "classes": len(data.classes),
+        "image_size": data.image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
+def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Classifier:
+    """The spec's network for such images, seeded, with its activations swapped and proved.
+
+    Its normalisation is the one given, else that of pretrained weights, else the dataset's.
+    Raises ValueError, beginning with the key, for what can't be built.
+    """
+    torch.manual_seed(spec.seed)
+    size, channels = shape["image_size"], shape["channels"]
+    for key, values in spec.normalisation.items():
+        if len(values) != channels:
+            raise ValueError(
+                f"{key}={values}: has {len(values)} values, where images have {channels} channels; "
+                "write one a channel"
+            )
+    backbone = spec.model(channels, shape["classes"], size)
+    scale = {"mean": shape["mean"], "std": shape["std"]}
+    if getattr(spec.model, "pretrained", False):  # the weights expect their own normalisation
+        cfg = backbone.pretrained_cfg
+        if len(cfg["mean"]) == channels:
+            scale = {"mean": cfg["mean"], "std": cfg["std"]}
+    scale |= spec.normalisation
+    model = assemble(backbone, spec.activation, **scale, image_shape=(channels, size, size))
+    if spec.weights:
+        load_weights(model, spec.weights, spec.normalisation)
+    return model.to(device)
+
+
+def load_weights(
+    model: Classifier, place: str, given: Collection[str] = ()
+) -> Mapping[str, Any] | None:
+    """Puts the weights of a run directory or a file, trained anywhere, into `model`.
+
+    A file is a checkpoint of this program, what `torch.save` wrote of tensors, or `.safetensors`.
+    Its state dict may be nested in others, of which averages are preferred, and its keys may have
+    a prefix (`module.`, `1.`). A normalisation in it becomes the model's, but for what `given`
+    names (`mean`, `std`: set by hand). Raises ValueError, beginning with the key, naming what does
+    not fit; `model` is then as it was. Returns what a checkpoint of this program says of the images
+    that the network was made for (see `shape_of`), None for other files.
+    """
+    own = model.backbone.state_dict()
+    try:
+        state = _read(weights_file(place))
+        name, prefix, tensors = _find(state, own)
+        weights = {key: tensors[prefix + key] for key in own if prefix + key in tensors}
+        placed = {prefix + key for key in weights}
+        rest = {key: t for key, t in tensors.items() if key not in placed}
+        scale = _normalisation(rest, model.mean.numel(), given)
+        surplus = [k for k in rest if not k.endswith(_COUNTERS) and k not in scale.values()]
+        _refuse_misfits(model, weights, [key.removeprefix(prefix) for key in surplus])
+    except OSError as error:
+        raise ValueError(f"weights={place}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ValueError(f"weights={place}: {error}") from None
+    model.backbone.load_state_dict({**own, **weights})
+    taken = {what: rest[key] for what, key in scale.items() if what not in given}
+    for what, values in taken.items():
+        getattr(model, what).copy_(values.detach().view(1, -1, 1, 1))
+    _tell(place, name, prefix, taken, given)
+    facts = state.get("facts")
+    return facts.get("shape") if isinstance(facts, Mapping) else None
+
+
+def load_evaluated(model: Classifier, spec: Any, image_size: int) -> None:
+    """The weights that `evaluate=` names. Raises Refused where they suit neither model nor set."""
+    with refusing("", weights="evaluate"):
+        shape = load_weights(model, spec.evaluate, spec.normalisation)
+    size = shape.get("image_size", image_size) if isinstance(shape, Mapping) else image_size
+    if size != image_size:
+        raise Refused(
+            f"evaluate={spec.evaluate}: is a network for images of {size} pixels,"
+            f" and the set's have {image_size}; see dataset and dataset.image_size"
+        )
+
+
+def _read(path: Path) -> Any:
+    """What a file holds, tensors on the CPU. Raises ValueError for a file without weights."""
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        with warnings.catch_warnings():  # two that come before a refusal, which is told below
+            check_sums(path)
+            warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch and safetensors raise many kinds
+        text = str(error).split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
+        if found := _OBJECTS.search(text):
+            what = found[1] or found[2] or "a plain pickle"
+            raise ValueError(
+                f"holds objects other than tensors ({what}), and is not loaded, since that could "
+                "run code; save model.state_dict() with torch.save where the file is from"
+            ) from None
+        reason = text.splitlines()[0][:120] if " " in text else "it can't be read"
+        raise ValueError(f"is damaged, or is no file of weights ({reason})") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors; an export of this program keeps its normalisation beside them."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        scale = json.loads((file.metadata() or {}).get("normalisation", "{}"))
+    return tensors | {key: torch.tensor(values) for key, values in scale.items()}
+
+
+def _find(state: Any, own: Tensors) -> tuple[str, str, Tensors]:
+    """The state dict within `state` that has most of the network's keys, with its name and the
+    prefix of those keys. Of several that have as many, averages come first."""
+    wanted = {key for key in own if not key.endswith(_COUNTERS)}
+    found = [(name, *_prefix(held, wanted), held) for name, held in _state_dicts(state)]
+    most = max((count for _, count, *_ in found), default=0)
+    if not most:
+        there = _listed([key for *_, held in found for key in held]) or type(state).__name__
+        raise ValueError(
+            f"holds none of this network's weights; there: {there}; here: {_listed(own)}"
+        )
+    fitting = [(name, prefix, held) for name, count, prefix, held in found if count == most]
+    return min(fitting, key=lambda fit: not _AVERAGE.search(fit[0].lower()))
+
+
+def _state_dicts(state: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensors]]:
+    """Every mapping of names to tensors in `state`, itself included; a file may hold itself."""
+    if not isinstance(state, Mapping) or depth > 4:
+        return
+    if held := {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}:
+        yield name, held
+    for key, value in state.items():
+        yield from _state_dicts(value, f"{name}.{key}".lstrip("."), depth + 1)
+
+
+def _prefix(names: Iterable[str], wanted: Collection[str]) -> tuple[int, str]:
+    """How many of the wanted keys are there under the prefix that has most of them, and it."""
+    counts: Counter[str] = Counter({"": 0})
+    for name in names:
+        parts = name.split(".")
+        for i in range(len(parts)):
+            if ".".join(parts[i:]) in wanted:
+                counts["".join(f"{part}." for part in parts[:i])] += 1
+    prefix = max(counts, key=lambda p: (counts[p], -len(p)))
+    return counts[prefix], prefix
+
+
+def _normalisation(rest: Tensors, channels: int, given: Collection[str]) -> dict[str, str]:
+    """The keys, among tensors with no other place, of a mean and a standard deviation."""
+    found = {}
+    for what, pattern in (("mean", _MEAN), ("std", _STD)):
+        keys = [k for k, t in rest.items() if t.numel() == channels]
+        keys = [k for k in keys if pattern.match(k.rpartition(".")[2].lower())]
+        if len(keys) != 1:
+            return {}
+        found[what] = keys[0]
+    for what, key in found.items():
+        values, lowest = rest[key].float(), 0.0 if what == "mean" else 1e-6
+        if what not in given and not bool(((values >= lowest) & (values <= 1)).all()):
+            raise ValueError(
+                f"its normalisation {key} = {_values(values)} is not for images in [0, 1]; "
+                f"give model.{what}=[...]"
+            )
+    return found
+
+
+def _channels(weights: Tensors, own: Tensors) -> int | None:
+    """The image channels of the weights, where their first convolution has others."""
+    first = next((key for key in own if own[key].ndim == 4), None)
+    if first not in weights or weights[first].ndim != 4:
+        return None
+    channels = weights[first].shape[1]
+    return channels if channels != own[first].shape[1] else None
+
+
+def _refuse_misfits(model: Classifier, weights: Tensors, surplus: list[str]) -> None:
+    """Raises ValueError, in one line, where the weights are not those of the model's network."""
+    own = model.backbone.state_dict()
+    missing = [key for key in own if key not in weights and not key.endswith(_COUNTERS)]
+    shaped = [key for key in weights if weights[key].shape != own[key].shape]
+    if not (missing or surplus or shaped):
+        return
+    sizes = [f"{k} is {_size(weights[k])} there, {_size(own[k])} here" for k in shaped]
+    kinds = (("lacks ", missing), ("has no place for ", surplus), ("", sizes))
+    says = "; ".join(word + _listed(names) for word, names in kinds if names)
+    places = set(model.swap.places if model.swap else ())
+    if {key.rpartition(".")[0] for key in (*missing, *surplus)} & places:
+        says += "; the activations' parameters differ: another activation=?"
+    elif shaped and all(_is_head(weights[key], own[key], model) for key in shaped):
+        says += "; another class count?"
+    elif (channels := _channels(weights, own)) is not None:
+        says += f"; it is for images of {channels} channels, these have {model.mean.numel()}"
+    elif any(key.startswith(("conv1.", "conv_stem.")) for key in shaped):
+        says += "; a stem for large images is model.stem=large"
+    raise ValueError(f"{says}; the model must be the same")
+
+
+def _is_head(there: Tensor, here: Tensor, model: Classifier) -> bool:
+    """Whether two misfits differ in the number of classes alone."""
+    classes = getattr(model.backbone, "num_classes", None)
+    return here.shape[:1] == (classes,) and here.shape[1:] == there.shape[1:]
+
+
+def _tell(place: str, name: str, prefix: str, taken: Tensors, given: Collection[str]) -> None:
+    """Says what was taken, and warns of a normalisation that nobody has chosen."""
+    said = [f"the state dict {name!r}"] if name else []
+    said += [f"keys after {prefix!r}"] if prefix else []
+    said += [f"{what} {_values(values)}" for what, values in taken.items()]
+    if said:
+        log.info("weights=%s: took %s", place, ", ".join(said))
+    if left := [f"model.{what}" for what in ("mean", "std") if what not in {*taken, *given}]:
+        log.warning(
+            "weights=%s: has no normalisation; the dataset's mean and std are used unless %s are "
+            "given", place, " and ".join(left),
+        )  # fmt: skip
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first three, and the number of the others."""
+    names = list(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _size(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a number"
+
+
+def _values(tensor: Tensor) -> str:
+    return "[" + ", ".join(f"{value:.4g}" for value in tensor.flatten().tolist()) + "]"
+
+
+def read_run(run_directory: str | Path, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run's config, as it builds the network without any weights, and its checkpoint `which`.
+
+    Raises ValueError where the directory holds no such checkpoint.
+    """
+    directory = Path(run_directory)
+    try:
+        (directory / "config.yaml").stat()  # no run at all, rather than one with a damaged config
+        config = read_sections(directory / "config.yaml", SECTIONS)
+        if config.get("evaluate"):  # weights of a file: there is one set
+            which = "last"
+        state = checkpoint.read(directory / "checkpoints" / f"{which}.pt")
+    except OSError as error:
+        raise ValueError(f"{directory}: no run with a {which!r} checkpoint ({error})") from None
+    config["evaluate"] = None  # the file may be gone
+    config["model"] = without_weights(config["model"])
+    return config, state
+
+
+def without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's config that builds its network and loads nothing."""
+    built = {**model, "weights": None}
+    if model.get("pretrained"):
+        built["pretrained"] = False
+        if model.get("stem") == "auto":  # it kept the stem of the pretrained weights
+            built["stem"] = "large"
+    return built
+
+
+def load(run_directory: str | Path, which: str = "best", device: str = "cpu") -> Classifier:
+    """The trained model of a run, in eval mode and float32, for images [B, C, H, W] in [0, 1].
+
+    `which` is `best` or `last`. Raises ValueError where the directory holds no such checkpoint.
+    """
+    from sat.config import check
+
+    config, state = read_run(run_directory, which)
+    with torch.random.fork_rng():  # the caller's random numbers are the caller's
+        model = build_model(check(config), state["facts"]["shape"], torch.device(device))
+    model.load_state_dict(state.get("average") or state["model"])
+    return model.eval()

@@ -1,0 +1,395 @@
+"""The run directory: who works in it, what was measured, what came out."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from sat.errors import Busy, Fault, Refused, Stopped
+from sat.launch import processes
+from sat.rundir import checkpoint
+
+log = logging.getLogger("sat")
+CHECKPOINTS = ("last", "best")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where runs live, how often they are saved, and what stays of them.
+
+    `checkpoint_minutes` is what a killed training loses at most. Of the checkpoints, those named in
+    `keep` stay after the end. `fresh` moves an older run of the same config aside.
+    """
+
+    root: str = "outputs"
+    checkpoint_minutes: float = 10.0
+    keep: tuple[str, ...] = CHECKPOINTS
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.root:
+            raise ValueError("root=: is empty; name a folder")
+        if not 0 <= self.checkpoint_minutes < math.inf:
+            raise ValueError(f"checkpoint_minutes={self.checkpoint_minutes}: must be 0 or above")
+        for name in self.keep:
+            if name not in CHECKPOINTS:
+                raise ValueError(f"keep={list(self.keep)}: may name {' and '.join(CHECKPOINTS)}")
+
+
+class Run:
+    """A claimed run directory; made by `claim`."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.checkpoints = directory / "checkpoints"
+        self.flags = directory / "flags"
+
+    # metrics ------------------------------------------------------------------------------------
+
+    def write_metrics(self, row: dict[str, Any]) -> None:
+        """Adds one JSON object as a line of `metrics.jsonl`; null for what is not finite."""
+        finite = lambda v: not isinstance(v, float) or math.isfinite(v)  # noqa: E731
+        row = {key: value if finite(value) else None for key, value in row.items()}
+        path, line = self.directory / "metrics.jsonl", (json.dumps(row) + "\n").encode()
+        with checkpoint.naming(path), open(path, "ab", buffering=0) as file:
+            if (written := file.write(line)) < len(line):  # the disk is full
+                file.truncate(file.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def lengths(self) -> dict[str, int]:
+        """The bytes of every file that grows; `rewind` cuts them back to these."""
+        return {path.name: path.stat().st_size for path in self._growing()}
+
+    def rewind(self, lengths: dict[str, int]) -> None:
+        """Forgets what was written after a checkpoint, so that no step is recorded twice."""
+        for path in self._growing():
+            if not (length := lengths.get(path.name, 0)):
+                path.unlink()
+            elif path.stat().st_size > length:  # a shorter one would be filled up with zeros
+                os.truncate(path, length)
+
+    def _growing(self) -> list[Path]:
+        return [
+            *self.directory.glob("metrics.jsonl"),
+            *sorted(self.directory.glob("events.out.tfevents.*")),
+        ]
+
+    # checkpoints --------------------------------------------------------------------------------
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        checkpoint.rotate(self.checkpoints / "last.pt", self.checkpoints / "previous.pt", state)
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        checkpoint.save(self.checkpoints / "best.pt", state)
+
+    # results ------------------------------------------------------------------------------------
+
+    def result(self) -> dict[str, Any] | None:
+        """What `result.json` holds, or None. Raises Refused where it is damaged."""
+        return read_result(self.directory)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        text = json.dumps(result, indent=2) + "\n"
+        checkpoint.write_whole(self.directory / "result.json", lambda f: f.write(text.encode()))
+
+    def drop_checkpoints(self, keep: tuple[str, ...]) -> None:
+        """What a finished run no longer needs."""
+        for path in self.checkpoints.glob("*.pt"):
+            if path.stem not in keep:
+                path.unlink()
+
+
+class Bystander(Run):
+    """The same directory for those of a run's processes that write nothing into it."""
+
+    def write_metrics(self, row: dict[str, Any]) -> None:
+        pass
+
+    def lengths(self) -> dict[str, int]:
+        return {}
+
+    def rewind(self, lengths: dict[str, int]) -> None:
+        pass
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        pass
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        pass
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        pass
+
+
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """`result.json` of a run directory; None where there is none. Raises Refused for another."""
+    path = directory / "result.json"
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
+        result = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except RecursionError:
+        raise damaged_result(directory, "it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise damaged_result(directory, getattr(error, "strerror", None) or error) from None
+    if not isinstance(result, dict) or not isinstance(result.get("status"), str):
+        raise Refused(f"{path}: is no result of this program; record.fresh=true starts over")
+    return result
+
+
+def damaged_result(directory: Path, reason: object) -> Refused:
+    """The refusal of a run's `result.json`."""
+    return Refused(
+        f"{directory / 'result.json'}: is damaged ({reason}); put a copy in its place, or start the"
+        " run over with record.fresh=true"
+    )
+
+
+def weights_file(place: str) -> Path:
+    """The file of weights that a run directory or a path names; `best` of a run, else `last`."""
+    path = Path(place)
+    if path.is_dir():
+        found = [path / "checkpoints" / f"{name}.pt" for name in ("best", "last")]
+        path = next((file for file in found if file.exists()), found[0])
+    return path
+
+
+@contextmanager
+def claim(record: Record, name: str, config: str, wait: bool = True) -> Iterator[Run]:
+    """The run's directory, locked for this process; a second process waits for the first, or
+    raises Busy.
+
+    Raises Refused, naming the key, where the directory can't be written or locked.
+    """
+    root, directory = Path(record.root), Path(record.root) / name
+    try:
+        lock = _lock(directory, wait)
+        if record.fresh and (directory / "config.yaml").exists():
+            _set_aside(
+                root, directory
+            )  # who waits for the lock finds another directory, and asks again
+            old, lock = lock, _lock(directory, wait)
+            old.close()
+        run = Run(directory)
+        if not (directory / "config.yaml").exists():
+            checkpoint.write_whole(directory / "config.yaml", lambda f: f.write(config.encode()))
+        handler = _LogFile(directory / "log.txt")
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise _lockless(record.root, directory, error) from error
+        remedy = checkpoint.REMEDIES.get(error.errno)
+        raise Refused(
+            f"record.root={record.root}: can't be written ({error.strerror});"
+            f" {remedy + ', or ' if remedy else ''}name another folder"
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        with _told(directory), _silent_threads():
+            yield run
+    except Exception as error:  # the screen is told by who catches it
+        level = logging.INFO if isinstance(error, Stopped) else logging.ERROR
+        handler.handle(log.makeRecord("sat", level, __file__, 0, "%s", (error,), None))
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+        lock.close()
+
+
+@contextmanager
+def stand_by(record: Record, name: str, config: str, wait: bool = True) -> Iterator[Bystander]:
+    """The directory that another process of this run has claimed."""
+    yield Bystander(Path(record.root) / name)
+
+
+class _LogFile(logging.FileHandler):
+    """What can't be written here has been said on the screen."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
+@contextmanager
+def _told(directory: Path) -> Iterator[None]:
+    """Raises a Fault, in one line, for a disk or a memory that is full outside of a training."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename is not None and Path(error.filename)
+        if error.errno not in checkpoint.REMEDIES or named and directory not in named.parents:
+            raise
+        raise checkpoint.Unwritable(named or directory, error) from error
+    except (RuntimeError, MemoryError) as error:
+        from sat.training.skips import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        raise Fault(
+            "out of memory; what was measured is kept, and with a smaller evaluation.batch_size the"
+            " same command goes on"
+        ) from error
+
+
+@contextmanager
+def _silent_threads() -> Iterator[None]:
+    """TensorBoard writes in a thread, which dies of a full disk with a traceback; the main thread
+    is told with its next point."""
+    before = threading.excepthook
+
+    def hook(told: threading.ExceptHookArgs) -> None:
+        if not issubclass(told.exc_type, OSError):
+            before(told)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def enter(directory: Path, experiment: str | None) -> None:
+    """Adds an experiment to those under which the run was asked for: a name a line in
+    `experiments.txt`. A run may be part of several."""
+    path = directory / "experiments.txt"
+    try:
+        if experiment and experiment not in (path.read_text().split() if path.exists() else []):
+            with open(path, "a") as file:
+                file.write(experiment + "\n")
+    except OSError as error:  # the run itself is whole
+        log.warning("%s: can't be written (%s); reports will miss it", path, error.strerror)
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def _lockless(root: str, directory: Path, error: OSError) -> Refused:
+    """Two processes would write one run; leaves nothing behind."""
+    with suppress(OSError):
+        (directory / "lock").unlink()
+        directory.rmdir()  # where there was no run
+    return Refused(
+        f"record.root={root}: its file system takes no locks ({error.strerror}); mount it with"
+        " them (Lustre: -o flock, NFS: lockd on both sides), or name a folder elsewhere"
+    )
+
+
+def _lock(directory: Path, wait: bool) -> TextIO:
+    """Waits for the directory's lock, and for that of its successor where it was moved away; or
+    raises Busy."""
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / "lock", "a+")
+        try:
+            _take(file, directory, wait)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(directory / "lock")):
+                break
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _take(file: TextIO, directory: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        if not wait:
+            raise Busy(f"{directory}: {holder} runs it already") from None
+        log.info("%s: waiting for %s, which runs it already", directory, holder)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _set_aside(root: Path, directory: Path) -> None:
+    """Moves a whole run to `.replaced`, where nothing looks for runs."""
+    aside = root / ".replaced" / f"{directory.name}.{datetime.now():%Y%m%d-%H%M%S-%f}"
+    aside.parent.mkdir(exist_ok=True)
+    directory.rename(aside)
+    log.info("the run of before is now %s", aside)
+
+
+def is_running(directory: Path) -> bool:
+    """Whether a process of this machine holds the run's lock."""
+    try:
+        with open(directory / "lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks, on which nothing is run
+        return False
+    return False
+
+
+def code_digest() -> str:
+    """Eight hex digits of this package's sources, to tell whether the code has changed."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Versions, commit and machine, for `result.json`."""
+    import timm
+    import torch
+    import torchvision
+
+    where = Path(__file__).parent
+    git = ["git", "-C", str(where), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    on_gpu = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "commit": commit or None,
+        "code": code_digest(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
+        "threads": torch.get_num_threads(),
+        "processes": processes()[1],
+        "host": socket.gethostname(),
+        "command": " ".join(sys.argv),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,161 @@
+"""What a run directory holds may have been written by anybody: plain data, of the kinds that runs
+write, or refused in one line. Nothing here needs torch, and nothing is ever executed."""
+
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sat.errors import Refused
+from sat.rundir.record import damaged_result, read_result
+
+LARGEST = 2**20  # bytes of a config; they have about 2,000
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
+
+
+def read_yaml(path: Path, aliases: bool = False) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises Refused for another, and for one with aliases, of
+    which a few lines unfold to more than any memory holds; no run writes them. With `aliases` they
+    are taken, as of our own files."""
+    try:
+        if not path.is_file():
+            raise OSError("no such file")
+        if path.stat().st_size > LARGEST:
+            raise ValueError("larger than any config")
+        text = path.read_text()
+        tokens = () if aliases else yaml.scan(text, _Loader)
+        if any(isinstance(token, yaml.AliasToken) for token in tokens):
+            raise ValueError("has aliases; write what they stand for")
+        found = yaml.load(text, _Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise Refused(f"{path}: can't be read ({reason[:200]})") from None
+    if not isinstance(found, dict):
+        raise Refused(f"{path}: is none of this program's")
+    return found
+
+
+def read_sections(path: Path, sections: list[str]) -> dict[str, Any]:
+    """A run's config, plain in all its values. Raises Refused for one that asks for others'
+    (`${oc.env:TOKEN}`), which a run has resolved before it writes."""
+    config = read_yaml(path)
+    for key in sections:
+        if key in config and not isinstance(config[key], dict):
+            raise Refused(f"{path}: is damaged; {key} is no group of keys")
+    pending: list[tuple[str, Any]] = [("", config)]
+    while pending:
+        place, value = pending.pop()
+        if isinstance(value, str) and "${" in value:
+            raise Refused(f"{path}: {place}={value[:60]}: asks for another value; write it down")
+        if isinstance(value, Mapping | list):
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            pending += [(f"{place}.{key}".lstrip("."), held) for key, held in items]
+            pending += [(place, key) for key in value] if isinstance(value, Mapping) else []
+    return config
+
+
+def check_sums(path: Path) -> None:
+    """Raises ValueError where a part of an archive is not what was written, by its checksum: torch
+    reads weights with a changed bit as other weights. A second a gigabyte."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            part = file.testzip()
+    except (zipfile.BadZipFile, RuntimeError, LookupError, zlib.error, struct.error) as error:
+        part = f"the archive ({error})"
+    if part is not None:
+        raise ValueError(f"{part} is not what was written")
+
+
+def read_whole_result(directory: Path) -> dict[str, Any] | None:
+    """`result.json`, of which every value that the program uses is of its kind; None where there is
+    none. Raises Refused for another."""
+    if (result := read_result(directory)) is None:
+        return None
+    failed = result["status"] == "failed"
+    if wrong := misfit(result, {"error": str} if failed else RESULT, ""):
+        raise damaged_result(directory, wrong)
+    return result
+
+
+def misfit(value: Any, kind: Any, place: str) -> str | None:
+    """The first place where `value` is not of its `kind`, None where there is none: a type, [kind]
+    of each item, [kind, kind] of two, or {key: kind}, where `key?` may be missing and `*`
+    is any other key; a tuple holds kinds of which one will do."""
+    if isinstance(kind, tuple):
+        wrongs = []
+        for each in kind:
+            if (wrong := misfit(value, each, place)) is None:
+                return None
+            wrongs.append(wrong)
+        return wrongs[0]
+    if isinstance(kind, list):
+        sound = isinstance(value, list) and len(kind) in (1, len(value))
+        items = enumerate(value) if sound else None
+        kinds = {"*": kind[0]}
+    elif isinstance(kind, dict):
+        items = value.items() if isinstance(value, dict) else None
+        kinds = kind
+    else:
+        return None if _is(value, kind) else f"{place} is {_shown(value)}"
+    if items is None:
+        return f"{place} is {_shown(value)}"
+    held = dict(items)
+    for key, inner in kinds.items():
+        name = key.rstrip("?")
+        if key == "*" or (key != name and name not in held):
+            continue
+        if name not in held:
+            return f"{place}.{name} is missing".lstrip(".")
+        if wrong := misfit(held[name], inner, f"{place}.{name}".lstrip(".")):
+            return wrong
+    others = [key for key in held if "*" in kinds and not {key, f"{key}?"} & kinds.keys()]
+    places = ((held[key], kinds["*"], f"{place}.{key}".lstrip(".")) for key in others)
+    return next(filter(None, (misfit(*each) for each in places)), None)
+
+
+def _shown(value: Any) -> str:
+    """A plain value, cut; of others the type: to write out a tensor takes long."""
+    plain = value is None or isinstance(value, str | int | float)
+    return repr(str(value)[:40]) if plain else f"a {type(value).__name__}"
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind == "share":
+        return _is(value, int | float) and 0 <= value <= 1
+    if kind == "threads":
+        return _is(value, int) and 1 <= value <= 4096
+    if kind == "count":
+        return _is(value, int) and value >= 0
+    if isinstance(value, bool) or not isinstance(value, kind):
+        return kind is bool and isinstance(value, bool)
+    return not isinstance(value, int | float) or (abs(value) < 2**53 and math.isfinite(value))
+
+
+_SUBSET = [int | None, int | None]
+_ENTRY = {
+    "accuracy": "share", "ci95": ["share", "share"], "images": int, "subset?": _SUBSET,
+    "eps?": int | float, "norm?": str, "attacks?": ([str], {"*": dict}),
+    "settings?": {"limit": int | None, "subset_seed": int | None},
+}  # fmt: skip
+_ALARM = {"message": str, "epoch?": int | float, "checkpoint?": str, "attack?": str, "from?": str}
+_DOUBTED = {"attack": str, "images": int, "asked?": int, "subset?": _SUBSET, "alarms?": [_ALARM]}
+_PART = {
+    "step": int, "epoch": int | float, "clean?": _ENTRY, "robust?": {"*": _ENTRY},
+    "curves?": {"*": {"images": int, "settings?": _ENTRY["settings?"]}},
+    "doubts?": ({"*": _DOUBTED}, _DOUBTED),  # an earlier version kept those of one attack
+}  # fmt: skip
+RESULT = {
+    "name": str, "hash": str, "status": str, "environment": {"*": str | int | None},
+    "dataset": {"name": str, "*": str | int}, "test_images": int, "choices": {"threads": "threads"},
+    "steps": int, "images": int, "wall_seconds": int | float, "alarms?": [_ALARM], "last": _PART,
+    "best": (type(None), _PART), "last_raw?": _PART, "lengths?": {"*": "count"},
+}  # fmt: skip

@@ -1,0 +1,37 @@
+"""How a run unfolds: when it logs, when it validates, and when it ends."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sat.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run of `images` training images unfolds; every duration in updates."""
+
+    schedule: Schedule
+    images: int
+    seed: int
+    choices: dict[str, Any]  # what `auto` stands for
+    validate_every: float = 1.0  # epochs
+    image_cost: int = 0  # multiply-adds of one image's forward
+
+    @property
+    def steps(self) -> int:
+        return self.schedule.steps(self.images)
+
+    @property
+    def log_every(self) -> int:
+        return max(1, min(50, self.steps // 30))
+
+    def epoch(self, step: int) -> float:
+        return step * self.schedule.batch_size / self.images
+
+    def logs(self, step: int) -> bool:
+        return step % self.log_every == 0 or step == self.steps
+
+    def validates(self, step: int) -> bool:
+        """Once every `validate_every` epochs, and at the end."""
+        done, before = (int(self.epoch(s) / self.validate_every + 1e-9) for s in (step, step - 1))
+        return done > before or step == self.steps

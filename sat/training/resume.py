@@ -1,0 +1,125 @@
+"""Whether a checkpoint is one that this training can go on from: anybody may have written it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sat.acceleration.auto import DTYPES
+from sat.rundir import checkpoint
+from sat.rundir.untrusted import misfit
+from sat.training.callbacks import same_facts
+from sat.training.schedule import Schedule, build_optimizer, load_optimizer
+
+_NUMBER, _NONE = int | float, type(None)
+FACTS = {"hash": str, "dataset": {"name": str, "*": str | int}, "shape?": dict}
+_BEST = {
+    "step": int, "epoch": _NUMBER, "clean": "share", "robust": "share",
+    "score": ["share", "share"], "model": {"*": Tensor},
+}  # fmt: skip
+STATE = {
+    "facts": FACTS, "step": int, "rng": Tensor, "rng_cuda?": Tensor,
+    "totals": Tensor, "seen?": "count",  # of earlier versions; now the last of the totals
+    "model": {"*": Tensor}, "average": (_NONE, {"*": Tensor}), "best": (_NONE, _BEST),
+    "optimizer": {"state": {"*": dict}, "param_groups": [dict]}, "scaler": {"*": _NUMBER},
+    "choices": {"precision": str, "channels_last": bool, "compile": (bool, str),
+                "threads": "threads", "accumulate?": int, "fold?": bool, "fused?": bool,
+                "tf32?": bool},
+    "skips?": {"skipped": int, "repeated": int, "running": int},
+    "overfitting?": {"best": (_NONE, [int, int]), "collapsed": bool},
+    "alarms?": [{"name": str, "message": str, "epoch": _NUMBER}],
+    "processes?": [{"rng": Tensor, "rng_cuda?": Tensor}],
+    "seconds": [_NUMBER, _NUMBER], "lengths": {"*": "count"},
+}  # fmt: skip
+# What timm's optimisers of these names keep of each parameter, in its shape.
+_KEPT = {
+    "sgd": {"momentum_buffer"}, "momentum": {"momentum_buffer"}, "adamw": {"exp_avg", "exp_avg_sq"},
+}  # fmt: skip
+
+
+def check_state(
+    state: Mapping[str, Any], facts: Mapping[str, Any], model: nn.Module, schedule: Schedule
+) -> None:
+    """Raises ValueError, which says why, for what a training of `model` can't go on from, and
+    Refused for a state of another config or of other images."""
+    wrong = misfit(state, {"facts": FACTS}, "")
+    if wrong is None:
+        same_facts(state["facts"], facts)
+        wrong = misfit(state, STATE, "")
+        wrong = wrong or _out_of_range(state, schedule, facts["dataset"]["train"])
+    if wrong:
+        raise ValueError(wrong)
+    if (state["average"] is None) == bool(schedule.ema):
+        raise ValueError("average is not as schedule.ema has it")
+    kept = {"model": state["model"], "average": state["average"]}
+    for name, weights in {**kept, "best.model": (state["best"] or {}).get("model")}.items():
+        if weights is not None:
+            _check_weights(name, weights, model)
+    _check_optimizer(state["optimizer"], model, schedule)
+    try:
+        for each in [state, *state.get("processes", [])]:
+            torch.Generator().set_state(each["rng"])
+    except (RuntimeError, TypeError):
+        raise ValueError("rng is no state of a generator") from None
+
+
+def facts_in(path: Path) -> dict[str, Any] | None:
+    """The facts of the run that wrote a checkpoint; None where there is none to be read."""
+    try:
+        state = checkpoint.read(path)
+    except (OSError, ValueError):
+        return None
+    return None if misfit(state, {"facts": FACTS}, "") else state["facts"]
+
+
+def _out_of_range(state: Mapping[str, Any], schedule: Schedule, images: int) -> str | None:
+    steps = schedule.steps(images)
+    if not 0 <= state["step"] <= steps:
+        return f"step is {state['step']} of {steps}"
+    if state["choices"]["precision"] not in DTYPES:
+        return f"choices.precision is {state['choices']['precision']!r:.40}"
+    if state["choices"]["compile"] not in (True, False, "reduce-overhead"):
+        return f"choices.compile is {state['choices']['compile']!r:.40}"
+    if not 1 <= (parts := state["choices"].get("accumulate", 1)) <= schedule.batch_size // 2:
+        return f"choices.accumulate is {parts}"
+    totals = state["totals"]
+    if totals.shape != (2 if "seen" in state else 3,) or not totals.isfinite().all():
+        return "totals are no three finite numbers"
+    return None
+
+
+def _check_weights(name: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    own = model.state_dict()
+    if weights.keys() != own.keys():
+        raise ValueError(f"{name} has the weights of another network")
+    for key, value in weights.items():
+        if value.shape != own[key].shape:
+            raise ValueError(f"{name}.{key} has the shape {list(value.shape)}")
+        if value.is_floating_point() != own[key].is_floating_point():
+            raise ValueError(f"{name}.{key} is of {value.dtype}")
+    for key, _ in model.named_parameters():
+        if not weights[key].isfinite().all():
+            raise ValueError(f"{name}.{key} is not finite")
+
+
+def _check_optimizer(state: Mapping[str, Any], model: nn.Module, schedule: Schedule) -> None:
+    """What an optimiser would take and stumble over in its next step."""
+    own, kept = build_optimizer(model, schedule), _KEPT.get(schedule.optimizer)
+    # others count in them; whether a step is fused is chosen anew
+    fixed = {"params"} | ({*own.defaults} - {"lr", "fused"} if kept else set())
+    groups = own.state_dict()["param_groups"]
+    try:
+        pairs = [*zip(state["param_groups"], groups, strict=True)]
+        same = all(there[key] == here[key] for there, here in pairs for key in fixed)
+        load_optimizer(own, dict(state))
+    except Exception as error:  # each has checks of its own, or none
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"optimizer does not fit ({reason})") from None
+    if not same:
+        raise ValueError("optimizer has other settings or parameters")
+    for parameter, held in own.state.items() if kept else ():
+        shapes = [getattr(held.get(key), "shape", None) for key in kept]
+        if shapes != [parameter.shape] * len(kept):
+            raise ValueError("optimizer does not fit the weights")
