@@ -51,3 +51,14 @@ def refusing(prefix: str, **keys: str) -> Iterator[None]:
     except ValueError as error:
         key, equals, rest = str(error).partition("=")
         raise Refused(f"{prefix}{keys.get(key, key)}{equals}{rest}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or on the host; torch has no one type for it."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported for it
+        or isinstance(error, RuntimeError)
+        and ("DefaultCPUAllocator" in text or "out of memory" in text or "ALLOC_FAILED" in text)
+    )

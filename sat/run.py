@@ -34,14 +34,14 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
     Waits for another process that runs it, or raises Busy.
     """
     from sat import distributed
-    from sat.acceleration import auto
+    from sat.acceleration.device import find_device, settle_on
     from sat.evaluation import results
     from sat.rundir import record
 
     with refusing("device"):
         seat = local_rank() if processes()[1] > 1 else sweep.seat()
-        device = auto.find_device(spec.device, seat)
-    auto.settle_on(device)
+        device = find_device(spec.device, seat)
+    settle_on(device)
     with distributed.join(device) as world:
         if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
             if world.first:
@@ -161,7 +161,8 @@ def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, 
 def headline(result: dict[str, Any]) -> dict[str, Any]:
     """What a sweep's table shows of a run: the checkpoint that its held-out images chose; and for a
     search its accuracy on them, since the test set is for reporting alone."""
-    from sat.evaluation.results import measured, percent
+    from sat.evaluation.results import measured
+    from sat.loggers.screen import percent
 
     part = next(iter(measured(result).values()), {"clean": None, "robust": {}})
     robust = next(iter(part["robust"].values()), None)

@@ -232,9 +232,8 @@ def main(given: Sequence[str] | None = None) -> int:
     import torch
     from cases import case_of
 
-    from sat.acceleration.auto import settle_on
-    from sat.errors import Fault, Refused
-    from sat.training.skips import is_out_of_memory
+    from sat.acceleration.device import settle_on
+    from sat.errors import Fault, Refused, is_out_of_memory
 
     if own.threads:
         torch.set_num_threads(own.threads)

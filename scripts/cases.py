@@ -9,7 +9,8 @@ import torch
 from costs import Cost, Sizes, build, cost_of, sizes_of
 from torch import Tensor
 
-from sat.acceleration.auto import choose, find_device
+from sat.acceleration.auto import choose
+from sat.acceleration.device import find_device
 from sat.acceleration.recomputation import recompute
 from sat.attacks import PGD, Clean
 from sat.config import CONF, Spec, check, one_line, resolve

@@ -167,7 +167,8 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
     checked = min(evaluation.masking_checks, tested) if evaluation.attacks else 0
     steps = sum(told(name, a) * evaluation.restarts for name, a in evaluation.measured_by.items())
     return Work(updates, seen, seen * attack, times * each, times * asked,
-                checkpoints * tested * steps, checkpoints * tested * max(1, len(evaluation.measured_by)),
+                checkpoints * tested * steps,
+                checkpoints * tested * max(1, len(evaluation.measured_by)),
                 checkpoints * checked, tuple(untold))  # fmt: skip
 
 

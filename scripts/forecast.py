@@ -142,7 +142,8 @@ def paced(spec: Spec, sizes: Any, cost: Any) -> tuple[Any, str, str]:
     """Seconds an image, the precision of the training, and why there are no seconds."""
     from timing import from_rate, tried
 
-    from sat.acceleration.auto import auto_precision, find_device
+    from sat.acceleration.auto import auto_precision, is_small
+    from sat.acceleration.device import find_device
 
     precision = spec.schedule.precision
     if RATES.training:
@@ -154,7 +155,8 @@ def paced(spec: Spec, sizes: Any, cost: Any) -> tuple[Any, str, str]:
         precision = "fp32" if precision == "auto" else precision
         return None, precision, f"device{error}; --tflops X tells a time without one"
     if precision == "auto":
-        precision = auto_precision(device.type, cost.depthwise)
+        small = is_small(cost.multiply_adds * spec.schedule.batch_size)
+        precision = auto_precision(device.type, cost.depthwise, small)
     try:
         return tried(spec, sizes, cost), precision, ""
     except ValueError as error:

@@ -10,7 +10,7 @@ from cases import RATE, Case
 from stopwatch import settings
 from torch import Tensor
 
-from sat.training.skips import is_out_of_memory
+from sat.errors import is_out_of_memory
 
 PUBLISHED = "published loop"
 GRAPHS = "sat, CUDA graphs"

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from costs import Cost, Sizes, Work, build
 
-from sat.acceleration.auto import choose, find_device
+from sat.acceleration.auto import choose
+from sat.acceleration.device import find_device
 from sat.acceleration.folding import fold
 from sat.acceleration.precision import float32
 from sat.attacks import PGD, Clean

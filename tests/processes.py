@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sat.acceleration.auto import find_device
+from sat.acceleration.device import find_device
 from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of

@@ -13,9 +13,8 @@ from sat import load
 from sat.attacks import FGSM, PGD, Clean
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of
-from sat.diagnostics import masking_checks
 from sat.evaluation.alarm import beyond
-from sat.evaluation.masking_checks import Effort, square_alarm
+from sat.evaluation.masking_checks import Effort, masking_checks, square_alarm
 from sat.evaluation.settings import measure as measured
 from sat.rng import RowRng
 from sat.training.overfitting import Overfitting, Probe

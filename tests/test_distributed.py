@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, TINY, command
 from processes import CASES, STEPS
 
-from sat.acceleration import auto
+from sat.acceleration.device import find_device
 from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes
 from sat.data import Batch, Digits, ImageFolder, epoch_batches
@@ -121,19 +121,19 @@ def test_what_several_left_of_an_evaluation_is_put_together(tmp_path):
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [str(auto.find_device("auto", seat)) for seat in range(4)] == [
+    assert [str(find_device("auto", seat)) for seat in range(4)] == [
         "cuda:0",
         "cuda:1",
     ] * 2
     for key, value in {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "x"}.items():
         monkeypatch.setenv(key, value)
-    assert str(auto.find_device("auto", 1)) == str(auto.find_device("cuda", 1)) == "cuda:1"
-    assert auto.find_device("cpu", 1).type == "cpu"
+    assert str(find_device("auto", 1)) == str(find_device("cuda", 1)) == "cuda:1"
+    assert find_device("cpu", 1).type == "cpu"
     with pytest.raises(ValueError, match="=cuda:1: is one GPU for all processes"):
-        auto.find_device("cuda:1", 1)
+        find_device("cuda:1", 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="2 GPU here for 4 processes"):
-        auto.find_device("auto", 1)
+        find_device("auto", 1)
 
 
 def test_one_of_several_ends_without_taking_python_apart():

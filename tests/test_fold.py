@@ -16,7 +16,8 @@ from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.pgd import input_gradient
 from sat.attacks.series import Series
-from sat.models.backbones import EfficientNet, PreActResNet, ResNet, WideResNet, assemble
+from sat.models.backbones import EfficientNet, PreActResNet, ResNet, WideResNet
+from sat.models.classifier import assemble
 from sat.objectives import Adversarial
 from sat.rng import RowRng
 from sat.training.loop import Trainer

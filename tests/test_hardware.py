@@ -1,15 +1,9 @@
 """What `auto` stands for."""
 
-import os
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ROOT
 
-from sat.acceleration import auto
+from sat.acceleration import auto, processor
 from sat.acceleration.auto import auto_precision, choose, depthwise
 from sat.acceleration.precision import channels_last_pays, lay_out
 from sat.models import EfficientNet, ResNet
@@ -20,7 +14,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def fast_bf16(monkeypatch):
-    """A machine on which bfloat16 products pay, whatever this one is."""
+    """A machine with bfloat16 arithmetic, whatever this one is."""
     monkeypatch.setattr(auto, "bf16_pays", lambda kind: True)
 
 
@@ -32,12 +26,13 @@ def test_depthwise_convolutions_are_found_and_grouped_ones_are_none():
 
 
 def test_on_a_cpu_they_are_float32_and_channels_last():
-    assert auto_precision("cpu", scattered=True) == "fp32"
-    assert auto_precision("cpu", False) == auto_precision("cuda", True) == "bf16"
-    small = choose(Schedule(), CPU, 1000, 1_000_000, scattered=True)
-    assert (small["precision"], small["channels_last"]) == ("fp32", True)
-    small = choose(Schedule(), CPU, 1000, 1_000_000, scattered=False)
-    assert (small["precision"], small["channels_last"]) == ("bf16", True)
+    assert auto_precision("cpu", scattered=True, small=False) == "fp32"
+    assert auto_precision("cpu", False, small=False) == "bf16"
+    assert auto_precision("cuda", True, small=True) == "bf16"
+    made = choose(Schedule(), CPU, 1000, 50_000_000, scattered=True)
+    assert (made["precision"], made["channels_last"]) == ("fp32", True)
+    made = choose(Schedule(), CPU, 1000, 50_000_000, scattered=False)
+    assert (made["precision"], made["channels_last"]) == ("bf16", True)
     large = choose(Schedule(), GPU, 1000, 1_000_000_000, scattered=True)
     assert (large["precision"], large["channels_last"]) == ("bf16", True)
     assert not choose(Schedule(precision="fp32"), GPU, 1000, 10**9, False)["channels_last"]
@@ -49,20 +44,33 @@ def test_what_is_asked_for_is_kept():
     assert (made["precision"], made["channels_last"], made["compile"]) == ("bf16", False, True)
 
 
-def test_a_small_step_runs_on_one_thread():
-    assert choose(Schedule(), CPU, 1000, 1_000_000, False)["threads"] == 1
+def test_a_small_step_runs_on_one_thread_in_float32():
+    made = choose(Schedule(), CPU, 1000, 1_000_000, scattered=False)
+    assert (made["precision"], made["threads"]) == ("fp32", 1)
     assert choose(Schedule(), CPU, 1000, 10**9, False)["threads"] == auto.THREADS
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="these instruction sets are x86's")
-@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
-def test_a_cpu_without_bf16_arithmetic_computes_in_float32(isa):
-    """Asked of torch it would say that it has some: it is emulated, up to 200 times slower."""
-    code = "from sat.hardware import auto_precision; print(auto_precision('cpu', False))"
-    limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=limited, capture_output=True,
-                          text=True, timeout=300)  # fmt: skip
-    assert told.stdout.strip() == "fp32", told.stderr
+@pytest.mark.parametrize(
+    "flags, environment, has",
+    [
+        ("avx512_bf16", {}, True),
+        ("amx_bf16", {"ONEDNN_MAX_CPU_ISA": "avx512_core_amx"}, True),
+        ("amx_bf16", {"ONEDNN_MAX_CPU_ISA": "ALL", "ATEN_CPU_CAPABILITY": "avx512"}, True),
+        ("avx512_bf16", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, False),
+        ("amx_bf16", {"DNNL_MAX_CPU_ISA": "AVX2"}, False),
+        ("amx_bf16", {"ATEN_CPU_CAPABILITY": "avx2"}, False),
+        ("avx512f", {}, False),
+        ("", {}, False),
+    ],
+)
+def test_a_cpu_has_bf16_by_its_flags_less_what_caps_them(monkeypatch, flags, environment, has):
+    """torch would say that it has some: it is emulated, up to 220 times slower."""
+    monkeypatch.setattr(processor, "flags", lambda: frozenset(flags.split()))
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processor.cpu_has_bf16() is has
 
 
 def test_a_layout_is_that_of_weights_and_images():

@@ -1,22 +1,38 @@
-"""The rules of the layout: who may import what, and how large things may grow."""
+"""The rules of the layout: who may import what, what things are called, how large they may grow."""
 
 import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "sat").rglob("*.py"))
+SAT = ROOT / "sat"
+SOURCES = sorted(SAT.rglob("*.py"))
 ALL = [*SOURCES, *sorted((ROOT / "scripts").glob("*.py"))]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Each tier imports from those after it alone; members of one tier don't import each other.
+TIERS = """
+run > bench > sweep > report > training > evaluation > objectives > attacks data > acceleration
+distributed > models > activations > config > rundir loggers > identity rng statistics units launch
+> errors
+"""
+TIER = {name: i for i, tier in enumerate(TIERS.split(">")) for name in tier.split()}
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, inside functions too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -24,52 +40,132 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def functions(path: Path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef):
-            yield node, node.end_lineno - node.lineno + 1
+def modules() -> dict[str, Path]:
+    """The package's modules by their dotted names."""
+    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES)
+    return {name.removesuffix(".__init__"): p for name, p in zip(names, SOURCES, strict=True)}
 
 
-def test_hydra_and_omegaconf_stay_in_two_files():
+def part_of(module: str) -> str:
+    """`attacks` of sat.attacks.pgd."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def functions(path: Path) -> list[tuple[ast.FunctionDef, int]]:
+    return [
+        (node, node.end_lineno - node.lineno + 1)
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef)
+    ]
+
+
+def function(path: str, name: str) -> int:
+    """The length of a function in lines."""
+    return next(length for node, length in functions(SAT / path) if node.name == name)
+
+
+def test_hydra_and_omegaconf_stay_in_three_files():
     using = {
-        path.name
+        path.relative_to(SAT).as_posix()
         for path in SOURCES
         if any(name.split(".")[0] in ("hydra", "omegaconf") for name in imports(path))
     }
-    assert using == {"config.py", "run.py"}
+    assert using <= {"config.py", "run.py", "sweep.py"}
 
 
-PARTS = "attacks/pgd train objectives schedule draws activations surrogate swap models evaluate"
+def test_imports_follow_the_tiers():
+    known = modules()
+    for module, path in known.items():
+        if not (mine := part_of(module)):
+            continue  # the package itself loads, trains and evaluates, each when it is asked to
+        for other in {part_of(name) for name in imports(path) if name.startswith("sat.")}:
+            assert mine in TIER and other in TIER, f"{path}: {mine} or {other} stands in no tier"
+            assert other == mine or TIER[mine] < TIER[other], f"{path} imports sat.{other}"
 
 
-@pytest.mark.parametrize("part", PARTS.split())
-def test_parts_meet_as_objects(part):
-    """A part imports no other part, beyond random numbers and what is below it."""
-    below = {
-        "train": {"distributed", "faults", "hardware", "plan", "precision", "schedule", "sharding"}
-        | {"compilation", "fold", "recomputation", "surrogate"},
-        "models": {"swap"},
-        "evaluate": {"distributed", "statistics"},
+def test_no_module_imports_itself_by_way_of_others(capsys):
+    known = modules()
+    graph = {
+        module: {name for name in imports(path) if name in known and name != module}
+        for module, path in known.items()
+        if module != "sat"
     }
-    mine = imports(ROOT / "sat" / f"{part}.py")
-    named = {name.split(".")[1] for name in mine if name.startswith("sat.")}
-    assert named <= {"draws", "errors", "tally"} | below.get(part, set())
+    depth: dict[str, int] = {}
+
+    def walk(module: str, above: tuple[str, ...]) -> int:
+        assert module not in above, " > ".join([*above, module])
+        if module not in depth:
+            below = [walk(name, (*above, module)) for name in sorted(graph.get(module, ()))]
+            depth[module] = 1 + max(below, default=0)
+        return depth[module]
+
+    longest = max(walk(module, ()) for module in graph)
+    packages = sum(path.name == "__init__.py" for path in SOURCES)
+    with capsys.disabled():
+        print(f" [{packages} packages, longest chain of imports {longest}]", end="")
+    assert longest < 40
 
 
-def test_the_loop_fits_on_a_screen():
-    fit = next(f for f, _ in functions(ROOT / "sat/train.py") if f.name == "fit")
-    assert fit.end_lineno - fit.lineno < 30
+def test_a_stranger_sees_the_concerns():
+    """Folders and loose files together; each folder says in its first line what it is for."""
+    shown = [p for p in SAT.iterdir() if p.name not in ("__pycache__", "conf", "py.typed")]
+    assert len(shown) <= 25, sorted(p.name for p in shown)
+    for folder in (p for p in shown if p.is_dir()):
+        assert ast.get_docstring(tree_of(folder / "__init__.py")), folder
 
 
-def test_functions_and_files_stay_small():
+PRIVATE_WORDS = {
+    "Journal", "Examination", "Tally", "Shelf", "Doubts", "doubts", "told", "Strong", "Draws",
+    "recalled", "agreeing", "searched", "twin", "introduction", "Bystander", "utils", "helpers",
+}  # fmt: skip
+
+
+def test_things_are_called_what_the_field_calls_them():
+    for path in SOURCES:
+        assert path.stem not in ("utils", "helpers", "common", "manager"), path
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert node.name not in PRIVATE_WORDS, f"{path}:{node.lineno}"
+
+
+def test_a_docstring_stands_alone():
+    for path in ALL:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+                text = ast.get_docstring(node) or ""
+                assert not re.match(r"(The same|That of|Those of|Of )\b", text), (
+                    f"{path}: {text.splitlines()[0]}"
+                )
+
+
+def test_the_loop_and_the_step_fit_on_a_screen():
+    assert function("training/loop.py", "fit") <= 30
+    assert function("training/step.py", "update") <= 60
+
+
+def test_functions_stay_small():
     lengths = [length for path in ALL for _, length in functions(path)]
     assert max(lengths) <= 60
     assert sum(length <= 30 for length in lengths) >= 0.9 * len(lengths)
     for path in ALL:
-        assert len(path.read_text().splitlines()) <= 400, path
-        for function, _ in functions(path):
-            given = [a.arg for a in function.args.args + function.args.kwonlyargs]
-            assert len([a for a in given if a not in ("self", "cls")]) <= 6, function.name
+        for node, _ in functions(path):
+            given = [a.arg for a in node.args.args + node.args.kwonlyargs]
+            assert len([a for a in given if a not in ("self", "cls")]) <= 6, f"{path}: {node.name}"
+
+
+def test_scripts_are_thin():
+    for path in (ROOT / "scripts").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 40, path
+
+
+def test_what_an_attack_is_stands_in_its_class():
+    """Nobody finds out by `hasattr` what an attack is."""
+    for path in SOURCES:
+        for node in ast.walk(tree_of(path)):
+            called = isinstance(node, ast.Call) and getattr(node.func, "id", "")
+            if called in ("hasattr", "getattr") and node.args:
+                asked = ast.unparse(node.args[0])
+                assert not re.search(r"attack|objective|judge|ensemble", asked), f"{path}: {asked}"
 
 
 def test_help_loads_neither_torch_nor_timm():
@@ -91,3 +187,9 @@ def test_readme_is_short_and_its_keys_exist():
     assert len(text.splitlines()) <= 150
     for target in re.findall(r"(?:`|^    )make ([a-z]+)", text, re.M):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_prose_can_be_read_in_a_plain_terminal(path):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        assert len(line) <= 100 or line.startswith(("|", "![", "http")), f"{path}:{number}"

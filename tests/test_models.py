@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from sat.activations.swap import prove_swap, swap_activations
-from sat.models.backbones import (
+from sat.models import (
     CifarResNet,
     Classifier,
     EfficientNet,
@@ -19,9 +19,9 @@ from sat.models.backbones import (
     ResNet,
     Timm,
     WideResNet,
-    assemble,
-    fit_stem,
 )
+from sat.models.classifier import assemble
+from sat.models.stems import fit_stem
 
 OPTIONS = Path(__file__).parents[1] / "conf" / "model"
 FAMILIES = {

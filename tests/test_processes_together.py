@@ -22,7 +22,8 @@ PGD = [
     "+attack@evaluation.attacks.pgd=pgd", "evaluation.attacks.pgd.steps=3",
 ]  # fmt: skip
 BOTH = [
-    "evaluation=autoattack", *PGD, "evaluation.masking_checks=8", "evaluation.attacks.autoattack.eps=60",
+    "evaluation=autoattack", *PGD, "evaluation.masking_checks=8",
+    "evaluation.attacks.autoattack.eps=60",
     "evaluation.attacks.autoattack.version=custom",
     "evaluation.attacks.autoattack.attacks=[apgd-ce]",
 ]  # fmt: skip

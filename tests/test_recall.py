@@ -481,8 +481,8 @@ def test_a_part_takes_nothing_from_the_whole(sat, copy):
     before = result_of(copy)
     alarm = next(a for a in before["alarms"] if a["name"] == "more_steps")
     assert alarm["attack"] == "weak" and "weak: more steps help" in whole.err
-    few = sat(f"evaluate={copy}", *weak, "evaluation.limit=20", "evaluation.masking_checks=5", tiny=False,
-              root=copy.parent)  # fmt: skip
+    few = sat(f"evaluate={copy}", *weak, "evaluation.limit=20", "evaluation.masking_checks=5",
+              tiny=False, root=copy.parent)  # fmt: skip
     assert few.code == 0 and "is finished" in few.out, few.err
     again = sat(f"evaluate={copy}", *weak, "evaluation.limit=359", tiny=False, root=copy.parent)
     assert "is finished" in again.out and result_of(copy) == before
@@ -527,8 +527,8 @@ def test_results_of_earlier_versions_are_read(sat, copy):
     result = result_of(copy)
     result["dataset"].pop("test_content")
     for which in ("best", "last"):
-        result[which]["masking_checks"] = {"attack": "pgd20", "images": 50, "seconds": 1.0, "alarms": [],
-                                   "curve": []}  # fmt: skip
+        result[which]["masking_checks"] = {"attack": "pgd20", "images": 50, "seconds": 1.0,
+                                           "alarms": [], "curve": []}  # fmt: skip
     (copy / "result.json").write_text(json.dumps(result))
     done = sat(f"evaluate={copy}", "evaluation.limit=50", "evaluation.attacks.pgd20.steps=3",
                "evaluation.masking_checks=50", tiny=False, root=copy.parent)  # fmt: skip

@@ -19,7 +19,7 @@ from conftest import ROOT, start
 from test_run import metrics, same_outcome
 
 from sat import sweep
-from sat.acceleration import auto
+from sat.acceleration.device import find_device
 from sat.errors import Busy, Refused
 from sat.loggers import screen
 from sat.run import headline
@@ -61,12 +61,12 @@ def holder(run: Path) -> int:
 def test_processes_side_by_side_take_the_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    taken = [str(auto.find_device("auto", seat)) for seat in range(7)]
+    taken = [str(find_device("auto", seat)) for seat in range(7)]
     assert taken == [f"cuda:{n}" for n in (0, 1, 2, 0, 1, 2, 0)]
-    assert str(auto.find_device("auto")) == "cuda:0"
-    assert str(auto.find_device("cuda:1", 2)) == "cuda:1"
+    assert str(find_device("auto")) == "cuda:0"
+    assert str(find_device("cuda:1", 2)) == "cuda:1"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert str(auto.find_device("auto", 5)) == "cpu"
+    assert str(find_device("auto", 5)) == "cpu"
 
 
 SIT = "from sat import sweep; print(sweep.seat(), sweep.seat(), flush=True); input()"

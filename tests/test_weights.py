@@ -17,7 +17,8 @@ from sat.activations import PReLU, SiLU, SmoothReLU
 from sat.config import CONF, check, resolve
 from sat.errors import Refused
 from sat.identity import identity
-from sat.models.backbones import ResNet, assemble
+from sat.models.backbones import ResNet
+from sat.models.classifier import assemble
 from sat.models.weights import build_model, load_weights
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]

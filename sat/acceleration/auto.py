@@ -1,15 +1,14 @@
-"""What this machine does well: the device, and the precision and layout that pay on it."""
+"""What `auto` stands for here: the precision, layout, compilation and threads that pay."""
 
-import time
-from functools import cache
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
 
 from sat.acceleration.compilation import compiles
 from sat.acceleration.precision import channels_last_pays
-from sat.launch import local_size, processes
-from sat.training.schedule import FUSED, Schedule
+from sat.acceleration.processor import cpu_has_bf16
+from sat.launch import processes
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 THREADS = torch.get_num_threads()  # a run of a sweep must not inherit what the one before chose
@@ -18,62 +17,36 @@ COMPILE_PAYS_FROM = 2000  # updates on a GPU; compilation takes up to a minute
 # Multiply-adds of a training's updates on a CPU: with PGD-1 nearly two hours at half a TFLOP/s, of
 # which a compiled network saves 6 % at best on AVX-512, and takes half a minute.
 COMPILE_PAYS_FROM_WORK = 1e15
+FUSED = ("sgd", "momentum", "adamw")  # optimisers whose step torch has in one launch
+
+Switch = bool | Literal["auto"]
 
 
-def find_device(asked: str, seat: int = 0) -> torch.device:
-    """`auto` is a GPU where there is one; where there are more, processes side by side take them in
-    turn, by their `seat`, and the processes of one run have one each. Raises ValueError for a
-    device that is not there."""
-    shared = processes()[1] > 1
-    if shared and asked.startswith("cuda:"):
-        raise ValueError(f"={asked}: is one GPU for all processes; write device=auto")
-    if asked == "auto" and not torch.cuda.is_available():
-        return torch.device("cpu")
-    if asked == "auto" or shared and asked == "cuda":
-        if shared and local_size() > (count := torch.cuda.device_count()):
-            raise ValueError(
-                f"={asked}: {count} GPU here for {local_size()} processes; torchrun"
-                f" --nproc-per-node={count}"
-            )
-        return torch.device("cuda", seat % torch.cuda.device_count())
-    try:
-        device = torch.device(asked)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"={asked}: is not one of auto, cpu, cuda, cuda:1, ...")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ValueError(f"={asked}: {count or 'no'} GPU here; write device=cpu or auto")
-    return device
+class Asked(Protocol):
+    """What a schedule asks for, see `sat.training.schedule.Schedule`."""
+
+    epochs: float
+    batch_size: int
+    optimizer: str
+    precision: str
+    channels_last: Switch
+    compile: Switch | Literal["reduce-overhead"]
+    fold: Switch
+    fused: Switch
+    tf32: Switch
+    shard: bool
+
+    @property
+    def parts(self) -> int: ...
+
+    def steps(self, images: int) -> int: ...
 
 
-def settle_on(device: torch.device) -> None:
-    """Makes it the device of this process: what names no device would open the first GPU, too."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-
-
-@cache
 def bf16_pays(kind: str) -> bool:
-    """Whether bfloat16 products are fast here: asked of a GPU, timed on a CPU.
-
-    A CPU without bfloat16 arithmetic emulates it, up to 200 times slower, and its own answer to
-    the question is not to be relied on; one with it is 3 to 8 times as fast as in float32.
-    """
+    """Whether a device of this kind has bfloat16 arithmetic: a GPU is asked, a CPU by its flags."""
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(256, 256, dtype=dtype)
-        a @ a  # the first product of a kind is slow
-        times = []
-        for _ in range(20):
-            start = time.perf_counter()
-            a @ a
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
-    return seconds[torch.bfloat16] < seconds[torch.float32] / 1.5
+    return cpu_has_bf16()
 
 
 def multiply_adds(model: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -93,16 +66,23 @@ def depthwise(model: nn.Module) -> bool:
     return any(c.groups == c.in_channels > 1 for c in convolutions)
 
 
-def auto_precision(kind: str, scattered: bool) -> str:
-    """Of a training on a device of this kind; `scattered`: with depthwise convolutions.
+def auto_precision(kind: str, scattered: bool, small: bool) -> str:
+    """The precision in which a training on a device of this kind is fastest, by rule.
 
-    For those a CPU has no good bfloat16 kernel: an EfficientNet-b0 of 16 pixels took 203 ms a step
-    in float32 and channels_last, 475 and more in bfloat16, 483 without channels_last.
+    On a CPU float32 for `small` steps, whose casts cost what their products save (8x8 digits: as
+    fast as bfloat16 within 5 %, and one command gives the same numbers on more machines), and for
+    `scattered` networks, with depthwise convolutions, for which it has no good bfloat16 kernel: an
+    EfficientNet-b0 of 16 pixels took 203 ms a step in float32, 475 and more in bfloat16.
     """
-    return "bf16" if bf16_pays(kind) and not (scattered and kind == "cpu") else "fp32"
+    return "bf16" if bf16_pays(kind) and not (kind == "cpu" and (scattered or small)) else "fp32"
 
 
-def _long(schedule: Schedule, device: torch.device, images: int, image_cost: int) -> bool:
+def is_small(batch_cost: float) -> bool:
+    """Whether a step is too small to be shared among cores; by a batch's forward."""
+    return batch_cost < ONE_THREAD_BELOW
+
+
+def _long(schedule: Asked, device: torch.device, images: int, image_cost: int) -> bool:
     """Whether a run earns its compilation, where there is a compiler."""
     if schedule.compile != "auto" or schedule.shard or processes()[1] > 1:
         return False
@@ -113,7 +93,7 @@ def _long(schedule: Schedule, device: torch.device, images: int, image_cost: int
 
 
 def choose(
-    schedule: Schedule, device: torch.device, images: int, image_cost: int, scattered: bool
+    schedule: Asked, device: torch.device, images: int, image_cost: int, scattered: bool
 ) -> dict[str, str | bool | int]:
     """What `auto` stands for in this run: chosen once, kept in its checkpoint.
 
@@ -121,9 +101,9 @@ def choose(
     threads would wait for each other more than they compute, above all on a busy machine.
     """
     precision, on_gpu = schedule.precision, device.type == "cuda"
+    small = is_small(image_cost * schedule.batch_size)
     if precision == "auto":
-        precision = auto_precision(device.type, scattered)
-    small = image_cost * schedule.batch_size < ONE_THREAD_BELOW
+        precision = auto_precision(device.type, scattered, small)
     given = lambda asked, usual: usual if asked == "auto" else asked  # noqa: E731
     return {
         "precision": precision,

@@ -5,8 +5,6 @@ from functools import cache
 import torch
 from torch import nn
 
-from sat.training.plan import Plan
-
 
 @cache
 def compiles(device: torch.device) -> bool:
@@ -20,12 +18,12 @@ def compiles(device: torch.device) -> bool:
     return True
 
 
-def compiled(net: nn.Module, plan: Plan) -> nn.Module:
-    """The network as the plan has it. What can't be compiled raises at its first forward, but where
-    compilation is on by itself: there it runs eagerly, with a warning of torch's."""
-    if not (how := plan.choices["compile"]):
+def compiled(net: nn.Module, how: bool | str, lenient: bool) -> nn.Module:
+    """The network compiled as `how` says: not at all, or in that mode of torch's. What can't be
+    compiled raises at its first forward; `lenient`, it runs eagerly, with a warning of torch's."""
+    if not how:
         return net
-    torch._dynamo.config.suppress_errors = plan.schedule.compile == "auto"
+    torch._dynamo.config.suppress_errors = lenient
     return torch.compile(net, mode=how if isinstance(how, str) else None)
 
 

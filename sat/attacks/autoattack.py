@@ -68,8 +68,8 @@ class AutoAttack:
     def judge(
         self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
     ) -> None:
-        """As `sat.attacks.outcomes.Ensemble` promises. A batch is decided as a whole: one that was begun and not
-        ended is begun again."""
+        """As `sat.attacks.outcomes.Ensemble` promises. A batch is decided as a whole: one that was
+        begun and not ended is begun again."""
         with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
             package = self._package(model, x, rng.key)
             for k, name in enumerate(self.names):

@@ -19,10 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sat.errors import Fault, Lost, Refused
+from sat.errors import Fault, Lost, Refused, is_out_of_memory
 from sat.launch import local_rank, processes
 from sat.training.schedule import Schedule
-from sat.training.skips import is_out_of_memory
 
 # Of the hosts, who wait for files, figures and locks of the first. A process that dies is noticed
 # at once, since its connections break.

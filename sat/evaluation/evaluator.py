@@ -15,11 +15,10 @@ from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import Series, ensemble_of
 from sat.config import Spec
 from sat.data import Data, chunks, indexed
-from sat.diagnostics import masking_checks
 from sat.distributed import World
 from sat.errors import Refused
 from sat.evaluation.curves import entry_of
-from sat.evaluation.masking_checks import square_alarm
+from sat.evaluation.masking_checks import masking_checks, square_alarm
 from sat.evaluation.settings import accuracy, joined, measure, robustness, share
 from sat.evaluation.store import OutcomeStore, changes, digest_of, taken
 from sat.loggers.screen import Progress

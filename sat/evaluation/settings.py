@@ -25,8 +25,8 @@ class Evaluation:
     accuracy over the size or the length of an attack. `checkpoints` may name `best`, `last` and,
     of a run with weight averaging, `last_raw`, the last weights themselves. `limit` takes the
     first test images of a set with a canonical order, a class-balanced part of any other;
-    `subset_seed` draws another part. On `masking_checks` of them (0: none) it is asked afterwards whether
-    the numbers are to be believed.
+    `subset_seed` draws another part. On `masking_checks` of them (0: none) it is asked afterwards
+    whether the numbers are to be believed.
     """
 
     attacks: dict[str, Any] = field(default_factory=dict)
@@ -149,8 +149,8 @@ def share(world: World, judge: Ensemble) -> slice:
 
 
 def joined(world: World, outcomes: AttackOutcomes, own: slice) -> AttackOutcomes:
-    """A measurement of several processes, each with its `own` places decided in its `outcomes`; their
-    seconds add up."""
+    """A measurement of several processes, each with its `own` places decided in its `outcomes`;
+    their seconds add up."""
     parts = world.gather((own, outcomes.fell[own], outcomes.passed[own], outcomes.seconds))
     for places, fell, passed, _ in parts:
         outcomes.fell[places], outcomes.passed[places] = fell, passed

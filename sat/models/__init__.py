@@ -1,14 +1,14 @@
-"""Networks: backbones, the classifier made of one, and weights from anywhere."""
+"""Networks: backbones, the classifier made of one, weights from anywhere, export."""
 
 from sat.models.backbones import (
     CifarResNet,
-    Classifier,
     EfficientNet,
     PreActResNet,
     ResNet,
     Timm,
     WideResNet,
 )
+from sat.models.classifier import Classifier
 
 __all__ = [
     "CifarResNet",

@@ -1,27 +1,22 @@
-"""Backbones by timm, and the classifier made of one: images in [0, 1] in, logits out.
+"""Backbones by timm, a frozen dataclass a family.
 
-A model family is a frozen dataclass; called with what the dataset fixes (channels, classes, image
-size) it returns a timm network with the activations timm gives it. `assemble` swaps them, proves
-the swap (`sat.activations.swap`) and puts the normalisation in front.
+Called with what the dataset fixes (channels, classes, image size) it returns a timm network with
+the activations timm gives it, which `sat.models.classifier` swaps.
 
 `width` multiplies a family's channels; they are rounded to a multiple of 2 (8 in the pre-activation
 families, whose timm class rounds so), and a width that leaves none is refused.
 """
 
-import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sat.activations.swap import SwapReport, prove_swap, swap_activations
-
-log = logging.getLogger("sat")
-Stem = Literal["auto", "small", "large"]
+from sat.models.stems import Stem, fit_stem, stem_convolution
 
 _BLOCKS = {  # a stage, by depth
     **dict.fromkeys((10, 14), (1, 1, 1, 1)),
@@ -244,84 +239,6 @@ class Timm:
         return timm.create_model(self.name, **given)
 
 
-def fit_stem(net: nn.Module, stem: Stem, image_size: int, pretrained: bool = False) -> nn.Module:
-    """Give `net` the stem asked for, in place: small is a 3x3 convolution of stride 1 without
-    pooling, large what the family has. auto is small for images of at most 64 pixels, and large
-    for pretrained weights or where this function knows no small one. A small stem that would lose
-    pretrained weights is refused.
-    """
-    from timm.models.resnet import ResNet
-    from timm.models.resnetv2 import ResNetV2
-
-    if stem == "large" or (stem == "auto" and (pretrained or image_size > 64)):
-        return net
-    if isinstance(net, ResNet):
-        _shrink(net, "conv1", ("maxpool",), pretrained)
-    elif isinstance(net, ResNetV2):
-        conv = "conv" if hasattr(net.stem, "conv") else "conv1"
-        _shrink(net.stem, conv, ("pad", "pool"), pretrained)
-    elif isinstance(getattr(net, "conv_stem", None), nn.Conv2d):
-        _shrink(net, "conv_stem", (), pretrained)
-    elif stem == "small":
-        raise ValueError(
-            f"stem=small: not known for {type(net).__name__}, only for ResNet, ResNetV2 and "
-            "EfficientNet-like models; write stem=auto"
-        )
-    else:
-        log.warning(
-            "model.stem=auto: no small stem is known for %s, which was made for larger images than"
-            " %d pixels; dataset.image_size=224 enlarges them", type(net).__name__, image_size,
-        )  # fmt: skip
-    return net
-
-
-class Classifier(nn.Module):
-    """Images in [0, 1], float32 [B, C, H, W], to float32 logits [B, classes].
-
-    Normalises first, so an attack works in pixel space; `mean` and `std` are part of the state
-    dict. With `autocast` set, the backbone runs in that type; with `channels_last`, on images laid
-    out so (the caller converts the weights).
-    """
-
-    autocast: torch.dtype | None = None
-    channels_last: bool = False
-    recomputes: bool = False  # see sat.recomputation
-    swap: SwapReport | None = None
-
-    def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = (x - self.mean) / self.std
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        if self.autocast is None:
-            return self.backbone(x).float()
-        with torch.autocast(x.device.type, dtype=self.autocast):
-            return self.backbone(x).float()
-
-
-def assemble(
-    backbone: nn.Module,
-    activation: Callable[[], nn.Module],
-    mean: Sequence[float],
-    std: Sequence[float],
-    image_shape: tuple[int, int, int],
-) -> Classifier:
-    """The classifier with `activation` in place of every activation of `backbone`, proved by one
-    forward on a random image of `image_shape` (channels, height, width); raises ValueError where
-    the proof fails. The report is its `swap`."""
-    report = swap_activations(backbone, activation)
-    device = next(backbone.parameters()).device
-    image = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    net = Classifier(backbone, mean, std)
-    net.swap = prove_swap(backbone, image, report)
-    return net
-
-
 def _resnet(
     block: type, blocks: Sequence[int], widths: Sequence[int], channels: int, classes: int, **groups
 ) -> nn.Module:
@@ -331,7 +248,7 @@ def _resnet(
     # timm's plain stem has 64 channels whatever is asked; its deep one, here replaced, follows.
     stem = {"stem_type": "deep", "stem_width": widths[0] // 2}
     net = ResNet(block, blocks, classes, channels, channels=widths, **stem, **groups)
-    net.conv1 = _stem_conv(nn.Conv2d, channels, widths[0], kernel=7, stride=2)
+    net.conv1 = stem_convolution(nn.Conv2d, channels, widths[0], kernel=7, stride=2)
     return net
 
 
@@ -351,32 +268,6 @@ def _resnet_v2(
     ratio = 1.0 if basic else 0.25
     sizes = {"stem_chs": stem, "basic": basic, "bottle_ratio": ratio}
     return ResNetV2(blocks, widths, classes, channels, **sizes, **layers)
-
-
-def _shrink(owner: nn.Module, name: str, pools: tuple[str, ...], pretrained: bool) -> None:
-    """Make the stem convolution `owner.name` 3x3 with stride 1, and drop the pooling after it."""
-    conv = getattr(owner, name)
-    first = conv[0] if isinstance(conv, nn.Sequential) else conv  # a deep stem: three 3x3
-    dropped = [pool for pool in pools if hasattr(owner, pool)]
-    too_large = first.kernel_size[0] > 3
-    if pretrained and (
-        too_large or any(list(getattr(owner, pool).parameters()) for pool in dropped)
-    ):
-        raise ValueError(
-            "stem=small: would throw away the pretrained weights of the stem; write stem=large, or "
-            "pretrained=false"
-        )
-    first.stride = (1, 1)
-    if too_large:
-        setattr(owner, name, _stem_conv(type(first), first.in_channels, first.out_channels, 3, 1))
-    for pool in dropped:
-        setattr(owner, pool, nn.Identity())
-
-
-def _stem_conv(kind: type, inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
-    conv = kind(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv
 
 
 def _widened(channels: Sequence[int], width: float, multiple: int = 2) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sat.errors import Refused, refusing
 from sat.identity import SECTIONS
-from sat.models.backbones import Classifier, assemble
+from sat.models.classifier import Classifier, assemble
 from sat.rundir import checkpoint
 from sat.rundir.record import weights_file
 from sat.rundir.untrusted import check_sums, read_sections

@@ -242,7 +242,7 @@ def _told(directory: Path) -> Iterator[None]:
             raise
         raise checkpoint.Unwritable(named or directory, error) from error
     except (RuntimeError, MemoryError) as error:
-        from sat.training.skips import is_out_of_memory
+        from sat.errors import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

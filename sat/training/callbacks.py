@@ -20,7 +20,7 @@ from sat.config import Spec
 from sat.data import Data, chunks
 from sat.data.choice import split_part
 from sat.distributed import ALONE, World
-from sat.errors import SIGNALS, Diverged, Fault, Lost, Refused, Stopped
+from sat.errors import SIGNALS, Diverged, Fault, Lost, Refused, Stopped, is_out_of_memory
 from sat.evaluation.alarm import Alarm
 from sat.evaluation.settings import joined, measure, share
 from sat.loggers.screen import Progress
@@ -31,7 +31,7 @@ from sat.rundir import checkpoint
 from sat.rundir.record import Run, environment
 from sat.training.loop import Trainer
 from sat.training.overfitting import Overfitting, Probe
-from sat.training.skips import Relapse, is_out_of_memory, starved
+from sat.training.skips import Relapse, starved
 
 log = logging.getLogger("sat")
 ONE_WISH = 1.0  # seconds: a terminal and the command line of a sweep may both tell a worker process

@@ -14,11 +14,11 @@ from sat.acceleration.precision import float32, lay_out
 from sat.acceleration.recomputation import counted_once
 from sat.activations.surrogate import phase, phased
 from sat.distributed.world import ALONE, World, local_statistics
-from sat.errors import Diverged
+from sat.errors import Diverged, is_out_of_memory
 from sat.rng import RowRng, generator_states, seed_of, set_generators
 from sat.training.plan import Plan
 from sat.training.schedule import build_optimizer, load_optimizer
-from sat.training.skips import REMEDY, Relapse, Skips, copied, is_out_of_memory, not_finite
+from sat.training.skips import REMEDY, Relapse, Skips, copied, not_finite
 
 
 class Trainer:
@@ -49,7 +49,7 @@ class Trainer:
             self.model = model = copy.deepcopy(model)
             for shared in [model, *([self.average.module] if self.average else [])]:
                 sharding.shard_(shared)
-        self.net, self.warmup = compiled(model, plan), Warmup(bool(choices["compile"]))
+        self.net, self.warmup = self._compiled(model), Warmup(bool(choices["compile"]))
         self._folded: Folded | None = None  # what the attack searches, see `searched`
         self.phased = phased(model)
         fused = choices.get("fused", False) and not self.sharding
@@ -175,9 +175,13 @@ class Trainer:
         if self._folded is None:
             self._folded = fold(self.model, x[:2], self.model.autocast)
             self.phased += phased(self._folded.net)
-            self._attacked = compiled(self._folded.net, self.plan)
+            self._attacked = self._compiled(self._folded.net)
         self._folded.follow()
         return self._attacked
+
+    def _compiled(self, net: nn.Module) -> nn.Module:
+        plan = self.plan
+        return compiled(net, plan.choices["compile"], lenient=plan.schedule.compile == "auto")
 
     def _check(self, gradients: list[Tensor]) -> None:
         """That of torch's GradScaler, with a scale of 1: one launch, 30 us on a CPU."""

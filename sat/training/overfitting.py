@@ -22,7 +22,8 @@ class Probe:
 
     Of the held-out images `indices` [N] it looks at each so many-th, 256 at most, beside what the
     attack does to them: two input gradients and a forward an image, and no attack of its own; all
-    of the network that the attack searches (see `sat.acceleration.folding`), the single step's verdict as well.
+    of the network that the attack searches (see
+    `sat.acceleration.folding`), the single step's verdict as well.
 
     A single step is FGSM's, from the clean image, at the training attack's eps and norm (at the
     validation's where the training has none).

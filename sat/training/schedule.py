@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-FUSED = ("sgd", "momentum", "adamw")  # those with such a step in torch
+from sat.acceleration.auto import FUSED
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Schedule:
     decay a step of the weights' average, from the first step on: 1 / (1 - ema) steps should be few
     beside the run's. `ema` and `clip` (L2 norm of the gradient) are off at 0. `sync_batch_norm` is
     for several processes, see `sat.distributed`; None: on GPUs, unless the attack's batch norm is
-    in training mode. `shard` shares out weights and optimiser over them, see `sat.distributed.sharding`.
-    `compile=reduce-overhead` takes CUDA graphs as well, for small images. `fold` merges batch norms
-    for attacks, see `sat.acceleration.folding`; `fused` is the optimiser's own step in one launch; `tf32` is for
-    products of float32 on a GPU.
+    in training mode. `shard` shares out weights and optimiser over them, see
+    `sat.distributed.sharding`. `compile=reduce-overhead` takes CUDA graphs as well, for small
+    images. `fold` merges batch norms for attacks, see `sat.acceleration.folding`; `fused` is the
+    optimiser's own step in one launch; `tf32` is for products of float32 on a GPU.
     `grad_checkpointing` keeps of each block its input alone and computes the rest again for the
     backward pass: one unit more for an update and for each step of an attack.
     """

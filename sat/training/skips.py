@@ -99,15 +99,6 @@ def copied(state: dict[str, Any], before: dict[str, Any] | None) -> dict[str, An
     return tree_unflatten([own if tensor else new for own, new, tensor in either], spec)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a device or on the host; torch has no one type for it."""
-    text = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("DefaultCPUAllocator" in text or "out of memory" in text or "ALLOC_FAILED" in text)
-    )
-
-
 def starved(batch: int, accumulate: int) -> Fault:
     """What to do when an update of `batch` images in `accumulate` parts finds no memory."""
     if batch < 4 * accumulate:  # batch norm needs two images a part
