@@ -135,16 +135,17 @@ def tables_of(experiment: Experiment, runs: Sequence[Measured]) -> list[Table]:
         siblings = [other for name, other in groups if name == dataset and other != setting]
         number = 1 + sum(table.dataset == dataset for table in tables)
         differing = apart(setting, siblings)
-        table = table_of(experiment, dataset, mine)
-        heading = told(mine, table.attack, experiment.rows, differing)
-        more = [f"other runs of {dataset} have other test images, and a table of their own"]
-        notes = [*table.notes, *more * ("test images" in differing)]
-        tables.append(replace(table, setting=heading, number=number, notes=notes))
+        tables.append(replace(table_of(experiment, dataset, mine, differing), number=number))
     return tables
 
 
-def table_of(experiment: Experiment, dataset: str, runs: Sequence[Measured]) -> Table:
-    """One table, its heading still to be told."""
+def table_of(
+    experiment: Experiment,
+    dataset: str,
+    runs: Sequence[Measured],
+    differing: Mapping[str, Any],
+) -> Table:
+    """One table; `differing` are the keys that set it apart from others of the experiment."""
     rows, alike, notes = rows_of(experiment, runs)
     attack, weaker = primary(alike, rows)
     notes += weaker
@@ -154,6 +155,17 @@ def table_of(experiment: Experiment, dataset: str, runs: Sequence[Measured]) -> 
     rows, reference, missing = compared(rows, experiment.spec.get("reference"))
     verdicts = judged(rows, experiment.spec.get("claims") or (), attack)
     notes += [*masking_checks(alike), *missing]
-    facts = facts_of(experiment, alike)
-    return Table(experiment.name, dataset, "", experiment.spec, rows, attack, verdicts, notes,
-                 facts, reference)  # fmt: skip
+    if "test images" in differing:
+        notes.append(f"other runs of {dataset} have other test images, and a table of their own")
+    return Table(
+        experiment=experiment.name,
+        dataset=dataset,
+        setting=told(alike, attack, experiment.rows, differing),
+        spec=experiment.spec,
+        rows=rows,
+        attack=attack,
+        verdicts=verdicts,
+        notes=notes,
+        facts=facts_of(experiment, alike),
+        reference=reference,
+    )

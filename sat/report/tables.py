@@ -184,7 +184,7 @@ def primary(runs: Sequence[Measured], rows: Sequence[Row]) -> tuple[str, list[st
     return best, notes
 
 
-RANKS = {"AutoAttack": 3, "FastAutoAttack": 2, "FastAutoAttack": 2, "PGD": 1}
+RANKS = {"AutoAttack": 3, "FastAutoAttack": 2, "PGD": 1}
 
 
 def lacking(row: Row, measure: Measure) -> int:
@@ -211,11 +211,11 @@ def masking_checks(runs: Sequence[Measured]) -> list[str]:
 def command(experiment: Experiment, runs: Sequence[Measured]) -> str:
     """What asks for these runs: the experiment, and all overrides that they share; of runs without
     one all that were given, as a sweep where that makes these runs and no other."""
-    given = [dict.fromkeys(map(str, run.result.get("overrides") or ())) for run in runs]
+    words = [map(str, run.result.get("overrides") or ()) for run in runs]
+    given = [dict.fromkeys(word for word in each if key_of(word) not in PLACES) for each in words]
     shared = [word for word in given[0] if all(word in each for each in given)]
     dataset, seeds = set_of(runs[0]), sorted({run.seed for run in runs})
     if experiment.name == OTHERS:
-        shared = [word for word in shared if key_of(word) not in PLACES]
         values: dict[str, list[str]] = {}
         for word in (word for each in given for word in each if word not in shared):
             key, _, value = word.partition("=")
@@ -231,7 +231,7 @@ def command(experiment: Experiment, runs: Sequence[Measured]) -> str:
     words += [f"dataset={dataset}"] if dataset != "digits" else []
     for word in shared:
         key = key_of(word)
-        own = key in (*PLACES, "seed", "experiment", "dataset") or key in experiment.rows
+        own = key in ("seed", "experiment", "dataset") or key in experiment.rows
         if not own and key not in experiment.swept and not key.startswith(("experiment/", "hydra")):
             words.append(word)
     return " ".join([*words, f"seed={','.join(map(str, seeds))}"])
