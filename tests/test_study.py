@@ -172,7 +172,9 @@ def test_a_worst_case_is_averaged_over_equal_attacks_alone(folder, write):
         run = folder.add("relu", seed, {"pgd20": 70, "strong": 60, **third})
         whole = json.loads((run / "result.json").read_text())
         robust = whole["best"]["robust"]
-        entry = {k: robust["third" if seed else "strong"][k] for k in ("accuracy", "ci95", "images")}
+        entry = {
+            k: robust["third" if seed else "strong"][k] for k in ("accuracy", "ci95", "images")
+        }
         robust["worst_case"] = {**entry, "attacks": list(robust)}
         (run / "result.json").write_text(json.dumps(whole))
     table = only(folder)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from sat.errors import Refused
-from sat.identity import trained_by
+from sat.identity import SECTIONS, data_name, trained_by
 from sat.rundir import untrusted
 from sat.rundir.record import is_running, read_result
 
@@ -199,9 +199,11 @@ def check(config: dict[str, Any], result: dict[str, Any]) -> None:
             (config["schedule"]["epochs"], float | int), (config["seed"], int),
             (config["attack"].get("steps", 1), int), (config["attack"]["_target_"], str),
             (config["model"].get("name"), str | None), (config["choices"], dict),
+            (data_name(config["dataset"]), str | None), *((config[name], dict) for name in SECTIONS),
         ],
         "result.json": [
-            (result["dataset"]["name"], str), (result["dataset"].get("test_content"), str | None),
+            (result.get("identity"), dict | None), (result["dataset"]["name"], str),
+            (result["dataset"].get("test_content"), str | None),
             (result.get("parameters"), int | None), (result.get("multiply_adds"), number),
             (result.get("wall_seconds"), number), (result.get("environment"), dict | None),
             (result.get("alarms"), list | None), (result.get("overrides"), list | None),
