@@ -8,47 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from written import Folder, change
+from written import CLAIM, Folder, change
 
 from sat.report import pages, spec, study
 
 ROOT = Path(__file__).parents[1]
-SPEC = {
-    "title": "Activations",
-    "question": "Is smooth better?",
-    "rows": ["activation", "activation.alpha"],
-    "reference": {"activation": "relu"},
-    "published": {
-        "setting": "ImageNet", "source": "figure 2",
-        "rows": [{"activation": "relu", "clean": 68.8, "robust": 33.0}],
-    },
-}  # fmt: skip
 BEST = ("best", "pgd20")
-CLAIM = {"text": "SiLU wins.", "better": {"activation": "silu"}, "than": {"activation": "relu"},
-         "measure": "robust"}  # fmt: skip
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return Folder(tmp_path / "outputs")
-
-
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """`write(claims=[...])` writes the experiment x, `write("y", rows=[...])` another; there are
-    these alone."""
-    monkeypatch.setattr(spec, "CONF", tmp_path / "conf")
-
-    def call(name="x", whole=None, **changes):
-        path = tmp_path / "conf" / "experiment" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        node = {key: value for key, value in {**SPEC, **changes}.items() if value is not None}
-        path.write_text(yaml.safe_dump({"report": node, **(whole or {})}))
-        spec.load.cache_clear()
-
-    call()
-    yield call
-    spec.load.cache_clear()
 
 
 def only(folder: Folder, experiment=None):

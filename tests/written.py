@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 
 from sat.evaluation.settings import accuracy
+from sat.report import spec
 
 PGD = {"attack": "PGD", "eps": 8.0, "norm": "linf", "steps": 20, "limit": None, "subset_seed": None}
 SETTINGS = {
@@ -14,6 +16,19 @@ SETTINGS = {
     "other": {**PGD, "eps": 4.0},  # pgd20 of another size
     "weak": {**PGD, "eps": 2.0, "steps": 50},
 }
+
+SPEC = {
+    "title": "Activations",
+    "question": "Is smooth better?",
+    "rows": ["activation", "activation.alpha"],
+    "reference": {"activation": "relu"},
+    "published": {
+        "setting": "ImageNet", "source": "figure 2",
+        "rows": [{"activation": "relu", "clean": 68.8, "robust": 33.0}],
+    },
+}  # fmt: skip
+CLAIM = {"text": "SiLU wins.", "better": {"activation": "silu"}, "than": {"activation": "relu"},
+         "measure": "robust"}  # fmt: skip
 
 
 def config(activation: str, seed: int, alpha: float | None = None, **changes) -> dict:
@@ -38,8 +53,10 @@ def config(activation: str, seed: int, alpha: float | None = None, **changes) ->
 
 def identity(written: dict) -> dict:
     """What a run's result tells of its config, as if there were no default."""
-    sections = ("activation", "attack", "dataset", "model", "schedule", "objective", "validation")
-    return {"seed": written["seed"], **{name: written[name] for name in sections}}
+    sections = ("activation", "attack", "model", "schedule", "objective", "validation")
+    dataset = {key: value for key, value in written["dataset"].items() if key != "root"}
+    told = {"seed": written["seed"], "dataset": dataset}
+    return told | {name: written[name] for name in sections}
 
 
 class Folder:
@@ -97,3 +114,26 @@ def write_flags(run: Path, name: str, robust, clean=None, indices=None, settings
 def change(path: Path, **values) -> None:
     """Sets keys of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path / "outputs")
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """`write(claims=[...])` writes the experiment x, `write("y", rows=[...])` another; there are
+    these alone."""
+    monkeypatch.setattr(spec, "CONF", tmp_path / "conf")
+
+    def call(name="x", whole=None, **changes):
+        path = tmp_path / "conf" / "experiment" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        node = {key: value for key, value in {**SPEC, **changes}.items() if value is not None}
+        path.write_text(yaml.safe_dump({"report": node, **(whole or {})}))
+        spec.load.cache_clear()
+
+    call()
+    yield call
+    spec.load.cache_clear()
