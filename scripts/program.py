@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pages import grid
-from runs import read_yaml, runs_in
+from sat.report.runs import read_yaml, runs_in
 from steps import digits
 from stopwatch import spread
 

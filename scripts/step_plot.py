@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from canvas import INK, MARKERS, STYLE, WIDTH
+from sat.report.canvas import INK, STYLE, WIDTH
 from cases import units
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ def draw_steps(found: dict[str, Any], about: str, folder: Path) -> list[Path]:
             middle, low, high = (
                 [1e3 * row["seconds"][key] for row in mine] for key in ("median", "low", "high")
             )
-            ink, marker = INK[number % len(INK)], MARKERS[number % len(MARKERS)]
+            ink, marker = INK[number % len(INK)], "os^DvPXp"[number % 8]
             axes.plot([row["k"] for row in mine], middle, color=ink, marker=marker, label=name)
             axes.vlines([row["k"] for row in mine], low, high, color=ink)
         rate = found["limit"]["flop_per_second"]

@@ -309,13 +309,11 @@ def numbers(run: Path) -> dict:
 
 
 def report_of(root: Path, patch) -> Answer:
-    patch.syspath_prepend(str(ROOT / "scripts"))
-    import plots
-    import report
+    from sat.report import command, figures
 
-    patch.setattr(plots, "draw", lambda tables, folder: [])
+    patch.setattr(figures, "draw", lambda tables, folder: [])
     words = [["report", str(root)], ["report", "--status", str(root)]]
-    first, second = (answer(report.main, argv, root) for argv in words)
+    first, second = (answer(command.main, argv, root) for argv in words)
     texts = first.out + second.out, first.err + second.err
     return Answer(max(first.code, second.code), *texts, root)
 

@@ -7,6 +7,8 @@ block of each kind.
 import csv
 import io
 import os
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,9 @@ def table_blocks(table: Table, figures: Sequence[Any]) -> list[Block]:
     shown = "\n".join(cell for row in rows for cell in row)
     legend = ["Accuracies of the checkpoint that held-out training images chose (best), or the"
               " last one.", *(line for sign, line in LEGENDS.items() if sign in shown)]  # fmt: skip
-    blocks: list[Block] = [("setting", table.setting), ("grid", (head, rows))]
+    place = table.dataset + f" ({table.number})" * (table.number > 1)
+    blocks: list[Block] = [("place", place), ("text", f"{table.setting}.")]
+    blocks += [("grid", (head, rows))]
     blocks += [("text", " ".join(legend)), *(("figure", figure) for figure in figures)]
     if table.verdicts:
         blocks += [("text", "What is claimed, and what these numbers say of it:")]
@@ -176,7 +180,7 @@ def terminal(report: Report) -> str:
         "verdicts": lambda told: "\n".join(f"{answer}: {text}" for answer, text in told),
         "list": lambda lines: "\n".join(f"  {line}" for line in lines),
     }
-    blocks = document(report)
+    blocks = [block for block in document(report) if block[0] != "place"]
     if blocks and blocks[0][1] == "The claims at a glance":
         blocks = [*blocks[3:], *blocks[1:2]]
     parts = [write.get(kind, str)(content) for kind, content in blocks]
@@ -192,16 +196,24 @@ def markdown(report: Report, figures: Sequence[Any], page: Path) -> str:
 
     write = {
         "section": lambda text: f"## {text}",
-        "setting": lambda text: f"### {plain(text)}",
+        "place": lambda text: f"### {plain(text)}",
         "grid": lambda grid: table_of(*grid, "---:", plain),
         "claims": lambda grid: table_of(*grid, "---", answered),
         "figure": picture,
-        "verdicts": lambda told: "\n".join(f"- **{a}**: {plain(text)}" for a, text in told),
-        "list": lambda lines: "\n".join(f"- {plain(line)}" for line in lines),
+        "verdicts": lambda told: "\n".join(wrap(f"**{a}**: {plain(t)}", "- ") for a, t in told),
+        "list": lambda lines: "\n".join(wrap(plain(line), "- ") for line in lines),
+        "text": lambda text: wrap(plain(text)),
     }
     parts = [report.preface.strip() or "# Results"]
-    parts += [write.get(kind, plain)(content) for kind, content in document(report, figures)]
+    parts += [write[kind](content) for kind, content in document(report, figures)]
     return "\n\n".join(parts) + "\n"
+
+
+def wrap(text: str, first: str = "") -> str:
+    """Text in lines of a plain terminal, none of which begins like an item of a list."""
+    lines = textwrap.wrap(text, 98, break_long_words=False, break_on_hyphens=False)
+    lines = [re.sub(r"^(\d*)([-+.)]) ", r"\1\\\2 ", line) for line in lines]
+    return first + f"\n{' ' * len(first)}".join(lines)
 
 
 def table_of(head: Sequence[str], rows: Sequence[Sequence[str]], side: str, cell: Any) -> str:
