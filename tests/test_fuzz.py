@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, Answer
+from conftest import TINY, Answer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -199,7 +199,8 @@ def check(config: dict[str, Any], result: dict[str, Any]) -> None:
             (config["schedule"]["epochs"], float | int), (config["seed"], int),
             (config["attack"].get("steps", 1), int), (config["attack"]["_target_"], str),
             (config["model"].get("name"), str | None), (config["choices"], dict),
-            (data_name(config["dataset"]), str | None), *((config[name], dict) for name in SECTIONS),
+            (data_name(config["dataset"]), str | None),
+            *((config[name], dict) for name in SECTIONS),
         ],
         "result.json": [
             (result.get("identity"), dict | None), (result["dataset"]["name"], str),
