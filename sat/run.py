@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,48 +30,71 @@ log = logging.getLogger("sat")
 
 
 def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, Any]:
-    """One run, from a checked config to its result; what was done before is not done again.
+    """One run, from a checked config to the headline of its result; what was done before is not
+    done again.
 
     Waits for another process that runs it, or raises Busy.
     """
     from sat import distributed
     from sat.acceleration.device import find_device, settle_on
     from sat.evaluation import results
+    from sat.loggers import About, Loggers
     from sat.rundir import record
+    from sat.rundir.result import RunResult
 
     with refusing("device"):
         seat = local_rank() if processes()[1] > 1 else sweep.seat()
         device = find_device(spec.device, seat)
     settle_on(device)
     with distributed.join(device) as world:
+        one_run(world.gather(spec.name))
         if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
             if world.first:
                 record.enter(Path(spec.record.root) / spec.name, spec.experiment)
-            return done
+            return results.headline(done, spec.evaluation)
         with world.raise_together():
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
         with claim(spec.record, spec.name, spec.yaml(), wait) as run:
             if world.first:
                 record.enter(run.directory, spec.experiment)
-            result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
-            if result is None:
-                obtain = train if spec.evaluate is None else taken_over
-                result = {"overrides": overrides, **obtain(spec, run, model, data, world)}
-            return results.conclude(spec, run, model, data, result, world)
+            about = About(run.directory, spec.name, spec.hash, spec.experiment)
+            with closing(Loggers(spec.logger, about, world.first)) as loggers:
+                run.track(loggers)
+                result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
+                if result is None:
+                    obtain = train if spec.evaluate is None else taken_over
+                    told = {"overrides": overrides, **obtain(spec, run, model, data, world)}
+                    result = RunResult.from_json(told)
+                result = results.conclude(spec, run, model, data, result, world)
+                return results.headline(result, spec.evaluation)
+
+
+def one_run(names: list[str]) -> None:
+    """Raises Refused where the processes of a run read other images or weights than the first."""
+    for rank, name in enumerate(names):
+        if name != names[0]:
+            raise Refused(
+                f"dataset: process {rank} finds other images or weights ({name}) than the first"
+                f" one ({names[0]}); give every machine the same files"
+            )
 
 
 def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
     """The images and the network, with everything that would refuse them later."""
     from sat.acceleration.recomputation import recompute
     from sat.data import first_images
-    from sat.distributed.world import check
     from sat.models import weights
-    from sat.training.preflight import preflight, warn_of_threat_models
-    from sat.training.schedule import build_optimizer
+    from sat.objectives import training_attack
+    from sat.training import preflight
+    from sat.training.optimizer import build_optimizer
 
+    attack = spec.attack
     if spec.evaluate is None:
-        check(spec.schedule, spec.attack, spec.dataset, device.type == "cuda", world.size)
+        preflight.check_objective(attack, spec.objective)
+        attack = training_attack(attack, spec.objective)
+        on_gpu = device.type == "cuda"
+        preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
     with refusing("dataset."), world.in_turn():
         data = spec.dataset(device, spec.seed)
     with refusing("model."):
@@ -83,92 +107,98 @@ def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
             recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
     if world.first and not begun:
-        preflight(model, spec.attack, *first_images(data.train, 32))
+        preflight.preflight(model, attack, *first_images(data.train, 32))
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
-        warn_of_threat_models(spec.attack, measured)
+        preflight.warn_of_threat_models(spec.attack, measured)
     return data, model
 
 
 def taken_over(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, Any]:
     """A run of no steps, whose checkpoint holds the weights of a file."""
+    from sat.data.fingerprint import same_facts
     from sat.rundir import checkpoint
-    from sat.training.callbacks import Callbacks, same_facts
+    from sat.training.callbacks import Callbacks
     from sat.training.resume import facts_in
 
-    journal, last = Callbacks(spec, run, data, world), run.checkpoints / "last.pt"
+    callbacks, last = Callbacks(spec, run, data, world), run.checkpoints / "last.pt"
     if world.first and (before := facts_in(last)) is not None:  # of a measurement that was killed
-        same_facts(before, journal.facts)
-    state = {"step": 0, "model": model.state_dict(), "facts": journal.facts}
+        same_facts(before, callbacks.facts)
+    state = {"step": 0, "model": model.state_dict(), "facts": callbacks.facts}
     if world.first:
         checkpoint.save(last, state)
     run.rewind({})
-    return journal.untrained(model)
+    return callbacks.untrained(model)
 
 
 def train(spec: Spec, run: Any, model: Any, data: Any, world: Any) -> dict[str, Any]:
     """Trains from the last checkpoint, or from the start, to the end of the schedule."""
     import torch
 
+    from sat.data import epoch_batches
+    from sat.distributed import shared
+    from sat.objectives import training_attack
+    from sat.rundir.result import RunResult
+    from sat.training.callbacks import Callbacks
+    from sat.training.loop import fit
+    from sat.training.state import TrainState
+    from sat.training.summary import summary
+
+    callbacks = Callbacks(spec, run, data, world)
+    kept = last_checkpoint(spec, run, model, callbacks.facts, world)
+    plan = plan_of(spec, model, data, kept, world)
+    model = shared(model, spec.schedule.sync_batch_norm, spec.attack, world)
+    attack = training_attack(spec.attack, spec.objective)
+    state = TrainState(model, attack, spec.objective, plan, world, spec.metrics)
+    callbacks.resume(state, kept)
+    rows = torch.cat(state.rows).cpu()
+
+    def stream(step: int) -> Any:
+        size = plan.schedule.batch_size
+        batches = epoch_batches(plan.images, size, spec.seed, step, plan.steps, spec.sampler)
+        return data.train.stream(batch.part(rows) for batch in batches)
+
+    text = summary(spec.config, callbacks.facts, state)
+    log.info("%s\n%s", run.directory, text)
+    try:
+        with callbacks.open(state, text, stream):
+            fit(state, stream, callbacks)
+    except Diverged as error:
+        failed = callbacks.result(state, status="failed", error=str(error))
+        run.write_result(RunResult.from_json(failed))
+        raise
+    return callbacks.result(state, status="trained")
+
+
+def last_checkpoint(spec: Spec, run: Any, model: Any, facts: Any, world: Any) -> Any:
+    """Where this training stood when it was stopped; None where it has not begun."""
+    from sat.rundir.checkpoint import newest
+    from sat.training.resume import check_state
+
+    check = lambda state: check_state(state, facts, model, spec.schedule)  # noqa: E731
+    return world.on_rank0(lambda: newest(run.checkpoints, check))
+
+
+def plan_of(spec: Spec, model: Any, data: Any, kept: Any, world: Any) -> Any:
+    """How the training unfolds, with what `auto` stands for: as its checkpoint has it, or chosen
+    now; of which this process takes on what holds for all of it."""
+    import torch
+
     from sat.acceleration.auto import THREADS, choose, depthwise, multiply_adds
     from sat.acceleration.compilation import forget
     from sat.acceleration.precision import set_tf32
-    from sat.data import epoch_batches
-    from sat.distributed.world import shared
-    from sat.rundir.checkpoint import newest
-    from sat.training.callbacks import Callbacks
-    from sat.training.loop import Trainer, fit
     from sat.training.plan import Plan
-    from sat.training.resume import check_state
-    from sat.training.summary import summary
 
-    journal = Callbacks(spec, run, data, world)
     schedule, device, images = spec.schedule, next(model.parameters()).device, len(data.train)
-    check = lambda state: check_state(state, journal.facts, model, schedule)  # noqa: E731
-    state = world.on_rank0(lambda: newest(run.checkpoints, check))
     cost = multiply_adds(model, (data.channels, data.image_size, data.image_size))
-    choices = world.on_rank0(
-        lambda: (
-            state["choices"] if state else choose(schedule, device, images, cost, depthwise(model))
-        )
-    )
-    if state and len(state.get("processes", [state])) != world.size:
+    new = lambda: choose(schedule, device, images, cost, depthwise(model))  # noqa: E731
+    choices = world.on_rank0(lambda: kept["choices"] if kept else new())
+    if kept and len(kept["generators"]) != world.size:
         choices = {**choices, "threads": THREADS}  # these have another share of the cores
     torch.set_num_threads(choices["threads"])
-    set_tf32(choices.get("tf32"))
+    set_tf32(choices["tf32"])
     if choices["compile"]:
         forget()
-    plan = Plan(schedule, images, spec.seed, choices, spec.validation.every, cost)
-    model = shared(model, schedule, spec.attack, world)
-    trainer = Trainer(model, spec.attack, spec.objective, plan, world)
-    journal.resume(trainer, state)
-    rows = torch.cat(trainer.rows).cpu()
-
-    def stream(step: int) -> Any:
-        batches = epoch_batches(images, schedule.batch_size, spec.seed, step, plan.steps)
-        return data.train.stream(batch.part(rows) for batch in batches)
-
-    text = summary(spec.config, journal.facts, trainer)
-    log.info("%s\n%s", run.directory, text)
-    try:
-        with journal.open(trainer, text):
-            fit(trainer, stream, journal)
-    except Diverged as error:
-        run.write_result(journal.result(trainer, status="failed", error=str(error)))
-        raise
-    return journal.result(trainer, status="trained")
-
-
-def headline(result: dict[str, Any]) -> dict[str, Any]:
-    """What a sweep's table shows of a run: the checkpoint that its held-out images chose; and for a
-    search its accuracy on them, since the test set is for reporting alone."""
-    from sat.evaluation.results import measured
-    from sat.loggers.screen import percent
-
-    part = next(iter(measured(result).values()), {"clean": None, "robust": {}})
-    robust = next(iter(part["robust"].values()), None)
-    best = result.get("best") or {"held_out": {}, "selected_by": "robust"}
-    score = best["held_out"].get(best["selected_by"].split()[0])
-    return {"clean": percent(part["clean"]), "robust": percent(robust), "score": score}
+    return Plan(schedule, images, spec.seed, choices, spec.validation.every, cost)
 
 
 def without_fresh(spec: Spec) -> str:
@@ -228,7 +258,7 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
         sweep.note(outcome := {**outcome, "name": spec.name})
         # A sweep takes what no other command line is at; what is left it waits for.
         wait = not sweeping or before is not None and before["message"] == sweep.PUT_OFF
-        outcome |= {"code": 0, "message": "", **headline(execute(spec, overrides, wait))}
+        outcome |= {"code": 0, "message": "", **execute(spec, overrides, wait)}
     except Busy as error:
         outcome |= {"code": 0, "message": sweep.PUT_OFF}
         log.info("%s; put off to the end of the sweep", error)
@@ -279,6 +309,17 @@ class Meeting(Callback):
             os.environ[sweep.FOLDER] = str(folder)
 
 
+def options_first(words: list[str]) -> list[str]:
+    """The words with -m and --config-dir at the front: between overrides argparse refuses them."""
+    first, rest, coming = [], [], iter(words)
+    for word in coming:
+        option = word.split("=", 1)[0] in ("-m", "--multirun", "--config-dir")
+        (first if option else rest).append(word)
+        if word == "--config-dir":
+            first += [value for value in [next(coming, None)] if value is not None]
+    return first + rest
+
+
 def refuse_pickles(words: list[str]) -> None:
     """Hydra would unpickle the file that `--experimental-rerun` names, shortened or not."""
     for option in (word.split("=", 1)[0] for word in words):
@@ -310,7 +351,7 @@ def main() -> None:
     os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
     os.environ[sweep.NAME] = Path(folder).name
     screen.set_up()
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    sys.argv[1:] = options_first(sys.argv[1:])
     code = 1
     try:
         refuse_pickles(sys.argv[1:])

@@ -92,7 +92,7 @@ def about(case: Any, own: argparse.Namespace) -> dict[str, Any]:
     """Machine, versions, command line and what is timed."""
     import torch
 
-    from sat.rundir.record import environment
+    from sat.rundir.environment import environment
 
     told = environment(case.device)
     told["command"] = " ".join(["python", *sys.argv])
@@ -140,7 +140,7 @@ def headline(told: dict[str, Any]) -> str:
 
 def titled(case: Any) -> str:
     """Of the figure."""
-    from sat.rundir.record import environment
+    from sat.rundir.environment import environment
 
     told = environment(case.device)
     words = " ".join(word for word in case.words if not word.startswith("schedule.batch_size"))

@@ -22,9 +22,9 @@ from sat.data.memory import MemorySet
 from sat.errors import Refused, refusing
 from sat.models import Classifier
 from sat.models.weights import without_weights
+from sat.training.optimizer import build_optimizer
 from sat.training.overfitting import IMAGES as PROBED
 from sat.training.plan import Plan
-from sat.training.schedule import build_optimizer
 
 # Training and test images, classes, channels, pixels as stored (of folders: as they are cropped).
 PUBLISHED = {
@@ -110,7 +110,7 @@ def gradients_of(attack: Any) -> int | None:
     """Input gradients for an image that stands; None for an ensemble, which goes by the image."""
     if isinstance(attack, Curve):
         return sum(point.steps for point in attack.attacks if point.eps)
-    if hasattr(attack, "judge"):
+    if hasattr(attack, "run"):
         return None
     return {Clean: 0, FGSM: 1}.get(type(attack), getattr(attack, "steps", None))
 

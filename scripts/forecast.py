@@ -79,11 +79,12 @@ def standing(spec: Spec) -> tuple[str, int]:
     """
     from sat.evaluation import results
     from sat.rundir import checkpoint
-    from sat.rundir.record import is_running, read_result
+    from sat.rundir.record import is_running
+    from sat.rundir.result import read_result
 
     directory = Path(spec.record.root) / spec.name
     if (result := results.finished(spec)) is not None:
-        return "finished", result["steps"]
+        return "finished", result.steps
     if spec.record.fresh:
         return "not begun", 0
     if (result := read_result(directory)) is not None:

@@ -48,7 +48,7 @@ def published(case: Case) -> Loop:
 
     def attack(k: int, x: Tensor, y: Tensor) -> Tensor:
         step_size, x_adv = case.attack(k).step_size / 255, x
-        if start.random_start:
+        if start.start == "uniform":
             x_adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
         for _ in range(k):
             x_adv = x_adv.detach().requires_grad_()
@@ -77,7 +77,7 @@ def torchattacks(case: Case) -> Loop:
     def step(k: int, x: Tensor, y: Tensor) -> None:
         if k and k not in attacks:
             sizes = {"eps": start.eps / 255, "alpha": case.attack(k).step_size / 255, "steps": k}
-            attacks[k] = PGD(model, **sizes, random_start=start.random_start)
+            attacks[k] = PGD(model, **sizes, random_start=start.start == "uniform")
         x_adv = attacks[k](x, y) if k else x
         optimizer.zero_grad()
         F.cross_entropy(model(x_adv), y).backward()

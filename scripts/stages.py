@@ -18,8 +18,9 @@ from steps import digits
 from stopwatch import Product, Timed, interleaved, paired, settings
 
 from sat.activations.surrogate import phase
-from sat.attacks.pgd import frozen, input_gradient
+from sat.attacks.base import frozen, input_gradient
 from sat.data.sets import Data
+from sat.loggers import About, Loggers
 from sat.rng import RowRng
 from sat.training.loop import Trainer
 
@@ -164,6 +165,7 @@ def logged(case: Case, trainer: Trainer) -> Iterator[Timed]:
     with tempfile.TemporaryDirectory() as folder:
         record = replace(case.spec.record, root=str(Path(folder)))
         with claim(record, "benchmark", case.spec.yaml()) as run:
+            run.track(Loggers(case.spec.logger, About(run.directory, "benchmark", "")))
             journal, steps = Callbacks(case.spec, run, data), count(1)
             with journal.open(trainer, ""):
                 yield Timed(lambda: _log(journal, trainer, next(steps)))

@@ -16,13 +16,14 @@ from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of
 from sat.distributed.world import ALONE, World, join, shared
-from sat.evaluation.settings import joined, measure, share
+from sat.evaluation.measure import joined, measure, share
 from sat.evaluation.store import digest_of
 from sat.launch import end, local_rank
 from sat.objectives import Adversarial
-from sat.training.loop import Trainer
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
+from sat.training.state import TrainState
+from sat.training.step import update
 
 BATCH, STEPS, IMAGES = 22, 4, 88
 CASES = {
@@ -86,7 +87,7 @@ class Network(nn.Module):
             return self.layers(x).float()
 
 
-def trained(world: World, case: str, broken: bool = False) -> Trainer:
+def trained(world: World, case: str, broken: bool = False) -> TrainState:
     """After STEPS updates of the case, one of which sees a pixel that is no number."""
     schedule = Schedule(**{"epochs": 1.0, "batch_size": BATCH, **CASES[case]})
     precision = {"auto": "fp32"}.get(schedule.precision, schedule.precision)
@@ -94,9 +95,9 @@ def trained(world: World, case: str, broken: bool = False) -> Trainer:
     attack = (PGD if case == "compiled" else Watched)(20, 2)  # dynamo takes no such mode
     net = Network(normed=case == "batch norm").to(device)
     if world.size > 1:
-        net = shared(net, schedule, attack, world)
+        net = shared(net, schedule.sync_batch_norm, attack, world)
     counts.update({"collectives": 0, "in attacks": 0})
-    trainer = Trainer(net, attack, Adversarial(), Plan(schedule, IMAGES, 0, choices), world)
+    trainer = TrainState(net, attack, Adversarial(), Plan(schedule, IMAGES, 0, choices), world)
     rows = torch.cat(world.rows(BATCH, schedule.accumulate))
     x = torch.rand(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(device)
     y = torch.arange(IMAGES).to(device) % 10
@@ -105,7 +106,7 @@ def trained(world: World, case: str, broken: bool = False) -> Trainer:
         batch = x[own].clone()
         if broken and step == 1 and 0 in rows:
             batch[0] = torch.nan
-        trainer.update(batch, y[own])
+        update(trainer, batch, y[own])
     return trainer
 
 
@@ -114,16 +115,16 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
-def told_by(trainer: Trainer) -> list[dict[str, torch.Tensor]]:
+def told_by(trainer: TrainState) -> list[dict[str, torch.Tensor]]:
     """All tensors of a checkpoint: weights, their average, and what the optimiser remembers."""
-    state = trainer.state()
+    state = trainer.state_dict()
     memory = {
         f"{index}.{name}": value
         for index, one in state["optimizer"]["state"].items()
         for name, value in one.items()
         if isinstance(value, torch.Tensor)
     }
-    return [state["model"], state["average"] or {}, memory]
+    return [state["model"], state.get("average", {}), memory]
 
 
 def compare(world: World) -> dict[str, Any]:
@@ -132,21 +133,21 @@ def compare(world: World) -> dict[str, Any]:
         together = trained(world, case)
         told = {"collectives": counts["collectives"], "in attacks": counts["in attacks"]}
         alone = trained(ALONE, case)
-        logged = together.progress(), alone.progress()
+        logged = together.read(), alone.read()
         mine, one = told_by(together), told_by(alone)
         found[case] = told | {
             "weights": max(apart(a, b) for a, b in zip(mine, one, strict=True) if a),
-            "measured": apart(together.evaluated.state_dict(), alone.evaluated.state_dict()),
+            "measured": apart(together.measured.state_dict(), alone.measured.state_dict()),
             "logs": max(abs(logged[0][key] - logged[1][key]) for key in logged[1]),
             "same on all": len({*world.gather(digest_of(mine[0] | mine[2]))}) == 1,
         }
-        together.load(alone.state())
+        together.load_state_dict(alone.state_dict())
         found[case]["loaded"] = max(
             apart(a, b) for a, b in zip(told_by(together), one, strict=True) if a
         )
     together = trained(world, "plain", broken=True)
     found["broken"] = {
-        "skipped": world.gather(together.skips.skipped),
+        "skipped": world.gather(together.skips.counts[1].item()),
         "finite": all(bool(torch.isfinite(p).all()) for p in together.model.parameters()),
     }
     return found

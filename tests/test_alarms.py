@@ -1,7 +1,6 @@
 """Each alarm is raised by a model that deserves it, and none by an honest one."""
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,8 +14,9 @@ from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of
 from sat.evaluation.alarm import beyond
 from sat.evaluation.masking_checks import Effort, masking_checks, square_alarm
-from sat.evaluation.settings import measure as measured
+from sat.evaluation.measure import measure as measured
 from sat.rng import RowRng
+from sat.rundir.result import MaskingChecks
 from sat.training.overfitting import Overfitting, Probe
 
 EPS = 25.0  # in 1/255, for the digits
@@ -109,7 +109,7 @@ def test_an_honest_model_is_believed(honest, norm):
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     accuracies = [point["accuracy"] for point in found.curve]
     assert accuracies == sorted(accuracies, reverse=True) and 0.2 < accuracies[-1] < accuracies[0]
-    assert json.loads(json.dumps(found.as_json())) == asdict(found)
+    assert MaskingChecks.from_json(json.loads(json.dumps(found.as_json()))) == found
 
 
 def test_the_curve_is_that_of_pgd(honest):
@@ -173,13 +173,13 @@ def test_flags_of_the_evaluation_are_taken(honest):
     assert names(found) == {"more_steps"}
 
 
-def test_without_an_eps_only_the_network_is_doubted(honest):
+def test_without_an_eps_only_the_network_is_questioned(honest):
     model, x, y = honest
     assert len(ask(model, x, y, Clean()).curve) == 1
     assert names(ask(Probabilities(model), x, y, PGD(0))) == {"saturated"}
 
 
-def test_an_ensemble_is_doubted_when_square_fells_after_gradients():
+def test_an_ensemble_is_questioned_when_square_fells_after_gradients():
     order = ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert square_alarm(order, [300, 20, 0, 5], 1000).name == "black_box"
     assert square_alarm(order, [300, 20, 0, 2], 1000) is None  # 0.2 %: as AutoAttack allows
@@ -244,7 +244,7 @@ def test_the_rule_tells_collapse_from_noise_and_from_decay():
     assert raised((30, 30), (1, 40), chance=0.3) == []  # a constant answer at the start
     rule, again = Overfitting(0.1), Overfitting(0.1)
     rule.check(45, 60, 100)
-    again.load(rule.state())
+    again.load_state_dict(rule.state_dict())
     assert again.check(3, 95, 100) == rule.check(3, 95, 100) is not None
 
 

@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sat.attacks import FGSM, PGD, Clean
+from sat.attacks import FGSM, PGD, Clean, losses
+from sat.attacks.base import resolved
 from sat.rng import RowRng
 
 EVERY = [
@@ -16,7 +18,12 @@ EVERY = [
     PGD(8, 5, step=3.0),
     PGD(200, 4, norm="l2"),
     PGD(8, 3, batch_norm="train"),
-    PGD(8, 3, random_start=False),
+    PGD(8, 3, start="none"),
+    PGD(8, 3, start="normal", noise=4.0),
+    PGD(200, 3, norm="l2", start="normal", noise=40.0),
+    PGD(8, 3, noise=2.0),
+    *(PGD(8, 2, loss=name) for name in ("kl", "cw", "dlr", "margin")),
+    FGSM(8, loss="margin"),
     PGD(8, 2, clean_start=0.5),
     FGSM(8),
     FGSM(200, norm="l2"),
@@ -46,10 +53,10 @@ def test_result_is_in_the_ball_and_in_the_range(attack, batch):
     x_adv = attack(network(), x, y)
     assert x_adv.dtype == torch.float32 and not x_adv.requires_grad
     assert x_adv.min() >= 0 and x_adv.max() <= 1
-    eps, norm = getattr(attack, "eps", 0) / 255, getattr(attack, "norm", "linf")
+    eps, norm = attack.eps / 255, attack.norm
     size = (x_adv - x).flatten(1).norm(dim=1, p=math.inf if norm == "linf" else 2)
     assert (size <= eps * (1 + 1e-5) + 1e-7).all()
-    if eps:
+    if eps and attack.loss != "cw":  # which leaves an image alone that is fooled
         assert (size > 0.3 * eps).all()
 
 
@@ -88,7 +95,7 @@ def test_no_parameter_gradient_is_computed(batch):
     assert computed == []
 
 
-@pytest.mark.parametrize("attack", [a for a in EVERY if getattr(a, "batch_norm", "") == "eval"],
+@pytest.mark.parametrize("attack", [a for a in EVERY if a.batch_norm == "eval"],
                          ids=str)  # fmt: skip
 def test_an_image_is_attacked_alike_in_any_batch(attack, batch):
     """Rows of a batch, and their noise, do not depend on the rest of it."""
@@ -128,21 +135,25 @@ def test_the_start_fills_the_ball():
     x = torch.full((400, 1, 4, 4), 0.5)
     y = torch.zeros(400, dtype=torch.long)
     rng = RowRng(0, torch.arange(400))
-    noise = (PGD(51).start(x, rng) - x) / 0.2
+    noise = (PGD(51).begin(x, rng) - x) / 0.2
     assert noise.abs().max() <= 1 + 1e-5
     assert abs(noise.mean()) < 0.03 and abs(noise.var() - 1 / 3) < 0.02
-    radius = (PGD(51, norm="l2").start(x, rng) - x).flatten(1).norm(dim=1) / 0.2
+    radius = (PGD(51, norm="l2").begin(x, rng) - x).flatten(1).norm(dim=1) / 0.2
     assert radius.max() <= 1 + 1e-5
     assert abs((radius**16).mean() - 0.5) < 0.06  # uniform in the ball: r^d is uniform in [0, 1]
-    assert torch.equal(PGD(51, random_start=False).start(x, rng), x)
-    assert torch.equal(PGD(51, clean_start=1.0).start(x, rng), x)
+    twice = (PGD(51, noise=2.0).begin(x, rng) - x) / 0.2  # cut by the ball: half of it on the edge
+    assert twice.abs().max() <= 1 + 1e-5 and abs((twice.abs() > 0.999).float().mean() - 0.5) < 0.02
+    normal = (PGD(51, start="normal", noise=5.1).begin(x, rng) - x) / 0.02
+    assert abs(normal.mean()) < 0.05 and abs(normal.std() - 1) < 0.05
+    assert torch.equal(PGD(51, start="none").begin(x, rng), x)
+    assert torch.equal(PGD(51, clean_start=1.0).begin(x, rng), x)
     assert y.sum() == 0
 
 
 def test_clean_start_falls_once_a_batch_as_often_as_asked():
     x = torch.full((2, 1, 2, 2), 0.5)
     attack = PGD(51, clean_start=0.2)
-    clean = [torch.equal(attack.start(x, RowRng(k, torch.arange(2))), x) for k in range(500)]
+    clean = [torch.equal(attack.begin(x, RowRng(k, torch.arange(2))), x) for k in range(500)]
     assert 0.15 < sum(clean) / 500 < 0.25
 
 
@@ -157,7 +168,9 @@ def test_each_option_changes_the_result(batch):
     plain = PGD(8, 3, step=1.5)
     results = {}
     for change in (
-        {}, {"eps": 9.0}, {"steps": 4}, {"step": "auto"}, {"norm": "l2"}, {"random_start": False},
+        {}, {"eps": 9.0}, {"steps": 4}, {"step": "auto"}, {"norm": "l2", "eps": "8/255"},
+        {"start": "none"}, {"start": "normal"}, {"noise": 0.5}, {"loss": "kl"}, {"loss": "margin"},
+        {"loss": "dlr"},
         {"clean_start": 1.0, "steps": 2}, {"batch_norm": "train"},
     ):  # fmt: skip
         results[str(change)] = replace(plain, **change)(network(), *batch)
@@ -195,7 +208,7 @@ def test_small_gradients_survive_float16():
             return self.inner(x.half()).float()
 
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
-    x_adv = PGD(8, 1, random_start=False)(Half(), x, y)
+    x_adv = PGD(8, 1, start="none")(Half(), x, y)
     assert (x_adv - (x - 8 / 255)).abs().max() < 1e-6
 
 
@@ -210,7 +223,10 @@ def test_small_gradients_survive_float16():
         ({"step": 0}, "step=0", "auto"),
         ({"steps": 0}, "steps=0", "attack=none"),
         ({"clean_start": 1.5}, "clean_start=1.5", "probability"),
-        ({"clean_start": 0.5, "random_start": False}, "clean_start=0.5", "random_start"),
+        ({"clean_start": 0.5, "start": "none"}, "clean_start=0.5", "start=none"),
+        ({"noise": 2.0, "start": "none"}, "noise=2.0", "start=none"),
+        ({"noise": 0.0}, "noise=0.0", "start=none"),
+        ({"loss": "kl", "start": "none"}, "start=none", "start=normal"),
     ],
 )
 def test_bad_settings_are_refused_by_name(wrong, key, remedy):
@@ -220,3 +236,77 @@ def test_bad_settings_are_refused_by_name(wrong, key, remedy):
     if set(wrong) == {"eps"}:
         with pytest.raises(ValueError, match=key):
             FGSM(**wrong)
+
+
+# what is ascended ---------------------------------------------------------------------------------
+
+
+def by_hand(name: str, z, y: int, clean) -> float:
+    """A loss of one image in float64, from its formula."""
+    others = sorted((v for k, v in enumerate(z) if k != y), reverse=True)
+    ranked, log_sum = sorted(z, reverse=True), math.log(sum(math.exp(v) for v in z))
+    p = [math.exp(v - math.log(sum(math.exp(u) for u in clean))) for v in clean]
+    return {
+        "ce": log_sum - z[y],
+        "kl": sum(q * (math.log(q) - (v - log_sum)) for q, v in zip(p, z, strict=True)),
+        "margin": others[0] - z[y],
+        "cw": min(others[0] - z[y], 0.0),
+        "dlr": (others[0] - z[y]) / (ranked[0] - ranked[2] + 1e-12),
+        "targeted ce": z[3] - log_sum,
+        "targeted margin": z[3] - z[y],
+        "targeted dlr": (z[3] - z[y]) / (ranked[0] - (ranked[2] + ranked[3]) / 2 + 1e-12),
+    }[name]
+
+
+@pytest.mark.parametrize("name", [*losses.LOSSES, *(f"targeted {n}" for n in losses.TARGETED)])
+def test_a_loss_is_its_formula(name):
+    generator = torch.Generator().manual_seed(2)
+    z, clean = torch.randn(2, 5, 6, generator=generator, dtype=torch.float64)
+    y, target = torch.tensor([0, 1, 2, 4, 5]), torch.full((5,), 3)
+    if name.startswith("targeted"):
+        values = losses.TARGETED[name.split()[1]](z, y, target)
+    else:
+        values = losses.LOSSES[name](z, clean.log_softmax(1) if name == "kl" else y)
+    expected = [by_hand(name, *row) for row in zip(z.tolist(), y.tolist(), clean.tolist(),
+                                                   strict=True)]  # fmt: skip
+    assert values.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_every_annotated_loss_is_there():
+    assert {"auto", *losses.LOSSES} == set(get_args(losses.LossName))
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_soft_labels_that_are_hard_attack_alike(name, batch):
+    x, y = batch
+    model, attack = network().eval(), PGD(8, 3, loss=name)
+    hard, soft = attack(model, x, y), attack(model, x, F.one_hot(y, 4).float())
+    assert (hard - soft).abs().max() < 1e-6
+
+
+def test_kl_moves_away_from_the_clean_answer(batch):
+    x, y = batch
+    model = network().eval()
+    near, far = (PGD(16, k, start="normal", noise=0.255, loss="kl")(model, x, y) for k in (1, 20))
+    with torch.no_grad():
+        clean = model(x).log_softmax(1)
+        apart = [losses.kl(model(point), clean).mean() for point in (x, near, far)]
+    assert abs(apart[0]) < 1e-6 and 0 < apart[1] < apart[2]
+
+
+def test_auto_is_cross_entropy_unless_it_is_resolved(batch):
+    model = network().eval()
+    auto = PGD(8, 3)
+    assert torch.equal(auto(model, *batch), PGD(8, 3, loss="ce")(model, *batch))
+    assert resolved(auto, "kl").loss == "kl" and resolved(PGD(loss="dlr"), "kl").loss == "dlr"
+    assert resolved(Clean(), "kl") == Clean()
+    with pytest.raises(ValueError, match="start=none: the loss kl"):
+        resolved(FGSM(8), "kl")
+
+
+def test_dlr_of_few_classes_is_the_margin():
+    """Where the ratio has no scale it is the plain difference."""
+    z, y = torch.tensor([[1.0, 3.0]]), torch.tensor([0])
+    assert losses.dlr(z, y) == losses.margin(z, y) == 2.0
+    z = torch.tensor([[1.0, 3.0, 0.0]])
+    assert losses.targeted_dlr(z, y, torch.tensor([1])) == 2.0

@@ -24,7 +24,7 @@ from sat.models import Classifier
 
 TINY = ["dataset=digits", "model=resnet_cifar", "model.depth=8", "model.width=0.25",
         "schedule.batch_size=8"]  # fmt: skip
-FIXED = [*TINY, "attack.random_start=false", "attack.eps=32"]
+FIXED = [*TINY, "attack.start=none", "attack.eps=32"]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT, TINY, command
 from processes import CASES, STEPS
 
@@ -18,9 +19,10 @@ from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes
 from sat.data import Batch, Digits, ImageFolder, epoch_batches
 from sat.data.memory import MemorySplit
-from sat.distributed.world import ALONE, World, check
-from sat.errors import Refused
-from sat.evaluation.store import OutcomeStore
+from sat.distributed import ALONE, World
+from sat.errors import Fault, Refused
+from sat.evaluation.store import Measurement, OutcomeStore
+from sat.training.preflight import check_processes
 from sat.training.schedule import Schedule
 
 # Layer norm instead of batch norm, which on a CPU sees the images of one process alone.
@@ -86,36 +88,58 @@ def test_a_share_is_augmented_as_in_the_whole_batch():
 )
 def test_what_can_not_be_shared_is_refused(given, says):
     with pytest.raises(Refused, match=says):
-        check(Schedule(**given), PGD(8, 1), Digits(), False, 3)
-    check(Schedule(batch_size=12, accumulate=2), PGD(8, 1), Digits(), False, 3)
+        check_processes(Schedule(**given), PGD(8, 1), Digits(), False, 3)
+    check_processes(Schedule(batch_size=12, accumulate=2), PGD(8, 1), Digits(), False, 3)
 
 
 def test_what_one_process_can_not_do_either_is_refused():
     with pytest.raises(Refused, match="shard=true: .*, and there is one; start them with torchrun"):
-        check(Schedule(shard=True), PGD(8, 1), Digits(), True, 1)
+        check_processes(Schedule(shard=True), PGD(8, 1), Digits(), True, 1)
     with pytest.raises(Refused, match="sync_batch_norm=true: with attack.batch_norm=train"):
-        check(Schedule(sync_batch_norm=True), PGD(8, 1, batch_norm="train"), Digits(), True, 2)
+        check_processes(
+            Schedule(sync_batch_norm=True), PGD(8, 1, batch_norm="train"), Digits(), True, 2
+        )
     folder = ImageFolder(skip_unreadable=True)
     with pytest.raises(Refused, match="skip_unreadable=true: is for one process"):
-        check(Schedule(), PGD(8, 1), folder, True, 2)
-    check(Schedule(accumulate="auto"), PGD(8, 1), folder, False, 1)
+        check_processes(Schedule(), PGD(8, 1), folder, True, 2)
+    check_processes(Schedule(accumulate="auto"), PGD(8, 1), folder, False, 1)
+
+
+@pytest.mark.parametrize("kind", [Refused, Fault])
+def test_what_the_first_meets_is_told_by_the_first_alone(kind, monkeypatch):
+    """Of its Fault the others make a Refused, which only the first tells."""
+    box = [None, (kind, "the disk is full")]
+    monkeypatch.setattr(
+        dist, "broadcast_object_list", lambda given, *a, **k: given.__setitem__(slice(2), box)
+    )
+
+    def ask():
+        raise kind("the disk is full")
+
+    with pytest.raises(kind, match="full"):
+        World(0, 2).on_rank0(ask)
+    with pytest.raises(Refused, match="full"):
+        World(1, 2).on_rank0(ask)
 
 
 def test_what_several_left_of_an_evaluation_is_put_together(tmp_path):
-    shelf, settings = OutcomeStore(tmp_path, torch.arange(10), "images"), {"attack": "PGD"}
+    store = OutcomeStore(tmp_path, torch.arange(10), "images")
+    of = Measurement("last", "pgd", {"attack": "PGD"}, "weights")
     for rank in range(3):
         outcomes = AttackOutcomes.new(("restart 1",), 10)
         part = outcomes.part(World(rank, 3).own)
         part.fell[0], part.passed[1] = 0, 1
         outcomes.seconds += 1
-        shelf.write_partial("last-pgd", settings, "weights", outcomes, rank)
-    fell, passed, seconds = shelf.read_partial("last-pgd", settings, "weights")
-    assert fell.tolist() == [0] * 3 + [-1] * 7 and passed.tolist() == [0] * 3 + [1] * 3 + [0] * 4
-    assert seconds.tolist() == [3] and len([*tmp_path.glob("partial/*")]) == 1
-    shelf.write(
-        "last-pgd", settings, "weights", AttackOutcomes(("restart 1",), fell, passed, seconds)
-    )
+        store.write_partial(of, outcomes, rank)
+    whole = AttackOutcomes(outcomes.names, **store.read_partial(of))
+    assert whole.fell.tolist() == [0] * 3 + [-1] * 7
+    assert whole.passed.tolist() == [0] * 3 + [1] * 3 + [0] * 4
+    assert whole.seconds.tolist() == [3] and len([*tmp_path.glob("partial/*")]) == 1
+    store.write(of, whole)
     assert not (tmp_path / "partial").exists()
+    same = Measurement("best", "pgd", {"attack": "PGD"}, "weights")  # of the same weights
+    assert torch.equal(store.read(same).fell, whole.fell)
+    assert store.read(Measurement("best", "pgd", {"attack": "PGD"}, "others")) is None
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

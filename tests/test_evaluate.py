@@ -8,8 +8,9 @@ from sat.acceleration.precision import float32
 from sat.attacks import PGD, Clean, Curve
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of
-from sat.evaluation.settings import Evaluation, Validation, accuracy
-from sat.evaluation.settings import measure as measured
+from sat.evaluation.measure import accuracy
+from sat.evaluation.measure import measure as measured
+from sat.evaluation.settings import Evaluation, Validation
 from sat.statistics import wilson
 
 
@@ -126,7 +127,7 @@ def test_a_verdict_is_in_float32():
         ({"curves": {"x": PGD(8)}}, "curves.x=PGD"),
         ({"curves": {"x": Curve(PGD(8), "eps", (1,))}, "restarts": 2}, "restarts=2"),
         ({"checkpoints": ()}, "checkpoints=[]"),
-        ({"masking_checks": -1}, "doubts=-1"),
+        ({"masking_checks": -1}, "masking_checks=-1"),
     ],
 )
 def test_bad_settings_are_refused_by_name(wrong, key):
@@ -135,3 +136,18 @@ def test_bad_settings_are_refused_by_name(wrong, key):
     assert str(refusal.value).startswith(key)
     with pytest.raises(ValueError, match="every=0"):
         Validation(Clean(), every=0)
+
+
+def test_logits_that_are_not_finite_are_never_right():
+    """argmax takes NaN for the largest."""
+    from sat.attacks.outcomes import is_right
+
+    logits = torch.tensor([[1.0, 0.0], [torch.nan, 0.0], [0.0, torch.inf], [0.0, torch.nan]])
+    right = is_right(torch.nn.Identity(), logits, torch.tensor([0, 0, 1, 1]))
+    assert right.tolist() == [True, False, False, False]
+
+
+def test_points_of_a_curve_are_no_mistaken_units():
+    """Half of 1/255 is refused where somebody types it, and so is a ball beyond all pixels."""
+    assert [attack.eps for attack in Curve(PGD(1.0), "eps", (0, 0.5, 2.0)).attacks] == [0, 0.5, 2]
+    assert Curve(PGD(200.0), "eps", (2.0,)).attacks[0].eps == 400

@@ -94,11 +94,11 @@ def test_on_imagenet_the_recipe_is_the_papers():
     run = spec("experiment=activations", "dataset=imagenet", "activation=silu", "evaluation=paper")
     attack, schedule = run.attack, run.schedule
     assert (attack.eps, attack.steps, attack.step_size) == (4, 1, 4)
-    assert (attack.clean_start, attack.batch_norm, attack.random_start) == (0.2, "eval", True)
+    assert (attack.clean_start, attack.batch_norm, attack.start) == (0.2, "eval", "uniform")
     assert (schedule.epochs, schedule.batch_size, schedule.learning_rate) == (100, 256, 0.1)
     assert (schedule.decay, list(schedule.milestones)) == ("step", [0.3, 0.6, 0.9])
     assert (schedule.warmup_epochs, schedule.weight_decay) == (5, 1e-4)
-    assert (schedule.ema, schedule.label_smoothing) == (0, 0)
+    assert schedule.ema == 0
     assert run.config["dataset"]["image_size"] == 224 and run.model.depth == 50
     assert run.evaluation.attacks["pgd200"].steps == 200
     assert all(attack.clean_start == 0 for attack in run.evaluation.attacks.values())

@@ -13,16 +13,18 @@ from sat import activations as A
 from sat.acceleration.folding import fold
 from sat.activations.surrogate import SurrogateReLU, phase, phased
 from sat.attacks import PGD
+from sat.attacks.base import input_gradient
 from sat.attacks.outcomes import AttackOutcomes
-from sat.attacks.pgd import input_gradient
 from sat.attacks.series import Series
 from sat.models.backbones import EfficientNet, PreActResNet, ResNet, WideResNet
 from sat.models.classifier import assemble
 from sat.objectives import Adversarial
 from sat.rng import RowRng
-from sat.training.loop import Trainer
+from sat.training.optimizer import load_optimizer
 from sat.training.plan import Plan
-from sat.training.schedule import Schedule, load_optimizer
+from sat.training.schedule import Schedule
+from sat.training.state import TrainState
+from sat.training.step import update
 
 SHAPE = (3, 16, 16)
 # family, activation, batch norms in all, and those that directly follow a convolution
@@ -175,7 +177,7 @@ class Headed(Twice):
 
 def test_a_wrong_pair_shows_behind_a_head_of_zeros(monkeypatch):
     """Were the graph misread, the logits would tell."""
-    monkeypatch.setattr(sat.fold, "_uses", lambda end: defaultdict(lambda: 1))
+    monkeypatch.setattr(sat.acceleration.folding, "_uses", lambda end: defaultdict(lambda: 1))
     folded = fold(Headed().eval(), images(2))
     assert any(isinstance(m, nn.BatchNorm2d) for m in folded.net.modules())
 
@@ -222,15 +224,15 @@ def test_what_a_network_keeps_in_eval_mode_is_renewed():
         assert torch.equal(folded.net(x), model(x))
 
 
-def trainer(**choices) -> Trainer:
+def trainer(**choices) -> TrainState:
     model = trained("resnet")
     given = {"precision": "fp32", "channels_last": True, "compile": False, **choices}
-    return Trainer(model, PGD(8, 2), Adversarial(), Plan(Schedule(), 64, 0, given))
+    return TrainState(model, PGD(8, 2), Adversarial(), Plan(Schedule(), 64, 0, given))
 
 
-def after(trainer: Trainer, steps: int = 3) -> torch.Tensor:
+def after(trainer: TrainState, steps: int = 3) -> torch.Tensor:
     for _ in range(steps):
-        trainer.update(images(8), torch.arange(8) % 4)
+        update(trainer, images(8), torch.arange(8) % 4)
     return torch.cat([value.flatten() for value in trainer.model.state_dict().values()])
 
 
@@ -266,7 +268,7 @@ def test_the_phase_of_a_training_reaches_the_folded_network():
             return super().__call__(net, *given)
 
     choices = {"precision": "fp32", "channels_last": False, "compile": False, "fold": True}
-    Trainer(model, Watched(8, 1), Adversarial(), Plan(Schedule(), 64, 0, choices)).update(x, y)
+    update(TrainState(model, Watched(8, 1), Adversarial(), Plan(Schedule(), 64, 0, choices)), x, y)
     assert seen == [(True, ["inner"])]
     folded = fold(model.eval(), x[:2]).net
     plain = input_gradient(folded, x, y)
@@ -286,7 +288,7 @@ def test_an_evaluation_searches_the_folded_network_and_the_model_decides():
 
     model.register_forward_hook(lambda *given: judged.append(1))
     outcomes = AttackOutcomes.new(("a",), 4)
-    Series(("a",), [attack], 2).judge(model, x, y, RowRng(0, torch.arange(4)), outcomes)
+    Series(("a",), [attack], 2).run(model, x, y, RowRng(0, torch.arange(4)), outcomes)
     assert len(seen) == 2 and seen[0] is seen[1] and seen[0].at_rest
     assert judged and (outcomes.fell == -1).all()
 
@@ -315,7 +317,7 @@ def test_what_an_optimizer_keeps_gets_the_layout_of_its_weight():
 def test_a_model_is_tried_once_and_has_its_weights_of_now(monkeypatch):
     model, x = trained("resnet"), images()
     first = fold(model, x)
-    monkeypatch.setattr(sat.fold, "_pairs", None)  # not callable
+    monkeypatch.setattr(sat.acceleration.folding, "_pairs", None)  # not callable
     with torch.no_grad():
         model.backbone.bn1.bias.add_(1)
         again = fold(model, x)

@@ -165,7 +165,7 @@ def counted(monkeypatch):
     within(folding, "_pairs", "folding")  # two images, to see how layers follow each other
     within(Callbacks, "validate", "validation")
     within(results, "conclude", "evaluation")
-    within(Evaluator, "show", "pictures")
+    within(Evaluator, "views", "pictures")
     forward = Classifier.forward
 
     def hooked(self, x):
@@ -243,8 +243,9 @@ def test_activations_are_what_a_forward_leaves_allocated(scripts, given):
 
 @pytest.mark.parametrize("optimizer, ema", [("sgd", 0.0), ("adamw", 0.99), ("lookahead_sgd", 0.0)])
 def test_memory_is_that_of_the_tensors_of_a_training(scripts, optimizer, ema):
-    from sat.training.loop import Trainer
     from sat.training.plan import Plan
+    from sat.training.state import TrainState
+    from sat.training.step import update
 
     costs = scripts("costs")
     spec = spec_of(scripts, f"schedule.optimizer={optimizer}", f"schedule.ema={ema}")
@@ -252,9 +253,9 @@ def test_memory_is_that_of_the_tensors_of_a_training(scripts, optimizer, ema):
     model = costs.build(spec, sizes, "cpu")
     choices = {"precision": "fp32", "channels_last": False, "compile": False}
     schedule = replace(spec.schedule, batch_size=4)
-    trainer = Trainer(model, Clean(), spec.objective, Plan(schedule, 400, 0, choices))
+    trainer = TrainState(model, Clean(), spec.objective, Plan(schedule, 400, 0, choices))
     for _ in range(7):  # lookahead makes its slow weights at the sixth
-        trainer.update(torch.rand(4, *sizes.shape), torch.arange(4))
+        update(trainer, torch.rand(4, *sizes.shape), torch.arange(4))
     held = [*model.parameters(), *model.buffers(), *model.parameters()]  # once for the gradients
     if ema:
         held += [*trainer.average.module.parameters(), *trainer.average.module.buffers()]

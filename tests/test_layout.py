@@ -18,8 +18,8 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Each tier imports from those after it alone; members of one tier don't import each other.
 TIERS = """
 run > bench > sweep > report > training > evaluation > objectives > attacks data > acceleration
-distributed > models > activations > config > rundir loggers > identity rng statistics units launch
-> errors
+distributed > models > activations > config > rundir loggers > identity plugins rng statistics units
+launch choices > errors
 """
 TIER = {name: i for i, tier in enumerate(TIERS.split(">")) for name in tier.split()}
 

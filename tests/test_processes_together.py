@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, command
+from conftest import TINY, command
+from crash.equality import differences
 from test_distributed import ENVIRONMENT, NETWORK, finished, started, torchrun, weights
 
 NETWORK = [word for word in NETWORK if not word.startswith("model.width")]
@@ -48,15 +49,6 @@ def result_of(run: Path) -> dict:
     return json.loads((run / "result.json").read_text())
 
 
-@pytest.fixture
-def differences(monkeypatch):
-    """What tells two runs apart to the bit, times and machines apart."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from equality import differences
-
-    return differences
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of one process, with its own evaluation."""
@@ -82,7 +74,7 @@ def copied(run: Path, folder: Path) -> Path:
 # evaluations -------------------------------------------------------------------------------------
 
 
-def test_another_evaluation_is_that_of_one_process(differences, trained, measured, tmp_path):
+def test_another_evaluation_is_that_of_one_process(trained, measured, tmp_path):
     run = copied(trained, tmp_path)
     code, out, err = told(tmp_path, *torchrun(2, *command(f"evaluate={run}", *BOTH)[1:]))
     assert code == 0 and out.count("results in") == 1, err
@@ -97,13 +89,13 @@ def test_another_evaluation_is_that_of_one_process(differences, trained, measure
 DEADLY = """
 import os, signal, sys
 from pathlib import Path
-from sat import examination
+from sat.evaluation import evaluator
 from sat.attacks import PGD
 from sat.run import main
 
 whom, notes = sys.argv.pop(1), Path(sys.argv.pop(1))
 rank, plain, batches = os.environ["RANK"], PGD.__call__, 0
-examination.KEEP_EVERY = 0.0
+evaluator.KEEP_EVERY = 0.0
 
 def die():
     agent = os.getppid()
@@ -187,21 +179,21 @@ def test_a_training_that_diverges_ends_as_that_of_one_process(sat, tmp_path):
 STOPS = """
 import os, signal
 from sat.run import main
-from sat.train import Trainer
+from sat.training import memory
 
-update = Trainer.update
+update = memory.update
 
-def stopped(self, *batch):
-    update(self, *batch)
-    if self.step == 3 and os.environ["RANK"] == "1":
+def stopped(state, *batch):
+    update(state, *batch)
+    if state.step == 3 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
 
-Trainer.update = stopped
+memory.update = stopped
 main()
 """
 
 
-def test_dropout_resumed_by_as_many_processes_equals_never_stopped(differences, tmp_path):
+def test_dropout_resumed_by_as_many_processes_equals_never_stopped(tmp_path):
     """Stochastic depth, too; and batch norm, whose statistics are of each process's own images."""
     words = [word for word in TINY if not word.startswith(("model", "evaluation"))]
     words += ["model=efficientnet", "model.dropout=0.3", "schedule.epochs=1.5",
@@ -220,7 +212,7 @@ def test_dropout_resumed_by_as_many_processes_equals_never_stopped(differences, 
     assert code == 0 and "resumed at step 3 of 6" in out, out + err
     assert differences(run_in(folder), run_in(whole)) == []
     state = torch.load(run_in(whole) / "checkpoints/last.pt", weights_only=True)
-    assert not torch.equal(*(process["rng"] for process in state["processes"]))
+    assert not torch.equal(*(process["rng"] for process in state["generators"]))
     result = json.loads((run_in(folder) / "result.json").read_text())
     assert [alarm["name"] for alarm in result["alarms"]].count("separate_batch_norm") == 1
 

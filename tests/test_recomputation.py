@@ -12,9 +12,10 @@ from sat.activations.swap import swap_activations
 from sat.attacks import PGD
 from sat.models import CifarResNet, Classifier, EfficientNet, PreActResNet, ResNet, WideResNet
 from sat.objectives import Adversarial
-from sat.training.loop import Trainer
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
+from sat.training.state import TrainState
+from sat.training.step import update
 
 FAMILIES = {
     "resnet": ResNet(10, 0.125), "cifar": CifarResNet(8, 0.5), "wide": WideResNet(10, 0.5),
@@ -36,11 +37,11 @@ def trained(family, checkpointed: bool, activation=SiLU, attack=None, **schedule
     block.register_forward_pre_hook(lambda *_: runs.append(1))  # it may be left before its end
     choices = {"precision": "fp32", "channels_last": False, "compile": False, "threads": 1}
     plan = Plan(Schedule(batch_size=4, learning_rate=1.0, **schedule), 1000, 0, choices)
-    trainer = Trainer(model, attack or PGD(8, 2), Adversarial(), plan)
+    trainer = TrainState(model, attack or PGD(8, 2), Adversarial(), plan)
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):
-        trainer.update(torch.rand(4, 3, 16, 16, generator=generator), torch.arange(4))
-    return {**trainer.state()["model"], "totals": trainer.totals}, len(runs)
+        update(trainer, torch.rand(4, 3, 16, 16, generator=generator), torch.arange(4))
+    return {**trainer.state_dict()["model"], "totals": trainer.totals.values}, len(runs)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

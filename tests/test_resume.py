@@ -69,22 +69,27 @@ EDITS = {
     "choices": drop("choices"), "threads": put("choices", "threads", value=0),
     "parts": put("choices", "accumulate", value=10**9),
     "compile": put("choices", "compile", value="fast"), "fold": put("choices", "fold", value=1),
-    "precision": put("choices", "precision", value="fp8"), "totals": put("totals", value=[0, 0]),
-    "totals nan": put("totals", value=torch.tensor([float("nan"), 0])),
-    "rng": put("rng", value=torch.zeros(3)), "facts": drop("facts", "dataset"),
+    "precision": put("choices", "precision", value="fp8"),
+    "metrics": put("metrics", "values", value=[0, 0]),
+    "metrics nan": put("metrics", "values", value=lambda t: t * float("nan")),
+    "rng": put("generators", 0, "rng", value=torch.zeros(3)), "facts": drop("facts", "dataset"),
     "model": put("model", value={}), "model.*": put("model", None, value=0),
     "shape": put("model", "backbone.conv1.weight", value=lambda t: t[None]),
     "nan": put("model", "backbone.conv1.weight", value=lambda t: t * float("nan")),
     "kind": put("model", "backbone.conv1.weight", value=lambda t: t.int()),
-    "average": put("average", value=None), "best": put("best", value=[]),
-    "best.model": put("best", "model", value={}), "best.score": put("best", "score", value=[1]),
+    "average": drop("average"), "best": put("callbacks", "best", value=[]),
+    "best.model": put("callbacks", "best", "model", value={}),
+    "best.score": put("callbacks", "best", "score", value=[1]),
     "optimizer": put("optimizer", value={}), "groups": put("optimizer", "param_groups", value=[]),
     "momentum": put("optimizer", "param_groups", 0, "momentum", value="x"),
     "buffer": put("optimizer", "state", 0, "momentum_buffer", value=lambda t: t.flatten()[:1]),
     "no buffer": put("optimizer", "state", 0, value={"x": 1}),
-    "skips": put("skips", value={"check": 1}), "overfitting": put("overfitting", "best", value=[1]),
-    "alarms": put("alarms", value=[1]), "seconds": put("seconds", value=None),
-    "lengths": put("lengths", "metrics.jsonl", value=-1), "scaler": put("scaler", value=[]),
+    "skips": put("skips", "counts", value=lambda t: t[:2]),
+    "overfitting": put("callbacks", "overfitting", "best", value=[1]),
+    "alarms": put("callbacks", "alarms", value=[1]),
+    "seconds": put("callbacks", "seconds", value=None),
+    "lengths": put("callbacks", "lengths", "metrics.jsonl", value=-1),
+    "scaler": put("scaler", value=[]),
 }  # fmt: skip
 
 
@@ -125,7 +130,7 @@ def test_a_checkpoint_of_the_wrong_shape_gives_way_to_the_one_before(edit, run, 
     sound = last.read_bytes()
     state = checkpoint.read(last)
     EDITS[edit](state)
-    torch.save(state, last)
+    checkpoint.save(last, state)
     damaged = last.read_bytes()
     for other in (None, b"x"):
         if other is not None:
@@ -163,7 +168,7 @@ def test_weights_of_a_file_are_taken_anew_where_their_checkpoint_is_damaged(whol
     for content in (b"x", None):
         (done.run / "result.json").unlink()
         last = done.run / "checkpoints/last.pt"
-        torch.save({"facts": 5}, last) if content is None else last.write_bytes(content)
+        checkpoint.save(last, {"facts": 5}) if content is None else last.write_bytes(content)
         again = sat(*asked, tiny=False)
         assert again.code == 0, again.err
         assert again.result["last"]["clean"] == done.result["last"]["clean"]
@@ -179,7 +184,7 @@ def test_metrics_that_are_shorter_than_the_checkpoint_says_are_not_filled_up(run
 
 @pytest.mark.parametrize("content", ["[" * 99999, None], ids=["deep", "folder"])
 def test_a_result_that_can_not_be_read_is_one_line(content, run):
-    from sat.rundir.record import read_result
+    from sat.rundir.result import read_result
 
     path = run / "result.json"
     path.mkdir() if content is None else path.write_text(content)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sat.training.schedule import Schedule, build_optimizer
+from sat.training.optimizer import build_optimizer
+from sat.training.schedule import Schedule
 
 N, B = 1000, 100
 

@@ -16,12 +16,13 @@ import sat as package
 from sat import activations as A
 from sat.activations.surrogate import Smooth, SurrogateReLU, phase, phased
 from sat.attacks import PGD
-from sat.attacks.pgd import input_gradient
+from sat.attacks.base import input_gradient
 from sat.objectives import Adversarial
 from sat.rng import RowRng
-from sat.training.loop import Trainer
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
+from sat.training.state import TrainState
+from sat.training.step import update
 
 SMOOTH = {
     "parametric_softplus": A.ParametricSoftplus,
@@ -150,10 +151,10 @@ class Recorded:
         return (x + 0.1 * self.gradients[-1].sign()).clamp(0, 1)
 
 
-def trainer_of(net, attack) -> Trainer:
+def trainer_of(net, attack) -> TrainState:
     schedule = replace(Schedule(), epochs=1.0, batch_size=16, warmup_epochs=0.0, weight_decay=0.0)
     choices = {"precision": "fp32", "channels_last": False, "compile": False, "threads": 1}
-    return Trainer(net, attack, Adversarial(), Plan(schedule, 16, 0, choices))
+    return TrainState(net, attack, Adversarial(), Plan(schedule, 16, 0, choices))
 
 
 @both
@@ -168,7 +169,7 @@ def test_attack_update_and_evaluation_each_get_the_gradient_they_are_due(inner, 
     rate = trainer.plan.schedule.rate(0, 16)
     evaluated = input_gradient(net, x, y)
     assert torch.allclose(evaluated, input_gradient(plain, x, y), atol=1e-7)
-    trainer.update(x, y)
+    update(trainer, x, y)
     expected = input_gradient(attacked, x, y)
     assert torch.allclose(attack.gradients[0], expected, atol=1e-7)
     x_adv = (x + 0.1 * expected.sign()).clamp(0, 1)

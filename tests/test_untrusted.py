@@ -1,5 +1,7 @@
 """What others may have written: checkpoints, configs, arrays and images are data, never code."""
 
+import io
+import json
 import os
 import pickle
 import runpy
@@ -7,6 +9,7 @@ import shutil
 import struct
 import sys
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -20,9 +23,11 @@ from PIL import Image
 import sat as package
 from sat import config
 from sat.data.folders import Files, sorted_files
+from sat.data.images import opened
 from sat.errors import Refused
 from sat.evaluation.store import read_file
 from sat.rundir import untrusted
+from sat.rundir.result import RunResult
 
 CHEAP = ["evaluation=clean", "evaluation.limit=60", "evaluation.masking_checks=0"]
 RUNS: list[Path] = []
@@ -301,6 +306,13 @@ def test_what_is_no_image_is_named_and_not_decoded(content, folder, sat):
     assert str(path) in done.err and done.err.count("\n") == 1, done.err
 
 
+def test_an_image_that_unfolds_is_refused_where_warnings_are_not_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(Image.DecompressionBombWarning):
+            opened(io.BytesIO(png(12000, 12000)))
+
+
 def test_rings_and_ladders_of_links_are_walked_once(folder):
     top = folder / "train"
     (top / "a/again").symlink_to(top / "a")
@@ -327,7 +339,18 @@ def test_dashboards_are_opened_here_alone():
         assert not any(word in text for word in ("bind_all", "0.0.0.0", "--host")), path
 
 
+def undescribed(held):
+    """Keys of a result that no field of its description has."""
+    yield from held.more
+    for value in vars(held).values():
+        inner = value.values() if isinstance(value, dict) else value
+        for each in inner if isinstance(value, dict | list) else [value]:
+            if hasattr(each, "more"):
+                yield from undescribed(each)
+
+
 def test_our_own_results_and_configs_pass(run):
-    assert untrusted.read_whole_result(run)["status"] == "finished"
+    assert RunResult.read(run).as_json() == json.loads((run / "result.json").read_text())
+    assert not any(undescribed(RunResult.read(run)))
     own = untrusted.read_sections(run / "config.yaml", list(config.SECTIONS))
     assert config.check(own).yaml() == (run / "config.yaml").read_text()

@@ -1,6 +1,7 @@
 """No attack: normal training, the control of every adversarially trained model."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -9,7 +10,19 @@ from sat.rng import RowRng
 
 @dataclass(frozen=True)
 class Clean:
-    """Returns the images as they are."""
+    """Returns the images as they are: an attack whose eps is 0."""
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None):
+    eps: ClassVar[float] = 0.0
+    norm: ClassVar[str] = "linf"
+    batch_norm: ClassVar[str] = "eval"
+    loss: ClassVar[str] = "ce"
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        rng: RowRng | None = None,
+        progress: Tensor | None = None,
+    ) -> Tensor:
         return x

@@ -1,10 +1,11 @@
 """The fast gradient sign method (Goodfellow et al. 2015)."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
+from sat.attacks.base import Mode, Norm
+from sat.attacks.losses import LossName
 from sat.attacks.pgd import PGD
 from sat.rng import RowRng
 
@@ -13,16 +14,25 @@ from sat.rng import RowRng
 class FGSM:
     """One step of size eps from the clean image; PGD-1 is the same from a random start."""
 
-    eps: float = 8.0
-    norm: Literal["linf", "l2"] = "linf"
-    batch_norm: Literal["eval", "train"] = "eval"
+    eps: float | str = 8.0
+    norm: Norm = "linf"
+    batch_norm: Mode = "eval"
+    loss: LossName = "auto"
 
     def __post_init__(self) -> None:
-        assert self.pgd  # its checks are ours
+        object.__setattr__(self, "eps", self.pgd.eps)  # its checks are ours
 
     @property
     def pgd(self) -> PGD:
-        return PGD(self.eps, 1, "auto", self.norm, random_start=False, batch_norm=self.batch_norm)
+        return PGD(self.eps, 1, "auto", self.norm, "none", batch_norm=self.batch_norm,
+                   loss=self.loss)  # fmt: skip
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None):
-        return self.pgd(model, x, y, rng)
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        rng: RowRng | None = None,
+        progress: Tensor | None = None,
+    ) -> Tensor:
+        return self.pgd(model, x, y, rng, progress)

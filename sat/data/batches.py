@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sat.data.samplers import Epochs, Sampler
 from sat.rng import seed_of
 
 CHUNK = 2**30  # bytes of images that are attacked together
@@ -31,25 +31,15 @@ class Batch:
         return Batch(self.indices[rows], self.key, self.start, rows)
 
 
-def epoch_batches(n: int, batch_size: int, seed: int, start: int, stop: int) -> Iterator[Batch]:
-    """The batches of the steps `start` <= step < `stop` over `n` images.
-
-    A step takes the next `batch_size` places of an endless sequence of permutations, one an epoch:
-    every batch is full, every image comes once in each `n` places, and a step depends on no other.
-    """
-
-    @lru_cache(maxsize=2)
-    def order(epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
-        return torch.randperm(n, generator=generator)
-
+def epoch_batches(
+    n: int, batch_size: int, seed: int, start: int, stop: int, sampler: Sampler | None = None
+) -> Iterator[Batch]:
+    """The batches of the steps `start` <= step < `stop` over `n` images, as the sampler takes them;
+    a step depends on no other."""
+    sampler = sampler or Epochs()
     for step in range(start, stop):
-        first, end = step * batch_size, (step + 1) * batch_size
-        parts = [
-            order(epoch)[max(first - epoch * n, 0) : end - epoch * n]
-            for epoch in range(first // n, (end - 1) // n + 1)
-        ]
-        yield Batch(torch.cat(parts), seed_of(seed, "augment", step), first)
+        indices = sampler(seed, step, batch_size, (n,))
+        yield Batch(indices, seed_of(seed, "augment", step), step * batch_size)
 
 
 def evaluation_batches(indices: Tensor, batch_size: int) -> Iterator[Batch]:

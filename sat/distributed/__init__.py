@@ -1,5 +1,15 @@
 """Several processes of one run."""
 
-from sat.distributed.world import ALONE, World, join
+from sat.distributed.world import (
+    ALONE,
+    Replicas,
+    World,
+    join,
+    local_statistics,
+    normed_by_attack,
+    shared,
+)
 
-__all__ = ["ALONE", "World", "join"]
+__all__ = [
+    "ALONE", "Replicas", "World", "join", "local_statistics", "normed_by_attack", "shared",
+]  # fmt: skip

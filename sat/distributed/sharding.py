@@ -5,6 +5,7 @@ gathered for its forward and its backward, in the attack's steps as well. To be 
 checkpoint, the weights are put together again, so a checkpoint is what one process would write.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,8 +13,52 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from sat.distributed.world import Replicas, World
 
 BLOCKS = 16  # a gathered block is at most this part of the network, where its modules allow it
+
+
+class Shards(Replicas):
+    """The weights of a training, shared out over processes."""
+
+    def __init__(self, world: World, whole: nn.Module):
+        """`whole`, a model with all weights, is what is measured."""
+        super().__init__(world)
+        self._whole = whole
+
+    def place(self, model: nn.Module) -> nn.Module:
+        model = copy.deepcopy(model)
+        shard_(model)
+        return model
+
+    def measured(self, model: nn.Module) -> nn.Module:
+        copy_whole_(self._whole, model)
+        return self._whole
+
+    def images(self, own: int, batch: int) -> float:
+        return batch / self.world.size  # torch takes the mean over processes
+
+    def local(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+    def reduce_(self, gradients: list[Tensor], statistics: list[Tensor], sums: Tensor) -> None:
+        self.world.mean_(statistics, sums)  # torch has added up the gradients
+
+    def agree_(self, found: Tensor) -> None:
+        self.world.add_([found])  # each looks at its own part
+        found.clamp_(max=1)
+
+    def whole(self, state: Any) -> Any:
+        return put_together(state)
+
+    def share(self, state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+        like = model.state_dict()
+        return {key: share_out(value, like[key]) for key, value in state.items()}
+
+    def share_optimizer(self, state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+        return share_out_optimizer(state, optimizer)
 
 
 def shard_(model: nn.Module) -> None:
@@ -39,11 +84,6 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def own(tensors: list[Tensor]) -> list[Tensor]:
-    """What this process holds of each."""
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-
-
 def put_together(state: Any) -> Any:
     """Nested dicts and lists of tensors, shared out or not, with whole ones; a collective."""
     if isinstance(state, DTensor):
@@ -61,7 +101,7 @@ def share_out(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def share_out_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def share_out_optimizer(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """An optimiser's whole state dict, shared out as its parameters are."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     shared = {

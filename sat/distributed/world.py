@@ -8,7 +8,7 @@ save, when to stop, what a file holds) goes through a second group, which asks n
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from sat.errors import Fault, Lost, Refused, is_out_of_memory
 from sat.launch import local_rank, processes
-from sat.training.schedule import Schedule
 
 # Of the hosts, who wait for files, figures and locks of the first. A process that dies is noticed
 # at once, since its connections break.
@@ -93,7 +93,7 @@ class World:
         all."""
         if self.size == 1:
             return ask()
-        box = [None, None]
+        box: list[Any] = [None, None]
         if self.first:
             try:
                 box[0] = ask()
@@ -207,51 +207,12 @@ def local_statistics(model: nn.Module) -> list[Tensor]:
     ]
 
 
-def check(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool, size: int) -> None:
-    """Raises Refused, naming the key, for what `size` processes can't do."""
-    if schedule.sync_batch_norm and not on_gpu:
-        raise Refused(
-            "schedule.sync_batch_norm=true: torch has none for a CPU; write null, or take a network"
-            " without batch norm"
-        )
-    if schedule.sync_batch_norm and _normed_by_attack(attack):
-        raise Refused(
-            "schedule.sync_batch_norm=true: with attack.batch_norm=train each step of the attack"
-            " would wait for all processes; write attack.batch_norm=eval"
-        )
-    if schedule.shard and size == 1:
-        raise Refused(
-            "schedule.shard=true: shares out the weights over processes, and there is one; start"
-            " them with torchrun"
-        )
-    if schedule.shard and (schedule.precision == "fp16" or schedule.compile is True):
-        raise Refused(
-            "schedule.shard=true: goes with fp32 and bf16, uncompiled; see schedule.precision and"
-            " schedule.compile"
-        )
-    if size == 1:
-        return
-    if schedule.accumulate == "auto":
-        raise Refused(
-            "schedule.accumulate=auto: is for one process, since others would not know of its"
-            " memory; write a number"
-        )
-    if getattr(dataset, "skip_unreadable", False):
-        raise Refused(
-            "dataset.skip_unreadable=true: is for one process; repair the images, or remove them"
-        )
-    if schedule.batch_size < 2 * schedule.parts * size:
-        raise Refused(
-            f"schedule.batch_size={schedule.batch_size}: leaves less than two images for each of"
-            f" {size} processes in each of {schedule.parts} parts; start fewer processes"
-        )
+def normed_by_attack(attack: Any) -> bool:
+    """Whether batch norm is in training mode in its forwards."""
+    return attack.batch_norm == "train"
 
 
-def _normed_by_attack(attack: Any) -> bool:
-    return getattr(attack, "batch_norm", "eval") == "train"
-
-
-def shared(model: nn.Module, schedule: Schedule, attack: Any, world: World) -> nn.Module:
+def shared(model: nn.Module, sync_batch_norm: bool | None, attack: Any, world: World) -> nn.Module:
     """`model` made ready to be trained by all processes, with the weights of the first. Batch norm
     becomes one over all processes on a GPU, where nothing speaks against it."""
     if world.size == 1:
@@ -262,8 +223,54 @@ def shared(model: nn.Module, schedule: Schedule, attack: Any, world: World) -> n
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return model
     on_gpu = next(model.parameters()).device.type == "cuda"
-    if on_gpu and not _normed_by_attack(attack) and schedule.sync_batch_norm is not False:
+    if on_gpu and not normed_by_attack(attack) and sync_batch_norm is not False:
         from timm.layers import convert_sync_batchnorm  # timm takes seconds to import
 
         return convert_sync_batchnorm(model)
     return model
+
+
+class Replicas:
+    """The weights of a training, of which each process holds all.
+
+    What a training asks of them; where they are shared out, `sharding.Shards` answers.
+    """
+
+    def __init__(self, world: World):
+        self.world = world
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """`model` as it is trained."""
+        return model
+
+    def measured(self, model: nn.Module) -> nn.Module:
+        """One that was placed, as it is measured: whole. All processes must ask for it."""
+        return model
+
+    def images(self, own: int, batch: int) -> float:
+        """How many images the loss is to be a mean over, in a process that has its `own` of all."""
+        return own
+
+    def local(self, tensors: list[Tensor]) -> list[Tensor]:
+        """What this process holds of each."""
+        return tensors
+
+    def reduce_(self, gradients: list[Tensor], statistics: list[Tensor], sums: Tensor) -> None:
+        """Makes means over the batch of means over this process's images, and sums of sums."""
+        if self.world.size > 1:
+            self.world.mean_([*gradients, *statistics], sums)
+
+    def agree_(self, found: Tensor) -> None:
+        """A flag of 0 or 1 becomes 1 where it is 1 in any process."""
+
+    def whole(self, state: Any) -> Any:
+        """Nested dicts and lists of tensors as one process would write them."""
+        return state
+
+    def share(self, state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+        """A state dict of a whole model, as `load_state_dict` of this one takes it."""
+        return state
+
+    def share_optimizer(self, state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+        """That of its optimiser."""
+        return state

@@ -1,22 +1,9 @@
-"""What an alarm is, and when a count is more than noise."""
+"""When a count is more than noise: what raises an alarm."""
 
-from dataclasses import dataclass, field
-from typing import Any
-
+from sat.rundir.result import Alarm
 from sat.statistics import wilson
 
-
-@dataclass(frozen=True)
-class Alarm:
-    """A reason to doubt a number: its name, a line on what it means and what to do, and why."""
-
-    name: str
-    message: str
-    numbers: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self, **at: Any) -> dict[str, Any]:
-        """Plain JSON; `at` says where, such as the step or the checkpoint."""
-        return {"name": self.name, **at, "message": self.message, "numbers": self.numbers}
+__all__ = ["Alarm", "beyond"]
 
 
 def beyond(count: int, images: int, share: float) -> bool:

@@ -1,68 +1,80 @@
 """From a run's checkpoints to `result.json`: the test set is touched here, and only here."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from sat.attacks.outcomes import AttackOutcomes
 from sat.config import Spec
 from sat.data import Data
+from sat.data.fingerprint import same_facts
 from sat.distributed import ALONE, World
 from sat.errors import Fault, Refused
 from sat.evaluation import curves
-from sat.evaluation.evaluator import FILES, WORST, Evaluator
-from sat.evaluation.settings import EVALUATED, Evaluation
-from sat.evaluation.store import changes
+from sat.evaluation.evaluator import Evaluator
+from sat.evaluation.masking_checks import square_alarm
+from sat.evaluation.measure import accuracy
+from sat.evaluation.settings import Evaluation
+from sat.evaluation.store import changes, taken
 from sat.loggers.screen import percent, table
-from sat.loggers.tensorboard import Dashboard
-from sat.rundir.record import Run, code_digest
-from sat.rundir.untrusted import read_whole_result, read_yaml
-from sat.training.callbacks import same_facts
+from sat.rundir.environment import code_digest
+from sat.rundir.record import Run
+from sat.rundir.result import (
+    BEST,
+    CLEAN,
+    LAST,
+    LAST_RAW,
+    WORST,
+    AttackResult,
+    CheckpointResult,
+    Chosen,
+    CurveResult,
+    Member,
+    RunResult,
+)
+from sat.rundir.untrusted import read_yaml
 
 log = logging.getLogger("sat")
+FILES = {LAST: "last.pt", BEST: "best.pt", LAST_RAW: "last.pt"}  # whose weights they hold
+ENSEMBLE, MASKING_CHECKS = "ensemble", "masking_checks"  # where an alarm comes from
 
 
-def finished(spec: Spec) -> dict[str, Any] | None:
+def finished(spec: Spec) -> RunResult | None:
     """The result of a run that has all that is asked for, told on the screen; else None.
 
     Raises Fault for a run that failed: it would fail again.
     """
     directory = Path(spec.record.root) / spec.name
     unaveraged = spec.evaluate is not None or not spec.schedule.ema
-    if "last_raw" in spec.evaluation.checkpoints and unaveraged:
+    if LAST_RAW in spec.evaluation.checkpoints and unaveraged:
         raise Refused(
             "evaluation.checkpoints=[last_raw]: the run averages no weights (schedule.ema=0);"
             " write last"
         )
     if spec.record.fresh:
         return None
-    if (result := usable(read_whole_result(directory), directory)) is None:
+    if (directory / "config.yaml").is_file():
+        spec.refuse_moved(read_yaml(directory / "config.yaml"), directory)
+    if (result := usable(RunResult.read(directory), directory)) is None:
         return None
-    if not covers(result, directory, spec.evaluation) or moved(spec, directory):
+    if todo(result, spec.evaluation, directory) or moved(spec, directory):
         return None
-    changed = result["environment"].get("code") != code_digest()
+    changed = result.environment.get("code") != code_digest()
     note = " (the program's code has changed since)" if changed else ""
     log.info("%s: is finished%s; record.fresh=true runs it again", directory, note)
     tell(result)
     return result
 
 
-def tell(result: dict[str, Any]) -> None:
-    """The table of a result, and its alarms."""
-    log.info("\n%s", summary(result))
-    for alarm in result.get("alarms", ()):
-        where = f"epoch {alarm.get('epoch', 0):.2f}"
-        if "checkpoint" in alarm:
-            where = f"{alarm['checkpoint']}, {alarm.get('attack', '')}"
-        log.warning("%s: %s", where, alarm["message"])
-
-
-def usable(result: dict[str, Any] | None, directory: Path) -> dict[str, Any] | None:
+def usable(result: RunResult | None, directory: Path) -> RunResult | None:
     """The result, or None; raises Fault for a run that failed: it would fail again."""
-    if result is not None and result["status"] == "failed":
-        raise Fault(f"{directory}: failed before: {result['error']}; record.fresh=true starts over")
+    if result is not None and result.status == "failed":
+        raise Fault(f"{directory}: failed before: {result.error}; record.fresh=true starts over")
     return result
 
 
@@ -74,74 +86,127 @@ def moved(spec: Spec, directory: Path) -> bool:
     return any(before.get(key) != spec.config["dataset"].get(key) for key in ("root", "path"))
 
 
-def covers(result: dict[str, Any], directory: Path, evaluation: Evaluation) -> bool:
-    """Whether a result holds all that the evaluation asks for, measured with its settings.
+def conclude(
+    spec: Spec, run: Run, model: nn.Module, data: Data, result: RunResult, world: World = ALONE
+) -> RunResult:
+    """Measures on the test set what is asked for and not known; says it to screen and loggers."""
+    evaluator = Evaluator(spec, run, model, data, world)
+    with world.raise_together():
+        same_facts({"hash": result.hash, "dataset": result.dataset}, evaluator.facts)
+    torch.set_num_threads(result.choices["threads"])  # another count rounds otherwise
+    if not world.first:
+        evaluator.follow()
+        return result
+    files, before = files_of(result, spec.evaluation, run.directory), result
+    check_names(result, files, spec.evaluation)
+    evaluator.open(files)
+    names = ", ".join(spec.evaluation.measured_by) or "clean accuracy"
+    log.info(
+        "measuring %s on %d test images: %s", " and ".join(files), len(evaluator.indices), names
+    )
+    if result.lengths:  # an evaluation that was killed may have told of itself already
+        run.rewind(result.lengths)
+    for which, name in todo(result, spec.evaluation, run.directory):
+        if name == MASKING_CHECKS:
+            result = with_masking_checks(result, which, evaluator)
+        else:
+            outcomes = evaluator(which, name)
+            result = with_outcomes(result, which, name, outcomes, evaluator)
+    views = evaluator.views()
+    evaluator.dismiss()
+    show(spec, run, before, result, views)
+    result = replace(result, status="finished", lengths=run.lengths())
+    run.write_result(result)
+    run.drop_checkpoints(spec.record.keep)
+    tell(result)
+    log.info("\nresults in %s", run.directory)
+    if spec.evaluation.curves:
+        log.info("figures and data of the curves in %s", run.directory / "curves")
+    if "tensorboard" in spec.logger:
+        log.info("dashboard: tensorboard --logdir %s", spec.record.root)
+    return result
 
-    Raises Refused when it does not and no checkpoint is left to measure.
+
+# what is to be done -------------------------------------------------------------------------------
+
+
+def todo(result: RunResult, evaluation: Evaluation, directory: Path) -> list[tuple[str, str]]:
+    """(checkpoint, name) of what the evaluation asks for and the run lacks: outcomes under an
+    attack or a curve, CLEAN, WORST, then MASKING_CHECKS.
+
+    Raises Refused when something is lacking and no checkpoint is left to measure.
     """
-    names = asked(result, evaluation)
-    kept = [w for w in names if (directory / "checkpoints" / FILES[w]).exists()]
-    parts = {which: result.get(which) or {} for which in kept or names}
-    measured = all(part_covers(part, result["test_images"], evaluation) for part in parts.values())
-    if not kept:
-        if measured:
-            return True
+    files, flags = files_of(result, evaluation, directory), directory / "flags"
+    found = {which: lacking(result, which, evaluation) for which in files}
+    for which, names in found.items():
+        gone = [n for n in evaluation.measured_by if not (flags / f"{which}-{n}.npz").exists()]
+        found[which] = [n for n in gone if n not in names] + names
+    if not files and any(lacking(result, which, evaluation) for which in asked(result, evaluation)):
         raise Refused(
             f"{directory}: no checkpoint stayed to be measured (record.keep); record.fresh=true"
             " trains again"
         )
-    flags = (
-        directory / "flags" / f"{w}-{name}.npz" for w in parts for name in evaluation.measured_by
-    )
-    checked = all(
-        masking_checks_cover(part, result["test_images"], evaluation) for part in parts.values()
-    )
-    return measured and checked and all(path.exists() for path in flags)
+    pairs = [(which, name) for which, names in found.items() for name in names]
+    unchecked = [which for which in files if not checked(result, which, evaluation)]
+    return pairs + [(which, MASKING_CHECKS) for which in unchecked]
 
 
-def asked(result: dict[str, Any], evaluation: Evaluation) -> list[str]:
+def asked(result: RunResult, evaluation: Evaluation) -> list[str]:
     """The checkpoints to measure; weights of a file are one set, called `last`."""
     names = list(evaluation.checkpoints)
-    if result.get("best") is None:
-        names = [which for which in names if which != "best"] or ["last"]
-    return names
+    return names if result.best is not None else [n for n in names if n != BEST] or [LAST]
 
 
-def part_covers(part: dict[str, Any], images: int, evaluation: Evaluation) -> bool:
-    """The same of one checkpoint's part of the result; of a test set of so many `images`."""
-    found = {**part.get("robust", {}), **part.get("curves", {})}
-    for name in evaluation.measured_by:
-        settings = found.get(name, {}).get("settings")
-        if settings is None or changes(settings, evaluation.settings(name)):
-            return False
-        subset = [settings["limit"], settings["subset_seed"]]
-        if not subset_covers(subset, found[name]["images"], images, evaluation):
-            return False
-    clean, worst = part.get("clean"), part.get("robust", {}).get(WORST)
-    if clean is None or not subset_covers(clean.get("subset"), clean["images"], images, evaluation):
-        return False
-    if len(evaluation.attacks) < 2:
-        return True
-    return worst is not None and (
-        worst["attacks"] == list(evaluation.attacks)
-        or (evaluation.limit is not None and worst["images"] > evaluation.limit)
+def files_of(result: RunResult, evaluation: Evaluation, directory: Path) -> dict[str, Path]:
+    """The files that hold what is to be measured, by checkpoint; those that are gone are left out,
+    but for what another one holds as well."""
+    found: dict[str, Path] = {}
+    for which in asked(result, evaluation):
+        for name in filter(None, (which, result.same_weights_as(which))):
+            if (path := directory / "checkpoints" / FILES[name]).exists():
+                found.setdefault(which, path)
+    return found
+
+
+def lacking(result: RunResult, which: str, evaluation: Evaluation) -> list[str]:
+    """What a checkpoint's results don't hold as it is asked for: names of attacks and curves,
+    CLEAN, WORST."""
+
+    def holds(found: AttackResult | CurveResult) -> bool:
+        return subset_covers(found.chosen, found.images, result.test_images, evaluation)
+
+    part = result.part(which)
+    names = [
+        name
+        for name in evaluation.measured_by
+        if (found := part.measured.get(name)) is None
+        or not holds(found)
+        or changes(found.settings or {}, evaluation.settings(name))
+    ]
+    worst, attacks = part.robust.get(WORST), list(evaluation.attacks)
+    lacks_worst = worst is None or not (
+        worst.attacks == attacks
+        or (evaluation.limit is not None and worst.images > evaluation.limit)
     )
+    if len(attacks) > 1 and (lacks_worst or {*names} & {*attacks}):
+        names.append(WORST)
+    return names if part.clean and holds(part.clean) else [*names, CLEAN]
 
 
-def masking_checks_cover(part: dict[str, Any], images: int, evaluation: Evaluation) -> bool:
-    """Whether the numbers have been doubted as far as is asked for."""
-    found = masking_checks_of(part).get(next(reversed(evaluation.attacks), "clean"))
+def checked(result: RunResult, which: str, evaluation: Evaluation) -> bool:
+    """Whether a checkpoint's numbers have been looked at as far as is asked for."""
+    found = result.part(which).masking_checks.get(next(reversed(evaluation.attacks), CLEAN))
     if evaluation.masking_checks == 0:
         return True
-    if found is None or found.get("asked", 0) < evaluation.masking_checks:
+    if found is None or found.asked < evaluation.masking_checks:
         return False
-    return subset_covers(found.get("subset"), 0, images, evaluation)
+    return subset_covers(found.subset, 0, result.test_images, evaluation)
 
 
 def subset_covers(
-    subset: list[int | None] | None, measured: int, images: int, evaluation: Evaluation
+    subset: Chosen | None, measured: int, images: int, evaluation: Evaluation
 ) -> bool:
-    """Whether what was `measured` on a subset `[limit, seed]` of `images` holds what is asked."""
+    """Whether what was `measured` on a subset (limit, seed) of `images` holds what is asked."""
     if subset is None:
         return False
     (limit, seed), now = subset, evaluation.subset
@@ -150,184 +215,162 @@ def subset_covers(
     return seed == now[1] and now[0] is not None and limit >= now[0]
 
 
-def masking_checks_of(part: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's doubts by attack; an earlier version kept those of one attack."""
-    masking_checks = part.get("masking_checks", {})
-    return (
-        {masking_checks["attack"]: masking_checks}
-        if isinstance(masking_checks.get("attack"), str)
-        else masking_checks
+def check_names(result: RunResult, files: Mapping[str, Path], evaluation: Evaluation) -> None:
+    """Warns of checkpoints that are gone. Raises Refused when the name of an attack is taken by one
+    with other settings."""
+    for which in asked(result, evaluation):
+        if which not in files:
+            log.warning("checkpoints/%s: is missing, and not measured (record.keep)", FILES[which])
+    for part in map(result.part, files):
+        for name in evaluation.measured_by:
+            settings = evaluation.settings(name)
+            before = part.measured[name].settings if name in part.measured else None
+            if changed := changes(before or settings, settings):
+                raise Refused(taken(name, changed))
+
+
+# what was found -----------------------------------------------------------------------------------
+
+
+def with_outcomes(
+    result: RunResult, which: str, name: str, outcomes: AttackOutcomes, evaluator: Evaluator
+) -> RunResult:
+    """With a checkpoint's outcomes under an attack or a curve, CLEAN or WORST."""
+    evaluation, part = evaluator.evaluation, result.part(which)
+    if name == CLEAN:
+        clean = AttackResult(**accuracy(outcomes.clean), subset=evaluation.subset)
+        return result.with_part(which, part.with_attack(CLEAN, clean))
+    if name == WORST:
+        worst = AttackResult(**accuracy(outcomes.robust), attacks=list(outcomes.names))
+        return result.with_part(which, part.with_attack(WORST, worst))
+    if name in evaluation.curves:
+        labels, classes = evaluator.data.test.labels[evaluator.indices], evaluator.data.classes
+        curve, settings = evaluation.curves[name], evaluation.settings(name)
+        found = curves.curve_result(curve, outcomes, labels, classes, settings)
+        return result.with_part(which, part.with_curve(name, found))
+    after = part.with_attack(name, attack_result(name, outcomes, evaluator))
+    if after is part:
+        return result
+    counts = [int((outcomes.fell == k).sum()) for k in range(len(outcomes.names))]
+    alarm = square_alarm(outcomes.names, counts, len(outcomes.fell))
+    result = result.with_alarms(which, name, ENSEMBLE, [alarm] if alarm else [])
+    return result.with_part(which, after)
+
+
+def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> AttackResult:
+    """Robust accuracy under one attack; of an ensemble, also what each of its attacks left."""
+    attack, seconds = evaluator.evaluation.attacks[name], outcomes.seconds
+    told = {key: value for key, value in asdict(attack).items() if key in ("eps", "norm", "steps")}
+    if hasattr(attack, "step_size"):
+        told["step"] = attack.step_size
+    members = {
+        member: Member(
+            **accuracy(outcomes.left_by(k)),
+            felled=int((outcomes.fell == k).sum()),
+            seconds=round(float(seconds[k]), 3),
+        )
+        for k, member in enumerate(outcomes.names)
+    }
+    return AttackResult(
+        **accuracy(outcomes.robust),
+        **told,
+        seconds=round(float(seconds.sum()), 3),
+        attacks=members if hasattr(attack, "run") else None,
+        settings=evaluator.evaluation.settings(name),
+        environment=evaluator.environment,
     )
 
 
-def conclude(
-    spec: Spec, run: Run, model: nn.Module, data: Data, result: dict[str, Any], world: World = ALONE
-) -> dict[str, Any]:
-    """Measures the checkpoints on the test set, adds what is new to the result, and shows it."""
-    exam = Evaluator(run, model, data, spec, world)
-    facts = exam.facts
-    with world.raise_together():
-        same_facts(result, facts)
-    torch.set_num_threads(result["choices"]["threads"])  # another count rounds otherwise
-    if not world.first:
-        exam.follow()
+def with_masking_checks(result: RunResult, which: str, evaluator: Evaluator) -> RunResult:
+    """With the answer whether a checkpoint's strongest attack is to be believed, and its alarms."""
+    part = result.part(which)
+    found = evaluator.check_masking(which)
+    if found is None or (after := part.with_masking_checks(found)) is part:
         return result
-    result["dataset"] = {**result["dataset"], **facts["dataset"]}  # it may lack later facts
-    twins = {which: twin(result, which) for which in asked(result, spec.evaluation)}
-    exam.check_names(result, twins)
-    names = ", ".join(spec.evaluation.measured_by) or "clean accuracy"
-    which = " and ".join(twins)
-    log.info("measuring %s on %d test images: %s", which, len(exam.indices), names)
-    if "lengths" in result:  # an evaluation that was killed may have told of itself already
-        run.rewind(result["lengths"])
-    dashboard = Dashboard(run.directory)
-    for which in asked(result, spec.evaluation):
-        if (part := exam.of(which, twins[which])) is None:
-            log.warning("checkpoints/%s: is missing, and not measured (record.keep)", FILES[which])
-            continue
-        before = result.get(which) or {key: result["last"][key] for key in ("step", "epoch")}
-        part["masking_checks"] = newer_masking_checks(before, part)
-        result[which] = merged(before, part)
-        new = alarms_of(which, part)
-        result["alarms"] = [*alarms_kept(result.get("alarms", []), which, part), *new]
-        at = {"step": before["step"], "epoch": before["epoch"], "checkpoint": which}
-        at |= {"images": before["step"] * spec.schedule.batch_size}
-        if row := news(before, result[which]):
-            run.write_metrics({**at, "seconds": result["wall_seconds"], **row})
-            dashboard.scalars(row, at["images"])
-        draw(run, dashboard, at, part, new)
-    exam.dismiss()
-    exam.show(dashboard, result["images"])
-    dashboard.conclude(spec.config, final_metrics(result), result["images"])
-    dashboard.close()
-    run.write_result({**result, "lengths": run.lengths(), "status": "finished"})
-    run.drop_checkpoints(spec.record.keep)
-    tell(result)
-    log.info("\nresults in %s", run.directory)
-    if spec.evaluation.curves:
-        log.info("figures and data of the curves in %s", run.directory / "curves")
-    log.info("dashboard: tensorboard --logdir %s", spec.record.root)
-    return result
+    result = result.with_part(which, after)
+    return result.with_alarms(which, found.attack, MASKING_CHECKS, found.alarms)
 
 
-def draw(run: Run, dashboard: Dashboard, at: dict[str, Any], part: dict[str, Any], alarms) -> None:
-    """A checkpoint's curves as files and figures, and its new alarms on the dashboard."""
-    which, images = at["checkpoint"], at["images"]
-    for name, entry in part["curves"].items():
-        label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
-        drawn = curves.write(run.directory / "curves", label, title, entry)
-        dashboard.figure(f"curves/{label}", drawn, images)
-    for alarm in alarms:
-        text = f"**{alarm['name']}** ({which}, {alarm['attack']}): {alarm['message']}"
-        dashboard.alarm(text, images)
+# where it is shown --------------------------------------------------------------------------------
 
 
-def newer_masking_checks(before: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """Those of a measurement that are of at least as many images as the ones before."""
-    old = masking_checks_of(before)
+def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any) -> None:
+    """What is new goes to `metrics.jsonl`, to files and figures of curves, and to the loggers."""
+    loggers = run.loggers
+    for which, part in result.measured.items():
+        old, images = before.part(which), part.step * spec.schedule.batch_size
+        if row := news(old, part):
+            at = {"step": part.step, "epoch": part.epoch, "checkpoint": which, "images": images}
+            run.write_metrics({**at, "seconds": result.wall_seconds, **row})
+            loggers.scalars(row, images)
+        for name, curve in part.curves.items():
+            if old.curves.get(name) != curve:
+                label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
+                drawn = curves.write(run.directory / "curves", label, title, curve)
+                loggers.figure(f"curves/{label}", drawn, images)
+        for alarm in result.alarms:
+            if alarm.checkpoint == which and alarm not in before.alarms:
+                text = f"**{alarm.name}** ({which}, {alarm.attack}): {alarm.message}"
+                loggers.alarm(text, images)
+    if views is not None:
+        loggers.pictures(*views, result.images)
+    loggers.conclude(spec.compared, final_metrics(result), result.images)
+    loggers.flush()
+
+
+def news(before: CheckpointResult, after: CheckpointResult) -> dict[str, float]:
+    """What an evaluation added to a checkpoint's accuracies, by tag."""
+    known = before.accuracies
     return {
-        attack: asked
-        for attack, asked in part.get("masking_checks", {}).items()
-        if asked["images"] >= old.get(attack, {}).get("images", 0)
+        f"test/{name}" if name == CLEAN else f"test/robust/{name}": found.accuracy
+        for name, found in after.accuracies.items()
+        if known.get(name) != found
     }
 
 
-def alarms_of(which: str, part: dict[str, Any]) -> list[dict[str, Any]]:
-    """The alarms of a measurement: from an ensemble's own numbers, and from what was doubted."""
-    checked = {attack: asked["alarms"] for attack, asked in part["masking_checks"].items()}
-    return [
-        {**alarm, "checkpoint": which, "attack": attack, "from": source}
-        for source, found in (("ensemble", part["alarms"]), ("masking_checks", checked))
-        for attack, alarms in found.items()
-        for alarm in alarms
-    ]
-
-
-def alarms_kept(
-    alarms: list[dict[str, Any]], which: str, part: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Alarms of before, but for those that this measurement asked after anew."""
-    asked = {(which, attack, "ensemble") for attack in part["alarms"]}
-    asked |= {(which, attack, "masking_checks") for attack in part["masking_checks"]}
-    at = lambda a: (a.get("checkpoint"), a.get("attack"), a.get("from", "masking_checks"))  # noqa: E731
-    return [alarm for alarm in alarms if at(alarm) not in asked]
-
-
-def twin(result: dict[str, Any], which: str) -> str | None:
-    """The checkpoint that holds the same weights, if one does."""
-    best = result.get("best")
-    if best is None or best["step"] != result["last"]["step"]:
-        return None
-    return {"last": "best", "best": "last"}.get(which)
-
-
-def news(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
-    """What an evaluation added to a checkpoint's results, by tag."""
-    row = {
-        f"test/robust/{name}": entry["accuracy"]
-        for name, entry in after["robust"].items()
-        if before.get("robust", {}).get(name) != entry
+def final_metrics(result: RunResult) -> dict[str, float]:
+    """The numbers of the hyper-parameter table."""
+    accuracies = {
+        f"{which}/{name}": found.accuracy
+        for which, part in result.measured.items()
+        for name, found in part.accuracies.items()
     }
-    if before.get("clean") != after["clean"]:
-        row["test/clean"] = after["clean"]["accuracy"]
-    return row
+    return {**accuracies, "alarms": len(result.alarms)}
 
 
-def merged(before: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's results with new attacks added; nothing that was there is touched, but for
-    what gives way to the same on more images, and a worst case to that over other attacks."""
-    known, clean = before.get("robust", {}), before.get("clean")
-    if clean is None or part["clean"]["images"] > clean["images"] or "subset" not in clean:
-        clean = part["clean"]
-    added = {"clean": clean, "robust": joined(known, part["robust"])}
-    if (worst := part["robust"].get(WORST)) and (old := known.get(WORST)):
-        added["robust"][WORST] = worst if worst["images"] >= old["images"] else old
-    if drawn := joined(before.get("curves", {}), part["curves"]):
-        added["curves"] = drawn
-    if masking_checks := {**masking_checks_of(before), **part["masking_checks"]}:
-        added["masking_checks"] = masking_checks
-    return {**before, **added}
+def tell(result: RunResult) -> None:
+    """The table of a result, and its alarms."""
+    log.info("\n%s", summary(result))
+    for alarm in result.alarms:
+        where = f"epoch {alarm.epoch or 0:.2f}"
+        if alarm.checkpoint is not None:
+            where = f"{alarm.checkpoint}, {alarm.attack or ''}"
+        log.warning("%s: %s", where, alarm.message)
 
 
-def joined(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Entries of both; of one name that which was measured on more images, or else the first."""
-    larger = {
-        name: entry
-        for name, entry in new.items()
-        if name not in before or entry["images"] > before[name]["images"]
-    }
-    return {**larger, **{name: e for name, e in before.items() if name not in larger}}
-
-
-def measured(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The parts of a result that hold accuracies, `best` first."""
-    names = sorted(EVALUATED)
-    return {name: result[name] for name in names if "clean" in (result.get(name) or {})}
-
-
-def summary(result: dict[str, Any]) -> str:
+def summary(result: RunResult) -> str:
     """The table at the end of a run: clean and under each attack, with intervals."""
     rows = []
-    for which, part in measured(result).items():
-        label = f"{which} (epoch {part['epoch']:.1f})" if part["step"] else "weights"
-        for name, entry in {"clean": part["clean"], **part["robust"]}.items():
-            rows.append([label, name, size_of(entry), f"{entry['images']:,}", percent(entry)])
+    for which, part in result.measured.items():
+        label = f"{which} (epoch {part.epoch:.1f})" if part.step else "weights"
+        for name, found in part.accuracies.items():
+            size = "" if found.eps is None else f"{found.eps:g}" + " L2" * (found.norm == "l2")
+            rows.append([label, name, size, f"{found.images:,}", percent(vars(found))])
             label = ""
     return table(["checkpoint", "attack", "eps", "images", "accuracy (95 % interval)"], rows)
 
 
-def size_of(entry: dict[str, Any]) -> str:
-    """`8 L2`, in 1/255; L-inf goes without saying."""
-    if "eps" not in entry:
-        return ""
-    return f"{entry['eps']:g}" + " L2" * (entry.get("norm") == "l2")
-
-
-def final_metrics(result: dict[str, Any]) -> dict[str, float]:
-    """The numbers of the hyper-parameter table."""
-    accuracies = {
-        f"{which}/{name}": entry["accuracy"]
-        for which, part in measured(result).items()
-        for name, entry in {"clean": part["clean"], **part["robust"]}.items()
-    }
-    return {**accuracies, "alarms": len(result["alarms"])}
+def headline(result: RunResult, evaluation: Evaluation) -> dict[str, Any]:
+    """What a sweep's table shows of a run: the checkpoint that its held-out images chose, under the
+    first attack that is asked for; and for a search its accuracy on them, since the test set is for
+    reporting alone."""
+    part = next(iter(result.measured.values()), None)
+    found = {} if part is None else part.accuracies
+    robust = next(
+        (found[n] for n in [*evaluation.attacks, *found] if n in found and n != CLEAN), None
+    )
+    shown = {"clean": found.get(CLEAN), "robust": robust}
+    told = {key: percent(vars(entry) if entry else None) for key, entry in shown.items()}
+    held_out = (result.best and result.best.held_out) or {}
+    chosen_by = ((result.best and result.best.selected_by) or "robust").split()[0]
+    return {**told, "score": held_out.get(chosen_by)}

@@ -23,7 +23,7 @@ from sat import config
 from sat.activations.swap import swap_activations
 from sat.models import Classifier
 from sat.models.weights import load, read_run
-from sat.rundir.record import read_result
+from sat.rundir.result import RunResult
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -94,14 +94,12 @@ def _described(run: Path, which: str, model: Classifier) -> tuple[dict[str, Any]
     shape = state["facts"]["shape"]
     scale = {key: getattr(model, key).flatten().tolist() for key in ("mean", "std")}
     recipe = {"model": network, "activation": made["activation"], "shape": {**shape, **scale}}
-    result = read_result(run) or {}
-    measured = result.get(which) or {}
-    accuracies = {name: part["accuracy"] for name, part in measured.get("robust", {}).items()}
-    if "clean" in measured:
-        accuracies = {"clean": measured["clean"]["accuracy"], **accuracies}
+    result = RunResult.read(run)
+    found = result.part(which).accuracies if result else {}
+    accuracies = {name: entry.accuracy for name, entry in found.items()}
     return recipe, {
         "format": "pt",  # asked for by transformers
-        "run": result.get("name", run.resolve().name),
+        "run": result.name if result else run.resolve().name,
         "hash": state["facts"]["hash"],
         "checkpoint": which,
         "recipe": json.dumps(recipe),
@@ -152,7 +150,7 @@ def _descriptions(recipe: Mapping[str, Any], model: Classifier) -> Iterator[dict
     if pair[0] == "SurrogateReLU":  # what is trained with it is a ReLU network
         pair = ("ReLU", {})
     name = next((name for name, made in _NAMED.items() if made == pair), None)
-    if recipe["model"]["_target_"] == "sat.models.Timm" and name:
+    if recipe["model"]["_target_"].rpartition(".")[2] == "Timm" and name:
         architecture = recipe["model"]["name"].partition(".")[0]
         yield {"architecture": architecture, "model_args": {"act_layer": name}, **described}
     yield {"architecture": "sat", "model_args": {"recipe": recipe}, **described}

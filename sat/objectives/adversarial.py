@@ -1,18 +1,29 @@
-"""What is minimised: `objective(model, x, x_adv, y, label_smoothing) -> (loss, logits)`."""
+"""Cross-entropy of the adversarial images."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sat.objectives.base import check_smoothing
 
 
 @dataclass(frozen=True)
 class Adversarial:
     """Cross-entropy of the adversarial images alone (Madry et al. 2018; Xie et al. 2020)."""
 
+    label_smoothing: float = 0.0
+
+    views: ClassVar[int] = 1
+    attack_loss: ClassVar[str] = "ce"
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
+
     def __call__(
-        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, label_smoothing: float = 0.0
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The batch's mean loss, and the logits [B, K] of the adversarial images."""
         logits = model(x_adv)
-        return F.cross_entropy(logits, y, label_smoothing=label_smoothing), logits
+        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing), logits

@@ -17,7 +17,8 @@ import yaml
 from sat.errors import Refused
 from sat.identity import SECTIONS, data_name, trained_by
 from sat.rundir import untrusted
-from sat.rundir.record import is_running, read_result
+from sat.rundir.record import is_running
+from sat.rundir.result import read_result
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)

@@ -2,17 +2,12 @@
 
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import math
 import os
-import platform
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,11 +16,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sat.errors import Busy, Fault, Refused, Stopped
-from sat.launch import processes
 from sat.rundir import checkpoint
+from sat.rundir.result import BEST, LAST, RunResult
 
 log = logging.getLogger("sat")
-CHECKPOINTS = ("last", "best")
+CHECKPOINTS = (LAST, BEST)  # the files that stay
 
 
 @dataclass(frozen=True)
@@ -58,8 +53,15 @@ class Run:
         self.directory = directory
         self.checkpoints = directory / "checkpoints"
         self.flags = directory / "flags"
+        self.growing = ["metrics.jsonl", "events.out.tfevents.*"]  # patterns
+        self.loggers: Any = None
 
     # metrics ------------------------------------------------------------------------------------
+
+    def track(self, loggers: Any) -> None:
+        """Has these `sat.loggers.Loggers` tell of the run, and their files cut back with ours."""
+        self.loggers = loggers
+        self.growing += loggers.files
 
     def write_metrics(self, row: dict[str, Any]) -> None:
         """Adds one JSON object as a line of `metrics.jsonl`; null for what is not finite."""
@@ -84,10 +86,8 @@ class Run:
                 os.truncate(path, length)
 
     def _growing(self) -> list[Path]:
-        return [
-            *self.directory.glob("metrics.jsonl"),
-            *sorted(self.directory.glob("events.out.tfevents.*")),
-        ]
+        found = {path for pattern in self.growing for path in self.directory.glob(pattern)}
+        return sorted(path for path in found if path.is_file())
 
     # checkpoints --------------------------------------------------------------------------------
 
@@ -99,12 +99,12 @@ class Run:
 
     # results ------------------------------------------------------------------------------------
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> RunResult | None:
         """What `result.json` holds, or None. Raises Refused where it is damaged."""
-        return read_result(self.directory)
+        return RunResult.read(self.directory)
 
-    def write_result(self, result: dict[str, Any]) -> None:
-        text = json.dumps(result, indent=2) + "\n"
+    def write_result(self, result: RunResult) -> None:
+        text = json.dumps(result.as_json(), indent=2, allow_nan=False) + "\n"
         checkpoint.write_whole(self.directory / "result.json", lambda f: f.write(text.encode()))
 
     def drop_checkpoints(self, keep: tuple[str, ...]) -> None:
@@ -114,8 +114,8 @@ class Run:
                 path.unlink()
 
 
-class Bystander(Run):
-    """The same directory for those of a run's processes that write nothing into it."""
+class ReadOnlyRun(Run):
+    """A run's directory for those of its processes that write nothing into it."""
 
     def write_metrics(self, row: dict[str, Any]) -> None:
         pass
@@ -132,34 +132,8 @@ class Bystander(Run):
     def save_best(self, state: dict[str, Any]) -> None:
         pass
 
-    def write_result(self, result: dict[str, Any]) -> None:
+    def write_result(self, result: RunResult) -> None:
         pass
-
-
-def read_result(directory: Path) -> dict[str, Any] | None:
-    """`result.json` of a run directory; None where there is none. Raises Refused for another."""
-    path = directory / "result.json"
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is no file")
-        result = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except RecursionError:
-        raise damaged_result(directory, "it is nested too deeply") from None
-    except (OSError, ValueError) as error:
-        raise damaged_result(directory, getattr(error, "strerror", None) or error) from None
-    if not isinstance(result, dict) or not isinstance(result.get("status"), str):
-        raise Refused(f"{path}: is no result of this program; record.fresh=true starts over")
-    return result
-
-
-def damaged_result(directory: Path, reason: object) -> Refused:
-    """The refusal of a run's `result.json`."""
-    return Refused(
-        f"{directory / 'result.json'}: is damaged ({reason}); put a copy in its place, or start the"
-        " run over with record.fresh=true"
-    )
 
 
 def weights_file(place: str) -> Path:
@@ -182,9 +156,8 @@ def claim(record: Record, name: str, config: str, wait: bool = True) -> Iterator
     try:
         lock = _lock(directory, wait)
         if record.fresh and (directory / "config.yaml").exists():
-            _set_aside(
-                root, directory
-            )  # who waits for the lock finds another directory, and asks again
+            # who waits for the lock finds another directory, and asks again
+            _set_aside(root, directory)
             old, lock = lock, _lock(directory, wait)
             old.close()
         run = Run(directory)
@@ -215,9 +188,9 @@ def claim(record: Record, name: str, config: str, wait: bool = True) -> Iterator
 
 
 @contextmanager
-def stand_by(record: Record, name: str, config: str, wait: bool = True) -> Iterator[Bystander]:
+def stand_by(record: Record, name: str, config: str, wait: bool = True) -> Iterator[ReadOnlyRun]:
     """The directory that another process of this run has claimed."""
-    yield Bystander(Path(record.root) / name)
+    yield ReadOnlyRun(Path(record.root) / name)
 
 
 class _LogFile(logging.FileHandler):
@@ -349,47 +322,3 @@ def is_running(directory: Path) -> bool:
     except OSError:  # a file system without locks, on which nothing is run
         return False
     return False
-
-
-def code_digest() -> str:
-    """Eight hex digits of this package's sources, to tell whether the code has changed."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]
-
-
-def environment(device: Any) -> dict[str, Any]:
-    """Versions, commit and machine, for `result.json`."""
-    import timm
-    import torch
-    import torchvision
-
-    where = Path(__file__).parent
-    git = ["git", "-C", str(where), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    on_gpu = device.type == "cuda"
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "commit": commit or None,
-        "code": code_digest(),
-        "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
-        "threads": torch.get_num_threads(),
-        "processes": processes()[1],
-        "host": socket.gethostname(),
-        "command": " ".join(sys.argv),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

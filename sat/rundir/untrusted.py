@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from sat.errors import Refused
-from sat.rundir.record import damaged_result, read_result
 
 LARGEST = 2**20  # bytes of a config; they have about 2,000
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
@@ -75,28 +74,19 @@ def check_sums(path: Path) -> None:
         raise ValueError(f"{part} is not what was written")
 
 
-def read_whole_result(directory: Path) -> dict[str, Any] | None:
-    """`result.json`, of which every value that the program uses is of its kind; None where there is
-    none. Raises Refused for another."""
-    if (result := read_result(directory)) is None:
-        return None
-    failed = result["status"] == "failed"
-    if wrong := misfit(result, {"error": str} if failed else RESULT, ""):
-        raise damaged_result(directory, wrong)
-    return result
-
-
 def misfit(value: Any, kind: Any, place: str) -> str | None:
     """The first place where `value` is not of its `kind`, None where there is none: a type, [kind]
     of each item, [kind, kind] of two, or {key: kind}, where `key?` may be missing and `*`
-    is any other key; a tuple holds kinds of which one will do."""
+    is any other key; a tuple holds kinds of which one will do; `object` is anything."""
+    if kind is object:
+        return None
     if isinstance(kind, tuple):
         wrongs = []
         for each in kind:
             if (wrong := misfit(value, each, place)) is None:
                 return None
             wrongs.append(wrong)
-        return wrongs[0]
+        return max(wrongs, key=lambda wrong: len(wrong.split(" is ")[0]))  # the nearest kind
     if isinstance(kind, list):
         sound = isinstance(value, list) and len(kind) in (1, len(value))
         items = enumerate(value) if sound else None
@@ -138,24 +128,3 @@ def _is(value: Any, kind: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, kind):
         return kind is bool and isinstance(value, bool)
     return not isinstance(value, int | float) or (abs(value) < 2**53 and math.isfinite(value))
-
-
-_SUBSET = [int | None, int | None]
-_ENTRY = {
-    "accuracy": "share", "ci95": ["share", "share"], "images": int, "subset?": _SUBSET,
-    "eps?": int | float, "norm?": str, "attacks?": ([str], {"*": dict}),
-    "settings?": {"limit": int | None, "subset_seed": int | None},
-}  # fmt: skip
-_ALARM = {"message": str, "epoch?": int | float, "checkpoint?": str, "attack?": str, "from?": str}
-_DOUBTED = {"attack": str, "images": int, "asked?": int, "subset?": _SUBSET, "alarms?": [_ALARM]}
-_PART = {
-    "step": int, "epoch": int | float, "clean?": _ENTRY, "robust?": {"*": _ENTRY},
-    "curves?": {"*": {"images": int, "settings?": _ENTRY["settings?"]}},
-    "doubts?": ({"*": _DOUBTED}, _DOUBTED),  # an earlier version kept those of one attack
-}  # fmt: skip
-RESULT = {
-    "name": str, "hash": str, "status": str, "environment": {"*": str | int | None},
-    "dataset": {"name": str, "*": str | int}, "test_images": int, "choices": {"threads": "threads"},
-    "steps": int, "images": int, "wall_seconds": int | float, "alarms?": [_ALARM], "last": _PART,
-    "best": (type(None), _PART), "last_raw?": _PART, "lengths?": {"*": "count"},
-}  # fmt: skip

@@ -1,1 +1,1 @@
-"""Training: the loop, the step, and all that a run in training must keep."""
+"""A training: the step, the loop around it, and who looks on."""

@@ -1,47 +1,44 @@
 """Looks on while a run trains: metrics, validation, checkpoints, and the wish to stop."""
 
-import hashlib
 import logging
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sat.acceleration.auto import THREADS
-from sat.acceleration.precision import float32
 from sat.attacks import Clean
-from sat.attacks.outcomes import AttackOutcomes
-from sat.attacks.series import ensemble_of
 from sat.config import Spec
-from sat.data import Data, chunks
-from sat.data.choice import split_part
+from sat.data import Data
+from sat.data.fingerprint import facts_of, same_facts
 from sat.distributed import ALONE, World
-from sat.errors import SIGNALS, Diverged, Fault, Lost, Refused, Stopped, is_out_of_memory
+from sat.errors import SIGNALS, Diverged, Fault, Lost, Stopped, is_out_of_memory
 from sat.evaluation.alarm import Alarm
-from sat.evaluation.settings import joined, measure, share
 from sat.loggers.screen import Progress
-from sat.loggers.tensorboard import Dashboard
 from sat.models.weights import shape_of
 from sat.rng import seed_of
 from sat.rundir import checkpoint
-from sat.rundir.record import Run, environment
-from sat.training.loop import Trainer
-from sat.training.overfitting import Overfitting, Probe
-from sat.training.skips import Relapse, starved
+from sat.rundir.environment import environment
+from sat.rundir.record import Run
+from sat.training.loop import Stream
+from sat.training.memory import starved
+from sat.training.overfitting import Overfitting, chance_of
+from sat.training.state import TrainState
+from sat.training.validation import Validated, validate
 
 log = logging.getLogger("sat")
 ONE_WISH = 1.0  # seconds: a terminal and the command line of a sweep may both tell a worker process
 
 
 class Callbacks:
-    """The watcher of `fit`: what it writes is cut back to the last checkpoint on a resume.
+    """What looks on at `fit`: what it writes is cut back to the last checkpoint on a resume.
 
     Of several processes each has one, and they do the same at the same steps; those whose run is
-    a `Bystander` write nothing.
+    a `ReadOnlyRun` write nothing.
     """
 
     def __init__(self, spec: Spec, run: Run, data: Data, world: World = ALONE):
@@ -56,56 +53,61 @@ class Callbacks:
         self.seconds = self.training_seconds = 0.0
         self.asked_to_stop, self.asked = 0, 0.0
 
-    def resume(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
-        """Puts the trainer where the checkpoint stood, and forgets all that came later."""
-        if state is not None:
-            same_facts(state["facts"], self.facts)
-            trainer.load({**state, **self._generators(trainer, state)})
-            self.best = state["best"]
-            if "overfitting" in state:  # not in checkpoints of before
-                self.overfitting.load(state["overfitting"])
-                self.alarms = state["alarms"]
+    def resume(self, state: TrainState, kept: dict[str, Any] | None) -> None:
+        """Puts the training where a checkpoint stood, and forgets all that came later."""
+        if kept is not None:
+            same_facts(kept["facts"], self.facts)
+            state.load_state_dict({**kept, "generators": self._generators(state, kept)})
+            self.load_state_dict(kept["callbacks"])
             self._write_best()  # a run killed after a later `best` must find it anew
-            self.seconds, self.training_seconds = state["seconds"]
-            log.info("resumed at step %d of %d", trainer.step, trainer.plan.steps)
-        self.run.rewind(state["lengths"] if state else {})
+            log.info("resumed at step %d of %d", state.step, state.plan.steps)
+        self.run.rewind(kept["callbacks"]["lengths"] if kept else {})
 
-    def _generators(self, trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint, all written down and the clocks told."""
+        return {
+            "best": self.best,
+            "overfitting": self.overfitting.state_dict(),
+            "alarms": self.alarms,
+            "seconds": [self.seconds + time.monotonic() - self.began, self.training_seconds],
+            "lengths": self.run.lengths(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best, self.alarms = state["best"], state["alarms"]
+        self.overfitting.load_state_dict(state["overfitting"])
+        self.seconds, self.training_seconds = state["seconds"]
+
+    def _generators(self, state: TrainState, kept: dict[str, Any]) -> dict[str, Any]:
         """Those of this process; of another number of processes the first one's are taken on."""
-        kept = state.get("processes", [state])
-        if len(kept) == self.world.size:
-            return kept[self.world.rank]
-        if not self.world.first:
-            key = seed_of(self.spec.seed, "process", self.world.rank, state["step"])
-            torch.manual_seed(key)
-        return {} if self.world.first else trainer.generators()
+        generators = kept["generators"]
+        if len(generators) == self.world.size:
+            return generators[self.world.rank]
+        if self.world.first:
+            return generators[0]
+        torch.manual_seed(seed_of(self.spec.seed, "process", self.world.rank, kept["step"]))
+        return state.generators()
 
     @contextmanager
-    def open(self, trainer: Trainer, summary: str) -> Iterator[None]:
+    def open(self, state: TrainState, summary: str, stream: Stream) -> Iterator[None]:
         """Clocks, bar and signal handlers for the time of the training, and a last checkpoint."""
-        self.saved_step = trainer.step or None
-        plan, batch = trainer.plan, trainer.plan.schedule.batch_size
+        self.saved_step, self.stream = state.step or None, stream
+        plan, batch = state.plan, state.plan.schedule.batch_size
         self.began = self.saved = self.ticked = time.monotonic()
-        self.progress = Progress("training", plan.steps * batch, trainer.step * batch)
-        self.last_images, self.last_training = trainer.step * batch, self.training_seconds
+        self.progress = Progress("training", plan.steps * batch, state.step * batch)
+        self.last_images, self.last_training = state.step * batch, self.training_seconds
         before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         try:
-            self.dashboard = Dashboard(self.run.directory if self.world.first else None)
-            if trainer.step == 0:
-                self.dashboard.introduce(self.spec.config, self.spec.yaml(), summary)
-            self._warn(trainer, self._apart(trainer))
-            with self._saving(trainer):
+            if state.step == 0:
+                self.run.loggers.introduce(self.spec.compared, self.spec.yaml(), summary)
+            self._say_once(state)
+            with self._saving(state):
                 yield
-            if self.saved_step != trainer.step:
-                self.save(trainer)
+            if self.saved_step != state.step:
+                self.save(state)
             (stop,) = self.world.all_max(self.asked_to_stop)
             if stop:
                 raise Stopped(stop)
-            self.dashboard.close()
-        except BaseException:
-            with suppress(OSError, AttributeError):  # of a full disk, say, that has been told
-                self.dashboard.close()
-            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -113,51 +115,49 @@ class Callbacks:
             self.progress.close()
 
     @contextmanager
-    def _saving(self, trainer: Trainer) -> Iterator[None]:
-        """A last checkpoint after a fault that spared the trainer."""
+    def _saving(self, state: TrainState) -> Iterator[None]:
+        """A last checkpoint after a fault that spared the training."""
         try:
             yield
-        except Diverged as error:
-            self._keep_batch(trainer, error)
+        except Diverged:
+            self._keep_batch(state)
             raise
         except (checkpoint.Unwritable, Lost):  # nor would this one be
             raise
         except Fault:
-            self._save_after_fault(trainer)
+            self._save_after_fault(state)
             raise
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            schedule, size = trainer.plan.schedule, self.validation.batch_size
+            schedule, size = state.plan.schedule, self.validation.batch_size
             fault = Fault(
                 f"out of memory in validation; try validation.batch_size={size // 2 or 1}"
             )
-            if trainer.updating:
-                fault = starved(schedule.batch_size, trainer.parts)
-            self._save_after_fault(trainer)
+            if state.updating:
+                fault = starved(schedule.batch_size, state.accumulate)
+            self._save_after_fault(state)
             raise fault from error
 
-    def _save_after_fault(self, trainer: Trainer) -> None:
-        if self.world.size > 1 or not trainer.recover():  # the others are at another step
-            return
-        try:
-            self.save(trainer)
-        except Relapse:  # it stands at an earlier step now, where all was finite
-            self.save(trainer)
+    def _save_after_fault(self, state: TrainState) -> None:
+        if self.world.size == 1 and not state.applying:  # else the others are at another step
+            self.save(state)
 
-    def _keep_batch(self, trainer: Trainer, error: Diverged) -> None:
-        """The batch of the last skipped step, for inspection, and the weights if nothing else is
-        kept of them: skipped steps have not touched them."""
-        if (batch := trainer.skips.batch) is None:
+    def _keep_batch(self, state: TrainState) -> None:
+        """The batch of the last skipped step, drawn again, for inspection; and the weights if
+        nothing else is kept of them: skipped steps have not touched them."""
+        if not state.skips.skipped:
             return
-        name = f"step-{batch['step']}" + f"-process-{self.world.rank}" * (self.world.size > 1)
+        step = state.skips.last
+        name = f"step-{step}" + f"-process-{self.world.rank}" * (self.world.size > 1)
         path = self.run.directory / "faults" / f"{name}.pt"
         last = self.run.checkpoints / "last.pt"
         if self.world.on_rank0(lambda: not last.exists()):
-            with suppress(Diverged, Relapse):
-                self.save(trainer)
-        checkpoint.save(path, batch)
-        log.warning("the batch of step %d is kept in %s", batch["step"], path)
+            with suppress(Diverged):
+                self.save(state)
+        x, y = next(iter(self.stream(step)))
+        checkpoint.save(path, {"step": step, "images": x.cpu().clone(), "labels": y.cpu().clone()})
+        log.warning("the batch of step %d is kept in %s", step, path)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked_to_stop:
@@ -169,142 +169,123 @@ class Callbacks:
 
     # what `fit` calls ---------------------------------------------------------------------------
 
-    def log(self, trainer: Trainer) -> None:
+    def log(self, state: TrainState) -> None:
         """The training's own numbers since the last log."""
-        values = trainer.progress()
+        values = state.read()
         self._tick()
-        images = trainer.step * trainer.plan.schedule.batch_size
+        images = state.step * state.plan.schedule.batch_size
         spent = self.training_seconds - self.last_training
         values["train/images_per_second"] = (images - self.last_images) / max(spent, 1e-9)
         self.last_images, self.last_training = images, self.training_seconds
-        self.write(trainer, values)
+        self.write(state, values)
 
-    def validate(self, trainer: Trainer) -> None:
+    def validate(self, state: TrainState) -> None:
         """Clean and robust accuracy of the held-out images; the most robust weights are kept."""
         self._tick()
-        split, plan = self.data.held_out, trainer.plan
-        chosen = split_part(split, self.validation.limit)
-        attack, probe = self.validation.attack, None
-        if attack.eps:
-            attack = probe = Probe(attack, self.spec.attack, chosen)
-        judge = ensemble_of(attack, 1, self.validation.batch_size)
-        own = share(self.world, judge)
-        images = chunks(split, chosen[own], self.validation.batch_size)
-        outcomes = AttackOutcomes.new(judge.names, len(chosen))
-        # An ensemble decides in float32, so its points must be judged in it.
-        exact, model = hasattr(self.validation.attack, "judge"), trainer.evaluated
-        with float32(model) if exact else nullcontext():
-            seed = seed_of(plan.seed, "validation")
-            measure(model, images, judge, seed, outcomes.part(own))
-        flags = joined(self.world, outcomes, own)
-        if probe:
-            probe.join(self.world)
-        clean, robust = (float(f.float().mean()) for f in (flags.clean, flags.robust))
-        epoch = round(trainer.plan.epoch(trainer.step), 4)
-        masking_checks = probe.numbers(flags) if probe else {}
-        self.write(trainer, {"val/clean": clean, "val/robust": robust, **masking_checks})
-        note = f", {masking_checks['diagnostics/single_step']:.1%} single-step" if probe else ""
-        self.progress.say(
-            f"epoch {epoch:.2f}: held-out {clean:.1%} clean, {robust:.1%} robust{note}"
-        )
-        if probe and self.selects == "robust":
-            self._warn(trainer, self.overfitting.check(*probe.counts(flags)))
-        score = (clean, robust) if self.selects == "clean" else (robust, clean)
-        if self.best is None or score > tuple(self.best["score"]):
-            trainer.check_finite()
-            self.best = {"step": trainer.step, "epoch": epoch, "clean": clean, "robust": robust}
-            self.best["score"] = list(score)
-            self.best["model"] = {
-                name: value.detach().cpu().clone() for name, value in model.state_dict().items()
-            }
-            self._write_best()
+        given = (self.data.held_out, self.validation, self.spec.attack, state.plan.seed, self.world)
+        found = validate(model := state.measured, *given)
+        epoch = self._epoch(state)
+        accuracies = {"val/clean": found.clean, "val/robust": found.robust}
+        self.write(state, {**accuracies, **found.diagnostics})
+        self.progress.say(f"epoch {epoch:.2f}: {found.said}")
+        if found.counts and self.selects == "robust":
+            self._warn(state, self.overfitting.check(*found.counts))
+        self._keep_best(state, found, model)
         self.ticked = time.monotonic()  # no training time
 
-    def _apart(self, trainer: Trainer) -> Alarm | None:
-        """Several processes whose batch norms don't see each other's images: once a run."""
+    def _keep_best(self, state: TrainState, found: Validated, model: torch.nn.Module) -> None:
+        clean, robust = found.clean, found.robust
+        score = [clean, robust] if self.selects == "clean" else [robust, clean]
+        if self.best is not None and score <= self.best["score"]:
+            return
+        state.check_finite()
+        weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        self.best = {"step": state.step, "epoch": self._epoch(state), "clean": clean,
+                     "robust": robust, "score": score, "model": weights}  # fmt: skip
+        self._write_best()
+
+    def _epoch(self, state: TrainState) -> float:
+        return round(state.plan.epoch(state.step), 4)
+
+    def _say_once(self, state: TrainState) -> None:
+        """What a run is told of its set-up: once, however often it is resumed."""
         name, size = "separate_batch_norm", self.world.size
-        if size == 1 or not trainer.statistics or any(a["name"] == name for a in self.alarms):
-            return None
+        if not state.skips_on_device and state.step == 0:
+            log.info(
+                "schedule.optimizer=%s: can't skip a step by itself that is not finite; the host"
+                " looks at each", state.plan.schedule.optimizer,
+            )  # fmt: skip
+        if size == 1 or not state.local_statistics or any(a["name"] == name for a in self.alarms):
+            return
         message = (
             f"each of {size} processes normalises its own images of a batch: other weights than one"
             " process would train, under the same name"
         )
-        return Alarm(name, message, {"processes": size})
+        self._warn(state, Alarm(name, message, {"processes": size}))
 
-    def _warn(self, trainer: Trainer, alarm: Alarm | None) -> None:
-        """An alarm goes to the log, the dashboard and, in the end, the result."""
+    def _warn(self, state: TrainState, alarm: Alarm | None) -> None:
+        """An alarm goes to the log, the trackers and, in the end, the result."""
         if alarm is None:
             return
-        epoch = round(trainer.plan.epoch(trainer.step), 4)
-        self.alarms.append(alarm.as_json(step=trainer.step, epoch=epoch))
+        epoch = self._epoch(state)
+        self.alarms.append(replace(alarm, step=state.step, epoch=epoch).as_json())
         log.warning("epoch %.2f: %s", epoch, alarm.message)
-        images = trainer.step * trainer.plan.schedule.batch_size
-        self.dashboard.alarm(f"**{alarm.name}**: {alarm.message}", images)
+        images = state.step * state.plan.schedule.batch_size
+        self.run.loggers.alarm(f"**{alarm.name}**: {alarm.message}", images)
 
     def _write_best(self) -> None:
         if self.best is not None:
             self.run.save_best({"facts": self.facts, **self.best})
 
-    def look(self, trainer: Trainer) -> None:
-        """After every step: is it time to save, or to stop?"""
-        self.progress.advance(trainer.plan.schedule.batch_size)
-        for line in trainer.skips.news:
+    def look(self, state: TrainState) -> None:
+        """After every step: is there something to tell, is it time to save, or to stop?"""
+        self.progress.advance(state.plan.schedule.batch_size)
+        for line in state.news:
             log.warning("%s", line)
-        trainer.skips.news.clear()
-        trainer.skips.check()
+        state.news.clear()
         overdue = time.monotonic() - self.saved > 60 * self.record.checkpoint_minutes
         stop, overdue = self.world.all_max(self.asked_to_stop, overdue and self.world.first)
         if stop:
-            self.save(trainer)
+            self.save(state)
             raise Stopped(stop)
         if overdue:
-            self.save(trainer)
+            self.save(state)
 
     # ---------------------------------------------------------------------------------------------
 
-    def write(self, trainer: Trainer, values: dict[str, float]) -> None:
+    def write(self, state: TrainState, values: dict[str, float]) -> None:
         """One line of metrics.jsonl and a point of each curve."""
-        images = trainer.step * trainer.plan.schedule.batch_size
+        images = state.step * state.plan.schedule.batch_size
         seconds = self.seconds + time.monotonic() - self.began
-        row = {"step": trainer.step, "epoch": round(trainer.plan.epoch(trainer.step), 4)}
+        row = {"step": state.step, "epoch": self._epoch(state)}
         self.run.write_metrics({**row, "images": images, "seconds": round(seconds, 3), **values})
-        with checkpoint.naming(self.run.directory / "events.out.tfevents.*"):
-            self.dashboard.scalars(values, images)
+        self.run.loggers.scalars(values, images)
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, state: TrainState) -> None:
         """A checkpoint from which the run goes on as if never stopped."""
-        trainer.check_finite()
+        state.check_finite()
         self._tick()
-        with checkpoint.naming(self.run.directory / "events.out.tfevents.*"):
-            self.dashboard.flush()
-        now = time.monotonic()
-        state = {
-            **trainer.state(),
-            "processes": self.world.gather(trainer.generators()),
-            "facts": self.facts,
-            "best": self.best,
-            "overfitting": self.overfitting.state(),
-            "alarms": self.alarms,
-            "seconds": [self.seconds + now - self.began, self.training_seconds],
-            "lengths": self.run.lengths(),
-        }
-        self.run.save_last(state)
+        self.run.loggers.flush()
+        kept = {**state.state_dict(), "generators": self.world.gather(state.generators())}
+        self.run.save_last({**kept, "facts": self.facts, "callbacks": self.state_dict()})
         self.world.all_max(0)  # others wait here for a slow disk, and not in a GPU's collective
         self.saved = self.ticked = time.monotonic()
-        self.saved_step = trainer.step
+        self.saved_step = state.step
 
-    def result(self, trainer: Trainer, status: str, **more: Any) -> dict[str, Any]:
+    def result(self, state: TrainState, status: str, **more: Any) -> dict[str, Any]:
         """All of `result.json` that is known before the test set is touched."""
-        config, images = self.spec.config, trainer.step * trainer.plan.schedule.batch_size
+        config, images = self.spec.config, state.step * state.plan.schedule.batch_size
+        chosen = lambda group: {"option": config["choices"].get(group), **config[group]}  # noqa: E731
         return {
-            **self.untrained(trainer.model),
+            **self.untrained(state.model),
             "status": status,
             **more,
-            "attack": {"option": config["choices"].get("attack"), **config["attack"]},
-            "choices": trainer.plan.choices,
-            "steps": trainer.step,
-            **trainer.skips.result(),
-            "multiply_adds": trainer.plan.image_cost,
+            "attack": chosen("attack"),
+            "objective": chosen("objective"),
+            "choices": state.plan.choices,
+            "steps": state.step,
+            "skipped_steps": state.skips.skipped,
+            "multiply_adds": state.plan.image_cost,
             "images": images,
             "wall_seconds": round(self.seconds, 3),
             "images_per_second": round(images / max(self.training_seconds, 1e-9), 1),
@@ -314,7 +295,7 @@ class Callbacks:
                 "selected_by": f"{self.selects} accuracy on held-out training images",
                 "held_out": {key: self.best[key] for key in ("clean", "robust")},
             },
-            "last": {"step": trainer.step, "epoch": round(trainer.plan.epoch(trainer.step), 4)},
+            "last": {"step": state.step, "epoch": self._epoch(state)},
             "alarms": self.alarms,
         }  # fmt: skip
 
@@ -324,6 +305,7 @@ class Callbacks:
         return {
             "name": self.spec.name,
             "hash": self.spec.hash,
+            "identity": self.spec.identity,
             "configuration": self.spec.configuration,
             "status": "trained",
             "seed": self.spec.seed,
@@ -334,6 +316,7 @@ class Callbacks:
             "activation": {"option": config["choices"].get("activation"), **config["activation"],
                            "swapped": model.swap.swapped, "gates": list(model.swap.gates)},
             "attack": None,
+            "objective": None,
             "choices": {"threads": THREADS},
             "steps": 0,
             "images": 0,
@@ -349,38 +332,3 @@ class Callbacks:
         now = time.monotonic()
         self.training_seconds += now - self.ticked
         self.ticked = now
-
-
-def chance_of(labels: Tensor, classes: int) -> float:
-    """The accuracy of a constant answer: the share of the largest class, where labels are known."""
-    known = labels[labels >= 0]
-    return int(known.bincount().max()) / len(known) if len(known) else 1 / classes
-
-
-def facts_of(data: Data) -> dict[str, Any]:
-    """What tells two image sets of the same name apart."""
-    splits = {name: getattr(data, name) for name in ("train", "held_out", "test")}
-    names = hashlib.sha256("\n".join(data.classes).encode())
-    digest, test = names, names.copy()
-    for name, split in splits.items():
-        for told in (digest, test) if name == "test" else (digest,):
-            told.update(split.labels.numpy().tobytes())
-            told.update(split.sample())
-    counts = {name: len(split) for name, split in splits.items()}
-    facts = {"name": data.name, "classes": len(data.classes), **counts}
-    return {**facts, "content": digest.hexdigest()[:8], "test_content": test.hexdigest()[:8]}
-
-
-def same_facts(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises Refused when a run's config or images are not those it was begun with."""
-    if before.get("hash") != now["hash"]:
-        raise Refused(
-            f"checkpoint: was made by another config ({before.get('hash')} instead of"
-            f" {now['hash']}); move it away, or start over with record.fresh=true"
-        )
-    for key, value in now["dataset"].items():
-        if (was := before["dataset"].get(key, value)) != value:
-            raise Refused(
-                f"dataset.name={now['dataset']['name']}: the run of this name was begun with other"
-                f" images ({key}: {was}, now {value}); give this set another dataset.name"
-            )

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.attacks.ball import Ball
+from sat.attacks.base import Ball, frozen, input_gradient
 from sat.attacks.outcomes import AttackOutcomes
-from sat.attacks.pgd import frozen, input_gradient
 from sat.distributed import World
 from sat.evaluation.alarm import Alarm
 from sat.rng import RowRng
@@ -22,16 +21,16 @@ class Probe:
 
     Of the held-out images `indices` [N] it looks at each so many-th, 256 at most, beside what the
     attack does to them: two input gradients and a forward an image, and no attack of its own; all
-    of the network that the attack searches (see
-    `sat.acceleration.folding`), the single step's verdict as well.
+    of the network that the attack searches (see `sat.acceleration.folding`), the single step's
+    verdict as well.
 
     A single step is FGSM's, from the clean image, at the training attack's eps and norm (at the
     validation's where the training has none).
     """
 
     def __init__(self, attack: Any, training: Any, indices: Tensor):
-        self.attack = attack
-        source = training if getattr(training, "eps", 0) else attack
+        self.attack, self.eps, self.norm = attack, attack.eps, attack.norm
+        source = training if training.eps else attack
         self.ball = Ball(source.eps / 255, source.norm)
         self.every = -(-len(indices) // IMAGES)
         self.looked = indices[:: self.every]
@@ -109,7 +108,7 @@ class Overfitting:
     beside a single-step accuracy above a third, both beyond noise, is one as well.
 
     Once raised, it keeps silent until robust accuracy is level with the best again (the intervals
-    touch). `state` goes into a checkpoint.
+    touch).
     """
 
     def __init__(self, chance: float):
@@ -135,7 +134,7 @@ class Overfitting:
         return self._alarm(robust / images, single / images, images)
 
     def _alarm(self, robust: float, single: float, images: int) -> Alarm:
-        best_robust, best_single = (count / images for count in self.best)
+        best_robust, best_single = (count / images for count in self.best or ())
         return Alarm(
             "catastrophic_overfitting",
             f"robust accuracy collapsed from {best_robust:.1%} to {robust:.1%}, accuracy after a"
@@ -146,8 +145,14 @@ class Overfitting:
              "best_single_step": best_single, "images": images},
         )  # fmt: skip
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "collapsed": self.collapsed}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.collapsed = state["best"], state["collapsed"]
+
+
+def chance_of(labels: Tensor, classes: int) -> float:
+    """The accuracy of a constant answer: the share of the largest class, where labels are known."""
+    known = labels[labels >= 0]
+    return int(known.bincount().max()) / len(known) if len(known) else 1 / classes

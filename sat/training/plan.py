@@ -21,6 +21,10 @@ class Plan:
     def steps(self) -> int:
         return self.schedule.steps(self.images)
 
+    def rate(self, step: int) -> float:
+        """The learning rate of update `step`, from 0."""
+        return self.schedule.rate(step, self.images)
+
     @property
     def log_every(self) -> int:
         return max(1, min(50, self.steps // 30))

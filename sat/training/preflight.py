@@ -1,18 +1,70 @@
 """Is the set-up sound? One batch tells, before hours of training do."""
 
 import logging
-from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
-from sat.errors import Refused
-from sat.rng import RowRng
+from sat.attacks.base import Attack, check_attack, check_fields
+from sat.distributed import normed_by_attack
+from sat.errors import Refused, refusing
+from sat.objectives import Objective
+from sat.training.schedule import Schedule
 
 log = logging.getLogger("sat")
+
+
+def check_objective(attack: Attack, objective: Objective) -> None:
+    """Raises Refused for a training whose objective and attack make no sense together."""
+    with refusing("attack: "):
+        check_fields(attack)
+    if objective.attack_loss != "ce" and not attack.eps:
+        raise Refused(
+            f"objective={type(objective).__name__.lower()}: compares adversarial with clean images,"
+            " and without an attack they are the same; write attack=pgd, or objective=adversarial"
+        )
+
+
+def check_processes(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool, size: int) -> None:
+    """Raises Refused, naming the key, for what `size` processes can't do."""
+    if schedule.sync_batch_norm and not on_gpu:
+        raise Refused(
+            "schedule.sync_batch_norm=true: torch has none for a CPU; write null, or take a network"
+            " without batch norm"
+        )
+    if schedule.sync_batch_norm and normed_by_attack(attack):
+        raise Refused(
+            "schedule.sync_batch_norm=true: with attack.batch_norm=train each step of the attack"
+            " would wait for all processes; write attack.batch_norm=eval"
+        )
+    if schedule.shard and size == 1:
+        raise Refused(
+            "schedule.shard=true: shares out the weights over processes, and there is one; start"
+            " them with torchrun"
+        )
+    if schedule.shard and (schedule.precision == "fp16" or schedule.compile is True):
+        raise Refused(
+            "schedule.shard=true: goes with fp32 and bf16, uncompiled; see schedule.precision and"
+            " schedule.compile"
+        )
+    if size == 1:
+        return
+    if schedule.accumulate == "auto":
+        raise Refused(
+            "schedule.accumulate=auto: is for one process, since others would not know of its"
+            " memory; write a number"
+        )
+    if getattr(dataset, "skip_unreadable", False):
+        raise Refused(
+            "dataset.skip_unreadable=true: is for one process; repair the images, or remove them"
+        )
+    if schedule.batch_size < 2 * schedule.parts * size:
+        raise Refused(
+            f"schedule.batch_size={schedule.batch_size}: leaves less than two images for each of"
+            f" {size} processes in each of {schedule.parts} parts; start fewer processes"
+        )
 
 
 def preflight(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
@@ -27,18 +79,17 @@ def preflight(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
         try:
             _check_images(x)
             _check_model(model.eval(), x, y)
-            _check_attack(model, attack, x, y)
+            check_attack(attack, model, x, y)
         finally:
             model.train(training)
 
 
 def warn_of_threat_models(training: Any, others: dict[str, Any]) -> None:
     """An L2 model measured under L-inf, or the reverse, is nearly always a mistake."""
-    norm = getattr(training, "norm", None)
     for name, attack in others.items():
-        if norm is not None and getattr(attack, "norm", norm) != norm:
-            log.warning("attack.norm=%s, but %s is in %s; dataset.norm=%s changes all", norm, name,
-                        attack.norm, norm)  # fmt: skip
+        if training.eps and attack.norm != training.norm:
+            log.warning("attack.norm=%s, but %s is in %s; dataset.norm=%s changes all",
+                        training.norm, name, attack.norm, training.norm)  # fmt: skip
 
 
 def _check_images(x: Tensor) -> None:
@@ -68,27 +119,3 @@ def _check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
             f"dataset: has the label {int(y.max())}, but the model {logits.shape[1]} classes;"
             " labels must run from 0 to classes - 1"
         )
-
-
-def _check_attack(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
-    rng = RowRng(0, torch.arange(len(x), device=x.device))
-    state = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    x_adv = attack(model, x, y, rng)
-    eps, norm = getattr(attack, "eps", None), getattr(attack, "norm", "linf")
-    size = (x_adv - x).flatten(1).norm(dim=1, p=2 if norm == "l2" else torch.inf).max().item()
-    if eps is not None and size > eps / 255 + 1e-5:
-        raise Refused(f"attack.eps={eps:g}: the attack moves an image by {255 * size:.4g}/255")
-    if not (0 <= x_adv.min() and x_adv.max() <= 1):
-        raise Refused("attack: leaves the range [0, 1] of the images; it must clamp to it")
-    if any(not torch.equal(buffer, state[name]) for name, buffer in model.named_buffers()):
-        raise Refused("attack: changes the model's statistics; batch norm must rest meanwhile")
-    if eps is not None and is_dataclass(attack):
-        if not torch.allclose(replace(attack, eps=0)(model, x, y, rng), x, atol=1e-6):
-            raise Refused("attack: changes the images at eps=0; the perturbation is not projected")
-    with torch.no_grad():
-        before, after = (F.cross_entropy(model(image), y).item() for image in (x, x_adv))
-    if eps and after <= before:
-        log.warning(
-            "preflight: the attack does not raise the loss of the first batch (%.4f to %.4f): its"
-            " gradient may be masked, or the network's last layer begins at 0", before, after,
-        )  # fmt: skip

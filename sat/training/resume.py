@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.auto import DTYPES
+from sat.data.fingerprint import same_facts
 from sat.rundir import checkpoint
 from sat.rundir.untrusted import misfit
-from sat.training.callbacks import same_facts
-from sat.training.schedule import Schedule, build_optimizer, load_optimizer
+from sat.training.optimizer import build_optimizer, load_optimizer
+from sat.training.schedule import Schedule
 
 _NUMBER, _NONE = int | float, type(None)
 FACTS = {"hash": str, "dataset": {"name": str, "*": str | int}, "shape?": dict}
@@ -19,28 +20,30 @@ _BEST = {
     "step": int, "epoch": _NUMBER, "clean": "share", "robust": "share",
     "score": ["share", "share"], "model": {"*": Tensor},
 }  # fmt: skip
-STATE = {
-    "facts": FACTS, "step": int, "rng": Tensor, "rng_cuda?": Tensor,
-    "totals": Tensor, "seen?": "count",  # of earlier versions; now the last of the totals
-    "model": {"*": Tensor}, "average": (_NONE, {"*": Tensor}), "best": (_NONE, _BEST),
-    "optimizer": {"state": {"*": dict}, "param_groups": [dict]}, "scaler": {"*": _NUMBER},
-    "choices": {"precision": str, "channels_last": bool, "compile": (bool, str),
-                "threads": "threads", "accumulate?": int, "fold?": bool, "fused?": bool,
-                "tf32?": bool},
-    "skips?": {"skipped": int, "repeated": int, "running": int},
-    "overfitting?": {"best": (_NONE, [int, int]), "collapsed": bool},
-    "alarms?": [{"name": str, "message": str, "epoch": _NUMBER}],
-    "processes?": [{"rng": Tensor, "rng_cuda?": Tensor}],
+_CALLBACKS = {
+    "best": (_NONE, _BEST), "overfitting": {"best": (_NONE, [int, int]), "collapsed": bool},
+    "alarms": [{"name": str, "message": str, "epoch": _NUMBER}],
     "seconds": [_NUMBER, _NUMBER], "lengths": {"*": "count"},
+}  # fmt: skip
+STATE = {
+    "facts": FACTS, "step": int, "generators": [{"rng": Tensor, "rng_cuda?": Tensor}],
+    "model": {"*": Tensor}, "average?": {"*": Tensor}, "scaler": {"*": _NUMBER},
+    "optimizer": {"state": {"*": dict}, "param_groups": [dict]},
+    "metrics": {"tags": [str], "values": Tensor}, "skips": {"counts": Tensor},
+    "attack?": dict, "objective?": dict,
+    "choices": {"precision": str, "channels_last": bool, "compile": (bool, str), "tf32": bool,
+                "threads": "threads", "accumulate": int, "fold": bool, "fused": bool},
+    "callbacks": _CALLBACKS,
 }  # fmt: skip
 # What timm's optimisers of these names keep of each parameter, in its shape.
 _KEPT = {
-    "sgd": {"momentum_buffer"}, "momentum": {"momentum_buffer"}, "adamw": {"exp_avg", "exp_avg_sq"},
+    "sgd": {"momentum_buffer"}, "momentum": {"momentum_buffer"}, "adam": {"exp_avg", "exp_avg_sq"},
+    "adamw": {"exp_avg", "exp_avg_sq"},
 }  # fmt: skip
 
 
 def check_state(
-    state: Mapping[str, Any], facts: Mapping[str, Any], model: nn.Module, schedule: Schedule
+    state: Mapping[str, Any], facts: dict[str, Any], model: nn.Module, schedule: Schedule
 ) -> None:
     """Raises ValueError, which says why, for what a training of `model` can't go on from, and
     Refused for a state of another config or of other images."""
@@ -51,18 +54,19 @@ def check_state(
         wrong = wrong or _out_of_range(state, schedule, facts["dataset"]["train"])
     if wrong:
         raise ValueError(wrong)
-    if (state["average"] is None) == bool(schedule.ema):
+    if ("average" in state) != bool(schedule.ema):
         raise ValueError("average is not as schedule.ema has it")
-    kept = {"model": state["model"], "average": state["average"]}
-    for name, weights in {**kept, "best.model": (state["best"] or {}).get("model")}.items():
+    best = state["callbacks"]["best"] or {}
+    kept = {"model": state["model"], "average": state.get("average"), "best": best.get("model")}
+    for name, weights in kept.items():
         if weights is not None:
             _check_weights(name, weights, model)
     _check_optimizer(state["optimizer"], model, schedule)
     try:
-        for each in [state, *state.get("processes", [])]:
+        for each in state["generators"]:
             torch.Generator().set_state(each["rng"])
     except (RuntimeError, TypeError):
-        raise ValueError("rng is no state of a generator") from None
+        raise ValueError("generators are no states of generators") from None
 
 
 def facts_in(path: Path) -> dict[str, Any] | None:
@@ -82,11 +86,13 @@ def _out_of_range(state: Mapping[str, Any], schedule: Schedule, images: int) -> 
         return f"choices.precision is {state['choices']['precision']!r:.40}"
     if state["choices"]["compile"] not in (True, False, "reduce-overhead"):
         return f"choices.compile is {state['choices']['compile']!r:.40}"
-    if not 1 <= (parts := state["choices"].get("accumulate", 1)) <= schedule.batch_size // 2:
+    if not 1 <= (parts := state["choices"]["accumulate"]) <= schedule.batch_size // 2:
         return f"choices.accumulate is {parts}"
-    totals = state["totals"]
-    if totals.shape != (2 if "seen" in state else 3,) or not totals.isfinite().all():
-        return "totals are no three finite numbers"
+    counts, values = state["skips"]["counts"], state["metrics"]["values"]
+    if counts.shape != (5,) or counts.dtype != torch.int64:
+        return "skips are no five counts"
+    if values.shape != (2 * len(state["metrics"]["tags"]),) or not values.isfinite().all():
+        return "metrics are no finite sums and counts"
     return None
 
 
@@ -106,7 +112,7 @@ def _check_weights(name: str, weights: Mapping[str, Tensor], model: nn.Module) -
 
 def _check_optimizer(state: Mapping[str, Any], model: nn.Module, schedule: Schedule) -> None:
     """What an optimiser would take and stumble over in its next step."""
-    own, kept = build_optimizer(model, schedule), _KEPT.get(schedule.optimizer)
+    own, kept = build_optimizer(model, schedule), _KEPT.get(schedule.optimizer, set())
     # others count in them; whether a step is fused is chosen anew
     fixed = {"params"} | ({*own.defaults} - {"lr", "fused"} if kept else set())
     groups = own.state_dict()["param_groups"]

@@ -1,22 +1,24 @@
-"""What is about to run, in a few lines for the screen and the dashboard."""
+"""What is about to run, in a few lines for the screen and the trackers."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from sat.training.loop import Trainer
+from sat.training.state import TrainState
 
 
-def summary(config: Mapping[str, Any], facts: Mapping[str, Any], trainer: Trainer) -> str:
-    """`config` is the run's resolved config, `facts` what its journal knows of data and shape."""
-    choices = trainer.plan.choices
+def summary(config: Mapping[str, Any], facts: Mapping[str, Any], state: TrainState) -> str:
+    """`config` is the run's resolved config, `facts` what its callbacks know of data and shape."""
+    choices = state.plan.choices
     lines = [
         data_line(facts["dataset"], facts["shape"]),
-        model_line(config, trainer),
-        swap_line(config, trainer.model.swap),
-        f"attack: {told(config, 'attack')}",
-        training_line(trainer),
-        f"on: {trainer.device}"
-        + f", {trainer.world.size} processes" * (trainer.world.size > 1)
+        model_line(config, state),
+        swap_line(config, state.model.swap),
+        f"attack: {described(config, 'attack')}"
+        + f" (here {state.attack.loss})" * (config["attack"].get("loss") == "auto"),
+        f"objective: {described(config, 'objective')}",
+        training_line(state),
+        f"on: {state.device}"
+        + f", {state.world.size} processes" * (state.world.size > 1)
         + f", {choices['threads']} threads, {choices['precision']}"
         + ", channels_last" * choices["channels_last"]
         + ", compiled: the first steps may take minutes" * bool(choices["compile"]),
@@ -24,7 +26,7 @@ def summary(config: Mapping[str, Any], facts: Mapping[str, Any], trainer: Traine
     return "\n".join(lines)
 
 
-def told(config: Mapping[str, Any], section: str) -> str:
+def described(config: Mapping[str, Any], section: str) -> str:
     """An option and its arguments: `pgd eps=8 steps=1`."""
     words = [config["choices"].get(section, section)]
     for key, value in config[section].items():
@@ -43,11 +45,11 @@ def data_line(dataset: Mapping[str, Any], shape: Mapping[str, Any]) -> str:
     )
 
 
-def model_line(config: Mapping[str, Any], trainer: Trainer) -> str:
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    cost = trainer.plan.image_cost / 1e6
+def model_line(config: Mapping[str, Any], state: TrainState) -> str:
+    parameters = sum(p.numel() for p in state.model.parameters())
+    cost = state.plan.image_cost / 1e6
     return (
-        f"model: {told(config, 'model')}: {parameters:,} parameters,"
+        f"model: {described(config, 'model')}: {parameters:,} parameters,"
         f" {cost:,.1f} million multiply-adds an image"
     )
 
@@ -55,14 +57,14 @@ def model_line(config: Mapping[str, Any], trainer: Trainer) -> str:
 def swap_line(config: Mapping[str, Any], swap: Any) -> str:
     gates = ", ".join(swap.gates[:3]) + ", ..." * (len(swap.gates) > 3)
     return (
-        f"activation: {told(config, 'activation')}: {swap.swapped} activations swapped, none left;"
+        f"activation: {described(config, 'activation')}: {swap.swapped} swapped, none left;"
         f" {len(swap.gates)} gates left alone{': ' * bool(gates)}{gates}"
     )
 
 
-def training_line(trainer: Trainer) -> str:
-    plan, schedule = trainer.plan, trainer.plan.schedule
-    off = {"warmup_epochs": 0, "label_smoothing": 0, "ema": 0, "accumulate": 1, "clip": 0}
+def training_line(state: TrainState) -> str:
+    plan, schedule = state.plan, state.plan.schedule
+    off = {"warmup_epochs": 0, "ema": 0, "accumulate": 1, "clip": 0}
     extras = "".join(
         f", {key}={value if isinstance(value, str) else f'{value:g}'}"
         for key, usual in off.items()

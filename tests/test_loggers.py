@@ -1,12 +1,14 @@
-"""What TensorBoard makes of a folder of runs, asked as its own tabs ask."""
+"""What trackers are told, and what TensorBoard makes of a folder of runs, asked as its tabs ask."""
 
 import copy
 import json
+import logging
 
 import pytest
 import torch
 
-from sat.loggers.tensorboard import Dashboard, compared
+from sat.loggers import About, Logger, Loggers, compared
+from sat.loggers.tensorboard import TensorBoard
 from sat.training.callbacks import Callbacks
 
 CONFIG = {
@@ -14,10 +16,11 @@ CONFIG = {
                 "schedule": "digits", "record": "default"},
     "seed": 0,
     "evaluate": None,
-    "dataset": {"_target_": "sat.data.memory.Digits", "root": "/data", "limit": None, "eps": 38.0,
+    "dataset": {"_target_": "sat.data.memory.Digits", "limit": None,
                 "flip": False},
     "activation": {"_target_": "sat.activations.ReLU"},
-    "attack": {"_target_": "sat.attacks.PGD", "eps": 38.0, "steps": 1, "random_start": True},
+    "attack": {"_target_": "sat.attacks.PGD", "eps": 38.0, "steps": 1, "start": "uniform"},
+    "objective": {"_target_": "sat.objectives.Adversarial", "label_smoothing": 0.0},
     "model": {"_target_": "sat.models.ResNet", "depth": 10, "mean": [0.5]},
     "schedule": {"_target_": "sat.training.schedule.Schedule", "epochs": 8.0},
 }  # fmt: skip
@@ -62,9 +65,15 @@ def texts(events, tag):
     return [(point.step, point.tensor_proto.string_val[0].decode()) for point in found]
 
 
+def tracked(directory, **members):
+    """The trackers of a run there; TensorBoard by default."""
+    about = About(directory, directory.name, "01234567")
+    return Loggers(members or {"tensorboard": TensorBoard()}, about)
+
+
 def written(directory, config, images=100, **metrics):
     """The event file of a run that trained and, where there are metrics, came to its end."""
-    dashboard = Dashboard(directory)
+    dashboard = tracked(directory)
     dashboard.introduce(config, "seed: 0\nmodel:\n  depth: 10\n", "data: digits\nmodel: resnet")
     dashboard.scalars({"diagnostics/cosine": 0.5, "train/loss": 2.0, "val/clean": 0.5}, images)
     if metrics:
@@ -113,7 +122,7 @@ def test_numbers_filter_as_numbers_and_words_as_words(folder):
     assert infos["attack.steps"].domain_interval.max_value == 2
     options = sorted(infos["activation"].domain_discrete)
     assert options == ["celu", "relu"]
-    assert rows["a-relu"].hparams["attack.random_start"].string_value == "True"
+    assert rows["a-relu"].hparams["attack.start"].string_value == "uniform"
     assert numbers(rows["b-celu"])["at_end/best/square"] == pytest.approx(0.6)
     assert numbers(rows["a-relu"])["at_end/alarms"] == 1
     status = {name: row.sessions[0].status for name, row in rows.items()}
@@ -124,7 +133,7 @@ def test_what_says_nothing_is_no_column():
     table = compared(CONFIG)
     assert table.keys() == {
         "dataset", "activation", "attack", "seed", "dataset.flip", "attack.eps", "attack.steps",
-        "attack.random_start", "model.depth", "model.mean", "schedule.epochs",
+        "attack.start", "model.depth", "model.mean", "schedule.epochs", "objective.label_smoothing",
     }  # fmt: skip
     assert table["model.mean"] == "[0.5]" and table["attack.eps"] == 38.0
     asked = compared(changed(choices={"experiment": "elu_vs_celu", "variant": "wide"}))
@@ -137,7 +146,7 @@ def test_what_says_nothing_is_no_column():
 def test_pictures_come_behind_every_curve(tmp_path):
     from matplotlib.figure import Figure
 
-    dashboard = Dashboard(tmp_path)
+    dashboard = tracked(tmp_path)
     x = torch.rand(8, 1, 8, 8)
     dashboard.pictures(x, (x + 0.1).clamp(0, 1), 100)
     figure = Figure(figsize=(2, 1))
@@ -153,7 +162,7 @@ def test_pictures_come_behind_every_curve(tmp_path):
 
 def test_alarms_and_facts_are_text(tmp_path):
     written(tmp_path, CONFIG)
-    dashboard = Dashboard(tmp_path)
+    dashboard = tracked(tmp_path)
     dashboard.alarm("**black_box** (best, pgd20): Square fells 8 of 120 images", 100)
     dashboard.close()
     events = accumulated(tmp_path)
@@ -210,7 +219,7 @@ def test_a_run_that_was_killed_shows_no_step_twice(sat, monkeypatch):
     monkeypatch.setattr(Callbacks, "validate", validate)
     done = sat()
     assert done.code == 0 and "resumed at step" in done.out + done.err
-    assert len(list(done.run.glob("events.out.tfevents.*"))) == 3  # killed, resumed, measured
+    assert len(list(done.run.glob("events.out.tfevents.*"))) == 2  # killed, resumed
     events = accumulated(done.run)
     lines = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
     for tag in ("train/loss", "val/clean", "val/robust", "diagnostics/gap"):
@@ -218,3 +227,72 @@ def test_a_run_that_was_killed_shows_no_step_twice(sat, monkeypatch):
         assert [point.step for point in events.Scalars(tag)] == steps == sorted(set(steps)), tag
     assert len(texts(events, "config")) == 1
     assert list(hyperparameters(done.root)[1]) == [done.run.name]
+
+
+class Remote(Logger):
+    """A tracker whose history can't be cut back, kept outside of the run directory."""
+
+    remote = True
+    told: list = []
+
+    def scalars(self, values, images):
+        self.told += [(tag, images) for tag in values]
+
+    def text(self, tag, text, images):
+        self.told.append((tag, images))
+
+
+class Broken(Logger):
+    """Fails at its second point."""
+
+    points = 0
+
+    def scalars(self, values, images):
+        self.points += 1
+        if self.points == 2:
+            raise ConnectionError("no route to host")
+
+
+def test_what_a_remote_tracker_was_told_it_is_not_told_again(tmp_path):
+    told, Remote.told = [], []
+    for images in ((32, 64, 96), (64, 96, 128)):  # killed, and resumed from a checkpoint at 32
+        loggers = tracked(tmp_path, mine=Remote())
+        for at in images:
+            loggers.scalars({"train/loss": 1.0}, at)
+            loggers.alarm("an alarm", 64)
+        loggers.scalars({"val/clean": 0.5}, 64)  # another tag, at a point that was told of
+        loggers.close()
+    told = [at for tag, at in Remote.told if tag == "train/loss"]
+    assert told == [32, 64, 96, 128]
+    assert Remote.told.count(("alarms", 64)) == Remote.told.count(("val/clean", 64)) == 1
+
+
+def test_a_tracker_that_fails_is_said_once_and_told_nothing_more(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging.getLogger("sat"), "warning", lambda *w: said.append(w[0] % w[1:]))
+    broken, Remote.told = Broken(), []
+    loggers = tracked(tmp_path, broken=broken, whole=Remote())
+    for images in range(5):
+        loggers.scalars({"train/loss": 1.0}, images)
+    loggers.close()
+    assert broken.points == 2 and len(Remote.told) == 5
+    assert said == [
+        "logger=broken: fails (ConnectionError: no route to host); the run goes on without it"
+    ]
+
+
+def test_only_the_first_process_tells_anything(tmp_path):
+    Remote.told = []
+    loggers = Loggers({"mine": Remote()}, About(tmp_path, "run", "0"), first=False)
+    loggers.scalars({"train/loss": 1.0}, 1)
+    loggers.introduce(CONFIG, "a", "b")
+    loggers.close()
+    assert Remote.told == [] and not list(tmp_path.iterdir())
+
+
+def test_a_run_without_trackers_still_writes_its_metrics(sat):
+    done = sat("logger=[]")
+    assert done.code == 0 and not list(done.run.glob("events*"))
+    assert (done.run / "metrics.jsonl").read_text().count("\n") > 3
+    again = sat()  # trackers are no part of a run's identity
+    assert "is finished" in again.out and again.runs == [done.run]

@@ -1,0 +1,254 @@
+"""What an attack is; the ball it stays in, and the network it asks.
+
+A new attack is a frozen dataclass with the fields and the call of `Attack`, and a YAML file in
+`conf/attack` (see docs/attacks.md).
+"""
+
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sat.attacks.losses import Loss, ce
+from sat.choices import check_choices
+from sat.errors import Refused
+from sat.rng import RowRng
+
+log = logging.getLogger("sat")
+Norm = Literal["linf", "l2"]
+Mode = Literal["eval", "train"]
+
+
+class Attack(Protocol):
+    """Moves images x [B, C, H, W] in [0, 1] so that the model gets their labels y wrong.
+
+    `eps` in 1/255, and `norm`, say how far; `batch_norm` whether the attacked network normalises
+    with its running statistics (`eval`) or with the batch's own; `loss` what is ascended, `auto`
+    being what the training's objective says. The result is detached, float32, in [0, 1] and in the
+    eps-ball around x; modes, statistics, `requires_grad` and gradients of the model are left as
+    they were.
+    """
+
+    @property
+    def eps(self) -> float: ...
+    @property
+    def norm(self) -> str: ...
+    @property
+    def batch_norm(self) -> str: ...
+    @property
+    def loss(self) -> str: ...
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        rng: RowRng | None = None,
+        progress: Tensor | None = None,
+    ) -> Tensor:
+        """y is [B], or soft [B, K]. `rng` has the rows' random numbers; `progress`, a tensor of no
+        dimensions on the device, is the share of the training that is done."""
+        ...
+
+
+FIELDS = ("eps", "norm", "batch_norm", "loss")
+A = TypeVar("A", bound=Attack)
+
+
+def resolved(attack: A, loss: str) -> A:
+    """The attack with `loss` in the place of `auto`. Raises ValueError where the two don't fit."""
+    return replace(attack, loss=loss) if attack.loss == "auto" else attack  # type: ignore[type-var]
+
+
+def check_fields(attack: Any) -> None:
+    """Raises ValueError, in one line, where something of `Attack` is missing."""
+    name = type(attack).__name__
+    if not callable(attack):
+        raise ValueError(f"{name}: is no attack; name one of the options of attack")
+    if missing := [field for field in FIELDS if field not in dir(attack)]:
+        raise ValueError(
+            f"{name}: lacks {' and '.join(missing)}; an attack has the fields {', '.join(FIELDS)}"
+        )
+    if not is_dataclass(attack):
+        raise ValueError(f"{name}: must be a dataclass, whose fields are the attack's settings")
+    try:
+        inspect.signature(attack).bind(None, None, None, None, progress=None)
+    except TypeError:
+        raise ValueError(
+            f"{name}: must be called as attack(model, x, y, rng=None, progress=None)"
+        ) from None
+
+
+def check_attack(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Tries the attack on a batch x [B, C, H, W], y [B], with the model in training mode.
+
+    Raises Refused, in one line, for what `Attack` does not allow; warns of a loss that does not
+    rise. Leaves modes and statistics as they were, whatever the attack did to them.
+    """
+    try:
+        check_fields(attack)
+    except ValueError as error:
+        raise Refused(f"attack: {error}") from error
+    rng = RowRng(0, torch.arange(len(x), device=x.device))
+    training, modes = model.training, [(module, module.training) for module in model.modules()]
+    state = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    try:
+        model.train()
+        x_adv = attack(model, x, y, rng)
+        _check_images(attack, x, x_adv)
+        if any(not torch.equal(buffer, state[name]) for name, buffer in model.named_buffers()):
+            raise Refused(
+                "attack: moves the model's batch-norm statistics; ask it inside of"
+                " sat.attacks.base.frozen(model, self.batch_norm)"
+            )
+        if attack.loss == "kl" and attack.eps and torch.equal(x_adv, x):
+            raise Refused(
+                "attack: moves no image; the loss kl has no gradient at the clean images: begin"
+                " elsewhere (attack=pgd with start=normal)"
+            )
+        if [parameter.requires_grad for parameter in model.parameters()] != trained:
+            raise Refused("attack: leaves parameters with another requires_grad than they had")
+        if attack.eps and not torch.allclose(replace(attack, eps=0)(model, x, y, rng), x, 0, 1e-6):
+            raise Refused("attack: changes the images at eps=0; the perturbation is not projected")
+        _warn_of_no_effect(attack, model.eval(), x, x_adv, y)
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(state[name])
+        for parameter, was in zip(model.parameters(), trained, strict=True):
+            parameter.requires_grad_(was)
+        model.train(training)  # some networks drop what they cached for eval here
+        for module, mode in modes:
+            module.training = mode
+
+
+def _check_images(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
+    if x_adv.shape != x.shape or x_adv.dtype != torch.float32 or x_adv.requires_grad:
+        raise Refused(
+            f"attack: gives {x_adv.dtype} of shape {list(x_adv.shape)}"
+            f"{', with a gradient' * x_adv.requires_grad}; it must give detached float32 of the"
+            f" images' shape {list(x.shape)}"
+        )
+    size = Ball(attack.eps / 255, attack.norm).size(x_adv - x).max().item()
+    if size > attack.eps / 255 + 1e-5:
+        raise Refused(
+            f"attack.eps={attack.eps:g}: the attack moves an image by {255 * size:.4g}/255"
+        )
+    if not (0 <= x_adv.min() and x_adv.max() <= 1):
+        raise Refused("attack: leaves the range [0, 1] of the images; it must clamp to it")
+
+
+@torch.no_grad()
+def _warn_of_no_effect(attack: Attack, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor):
+    before, after = (F.cross_entropy(model(image), y).item() for image in (x, x_adv))
+    if attack.eps and after <= before:
+        log.warning(
+            "preflight: the attack does not raise the loss of the first batch (%.4f to %.4f): its"
+            " gradient may be masked, or the network's last layer begins at 0", before, after,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The eps-ball around an image, cut by [0, 1]: radius `eps`, as a share of the pixel range."""
+
+    eps: float
+    norm: Norm
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+    def size(self, d: Tensor) -> Tensor:
+        """The norm of each row [B, 1, 1, 1], kept off 0 so that it can divide."""
+        order = torch.inf if self.norm == "linf" else 2
+        return d.flatten(1).norm(p=order, dim=1).clamp_min_(1e-12).view(-1, 1, 1, 1)
+
+    def project(self, point: Tensor, x: Tensor) -> Tensor:
+        """The nearest point of the ball around x for Linf; scaled towards x for L2."""
+        if self.norm == "linf":
+            low, high = (x - self.eps).clamp_(min=0), (x + self.eps).clamp_(max=1)
+            return torch.minimum(torch.maximum(point, low), high)
+        d = point - x
+        return (x + d * (self.eps / self.size(d)).clamp_(max=1)).clamp_(0, 1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The direction of length 1 that rises the most."""
+        return gradient.sign() if self.norm == "linf" else gradient / self.size(gradient)
+
+    def surface(self, x: Tensor, rng: RowRng) -> Tensor:
+        """A random point at distance eps of x, then cut by [0, 1]."""
+        shape = x.shape[1:]
+        noise = rng.normal("start", *shape)
+        if self.norm == "linf":
+            noise = 2 * rng.uniform("start", *shape) - 1
+        return (x + self.eps * noise / self.size(noise)).clamp_(0, 1)
+
+    def holds(self, point: Tensor, x: Tensor) -> Tensor:
+        """Which points [B] are finite, in [0, 1] and, but for rounding, in the ball around x."""
+        within = ((point >= 0) & (point <= 1)).flatten(1).all(1)  # False for NaN
+        return within & (self.size(point - x).flatten() <= self.eps * (1 + 1e-5) + 1e-6)
+
+
+def ball_of(attack: Attack) -> Ball:
+    """The ball that an attack promises to stay in."""
+    return Ball(float(attack.eps) / 255, attack.norm)  # type: ignore[arg-type]
+
+
+def norm_of(x: Tensor) -> Tensor:
+    """The L2 norm of each image [B, 1, 1, 1], kept off 0 so that it can divide."""
+    return x.flatten(1).norm(dim=1).clamp_min_(1e-12).view(-1, 1, 1, 1)
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss = ce) -> Tensor:
+    """The gradient of the summed loss(model(x), y) with respect to x, and of nothing else.
+
+    The sum makes an image's gradient independent of its batch. float16 would round small
+    gradients to 0, so there the loss is scaled up; only the direction is used.
+    """
+    x = x.detach().requires_grad_()
+    total = loss(model(x), y).sum()
+    if getattr(model, "autocast", None) is torch.float16:
+        (gradient,) = torch.autograd.grad(total * 2.0**10, x)
+        return torch.nan_to_num_(gradient)
+    return torch.autograd.grad(total, x)[0]
+
+
+@contextmanager
+def frozen(model: nn.Module, batch_norm: str) -> Iterator[None]:
+    """Parameters without gradients and batch-norm statistics at rest, for the time of an attack.
+
+    Frozen parameters save the work of weight gradients, and a compiled model
+    gets a graph of input gradients alone. On leaving, also by an exception, all is as before.
+    """
+    if getattr(model, "at_rest", False) and batch_norm == "eval":  # see sat.fold
+        yield
+        return
+    before = model.training
+    modules = [(module, module.training) for module in model.modules()]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    norms = [m for m, _ in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        if batch_norm == "eval":
+            model.eval()
+        else:
+            for norm in norms:
+                norm.train().track_running_stats = False
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for norm in norms:
+            norm.track_running_stats = True
+        model.train(before)  # some networks drop what they cached for eval here
+        for module, training in modules:
+            module.training = training

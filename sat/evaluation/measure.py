@@ -1,0 +1,63 @@
+"""Puts images through attacks: one verdict for each, whatever its batch and its process."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from sat.attacks.outcomes import AttackOutcomes, Ensemble
+from sat.distributed import World
+from sat.rng import RowRng, seed_of
+from sat.statistics import wilson
+
+
+def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], ensemble: Ensemble,
+            seed: int, outcomes: AttackOutcomes) -> AttackOutcomes:  # fmt: skip
+    """Puts every image of `batches`, which yields (indices [B], x [B, C, H, W], y [B]), through the
+    ensemble's attacks; `outcomes` has a place for each, and says what is known already.
+
+    An image that is wrong when clean is not attacked. An image's noise depends on its index alone,
+    not on its batch. The model's mode is kept.
+    """
+    training, done = model.training, 0
+    model.eval()
+    try:
+        for indices, x, y in batches:
+            part = outcomes.part(slice(done, done + len(x)))
+            done += len(x)
+            part.survey(model, x, y)
+            rng = RowRng(seed_of(seed, "evaluation", 0), indices.to(x.device))
+            ensemble.run(model, x, y, rng, part)
+    finally:
+        model.train(training)
+    return outcomes
+
+
+def share(world: World, ensemble: Ensemble) -> slice:
+    """The places of the images that this process measures; the first one takes all where a verdict
+    depends on the batch."""
+    if getattr(ensemble, "by_batch", False):
+        return slice(None) if world.first else slice(0)
+    return world.own
+
+
+def joined(world: World, outcomes: AttackOutcomes, own: slice) -> AttackOutcomes:
+    """A measurement of several processes, each with its `own` places decided in its `outcomes`;
+    their seconds add up."""
+    kept = (outcomes.fell[own], outcomes.passed[own], outcomes.tied[own], outcomes.seconds)
+    parts = world.gather((own, *kept))
+    for places, fell, passed, tied, _ in parts:
+        outcomes.fell[places], outcomes.passed[places] = fell, passed
+        outcomes.tied[places] = tied
+    outcomes.seconds = sum(seconds for *_, seconds in parts)
+    return outcomes
+
+
+def accuracy(flags: Tensor) -> dict[str, Any]:
+    """`{"accuracy", "ci95", "images"}` of one flag per image: see `sat.rundir.result.Accuracy`."""
+    right, images = int(flags.sum()), len(flags)
+    return {
+        "accuracy": right / max(1, images),
+        "ci95": list(wilson(right, images)),
+        "images": images,
+    }

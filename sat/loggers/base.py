@@ -1,0 +1,211 @@
+"""What a tracker is, and all those of one run.
+
+A new tracker is one class, a `Logger`, and one YAML file in `conf/logger` with a key of its name.
+`metrics.jsonl` is written whatever trackers there are.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+log = logging.getLogger("sat")
+
+
+@dataclass(frozen=True)
+class About:
+    """The run that a tracker is told of."""
+
+    directory: Path
+    name: str
+    hash: str
+    experiment: str | None = None
+
+
+class Logger:
+    """A tracker of one run; what it can't show it leaves as it is here, and shows nothing.
+
+    It is opened once a run, in the first process alone. The x axis is the number of images seen.
+    What it writes into the run directory as `files` (patterns) is cut back to the last checkpoint
+    when a killed run resumes, and told again. One whose history is `remote` keeps it: it is not
+    told twice what it was told before. Any exception ends the tracker, and not the run.
+    """
+
+    files: ClassVar[tuple[str, ...]] = ()
+    remote: ClassVar[bool] = False
+
+    def open(self, about: About) -> None:
+        """Begins, or goes on with what it knows of the run of this hash."""
+
+    def scalars(self, values: Mapping[str, float], images: int) -> None:
+        """One point of each curve, by tag."""
+
+    def text(self, tag: str, text: str, images: int) -> None:
+        """A note in Markdown."""
+
+    def image(self, tag: str, pixels: Any, images: int) -> None:
+        """A picture, a tensor [C, H, W] on the CPU, in [0, 1] or uint8."""
+
+    def config(
+        self, values: Mapping[str, Any], metrics: Mapping[str, float] | None, images: int
+    ) -> None:
+        """What runs are compared by: numbers and words by key; at the end with final numbers."""
+
+    def flush(self) -> None:
+        """Before a checkpoint notes how long `files` are."""
+
+    def close(self) -> None:
+        """The run has ended, well or not."""
+
+
+class Loggers:
+    """All trackers of a run by name; none in a process that is not the first."""
+
+    def __init__(self, members: Mapping[str, Logger], about: About, first: bool = True):
+        self.members, self.about = dict(members) if first else {}, about
+        self.files = [pattern for member in members.values() for pattern in member.files]
+        self._opened = False
+        self._sent: dict[str, _Sent] = {}
+
+    # what a run tells ---------------------------------------------------------------------------
+
+    def introduce(self, config: Mapping[str, Any], text: str, facts: str) -> None:
+        """At the start: the resolved config as text, and what the model and the data are."""
+        self._tell("config", compared(config), None, 0)
+        self.text("config", "    " + text.replace("\n", "\n    "), 0)
+        self.text("run", facts.replace("\n", "  \n"), 0)
+
+    def scalars(self, values: Mapping[str, float], images: int) -> None:
+        for name, new in self._new(values, images):
+            if new:
+                self._call(name, "scalars", {tag: values[tag] for tag in new}, images)
+
+    def text(self, tag: str, text: str, images: int) -> None:
+        for name, new in self._new([f"{tag}: {text}"], images):
+            if new:
+                self._call(name, "text", tag, text, images)
+
+    def alarm(self, text: str, images: int) -> None:
+        """A reason to doubt the numbers."""
+        self.text("alarms", text, images)
+
+    def image(self, tag: str, pixels: Any, images: int) -> None:
+        for name, new in self._new([tag], images):
+            if new:
+                self._call(name, "image", tag, pixels, images)
+
+    def pictures(self, x: Any, x_adv: Any, images: int) -> None:
+        """Images [B, C, H, W], and what an attack made of them; `views` sorts behind curves."""
+        from sat.loggers.pictures import rows_of
+
+        if self.members:
+            tag = "views/clean, adversarial, perturbation"
+            self.image(tag, rows_of(x, x_adv), images)
+
+    def figure(self, tag: str, figure: Any, images: int) -> None:
+        """A drawn matplotlib figure."""
+        from sat.loggers.pictures import pixels_of
+
+        if self.members:
+            self.image(f"views/{tag}", pixels_of(figure), images)
+
+    def conclude(self, config: Mapping[str, Any], metrics: Mapping[str, float], images: int):
+        """At the end: what runs are compared by, with the final numbers."""
+        self._tell("config", compared(config), metrics, images)
+
+    def flush(self) -> None:
+        if self._opened:
+            self._tell("flush")
+
+    def close(self) -> None:
+        if self._opened:
+            self._tell("close")
+            self._opened = False
+
+    # --------------------------------------------------------------------------------------------
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        for name in [*self.members]:
+            self._call(name, method, *arguments)
+
+    def _call(self, name: str, method: str, *arguments: Any) -> None:
+        """Tells one of them; one that fails is said once, and told nothing more."""
+        if not self._opened:
+            self._opened = True
+            self._tell("open", self.about)
+        if (member := self.members.get(name)) is None:
+            return
+        try:
+            getattr(member, method)(*arguments)
+        except Exception as error:
+            del self.members[name]
+            reason = str(error).strip().splitlines() or [""]
+            text = f"{type(error).__name__}: {reason[0]}"[:300]
+            log.warning("logger=%s: fails (%s); the run goes on without it", name, text)
+            with suppress(Exception):
+                member.close()
+
+    def _new(self, tags: Any, images: int) -> Iterator[tuple[str, list[str]]]:
+        """By member, the tags of which it has no point at `images`."""
+        for name, member in [*self.members.items()]:
+            if not member.remote:
+                yield name, list(tags)
+                continue
+            path = self.about.directory / f"{name}.sent.jsonl"
+            sent = self._sent.setdefault(name, _Sent(path))
+            yield name, sent.new(tags, images)
+
+
+class _Sent:
+    """Points that a remote tracker was told, on disk before they are sent: one that is killed
+    meanwhile lacks a point rather than having it twice."""
+
+    def __init__(self, path: Path):
+        self.path, self.points = path, set()
+        if path.exists():
+            for line in path.read_text().splitlines():
+                with suppress(ValueError):  # the last one may be torn
+                    images, tags = json.loads(line)
+                    self.points |= {(images, tag) for tag in tags}
+
+    def new(self, tags: Any, images: int) -> list[str]:
+        new = [tag for tag in tags if (images, tag) not in self.points]
+        if new:
+            self.points |= {(images, tag) for tag in new}
+            with open(self.path, "a") as file:
+                file.write(json.dumps([images, new]) + "\n")
+        return new
+
+
+# what runs are compared by ----------------------------------------------------------------------
+
+_TRAINING = ("attack", "objective", "schedule")
+_COMPARED = ("dataset", "activation", "model", *_TRAINING)
+# Groups that follow the dataset, or say nothing about what was trained.
+_UNTOLD = ("schedule", "sampler", "validation", "evaluation", "metrics", "record")
+
+
+def compared(config: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """What tells runs apart: the options chosen, the seed, and every value of a `Spec.compared`,
+    which holds those that move a number."""
+    if config["evaluate"] is None:
+        table, silent = {"seed": config["seed"]}, _UNTOLD
+    else:  # nothing is known of how these weights were trained
+        table, silent = {"weights": Path(config["evaluate"]).stem}, (*_UNTOLD, *_TRAINING)
+    table |= {group: option for group, option in config["choices"].items() if group not in silent}
+    for section in _COMPARED:
+        if section in _TRAINING and "weights" in table:
+            continue
+        for key, value in config[section].items():
+            if key != "_target_":
+                table[f"{section}.{key}"] = value
+    return {key: _plain(value) for key, value in table.items() if value is not None}
+
+
+def _plain(value: Any) -> int | float | str:
+    """Numbers stay numbers; true and false would become 1 and 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number else str(value)

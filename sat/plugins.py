@@ -1,0 +1,40 @@
+"""Packages outside of this program whose classes a config may name.
+
+A config is read from wherever a user points to, a copied run directory included, and importing a
+module runs its code. So a package is imported only where it stands in the variable SAT_PLUGINS
+(several: with commas), or is installed with an entry point in the group `sat.plugins`.
+"""
+
+import importlib
+import inspect
+import os
+from importlib.metadata import entry_points
+
+VARIABLE = "SAT_PLUGINS"
+GROUP = "sat.plugins"
+
+
+def allowed() -> set[str]:
+    """The top packages that may be imported."""
+    named = {name.strip().split(".")[0] for name in os.environ.get(VARIABLE, "").split(",")}
+    installed = {point.value.split(":")[0].split(".")[0] for point in entry_points(group=GROUP)}
+    return (named | installed) - {""}
+
+
+def load(name: str) -> type:
+    """The class of that dotted name. Raises ValueError, with the remedy, where its package is not
+    allowed, and where there is no such class of it."""
+    top = name.split(".")[0]
+    if top not in allowed():
+        raise ValueError(
+            f"is outside of this program, and imported only where you say so: {VARIABLE}={top}"
+            " before the command (or an entry point of that package in the group sat.plugins)"
+        )
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"no such class ({error}); {top} must lie on PYTHONPATH") from error
+    if not inspect.isclass(found) or found.__module__.split(".")[0] != top:
+        raise ValueError(f"is no class of {top}")
+    return found

@@ -1,0 +1,244 @@
+"""What a training holds: the network and all that a checkpoint must keep of it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sat.acceleration.auto import DTYPES
+from sat.acceleration.compilation import Warmup, compiled
+from sat.acceleration.folding import Folded, fold
+from sat.acceleration.precision import lay_out
+from sat.activations.surrogate import phased
+from sat.distributed import ALONE, Replicas, World, local_statistics, normed_by_attack
+from sat.errors import Diverged
+from sat.objectives import Objective
+from sat.rng import generator_states, seed_of, set_generators
+from sat.training.average import Average
+from sat.training.metrics import Metrics, Totals
+from sat.training.optimizer import build_optimizer, load_optimizer, set_rate, skips_on_device
+from sat.training.plan import Plan
+from sat.training.skips import REMEDY, Skips, Statistics
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What has a memory; it lies on the device, and in the checkpoint."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
+
+
+class TrainState:
+    """The network in training and what goes with it; `sat.training.step.update` moves it.
+
+    Of several processes each has one, on its rows of the batches; they hold the same weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        attack: Any,
+        objective: Objective,
+        plan: Plan,
+        world: World = ALONE,
+        metrics: Metrics | None = None,
+    ):
+        choices, schedule = plan.choices, plan.schedule
+        self.attack, self.objective, self.plan, self.world = attack, objective, plan, world
+        self.metrics = metrics or Metrics()
+        self.device = device = next(model.parameters()).device
+        model.autocast = DTYPES[choices["precision"]]
+        lay_out(model, choices["channels_last"])
+        self.average = Average(model, schedule.ema) if schedule.ema else None
+        self.replicas = Replicas(world)
+        shards = schedule.shard and world.size > 1
+        if shards:
+            from sat.distributed.sharding import Shards  # takes a second to import
+
+            self.replicas = Shards(world, model)
+        self.model = model = self.replicas.place(model)
+        if self.average:
+            self.average.module = self.replicas.place(self.average.module)
+        self.net = self._compiled(model)
+        self._folds = bool(choices.get("fold")) and not shards
+        self._folded: Folded | None = None  # what the attack asks, see `attack_model`
+        self.phased = phased(model)
+        self.optimizer = build_optimizer(model, schedule, bool(choices.get("fused")) and not shards)
+        self.skips_on_device = skips_on_device(self.optimizer)
+        half = choices["precision"] == "fp16"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.step, self.updating, self.applying = 0, False, False
+        self.progress = torch.zeros((), device=device)  # of the step that is taken, in [0, 1)
+        self.sums = torch.zeros(3, device=device)  # its loss, right answers and images
+        self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
+        self.totals, self.skips = Totals(device), Skips(device)
+        self.warmup = Warmup(bool(choices["compile"]))
+        self.news: list[str] = []
+        self._one = torch.ones((), device=device)
+        # Lists, because a walk through the modules costs as much as all of the rest.
+        self.parameters, buffers = [*model.parameters()], [*model.buffers()]
+        self.statistics = Statistics(buffers)
+        self.local_statistics = local_statistics(model)  # of batch norms that see own images alone
+        self.recomputed = buffers if getattr(model, "recomputes", False) else []
+        self._split()
+
+    # what a step asks -----------------------------------------------------------------------------
+
+    def begin(self) -> int:
+        """What the host says of the step to come, on the device; returns the key of its noise."""
+        set_rate(self.optimizer, self.plan.rate(self.step))
+        self.progress.fill_(self.step / self.plan.steps)
+        if not self.model.training:  # half a millisecond on a CPU
+            self.model.train()
+        self.sums.zero_()
+        self.statistics.keep()
+        return seed_of(self.plan.seed, "attack", self.step)
+
+    def parts(self, images: int) -> Iterator[tuple[Tensor, slice]]:
+        """The rows of each accumulation part in the whole batch, and their places in this process's
+        share of it; `images` are what could be read of that."""
+        rows, done = self.rows, 0
+        if images != sum(map(len, rows)):
+            rows = torch.cat(rows)[:images].tensor_split(len(rows))
+        for part in rows:
+            if len(part):
+                yield part, slice(done, done := done + len(part))
+
+    def attack_model(self, x: Tensor) -> nn.Module:
+        """The network that the attack on x asks, with the weights of this moment: folded for eval
+        mode, else that of the update, of which a compiler makes two graphs, frozen and not."""
+        if not self._folds or normed_by_attack(self.attack):
+            return self.net
+        if self._folded is None:
+            self._folded = fold(self.model, x[:2], self.model.autocast)
+            self.phased += phased(self._folded.net)
+            self._attacked = self._compiled(self._folded.net)
+        self._folded.follow()
+        return self._attacked
+
+    def count(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Adds a part of the batch to the step's sums."""
+        labels = y if y.ndim == 1 else y.argmax(1)
+        right = (logits.detach().argmax(1) == labels).sum()
+        self.sums += torch.stack([loss.detach() * len(y), right, torch.full_like(right, len(y))])
+
+    def weight(self, own: int, batch: int) -> float:
+        """What the loss of `own` images counts among those of this process's part of a batch."""
+        return own / self.replicas.images(batch, self.plan.schedule.batch_size)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        return self.replicas.local([p.grad for p in self.parameters if p.grad is not None])
+
+    def gradient_norm(self) -> Tensor:
+        """Its L2 norm, over all processes."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def broken(self) -> Tensor:
+        """A truth on the device: a gradient or a sum is not finite, in any process."""
+        found, tensors = self.found.zero_(), [*self.gradients, self.sums]
+        torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, self._one)
+        self.replicas.agree_(found)
+        return found > 0
+
+    def apply(self, broken: Tensor) -> None:
+        """The optimiser's step, left out where the gradients are `broken`; an optimiser that can't
+        be told on the device costs one look of the host."""
+        if self.skips_on_device:
+            self.optimizer.found_inf = self.found
+        elif broken.item():
+            return
+        self.optimizer.step()
+
+    # memory ---------------------------------------------------------------------------------------
+
+    @property
+    def accumulate(self) -> int:
+        """Into how many parts a batch is split."""
+        return self.plan.choices.get("accumulate", self.plan.schedule.parts)
+
+    def split(self, parts: int) -> None:
+        self.plan.choices["accumulate"] = parts
+        self._split()
+
+    def _split(self) -> None:
+        rows = self.world.rows(self.plan.schedule.batch_size, self.accumulate)
+        self.rows = [part.to(self.device) for part in rows]
+
+    def put_back(self, generators: Mapping[str, Tensor]) -> None:
+        """Stands again where the step began that an exception has ended, before its update."""
+        set_generators(generators, self.device)
+        self.statistics.put_back()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    # what is told and kept ------------------------------------------------------------------------
+
+    @property
+    def measured(self) -> nn.Module:
+        """The weights that are measured: the average, where there is one. Where they are shared out
+        over processes they are put together, which all must ask for."""
+        return self.replicas.measured(self.average.module if self.average else self.model)
+
+    def read(self) -> dict[str, float]:
+        """The figures since the last call, in one transfer from the device; raises Diverged where
+        the weights are no finite numbers, or ten steps one after the other were not."""
+        told = [self._unsound().view(1), self.skips.counts, self.totals.values]
+        unsound, *numbers = torch.cat([part.double() for part in told]).tolist()
+        self.news += self.skips.read([*map(int, numbers[:5])]) + self.warmup.news(self.step)
+        self._refuse(unsound)
+        self.totals.values.zero_()
+        skipped = {"train/skipped_steps": self.skips.skipped} if self.skips.skipped else {}
+        rate = self.plan.rate(max(0, self.step - 1))
+        return {**self.totals.means(numbers[5:]), "train/learning_rate": rate, **skipped}
+
+    def check_finite(self) -> None:
+        """Raises Diverged when a weight is no longer a finite number."""
+        self._refuse(self._unsound().item())
+
+    def _unsound(self) -> Tensor:
+        largest = torch._foreach_norm(self.replicas.local(self.parameters), float("inf"))
+        unsound = (~torch.stack(largest).isfinite().all()).float()
+        self.replicas.agree_(unsound)
+        return unsound
+
+    def _refuse(self, unsound: float) -> None:
+        if unsound:
+            raise Diverged(f"a weight is not finite at step {self.step}; {REMEDY}")
+
+    @property
+    def _stateful(self) -> dict[str, Stateful]:
+        named = {
+            "average": self.average, "scaler": self.scaler, "metrics": self.totals,
+            "skips": self.skips, "attack": self.attack, "objective": self.objective,
+        }  # fmt: skip
+        return {name: part for name, part in named.items() if isinstance(part, Stateful)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint; where the weights are shared out all processes must ask for it."""
+        named = {"model": self.model, "optimizer": self.optimizer, **self._stateful}
+        state = {name: part.state_dict() for name, part in named.items()}
+        plain = {"step": self.step, "choices": self.plan.choices, "generators": self.generators()}
+        return self.replicas.whole({**state, **plain})
+
+    def generators(self) -> dict[str, Tensor]:
+        return generator_states(self.device)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stands again where `state` was taken."""
+        self.step = state["step"]
+        self.model.load_state_dict(self.replicas.share(state["model"], self.model))
+        optimizer = self.replicas.share_optimizer(state["optimizer"], self.optimizer)
+        load_optimizer(self.optimizer, optimizer)
+        for name, part in self._stateful.items():
+            kept = state[name]
+            if part is self.average:
+                kept = self.replicas.share(kept, self.average.module)
+            part.load_state_dict(kept)
+        set_generators(state["generators"], self.device)
+
+    def _compiled(self, net: nn.Module) -> nn.Module:
+        by_itself = self.plan.schedule.compile == "auto"
+        return compiled(net, self.plan.choices["compile"], by_itself)

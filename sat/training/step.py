@@ -1,0 +1,47 @@
+"""One step of adversarial training, from a batch to new weights."""
+
+from torch import Tensor, nn
+
+from sat.acceleration.recomputation import counted_once
+from sat.activations.surrogate import phase
+from sat.rng import RowRng
+from sat.training.state import TrainState
+
+
+def update(state: TrainState, x: Tensor, y: Tensor) -> None:
+    """Moves `state` by a batch x [B, C, H, W] in [0, 1], y [B]: this process's rows, as
+    `world.rows` gives them, less those that can't be read.
+
+    A step whose loss or gradient is not finite changes nothing and is counted. After `begin`
+    nothing asks the host, unless the optimiser does, or can't be told to skip on the device.
+    """
+    key = state.begin()
+    for rows, part in state.parts(len(x)):
+        images, labels, rng = x[part], y[part], RowRng(key, rows)
+
+        with phase(state.phased, "inner"):
+            x_adv = state.attack(state.attack_model(x), images, labels, rng, state.progress)
+
+        with phase(state.phased, "outer"):
+            loss, logits = state.objective(state.net, images, x_adv, labels)
+            with counted_once(state.recomputed):
+                state.scaler.scale(loss * state.weight(len(rows), len(x))).backward()
+        state.count(loss, logits, labels)
+
+    state.replicas.reduce_(state.gradients, state.local_statistics, state.sums)
+    state.scaler.unscale_(state.optimizer)
+    broken = state.broken()
+    state.totals.add(state.metrics(state), broken)
+    if clip := state.plan.schedule.clip:
+        nn.utils.clip_grad_norm_(state.parameters, clip)
+
+    state.applying = True
+    state.apply(broken)
+    state.statistics.put_back(broken)
+    if state.average:
+        state.average.update(state.model, state.step, broken, state.replicas.local)
+    state.skips.count(broken)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    state.applying = False

@@ -1,0 +1,61 @@
+"""How `best` is chosen: clean and robust accuracy of the held-out images."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sat.acceleration.precision import float32
+from sat.attacks.outcomes import AttackOutcomes
+from sat.attacks.series import ensemble_of
+from sat.data import chunks
+from sat.data.choice import split_part
+from sat.data.sets import Split
+from sat.distributed import World
+from sat.evaluation.measure import joined, measure, share
+from sat.evaluation.settings import Validation
+from sat.rng import seed_of
+from sat.training.overfitting import Probe
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What a validation has found."""
+
+    clean: float
+    robust: float
+    diagnostics: dict[str, float]  # by tag, see Probe
+    counts: tuple[int, int, int] | None  # right after many steps and after one; of how many
+
+    @property
+    def said(self) -> str:
+        """The same in a few words."""
+        single = self.diagnostics.get("diagnostics/single_step")
+        note = "" if single is None else f", {single:.1%} single-step"
+        return f"held-out {self.clean:.1%} clean, {self.robust:.1%} robust{note}"
+
+
+def validate(
+    model: nn.Module, split: Split, given: Validation, training_attack: Any, seed: int, world: World
+) -> Validated:
+    """Measures `model` on the held-out images, of which each process takes its share. Changes
+    nothing of it, and draws from no generator of the training."""
+    chosen = split_part(split, given.limit)
+    attack, probe = given.attack, None
+    if attack.eps:
+        attack = probe = Probe(attack, training_attack, chosen)
+    judge = ensemble_of(attack, 1, given.batch_size)
+    own = share(world, judge)
+    images = chunks(split, chosen[own], given.batch_size)
+    outcomes = AttackOutcomes.new(judge.names, len(chosen))
+    # An ensemble decides in float32, so its points must be judged in it.
+    exact = ensemble_of(given.attack, 1, given.batch_size) is given.attack
+    with float32(model) if exact else nullcontext():
+        measure(model, images, judge, seed_of(seed, "validation"), outcomes.part(own))
+    flags = joined(world, outcomes, own)
+    if probe:
+        probe.join(world)
+    clean, robust = (float(f.float().mean()) for f in (flags.clean, flags.robust))
+    numbers = probe.numbers(flags) if probe else {}
+    return Validated(clean, robust, numbers, probe.counts(flags) if probe else None)

@@ -1,0 +1,297 @@
+"""`result.json` as it is described, and what an evaluation finds still to be done in it."""
+
+import json
+from dataclasses import fields, is_dataclass, replace
+
+import pytest
+
+from sat.attacks import FGSM, PGD, Curve
+from sat.errors import Refused
+from sat.evaluation.results import MASKING_CHECKS, todo
+from sat.evaluation.settings import Evaluation
+from sat.rundir.record import Run
+from sat.rundir.result import (
+    CLEAN,
+    WORST,
+    Alarm,
+    AttackResult,
+    CheckpointResult,
+    CurveResult,
+    MaskingChecks,
+    Member,
+    Point,
+    RunResult,
+)
+
+
+def entry(images=50, **more):
+    return AttackResult(accuracy=0.5, ci95=(0.25, 0.75), images=images, **more)
+
+
+def measured(attack, name="pgd", images=50, **asked):
+    """What an evaluation leaves of that attack."""
+    return entry(images, settings=Evaluation(attacks={name: attack}, **asked).settings(name))
+
+
+def result(**parts):
+    last = CheckpointResult(step=8, epoch=2.0)
+    kept = {
+        "name": "run", "hash": "01234567", "identity": {"seed": 0}, "status": "finished", "seed": 0, "environment": {},
+        "dataset": {"name": "digits", "test": 50}, "test_images": 50, "attack": None,
+        "choices": {"threads": 1}, "steps": 8, "images": 256, "wall_seconds": 1.5,
+        "images_per_second": None, "last": last, "best": None,
+    }  # fmt: skip
+    return RunResult(**{**kept, **parts})
+
+
+def full():
+    """A result in which every field is something."""
+    ensemble = entry(
+        eps=8.0, norm="l2", steps=3, step=2.0, seconds=1.0, ties=2, environment={"torch": "2"},
+        attacks={"apgd": Member(accuracy=0.5, ci95=(0.25, 0.75), images=50, felled=3, seconds=1.0)},
+        settings={"limit": None, "subset_seed": None, "eps": 8.0},
+    )  # fmt: skip
+    point = Point(accuracy=0.5, ci95=(0.25, 0.75), images=50, eps=4.0, steps=3)
+    curve = CurveResult(
+        over="eps", points=[point], classes={"0": [0.5]}, clean=0.5, eps=8.0, norm="linf",
+        images=50, seconds=1.0, settings={"limit": 50, "subset_seed": 1},
+    )  # fmt: skip
+    alarm = Alarm("random", "as by chance", {"clean": 0.1}, step=1, epoch=0.5, checkpoint="last",
+                  attack="pgd", source=MASKING_CHECKS)  # fmt: skip
+    checks = MaskingChecks(images=40, seconds=1.0, curve=[{"attack": CLEAN, "accuracy": 0.5}],
+                           alarms=[alarm], attack="pgd", asked=128, subset=(50, None))  # fmt: skip
+    part = CheckpointResult(
+        step=8, epoch=2.0, selected_by="robust accuracy on held-out training images",
+        held_out={"clean": 0.5, "robust": 0.25}, clean=entry(subset=(50, None)),
+        robust={"strong": ensemble, WORST: entry(attacks=["strong", "pgd"])},
+        curves={"c": curve}, masking_checks={"pgd": checks},
+    )  # fmt: skip
+    return result(
+        configuration="run-0123", error="none", overrides=["seed=0"], parameters=9, last_raw=part,
+        activation={"option": "silu", "gates": []}, attack={"option": "pgd", "eps": 8.0},
+        environment={"torch": "2"}, objective={"option": "adversarial"}, skipped_steps=1,
+        multiply_adds=1e6, images_per_second=9.5, last=part, best=part, alarms=[alarm],
+        lengths={"metrics.jsonl": 9},
+    )  # fmt: skip
+
+
+def test_a_result_is_the_same_after_its_file(tmp_path):
+    for told in (result(), full()):
+        Run(tmp_path).write_result(told)
+        assert RunResult.read(tmp_path) == told
+    assert RunResult.read(tmp_path / "none") is None
+
+
+def test_what_is_no_finite_number_is_null(tmp_path):
+    alarm = Alarm("stochastic", "changes", {"difference": float("nan"), "share": float("inf")})
+    Run(tmp_path).write_result(result(alarms=[alarm]))
+    told = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
+    assert told["alarms"][0]["numbers"] == {"difference": None, "share": None}
+    assert RunResult.read(tmp_path).alarms[0].numbers == {"difference": None, "share": None}
+
+
+def test_keys_that_no_field_has_are_kept(tmp_path):
+    told = full().as_json() | {"note": "mine"}
+    told["last"]["robust"]["strong"]["more"] = {"x": [1]}
+    told["alarms"][0]["seen"] = True
+    (tmp_path / "result.json").write_text(json.dumps(told))
+    assert RunResult.read(tmp_path).as_json() == told
+
+
+def spoiled(place, value):
+    told = full().as_json()
+    *above, key = place
+    node = told
+    for step in above:
+        node = node[step]
+    if value is None:
+        del node[key]
+    else:
+        node[key] = value
+    return told
+
+
+STRONG = ("last", "robust", "strong")
+
+
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        (("seed",), None),
+        (("seed",), "0"),
+        (("last",), 5),
+        (("best",), []),
+        (("last", "step"), True),
+        (("choices", "threads"), 0),
+        (("dataset", "name"), None),
+        (("test_images",), -1),
+        (("lengths", "metrics.jsonl"), 2**70),
+        ((*STRONG, "accuracy"), 1.5),
+        ((*STRONG, "accuracy"), float("nan")),
+        ((*STRONG, "ci95"), [0.1]),
+        ((*STRONG, "settings", "limit"), "all"),
+        ((*STRONG, "attacks", "apgd", "felled"), -1),
+        (("last", "curves", "c", "points", 0, "steps"), 0.5),
+        (("last", "masking_checks", "pgd"), "no"),
+        (("alarms", 0, "message"), None),
+    ],
+)
+def test_a_damaged_result_is_refused_by_its_place(tmp_path, place, value):
+    (tmp_path / "result.json").write_text(json.dumps(spoiled(place, value)))
+    with pytest.raises(Refused, match="result.json: is damaged .*record.fresh=true") as refusal:
+        RunResult.read(tmp_path)
+    text = str(refusal.value)
+    assert "\n" not in text and ".".join(map(str, place)) in text, text
+
+
+def test_a_file_of_something_else_is_no_result(tmp_path):
+    for text in ("", "[1]", "{", '{"status": 3}', "[" * 100_000, '{"status": "finished"}'):
+        (tmp_path / "result.json").write_text(text)
+        with pytest.raises(Refused, match="record.fresh=true"):
+            RunResult.read(tmp_path)
+
+
+def test_more_images_take_the_place_of_fewer():
+    part = CheckpointResult(step=1, epoch=1.0)
+    few, many = entry(20), entry(50)
+    for name in (CLEAN, "pgd"):
+        known = part.with_attack(name, few)
+        assert known.accuracies == {name: few}
+        assert known.with_attack(name, many).accuracies == {name: many}
+        assert known.with_attack(name, many).with_attack(name, few).accuracies == {name: many}
+        assert known.with_attack(name, replace(few, accuracy=0.1)) is known  # the first stays
+    other = replace(many, attacks=["a", "b"])  # a worst case over others gives way
+    known = part.with_attack(WORST, many).with_attack(WORST, other)
+    assert known.robust[WORST] is other and known.with_attack(WORST, few) is known
+
+
+def test_an_alarm_gives_way_to_those_of_its_own_measurement_alone():
+    a, b = (Alarm(name, name) for name in "ab")
+    said = result(alarms=[a]).with_alarms("last", "pgd", MASKING_CHECKS, [a, b])
+    said = said.with_alarms("best", "pgd", MASKING_CHECKS, [b])
+    again = said.with_alarms("last", "pgd", MASKING_CHECKS, [b])
+    places = [(alarm.name, alarm.checkpoint) for alarm in again.alarms]
+    assert places == [("a", None), ("b", "best"), ("b", "last")]
+
+
+def test_every_field_of_a_result_is_tried():
+    def filled(held):
+        for f in fields(held):
+            value = getattr(held, f.name)
+            if f.name == "more" or value not in (None, {}, []):
+                yield type(held), f.name
+            inner = value.values() if isinstance(value, dict) else value
+            for each in inner if isinstance(value, dict | list) else [value]:
+                if is_dataclass(each):
+                    yield from filled(each)
+
+    seen = set(filled(full()))
+    assert seen == {(cls, f.name) for cls in {cls for cls, _ in seen} for f in fields(cls)}
+    assert len({cls for cls, _ in seen}) == 8
+
+
+# what is to be done -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A directory with both checkpoints, and outcomes under `pgd` of each."""
+    for name in ("checkpoints/last.pt", "checkpoints/best.pt", "flags/last-pgd.npz",
+                 "flags/best-pgd.npz"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def done(attack, images=50, **asked):
+    """A run whose checkpoints, of different steps, were measured under `pgd`."""
+    clean = entry(images, subset=(asked.get("limit"), asked.get("subset_seed")))
+    part = CheckpointResult(step=8, epoch=2.0, clean=clean,
+                            robust={"pgd": measured(attack, images=images, **asked)})  # fmt: skip
+    return result(last=part, best=replace(part, step=4))
+
+
+def ask(attacks, masking_checks=0, **more):
+    return Evaluation(attacks=attacks, masking_checks=masking_checks, **more)
+
+
+def test_of_a_run_without_numbers_all_is_to_be_done(run):
+    found = todo(result(), ask({"a": PGD(8), "b": FGSM(8)}, 4), run)
+    names = ["a", "b", WORST, CLEAN, MASKING_CHECKS]  # weights of one file are called `last`
+    assert found == [("last", name) for name in names]
+    assert todo(result(), ask({}), run) == [("last", CLEAN)]
+    fresh = result(best=CheckpointResult(step=4, epoch=1.0))
+    found = todo(fresh, ask({"a": PGD(8)}, 4), run)
+    assert found == [("last", "a"), ("last", CLEAN), ("best", "a"), ("best", CLEAN),
+                     ("last", MASKING_CHECKS), ("best", MASKING_CHECKS)]  # fmt: skip
+
+
+def test_what_is_known_is_not_measured_again(run):
+    known, pgd = done(PGD(8)), PGD(8)
+    assert todo(known, ask({"pgd": pgd}), run) == []
+    assert todo(known, ask({"pgd": pgd}, limit=20), run) == []  # a part of all
+    assert todo(known, ask({"pgd": pgd}, limit=20, subset_seed=3), run) == []
+    assert todo(known, ask({"pgd": pgd}, checkpoints=("last",)), run) == []
+    for other in (ask({"pgd": PGD(4)}), ask({"pgd": pgd}, restarts=2), ask({"pgd": PGD(8, 3)})):
+        assert ("last", "pgd") in todo(known, other, run)
+    curve = Evaluation(curves={"pgd2": Curve(pgd, "eps", (1.0,))}, masking_checks=0)
+    assert todo(known, curve, run) == [("last", "pgd2"), ("best", "pgd2")]
+
+
+def test_a_part_is_no_whole_and_another_seed_another_part(run):
+    known, pgd = done(PGD(8), images=20, limit=20), PGD(8)
+    assert todo(known, ask({"pgd": pgd}, limit=20), run) == []
+    assert todo(known, ask({"pgd": pgd}, limit=10), run) == []
+    lacking = [("last", "pgd"), ("last", CLEAN), ("best", "pgd"), ("best", CLEAN)]
+    for more in ({}, {"limit": 30}, {"limit": 20, "subset_seed": 1}):
+        assert todo(known, ask({"pgd": pgd}, **more), run) == lacking
+
+
+def test_a_worst_case_is_over_just_the_attacks_asked_for(run):
+    def over(names, images):
+        known = done(PGD(8)).last
+        known = known.with_attack("a", measured(FGSM(8), "a"))
+        return result(last=known.with_attack(WORST, entry(images, attacks=names)))
+
+    (run / "flags/last-a.npz").touch()
+    both, of_both = ask({"pgd": PGD(8), "a": FGSM(8)}), over(["pgd", "a"], 50)
+    assert todo(of_both, both, run) == []
+    assert todo(over(["a", "b"], 50), both, run) == [("last", WORST)]
+    assert todo(over(["a", "b"], 50), replace(both, limit=20), run) == []  # of more images
+    (run / "flags/last-a.npz").unlink()
+    assert todo(of_both, both, run) == [("last", "a")]
+
+
+def test_masking_is_checked_as_far_as_is_asked(run):
+    def checked(asked, subset, images=4):
+        found = MaskingChecks(images=images, seconds=0.0, curve=[], alarms=[], attack="pgd",
+                              asked=asked, subset=subset)  # fmt: skip
+        known = done(PGD(8))
+        parts = {w: known.part(w).with_masking_checks(found) for w in ("last", "best")}
+        return replace(known, **parts)
+
+    lacking = [("last", MASKING_CHECKS), ("best", MASKING_CHECKS)]
+    for known, count, todos in (
+        (done(PGD(8)), 4, lacking), (checked(4, (None, None)), 4, []),
+        (checked(4, (None, None)), 5, lacking), (checked(4, (20, None)), 4, lacking),
+        (checked(4, (20, None)), 0, []),
+    ):  # fmt: skip
+        assert todo(known, ask({"pgd": PGD(8)}, count), run) == todos
+
+
+def test_outcomes_that_were_moved_away_are_measured_again(run):
+    (run / "flags/best-pgd.npz").unlink()
+    assert todo(done(PGD(8)), ask({"pgd": PGD(8)}), run) == [("best", "pgd")]
+
+
+def test_without_a_checkpoint_nothing_can_be_added(run):
+    known = done(PGD(8))
+    (run / "checkpoints/best.pt").unlink()
+    other = ask({"pgd2": PGD(8, 3)})
+    assert todo(known, other, run) == [("last", "pgd2")]
+    same_step = replace(known, best=replace(known.best, step=8))  # last.pt holds its weights
+    assert todo(same_step, other, run) == [("last", "pgd2"), ("best", "pgd2")]
+    (run / "checkpoints/last.pt").unlink()
+    assert todo(known, ask({"pgd": PGD(8)}, 4), run) == []
+    with pytest.raises(Refused, match=r"no checkpoint stayed .*record.fresh=true trains again"):
+        todo(known, other, run)

@@ -1,0 +1,48 @@
+"""Which images a step takes: by epochs, and two sets at a ratio."""
+
+import pytest
+import torch
+
+from sat.data.samplers import Epochs, Mixture
+
+
+def test_an_epoch_has_every_image_once_and_a_step_depends_on_no_other():
+    steps = [Epochs()(0, step, 4, (10,)) for step in range(10)]
+    places = torch.cat(steps)
+    for epoch in places.view(4, 10):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert not torch.equal(places[:10], places[10:20])
+    assert torch.equal(Epochs()(0, 7, 4, (10,)), steps[7])
+    assert not torch.equal(Epochs()(1, 7, 4, (10,)), steps[7])
+
+
+@pytest.mark.parametrize("fraction, batch, extra", [(0.7, 64, 44), (0.7, 10, 7), (0.5, 5, 2)])
+def test_a_mixture_holds_its_ratio_exactly(fraction, batch, extra):
+    """floor(fraction * batch) of the second set in each batch; of the first one, epochs."""
+    mixture, n, m = Mixture(fraction), 90, 1000
+    steps = [mixture(3, step, batch, (n, m)) for step in range(60)]
+    for indices in steps:
+        assert len(indices) == batch and int((indices >= n).sum()) == extra
+        assert indices.min() >= 0 and indices.max() < n + m
+    real = torch.cat([indices[indices < n] for indices in steps])
+    whole = len(real) // n * n
+    assert all(count == whole // n for count in real[:whole].bincount().tolist())
+
+
+def test_a_mixture_resumes_where_it_was():
+    mixture = Mixture(0.7)
+    every = [mixture(5, step, 32, (100, 300)) for step in range(40)]
+    resumed = [Mixture(0.7)(5, step, 32, (100, 300)) for step in range(25, 40)]
+    assert all(torch.equal(a, b) for a, b in zip(every[25:], resumed, strict=True))
+
+
+def test_the_second_set_is_drawn_with_replacement_and_evenly():
+    drawn = torch.cat([Mixture(0.5)(0, step, 64, (64, 50)) for step in range(400)])
+    counts = (drawn[drawn >= 64] - 64).bincount(minlength=50).float()
+    assert counts.min() > 0 and (counts / counts.mean() - 1).abs().max() < 0.25
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 7])
+def test_a_fraction_is_a_share(fraction):
+    with pytest.raises(ValueError, match=f"fraction={fraction}"):
+        Mixture(fraction)
