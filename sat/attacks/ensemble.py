@@ -17,7 +17,7 @@ from sat.attacks.base import Ball, Norm, frozen
 from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.fab import FAB
 from sat.attacks.network import Network
-from sat.attacks.outcomes import AttackOutcomes, check_repeats
+from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.attacks.pool import Pool, Search
 from sat.attacks.square import Square
 from sat.choices import check_choices
@@ -30,7 +30,7 @@ MORE = 3  # times Square, where logits are coarse
 
 
 @dataclass(frozen=True)
-class FastAutoAttack:
+class FastAutoAttack(Ensemble):
     """The worst case, per image, of APGD-CE (100 steps, one start), targeted APGD-DLR and targeted
     FAB (9 targets, 100 steps each) and Square (5,000 queries).
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.attacks import PGD
-from sat.attacks.base import Ball, frozen
+from sat.attacks.base import Ball, ball_of, frozen
 from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.network import Network
 from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits
@@ -50,7 +50,7 @@ def masking_checks(
             again = stochastic_alarm(logits, model(x))
         alarms = [random_alarm(logits, y), saturated_alarm(model, x, y, logits), again]
         curve = [{"attack": CLEAN, **accuracy(right)}]
-        if getattr(attack, "eps", 0):
+        if attack is not None and attack.eps:
             effort = Effort(model, x, y, PGD(attack.eps, CLEAN_STEPS, norm=attack.norm), rng)
             alarms.append(coarse_alarm(model, x, effort.ball, rng))
             alarms.append(effort.above_clean(right))
@@ -84,7 +84,7 @@ class Effort:
 
     @property
     def ball(self) -> Ball:
-        return Ball(self.short.eps / 255, self.short.norm)
+        return ball_of(self.short)
 
     def right(self, points: Tensor, y: Tensor) -> Tensor:
         return is_right(self.model, points, y)
