@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, cached_property, partial
@@ -460,6 +460,19 @@ def _describe(hint: Any) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def composed(words: Sequence[str]) -> Spec:
+    """The checked run of a command line, as a single job; raises `Refused`."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", overrides=list(words))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise Refused(one_line(error)) from error
+    return check(resolve(cfg))
 
 
 @cache
