@@ -282,7 +282,8 @@ def black_box_alarm(fallen: int, images: int, share: float = 0.01) -> Alarm | No
 
 def square_alarm(names: Sequence[str], counts: Sequence[int], images: int) -> Alarm | None:
     """`black_box_alarm` of a finished ensemble: its attacks in their order, and how many of
-    `images` each was the first to fell. The limit is AutoAttack's, 0.2 % of all, and not by chance."""
+    `images` each was the first to fell. The limit is AutoAttack's, 0.2 % of all, and not by
+    chance."""
     if "square" not in names or (at := list(names).index("square")) == 0:
         return None
     return black_box_alarm(counts[at], images, 0.002)

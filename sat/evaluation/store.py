@@ -99,7 +99,8 @@ class OutcomeStore:
             "weights": np.array(of.weights), "images": np.array(self.images),
             "indices": self.indices.numpy(), "attacks": np.array(outcomes.names),
             "clean": outcomes.clean.numpy(), "robust": outcomes.robust.numpy(),
-            "fell": outcomes.fell.numpy(), "passed": outcomes.passed.numpy(), "tied": outcomes.tied.numpy(),
+            "fell": outcomes.fell.numpy(), "passed": outcomes.passed.numpy(),
+            "tied": outcomes.tied.numpy(),
             "attack_seconds": outcomes.seconds.numpy(), "seconds": float(outcomes.seconds.sum()),
         }  # fmt: skip
         write_whole(path, lambda file: np.savez_compressed(file, **content))
