@@ -47,6 +47,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
         device = find_device(spec.device, seat)
     settle_on(device)
     with distributed.join(device) as world:
+        one_run(world.gather(spec.name))
         if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
             if world.first:
                 record.enter(Path(spec.record.root) / spec.name, spec.experiment)
@@ -69,6 +70,16 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
                 return results.headline(result, spec.evaluation)
 
 
+def one_run(names: list[str]) -> None:
+    """Raises Refused where the processes of a run read other images or weights than the first."""
+    for rank, name in enumerate(names):
+        if name != names[0]:
+            raise Refused(
+                f"dataset: process {rank} finds other images or weights ({name}) than the first"
+                f" one ({names[0]}); give every machine the same files"
+            )
+
+
 def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
     """The images and the network, with everything that would refuse them later."""
     from sat.acceleration.recomputation import recompute
@@ -81,8 +92,7 @@ def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:
     attack = spec.attack
     if spec.evaluate is None:
         preflight.check_objective(attack, spec.objective)
-        with refusing("attack."):
-            attack = training_attack(attack, spec.objective)
+        attack = training_attack(attack, spec.objective)
         on_gpu = device.type == "cuda"
         preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
     with refusing("dataset."), world.in_turn():

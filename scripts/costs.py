@@ -22,9 +22,9 @@ from sat.data.memory import MemorySet
 from sat.errors import Refused, refusing
 from sat.models import Classifier
 from sat.models.weights import without_weights
+from sat.training.optimizer import build_optimizer
 from sat.training.overfitting import IMAGES as PROBED
 from sat.training.plan import Plan
-from sat.training.schedule import build_optimizer
 
 # Training and test images, classes, channels, pixels as stored (of folders: as they are cropped).
 PUBLISHED = {

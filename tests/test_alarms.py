@@ -244,7 +244,7 @@ def test_the_rule_tells_collapse_from_noise_and_from_decay():
     assert raised((30, 30), (1, 40), chance=0.3) == []  # a constant answer at the start
     rule, again = Overfitting(0.1), Overfitting(0.1)
     rule.check(45, 60, 100)
-    again.load(rule.state())
+    again.load_state_dict(rule.state_dict())
     assert again.check(3, 95, 100) == rule.check(3, 95, 100) is not None
 
 

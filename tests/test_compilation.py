@@ -9,7 +9,6 @@ from torch import nn
 from sat.acceleration import auto, compilation
 from sat.acceleration.auto import choose
 from sat.acceleration.compilation import Warmup, compiled
-from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -63,8 +62,7 @@ def test_the_network_is_compiled_as_asked(monkeypatch, asked):
     calls, config = [], types.SimpleNamespace(suppress_errors=None)
     monkeypatch.setattr(torch, "compile", lambda net, mode: calls.append(mode) or net)
     monkeypatch.setattr(torch._dynamo, "config", config)
-    choices = {"compile": True if asked == "auto" else asked}
-    compiled(nn.Linear(1, 1), Plan(Schedule(compile=asked), 10, 0, choices))
+    compiled(nn.Linear(1, 1), True if asked == "auto" else asked, asked == "auto")
     assert calls == ([] if asked is False else [asked if isinstance(asked, str) and asked != "auto"
                                                 else None])  # fmt: skip
     assert config.suppress_errors is {False: None, "auto": True}.get(asked, False)

@@ -43,14 +43,17 @@ class Overshooting:
     """Projects nothing."""
 
     eps: float = 8.0
+    norm: str = "linf"
+    batch_norm: str = "eval"
+    loss: str = "ce"
 
-    def __call__(self, model, x, y, rng=None):
+    def __call__(self, model, x, y, rng=None, progress=None):
         return (x + 0.1).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Unclamped(Overshooting):
-    def __call__(self, model, x, y, rng=None):
+    def __call__(self, model, x, y, rng=None, progress=None):
         return x + self.eps / 255
 
 
@@ -58,7 +61,7 @@ class Unclamped(Overshooting):
 class Restless(Overshooting):
     """Attacks in train mode, as some published probes do."""
 
-    def __call__(self, model, x, y, rng=None):
+    def __call__(self, model, x, y, rng=None, progress=None):
         model.train()
         model(x)
         model.eval()
@@ -69,7 +72,7 @@ class Restless(Overshooting):
 class Unprojected(Overshooting):
     """Adds its noise whatever eps is."""
 
-    def __call__(self, model, x, y, rng=None):
+    def __call__(self, model, x, y, rng=None, progress=None):
         return (x + 0.01).clamp(0, 1)
 
 

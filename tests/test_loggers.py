@@ -16,10 +16,11 @@ CONFIG = {
                 "schedule": "digits", "record": "default"},
     "seed": 0,
     "evaluate": None,
-    "dataset": {"_target_": "sat.data.memory.Digits", "root": "/data", "limit": None, "eps": 38.0,
+    "dataset": {"_target_": "sat.data.memory.Digits", "limit": None,
                 "flip": False},
     "activation": {"_target_": "sat.activations.ReLU"},
     "attack": {"_target_": "sat.attacks.PGD", "eps": 38.0, "steps": 1, "start": "uniform"},
+    "objective": {"_target_": "sat.objectives.Adversarial", "label_smoothing": 0.0},
     "model": {"_target_": "sat.models.ResNet", "depth": 10, "mean": [0.5]},
     "schedule": {"_target_": "sat.training.schedule.Schedule", "epochs": 8.0},
 }  # fmt: skip
@@ -132,7 +133,7 @@ def test_what_says_nothing_is_no_column():
     table = compared(CONFIG)
     assert table.keys() == {
         "dataset", "activation", "attack", "seed", "dataset.flip", "attack.eps", "attack.steps",
-        "attack.start", "model.depth", "model.mean", "schedule.epochs",
+        "attack.start", "model.depth", "model.mean", "schedule.epochs", "objective.label_smoothing",
     }  # fmt: skip
     assert table["model.mean"] == "[0.5]" and table["attack.eps"] == 38.0
     asked = compared(changed(choices={"experiment": "elu_vs_celu", "variant": "wide"}))

@@ -31,6 +31,7 @@ from sat.data.memory import Arrays, MemorySet
 from sat.loggers import Logger
 from sat.rng import seed_of
 from sat.training.decay import Decay
+from sat.training.metrics import Metrics
 
 
 class Softsign(nn.Module):
@@ -75,7 +76,7 @@ class Half:
     views = 1
     attack_loss = "ce"
 
-    def __call__(self, model, x, x_adv, y, label_smoothing=0.0):
+    def __call__(self, model, x, x_adv, y):
         logits = model(x_adv)
         clean = F.cross_entropy(model(x), y)
         return self.share * clean + (1 - self.share) * F.cross_entropy(logits, y), logits
@@ -137,6 +138,15 @@ class Polynomial(Decay):
         return progress.left**self.power
 
 
+@dataclass(frozen=True)
+class WrongShare(Metrics):
+    """The share of adversarial images that the step got wrong."""
+
+    def __call__(self, state):
+        _, right, images = state.sums.unbind()
+        return {**super().__call__(state), "train/wrong": (images - right, images)}
+
+
 class Lines(Logger):
     """A line a curve's point; cut back with the run. Kills the run at its point MINE_KILL."""
 
@@ -168,11 +178,13 @@ OPTIONS = {
     "schedule/bars.yaml": "defaults:\n  - digits\n  - _self_\n\nepochs: 3.0\nbatch_size: 32\n",
     "sampler/with_replacement.yaml": "_target_: mypackage.WithReplacement\n",
     "schedule/decay/polynomial.yaml": "_target_: mypackage.Polynomial\npower: 2.0\n",
+    "metrics/wrong.yaml": "_target_: mypackage.WrongShare\n",
     "logger/lines.yaml": "lines:\n  _target_: mypackage.Lines\n  prefix: my/\n",
 }
 EACH = [
     "activation=softsign", "attack=mifgsm", "objective=half", "model=plain", "dataset=bars",
-    "sampler=with_replacement", "schedule/decay=polynomial", "'logger=[tensorboard,lines]'",
+    "sampler=with_replacement", "schedule/decay=polynomial", "metrics=wrong",
+    "'logger=[tensorboard,lines]'",
 ]  # fmt: skip
 EACH = [word.strip("'") for word in EACH]
 FIXED = ["schedule.precision=fp32", "validation.attack.steps=2", "evaluation.masking_checks=0",
@@ -209,6 +221,11 @@ def test_a_member_of_each_group_trains_without_an_edit_here(sat, mine, member):
     assert done.result["status"] == "finished"
     if member == "attack=mifgsm":
         assert "-mifgsm2-" in done.run.name and done.result["attack"]["option"] == "mifgsm"
+    if member == "metrics=wrong":
+        rows = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
+        shares = [(r["train/wrong"], r["train/adversarial_accuracy"]) for r in rows
+                  if "train/wrong" in r]  # fmt: skip
+        assert shares and all(abs(wrong + right - 1) < 1e-6 for wrong, right in shares)
     if "lines" in member:
         told = lines_of(done.run)
         assert ["my/val/clean", 384] in [[tag, images] for tag, images, _ in told]

@@ -93,7 +93,7 @@ class World:
         all."""
         if self.size == 1:
             return ask()
-        box = [None, None]
+        box: list[Any] = [None, None]
         if self.first:
             try:
                 box[0] = ask()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sat.attacks.outcomes import WRONG, AttackOutcomes
 from sat.errors import Refused
-from sat.identity import deciding
+from sat.identity import Settings
 from sat.rundir.checkpoint import write_whole
 from sat.rundir.result import CHECKPOINTS
 
@@ -29,7 +29,7 @@ class Measurement:
 
     checkpoint: str
     attack: str
-    settings: Mapping[str, Any]
+    settings: Settings
     weights: str
 
 
@@ -110,13 +110,19 @@ class OutcomeStore:
         many no longer: `fell`, `passed`, `seconds` and `tied`."""
         if not (paths := self._partials(of)):
             return None
-        rows = np.arange(len(self.indices))
-        whole = reduce(
-            AttackOutcomes.joined, (self._outcomes(p, read_file(p) or {}, rows) for p in paths)
-        )
+        rows, parts = np.arange(len(self.indices)), []
+        for path in paths:
+            found = read_file(path) or {}
+            if changes(found.get("settings", {}), of.settings):  # a default has moved since
+                path.unlink()
+            else:
+                parts.append(self._outcomes(path, found, rows))
+        if not parts:
+            return None
+        whole = reduce(AttackOutcomes.joined, parts)
         self.write_partial(of, whole, process=0)
         for path in paths[1:]:
-            path.unlink()
+            path.unlink(missing_ok=True)
         return {key: getattr(whole, key) for key in ("fell", "passed", "seconds", "tied")}
 
     def _partials(self, of: Measurement) -> list[Path]:
@@ -124,7 +130,7 @@ class OutcomeStore:
         return sorted(first.parent.glob(f"{first.stem}*.npz"), key=lambda path: len(path.name))
 
     def _partial(self, of: Measurement, process: int) -> Path:
-        text = json.dumps([deciding(of.settings), of.weights, self.images], sort_keys=True)
+        text = json.dumps([of.settings.difference(), of.weights, self.images], sort_keys=True)
         name = f"{of.checkpoint}-{of.attack}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         return self.folder / "partial" / (name + f".{process}" * (process > 0) + ".npz")
 
@@ -183,11 +189,9 @@ def taken(attack: str, changed: list[str]) -> str:
     )
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changes(before: Mapping[str, Any], now: Settings) -> list[str]:
     """The deciding settings that differ, but for those that only choose images."""
-    before, now = deciding(before), deciding(now)
-    keys = {*before, *now} - {"limit", "subset_seed"}
-    return sorted(key for key in keys if before.get(key) != now.get(key))
+    return sorted({*now.changes(before)} - {"limit", "subset_seed"})
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

@@ -47,7 +47,7 @@ def naming(path: Path) -> Iterator[None]:
         raise Unwritable(path, refused) from error
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls `write` on a temporary file and renames it to `path` once it is safe on disk.
 
     Raises Unwritable; `path` is then as it was.

@@ -14,7 +14,7 @@ def summary(config: Mapping[str, Any], facts: Mapping[str, Any], state: TrainSta
         model_line(config, state),
         swap_line(config, state.model.swap),
         f"attack: {described(config, 'attack')}"
-        + f" (here {state.attack.loss})" * (config["attack"]["loss"] == "auto"),
+        + f" (here {state.attack.loss})" * (config["attack"].get("loss") == "auto"),
         f"objective: {described(config, 'objective')}",
         training_line(state),
         f"on: {state.device}"
