@@ -47,6 +47,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
         device = find_device(spec.device, seat)
     settle_on(device)
     with distributed.join(device) as world:
+        one_run(world.gather(spec.name))
         if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
             if world.first:
                 record.enter(Path(spec.record.root) / spec.name, spec.experiment)
@@ -67,6 +68,16 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
                     result = RunResult.from_json(told)
                 result = results.conclude(spec, run, model, data, result, world)
                 return results.headline(result, spec.evaluation)
+
+
+def one_run(names: list[str]) -> None:
+    """Raises Refused where the processes of a run read other images or weights than the first."""
+    for rank, name in enumerate(names):
+        if name != names[0]:
+            raise Refused(
+                f"dataset: process {rank} finds other images or weights ({name}) than the first"
+                f" one ({names[0]}); give every machine the same files"
+            )
 
 
 def set_up(spec: Spec, device: Any, world: Any) -> tuple[Any, Any]:

@@ -33,6 +33,7 @@ from sat.rundir.result import (
     AttackResult,
     CheckpointResult,
     Chosen,
+    CurveResult,
     Member,
     RunResult,
 )
@@ -57,6 +58,8 @@ def finished(spec: Spec) -> RunResult | None:
         )
     if spec.record.fresh:
         return None
+    if (directory / "config.yaml").is_file():
+        spec.refuse_moved(read_yaml(directory / "config.yaml"), directory)
     if (result := usable(RunResult.read(directory), directory)) is None:
         return None
     if todo(result, spec.evaluation, directory) or moved(spec, directory):
@@ -157,7 +160,7 @@ def asked(result: RunResult, evaluation: Evaluation) -> list[str]:
 def files_of(result: RunResult, evaluation: Evaluation, directory: Path) -> dict[str, Path]:
     """The files that hold what is to be measured, by checkpoint; those that are gone are left out,
     but for what another one holds as well."""
-    found = {}
+    found: dict[str, Path] = {}
     for which in asked(result, evaluation):
         for name in filter(None, (which, result.same_weights_as(which))):
             if (path := directory / "checkpoints" / FILES[name]).exists():
@@ -169,16 +172,15 @@ def lacking(result: RunResult, which: str, evaluation: Evaluation) -> list[str]:
     """What a checkpoint's results don't hold as it is asked for: names of attacks and curves,
     CLEAN, WORST."""
 
-    def holds(found: Any) -> bool:
-        return found is not None and subset_covers(
-            found.chosen, found.images, result.test_images, evaluation
-        )
+    def holds(found: AttackResult | CurveResult) -> bool:
+        return subset_covers(found.chosen, found.images, result.test_images, evaluation)
 
     part = result.part(which)
     names = [
         name
         for name in evaluation.measured_by
-        if not holds(found := part.measured.get(name))
+        if (found := part.measured.get(name)) is None
+        or not holds(found)
         or changes(found.settings or {}, evaluation.settings(name))
     ]
     worst, attacks = part.robust.get(WORST), list(evaluation.attacks)
@@ -188,7 +190,7 @@ def lacking(result: RunResult, which: str, evaluation: Evaluation) -> list[str]:
     )
     if len(attacks) > 1 and (lacks_worst or {*names} & {*attacks}):
         names.append(WORST)
-    return names if holds(part.clean) else [*names, CLEAN]
+    return names if part.clean and holds(part.clean) else [*names, CLEAN]
 
 
 def checked(result: RunResult, which: str, evaluation: Evaluation) -> bool:
@@ -273,7 +275,7 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
         **accuracy(outcomes.robust),
         **told,
         seconds=round(float(seconds.sum()), 3),
-        attacks=members if hasattr(attack, "judge") else None,
+        attacks=members if hasattr(attack, "run") else None,
         settings=evaluator.evaluation.settings(name),
         environment=evaluator.environment,
     )
@@ -312,7 +314,7 @@ def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any)
                 loggers.alarm(text, images)
     if views is not None:
         loggers.pictures(*views, result.images)
-    loggers.conclude(spec.config, final_metrics(result), result.images)
+    loggers.conclude(spec.compared, final_metrics(result), result.images)
     loggers.flush()
 
 
@@ -368,7 +370,7 @@ def headline(result: RunResult, evaluation: Evaluation) -> dict[str, Any]:
         (found[n] for n in [*evaluation.attacks, *found] if n in found and n != CLEAN), None
     )
     shown = {"clean": found.get(CLEAN), "robust": robust}
-    told = {key: percent(entry and vars(entry)) for key, entry in shown.items()}
+    told = {key: percent(vars(entry) if entry else None) for key, entry in shown.items()}
     held_out = (result.best and result.best.held_out) or {}
     chosen_by = ((result.best and result.best.selected_by) or "robust").split()[0]
     return {**told, "score": held_out.get(chosen_by)}

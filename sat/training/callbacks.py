@@ -99,7 +99,7 @@ class Callbacks:
         before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         try:
             if state.step == 0:
-                self.run.loggers.introduce(self.spec.config, self.spec.yaml(), summary)
+                self.run.loggers.introduce(self.spec.compared, self.spec.yaml(), summary)
             self._say_once(state)
             with self._saving(state):
                 yield
@@ -305,6 +305,7 @@ class Callbacks:
         return {
             "name": self.spec.name,
             "hash": self.spec.hash,
+            "identity": self.spec.identity,
             "configuration": self.spec.configuration,
             "status": "trained",
             "seed": self.spec.seed,
