@@ -42,7 +42,7 @@ report: setup ## tables and figures of the runs in outputs: make report ARGS="--
 	@$(BIN)/python scripts/report.py outputs $(ARGS)
 
 results: setup ## rebuild docs/results.md and its figures from the evidence beside it
-	@$(BIN)/python scripts/report.py docs/results/runs --to docs/results --page docs/results.md
+	@$(BIN)/python scripts/report.py docs/results/runs.jsonl --to docs/results --page docs/results.md
 
 status: setup ## list the runs in outputs: finished, running, stopped, failed
 	@$(BIN)/python scripts/report.py --status outputs

@@ -115,7 +115,7 @@ def test_a_stranger_sees_the_concerns():
 
 
 PRIVATE_WORDS = {
-    "Callbacks", "Evaluator", "AttackOutcomes", "OutcomeStore", "MaskingChecks", "masking_checks", "told", "FastAutoAttack", "RowRng",
+    "Journal", "Examination", "Tally", "Shelf", "Doubts", "doubts", "told", "Strong", "Draws",
     "recalled", "agreeing", "searched", "twin", "introduction", "Bystander", "utils", "helpers",
 }  # fmt: skip
 
