@@ -33,8 +33,8 @@ check: setup ## lint and format check (ruff)
 bench: setup ## time training steps against the machine's limit: make bench ARGS="--compile"
 	@$(BIN)/python scripts/benchmark.py --short $(ARGS)
 
-soak: setup ## kill real runs at 54 points and compare with runs left alone: make soak ARGS="--kills 12"
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py $(ARGS)
+soak: setup ## kills, command lines and damaged files at random: make soak ARGS=--many
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash $(ARGS)
 
 report: setup ## tables and figures of the runs in outputs: make report ARGS="--experiment NAME"
 	@$(BIN)/python scripts/report.py outputs $(ARGS)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT, TINY, command
 from processes import CASES, STEPS
 
@@ -19,7 +20,7 @@ from sat.attacks.outcomes import AttackOutcomes
 from sat.data import Batch, Digits, ImageFolder, epoch_batches
 from sat.data.memory import MemorySplit
 from sat.distributed import ALONE, World
-from sat.errors import Refused
+from sat.errors import Fault, Refused
 from sat.evaluation.store import Measurement, OutcomeStore
 from sat.training.preflight import check_processes
 from sat.training.schedule import Schedule
@@ -102,6 +103,23 @@ def test_what_one_process_can_not_do_either_is_refused():
     with pytest.raises(Refused, match="skip_unreadable=true: is for one process"):
         check_processes(Schedule(), PGD(8, 1), folder, True, 2)
     check_processes(Schedule(accumulate="auto"), PGD(8, 1), folder, False, 1)
+
+
+@pytest.mark.parametrize("kind", [Refused, Fault])
+def test_what_the_first_meets_is_told_by_the_first_alone(kind, monkeypatch):
+    """Of its Fault the others make a Refused, which only the first tells."""
+    box = [None, (kind, "the disk is full")]
+    monkeypatch.setattr(
+        dist, "broadcast_object_list", lambda given, *a, **k: given.__setitem__(slice(2), box)
+    )
+
+    def ask():
+        raise kind("the disk is full")
+
+    with pytest.raises(kind, match="full"):
+        World(0, 2).on_rank0(ask)
+    with pytest.raises(Refused, match="full"):
+        World(1, 2).on_rank0(ask)
 
 
 def test_what_several_left_of_an_evaluation_is_put_together(tmp_path):

@@ -194,6 +194,19 @@ def test_a_first_step_may_be_the_broken_one(optimizer):
     assert same(*kept) and all(leaf.isfinite().all() for leaf in flat(kept[0]))
 
 
+def test_a_state_that_is_loaded_goes_on_to_the_bit():
+    """Dropout draws what it would have drawn; the same where the state is another object's."""
+    whole, again = state_of(ema=0.5), state_of(ema=0.5)
+    for step in range(2):
+        update(whole, *batch_of(step))
+    kept = copy.deepcopy(whole.state_dict())
+    update(whole, *batch_of(2))
+    torch.rand(7)  # somebody else draws meanwhile
+    again.load_state_dict(kept)
+    update(again, *batch_of(2))
+    assert same(whole.state_dict(), again.state_dict())
+
+
 def test_a_log_without_a_single_step_has_no_loss():
     state = state_of()
     x, y = batch_of(0)

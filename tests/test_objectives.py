@@ -189,3 +189,13 @@ def test_the_norm_of_the_gradient_is_averaged_over_the_steps_of_a_log():
     assert told["train/gradient_norm"] == pytest.approx(sum(norms) / 4, rel=1e-6)
     assert told["train/gradient_norm"] > 0.01, "it is that before the gradient is clipped"
     assert set(state.read()) == {"train/learning_rate", "train/skipped_steps"}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_adversarial_is_cross_entropy_with_smoothed_labels(smoothing):
+    x, x_adv, y = torch.rand(4, 3), torch.rand(4, 3), torch.tensor([0, 2, 1, 1])
+    loss, logits = Adversarial(smoothing)(torch.nn.Identity(), x, x_adv, y)
+    wanted = torch.full((4, 3), smoothing / 3)
+    wanted[range(4), y] += 1 - smoothing
+    assert torch.equal(logits, x_adv)
+    assert loss == pytest.approx(-(wanted * x_adv.log_softmax(1)).sum(1).mean().item())

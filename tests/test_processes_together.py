@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, command
+from conftest import TINY, command
+from crash.equality import differences
 from test_distributed import ENVIRONMENT, NETWORK, finished, started, torchrun, weights
 
 NETWORK = [word for word in NETWORK if not word.startswith("model.width")]
@@ -48,15 +49,6 @@ def result_of(run: Path) -> dict:
     return json.loads((run / "result.json").read_text())
 
 
-@pytest.fixture
-def differences(monkeypatch):
-    """What tells two runs apart to the bit, times and machines apart."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from equality import differences
-
-    return differences
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of one process, with its own evaluation."""
@@ -82,7 +74,7 @@ def copied(run: Path, folder: Path) -> Path:
 # evaluations -------------------------------------------------------------------------------------
 
 
-def test_another_evaluation_is_that_of_one_process(differences, trained, measured, tmp_path):
+def test_another_evaluation_is_that_of_one_process(trained, measured, tmp_path):
     run = copied(trained, tmp_path)
     code, out, err = told(tmp_path, *torchrun(2, *command(f"evaluate={run}", *BOTH)[1:]))
     assert code == 0 and out.count("results in") == 1, err
@@ -201,7 +193,7 @@ main()
 """
 
 
-def test_dropout_resumed_by_as_many_processes_equals_never_stopped(differences, tmp_path):
+def test_dropout_resumed_by_as_many_processes_equals_never_stopped(tmp_path):
     """Stochastic depth, too; and batch norm, whose statistics are of each process's own images."""
     words = [word for word in TINY if not word.startswith(("model", "evaluation"))]
     words += ["model=efficientnet", "model.dropout=0.3", "schedule.epochs=1.5",

@@ -2,8 +2,6 @@
 
 import errno
 import fcntl
-import importlib
-import json
 import os
 import re
 import signal
@@ -21,7 +19,7 @@ from test_run import metrics, same_outcome
 
 from sat import sweep
 from sat.acceleration.device import find_device
-from sat.errors import Busy, Refused
+from sat.errors import Busy, Refused, Stopped
 from sat.loggers import screen
 from sat.rundir import record
 from sat.rundir.result import AttackResult, CheckpointResult, RunResult
@@ -261,41 +259,6 @@ def test_a_launcher_that_fails_is_one_line(sat, monkeypatch):
     assert "slurm cluster" in done.err and "Traceback" not in done.err
 
 
-def test_a_sweep_survives_a_killed_worker(sat, tmp_path, monkeypatch):
-    """Six runs, of which one is killed in a worker process; more in scripts/chaos.py itself."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    chaos = importlib.import_module("chaos")
-    whole = sat("-m", *chaos.TINY, "seed=0,1,2,3,4,5", root=tmp_path / "whole", tiny=False)
-    assert whole.code == 0, whole.err
-    torn = chaos.Sweep(tmp_path, runs=6, workers=2, seed=0)
-    monkeypatch.setattr(torn.random, "choice", lambda found: found[0])
-    monkeypatch.setattr(torn.random, "uniform", lambda low, high: low)
-    assert torn.survive(kills=1) == 0, (tmp_path / "log.txt").read_text()
-    assert torn.counts == {"workers killed": 1, "sweeps killed": 0, "starts": 1}
-    assert chaos.differences(torn, tmp_path / "whole", 6) == []
-    said = (tmp_path / "log.txt").read_text()
-    assert "Traceback" not in said and "going on with the jobs that did not end" in said
-
-
-def test_chaos_tells_what_differs(sat, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    chaos = importlib.import_module("chaos")
-    one = sat("record.checkpoint_minutes=0")
-    torn = chaos.Sweep(tmp_path, runs=1, workers=1, seed=0)
-    torn.look()
-    assert chaos.differences(torn, one.root, 1) == []
-    result = json.loads((one.run / "result.json").read_text())
-    result["last"]["clean"]["accuracy"] += 0.02
-    other = tmp_path / "other" / one.run.name
-    other.parent.mkdir()
-    os.system(f"cp -r {one.run} {other}")
-    (one.run / "result.json").write_text(json.dumps(result))
-    found = chaos.differences(torn, other.parent, 2)
-    assert len(found) == 3, found
-    for line, says in zip(found, ["was changed after", "1 of 2 runs", "differs"], strict=True):
-        assert says in line
-
-
 # clusters -----------------------------------------------------------------------------------------
 
 LIMIT = ["schedule.epochs=120", "validation.every=20", "schedule.ema=0.99", "device=cpu"]
@@ -369,6 +332,37 @@ def test_a_search_never_sees_the_test_set():
                        selected_by=f"{chosen} accuracy on held-out training images")  # fmt: skip
         assert headline(replace(weights, best=best), Evaluation())["score"] == score
     assert headline(weights, Evaluation())["score"] is None
+
+
+@pytest.mark.parametrize(
+    "codes, code", [([], 0), ([0, 0], 0), ([0, 2], 2), ([1, 2], 1), ([0, 143], 1), ([-9, 2], 1)]
+)
+def test_a_sweep_ends_with_the_worst_of_its_jobs(codes, code):
+    assert sweep.exit_code([{"code": each} for each in codes]) == code
+
+
+def test_who_stops_a_run_that_began_afresh_is_told_not_to_begin_it_once_more(sat, monkeypatch):
+    def stopped(*given, **more):
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("sat.run.execute", stopped)
+    for words, more in (([], False), (["record.fresh=true"], True)):
+        done = sat(*words)
+        assert done.code == 143 and "the same command goes on from here" in done.err
+        assert ("without record.fresh=true" in done.err) == more
+
+
+def test_who_waited_for_a_run_that_was_moved_away_locks_its_successor(tmp_path):
+    run, got = tmp_path / "run", []
+    held = record._lock(run, wait=True)
+    waiting = threading.Thread(target=lambda: got.append(record._lock(run, wait=True)))
+    waiting.start()
+    time.sleep(0.3)
+    run.rename(tmp_path / "aside")
+    held.close()
+    waiting.join(60)
+    assert os.path.samestat(os.fstat(got[0].fileno()), os.stat(run / "lock"))
+    got[0].close()
 
 
 def test_a_lock_is_refused_by_name(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What others may have written: checkpoints, configs, arrays and images are data, never code."""
 
+import io
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import shutil
 import struct
 import sys
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from PIL import Image
 import sat as package
 from sat import config
 from sat.data.folders import Files, sorted_files
+from sat.data.images import opened
 from sat.errors import Refused
 from sat.evaluation.store import read_file
 from sat.rundir import untrusted
@@ -304,6 +307,13 @@ def test_what_is_no_image_is_named_and_not_decoded(content, folder, sat):
     done = sat(*FOLDER, f"dataset.root={folder}", tiny=False)
     assert done.code == 1 and "unreadable image" in done.err, done.err
     assert str(path) in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_an_image_that_unfolds_is_refused_where_warnings_are_not_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(Image.DecompressionBombWarning):
+            opened(io.BytesIO(png(12000, 12000)))
 
 
 def test_rings_and_ladders_of_links_are_walked_once(folder):

@@ -1,5 +1,4 @@
-"""A run that kills itself at a chosen point: `python scripts/strikes.py STRIKE [key=value ...]`, as
-scripts/soak.py starts it.
+"""A run that kills itself at a chosen point: `python strikes.py STRIKE [key=value ...]`.
 
 The process sends itself a signal in the n-th call of a function of the program: a kill as real as
 one from outside, at a place that a moment of chance would rarely meet.
@@ -19,10 +18,10 @@ from typing import Any
 # What a process is made to do in the n-th call of a function: "before" it, "after" it, or with
 # "half" of its file written. A pattern chooses the calls by the name of the file that they make.
 TRAINING = {
-    "gradients there, weights not": ("sat.training.loop.Trainer._apply", "before", None),
-    "updated, not logged": ("sat.training.loop.Trainer.update", "after", None),
+    "gradients there, weights not": ("sat.training.state.TrainState.apply", "before", None),
+    "updated, not logged": ("sat.training.loop.attempt", "after", None),
     "logged, TensorBoard not": ("sat.rundir.record.Run.write_metrics", "after", None),
-    "validated, not logged": ("sat.evaluation.measure.measure", "after", None),
+    "validated, not logged": ("sat.training.validation.measure", "after", None),
     "best.pt there, last.pt not": ("os.replace", "after", "best.pt"),
     "half a checkpoint written": ("torch.save", "half", None),
     "checkpoint written, not renamed": ("os.replace", "before", "last.pt"),
@@ -38,8 +37,9 @@ EVALUATION = {
 }
 POINTS = TRAINING | EVALUATION
 RARE = ("validated, not logged", "best.pt there, last.pt not", *EVALUATION)  # once or twice a run
-# Two strikes that come from outside.
+# Strikes that come from outside: to all processes of a command, or to one of a sweep.
 STARTING, MOMENT = "while it starts", "at a random moment"
+WORKER, COMMAND = "a worker of a sweep", "the command line of a sweep"
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -signal.SIGKILL}
 
 
@@ -57,7 +57,7 @@ class Strike:
         return CODES[self.signals[0]]
 
     def __str__(self) -> str:
-        nth = f"{self.nth:.0%}" if self.where in (STARTING, MOMENT) else f"{self.nth:g}"
+        nth = f"{self.nth:g}" if self.where in POINTS else f"{self.nth:.0%}"
         return f"{self.where:33} {nth:>5}  {'+'.join(self.signals):15}"
 
 
@@ -93,7 +93,7 @@ def kill_itself_at(strike: Strike) -> None:
 
 
 def owner_of(place: str) -> tuple[Any, str]:
-    """`(Trainer, "update")` of `sat.train.Trainer.update`."""
+    """`(Trainer, "update")` of `sat.training.loop.Trainer.update`."""
     parts = place.split(".")
     module = next(k for k in range(len(parts) - 1, 0, -1) if parts[k - 1].islower())
     owner = import_module(".".join(parts[:module]))

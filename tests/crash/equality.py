@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 TIMES = {"seconds", "train/images_per_second", "wall_seconds", "images_per_second"}
-# Who measured it, and when; the overrides are the same command's.
-ABOUT = TIMES | {"environment", "lengths"}
+# Who measured it, and when; the overrides are the same command's, or a sweep's.
+ABOUT = TIMES | {"environment", "lengths", "checksum", "overrides"}
 
 
 def differences(one: Path, two: Path) -> list[str]:
@@ -29,7 +29,7 @@ def differences(one: Path, two: Path) -> list[str]:
     return found
 
 
-def tensors(path: Path) -> dict[str, Any]:
+def tensors(path: Path) -> Any:
     """Weights, average and optimiser of a checkpoint, to the bit."""
     import torch
 
@@ -38,11 +38,10 @@ def tensors(path: Path) -> dict[str, Any]:
             tree = tree.contiguous().view(-1)
             return str(tree.dtype), tree.view(torch.uint8).numpy().tobytes()
         if isinstance(tree, dict):
-            return {key: bits(value) for key, value in tree.items()}
+            return {key: bits(value) for key, value in tree.items() if key not in ABOUT}
         return [bits(item) for item in tree] if isinstance(tree, list | tuple) else tree
 
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return bits({k: v for k, v in state.items() if k not in ("seconds", "lengths")})
+    return bits(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def arrays(path: Path) -> dict[str, Any]:

@@ -1,36 +1,44 @@
-"""Kills real runs at many points, starts them again with the same command until they finish, and
-compares them with runs that nobody has touched:
-
-    make soak                                        # 54 kills
-    make soak ARGS="--kills 12 --seed 3 --only folder"
+"""Real commands killed at many points, started again until they finish, and compared with the same
+that nobody has touched.
 
 A third of the kills come from outside, at a random moment of `python -m sat.run`; the others hit a
-chosen point (see strikes.py). Exit code 1 where anything differs or was not said.
+chosen point (see strikes.py). A sweep loses a worker, its command line, or all of its processes.
 """
 
-import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from equality import differences
-from strikes import EVALUATION, MOMENT, POINTS, RARE, STARTING, TRAINING, Strike
+from sat.rundir.record import is_running
+from sat.sweep import is_alive
 
-ROOT = Path(__file__).resolve().parents[1]
+from .equality import differences
+from .strikes import (
+    COMMAND,
+    EVALUATION,
+    MOMENT,
+    POINTS,
+    RARE,
+    STARTING,
+    TRAINING,
+    WORKER,
+    Strike,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 3600  # seconds until a process counts as one that hangs; each takes a few
+ORPHANS = 120.0  # seconds; who has lost its command line writes a checkpoint and ends
 
 QUICK = ["schedule.precision=fp32", "schedule.epochs=20", "validation.every=4",
          "validation.attack.steps=2", "evaluation.attacks.pgd20.steps=3",
-         "record.checkpoint_minutes=0"]  # fmt: skip
+         "record.checkpoint_minutes=0", "device=cpu"]  # fmt: skip
 DIGITS = [*QUICK, "dataset.limit=160", "dataset.holdout=30", "schedule.batch_size=32",
           "evaluation.limit=50"]  # fmt: skip
 FOLDER = [*QUICK, "dataset=imagefolder", "dataset.root=../../photographs", "dataset.image_size=16",
@@ -38,7 +46,7 @@ FOLDER = [*QUICK, "dataset=imagefolder", "dataset.root=../../photographs", "data
 RESNET = ["model.depth=10", "model.width=0.0625"]
 DROPOUT = ["model=efficientnet", "model.dropout=0.3", "schedule.epochs=4", "validation.every=2"]
 # Sets in memory and in folders, each decay, average, accumulation, clipping, workers, dropout, a
-# scaler.
+# scaler, sweeps.
 CASES = {
     "digits constant ema": [*DIGITS, *RESNET, "schedule.decay=constant", "schedule.ema=0.9"],
     "digits step accumulate": [*DIGITS, *RESNET, "schedule.decay=step", "schedule.accumulate=3"],
@@ -54,6 +62,8 @@ CASES = {
                                   "schedule.clip=1", "evaluation.masking_checks=0"],
     "folder dropout one_cycle": [*FOLDER, *DROPOUT, "dataset.workers=0",
                                  "schedule.decay=one_cycle"],
+    "sweep of 6, 2 workers": ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *DIGITS,
+                              *RESNET, "evaluation.masking_checks=0", "seed=0,1,2,3,4,5"],
 }  # fmt: skip
 
 
@@ -65,7 +75,7 @@ class Process:
         program = ["-m", "sat.run"]
         if strike is not None and strike.where in POINTS:
             words = json.dumps([strike.where, strike.nth, strike.signals])
-            program = [str(ROOT / "scripts/strikes.py"), words]
+            program = [str(Path(__file__).with_name("strikes.py")), words]
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.begun = folder, time.monotonic()
         with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
@@ -83,15 +93,22 @@ class Process:
             raise SystemExit(f"no end within {deadline:.0f} s: {self.process.args}") from None
 
     def strike(self, strike: Strike, startup: float, running: float) -> None:
-        """Sends the signals at a random moment, from outside, to the whole group as a terminal
-        does: of the start, or after the first line of metrics that is new."""
-        if strike.where == MOMENT:
+        """Sends the signals at a random moment, from outside: of the start, or after the first line
+        of metrics that is new; to the whole group as a terminal does, or to one process."""
+        if strike.where != STARTING:
             size = self.written()
             while self.written() == size and self.process.poll() is None:
                 time.sleep(0.02)
             startup = running
         time.sleep(strike.nth * startup)
-        if self.process.poll() is None:
+        if self.process.poll() is not None:
+            return
+        if strike.where == WORKER:
+            for worker in workers(self.folder)[:1]:
+                os.kill(worker, signal.SIGKILL)
+        elif strike.where == COMMAND:
+            self.process.kill()
+        else:
             for each in strike.signals:
                 os.killpg(self.process.pid, signal.Signals[each])
 
@@ -103,13 +120,23 @@ class Process:
         return (self.folder / "out").read_text(), (self.folder / "err").read_text()
 
 
-def run_of(folder: Path) -> Path:
-    (config,) = folder.glob("outputs/*/config.yaml")
-    return config.parent
+def workers(folder: Path) -> list[int]:
+    """The processes that train right now, by the locks of runs that have no result."""
+    locks = [
+        path for path in folder.glob("outputs/*/lock") if not path.with_name("result.json").exists()
+    ]
+    numbers = (re.match(r"process (\d+)", path.read_text()) for path in locks)
+    return [int(found[1]) for found in numbers if found and is_alive(int(found[1]))]
+
+
+def runs_of(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("outputs/*/config.yaml"))
 
 
 def strikes_of(case: str, draw: random.Random) -> list[Strike]:
     """A few random strikes, in an order in which one run can meet them all."""
+    if case.startswith("sweep"):
+        return [drawn(draw.choice([WORKER, WORKER, COMMAND, MOMENT]), draw) for _ in range(4)]
     saves = "saved" not in case
     training = [at for at in TRAINING if saves or not TRAINING[at][0].startswith("os.")]
     kinds = [training, [MOMENT, MOMENT, MOMENT, STARTING]]
@@ -120,7 +147,7 @@ def strikes_of(case: str, draw: random.Random) -> list[Strike]:
 
 def drawn(where: str, draw: random.Random) -> Strike:
     kinds = [("SIGKILL",)] * 4 + [("SIGTERM",), ("SIGINT",)] * 2 + [("SIGTERM", "SIGTERM")]
-    if where == STARTING:  # before the program has set its handlers a signal is the system's affair
+    if where in (STARTING, WORKER, COMMAND):  # whose answer to a signal is the system's affair
         return Strike(where, draw.random(), ("SIGKILL",))
     if where == MOMENT:
         return Strike(where, 0.6 * draw.random(), draw.choice(kinds))
@@ -139,7 +166,7 @@ class Kill:
 
     @property
     def hit(self) -> bool:
-        return self.code != 0
+        return self.code != 0 or self.strike.where == WORKER
 
     def __str__(self) -> str:
         step = "none" if self.step is None else self.step
@@ -153,14 +180,17 @@ def killed(case: str, process: Process, strike: Strike) -> Kill:
     out, err = process.said()
     wrong = ["a traceback"] * ("Traceback" in out + err)
     done = any(process.folder.glob("outputs/*/result.json"))  # its interpreter may be ending
-    if code not in (0, strike.code, *[-signal.Signals[s] for s in strike.signals if done]):
+    allowed = {0, strike.code} | {-signal.Signals[s] for s in strike.signals if done}
+    if strike.where == WORKER:  # twice in a row without a job's end between: one line, and a 1
+        allowed = {0, 1}
+    if code not in allowed:
         wrong.append(f"expected code {strike.code}: {err[-300:]}")
     found, training = None, strike.where in TRAINING
     for name in ("last.pt", "previous.pt"):
         for path in process.folder.glob(f"outputs/*/checkpoints/{name}"):
             found = step_in(path, wrong) if found is None else found
     asked = code > 0 and len(strike.signals) == 1 and strike.signals != ("SIGKILL",)
-    if asked and "the same command goes on from here" not in err:
+    if asked and "the same command goes on from here" not in err + out:
         wrong.append("does not say how to go on")
     if asked and training and (found is None or "stopping after this step" not in err):
         wrong.append("no checkpoint")
@@ -172,6 +202,8 @@ def step_in(path: Path, wrong: list[str]) -> int | None:
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)["step"]
+    except FileNotFoundError:  # a worker that lives on has renamed it
+        return None
     except Exception as error:  # torch raises many kinds
         wrong.append(f"{path.name}: {error}")
         return None
@@ -183,40 +215,70 @@ class Alone:
 
     case: str
     folder: Path
+    arguments: list[str]
     startup: float = 0.0
     running: float = 0.0
 
-    def run(self) -> None:
-        process = Process(self.folder, CASES[self.case])
+    def run(self) -> "Alone":
+        process = Process(self.folder, self.arguments)
         while not process.written() and process.process.poll() is None:
             time.sleep(0.02)
         self.startup = time.monotonic() - process.begun
         if code := process.ended():
             raise SystemExit(f"{self.case}: alone it ends with code {code}: {process.said()[1]}")
         self.running = time.monotonic() - process.begun - self.startup
+        return self
 
 
-def struck(alone: Alone, strikes: list[Strike], folder: Path, tell: Callable[[Kill], None]):
-    """One run of a case, killed with each strike in turn and started again until it finishes; the
-    last account holds what tells it from the one that stayed alone."""
-    arguments, kills, code = CASES[alone.case], [], 1
+def struck(alone: Alone, strikes: list[Strike], folder: Path) -> list[Kill]:
+    """One command of a case, killed with each strike in turn and started again until it finishes;
+    the last account holds what tells it from the one that stayed alone."""
+    kills, code, finished, seen = [], 1, {}, set()
     for strike in strikes:
-        process = Process(folder, arguments, strike)
+        process = Process(folder, alone.arguments, strike)
         if strike.where not in POINTS:
             process.strike(strike, alone.startup, alone.running)
+        seen |= {*workers(folder)}
         kills.append(killed(alone.case, process, strike))
-        code = kills[-1].code
-        tell(kills[-1])
-        if code == 0:
+        finished = times_of(folder) | finished
+        if (code := kills[-1].code) == 0:
             break
+    for _ in range(2):  # a sweep ends once more where a worker was killed twice
+        if code:
+            last = Process(folder, alone.arguments)
+            code = last.ended()
+    wrong = [f"{path}: was changed after the run had finished"
+             for path, time_of in finished.items()
+             if not path.exists() or path.stat().st_mtime_ns != time_of]  # fmt: skip
     if code:
-        last = Process(folder, arguments)
-        if code := last.ended():
-            wrong = f"started again it ends with code {code}: {last.said()[1]}"
-            kills[-1].wrong.append(wrong)
-    if not code:
-        kills[-1].wrong += differences(run_of(alone.folder), run_of(folder))
+        wrong.append(f"started again it ends with code {code}: {last.said()[1]}")
+    else:
+        ours, theirs = runs_of(alone.folder), runs_of(folder)
+        wrong += ["other runs"] * ([run.name for run in ours] != [run.name for run in theirs])
+        for one, two in zip(ours, theirs, strict=False):
+            wrong += differences(one, two)
+    wrong += orphans(seen)
+    kills[-1].wrong += wrong
     return kills
+
+
+def times_of(folder: Path) -> dict[Path, int]:
+    """When each file of the runs that have finished was last written."""
+    found: dict[Path, int] = {}
+    for run in runs_of(folder):
+        if (run / "result.json").exists() and not is_running(run):
+            if json.loads((run / "result.json").read_text())["status"] == "finished":
+                kept = [*run.glob("*.json*"), *run.glob("checkpoints/last.pt")]
+                found |= {path: path.stat().st_mtime_ns for path in kept}
+    return found
+
+
+def orphans(seen: set[int]) -> list[str]:
+    """Workers that live on though their command line is gone."""
+    until = time.monotonic() + ORPHANS
+    while (left := [process for process in seen if is_alive(process)]) and time.monotonic() < until:
+        time.sleep(0.1)
+    return [f"process {process} still lives" for process in left]
 
 
 def photographs(folder: Path) -> None:
@@ -233,63 +295,25 @@ def photographs(folder: Path) -> None:
                 Image.fromarray(pixels).save(folder / split / label / f"{number:02}.png")
 
 
-def soak(case: str, count: int, folder: Path, seed: int) -> list[Kill]:
-    """Runs of a case until so many processes have been killed."""
-    draw, kills, number = random.Random(f"{seed} {case}"), [], 0
-    alone = Alone(case, folder / "alone")
-    if count:
-        alone.run()
-    while (left := count - sum(kill.hit for kill in kills)) > 0:
-        number += 1
-        strikes = strikes_of(case, draw)[:left]
-        say = lambda kill: print(kill, flush=True)  # noqa: E731
-        kills += struck(alone, strikes, folder / f"killed{number}", say)
-        for line in kills[-1].wrong:
-            print(f"! {case}: {line}", flush=True)
-    return kills
+@dataclass
+class Kills:
+    """Trials by number: the same number is the same case with the same strikes."""
 
+    folder: Path
+    alone: dict[str, Alone] = field(default_factory=dict)
 
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--kills", type=int, default=54, help="in all, shared out among the cases")
-    parser.add_argument("--seed", type=int, default=0, help="of what is killed where")
-    parser.add_argument("--only", default="", help="the cases whose names hold this")
-    return parser.parse_args()
+    def __post_init__(self) -> None:
+        photographs(self.folder / "photographs")
 
-
-def summary(kills: list[Kill]) -> str:
-    """How many were killed where, and by what."""
-    hits = [kill for kill in kills if kill.hit]
-    lines = []
-    titles: dict[str, Callable[[Kill], str]] = {
-        "where": lambda kill: kill.strike.where,
-        "by": lambda kill: "+".join(kill.strike.signals),
-        "case": lambda kill: kill.case,
-    }
-    for title, of in titles.items():
-        lines += ["", f"killed, {title}"]
-        lines += [f"{count:4}  {name}" for name, count in Counter(map(of, hits)).most_common()]
-    wrong = sum(bool(kill.wrong) for kill in kills)
-    lines += ["", f"{len(hits)} killed and started again, {len(kills) - len(hits)} had ended"
-              f" before; {wrong} wrong"]  # fmt: skip
-    return "\n".join(lines)
-
-
-def main() -> int:
-    asked = parsed()
-    cases = [case for case in CASES if asked.only in case]
-    if not cases:
-        print(f"--only {asked.only}: no such case; there are: {', '.join(CASES)}", file=sys.stderr)
-        return 2
-    kills: list[Kill] = []
-    with tempfile.TemporaryDirectory() as place:
-        photographs(Path(place) / "photographs")
-        for number, case in enumerate(cases):
-            count = asked.kills // len(cases) + (number < asked.kills % len(cases))
-            kills += soak(case, count, Path(place) / f"case{number}", asked.seed)
-    print(summary(kills))
-    return int(any(kill.wrong for kill in kills))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    def attempt(self, number: int) -> tuple[int, list[str]]:
+        """How many were killed, and what was wrong; prints a line for each."""
+        case = [*CASES][number % len(CASES)]
+        place = self.folder / f"case{number % len(CASES)}"
+        if case not in self.alone:
+            self.alone[case] = Alone(case, place / "alone", CASES[case]).run()
+        strikes = strikes_of(case, random.Random(f"kills {number}"))
+        kills = struck(self.alone[case], strikes, place / f"killed{number}")
+        for kill in kills:
+            print(kill, flush=True)
+        wrong = [f"{case}: {line}" for kill in kills for line in kill.wrong]
+        return sum(kill.hit for kill in kills), wrong

@@ -1,0 +1,459 @@
+"""What other people's inputs found: public bug reports of other programs, tried on this one. Each
+test names its kind, and asserts what must hold."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from inputs import (
+    DIGITS,
+    FOLDER,
+    digits_npz,
+    drawn,
+    memory_limited,
+    noise,
+    picture_folder,
+    unreadable,
+)
+from PIL import Image
+from torch import nn
+
+from sat.activations import ReLU, SiLU
+from sat.data import ImageFolder, UnreadableImage, evaluation_batches
+from sat.data.images import ResizedCrop
+from sat.models import ResNet, Timm
+from sat.models.classifier import assemble
+from sat.models.weights import load_weights
+
+CPU = torch.device("cpu")
+
+
+def faults(number: int, what: str, raises=(AssertionError, pytest.fail.Exception)):
+    """Fails today: the number is the block's, in the list of faults."""
+    return pytest.mark.xfail(strict=True, raises=raises, reason=f"faults {number}: {what}")
+
+
+def images_of(split) -> torch.Tensor:
+    batches = evaluation_batches(torch.arange(len(split)), 64)
+    return torch.cat([x for x, _ in split.stream(batches)])
+
+
+def folder_of(root: Path, **options):
+    return ImageFolder(root=str(root), **{"image_size": 16, "workers": 0} | options)(CPU, 0)
+
+
+def result_of(run: Path) -> dict:
+    return json.loads((run / "result.json").read_text())
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    return picture_folder(tmp_path / "shapes")
+
+
+@faults(1, "results go to a folder that is deleted")
+def test_hydras_own_keys_move_no_result(sat, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = sat("-m", "hydra.job.chdir=true", "seed=0", *DIGITS, tiny=False, root=Path("outputs"))
+    if done.code == 2:  # refused, before anything runs
+        assert "hydra.job.chdir" in done.err and not list(tmp_path.iterdir())
+    else:
+        assert done.code == 0 and len(done.runs) == 1, "the results are gone"
+        assert result_of(done.run)["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param("imagefolder", marks=faults(2, "the old result is returned")), "npz"]
+)
+def test_other_images_under_the_same_names_are_another_run(kind, sat, tmp_path):
+    """A data set's identity by names alone."""
+    places = []
+    for here, picture in (("A", drawn), ("B", noise)):
+        (tmp_path / here).mkdir()
+        images = picture_folder(tmp_path / here / "images", picture, counts=(12, 6))
+        if kind == "npz":
+            x, y = images_of(folder_of(images).test), folder_of(images).test.labels
+            x, y = (255 * x).byte().permute(0, 2, 3, 1).numpy(), y.numpy()
+            x = np.concatenate([x, x], 0) if here == "A" else np.concatenate([x, x[::-1]], 0)
+            images = tmp_path / here / "images.npz"
+            np.savez(images, x_train=x, y_train=[*y, *y], x_test=x, y_test=[*y, *y])
+        places.append(images)
+    words = FOLDER if kind == "imagefolder" else [*DIGITS, "dataset=npz", "dataset.limit=null"]
+    key = "dataset.root" if kind == "imagefolder" else "dataset.path"
+    first = sat(*words, f"{key}={places[0]}", tiny=False)
+    assert first.code == 0, first.err
+    second = sat(*words, f"{key}={places[1]}", tiny=False)
+    if second.code == 2:  # refused, with the difference named
+        assert "other images" in second.err
+        return
+    assert second.code == 0 and len(second.runs) == 2, second.err
+    hashes = {result_of(run)["hash"] for run in second.runs}
+    assert len(hashes) == 2
+
+
+@faults(3, "all above 255 becomes white")
+def test_sixteen_bits_of_grey_are_scaled_or_refused_by_name(tmp_path):
+    """Conversions that lose content without an error."""
+
+    def grey(bits: int):
+        def picture(label: int, number: int) -> Image.Image:
+            eight = np.asarray(drawn(label, number).convert("L"))
+            return Image.fromarray(eight if bits == 8 else eight.astype(np.uint16) * 257)
+
+        return picture
+
+    eight, sixteen = (
+        folder_of(picture_folder(tmp_path / str(bits), grey(bits), counts=(4, 4))).test
+        for bits in (8, 16)
+    )
+    try:
+        found = images_of(sixteen)
+    except UnreadableImage as fault:
+        assert re.search("16|I;", str(fault))
+    else:
+        assert (found - images_of(eight)).abs().max() <= 1.5 / 255
+
+
+@faults(4, "dataset.root is no such key")
+def test_a_moved_set_is_named_by_its_key_when_a_run_is_evaluated(
+    sat, shapes, tmp_path, monkeypatch
+):
+    """A run's keys judged by another composition."""
+    done = sat(*FOLDER, f"dataset.root={shapes}", tiny=False)
+    assert done.code == 0, done.err
+    moved = shapes.rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(moved)
+    again = sat(
+        f"evaluate={done.run}", "evaluation=pgd20", f"dataset.root={moved}", "dataset.workers=0",
+        "evaluation.attacks.pgd20.steps=1", "evaluation.masking_checks=0", tiny=False,
+    )  # fmt: skip
+    assert again.code != 2 and "dataset.root" not in again.err, again.err
+    assert again.code == 0, again.err
+    assert result_of(done.run)["last"]["robust"]["pgd20"]["images"] == 27
+
+
+@faults(5, "an IndexError, after the training")
+@pytest.mark.parametrize("classes", [2, 3])
+def test_autoattack_of_few_classes_is_refused_or_measured(classes, sat, tmp_path):
+    """Evaluations that can't be had for a set, found hours later."""
+    path = digits_npz(tmp_path / "digits.npz", classes)
+    words = [
+        *DIGITS, "dataset=npz", f"dataset.path={path}", "dataset.limit=null", "dataset.crop=1",
+        "dataset.eps=8", "evaluation=autoattack", "evaluation.limit=4",
+    ]  # fmt: skip
+    done = sat(*words, tiny=False)
+    if done.code == 2:
+        assert "classes" in done.err and not done.runs, done.err
+    else:
+        assert done.code == 0, done.err
+        robust = result_of(done.run)["last"]["robust"]
+        assert robust["autoattack"]["images"] == 4 and "classes" in done.out + done.err
+
+
+class Twice(nn.Module):
+    """The layout of MadryLab's robustness: an attacker beside the model holds it once more."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.model, self.normalizer = net, Normalise()
+        self.attacker = nn.Module()
+        self.attacker.model, self.attacker.normalize = net, Normalise()
+
+
+class Normalise(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("new_mean", torch.full((3, 1, 1), 0.3))
+        self.register_buffer("new_std", torch.full((3, 1, 1), 0.4))
+
+
+@faults(6, "refused as another model", raises=ValueError)
+def test_weights_that_hold_the_network_twice_are_read(tmp_path, caplog):
+    """Second copies and helpers in state dicts."""
+
+    def classifier(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        net = ResNet(10, width=0.0625)(3, 5, 8)
+        return assemble(net, ReLU, [0.5] * 3, [0.25] * 3, (3, 8, 8)).eval()
+
+    theirs, mine = classifier(1), classifier(2)
+    state = {f"module.{k}": v for k, v in Twice(theirs.backbone).state_dict().items()}
+    torch.save({"model": state, "epoch": 90}, tmp_path / "w.pt")
+    with caplog.at_level(logging.INFO, "sat"):
+        load_weights(mine, str(tmp_path / "w.pt"))
+    for key, value in theirs.backbone.state_dict().items():
+        assert torch.equal(mine.backbone.state_dict()[key], value), key
+    assert mine.mean.flatten().tolist() == pytest.approx([0.3] * 3)
+    assert mine.std.flatten().tolist() == pytest.approx([0.4] * 3)
+    assert "attacker" in caplog.text
+
+
+@faults(7, "test images are trained on; resource forks are images")
+@pytest.mark.parametrize("kind", ["notebook", "fork", "folder"])
+def test_what_systems_leave_in_folders_is_no_image(kind, shapes):
+    for name in ("bar", "disc", "ring"):
+        if kind == "fork":  # as macOS leaves them
+            for split in ("train", "val"):
+                head = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(200)
+                (shapes / split / name / "._001.png").write_bytes(head)
+        else:  # copies of test images, as a notebook or a file manager leaves them
+            left = {"notebook": ".ipynb_checkpoints", "folder": ".thumbnails"}[kind]
+            shutil.copytree(shapes / "val" / name, shapes / "train" / name / left)
+    data = folder_of(shapes)
+    assert (len(data.train) + len(data.held_out), len(data.test)) == (72, 27)
+
+
+@faults(7, "an unreadable test image counts as wrong")
+def test_a_test_image_that_is_left_out_is_not_counted(shapes, sat):
+    """A number that says it leaves out leaves out."""
+    for path in sorted((shapes / "val").glob("*/00[0-2].png")):
+        path.write_bytes(b"")
+    done = sat(*FOLDER, f"dataset.root={shapes}", "dataset.skip_unreadable=true", tiny=False)
+    assert done.code == 0, done.err
+    assert result_of(done.run)["last"]["clean"]["images"] == 18
+
+
+@faults(8, "a part of one image: batch norm raises")
+def test_a_part_of_which_one_image_is_left_ends_no_training(shapes, sat):
+    """Guarantees made at the start and not kept when images drop out."""
+    for i, path in enumerate(sorted(shapes.glob("train/*/*.png"))):
+        if i % 3 == 0:
+            path.write_bytes(b"")
+    done = sat(
+        *FOLDER, f"dataset.root={shapes}", "dataset.skip_unreadable=true", "model.stem=large",
+        "schedule.batch_size=8", "schedule.accumulate=4", tiny=False,
+    )  # fmt: skip
+    assert done.code == 0, done.err[-500:]
+    assert result_of(done.run)["status"] == "finished"
+
+
+@faults(9, "a traceback, no run")
+@pytest.mark.parametrize("kind", ["file", "class"])
+def test_names_that_are_no_utf8_run(kind, shapes, sat):
+    """Strict encoding of foreign text."""
+    for split in ("train", "val"):
+        inside = shapes / split / "bar"
+        old, new = (
+            (inside / "000.png", os.fsencode(inside) + b"/caf\xe9.png")
+            if kind == "file"
+            else (inside, os.fsencode(shapes / split) + b"/caf\xe9")
+        )
+        os.rename(os.fsencode(old), new)
+    done = sat(*FOLDER, f"dataset.root={shapes}", tiny=False)
+    assert done.code == 0, done.err[-500:]
+    assert result_of(done.run)["test_images"] and "Traceback" not in done.err
+
+
+@faults(10, "22 test images where there are 27")
+def test_a_folder_that_cannot_be_listed_is_an_error(shapes):
+    """Read errors taken for emptiness."""
+    inner = shapes / "val" / "bar" / "more"
+    inner.mkdir()
+    for path in sorted((shapes / "val" / "bar").glob("00[0-4].png")):
+        path.rename(inner / path.name)
+    assert len(folder_of(shapes).test) == 27
+    with unreadable(inner), pytest.raises((ValueError, OSError), match="bar/more"):
+        folder_of(shapes)
+
+
+@faults(11, "asks for 10 GB")
+@pytest.mark.parametrize("size", [(1, 40000), (40000, 1)])
+def test_a_thin_picture_is_cut_before_it_is_enlarged(size):
+    """Bounds on what comes in, not on what is made of it."""
+    thin, cut = Image.new("RGB", size, (200, 30, 30)), None
+    with memory_limited(2 << 30):
+        try:
+            cut = ResizedCrop(224)(thin, None)
+        except MemoryError:
+            pass
+    assert cut is not None, "asked for more than 2 GB"
+    assert cut.size == (224, 224) and cut.getextrema() == ((200, 200), (30, 30), (30, 30))
+
+
+@faults(12, "the kernel of the attention becomes an activation")
+def test_a_kernel_that_must_be_positive_is_no_activation():
+    """ReLU for positivity, not for nonlinearity."""
+    net = assemble(Timm("efficientvit_b0")(3, 10, 32), SiLU, [0.5] * 3, [0.25] * 3, (3, 32, 32))
+    kernels = [m for name, m in net.named_modules() if name.endswith("kernel_func")]
+    x = torch.tensor([-1.0, 0.0, 2.0])
+    assert kernels and all((kernel(x) >= 0).all() for kernel in kernels)
+    assert any(isinstance(m, SiLU) for m in net.modules())  # the rest is swapped
+
+
+@faults(13, "36 % of the image is never seen, unsaid")
+def test_a_border_that_no_patch_sees_is_refused_or_said(caplog):
+    """What a network silently ignores."""
+    said = ""
+    try:
+        with caplog.at_level(logging.WARNING, "sat"):
+            net = Timm("vit_tiny_patch16_224")(3, 10, 40)
+            assemble(net, SiLU, [0.5] * 3, [0.25] * 3, (3, 40, 40))
+    except ValueError as fault:
+        said = str(fault)
+    said += caplog.text
+    assert re.search(r"\b(32|48)\b", said)  # the nearest sizes that are seen whole
+
+
+class Root(nn.Module):
+    """Two classes by the mean; the gradient of dark images is NaN, of a square root at 0."""
+
+    def forward(self, x):
+        mean = x.mean((1, 2, 3))
+        nothing = torch.sqrt(mean * (mean > 0.7)) * 0
+        return torch.stack([0.5 - mean + nothing, mean - 0.5], 1)
+
+
+def dark_and_bright():
+    x = torch.cat([torch.full((4, 1, 8, 8), 0.1), torch.full((4, 1, 8, 8), 0.9)])
+    return x, torch.tensor([0] * 4 + [1] * 4)
+
+
+BALLS = {"linf": 8.0, "l2": 128.0}
+FELLED = faults(14, "an image that is NaN counts as felled")
+
+
+@FELLED
+def test_pgd_without_a_gradient_stays_in_the_ball():
+    """Verdicts that don't look at the point."""
+    from sat.attacks import PGD
+
+    x, y = dark_and_bright()
+    for norm, eps in BALLS.items():
+        x_adv = PGD(eps, 5, norm=norm)(Root().eval(), x, y)
+        moved = (x_adv - x).flatten(1)
+        size = moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
+        assert (size <= eps / 255 + 1e-5).all() and (x_adv >= 0).all() and (x_adv <= 1).all(), norm
+
+
+@FELLED
+def test_no_image_outside_the_ball_decides():
+    from sat.attacks import PGD
+    from sat.attacks.outcomes import AttackOutcomes
+    from sat.attacks.series import ensemble_of
+    from sat.evaluation.measure import measure
+
+    x, y = dark_and_bright()
+    for norm, eps in BALLS.items():
+        judge = ensemble_of(PGD(eps, 5, norm=norm), 1, 8)
+        outcomes = AttackOutcomes.new(judge.names, 8)
+        measure(Root().eval(), iter([(torch.arange(8), x, y)]), judge, 0, outcomes)
+        assert outcomes.robust.all(), norm
+
+
+@pytest.mark.parametrize(
+    "attack, norm",
+    [
+        pytest.param(attack, norm, marks=[FELLED] * (attack.startswith("apgd") and norm == "l2"))
+        for attack in ("apgd-ce", "apgd-t", "fab-t", "square")
+        for norm in ("linf", "l2")
+    ],
+)
+def test_no_part_of_the_ensemble_fells_by_an_image_outside_the_ball(attack, norm):
+    from sat.attacks import FastAutoAttack
+    from sat.attacks.outcomes import STANDS
+
+    x, y = dark_and_bright()
+    if attack in ("apgd-t", "fab-t"):  # more classes, as they need; none of them ever wins
+        root = Root()
+
+        class Net(nn.Module):
+            def forward(self, x):
+                return torch.nn.functional.pad(root(x), (0, 2), value=-9.0)
+
+        net = Net()
+    else:
+        net = Root()
+    verdicts = FastAutoAttack(BALLS[norm], norm, attacks=(attack,)).verdicts(net.eval(), x, y)
+    assert (verdicts == STANDS).all()
+
+
+@faults(15, "a traceback after all was measured")
+def test_a_class_named_with_dollars_is_drawn(shapes, sat):
+    """Foreign text read as markup."""
+    for split in ("train", "val"):
+        (shapes / split / "bar").rename(shapes / split / "$_$ or $^$")
+    done = sat(
+        *FOLDER, f"dataset.root={shapes}", "evaluation=curves", "evaluation.limit=9", tiny=False
+    )
+    assert done.code == 0, done.err[-500:]
+    assert result_of(done.run)["status"] == "finished"
+
+
+@faults(16, "they show on the dashboard")
+def test_runs_set_aside_are_not_on_the_dashboard(sat):
+    """Places hidden from our scripts alone."""
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+
+    first = sat(*DIGITS, tiny=False)
+    again = sat(*DIGITS, "record.fresh=true", tiny=False)
+    assert (first.code, again.code) == (0, 0), again.err
+    dashboard = EventMultiplexer()
+    dashboard.AddRunsFromDirectory(str(again.root))
+    assert {name.split("/")[0] for name in dashboard.Runs()} == {again.run.name}
+    assert len(dashboard.Runs()) == len({Path(name).parts[0] for name in dashboard.Runs()})
+
+
+@faults(17, "the line names neither key nor value")
+def test_a_value_with_an_equals_sign_is_told_by_its_key(sat):
+    done = sat("evaluate=w/epoch=3.ckpt", *DIGITS, tiny=False)
+    assert done.code == 2
+    assert "evaluate" in done.err and "w/epoch=3.ckpt" in done.err
+    assert len(done.err.strip().splitlines()) == 1, done.err
+
+
+@faults(18, "passed over without a word")
+@pytest.mark.parametrize("ending, kind", [(".jfif", "JPEG"), (".gif", "GIF")])
+def test_images_of_other_endings_are_read_or_told(ending, kind, shapes, caplog):
+    for path in sorted(shapes.glob("*/bar/00[0-4].png")):
+        Image.open(path).convert("RGB").save(path.with_suffix(ending), kind)
+        path.unlink()
+    with caplog.at_level(logging.WARNING, "sat"):
+        data = folder_of(shapes)
+    images = len(data.train) + len(data.held_out) + len(data.test)
+    assert ending in caplog.text or images == 72 + 27
+
+
+@faults(19, "nothing is saved")
+def test_a_closed_terminal_saves_and_stops(sat, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGHUP, lambda *_: None)
+    try:
+        done = hung_up(sat, tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert done.code == 129, (done.code, done.err)
+    assert (done.run / "checkpoints/last.pt").is_file() and not (done.run / "result.json").exists()
+
+
+def test_nohup_is_left_alone(sat, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        done = hung_up(sat, tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert done.code == 0 and result_of(done.run)["status"] == "finished"
+
+
+def hung_up(sat, tmp_path):
+    """A training that gets SIGHUP after its first checkpoint."""
+
+    def hang_up() -> None:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob("outputs/*/checkpoints/*.pt")) and time.monotonic() < until:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    thread = threading.Thread(target=hang_up)
+    thread.start()
+    try:
+        return sat(*DIGITS, "schedule.epochs=30", "validation.attack.steps=1", tiny=False)
+    finally:
+        thread.join()
