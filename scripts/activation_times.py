@@ -15,7 +15,7 @@ from torch import nn
 from units import size
 
 from sat.activations.surrogate import phase
-from sat.attacks.pgd import frozen, input_gradient
+from sat.attacks.base import frozen, input_gradient
 from sat.config import options
 from sat.training.loop import Trainer
 

@@ -110,7 +110,7 @@ def gradients_of(attack: Any) -> int | None:
     """Input gradients for an image that stands; None for an ensemble, which goes by the image."""
     if isinstance(attack, Curve):
         return sum(point.steps for point in attack.attacks if point.eps)
-    if hasattr(attack, "judge"):
+    if hasattr(attack, "run"):
         return None
     return {Clean: 0, FGSM: 1}.get(type(attack), getattr(attack, "steps", None))
 

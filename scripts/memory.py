@@ -22,7 +22,7 @@ from sat.acceleration.auto import DTYPES
 from sat.acceleration.folding import Folded
 from sat.acceleration.recomputation import recompute
 from sat.activations.surrogate import phase, phased
-from sat.attacks.pgd import frozen, input_gradient
+from sat.attacks.base import frozen, input_gradient
 
 LARGE = {
     "ResNet-50 at 224": ("model=resnet", "model.depth=50", "dataset.image_size=224"),

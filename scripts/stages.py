@@ -18,7 +18,7 @@ from steps import digits
 from stopwatch import Product, Timed, interleaved, paired, settings
 
 from sat.activations.surrogate import phase
-from sat.attacks.pgd import frozen, input_gradient
+from sat.attacks.base import frozen, input_gradient
 from sat.data.sets import Data
 from sat.loggers import About, Loggers
 from sat.rng import RowRng

@@ -61,7 +61,7 @@ def test_the_verdicts_are_those_of_one_call_of_the_package(digits, norm, eps):
     model, x, y = digits
     attack = AutoAttack(eps, norm, batch_size=9)
     outcomes = surveyed(attack, model, x, y)
-    attack.judge(model, x, y, RowRng(7, torch.arange(len(x))), outcomes)
+    attack.run(model, x, y, RowRng(7, torch.arange(len(x))), outcomes)
     package = Package(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps / 255, seed=7)
     _, found = package.run_standard_evaluation(x, y, batch_size=9)
     assert torch.equal(outcomes.robust, found == y)
@@ -103,7 +103,7 @@ def test_versions_and_custom_attacks(digits, monkeypatch):
             EPS, version=version, attacks=("square",) * (version == "custom") or None
         )
         outcomes = AttackOutcomes.new(attack.names, len(x))
-        attack.judge(model, x, y, RowRng(0, torch.arange(6)), outcomes)
+        attack.run(model, x, y, RowRng(0, torch.arange(6)), outcomes)
         assert ran == calls and (outcomes.fell[model(x).argmax(1) == y] == STANDS).all()
         assert (outcomes.passed[outcomes.robust] == len(calls)).all()
         ran.clear()
@@ -113,7 +113,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_verdicts(digits):
     model, x, y = digits
     attack, rng = AutoAttack(EPS, batch_size=7), RowRng(3, torch.arange(len(x)))
     whole = surveyed(attack, model, x, y)
-    attack.judge(model, x, y, rng, whole)
+    attack.run(model, x, y, rng, whole)
     outcomes, decided = surveyed(attack, model, x, y), []
 
     def kill(images):
@@ -123,13 +123,13 @@ def test_a_killed_evaluation_goes_on_to_the_same_verdicts(digits):
 
     outcomes.changed = kill
     with pytest.raises(KeyboardInterrupt):
-        attack.judge(model, x, y, rng, outcomes)
+        attack.run(model, x, y, rng, outcomes)
     begun = []
     outcomes.changed, outcomes.begin = (
         lambda n: None,
         lambda name, images: begun.append((name, images)),
     )
-    attack.judge(model, x, y, rng, outcomes)
+    attack.run(model, x, y, rng, outcomes)
     assert torch.equal(outcomes.fell, whole.fell) and (outcomes.passed == whole.passed).all()
     first = int(whole.clean.sum())
     assert first > 14 and sum(decided) > first  # it was killed in the second attack
@@ -151,7 +151,7 @@ def test_what_the_package_warns_of_is_logged_once(digits, monkeypatch):
     monkeypatch.setattr(module.log, "warning", lambda text, *values: said.append(text % values))
     attack = AutoAttack(EPS, version="custom", attacks=("square",), batch_size=5)
     outcomes = surveyed(attack, model, x, y)
-    attack.judge(probabilities, x, y, RowRng(0, torch.arange(len(x))), outcomes)
+    attack.run(probabilities, x, y, RowRng(0, torch.arange(len(x))), outcomes)
     assert len(said) == 1 and "probability distribution" in said[0]
 
 
@@ -163,7 +163,7 @@ def test_few_classes_have_fewer_targets(digits):
     x, y = x[y < 5][:6], y[y < 5][:6]
     attack = AutoAttack(2 * EPS, version="custom", attacks=("apgd-t", "fab-t"))
     outcomes = surveyed(attack, few, x, y)
-    attack.judge(few, x, y, RowRng(0, torch.arange(len(x))), outcomes)
+    attack.run(few, x, y, RowRng(0, torch.arange(len(x))), outcomes)
     assert (outcomes.fell >= 0).any()
 
 

@@ -13,8 +13,8 @@ from sat import activations as A
 from sat.acceleration.folding import fold
 from sat.activations.surrogate import SurrogateReLU, phase, phased
 from sat.attacks import PGD
+from sat.attacks.base import input_gradient
 from sat.attacks.outcomes import AttackOutcomes
-from sat.attacks.pgd import input_gradient
 from sat.attacks.series import Series
 from sat.models.backbones import EfficientNet, PreActResNet, ResNet, WideResNet
 from sat.models.classifier import assemble
@@ -288,7 +288,7 @@ def test_an_evaluation_searches_the_folded_network_and_the_model_decides():
 
     model.register_forward_hook(lambda *given: judged.append(1))
     outcomes = AttackOutcomes.new(("a",), 4)
-    Series(("a",), [attack], 2).judge(model, x, y, RowRng(0, torch.arange(4)), outcomes)
+    Series(("a",), [attack], 2).run(model, x, y, RowRng(0, torch.arange(4)), outcomes)
     assert len(seen) == 2 and seen[0] is seen[1] and seen[0].at_rest
     assert judged and (outcomes.fell == -1).all()
 

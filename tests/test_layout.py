@@ -19,7 +19,7 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TIERS = """
 run > bench > sweep > report > training > evaluation > objectives > attacks data > acceleration
 distributed > models > activations > config > rundir loggers > identity plugins rng statistics units
-launch > errors
+launch choices > errors
 """
 TIER = {name: i for i, tier in enumerate(TIERS.split(">")) for name in tier.split()}
 

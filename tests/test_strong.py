@@ -11,6 +11,7 @@ from torch import nn
 
 from sat.attacks import PGD, FastAutoAttack, ensemble
 from sat.attacks.apgd import APGD
+from sat.attacks.base import Ball
 from sat.attacks.ensemble import ATTACKS
 from sat.attacks.fab import FAB, onto_hyperplane
 from sat.attacks.network import Network
@@ -162,7 +163,7 @@ def test_every_image_is_decided_once_in_each_attack(digits):
         lambda *a: told.append([*a, 0]),
         lambda n: told[-1].__setitem__(2, told[-1][2] + n),
     )  # noqa: E501
-    attack.judge(model, x[:20], wrong, RowRng(0, torch.arange(20)), outcomes)
+    attack.run(model, x[:20], wrong, RowRng(0, torch.arange(20)), outcomes)
     assert torch.equal(outcomes.fell, found)
     left = 19 - int((found == 0).sum())
     assert told == [["apgd-ce", 19, 19], ["apgd-t", left, left]]
@@ -183,11 +184,11 @@ def test_a_killed_evaluation_goes_on_to_the_same_verdicts(digits, names):
 
     outcomes.changed = kill
     with pytest.raises(KeyboardInterrupt):
-        attack.judge(model, x, y, rng, outcomes)
+        attack.run(model, x, y, rng, outcomes)
     decided = outcomes.fell.clone(), outcomes.passed.clone()
     outcomes.changed, told = lambda images: None, []
     outcomes.begin = lambda name, images: told.append((name, images))
-    attack.judge(model, x, y, rng, outcomes)
+    attack.run(model, x, y, rng, outcomes)
     assert torch.equal(outcomes.fell, whole) and len(whole.unique()) > 1
     assert told[0] == (names[0], 24 - sum(seen)) or sum(seen) >= 24
     assert torch.equal(outcomes.fell[decided[0] >= 0], decided[0][decided[0] >= 0])
@@ -294,7 +295,7 @@ class ExactHead(nn.Module):
 def test_a_part_that_autocast_leaves_alone_is_left_alone_by_the_search():
     model = ExactHead().eval().requires_grad_(False)
     x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
-    network = Network(model, torch.bfloat16, x)
+    network = Network(model, torch.bfloat16, x, Ball(8 / 255, "linf"))
     logits, losses, gradient = network.gradient(x, lambda z: z.gather(1, y[:, None])[:, 0])
     assert torch.equal(logits, model(x)) and gradient.abs().max() > 0
     assert network.low.autocast is torch.bfloat16

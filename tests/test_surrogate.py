@@ -16,7 +16,7 @@ import sat as package
 from sat import activations as A
 from sat.activations.surrogate import Smooth, SurrogateReLU, phase, phased
 from sat.attacks import PGD
-from sat.attacks.pgd import input_gradient
+from sat.attacks.base import input_gradient
 from sat.objectives import Adversarial
 from sat.rng import RowRng
 from sat.training.plan import Plan

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from sat.choices import check_arguments
+
 
 def _positive(key: str, value: float) -> float:
     if not 0 < value < math.inf:
@@ -124,6 +126,7 @@ class GELU(nn.GELU):
     """x Phi(x); "tanh" is the approximation that the paper's code uses (Hendrycks and Gimpel)."""
 
     def __init__(self, approximate: Literal["none", "tanh"] = "none", inplace: bool = False):
+        check_arguments(GELU.__init__, {"approximate": approximate})
         super().__init__(approximate)
 
     def forward(self, x: Tensor) -> Tensor:

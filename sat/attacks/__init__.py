@@ -1,4 +1,4 @@
-"""Attacks: `attack(model, x, y, draws) -> x_adv`, images in [0, 1], eps and step in 1/255."""
+"""Attacks: `attack(model, x, y, rng) -> x_adv`, images in [0, 1], eps and step in 1/255."""
 
 from sat.attacks.autoattack import AutoAttack
 from sat.attacks.clean import Clean

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sat.attacks.ball import Ball
+from sat.attacks.base import Ball
 from sat.attacks.network import Network, constant
+from sat.attacks.patience import by_halvings
 from sat.rng import RowRng
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits [B, K], y [B], target [B]) -> [B]
@@ -20,13 +21,14 @@ def cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """The targeted difference of logits ratio; below 4 classes, where it has no scale, the plain
-    difference, whose gradient has the same direction."""
+    """The targeted difference of logits ratio; where fewer than 4 classes have a finite logit there
+    is no scale, and it is the plain difference, whose gradient has the same direction."""
     difference = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
     if logits.shape[1] < 4:
         return difference
     top = logits.topk(4, dim=1).values
-    return difference / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    ratio = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12
+    return difference / torch.where(top[:, 3].isinf(), 1.0, ratio)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,6 @@ class APGD:
     loss: Loss
     rounds: int = 1
     iterations: int = 100
-    slowing: bool = False
     momentum: float = 0.25
     rising: float = 0.75  # a window with a smaller share of rises halves the step
 
@@ -80,6 +81,9 @@ class APGD:
         state["iteration"] = state["iteration"] + 1
         over = state["iteration"] > self.iterations
         return point, network.may_fall(logits, y), over
+
+    def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
+        return by_halvings(state, self.windows, patience)
 
     def _check(self, state: dict[str, Tensor], gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Halves the step of rows whose window ended without progress; they go on from their best

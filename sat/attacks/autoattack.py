@@ -9,9 +9,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sat.attacks.outcomes import AttackOutcomes
-from sat.attacks.pgd import check_unit, frozen
+from sat.attacks.base import Norm, ball_of, frozen
+from sat.attacks.outcomes import AttackOutcomes, check_repeats
+from sat.choices import check_choices
 from sat.rng import RowRng
+from sat.units import check_ball
 
 log = logging.getLogger("sat")
 VERSIONS = {
@@ -32,7 +34,7 @@ class AutoAttack:
     """
 
     eps: float = 8.0
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
     attacks: tuple[str, ...] | None = None
     batch_size: int = 250
@@ -43,9 +45,8 @@ class AutoAttack:
     loss: ClassVar[str] = "ce"
 
     def __post_init__(self) -> None:
-        check_unit("eps", self.eps)
-        if self.norm == "linf" and self.eps > 255:
-            raise ValueError(f"eps={self.eps}: is above 255/255, the whole range of a pixel")
+        check_choices(self)
+        object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
         if (self.version == "custom") != (self.attacks is not None):
@@ -68,12 +69,13 @@ class AutoAttack:
     def names(self) -> tuple[str, ...]:
         return self.attacks or VERSIONS[self.version]
 
-    def judge(
-        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
-    ) -> None:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """As `sat.attacks.outcomes.Ensemble` promises. A batch is decided as a whole: one that was
         begun and not ended is begun again."""
+        ball = ball_of(self)
         with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
+            if self.version != "rand":
+                check_repeats(model, x[:8])
             package = self._package(model, x, rng.key)
             for k, name in enumerate(self.names):
                 package.attacks_to_run = [name]
@@ -83,10 +85,12 @@ class AutoAttack:
                         if undecided.isdisjoint(images.tolist()):
                             continue
                         rows = images.to(x.device)
-                        _, found = package.run_standard_evaluation(
+                        points, found = package.run_standard_evaluation(
                             x[rows], y[rows], batch_size=self.batch_size
                         )
-                        outcomes.decide(images, found == y[rows])
+                        # the package takes a point of NaN for a fall
+                        stand = (found == y[rows]) | ~ball.holds(points, x[rows])
+                        outcomes.decide(images, stand)
 
     def _package(self, model: nn.Module, x: Tensor, seed: int) -> Any:
         from pyautoattack import AutoAttack as Package

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sat.attacks.losses import Loss, ce
+from sat.choices import check_choices
 from sat.errors import Refused
 from sat.rng import RowRng
 
@@ -160,7 +161,10 @@ class Ball:
     """The eps-ball around an image, cut by [0, 1]: radius `eps`, as a share of the pixel range."""
 
     eps: float
-    norm: str
+    norm: Norm
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def size(self, d: Tensor) -> Tensor:
         """The norm of each row [B, 1, 1, 1], kept off 0 so that it can divide."""
@@ -186,6 +190,16 @@ class Ball:
         if self.norm == "linf":
             noise = 2 * rng.uniform("start", *shape) - 1
         return (x + self.eps * noise / self.size(noise)).clamp_(0, 1)
+
+    def holds(self, point: Tensor, x: Tensor) -> Tensor:
+        """Which points [B] are finite, in [0, 1] and, but for rounding, in the ball around x."""
+        within = ((point >= 0) & (point <= 1)).flatten(1).all(1)  # False for NaN
+        return within & (self.size(point - x).flatten() <= self.eps * (1 + 1e-5) + 1e-6)
+
+
+def ball_of(attack: Attack) -> Ball:
+    """The ball that an attack promises to stay in."""
+    return Ball(float(attack.eps) / 255, attack.norm)  # type: ignore[arg-type]
 
 
 def norm_of(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from sat.attacks.clean import Clean
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.pgd import PGD
 from sat.attacks.series import Series
+from sat.choices import check_choices
 from sat.rng import RowRng
 
 
@@ -26,6 +27,7 @@ class Curve:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
+        check_choices(self)
         values = tuple(self.values)
         object.__setattr__(self, "values", values)
         if not isinstance(self.attack, PGD):
@@ -48,11 +50,10 @@ class Curve:
     def names(self) -> tuple[str, ...]:
         return tuple(f"{self.over}={asdict(attack)[self.over]:g}" for attack in self.attacks)
 
-    def judge(
-        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
-    ) -> None:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
+        """As `sat.attacks.outcomes.Ensemble` promises."""
         attacks = [attack if attack.eps else Clean() for attack in self.attacks]
-        Series(self.names, attacks, self.batch_size).judge(model, x, y, rng, outcomes)
+        Series(self.names, attacks, self.batch_size).run(model, x, y, rng, outcomes)
 
 
 def _scaled(attack: PGD, factor: float) -> PGD:

@@ -1,7 +1,10 @@
 """AutoAttack's standard ensemble (Croce and Hein 2020), organised for speed."""
 
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -10,16 +13,20 @@ from torch import Tensor, nn
 from sat.acceleration.auto import bf16_pays
 from sat.acceleration.precision import float32
 from sat.attacks.apgd import APGD, cross_entropy, targeted_dlr
-from sat.attacks.ball import Ball
+from sat.attacks.base import Ball, Norm, frozen
+from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.fab import FAB
 from sat.attacks.network import Network
-from sat.attacks.outcomes import WRONG, AttackOutcomes, is_right
-from sat.attacks.pgd import check_unit, frozen
+from sat.attacks.outcomes import AttackOutcomes, check_repeats
 from sat.attacks.pool import Pool, Search
 from sat.attacks.square import Square
+from sat.choices import check_choices
 from sat.rng import RowRng, seed_of
+from sat.units import check_ball
 
+log = logging.getLogger("sat")
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+MORE = 3  # times Square, where logits are coarse
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,16 @@ class FastAutoAttack:
     An image leaves with its first fall; one that stands has been through all of them. Targets are
     tried from the second-highest clean logit down; with K < 10 classes there are K - 1. Where
     bfloat16 pays and the model has an `autocast`, the search by gradients runs in it; only float32
-    decides. Targets and queries that lead nowhere are given up early (see `strong.pool`);
+    decides. Targets and queries that lead nowhere are given up early (see `sat.attacks.pool`);
     with `patience` None the attacks have their published length. `eps` is in 1/255.
+
+    Where the logits are of few values (rounding, quantisation, a saturated softmax), which is
+    logged, the searches go by the last layer of real values, if it is in sight; nothing is given up
+    and Square is run three times. Raises Refused for a network that answers otherwise each time.
     """
 
     eps: float = 8.0
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     attacks: tuple[str, ...] = ATTACKS
     batch_size: int | Literal["auto"] = "auto"
     patience: float | None = 2.0
@@ -46,9 +57,8 @@ class FastAutoAttack:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attacks", tuple(self.attacks))
-        check_unit("eps", self.eps)
-        if self.norm == "linf" and self.eps > 255:
-            raise ValueError(f"eps={self.eps}: is above 255/255, the whole range of a pixel")
+        check_choices(self)
+        object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         unknown = [name for name in self.attacks if name not in ATTACKS]
         if unknown or not self.attacks:
             raise ValueError(f"attacks={list(self.attacks)}: choose from {', '.join(ATTACKS)}")
@@ -85,57 +95,69 @@ class FastAutoAttack:
         self._run(model, x, y, rng, outcomes)
         return outcomes.fell
 
-    def judge(
-        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
-    ) -> None:
-        """As `sat.attacks.outcomes.Ensemble` promises; goes on with what the tally leaves open."""
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
+        """As `sat.attacks.outcomes.Ensemble` promises; goes on with what is open."""
         self._run(model, x, y, rng, outcomes)
 
-    def _run(self, model, x, y, rng, outcomes, keep=lambda images, points: None) -> None:
+    def _run(self, model, x, y, rng, outcomes, keep: Callable = lambda images, points: None):
         rng = rng or RowRng(0, torch.arange(len(x)))
-        patience = math.inf if self.patience is None else self.patience
         with frozen(model, "eval"), float32(model):
-            network = Network(model, self._precision(model), x[:8])
+            few = x[:8].to(_device(model))
+            check_repeats(model, few)
+            coarse = self._coarse(model, few, rng)
+            patience = math.inf if self.patience is None or coarse else self.patience
+            network = Network(model, self._precision(model), few, self._ball, coarse)
             targets = self._targets(network, x, y)
             for k, name in enumerate(self.attacks):
-
-                def left(images: Tensor, points: Tensor | None) -> None:
-                    if points is not None:
-                        keep(images, points)
-                    outcomes.decide(images, torch.full((len(images),), points is None))
-
+                left = partial(_left, outcomes, keep)
                 own = RowRng(seed_of(rng.key, name), rng.rows.cpu())
                 pool = Pool(x, y, targets, own, left, self._size(x, network.device), patience)
                 with outcomes.attack(k) as images:
-                    pool.run(self._search(name, own.key), network, images.tolist())
+                    pool.run(self._search(name, own.key, coarse), network, images.tolist())
 
-    def _search(self, name: str, key: int) -> Search:
-        ball = Ball(self.eps / 255, self.norm)
+    @property
+    def _ball(self) -> Ball:
+        return Ball(self.eps / 255, self.norm)
+
+    def _coarse(self, model: nn.Module, few: Tensor, rng: RowRng) -> bool:
+        """Whether the logits are of few values, said if so."""
+        share = repeated(model, few, self._ball, rng[: len(few)]) if self.eps and len(few) else 0
+        if coarse := share > COARSE:
+            log.warning(
+                "strong: %.0f %% of the logits repeat another: they are rounded, quantised or"
+                " saturated, and hide from gradients what would fell an image; the search goes by"
+                " the last real-valued layer where there is one, and runs Square %d times",
+                100 * share, MORE,
+            )  # fmt: skip
+        return coarse
+
+    def _search(self, name: str, key: int, coarse: bool) -> Search:
+        ball = self._ball
         if name == "apgd-ce":
             return APGD(ball, cross_entropy)
         if name == "apgd-t":
             return APGD(ball, targeted_dlr, rounds=9)
-        return FAB(ball, rounds=9) if name == "fab-t" else Square(ball, key)
+        return FAB(ball, rounds=9) if name == "fab-t" else Square(ball, key, MORE if coarse else 1)
 
     def _survey(self, model: nn.Module, x: Tensor, y: Tensor) -> AttackOutcomes:
         """All images stand but those that are wrong when clean."""
         outcomes, device = AttackOutcomes.new(self.attacks, len(x)), _device(model)
         with frozen(model, "eval"), float32(model):
-            for fell, part, labels in zip(
-                outcomes.fell.split(256), x.split(256), y.split(256), strict=True
-            ):
-                fell[~is_right(model, part.to(device), labels.to(device)).cpu()] = WRONG
+            outcomes.survey(model, x, y, device)
         return outcomes
 
     @torch.no_grad()
     def _targets(self, network: Network, x: Tensor, y: Tensor) -> Tensor:
-        """The other classes of each image, the likeliest first [N, T]."""
+        """The other classes of each image, the likeliest first [N, T]; -1 in place of those after
+        the first whose logit is -inf, which no point can reach."""
         targets = []
         for part, labels in zip(x.split(256), y.split(256), strict=True):
             logits = network.exact(part.to(network.device))
             own = labels.to(network.device).clamp_min(0)  # -1: unknown, and never right
             others = logits.scatter(1, own[:, None], -math.inf)
-            targets.append(others.argsort(1, descending=True)[:, : min(9, logits.shape[1] - 1)])
+            ranked, classes = others.sort(dim=1, descending=True, stable=True)
+            classes[:, 1:][ranked[:, 1:] == -math.inf] = -1
+            targets.append(classes[:, : min(9, logits.shape[1] - 1)])
         return torch.cat(targets)
 
     def _size(self, x: Tensor, device: torch.device) -> int:
@@ -153,3 +175,10 @@ class FastAutoAttack:
 
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _left(outcomes, keep, images: Tensor, points: Tensor | None = None, tied=None) -> None:
+    """Decides images that left the pool, and keeps the points where they fell."""
+    if points is not None:
+        keep(images, points)
+    outcomes.decide(images, torch.full((len(images),), points is None), tied)

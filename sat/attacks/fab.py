@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sat.attacks.ball import Ball
-from sat.attacks.network import Network, margins
+from sat.attacks.base import Ball
+from sat.attacks.network import Network
+from sat.attacks.outcomes import margins
+from sat.attacks.patience import by_doublings
 from sat.rng import RowRng
 
 NEWTON = 30  # steps at most; the equation is piecewise linear, and three or four are usual
@@ -23,7 +25,6 @@ class FAB:
     ball: Ball
     rounds: int = 9
     iterations: int = 100
-    slowing: bool = True
     overshoot: float = 1.05
     backward: float = 0.9
     most_bias: float = 0.1  # towards the image
@@ -43,7 +44,7 @@ class FAB:
         excess = (self.ball.size(point - x) / self.ball.eps - 1).view(-1)
         may_fall = network.may_fall(logits, y) & (excess <= 0) & stepped
         over = (state["iteration"] == self.iterations) & stepped
-        across = (margins(logits, y) < 0) & stepped
+        across = (margins(logits, y) <= 0) & stepped
         nearer = torch.minimum(state["short"], excess)
         state["short"] = torch.where(across, nearer, state["short"])
         after = torch.where(
@@ -54,6 +55,9 @@ class FAB:
         state["point"], state["stepped"] = after, ~across
         state["iteration"] = state["iteration"] + ~across
         return point, may_fall, over
+
+    def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
+        return by_doublings(state, self.iterations, patience)
 
     def _advance(self, x: Tensor, point: Tensor, difference: Tensor, gradient: Tensor) -> Tensor:
         """Onto the hyperplane where the linearised difference is 0, with a bias towards x."""

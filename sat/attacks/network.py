@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from sat.acceleration.folding import fold
 from sat.acceleration.precision import lay_out
+from sat.attacks.base import Ball
+from sat.attacks.coarse import Tap
+from sat.attacks.outcomes import Verdicts, margins, of_logits, under_attack
 
-# A confirmed fall is a margin below 0 by this share of the logits' scale, so that it is one in a
-# batch of another size too, where sums round differently.
-ROUNDING = 1e-5
 # How near to a fall a search in bfloat16 has to come, as a share of the largest logit, for float32
 # to be asked: three steps of its 8 bits.
 NEAR = 3 * 2.0**-8
@@ -22,17 +22,23 @@ class Network:
 
     `precision` is what the search runs in (None: float32); it needs a model with an `autocast`
     attribute. The model must be in eval mode, with parameters that ask for no gradient; `x` are
-    a few images that it takes.
+    a few images that it takes. Verdicts are of points in `ball`. Where logits are `coarse`, the
+    search goes by what they are made of (see `sat.attacks.coarse`), if that is in sight.
     """
 
-    def __init__(self, model: nn.Module, precision: torch.dtype | None, x: Tensor) -> None:
-        self.exact = model
+    def __init__(
+        self, model: nn.Module, precision: torch.dtype | None, x: Tensor, ball: Ball,
+        coarse: bool = False,
+    ) -> None:  # fmt: skip
+        self.exact, self.ball = model, ball
         self.precision = precision if hasattr(model, "autocast") else None
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.fast = self.low = fold(model, x.to(self.device)).net
         self.near = 0.0
         if self.precision is not None:
             self.near, self.low = NEAR, self._lower(model, x.to(self.device))
+        self.taps = {net: Tap.of(net, x.to(self.device)) if coarse else None
+                     for net in (self.fast, self.low)}  # fmt: skip
 
     def _lower(self, model: nn.Module, x: Tensor) -> nn.Module:
         """A copy that computes in `precision`, with weights in it unless the model has a part that
@@ -51,29 +57,33 @@ class Network:
         return net
 
     def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]):
-        """Logits [B, K], loss(logits) [B] and the gradient of each loss by its image."""
+        """Logits [B, K], loss(logits) [B] and the gradient of each loss by its image, 0 where it is
+        NaN: the search goes on with the other pixels."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self.low(x)
-            losses = loss(logits)
+            logits, basis = self._both(self.low, x)
+            losses = loss(basis)
             (gradient,) = torch.autograd.grad(losses.sum(), x)
-        return logits.detach(), losses.detach(), gradient
+        return logits.detach(), losses.detach(), gradient.nan_to_num_(0.0)
 
     @torch.no_grad()
-    def logits(self, x: Tensor) -> Tensor:
-        """In float32: a search without gradients lives on differences that bfloat16 rounds off."""
-        return self.fast(x)
+    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, K], and those to go by, where they differ from these. In float32: a search
+        without gradients lives on differences that bfloat16 rounds off."""
+        return self._both(self.fast, x)
+
+    def _both(self, net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        tap = self.taps[net]
+        return tap(net, x) if tap else (logits := net(x), logits)
 
     def may_fall(self, logits: Tensor, y: Tensor) -> Tensor:
         """Which images [B] are wrong by these logits of a search, or nearly."""
-        return (margins(logits, y) <= self.near * scale(logits)) | ~torch.isfinite(logits).all(1)
+        wrong = ~of_logits(logits, y).right
+        return wrong | (margins(logits, y) <= self.near * scale(logits)) if self.near else wrong
 
-    @torch.no_grad()
-    def falls(self, x: Tensor, y: Tensor) -> Tensor:
-        """Which images [B] the model itself gets wrong, in float32."""
-        logits = self.exact(x)
-        wrong = margins(logits, y) < -ROUNDING * scale(logits)
-        return wrong | ~torch.isfinite(logits).all(1)
+    def falls(self, points: Tensor, x: Tensor, y: Tensor) -> Verdicts:
+        """What the model itself says, in float32, of points [B, C, H, W] around images x."""
+        return under_attack(self.exact, points, x, y, self.ball)
 
 
 @cache
@@ -83,12 +93,5 @@ def constant(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def scale(logits: Tensor) -> Tensor:
-    """How large an image's logits are [B], whatever they have in common."""
-    return (logits - logits.mean(1, keepdim=True)).abs().amax(1)
-
-
-def margins(logits: Tensor, y: Tensor) -> Tensor:
-    """How far the label's logit is above the best other [B]; below 0 is wrong."""
-    own = logits.gather(1, y[:, None])
-    others = logits.scatter(1, y[:, None], -torch.inf)
-    return own[:, 0] - others.amax(1)
+    """How far an image's largest logit is above the middle one [B]; a few far ones don't matter."""
+    return (logits.amax(1) - logits.median(1).values).nan_to_num_(torch.inf)

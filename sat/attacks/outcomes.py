@@ -1,4 +1,10 @@
-"""Which images stand, under attacks that come one after the other; what a killed one leaves."""
+"""Which images stand, under attacks that come one after the other; what a killed one leaves.
+
+The rule of every verdict, on every device, in a batch and alone: an image is right where its
+label's logit is above each other class's and no logit is NaN; it falls at a point that is finite,
+in [0, 1] and in its ball, and wrong there. So a tie is wrong. `argmax` may say otherwise: which of
+two equal logits it takes is the backend's choice.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +15,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sat.attacks.base import Ball
+from sat.errors import Refused
+
 STANDS, WRONG = -1, -2  # no attack felled it so far; wrong before any attack
+RANDOM = 1e-4  # more than this from call to call is chance; AutoAttack's limit
+ROUNDING = 1e-5  # of the logits at stake: no more than this moves with the size of a batch
 
 
 @dataclass
@@ -17,18 +28,24 @@ class AttackOutcomes:
     """For each of N images, on the CPU: `fell` int8, the attack that felled it (or STANDS, WRONG),
     and `passed` int8, how many attacks it has been through. An image falls once.
 
-    `seconds` float64 [attacks] adds up over restarts. `begin(attack, images)` is told of each
-    attack that starts, `changed(images)` of images decided in it.
+    `tied` bool: it is wrong, or fell, by a tie that `argmax` takes for right. `seconds` float64
+    [attacks] adds up over restarts. `begin(attack, images)` is told of each attack that starts,
+    `changed(images)` of images decided in it.
     """
 
     names: tuple[str, ...]
     fell: Tensor
     passed: Tensor
     seconds: Tensor
+    tied: Tensor = None  # type: ignore[assignment]  # none, where it is not given
     begin: Callable[[str, int], object] = lambda name, images: None
     changed: Callable[[int], object] = lambda images: None
     _since: float = field(default=0.0, repr=False)
     _attack: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.tied is None:
+            self.tied = torch.zeros(len(self.fell), dtype=torch.bool)
 
     @classmethod
     def new(cls, names: tuple[str, ...], images: int) -> "AttackOutcomes":
@@ -39,14 +56,16 @@ class AttackOutcomes:
     def part(self, rows: slice) -> "AttackOutcomes":
         """Some of the images; what is decided there is decided here."""
         return AttackOutcomes(
-            self.names, self.fell[rows], self.passed[rows], self.seconds, self.begin, self.changed
-        )
+            self.names, self.fell[rows], self.passed[rows], self.seconds, self.tied[rows],
+            self.begin, self.changed,
+        )  # fmt: skip
 
     def joined(self, other: "AttackOutcomes") -> "AttackOutcomes":
         """What either of two parts of one measurement knows of the same images."""
         fell = torch.where(self.fell == STANDS, other.fell, self.fell)
         passed = torch.maximum(self.passed, other.passed)
-        return AttackOutcomes(self.names, fell, passed, self.seconds + other.seconds)
+        seconds, tied = self.seconds + other.seconds, self.tied | other.tied
+        return AttackOutcomes(self.names, fell, passed, seconds, tied)
 
     @contextmanager
     def attack(self, k: int) -> Iterator[Tensor]:
@@ -62,13 +81,28 @@ class AttackOutcomes:
         """All images [M] that attack `k` has to deal with, those it has decided included."""
         return ((self.fell == STANDS) | (self.fell >= k)).nonzero()[:, 0]
 
-    def decide(self, images: Tensor, stand: Tensor) -> None:
-        """Of the attack that runs: whether each of `images` withstood it (both [M])."""
+    def decide(self, images: Tensor, stand: Tensor, tied: Tensor | None = None) -> None:
+        """Of the attack that runs: whether each of `images` withstood it, and whether it fell by a
+        tie alone (all [M])."""
         images, stand = images.cpu(), stand.cpu()
         self.fell[images[~stand]] = self._attack
         self.passed[images[stand]] = self._attack + 1
+        if tied is not None:
+            self.tied[images] = tied.cpu() & ~stand
         self._tick()
         self.changed(len(images))
+
+    def survey(self, model: nn.Module, x: Tensor, y: Tensor, device: torch.device | None = None):
+        """Before any attack: which of images [N, C, H, W] are wrong when clean. What is known
+        already stays. The model is in eval mode, on `device` (the images', unless given)."""
+        device = device or x.device
+        for fell, tied, *images in zip(
+            *(rows.split(256) for rows in (self.fell, self.tied, x, y)), strict=True
+        ):
+            verdict = verdicts(model, *(part.to(device) for part in images))
+            wrong = (fell == STANDS) & ~verdict.right.cpu()
+            fell[wrong] = WRONG
+            tied[wrong] = verdict.tied.cpu()[wrong]
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -85,16 +119,93 @@ class AttackOutcomes:
         """Right before and under every attack, bool [N]."""
         return self.fell == STANDS
 
+    @property
+    def ties(self) -> dict[str, int]:
+        """How many images are wrong where `argmax` says right: when clean, and under attack."""
+        clean = int((self.tied & ~self.clean).sum())
+        return {"clean": clean, "attacked": int(self.tied.sum()) - clean}
+
     def left_by(self, k: int) -> Tensor:
         """Right after attacks 0 to k, bool [N]."""
         return self.robust | (self.fell > k)
 
 
+@dataclass(frozen=True)
+class Verdicts:
+    """By the rule above, of B images: `right`; and `tied`, wrong where `argmax` says right."""
+
+    right: Tensor
+    tied: Tensor
+
+
+def of_logits(logits: Tensor, y: Tensor) -> Verdicts:
+    """The rule, of logits [B, K] and labels y [B]; -1, unknown, is never right."""
+    label, known = y.clamp_min(0)[:, None], y >= 0
+    own = logits.gather(1, label)
+    others = logits.scatter(1, label, -torch.inf)
+    sound = known & ~logits.isnan().any(1)
+    right = sound & (own > others).all(1)
+    return Verdicts(right, sound & ~right & (logits.argmax(1) == y))
+
+
+def margins(logits: Tensor, y: Tensor) -> Tensor:
+    """How far the label's logit is above the best other [B]; wrong from 0 down."""
+    own = logits.gather(1, y[:, None])
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return own[:, 0] - others.amax(1)
+
+
 @torch.no_grad()
-def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Which images [B] are classified as their labels say; logits that are not finite are wrong."""
+def verdicts(model: nn.Module, x: Tensor, y: Tensor) -> Verdicts:
+    """The rule, of images x [B, C, H, W]. Where label and best other class are level but for
+    rounding, sums of a batch of another size may say otherwise: the image alone decides."""
     logits = model(x)
-    return (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
+    verdict = of_logits(logits, y)
+    close = margins(logits, y.clamp_min(0)).abs() <= ROUNDING * _at_stake(logits, 3)
+    for row in close.nonzero()[:, 0].tolist() if len(y) > 1 else ():
+        alone = of_logits(model(x[row : row + 1]), y[row : row + 1])
+        verdict.right[row], verdict.tied[row] = alone.right[0], alone.tied[0]
+    return verdict
+
+
+def under_attack(model: nn.Module, points: Tensor, x: Tensor, y: Tensor, ball: Ball) -> Verdicts:
+    """The rule, of points [B, C, H, W] that an attack found around x; `right` also where a point is
+    none that an attack may take: nothing follows from it."""
+    verdict, holds = verdicts(model, points, y), ball.holds(points, x)
+    return Verdicts(verdict.right | ~holds, verdict.tied & holds)
+
+
+def moved(once: Tensor, again: Tensor) -> float:
+    """By how much the logits [B, K] of the same images differ from one call to the next, as a share
+    of those at stake; 0 for a network that always answers alike."""
+    same = (once == again) | (once.isnan() & again.isnan())
+    by = torch.where(same, 0.0, (once - again).abs().nan_to_num(torch.inf)).amax(1)
+    return float((by / _at_stake(once, 2).clamp_min(1e-12)).nan_to_num(torch.inf).max())
+
+
+@torch.no_grad()
+def check_repeats(model: nn.Module, x: Tensor) -> None:
+    """Refuses a network with chance in it: each of its verdicts would be another number."""
+    if len(x) and (share := moved(model(x), model(x))) > RANDOM:
+        raise Refused(
+            f"model: its logits change by {share:.1%} from call to call, and so would each verdict:"
+            " take out its noise (dropout left on?), or average over it with AutoAttack's"
+            " version=rand (evaluation=autoattack evaluation.attacks.autoattack.version=rand)"
+        )
+
+
+def _at_stake(logits: Tensor, among: int) -> Tensor:
+    """How large the finite ones are among the `among` largest logits of an image [B], or how far
+    apart: whatever the others are, which may be far off."""
+    top = logits.topk(min(among, logits.shape[1])).values
+    low = torch.where(top.isfinite(), top, torch.inf).amin(1)
+    high = torch.where(top.isfinite(), top, -torch.inf).amax(1)
+    return torch.maximum(high.abs(), high - low).nan_to_num(0.0, posinf=0.0)
+
+
+def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Which images [B] are classified as their labels say."""
+    return verdicts(model, x, y).right
 
 
 class Ensemble(Protocol):
@@ -102,7 +213,8 @@ class Ensemble(Protocol):
 
     names: tuple[str, ...]
 
-    def judge(self, model, x, y, rng, outcomes: AttackOutcomes) -> None:
-        """Puts images x [N, C, H, W] with labels y [N], which the model gets right unless the tally
-        says WRONG, through what they have not been through. The model is in eval mode."""
+    def run(self, model, x, y, rng, outcomes: AttackOutcomes) -> None:
+        """Puts images x [N, C, H, W] with labels y [N], which the model gets right unless
+        `outcomes` says WRONG, through what they have not been through. The model is in eval
+        mode."""
         ...

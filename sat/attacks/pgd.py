@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sat.attacks.base import Mode, Norm, frozen, input_gradient, norm_of
 from sat.attacks.losses import LossName, named, reference
+from sat.choices import check_choices
 from sat.rng import RowRng
 from sat.units import check_ball, check_unit
 
@@ -40,6 +41,7 @@ class PGD:
     loss: LossName = "auto"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         if self.step != "auto":
             object.__setattr__(self, "step", check_unit("step", self.step))

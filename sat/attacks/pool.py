@@ -2,12 +2,7 @@
 
 So the batch stays full until the queue is empty, whatever share of the images falls early.
 
-A round that leads nowhere ends early. Each search says how far a row's best point is from a fall
-(`short`), and now and then that is compared with what it was before: if even `patience` times the
-pace since then, kept up to the end, would not bring it to 0, the round is over. An ascent keeps its
-pace by the step, and is asked every tenth of the round. A `slowing` search gains about as much in
-each doubling of its steps, and is asked at each, from 6 % of the round on. On adversarially trained
-models nine of ten targets are hopeless after a few steps.
+A round that leads nowhere ends early (see `sat.attacks.patience`).
 """
 
 from collections import deque
@@ -19,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sat.attacks.network import Network
+from sat.attacks.patience import fields
 from sat.rng import RowRng
 
 State = dict[str, Tensor]  # of every image in the pool, one row each
@@ -29,7 +25,6 @@ class Search(Protocol):
 
     rounds: int  # with a target each; an image stands when none felled it
     iterations: int  # of a round
-    slowing: bool  # gains by the doubling of its steps, not by the step
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, rng: RowRng) -> State:
         """State of new rows, among it their `iteration` (0) and `short` (inf where a search cannot
@@ -41,19 +36,24 @@ class Search(Protocol):
         misclassified [B], and whether its round is over [B]."""
         ...
 
+    def hopeless(self, state: State, patience: float) -> Tensor:
+        """Which rows' rounds lead nowhere, after a step [B]."""
+        ...
+
 
 @dataclass
 class Pool:
     """Images [N] with their labels, targets [N, rounds] and random numbers.
 
-    `left(images, points)` is told of images that fell, with where; with None, of those that stand.
+    A target of -1 is none. `left(images, points, tied)` is told of images that fell, where, and
+    which of them by a tie; without points, of those that stand.
     """
 
     x: Tensor
     y: Tensor
     targets: Tensor
     rng: RowRng
-    left: Callable[[Tensor, Tensor | None], None]
+    left: Callable[..., None]
     size: int  # of a batch
     patience: float
 
@@ -63,12 +63,13 @@ class Pool:
         Near the end of the queue an image is in several rounds at once, to keep the batch full.
         """
         rounds = min(search.rounds, self.targets.shape[1])
-        queue = deque((image, k) for k in range(rounds) for image in images)
-        rounds_left = dict.fromkeys(images, rounds)
+        real = self.targets[:, :rounds] >= 0
+        queue = deque((image, k) for k in range(rounds) for image in images if real[image, k])
+        rounds_left = {image: int(real[image].sum()) for image in images}
         state: State = {}
         while state := self._fill(search, network, state, queue, rounds_left):
             points, may_fall, over = search.step(network, state)
-            over |= self._hopeless(state, search)
+            over |= search.hopeless(state, self.patience)
             if not (may_fall | over).any():
                 continue
             over |= self._take_fallen(network, state, points, may_fall, rounds_left)
@@ -78,7 +79,7 @@ class Pool:
                     rounds_left[image] -= 1
                     stand += [image] if rounds_left[image] == 0 else []
             if stand:
-                self.left(torch.tensor(stand), None)
+                self.left(torch.tensor(stand))
             stay = (~over).nonzero()[:, 0]
             state = {key: rows[stay] for key, rows in state.items()} if len(stay) else {}
 
@@ -98,45 +99,25 @@ class Pool:
         own = {key: rows.to(network.device) for key, rows in own.items()}
         rows = self.rng.rows[images].to(network.device) * 16 + own["round"]
         own |= search.begin(own["x"], own["y"], own["target"], RowRng(self.rng.key, rows))
-        own |= {"then": own["iteration"], "short_then": own["short"]}
-        own["due"] = own["iteration"] + self._soon(search)
+        own |= fields(own["iteration"], own["short"])
         return {key: torch.cat([state[key], rows]) for key, rows in own.items()} if state else own
-
-    @staticmethod
-    def _soon(search: Search) -> int:
-        """When a round is first asked."""
-        return max(int(search.iterations * (0.06 if search.slowing else 0.1)), 1)
-
-    def _hopeless(self, state: State, search: Search) -> Tensor:
-        """Which rows' rounds end here, by the rule above [B]."""
-        short, iteration, then = state["short"], state["iteration"], state["then"]
-        gain, soon = state["short_then"] - short, self._soon(search)
-        asked = due = iteration >= state["due"]
-        if search.slowing:
-            doublings = torch.log2(iteration / then.clamp(min=1)).clamp_(min=1e-6)
-            ahead = gain * torch.log2(search.iterations / iteration.clamp(min=1)) / doublings
-            asked, next_due = due & (then >= soon), (2 * iteration).clamp(min=soon)
-        else:
-            ahead = gain * (search.iterations - iteration) / (iteration - then).clamp(min=1)
-            next_due = iteration + soon
-        renew = due | state["short_then"].isinf()  # the pace counts from the first value on
-        state["then"] = torch.where(renew, iteration, then)
-        state["short_then"] = torch.where(renew, short, state["short_then"])
-        state["due"] = torch.where(renew, next_due, state["due"])
-        return asked & (short > self.patience * ahead)
 
     def _take_fallen(
         self, network: Network, state: State, points: Tensor, may_fall: Tensor, rounds_left: dict
     ) -> Tensor:
         """Confirms falls in float32, tells `left`, and returns all rows of these images [B]."""
         asked = may_fall.nonzero()[:, 0]
+        tied = torch.zeros_like(may_fall)
         if len(asked):
-            asked = asked[network.falls(points[asked], state["y"][asked])]
+            verdict = network.falls(points[asked], state["x"][asked], state["y"][asked])
+            tied[asked] = verdict.tied
+            asked = asked[~verdict.right]
         rows = {
             image: row for image, row in torch.stack([state["image"][asked], asked], 1).tolist()
         }
         for image in rows:
             del rounds_left[image]
         if rows:
-            self.left(torch.tensor(list(rows)), points[list(rows.values())])
+            at = list(rows.values())
+            self.left(torch.tensor(list(rows)), points[at], tied[at])
         return torch.isin(state["image"], state["image"][asked])

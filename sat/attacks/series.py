@@ -7,27 +7,31 @@ from typing import Any
 from torch import Tensor, nn
 
 from sat.acceleration.folding import fold
-from sat.attacks.outcomes import AttackOutcomes, Ensemble, is_right
+from sat.attacks.base import ball_of
+from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats, under_attack
 from sat.rng import RowRng, seed_of
 
 
 @dataclass(frozen=True)
 class Series:
-    """Plain attacks (`attack(model, x, y, draws) -> x_adv`) in their order, by batches of the
+    """Plain attacks (`attack(model, x, y, rng) -> x_adv`) in their order, by batches of the
     images that still stand; each attack has random numbers of its own. They search the folded
-    model, and the model itself decides."""
+    model, and the model itself decides, of points in the attack's ball alone.
+
+    Raises Refused for a model that answers otherwise each time.
+    """
 
     names: tuple[str, ...]
     attacks: Sequence[Any]
     batch_size: int
 
-    def judge(
-        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
-    ) -> None:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
+        """As `sat.attacks.outcomes.Ensemble` promises."""
+        check_repeats(model, x[:8])
         attack_model = None
         for k, attack in enumerate(self.attacks):
             key = rng.key if k == 0 else seed_of(rng.key, "series", k)
-            own = RowRng(key, rng.rows.to(x.device))
+            own, ball = RowRng(key, rng.rows.to(x.device)), ball_of(attack)
             with outcomes.attack(k) as left:
                 for images in left.split(self.batch_size) if len(left) else ():
                     rows = images.to(x.device)
@@ -35,12 +39,13 @@ class Series:
                         attack_model or fold(model, x[:2], getattr(model, "autocast", None)).net
                     )
                     x_adv = attack(attack_model, x[rows], y[rows], own[rows])
-                    outcomes.decide(images, is_right(model, x_adv, y[rows]))
+                    verdict = under_attack(model, x_adv, x[rows], y[rows], ball)
+                    outcomes.decide(images, verdict.right, verdict.tied)
 
 
 def ensemble_of(attack: Any, restarts: int, batch_size: int) -> Ensemble:
-    """The attack itself, if it judges; else as many restarts of it."""
-    if hasattr(attack, "judge"):
+    """The attack itself, if it is an ensemble; else as many restarts of it."""
+    if hasattr(attack, "run"):
         return attack
     names = tuple(f"restart {k + 1}" for k in range(restarts))
     return Series(names, [attack] * restarts, batch_size)

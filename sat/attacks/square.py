@@ -1,13 +1,16 @@
 """The Square Attack (Andriushchenko et al. 2020): random search, without any gradient."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sat.attacks.ball import Ball
-from sat.attacks.bumps import bump_grid, bumps_at
-from sat.attacks.network import Network, constant, margins
+from sat.attacks.base import Ball
+from sat.attacks.network import Network, constant
+from sat.attacks.outcomes import margins
+from sat.attacks.patience import by_doublings
 from sat.rng import RowRng
 
 # The squares cover 0.8 of the image at first; beyond each of these queries, half of what they did.
@@ -22,7 +25,6 @@ class Square:
     key: int
     rounds: int = 1
     iterations: int = 5000  # queries
-    slowing: bool = True
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, rng: RowRng) -> dict[str, Tensor]:
         return {
@@ -36,13 +38,16 @@ class Square:
         rng = RowRng(self.key, state["row"] * (self.iterations + 1) + iteration)
         propose = self._stripes_or_squares if self.ball.norm == "linf" else self._bumps
         point = propose(x, state["best"], iteration, rng)
-        logits = network.logits(point)
-        margin = margins(logits, y)
-        better = margin < state["short"]
+        logits, basis = network.logits(point)
+        margin = margins(basis, y)
+        better = margin <= state["short"]  # on a plateau it wanders on
         state["best"] = torch.where(better.view(-1, 1, 1, 1), point, state["best"])
         state["short"] = torch.where(better, margin, state["short"])
         state["iteration"] = iteration + 1
         return point, network.may_fall(logits, y), iteration == self.iterations
+
+    def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
+        return by_doublings(state, self.iterations, patience)
 
     def _sides(self, iteration: Tensor, size: torch.Size) -> Tensor:
         """Side of the square in pixels [B]: odd and 3 at least for L2, as published."""
@@ -109,3 +114,47 @@ def windows(corner: Tensor, sides: Tensor, shape: torch.Size) -> Tensor:
 def length(d: Tensor) -> Tensor:
     """The L2 norm of each channel [B, C, 1, 1], kept off 0."""
     return d.flatten(2).norm(dim=2).clamp_min_(1e-12)[..., None, None]
+
+
+@cache
+def bump(side: int) -> Tensor:
+    """A hill in the upper half, a valley in the lower [side, side], L2 norm 1."""
+    top = side // 2
+    shape = torch.cat([_hill(top, side), -_hill(side - top, side)])
+    return shape / shape.norm()
+
+
+def _hill(height: int, width: int) -> Tensor:
+    """Rings of 1 / (k + 1)^2 for all k from the distance to the middle on; L2 norm 1."""
+    rows, columns = torch.arange(height), torch.arange(width)
+    distance = torch.maximum((rows - height // 2).abs()[:, None], (columns - width // 2).abs())
+    rings = 1 / torch.arange(1, max(height, width) // 2 + 2) ** 2.0
+    hill = rings.flip(0).cumsum(0).flip(0)[distance]
+    return hill / hill.norm().clamp_min(1e-12)
+
+
+def bumps_at(corner: Tensor, sides: Tensor, shape: torch.Size, rng: RowRng) -> Tensor:
+    """For each image a bump in the square at `corner`, upright or on its side [B, 1, H, W]."""
+    placed = torch.zeros(len(sides), 1, *shape[-2:], device=sides.device)
+    for side in sides.unique().tolist():
+        rows = (sides == side).nonzero()[:, 0]
+        turned = rng[rows].uniform("turn", 1, 1) < 0.5
+        shapes = torch.where(turned, bump(side).T.to(placed), bump(side).to(placed))
+        steps = torch.arange(side, device=sides.device)
+        down, right = corner[rows, 0, None] + steps, corner[rows, 1, None] + steps
+        placed[rows[:, None, None], 0, down[:, :, None], right[:, None, :]] = shapes
+    return placed
+
+
+def bump_grid(shape: torch.Size, rng: RowRng) -> Tensor:
+    """Five times five bumps of random signs and turns over the whole image [B, C, H, W]."""
+    batch, channels, height, width = shape
+    side = max(min(height, width) // 5, 1)
+    tiles = (height // side, width // side)
+    sign = 1 - 2 * (rng.uniform("tile sign", channels, *tiles) < 0.5).float()
+    turned = rng.uniform("tile turn", 1, *tiles) < 0.5
+    one = bump(side).to(sign)
+    each = sign[..., None, None] * torch.where(turned[..., None, None], one.T, one)
+    grid = each.transpose(3, 4).reshape(batch, channels, tiles[0] * side, tiles[1] * side)
+    down, right = height - grid.shape[2], width - grid.shape[3]
+    return F.pad(grid, (right // 2, right - right // 2, down // 2, down - down // 2))

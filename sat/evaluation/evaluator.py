@@ -202,7 +202,7 @@ class Evaluator:
         attack: Any = next(iter(self.evaluation.attacks.values()), None)
         if attack is None:
             return None
-        if hasattr(attack, "judge"):  # an ensemble takes minutes, and shows no more
+        if hasattr(attack, "run"):  # an ensemble takes minutes, and shows no more
             attack = PGD(attack.eps, 20, norm=attack.norm)
         self.model.eval()
         ((indices, x, y),) = indexed(self.data.test, self.indices[:8], 8)

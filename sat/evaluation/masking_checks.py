@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.attacks import PGD
-from sat.attacks.ball import Ball
+from sat.attacks.base import Ball, frozen
+from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.network import Network
-from sat.attacks.pgd import frozen
+from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits
 from sat.attacks.pool import Pool
 from sat.attacks.square import Square
 from sat.evaluation.alarm import Alarm, beyond
@@ -44,13 +45,14 @@ def masking_checks(
     with frozen(model, "eval"):
         with torch.no_grad():
             logits = model(x)
-        right = logits.argmax(1) == y
+        right = of_logits(logits, y).right
         with torch.no_grad():
             again = stochastic_alarm(logits, model(x))
         alarms = [random_alarm(logits, y), saturated_alarm(model, x, y, logits), again]
         curve = [{"attack": CLEAN, **accuracy(right)}]
         if getattr(attack, "eps", 0):
             effort = Effort(model, x, y, PGD(attack.eps, CLEAN_STEPS, norm=attack.norm), rng)
+            alarms.append(coarse_alarm(model, x, effort.ball, rng))
             alarms.append(effort.above_clean(right))
             if robust is None:
                 robust = right.clone()
@@ -84,9 +86,8 @@ class Effort:
     def ball(self) -> Ball:
         return Ball(self.short.eps / 255, self.short.norm)
 
-    @torch.no_grad()
     def right(self, points: Tensor, y: Tensor) -> Tensor:
-        return self.model(points).argmax(1) == y
+        return is_right(self.model, points, y)
 
     def above_clean(self, right: Tensor) -> Alarm | None:
         """Attacks the images that are wrong as well: ascent of the loss makes none of them right;
@@ -132,7 +133,7 @@ class Effort:
             if len(left) == 0:
                 break
             logits, gradient = _look(self.model, point, self.y[left])
-            stays = logits.argmax(1) == self.y[left]
+            stays = of_logits(logits, self.y[left]).right
             fell[left[~stays]] = step
             point, left = point[stays], left[stays]
             point = self.ball.project(
@@ -146,14 +147,14 @@ class Effort:
         rng = RowRng(seed_of(self.rng.key, "square"), self.rng.rows.cpu())
         search = Square(self.ball, rng.key, iterations=QUERIES)
 
-        def left(images: Tensor, points: Tensor | None) -> None:
+        def left(images: Tensor, points: Tensor | None = None, tied: Tensor | None = None) -> None:
             fallen.extend(images.tolist() if points is not None else ())
 
         targets = torch.zeros(len(self.y), 1, dtype=torch.long)
         pool = Pool(self.x, self.y, targets, rng, left, len(self.y), float("inf"))
         images = stands.nonzero()[:, 0].tolist()
         if images:
-            pool.run(search, Network(self.model, None, self.x[:8]), images)
+            pool.run(search, Network(self.model, None, self.x[:8], self.ball), images)
         left_over = stands.clone()
         left_over[fallen] = False
         return [{"attack": "square", "queries": QUERIES, **accuracy(left_over)}], len(fallen)
@@ -186,10 +187,10 @@ def random_alarm(logits: Tensor, y: Tensor) -> Alarm | None:
 
 
 def stochastic_alarm(logits: Tensor, again: Tensor) -> Alarm | None:
-    """A network that answers the same images otherwise each time (AutoAttack's check: by 1e-4 of
-    the logits' length)."""
-    difference = float(((logits - again).norm(dim=1) / logits.norm(dim=1).clamp_min(1e-10)).max())
-    if difference <= 1e-4:
+    """A network that answers the same images otherwise each time (AutoAttack's check, relative to
+    the logits that decide)."""
+    difference = moved(logits, again)
+    if difference <= RANDOM:
         return None
     return Alarm(
         "stochastic",
@@ -204,25 +205,42 @@ def saturated_alarm(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> A
     """Nothing to climb: outputs that are probabilities (AutoAttack's check: within [0, 1], with
     sums of 1), or a gradient of exactly 0 for a tenth of the images that it gets right, and not by
     chance. float32 rounds the softmax's gradient to 0 at a margin of about 100."""
-    rows = logits.argmax(1) == y
+    rows = of_logits(logits, y).right
     probabilities = bool(
         logits.min() >= 0 and logits.max() <= 1 and ((logits.sum(1) - 1).abs() < 1e-5).all()
     )
     _, gradient = _look(model, x, y)
-    zero = int((gradient[rows] == 0).flatten(1).all(1).sum())
+    gradient = gradient[rows].flatten(1)
+    zero = int(((gradient == 0).all(1) | gradient.isnan().any(1)).sum())
     images = int(rows.sum())
     if not probabilities and not beyond(zero, images, 0.1):
         return None
     what = (
         "the network gives probabilities instead of logits; remove its softmax"
         if probabilities
-        else f"the input gradient of {zero} of {images} images is exactly 0 in every pixel;"
+        else f"the input gradient of {zero} of {images} images is 0 in every pixel, or NaN;"
         " only attacks by a rescaled margin (apgd-t) or without gradients (square) see anything"
     )
     return Alarm(
         "saturated",
         f"attacks by gradients are blind: {what}",
         {"probabilities": probabilities, "zero_gradients": zero, "images": images},
+    )
+
+
+def coarse_alarm(model: nn.Module, x: Tensor, ball: Ball, rng: RowRng) -> Alarm | None:
+    """Logits of few values: more than 5 % of those at random points of the balls repeat another
+    exactly. In float32 none do, in float16 2 %."""
+    share = repeated(model, x, ball, rng)
+    if share <= COARSE:
+        return None
+    return Alarm(
+        "coarse",
+        f"{share:.0%} of the logits repeat another exactly: they are rounded, quantised or"
+        " saturated, and hide from attacks what would fell an image. evaluation=strong goes by the"
+        " last layer of real values, where there is one, and runs Square three times; measure the"
+        " network without its rounding as well",
+        {"repeated": share, "images": len(x)},
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sat.attacks.outcomes import STANDS, WRONG, AttackOutcomes, Ensemble, is_right
+from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.distributed import World
 from sat.rng import RowRng, seed_of
 from sat.statistics import wilson
@@ -25,10 +25,9 @@ def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], 
         for indices, x, y in batches:
             part = outcomes.part(slice(done, done + len(x)))
             done += len(x)
-            for fell, *images in zip(*(t.split(256) for t in (part.fell, x, y)), strict=True):
-                fell[(fell == STANDS) & ~is_right(model, *images).cpu()] = WRONG
+            part.survey(model, x, y)
             rng = RowRng(seed_of(seed, "evaluation", 0), indices.to(x.device))
-            ensemble.judge(model, x, y, rng, part)
+            ensemble.run(model, x, y, rng, part)
     finally:
         model.train(training)
     return outcomes
@@ -45,9 +44,11 @@ def share(world: World, ensemble: Ensemble) -> slice:
 def joined(world: World, outcomes: AttackOutcomes, own: slice) -> AttackOutcomes:
     """A measurement of several processes, each with its `own` places decided in its `outcomes`;
     their seconds add up."""
-    parts = world.gather((own, outcomes.fell[own], outcomes.passed[own], outcomes.seconds))
-    for places, fell, passed, _ in parts:
+    kept = (outcomes.fell[own], outcomes.passed[own], outcomes.tied[own], outcomes.seconds)
+    parts = world.gather((own, *kept))
+    for places, fell, passed, tied, _ in parts:
         outcomes.fell[places], outcomes.passed[places] = fell, passed
+        outcomes.tied[places] = tied
     outcomes.seconds = sum(seconds for *_, seconds in parts)
     return outcomes
 

@@ -273,7 +273,7 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
         **accuracy(outcomes.robust),
         **told,
         seconds=round(float(seconds.sum()), 3),
-        attacks=members if hasattr(attack, "judge") else None,
+        attacks=members if hasattr(attack, "run") else None,
         settings=evaluator.evaluation.settings(name),
         environment=evaluator.environment,
     )

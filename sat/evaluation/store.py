@@ -99,14 +99,14 @@ class OutcomeStore:
             "weights": np.array(of.weights), "images": np.array(self.images),
             "indices": self.indices.numpy(), "attacks": np.array(outcomes.names),
             "clean": outcomes.clean.numpy(), "robust": outcomes.robust.numpy(),
-            "fell": outcomes.fell.numpy(), "passed": outcomes.passed.numpy(),
+            "fell": outcomes.fell.numpy(), "passed": outcomes.passed.numpy(), "tied": outcomes.tied.numpy(),
             "attack_seconds": outcomes.seconds.numpy(), "seconds": float(outcomes.seconds.sum()),
         }  # fmt: skip
         write_whole(path, lambda file: np.savez_compressed(file, **content))
 
     def read_partial(self, of: Measurement) -> dict[str, Tensor] | None:
         """What a killed measurement of just this left, all its processes together, who need be as
-        many no longer: `fell`, `passed` and `seconds` of its outcomes."""
+        many no longer: `fell`, `passed`, `seconds` and `tied`."""
         if not (paths := self._partials(of)):
             return None
         rows = np.arange(len(self.indices))
@@ -116,7 +116,7 @@ class OutcomeStore:
         self.write_partial(of, whole, process=0)
         for path in paths[1:]:
             path.unlink()
-        return {key: getattr(whole, key) for key in ("fell", "passed", "seconds")}
+        return {key: getattr(whole, key) for key in ("fell", "passed", "seconds", "tied")}
 
     def _partials(self, of: Measurement) -> list[Path]:
         first = self._partial(of, process=0)
@@ -134,8 +134,10 @@ class OutcomeStore:
             names = tuple(str(name) for name in found["attacks"])
             arrays = [found[key] for key in ("fell", "passed", "attack_seconds")]
             fell, passed, seconds = map(torch.from_numpy, arrays)
-            whole = [t.shape for t in (fell, passed, seconds)] == [(images,)] * 2 + [(len(names),)]
-            kinds = (fell.dtype, passed.dtype) == (torch.int8, torch.int8)
+            tied = torch.from_numpy(found["tied"]) if "tied" in found else torch.zeros(images) > 0
+            shapes = [t.shape for t in (fell, passed, tied, seconds)]
+            whole = shapes == [(images,)] * 3 + [(len(names),)]
+            kinds = (fell.dtype, passed.dtype, tied.dtype) == (torch.int8, torch.int8, torch.bool)
             indices = np.array_equal(found["indices"][rows], self.indices.numpy())
             values = WRONG <= int(fell.min()) and int(fell.max()) < len(names)
             if not (whole and kinds and indices and values):
@@ -143,7 +145,7 @@ class OutcomeStore:
         except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
             raise Refused(damaged(path, error)) from None
         chosen = torch.from_numpy(rows)
-        return AttackOutcomes(names, fell[chosen], passed[chosen], seconds)
+        return AttackOutcomes(names, fell[chosen], passed[chosen], seconds, tied[chosen])
 
 
 def read_file(path: Path) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from sat.choices import check_choices
 from sat.models.stems import Stem, fit_stem, stem_convolution
 
 _BLOCKS = {  # a stage, by depth
@@ -58,6 +59,7 @@ class ResNet:
     stem: Stem = "auto"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         _check_depth(self.depth, tuple(_BLOCKS))
         channels = _widened((64, 128, 256, 512), self.width)
         for key, value, usual in (
@@ -122,6 +124,7 @@ class PreActResNet:
     stem: Stem = "auto"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         _check_depth(self.depth, (18, 34, 50, 101, 152))
         _widened((64,), self.width, multiple=8)
 
@@ -172,6 +175,7 @@ class EfficientNet:
     stem: Stem = "auto"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: not in [0, 1); write null for the usual one")
 
@@ -204,6 +208,9 @@ class Timm:
     name: str = "resnet18"
     pretrained: bool = False
     stem: Stem = "auto"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def __call__(self, channels: int, classes: int, image_size: int) -> nn.Module:
         import timm

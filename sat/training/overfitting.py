@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.attacks.ball import Ball
+from sat.attacks.base import Ball, frozen, input_gradient
 from sat.attacks.outcomes import AttackOutcomes
-from sat.attacks.pgd import frozen, input_gradient
 from sat.distributed import World
 from sat.evaluation.alarm import Alarm
 from sat.rng import RowRng
@@ -30,7 +29,7 @@ class Probe:
     """
 
     def __init__(self, attack: Any, training: Any, indices: Tensor):
-        self.attack = attack
+        self.attack, self.eps, self.norm = attack, attack.eps, attack.norm
         source = training if training.eps else attack
         self.ball = Ball(source.eps / 255, source.norm)
         self.every = -(-len(indices) // IMAGES)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sat.acceleration.auto import FUSED
+from sat.choices import check_choices
 from sat.training.decay import Decay, Progress, named
 from sat.training.optimizer import check_optimizer
 
@@ -52,6 +53,7 @@ class Schedule:
     grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for key in ("epochs", "batch_size", "learning_rate", "accumulate"):
             if not 0 < (self.parts if key == "accumulate" else getattr(self, key)) < math.inf:
                 raise ValueError(f"{key}={getattr(self, key)}: must be finite, above 0")

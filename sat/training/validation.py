@@ -50,7 +50,7 @@ def validate(
     images = chunks(split, chosen[own], given.batch_size)
     outcomes = AttackOutcomes.new(judge.names, len(chosen))
     # An ensemble decides in float32, so its points must be judged in it.
-    exact = hasattr(given.attack, "judge")
+    exact = hasattr(given.attack, "run")
     with float32(model) if exact else nullcontext():
         measure(model, images, judge, seed_of(seed, "validation"), outcomes.part(own))
     flags = joined(world, outcomes, own)
