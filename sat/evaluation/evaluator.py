@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sat.acceleration.precision import channels_last_pays, float32, lay_out
 from sat.attacks import PGD
-from sat.attacks.outcomes import STANDS, WRONG, AttackOutcomes
+from sat.attacks.outcomes import STANDS, WRONG, AttackOutcomes, Ensemble
 from sat.attacks.series import Series, ensemble_of
 from sat.config import Spec
 from sat.data import Data, chunks, indexed
@@ -202,7 +202,7 @@ class Evaluator:
         attack: Any = next(iter(self.evaluation.attacks.values()), None)
         if attack is None:
             return None
-        if hasattr(attack, "run"):  # an ensemble takes minutes, and shows no more
+        if isinstance(attack, Ensemble):  # an ensemble takes minutes, and shows no more
             attack = PGD(attack.eps, 20, norm=attack.norm)
         self.model.eval()
         ((indices, x, y),) = indexed(self.data.test, self.indices[:8], 8)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sat.attacks.outcomes import AttackOutcomes
+from sat.attacks import PGD
+from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.config import Spec
 from sat.data import Data
 from sat.data.fingerprint import same_facts
@@ -259,7 +260,7 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
     """Robust accuracy under one attack; of an ensemble, also what each of its attacks left."""
     attack, seconds = evaluator.evaluation.attacks[name], outcomes.seconds
     told = {key: value for key, value in asdict(attack).items() if key in ("eps", "norm", "steps")}
-    if hasattr(attack, "step_size"):
+    if isinstance(attack, PGD):
         told["step"] = attack.step_size
     members = {
         member: Member(
@@ -273,7 +274,7 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
         **accuracy(outcomes.robust),
         **told,
         seconds=round(float(seconds.sum()), 3),
-        attacks=members if hasattr(attack, "run") else None,
+        attacks=members if isinstance(attack, Ensemble) else None,
         settings=evaluator.evaluation.settings(name),
         environment=evaluator.environment,
     )
