@@ -243,7 +243,7 @@ def test_a_killed_ensemble_goes_on_where_it_was(sat, copy, monkeypatch):
     from sat.evaluation import evaluator
 
     monkeypatch.setattr(evaluator, "KEEP_EVERY", 0.0)
-    monkeypatch.setattr(ensemble, "APGD", shorter(ensemble.APGD))
+    monkeypatch.setattr(ensemble, "APGDSearch", shorter(ensemble.APGDSearch))
     attack = ["evaluation=strong", "evaluation.limit=40", "evaluation.checkpoints=[best]",
               "evaluation.attacks.strong.eps=12",
               "evaluation.attacks.strong.attacks=[apgd-ce,apgd-t]",

@@ -15,7 +15,7 @@ from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.network import Network
 from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits
 from sat.attacks.pool import Pool
-from sat.attacks.square import Square
+from sat.attacks.square import SquareSearch
 from sat.evaluation.alarm import Alarm, beyond
 from sat.evaluation.measure import accuracy
 from sat.rng import RowRng, seed_of
@@ -145,7 +145,7 @@ class Effort:
         """The curve's last point, and how many of the images that stand Square fells."""
         fallen: list[int] = []
         rng = RowRng(seed_of(self.rng.key, "square"), self.rng.rows.cpu())
-        search = Square(self.ball, rng.key, iterations=QUERIES)
+        search = SquareSearch(self.ball, rng.key, iterations=QUERIES)
 
         def left(images: Tensor, points: Tensor | None = None, tied: Tensor | None = None) -> None:
             fallen.extend(images.tolist() if points is not None else ())
