@@ -138,15 +138,6 @@ def test_bad_settings_are_refused_by_name(wrong, key):
         Validation(Clean(), every=0)
 
 
-def test_logits_that_are_not_finite_are_never_right():
-    """argmax takes NaN for the largest."""
-    from sat.attacks.outcomes import is_right
-
-    logits = torch.tensor([[1.0, 0.0], [torch.nan, 0.0], [0.0, torch.inf], [0.0, torch.nan]])
-    right = is_right(torch.nn.Identity(), logits, torch.tensor([0, 0, 1, 1]))
-    assert right.tolist() == [True, False, False, False]
-
-
 def test_points_of_a_curve_are_no_mistaken_units():
     """Half of 1/255 is refused where somebody types it, and so is a ball beyond all pixels."""
     assert [attack.eps for attack in Curve(PGD(1.0), "eps", (0, 0.5, 2.0)).attacks] == [0, 0.5, 2]
