@@ -8,6 +8,7 @@ import sys
 import types
 from multiprocessing import active_children
 
+import numpy as np
 import pytest
 import torch
 import torch._inductor.compile_fx
@@ -209,6 +210,22 @@ def test_a_compilation_that_fails_does_not_pass_for_one(monkeypatch):
     monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", broken)
     (told,) = loops.failing(loops.ours(case, "sat, compiled", compile=True), case)
     assert told.startswith("sat, compiled is left out: it failed (")
+
+
+# verdicts ---------------------------------------------------------------------------------------
+
+
+def test_disagreements_with_a_peer_are_counted_in_both_directions():
+    from sat.bench import agreement
+
+    ours = torch.tensor([-1, -1, 0, 1, 4]), np.array([2.0, 1.0])
+    theirs = torch.tensor([-1, 0, -1, -1, 4]), np.array([6.0, 5.0])
+    clean = torch.tensor([True, True, True, True, False])
+    row = agreement.compare("it", ours, theirs, clean)
+    assert (row["only_ours_stands"], row["only_theirs_stands"]) == (1, 2)
+    assert (row["ours"], row["theirs"], row["clean"]) == pytest.approx((0.4, 0.6, 0.8))
+    assert row["felled_by_ours"] == [1, 1, 0, 0]
+    assert agreement.line(row)[-3:] == ["1 s", "5 s", "5.0"]
 
 
 # time -------------------------------------------------------------------------------------------
