@@ -243,7 +243,7 @@ def attempt(cfg: DictConfig) -> dict[str, Any]:
     before = sweep.before(number)
     if before is not None and sweep.has_ended(before):
         return before
-    outcome = {"job": number, "overrides": overrides, "code": 1, "message": sweep.RUNNING}
+    outcome: dict[str, Any] = {"job": number, "overrides": overrides, "code": 1, "message": sweep.RUNNING}
     sweep.note(outcome)
     try:
         if sweeping:
@@ -311,7 +311,9 @@ class Meeting(Callback):
 
 def options_first(words: list[str]) -> list[str]:
     """The words with -m and --config-dir at the front: between overrides argparse refuses them."""
-    first, rest, coming = [], [], iter(words)
+    first: list[str] = []
+    rest: list[str] = []
+    coming = iter(words)
     for word in coming:
         option = word.split("=", 1)[0] in ("-m", "--multirun", "--config-dir")
         (first if option else rest).append(word)
