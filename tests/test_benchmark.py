@@ -281,6 +281,8 @@ def test_ratios_are_those_of_a_round(monkeypatch):
     monkeypatch.setattr(stopwatch.random.Random, "shuffle", lambda self, order: shuffle(order))
     times = stopwatch.interleaved(calls, torch.device("cpu"), 4)
     assert times["a"] == pytest.approx([1, 3, 9, 27])
+    falling = stopwatch.paired(lambda b, a: b / a, [6.0, 4.0, 2.0], [1.0, 2.0, 4.0])
+    assert [*falling.values()] == pytest.approx([2, 1.25, 4])
     ratio = stopwatch.paired(lambda b, a: b / a, times["b"], times["a"])
     assert [*ratio.values()] == pytest.approx([2, 2, 2])
     found = stopwatch.spread([4.0, 1.0, 2.0, 3.0, 100.0])

@@ -193,7 +193,7 @@ _UNTOLD = ("schedule", "sampler", "validation", "evaluation", "metrics", "record
 def compared(config: Mapping[str, Any]) -> dict[str, int | float | str]:
     """What tells runs apart: the options chosen, the seed, and every value of a `Spec.compared`,
     which holds those that move a number."""
-    table: dict[str, int | float | str] = {"seed": config["seed"]}
+    table: dict[str, Any] = {"seed": config["seed"]}
     silent: tuple[str, ...] = _UNTOLD
     if config["evaluate"] is not None:  # nothing is known of how these weights were trained
         table, silent = {"weights": Path(config["evaluate"]).stem}, (*_UNTOLD, *_TRAINING)
