@@ -86,8 +86,9 @@ def standing(spec: Spec) -> tuple[str, int]:
 
 def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
     """Fills in what is told of a run."""
-    from sat.bench.costs import cost_of, gradients_of, sizes_of, work_of
+    from sat.bench.costs import cost_of, gradients_of, sizes_of, without_images, work_of
 
+    spec = without_images(spec)
     told.name = spec.name
     told.state, step = standing(spec)
     sizes = sizes_of(spec.dataset)
