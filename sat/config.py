@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, cached_property, partial
@@ -227,8 +227,10 @@ def _loggers(nodes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trackers by name, each a node of its own."""
     if not isinstance(nodes, Mapping | None):
         raise Refused(f"logger={_short(nodes)}: is a list of options, 'logger=[tensorboard]'")
-    built = {name: build(node, f"logger.{name}") for name, node in (nodes or {}).items()}
-    return tuple({name: both[k] for name, both in built.items()} for k in range(2))
+    parts, typed = {}, {}
+    for name, node in (nodes or {}).items():
+        parts[name], typed[name] = build(node, f"logger.{name}")
+    return parts, typed
 
 
 def _check_normalisation(model: Mapping[str, Any]) -> None:
@@ -460,6 +462,19 @@ def _describe(hint: Any) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def composed(words: Sequence[str]) -> Spec:
+    """The checked run of a command line, as a single job; raises `Refused`."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", overrides=list(words))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise Refused(one_line(error)) from error
+    return check(resolve(cfg))
 
 
 @cache

@@ -36,7 +36,8 @@ def measured(attack, name="pgd", images=50, **asked):
 def result(**parts):
     last = CheckpointResult(step=8, epoch=2.0)
     kept = {
-        "name": "run", "hash": "01234567", "identity": {"seed": 0}, "status": "finished", "seed": 0, "environment": {},
+        "name": "run", "hash": "01234567", "identity": {"seed": 0}, "status": "finished",
+        "seed": 0, "environment": {},
         "dataset": {"name": "digits", "test": 50}, "test_images": 50, "attack": None,
         "choices": {"threads": 1}, "steps": 8, "images": 256, "wall_seconds": 1.5,
         "images_per_second": None, "last": last, "best": None,

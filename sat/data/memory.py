@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sat.data import fingerprint
+import sat.data.fingerprint as fingerprint
 from sat.data.batches import Batch
 from sat.data.choice import check_choice, split_training
 from sat.data.sets import Data
@@ -49,7 +49,7 @@ class MemorySplit:
             yield pixels.float().div_(255), self._labels[chosen]
 
     def _pixels(self, chosen: Tensor, key: int | None = None, rows: Tensor | None = None) -> Tensor:
-        if key is None:
+        if key is None or rows is None:
             return self._windows[chosen, :, self._crop, self._crop]
         rng = RowRng(key, rows.to(chosen.device, non_blocking=True))
         corner = rng.uniform("crop", 2).mul_(2 * self._crop + 1).long()
@@ -168,7 +168,9 @@ class Digits(MemorySet):
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Images [1797, 64], 0 to 16, and labels, from scikit-learn's file: to import the package, and
     SciPy with it, takes a fifth of the time to a run's first step."""
-    folder = Path(find_spec("sklearn").origin).parent / "datasets" / "data"
+    found = find_spec("sklearn")
+    assert found and found.origin
+    folder = Path(found.origin).parent / "datasets" / "data"
     try:
         table = np.loadtxt(folder / "digits.csv.gz", delimiter=",")
     except OSError:  # a version that keeps it elsewhere

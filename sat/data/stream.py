@@ -71,16 +71,18 @@ class _Reader(Dataset):
 
     def __getitem__(self, part: Part) -> PartRead:
         size, count = self.transform.size, len(part.rows)
-        x, y, unreadable = np.zeros((count, size, size, 3), np.uint8), [], []
-        numbers = [None] * count
+        x: np.ndarray = np.zeros((count, size, size, 3), np.uint8)
+        y: list[int] = []
+        unreadable: list[str] = []
+        numbers: list[list[float] | None] = [None] * count
         if part.key is not None:
             rng = RowRng(part.key, torch.from_numpy(part.rows))
             numbers = rng.uniform("augment", NUMBERS).tolist()
-        for number, rng in zip(part.numbers.tolist(), numbers, strict=True):
+        for number, drawn in zip(part.numbers.tolist(), numbers, strict=True):
             try:
                 image, label = self.source.open(number)
                 with image:
-                    x[len(y)] = np.asarray(self.transform(image, rng))
+                    x[len(y)] = np.asarray(self.transform(image, drawn))
             except Exception as fault:  # a decoder raises whatever its parser stumbles upon
                 reason = shorten(f"{type(fault).__name__}: {fault}", 200)
                 unreadable.append(f"{self.source.describe(number)}: {reason}")

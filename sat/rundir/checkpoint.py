@@ -26,7 +26,7 @@ class Unwritable(Fault):
     still there."""
 
     def __init__(self, path: Path, error: OSError):
-        remedy = REMEDIES.get(error.errno, "mend that")
+        remedy = REMEDIES.get(error.errno or 0, "mend that")
         reason = error.strerror or error
         super().__init__(
             f"{path}: can't be written ({reason}); {remedy}, and the same command goes on from the"

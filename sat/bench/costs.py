@@ -2,9 +2,9 @@
 the folder or file of a set of the user's own."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from sat.training.overfitting import IMAGES as PROBED
 from sat.training.plan import Plan
 
 # Training and test images, classes, channels, pixels as stored (of folders: as they are cropped).
-PUBLISHED = {
+PUBLISHED: dict[type, tuple[int, int, int, int, int]] = {
     Digits: (1_438, 359, 10, 1, 8),
     Cifar10: (50_000, 10_000, 10, 3, 32),
     Cifar100: (50_000, 10_000, 100, 3, 32),
@@ -57,39 +57,35 @@ class Sizes:
 
 @cache
 def sizes_of(dataset: Any) -> Sizes:
-    """Published sets are known by heart, unless their folder is there; others are looked at.
+    """Published sets are known by heart, unless their folder is there; others are looked at, and no
+    image is decoded.
 
     Raises Refused for a `limit` or `holdout` that the set can't give, and where a set of the user's
     own is not there; nothing is downloaded.
     """
+    known = PUBLISHED.get(type(dataset))
     with refusing("dataset."):
-        if isinstance(dataset, MemorySet) and type(dataset) not in PUBLISHED:
+        if known and not is_there(dataset):
+            train, test, classes, channels, stored = known
+            labels = torch.arange(train) % classes  # of no account but to the stratified choice
+        elif isinstance(dataset, MemorySet):
             arrays = dataset.load()
             labels, test = arrays.train_labels, len(arrays.test)
             classes, (channels, stored) = len(arrays.classes), arrays.train.shape[1:3]
-        elif type(dataset) not in PUBLISHED or is_there(dataset):
-            return _opened(dataset)
         else:
-            train, test, classes, channels, stored = PUBLISHED[type(dataset)]
-            labels = torch.arange(train) % classes  # of no account but to the stratified choice
+            if hasattr(dataset, "download"):
+                dataset = replace(dataset, download=False)
+            data = dataset(torch.device("cpu"), 0)
+            train, held_out, test = len(data.train), len(data.held_out), len(data.test)
+            found = len(data.classes), data.channels, data.image_size
+            return Sizes(train, held_out, test, *found)
         parts = split_training(labels, dataset.limit, dataset.holdout, seed=0)
-        pixels = dataset.image_size or stored
-    return Sizes(*map(len, parts), test, classes, channels, pixels)
+    train, held_out = map(len, parts)
+    return Sizes(train, held_out, test, classes, channels, dataset.image_size or stored)
 
 
 def is_there(dataset: Any) -> bool:
-    from pathlib import Path
-
     return isinstance(dataset, FolderSet) and (Path(dataset.root) / "train").is_dir()
-
-
-def _opened(dataset: Any) -> Sizes:
-    """Lists files or asks timm's reader; no image is decoded."""
-    if hasattr(dataset, "download"):
-        dataset = replace(dataset, download=False)
-    data = dataset(torch.device("cpu"), 0)
-    parts = (len(part) for part in (data.train, data.held_out, data.test))
-    return Sizes(*parts, len(data.classes), data.channels, data.image_size)
 
 
 def build(spec: Spec, sizes: Sizes, device: str) -> Classifier:
@@ -110,9 +106,7 @@ def gradients_of(attack: Any) -> int | None:
     """Input gradients for an image that stands; None for an ensemble, which goes by the image."""
     if isinstance(attack, Curve):
         return sum(point.steps for point in attack.attacks if point.eps)
-    if hasattr(attack, "run"):
-        return None
-    return {Clean: 0, FGSM: 1}.get(type(attack), getattr(attack, "steps", None))
+    return {Clean: 0, FGSM: 1}.get(type(attack), asdict(attack).get("steps"))
 
 
 @dataclass(frozen=True)
@@ -144,32 +138,30 @@ def validations(schedule: Any, images: int, every: float) -> int:
 
 def work_of(spec: Spec, sizes: Sizes) -> Work:
     """Counted as if every image were right when clean and stood under every attack but the last."""
-    given, evaluation, untold = spec.schedule, spec.evaluation, []
+    evaluation, untold = spec.evaluation, []
 
-    def told(name: str, attack: Any) -> int:
+    def steps_of(name: str, attack: Any) -> int:
         if (steps := gradients_of(attack)) is None:
             untold.append(name)
         return steps or 0
 
-    trained = spec.evaluate is None
-    updates = given.steps(sizes.train) if trained else 0
-    seen = updates * given.batch_size
-    attack = told("attack", spec.attack) if trained else 0
-    times, asked = 0, min(spec.validation.limit or sizes.held_out, sizes.held_out)
-    each = 0
-    if trained:
-        times = validations(given, sizes.train, spec.validation.every)
-        each = asked * told("validation", spec.validation.attack)
+    updates = seen = attack = times = each = 0
+    asked = min(spec.validation.limit or sizes.held_out, sizes.held_out)
+    if trained := spec.evaluate is None:
+        updates = spec.schedule.steps(sizes.train)
+        seen, attack = updates * spec.schedule.batch_size, steps_of("attack", spec.attack)
+        times = validations(spec.schedule, sizes.train, spec.validation.every)
+        each = asked * steps_of("validation", spec.validation.attack)
         if spec.validation.attack.eps:  # the probe: gradients at the clean image and at the other
             each += 2 * -(-asked // -(-asked // PROBED))
     checkpoints = len(set(evaluation.checkpoints)) if trained else 1
-    tested = min(evaluation.limit or sizes.test, sizes.test)
-    checked = min(evaluation.masking_checks, tested) if evaluation.attacks else 0
-    steps = sum(told(name, a) * evaluation.restarts for name, a in evaluation.measured_by.items())
+    tested = checkpoints * min(evaluation.limit or sizes.test, sizes.test)
+    checked = checkpoints * min(evaluation.masking_checks, tested // checkpoints)
+    attacks = evaluation.measured_by
+    steps = evaluation.restarts * sum(steps_of(name, a) for name, a in attacks.items())
     return Work(updates, seen, seen * attack, times * each, times * asked,
-                checkpoints * tested * steps,
-                checkpoints * tested * max(1, len(evaluation.measured_by)),
-                checkpoints * checked, tuple(untold))  # fmt: skip
+                tested * steps, tested * max(1, len(attacks)),
+                checked if evaluation.attacks else 0, tuple(untold))  # fmt: skip
 
 
 # memory ---------------------------------------------------------------------------------------
@@ -181,8 +173,13 @@ def saved_bytes(model: nn.Module, x: Tensor, floats: int = 4) -> int:
     kept: list[Tensor] = []  # all alive, so that no storage is mistaken for a later one
     held = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     training = model.training
-    keep = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
-    with keep, phase(phased(model), "outer"):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, phase(phased(model), "outer"):
         logits = model.train()(x)
     model.train(training)
     size = {}
@@ -243,7 +240,7 @@ _COSTS: dict[str, Cost] = {}
 
 def cost_of(spec: Spec, sizes: Sizes) -> Cost:
     """Counted once for all runs of a sweep that share network, activation, images and optimiser."""
-    config: Mapping[str, Any] = spec.config
+    config = spec.config
     rest = [config["model"], config["activation"], spec.schedule.optimizer, spec.schedule.ema > 0]
     key = json.dumps([*rest, sizes.classes, *sizes.shape])
     if key not in _COSTS:
@@ -258,7 +255,6 @@ def cost_of(spec: Spec, sizes: Sizes) -> Cost:
                 " choose another size or another model"
             ) from error
         parameters = sum(p.numel() for p in model.parameters())
-        _COSTS[key] = Cost(
-            parameters, multiplied, state_bytes(model, spec.schedule), saved, depthwise(model)
-        )
+        state = state_bytes(model, spec.schedule)
+        _COSTS[key] = Cost(parameters, multiplied, state, saved, depthwise(model))
     return _COSTS[key]

@@ -7,38 +7,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import Case
-from costs import is_there
 from PIL import Image
-from stopwatch import Timed
 from torch import Tensor
 
+from sat.bench.case import Case
+from sat.bench.costs import is_there
+from sat.bench.stopwatch import Timed
 from sat.data.batches import epoch_batches
 from sat.data.folders import FolderSet, sorted_files
 from sat.data.images import PaddedCrop
-from sat.data.memory import MemorySplit
-from sat.data.stream import StreamedSet, StreamSplit
+from sat.data.memory import MemorySet, MemorySplit
+from sat.data.stream import StreamSplit
 
 IMAGES = 2048  # of the set in memory that batches are cut from; their number moves no time
 FILES, IMAGENET = 64, (500, 375)  # of the photographs that stand in; width and height in pixels
 AHEAD = 3  # batches that may be ready before the clock starts: two, and the one in hand
 
 
-def streams(case: Case) -> bool:
-    return isinstance(case.spec.dataset, StreamedSet)
-
-
 def training_images(case: Case, folder: Path) -> MemorySplit | StreamSplit:
     """The files of a folder where they are there, else photographs made in `folder`; of a set in
     memory random pixels, cropped and mirrored as the data set says."""
-    dataset, count = case.spec.dataset, max(IMAGES, case.batch)
-    if streams(case):
-        if not isinstance(dataset, FolderSet) or is_there(dataset):
-            return dataset(case.device, case.spec.seed).train
-        files = sorted_files(folder, make_photographs(folder, *stored(dataset)))
-        chosen = torch.arange(count) % FILES
-        return StreamSplit(files, chosen, files.labels[chosen], dataset.reading(case.device))
-    return pixels(case, count)
+    dataset: Any = case.spec.dataset
+    count = max(IMAGES, case.batch)
+    if isinstance(dataset, MemorySet):
+        return pixels(case, count)
+    if not isinstance(dataset, FolderSet) or is_there(dataset):
+        return dataset(case.device, case.spec.seed).train
+    files = sorted_files(folder, make_photographs(folder, *stored(dataset)))
+    chosen = torch.arange(count) % FILES
+    return StreamSplit(files, chosen, files.labels[chosen], dataset.reading(case.device))
 
 
 def pixels(case: Case, count: int) -> MemorySplit:
@@ -76,14 +73,14 @@ def fed(
 ) -> Timed:  # fmt: skip
     """A step on the next batch, which is read meanwhile where processes read; timed when what was
     ready at first is used up, or the readers are ahead for good."""
-    held: list[Iterator[tuple[Tensor, Tensor]]] = []
+    held: list[Any] = []  # iterators over batches
 
     def step() -> None:
         update(*next(held[-1]))
 
     @contextmanager
     def reader() -> Iterator[None]:
-        stream = images.stream(epoch_batches(len(images), case.batch, 0, 0, 2**40))
+        stream: Any = images.stream(epoch_batches(len(images), case.batch, 0, 0, 2**40))
         held.append(stream)
         try:
             for _ in range(AHEAD):
@@ -98,12 +95,11 @@ def fed(
     return Timed(step, reader)
 
 
-def about(images: MemorySplit | StreamSplit, case: Case) -> dict[str, Any] | None:
-    """What is read, and by whom; None for a set in memory."""
+def origin(images: MemorySplit | StreamSplit, case: Case) -> str:
+    """What is read, and by whom; nothing for a set in memory."""
     if not isinstance(images, StreamSplit):
-        return None
-    made = not is_there(case.spec.dataset) and isinstance(case.spec.dataset, FolderSet)
-    what = "the set's own files"
-    if made:
-        what = "JPEG files of {}x{} pixels, made for it".format(*stored(case.spec.dataset))
-    return {"files": what, "processes": images.workers}
+        return ""
+    what, dataset = "the set's own files", case.spec.dataset
+    if isinstance(dataset, FolderSet) and not is_there(dataset):
+        what = "JPEG files of {}x{} pixels, made for it".format(*stored(dataset))
+    return f"{what}, by {images.workers} processes"

@@ -1,6 +1,12 @@
 """Numbers for people, three digits of each."""
 
 
+def digits(number: float) -> str:
+    if abs(number) >= 99.95:
+        return f"{number:,.0f}"
+    return f"{number:.3g}" if number else "0"
+
+
 def count(number: float) -> str:
     """`359`, `1,294`, `25.6 M`."""
     if number < 9999.5:

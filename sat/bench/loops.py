@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cases import RATE, Case
-from stopwatch import settings
 from torch import Tensor
 
+from sat.bench.case import RATE, Case
+from sat.bench.stopwatch import settings
 from sat.errors import is_out_of_memory
+from sat.training.step import update
 
 PUBLISHED = "published loop"
 GRAPHS = "sat, CUDA graphs"
@@ -28,34 +29,21 @@ class Loop:
 
 def ours(case: Case, name: str, **choices: Any) -> Loop:
     """This program's trainer, with what `auto` chooses unless it is given here."""
-    trainer = case.trainer(**choices)
+    state = case.state(**choices)
     attacks: dict[int, Any] = {}
 
     def step(k: int, x: Tensor, y: Tensor) -> None:
-        trainer.attack = attacks.setdefault(k, case.attack(k))
-        trainer.update(x, y)
+        state.attack = attacks.setdefault(k, case.attack(k))
+        update(state, x, y)
 
-    return Loop(name, step, trainer.plan.choices)
+    return Loop(name, step, state.plan.choices)
 
 
-def published(case: Case) -> Loop:
-    """float32, NCHW; the attack calls `loss.backward()`, which computes the gradients of the
-    weights and throws them away, and the network stays in training mode: what most published code
-    does (Madry's, TRADES', fast adversarial training's)."""
-    model, start = case.model().train(), case.spec.attack
+def theirs(case: Case, name: str, attack_on: Callable[..., Callable[..., Tensor]]) -> Loop:
+    """A plain float32 loop around `attack_on(model)(k, x, y) -> x_adv`."""
+    model = case.model().train()
     optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=5e-4)
-    eps = start.eps / 255
-
-    def attack(k: int, x: Tensor, y: Tensor) -> Tensor:
-        step_size, x_adv = case.attack(k).step_size / 255, x
-        if start.start == "uniform":
-            x_adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
-        for _ in range(k):
-            x_adv = x_adv.detach().requires_grad_()
-            F.cross_entropy(model(x_adv), y).backward()
-            moved = x_adv.detach() + step_size * x_adv.grad.sign()
-            x_adv = torch.min(torch.max(moved, x - eps), x + eps).clamp(0, 1)
-        return x_adv.detach()
+    attack = attack_on(model)
 
     def step(k: int, x: Tensor, y: Tensor) -> None:
         x_adv = attack(k, x, y) if k else x
@@ -63,27 +51,48 @@ def published(case: Case) -> Loop:
         F.cross_entropy(model(x_adv), y).backward()
         optimizer.step()
 
-    return Loop(PUBLISHED, step, plain())
+    return Loop(name, step, plain())
+
+
+def published(case: Case) -> Loop:
+    """float32, NCHW; the attack calls `loss.backward()`, which computes the gradients of the
+    weights and throws them away, and the network stays in training mode: what most published code
+    does (Madry's, TRADES', fast adversarial training's)."""
+    eps, start = case.spec.attack.eps / 255, case.spec.attack.start == "uniform"
+
+    def attack_on(model: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attack(k: int, x: Tensor, y: Tensor) -> Tensor:
+            step_size, x_adv = case.attack(k).step_size / 255, x
+            if start:
+                x_adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+            for _ in range(k):
+                x_adv = x_adv.detach().requires_grad_()
+                F.cross_entropy(model(x_adv), y).backward()
+                moved = x_adv.detach() + step_size * x_adv.grad.sign()
+                x_adv = torch.min(torch.max(moved, x - eps), x + eps).clamp(0, 1)
+            return x_adv.detach()
+
+        return attack
+
+    return theirs(case, PUBLISHED, attack_on)
 
 
 def torchattacks(case: Case) -> Loop:
     """`torchattacks.PGD` in a plain float32 loop. Raises ImportError where it isn't installed."""
     from torchattacks import PGD
 
-    model, start = case.model().train(), case.spec.attack
-    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=5e-4)
-    attacks: dict[int, Any] = {}
+    start, attacks = case.spec.attack, {}
 
-    def step(k: int, x: Tensor, y: Tensor) -> None:
-        if k and k not in attacks:
-            sizes = {"eps": start.eps / 255, "alpha": case.attack(k).step_size / 255, "steps": k}
-            attacks[k] = PGD(model, **sizes, random_start=start.start == "uniform")
-        x_adv = attacks[k](x, y) if k else x
-        optimizer.zero_grad()
-        F.cross_entropy(model(x_adv), y).backward()
-        optimizer.step()
+    def attack_on(model: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attack(k: int, x: Tensor, y: Tensor) -> Tensor:
+            if k not in attacks:
+                sizes = {"eps": start.eps / 255, "alpha": case.attack(k).step_size / 255}
+                attacks[k] = PGD(model, **sizes, steps=k, random_start=start.start == "uniform")
+            return attacks[k](x, y)
 
-    return Loop("torchattacks", step, plain())
+        return attack
+
+    return theirs(case, "torchattacks", attack_on)
 
 
 def plain() -> dict[str, Any]:
@@ -115,7 +124,7 @@ def left_out(what: str, error: Exception) -> str:
 def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
     """All that can be compared here, and a line for each that can't."""
     found, notes = [ours(case, "sat")], []
-    kinds = {"sat, compiled": True} if compiled else {}
+    kinds: dict[str, Any] = {"sat, compiled": True} if compiled else {}
     if compiled and case.device.type == "cuda":
         kinds[GRAPHS] = "reduce-overhead"
     for name, kind in kinds.items():

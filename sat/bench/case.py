@@ -6,18 +6,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from costs import Cost, Sizes, build, cost_of, sizes_of
 from torch import Tensor
 
 from sat.acceleration.auto import choose
 from sat.acceleration.device import find_device
 from sat.acceleration.recomputation import recompute
 from sat.attacks import PGD, Clean
-from sat.config import CONF, Spec, check, one_line, resolve
+from sat.bench.costs import Cost, Sizes, build, cost_of, sizes_of
+from sat.config import Spec, composed
 from sat.errors import Refused, refusing
 from sat.models import Classifier
-from sat.training.loop import Trainer
+from sat.objectives import training_attack
 from sat.training.plan import Plan
+from sat.training.state import TrainState
 
 # Labels here mean nothing, and thousands of steps towards them may end in weights that are not
 # finite, which cost other times.
@@ -69,23 +70,23 @@ class Case:
         y = torch.randint(self.sizes.classes, (count,), generator=generator)
         return x.to(self.device), y.to(self.device)
 
-    def attack(self, k: int) -> PGD | Clean:
+    def attack(self, k: int) -> Any:
         return replace(self.spec.attack, steps=k) if k else Clean()
 
-    def trainer(self, k: int = 0, **choices: Any) -> Trainer:
-        """The program's own, eager unless `compile` is chosen."""
+    def state(self, k: int = 0, **choices: Any) -> TrainState:
+        """A training of the program's own, eager unless `compile` is chosen."""
         given = {**self.choices, "compile": False, **choices}
         slow = {"learning_rate": RATE, "decay": "constant", "warmup_epochs": 0.0}
         # asked for, not by itself: a compilation that fails must not pass for one
         schedule = replace(self.spec.schedule, **slow, compile=given["compile"], accumulate=1)
         plan = Plan(schedule, self.sizes.train, self.spec.seed, given)
-        return Trainer(self.model(), self.attack(k), self.spec.objective, plan)
+        attack = training_attack(self.attack(k), self.spec.objective)
+        return TrainState(self.model(), attack, self.spec.objective, plan)
 
     def varied(self, *words: str) -> "Case":
         """The same but for what these words say."""
         names = {word.split("=", 1)[0] for word in words}
-        kept = [word for word in self.words if word.split("=", 1)[0] not in names]
-        return case_of([*kept, *words])
+        return case_of([*(w for w in self.words if w.split("=", 1)[0] not in names), *words])
 
 
 def units(k: int) -> int:
@@ -117,17 +118,9 @@ def case_of(words: Sequence[str]) -> Case:
     Raises Refused, in one line, for what `sat.run` would refuse and for other attacks than PGD in
     the l-infinity norm.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     if not any(word.startswith("dataset=") for word in words):
         words = ["dataset=cifar10", *words]
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            spec = check(resolve(compose("config", overrides=list(words))))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise Refused(one_line(error)) from error
+    spec = composed(words)
     if not isinstance(spec.attack, PGD) or spec.attack.norm != "linf":
         raise Refused("attack: only PGD in the l-infinity norm is compared; --steps says how long")
     if spec.evaluate is not None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from statistics import median, quantiles
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ SECONDS = 0.2  # of a block of calls: a thousand times the clock's and the synch
 WARMING = {"cpu": 1, "cuda": 3}  # calls; a CUDA graph is recorded in the second, replayed after it
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
 Key = TypeVar("Key", bound=Hashable)
+Spread = dict[str, float]  # median, and the quartiles low and high
 
 
 @dataclass(frozen=True)
@@ -29,26 +31,11 @@ class Timed:
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
-@dataclass(frozen=True)
-class Spread:
-    """The median of all rounds, and their quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-    def times(self, factor: float) -> "Spread":
-        return Spread(self.median * factor, self.low * factor, self.high * factor)
-
-    def json(self) -> dict[str, float]:
-        return {"median": self.median, "low": self.low, "high": self.high}
-
-
 def spread(values: Sequence[float]) -> Spread:
-    if len(values) < 2:
-        return Spread(values[0], values[0], values[0])
-    low, _, high = quantiles(values, n=4, method="inclusive")
-    return Spread(median(values), low, high)
+    low, high = min(values), max(values)
+    if len(values) > 1:
+        low, _, high = quantiles(values, n=4, method="inclusive")
+    return {"median": median(values), "low": low, "high": high}
 
 
 def paired(of: Callable[..., float], *rounds: Sequence[float]) -> Spread:
@@ -57,10 +44,7 @@ def paired(of: Callable[..., float], *rounds: Sequence[float]) -> Spread:
 
 
 def interleaved(
-    calls: Mapping[Key, Timed],
-    device: torch.device,
-    rounds: int,
-    progress: Callable[[str], object] = lambda line: None,
+    calls: Mapping[Key, Timed], device: torch.device, rounds: int
 ) -> dict[Key, list[float]]:
     """Seconds of one call of each, for every round; before them each is called untimed, which
     compiles it and fills what it keeps. A call is repeated until a block takes SECONDS."""
@@ -69,8 +53,7 @@ def interleaved(
     blocks: dict[Key, int] = {}
     for key in order:
         clocked(calls[key], WARMING[device.type], device)
-        progress(f"warm: {key}")
-    for number in range(rounds):
+    for _ in range(rounds):
         draw.shuffle(order)
         for key in order:
             taken = clocked(calls[key], blocks.get(key, 1), device)
@@ -79,7 +62,6 @@ def interleaved(
                 if blocks[key] > 1:
                     taken = clocked(calls[key], blocks[key], device)
             times[key].append(taken)
-        progress(f"round {number + 1} of {rounds}")
     return times
 
 
@@ -110,42 +92,43 @@ def settings(choices: Mapping[str, Any]) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = cudnn
 
 
+def under(choices: Mapping[str, Any], call: Timed) -> Timed:
+    """A call with settings around what it runs within."""
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        with settings(choices), call.within():
+            yield
+
+    return Timed(call.run, within)
+
+
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-# the peak ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Product:
     """A large matrix product: what the machine can do at best."""
 
-    dtype: torch.dtype
+    name: str
     call: Timed
     flop: int
 
-    @property
-    def name(self) -> str:
-        return {torch.float32: "float32", torch.bfloat16: "bf16"}[self.dtype]
 
-
-def products(device: torch.device, side: int | None = None) -> list[Product]:
+def products(device: torch.device) -> list[Product]:
     """In float32, as the machine's settings have it, and in bf16 where it is fast here."""
-    side = side or SIDE[device.type]
-    types = [torch.float32] + [torch.bfloat16] * bf16_pays(device.type)
-    return [Product(dtype, _product(device, dtype, side), 2 * side**3) for dtype in types]
-
-
-def _product(device: torch.device, dtype: torch.dtype, side: int) -> Timed:
-    # random numbers: a GPU draws less power, and clocks higher, on zeros
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    return Timed(lambda: torch.mm(a, b, out=out))
-
-
-# memory -----------------------------------------------------------------------------------------
+    side, found = SIDE[device.type], []
+    types = {"float32": torch.float32}
+    if bf16_pays(device.type):
+        types["bf16"] = torch.bfloat16
+    for name, dtype in types.items():
+        # random numbers: a GPU draws less power, and clocks higher, on zeros
+        a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
+        call = partial(torch.mm, a, b, out=out)
+        found.append(Product(name, Timed(call), 2 * side**3))
+    return found
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
@@ -163,9 +146,8 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
     events = profiled.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     held = most = 0
-    for _, change in changes:
+    for _, change in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
         held += change
         most = max(most, held)
     return most
