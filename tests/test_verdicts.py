@@ -30,7 +30,7 @@ from sat.attacks.pool import Pool
 from sat.attacks.series import ensemble_of
 from sat.attacks.square import SquareSearch
 from sat.errors import Refused
-from sat.evaluation.settings import measure as measured
+from sat.evaluation.measure import measure as measured
 from sat.rng import RowRng
 
 EPS = 25.0  # in 1/255, for the digits
