@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+TORCH ?=
 WORKERS ?= 2
 
 .PHONY: help setup run test check bench soak report results status clean
@@ -11,13 +12,13 @@ WORKERS ?= 2
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/ready ## make .venv with all that runs and tests need
+setup: $(VENV)/ready ## make .venv with all that runs and tests need: make setup TORCH=2.11.*
 
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "sat needs Python 3.11 or newer; name one: make PYTHON=python3.12 setup"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[sweep,optuna,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[sweep,optuna,dev]' $(if $(TORCH),'torch==$(TORCH)')
 	@touch $@
 
 run: setup ## train, attack and record a run: make run ARGS="activation=gelu attack.steps=2"
@@ -26,9 +27,10 @@ run: setup ## train, attack and record a run: make run ARGS="activation=gelu att
 test: setup ## run the tests: make test ARGS="-k attack"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
 
-check: setup ## lint and format check (ruff)
+check: setup ## lint, format and types (ruff, mypy)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 bench: setup ## time training steps against the machine's limit: make bench ARGS="--compile"
 	@$(BIN)/python scripts/benchmark.py --short $(ARGS)
@@ -40,11 +42,11 @@ report: setup ## tables and figures of the runs in outputs: make report ARGS="--
 	@$(BIN)/python scripts/report.py outputs $(ARGS)
 
 results: setup ## rebuild docs/results.md and its figures from the evidence beside it
-	@$(BIN)/python scripts/report.py docs/results/runs --to docs/results --page docs/results.md
+	@$(BIN)/python scripts/report.py docs/results/runs.jsonl --to docs/results --page docs/results.md
 
 status: setup ## list the runs in outputs: finished, running, stopped, failed
 	@$(BIN)/python scripts/report.py --status outputs
 
 clean: ## remove what can be made again; outputs/ and data/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

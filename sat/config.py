@@ -5,6 +5,7 @@ signature is the schema: `build` converts each value to its annotated type, refu
 fit in one line, and constructs. Constructors check ranges and do no work.
 """
 
+import hashlib
 import importlib
 import inspect
 import math
@@ -12,12 +13,12 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -29,11 +30,15 @@ from sat.identity import (
     FOLLOWED,
     SECTIONS,
     START,
+    Settings,
+    defaults,
+    digest,
     identity,
     readable,
-    weights_identity,
+    refuse_moved,
+    settle,
 )
-from sat.units import check_unit
+from sat.units import Written, check_unit
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
@@ -45,20 +50,57 @@ PARTIAL = ("activation",)  # built once a layer, by the model
 
 @dataclass(frozen=True)
 class Spec:
-    """A checked run: its parts as objects, its name, and the plain config they came from."""
+    """A checked run: its parts as objects, the plain config they came from, and what of it counts.
+
+    Its name and hash are made when they are first asked for, of the images and the weights that it
+    names; reading those may raise Refused.
+    """
 
     seed: int
     device: str
     parts: Mapping[str, Any]
     choices: Mapping[str, str]
     config: Mapping[str, Any]
-    name: str
-    hash: str
+    settings: Mapping[str, Settings]
+    given: tuple[str, str] | None = None
 
     def __getattr__(self, part: str) -> Any:
         if part in (*SECTIONS, "logger"):
             return self.parts[part]
         raise AttributeError(part)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the trained weights, by difference from the defaults."""
+        told = identity(self.settings, self.choices)
+        if (images := self.fingerprint) is not None:
+            told["dataset"]["fingerprint"] = images
+        if self.evaluate is not None:  # no training has a part in them
+            told = {key: told[key] for key in ("dataset", "activation", "model")}
+            return {"weights": _file_digest(self.evaluate, "evaluate"), **told}
+        if self.weights:
+            told["model"]["weights"] = _file_digest(self.weights)
+        return {"seed": self.seed, **told}
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """The checksum of the images, where they are read from a place."""
+        with refusing("dataset."):
+            return self.parts["dataset"].fingerprint()
+
+    @property
+    def hash(self) -> str:
+        return self.given[1] if self.given else digest(self.identity)
+
+    @property
+    def name(self) -> str:
+        if self.given:
+            return self.given[0]
+        return f"{readable(self.config, self.choices)}-{self.hash}"
+
+    def called(self, name: str, hash: str) -> "Spec":
+        """The same parts, for the run that was begun under this name."""
+        return replace(self, given=(name, hash))
 
     @property
     def weights(self) -> str | None:
@@ -78,8 +120,19 @@ class Spec:
     @property
     def configuration(self) -> str:
         """A name that runs share which differ in the seed alone."""
-        seedless = {**self.config, "seed": 0}
-        return f"{readable(seedless, self.choices).removesuffix('-s0')}-{identity(seedless)}"
+        title = readable({**self.config, "seed": 0}, self.choices).removesuffix("-s0")
+        seedless = {key: value for key, value in self.identity.items() if key != "seed"}
+        return f"{title}-{digest(seedless)}"
+
+    @property
+    def compared(self) -> dict[str, Any]:
+        """The config without the keys that move no number."""
+        told = {
+            section: {k: v for k, v in self.config[section].items() if k in self.settings[section]}
+            for section in SECTIONS
+        }
+        told["model"]["weights"] = self.weights
+        return {**self.config, **told}
 
     @property
     def normalisation(self) -> dict[str, list[float]]:
@@ -91,6 +144,12 @@ class Spec:
         """The same run, not to be begun afresh a second time."""
         record = replace(self.parts["record"], fresh=False)
         return replace(self, parts={**self.parts, "record": record})
+
+    def refuse_moved(self, stored: Mapping[str, Any], directory: Path) -> None:
+        """Raises Refused where the run in `directory`, of this hash, was begun with another value
+        of some key, as its config.yaml tells: a default has moved since."""
+        if self.given is None:
+            refuse_moved(self.settings, stored, directory)
 
     def yaml(self) -> str:
         """The resolved config as text, which `check` accepts again."""
@@ -121,7 +180,7 @@ def check(plain: Mapping[str, Any]) -> Spec:
         config["evaluate"] = os.path.expanduser(config["evaluate"])
     if not 0 <= config["seed"] < 2**31:
         raise Refused(f"seed={config['seed']}: must be from 0 to {2**31 - 1}")
-    parts = {}
+    parts, settings = {}, {}
     for section in SECTIONS:
         if not isinstance(plain.get(section), Mapping):
             raise Refused(f"{section}={plain.get(section)}: is a group; name one of its options")
@@ -131,23 +190,37 @@ def check(plain: Mapping[str, Any]) -> Spec:
         if section == "dataset":
             beside = {k: convert(node.pop(k, None), FOLLOWED[k], f"dataset.{k}") for k in FOLLOWED}
             with refusing("dataset."):
-                check_unit("eps", beside["eps"], beside["norm"])
+                beside["eps"] = _written(check_unit("eps", beside["eps"], beside["norm"]))
         if section == "model":
             beside = {k: convert(node.pop(k, None), START[k], f"model.{k}") for k in START}
             _check_normalisation(beside)
-        parts[section], typed = build(node, section, partial_=section in PARTIAL)
+        parts[section], typed, told = _build(node, section, partial_=section in PARTIAL)
         config[section] = {**typed, **beside}
+        if section == "model":  # the weights count by their content, wherever they lie
+            scale = {key: beside[key] for key in ("mean", "std")}
+            told = Settings({**told, **scale}, {*told.usual, *(k for k in scale if not scale[k])})
+        settings[section] = told
+    _check_dataset(parts["dataset"])
     parts["logger"], config["logger"] = _loggers(plain.get("logger"))
-    digest = identity(config) if config["evaluate"] is None else weights_identity(config)
-    return Spec(
-        seed=config["seed"],
-        device=config["device"],
-        parts=parts,
-        choices=choices,
-        config=config,
-        name=f"{readable(config, choices)}-{digest}",
-        hash=digest,
-    )
+    return Spec(config["seed"], config["device"], parts, choices, config, settings)
+
+
+def _check_dataset(dataset: Any) -> None:
+    if not callable(getattr(dataset, "fingerprint", None)):
+        name = type(dataset).__name__
+        raise Refused(
+            f"dataset._target_={name}: does not tell its images from others; give it a method"
+            " fingerprint() that returns a checksum of them, or None where they are always the same"
+        )
+
+
+def _file_digest(weights: str, key: str = "model.weights") -> str:
+    from sat.rundir.record import weights_file
+
+    try:
+        return hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
+    except OSError as error:
+        raise Refused(f"{key}={weights}: {error.strerror or error}") from error
 
 
 def _loggers(nodes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -169,55 +242,69 @@ def _check_normalisation(model: Mapping[str, Any]) -> None:
             raise Refused(f"{text}, as the images are; divide values for 0 to 255 by 255")
 
 
+class Built(NamedTuple):
+    """A part as an object, as config.yaml has it, and what of it decides numbers."""
+
+    part: Any
+    typed: Any
+    settings: Any
+
+
 def build(node: Any, path: str, partial_: bool = False) -> tuple[Any, dict[str, Any]]:
     """The object that a config node describes, and the node with every value in its type."""
+    part, typed, _ = _build(node, path, partial_)
+    return part, typed
+
+
+def _build(node: Any, path: str, partial_: bool = False) -> Built:
     node = dict(node)
     cls = target(node.pop("_target_", None), path)
     hints = get_type_hints(cls.__init__)
-    parameters = inspect.signature(cls).parameters
-    allowed = [name for name in parameters if name != "inplace"]
+    allowed = [name for name in inspect.signature(cls).parameters if name != "inplace"]
     unknown(node, allowed, path + ".", cls)
     if inspect.isabstract(cls):
         raise Refused(
             f"{path}._target_={cls.__name__}: is what several options share, and no option"
         )
-    values, typed = {}, {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
+    usual, values = defaults(cls), {}
     for key in allowed:
-        where = f"{path}.{key}"
-        if key not in node:
-            if parameters[key].default is inspect.Parameter.empty:
-                raise Refused(f"{where}: is missing; write {where}=...")
-            node[key] = _default(cls, parameters[key])
-        values[key], typed[key] = _value(node[key], hints[key], where)
+        if key not in node and key not in usual:
+            raise Refused(f"{path}.{key}: is missing; write {path}.{key}=...")
+        values[key] = _value(node.get(key, usual.get(key)), hints[key], f"{path}.{key}")
+    given = {key: value.part for key, value in values.items()}
     try:
-        built = cls(**values)
+        built = cls(**given)
     except ValueError as error:
         raise Refused(f"{path}.{error}") from error
-    return (partial(cls, **values) if partial_ else built), typed
+    typed, told = {"_target_": f"{cls.__module__}.{cls.__qualname__}"}, {}
+    for key, value in values.items():
+        typed[key], told[key] = value.typed, value.settings
+        if isinstance(value.part, str) and isinstance(getattr(built, key, None), float):
+            typed[key] = told[key] = _written(getattr(built, key))  # 8 is 8/255
+    return Built(partial(cls, **given) if partial_ else built, typed, settle(cls, told))
 
 
-def _default(cls: type, parameter: inspect.Parameter) -> Any:
-    """What an argument is when it is not given; a dataclass may make its default anew."""
-    made = {f.name: f.default_factory for f in fields(cls)} if is_dataclass(cls) else {}
-    factory = made.get(parameter.name, MISSING)
-    return parameter.default if factory is MISSING else factory()
+def _written(size: float) -> float | str:
+    """A number in 1/255 as it can be written down and read again."""
+    return str(size) if isinstance(size, Written) else size
 
 
-def _value(given: Any, hint: Any, where: str) -> tuple[Any, Any]:
-    """A typed value and what to write down for it: a nested node is built, too."""
+def _value(given: Any, hint: Any, where: str) -> Built:
+    """A value in its type: a nested node is built, too."""
     part = _part(hint)
     if isinstance(given, Mapping) and "_target_" in given and part is not None:
-        built, typed = build(given, where)
-        if not isinstance(built, part):
+        built = _build(given, where)
+        if not isinstance(built.part, part):
             raise Refused(f"{where}._target_={given['_target_']}: must be {part.__name__}")
-        word = _word(built, typed) if hint is not part else None
-        return (built, typed) if word is None else (word, word)
+        word = _word(built.part, built.typed) if hint is not part else None
+        return built if word is None else Built(word, word, word)
     if isinstance(given, Mapping) and get_origin(hint) is dict:
         pairs = {key: _value(value, get_args(hint)[1], f"{where}.{key}") for key, value in
                  given.items() if value is not None}  # fmt: skip
-        return {k: v for k, (v, _) in pairs.items()}, {k: t for k, (_, t) in pairs.items()}
+        return Built(*({key: value[k] for key, value in pairs.items()} for k in range(3)))
     typed = convert(given, hint, where)
-    return typed, list(typed) if isinstance(typed, tuple) else typed
+    plain = list(typed) if isinstance(typed, tuple) else typed
+    return Built(typed, plain, plain)
 
 
 def _part(hint: Any) -> type | None:
@@ -318,8 +405,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     """`value` in the annotated type; 1 and 1.0 become the same; raises `Refused`."""
     converted = _convert(value, hint)
     if converted is _MISFIT:
-        unit = "; the unit is 1/255 already" if str(value).endswith("/255") else ""
-        raise Refused(f"{where}={_short(value)}: must be {_describe(hint)}{unit}")
+        raise Refused(f"{where}={_short(value)}: must be {_describe(hint)}")
     return converted
 
 
@@ -363,6 +449,8 @@ _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def _describe(hint: Any) -> str:
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
+        if float in options:  # a word would be one with its unit
+            options = tuple(option for option in options if option is not str)
         return " or ".join(_describe(option) for option in options)
     if origin is Literal:
         return " or ".join(map(str, options))
@@ -374,6 +462,19 @@ def _describe(hint: Any) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def composed(words: Sequence[str]) -> Spec:
+    """The checked run of a command line, as a single job; raises `Refused`."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", overrides=list(words))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise Refused(one_line(error)) from error
+    return check(resolve(cfg))
 
 
 @cache

@@ -47,7 +47,7 @@ class RowRng:
     key: int
     rows: Tensor
 
-    def __getitem__(self, chosen) -> "RowRng":
+    def __getitem__(self, chosen: Tensor | slice) -> "RowRng":
         """The same draws for some of the rows: an index, a slice or a mask."""
         return RowRng(self.key, self.rows[chosen])
 

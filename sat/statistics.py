@@ -117,7 +117,7 @@ def newcombe(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, 
     p_a, p_b = right_a / images, right_b / images
     (low_a, high_a), (low_b, high_b) = wilson(right_a, images), wilson(right_b, images)
     margins = right_a * (images - right_a) * right_b * (images - right_b)
-    product = both * neither - only_a * only_b
+    product = float(both * neither - only_a * only_b)
     if product > 0:
         product = max(product - images / 2, 0)
     phi = product / math.sqrt(margins) if margins else 0.0

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sat.errors import SIGNALS, Fault
+from sat.errors import SIGNALS, Fault, Refused
 from sat.loggers.screen import table
 
 log = logging.getLogger("sat")
@@ -86,7 +87,7 @@ def before(number: int) -> dict[str, Any] | None:
     return next((job for job in known if job["job"] == number), None)
 
 
-def twin(number: int, name: str) -> int | None:
+def duplicate_job(number: int, name: str) -> int | None:
     """An earlier job of this sweep that is the same run."""
     return next((job["job"] for job in jobs() if job.get("name") == name and job["job"] != number),
                 None)  # fmt: skip
@@ -140,7 +141,7 @@ KILLED = "a process of the sweep was killed (was the memory full?), and took the
 @contextmanager
 def stopping() -> Iterator[None]:
     """A signal to the command line stops its worker processes, too: each saves its run first."""
-    told = []
+    told: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
         if not told:
@@ -218,3 +219,43 @@ def summary(done: Sequence[dict[str, Any]]) -> str:
         f"! job {job['job']} ({told[job['job']]}): {job['message']}" for job in done if job["code"]
     ]
     return "\n".join(lines)
+
+
+# without running --------------------------------------------------------------------------------
+
+
+def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str]], None]) -> None:
+    """Composes the jobs of a command line as the program would and calls `look(cfg, choices,
+    overrides)` with each, in this process, whatever launcher would run them; leaves nothing behind.
+
+    Raises Refused, in one line, for what does not compose.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from sat.config import CONF, one_line
+
+    def job(cfg: Any) -> None:
+        at = HydraConfig.get()
+        chosen = at.runtime.choices.items()
+        choices = {k: v for k, v in chosen if "/" not in k and "@" not in k}
+        look(cfg, choices, list(at.overrides.task))
+
+    words = [w for w in words if not w.startswith(("hydra/launcher=", "hydra.launcher."))]
+    words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
+    argv, before = sys.argv, {k: os.environ.get(k) for k in ("HYDRA_FULL_ERROR", FOLDER)}
+    with tempfile.TemporaryDirectory(prefix="sat-") as folder:  # for Hydra's multirun.yaml
+        os.environ |= {"HYDRA_FULL_ERROR": "1", FOLDER: folder}
+        sys.argv = [argv[0], *words, "hydra/launcher=basic"]
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise Refused(one_line(error)) from error
+        finally:
+            sys.argv = argv
+            GlobalHydra.instance().clear()
+            for key, value in before.items():
+                os.environ.pop(key) if value is None else os.environ.update({key: value})

@@ -58,8 +58,10 @@ def _written(name: str, text: str) -> float:
         number, unit = _WRITTEN.fullmatch(text).groups()
         value = float(number)
     except (AttributeError, ValueError):
+        auto = "; or auto" * (name == "step")
         raise ValueError(
-            f"{name}={text}: must be a number, in 1/255, or one with its unit: 0.25/255, 0.3/1"
+            f"{name}={text}: must be a number, in 1/255, or one with its unit: 0.25/255,"
+            f" 0.3/1{auto}"
         ) from None
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}={text}: must be a finite number, 0 or above")

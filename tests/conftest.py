@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from written import folder, write  # noqa: F401, fixtures of reports
 
 ROOT = Path(__file__).parents[1]
 # A run of a second: few images, few channels, weak attacks. Every other option as it comes.

@@ -3,35 +3,40 @@
 No test looks at a time.
 """
 
-import importlib
 import json
 import sys
 import types
 from multiprocessing import active_children
 
+import numpy as np
 import pytest
 import torch
 import torch._inductor.compile_fx
-from conftest import ROOT
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from sat.bench import (
+    activations,
+    benchmark,
+    growth,
+    loading,
+    loops,
+    memory,
+    part,
+    program,
+    stages,
+    stopwatch,
+)
+from sat.bench.case import case_of
 from sat.errors import Fault, Refused
 from sat.models import Classifier
 
 TINY = ["dataset=digits", "model=resnet_cifar", "model.depth=8", "model.width=0.25",
         "schedule.batch_size=8"]  # fmt: skip
 FIXED = [*TINY, "attack.start=none", "attack.eps=32"]
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """The scripts' modules by name."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    return importlib.import_module
 
 
 class StandIn:
@@ -67,9 +72,8 @@ def torchattacks(request, monkeypatch):
 
 
 @pytest.fixture
-def quick(scripts, monkeypatch):
+def quick(monkeypatch):
     """Blocks of one call and small products: the numbers mean nothing."""
-    stopwatch = scripts("stopwatch")
     monkeypatch.setattr(stopwatch, "SECONDS", 0.0)
     monkeypatch.setattr(stopwatch, "SIDE", {"cpu": 16, "cuda": 16})
 
@@ -112,10 +116,9 @@ def seen(loop, case, k: int):
     return inputs[-1][1], gradients
 
 
-def plain(scripts, *words: str):
+def plain(*words: str):
     """Ours without a trick, and the case."""
-    case = scripts("cases").case_of([*FIXED, *words])
-    loops = scripts("loops")
+    case = case_of([*FIXED, *words])
     return loops.ours(case, "ours", precision="fp32", **dict.fromkeys(loops.TRICKS, False)), case
 
 
@@ -128,32 +131,32 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("k", [0, 1, 3])
-def test_the_published_loop_does_what_ours_does(scripts, k):
-    ours, case = plain(scripts, "attack.batch_norm=train")
-    published = scripts("loops").published(case)
+def test_the_published_loop_does_what_ours_does(k):
+    ours, case = plain("attack.batch_norm=train")
+    published = loops.published(case)
     assert_same(seen(ours, case, k), seen(published, case, k))
 
 
 @pytest.mark.parametrize("k", [0, 1, 3])
-def test_torchattacks_does_what_ours_does(scripts, torchattacks, k):
-    ours, case = plain(scripts)
-    assert_same(seen(ours, case, k), seen(scripts("loops").torchattacks(case), case, k))
+def test_torchattacks_does_what_ours_does(torchattacks, k):
+    ours, case = plain()
+    assert_same(seen(ours, case, k), seen(loops.torchattacks(case), case, k))
 
 
-def test_another_attack_is_seen(scripts):
+def test_another_attack_is_seen():
     """The comparison can fail: other statistics, and another number of steps."""
-    ours, case = plain(scripts)
+    ours, case = plain()
     with pytest.raises(AssertionError):
-        assert_same(seen(ours, case, 3), seen(scripts("loops").published(case), case, 3))
+        assert_same(seen(ours, case, 3), seen(loops.published(case), case, 3))
     with pytest.raises(AssertionError):
         assert_same(seen(ours, case, 1), seen(ours, case, 2))
 
 
-def test_work_is_counted_as_torch_counts_it(scripts, torchattacks):
+def test_work_is_counted_as_torch_counts_it(torchattacks):
     """2k + 3 units with gradients of the images alone, 3k + 3 with those of the weights as well; of
     the first layer an update needs no gradient of the images."""
-    ours, case = plain(scripts)
-    loops, images = scripts("loops"), case.images()
+    ours, case = plain()
+    images = case.images()
     first = 2 * 3 * 3 * 1 * 4 * 8 * 8 * case.batch
     unit = 2 * case.cost.multiply_adds * case.batch
     for k in (0, 1, 2):
@@ -167,21 +170,21 @@ def test_work_is_counted_as_torch_counts_it(scripts, torchattacks):
         assert counted["published loop"] == (3 * k + 3) * unit - first
 
 
-def test_what_can_be_compared_here(scripts, torchattacks, monkeypatch):
-    case = scripts("cases").case_of(TINY)
-    monkeypatch.setattr(scripts("loops"), "failing", lambda loop, case: [])  # compiles nothing
+def test_what_can_be_compared_here(torchattacks, monkeypatch):
+    case = case_of(TINY)
+    monkeypatch.setattr(loops, "failing", lambda loop, case: [])  # compiles nothing
     names = ["sat", "sat, compiled", "sat, no trick", "published loop", "torchattacks"]
-    loops, notes = scripts("loops").loops_of(case, compiled=True)
-    assert [loop.name for loop in loops] == names and not notes
-    assert [loop.choices["compile"] for loop in loops] == [name == names[1] for name in names]
-    assert loops[0].choices["precision"] == case.choices["precision"]
+    found, notes = loops.loops_of(case, compiled=True)
+    assert [loop.name for loop in found] == names and not notes
+    assert [loop.choices["compile"] for loop in found] == [name == names[1] for name in names]
+    assert found[0].choices["precision"] == case.choices["precision"]
     monkeypatch.setitem(sys.modules, "torchattacks", None)
-    loops, (note,) = scripts("loops").loops_of(case, compiled=False)
-    assert "torchattacks is left out" in note and len(loops) == 3
+    found, (note,) = loops.loops_of(case, compiled=False)
+    assert "torchattacks is left out" in note and len(found) == 3
 
 
-def test_a_loop_that_fails_is_told_and_memory_that_runs_out_is_not_hidden(scripts):
-    case, loops = scripts("cases").case_of(TINY), scripts("loops")
+def test_a_loop_that_fails_is_told_and_memory_that_runs_out_is_not_hidden():
+    case = case_of(TINY)
 
     def failing(error: Exception) -> list[str]:
         def step(k, x, y):
@@ -197,9 +200,9 @@ def test_a_loop_that_fails_is_told_and_memory_that_runs_out_is_not_hidden(script
     assert loops.failing(loops.ours(case, "ours"), case) == []
 
 
-def test_a_compilation_that_fails_does_not_pass_for_one(scripts, monkeypatch):
+def test_a_compilation_that_fails_does_not_pass_for_one(monkeypatch):
     """Where it is on by itself torch goes on without it: that is no time of a compiled network."""
-    case, loops = scripts("cases").case_of(TINY), scripts("loops")
+    case = case_of(TINY)
 
     def broken(*_, **__):
         raise RuntimeError("no compiler")
@@ -207,6 +210,22 @@ def test_a_compilation_that_fails_does_not_pass_for_one(scripts, monkeypatch):
     monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", broken)
     (told,) = loops.failing(loops.ours(case, "sat, compiled", compile=True), case)
     assert told.startswith("sat, compiled is left out: it failed (")
+
+
+# verdicts ---------------------------------------------------------------------------------------
+
+
+def test_disagreements_with_a_peer_are_counted_in_both_directions():
+    from sat.bench import agreement
+
+    ours = torch.tensor([-1, -1, 0, 1, 4]), np.array([2.0, 1.0])
+    theirs = torch.tensor([-1, 0, -1, -1, 4]), np.array([6.0, 5.0])
+    clean = torch.tensor([True, True, True, True, False])
+    row = agreement.compare("it", ours, theirs, clean)
+    assert (row["only_ours_stands"], row["only_theirs_stands"]) == (1, 2)
+    assert (row["ours"], row["theirs"], row["clean"]) == pytest.approx((0.4, 0.6, 0.8))
+    assert row["felled_by_ours"] == [1, 1, 0, 0]
+    assert agreement.line(row)[-3:] == ["1 s", "5 s", "5.0"]
 
 
 # time -------------------------------------------------------------------------------------------
@@ -227,8 +246,7 @@ class Clock:
         return run
 
 
-def test_each_round_times_each_call_in_blocks_that_are_long_enough(scripts, monkeypatch):
-    stopwatch = scripts("stopwatch")
+def test_each_round_times_each_call_in_blocks_that_are_long_enough(monkeypatch):
     clock, entered = Clock(monkeypatch, stopwatch), []
     calls = {name: stopwatch.Timed(clock.call(name, seconds)) for name, seconds in
              (("long", 1.0), ("short", 0.06))}  # fmt: skip
@@ -252,68 +270,69 @@ def test_each_round_times_each_call_in_blocks_that_are_long_enough(scripts, monk
     assert firsts == {"long", "within"}, "the order is always the same"
 
 
-def test_ratios_are_those_of_a_round(scripts, monkeypatch):
+def test_ratios_are_those_of_a_round(monkeypatch):
     """A machine that grows slower from round to round changes no ratio."""
-    stopwatch = scripts("stopwatch")
     clock = Clock(monkeypatch, stopwatch)
     calls = {name: stopwatch.Timed(clock.call(name, s)) for name, s in (("a", 1.0), ("b", 2.0))}
 
-    def slower(line: str) -> None:
-        clock.pace *= 3 if line.startswith("round") else 1
+    def shuffle(order):  # begins a round
+        clock.pace *= 3 if clock.calls[2:] else 1
 
-    times = stopwatch.interleaved(calls, torch.device("cpu"), 4, slower)
+    monkeypatch.setattr(stopwatch.random.Random, "shuffle", lambda self, order: shuffle(order))
+    times = stopwatch.interleaved(calls, torch.device("cpu"), 4)
     assert times["a"] == pytest.approx([1, 3, 9, 27])
+    falling = stopwatch.paired(lambda b, a: b / a, [6.0, 4.0, 2.0], [1.0, 2.0, 4.0])
+    assert [*falling.values()] == pytest.approx([2, 1.25, 4])
     ratio = stopwatch.paired(lambda b, a: b / a, times["b"], times["a"])
-    assert (ratio.median, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
+    assert [*ratio.values()] == pytest.approx([2, 2, 2])
     found = stopwatch.spread([4.0, 1.0, 2.0, 3.0, 100.0])
-    assert (found.median, found.low, found.high) == (3.0, 2.0, 4.0)
-    assert stopwatch.spread([5.0]).json() == {"median": 5.0, "low": 5.0, "high": 5.0}
+    assert found == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert stopwatch.spread([5.0]) == {"median": 5.0, "low": 5.0, "high": 5.0}
 
 
 @pytest.mark.parametrize("tf32", [True, False, None])
-def test_settings_are_as_before(scripts, tf32):
+def test_settings_are_as_before(tf32):
     def now():
         matmul = torch.get_float32_matmul_precision()
         return torch.get_num_threads(), matmul, torch.backends.cudnn.allow_tf32
 
     before = now()
     choices = {"threads": before[0] + 1} | ({} if tf32 is None else {"tf32": tf32})
-    with pytest.raises(ZeroDivisionError), scripts("stopwatch").settings(choices):
+    with pytest.raises(ZeroDivisionError), stopwatch.settings(choices):
         kept = before[1:] if tf32 is None else ("high" if tf32 else "highest", tf32)
         assert now() == (before[0] + 1, *kept)
         raise ZeroDivisionError
     assert now() == before
 
 
-def test_a_product_has_2n3_operations(scripts, quick):
+def test_a_product_has_2n3_operations(quick):
     device = torch.device("cpu")
-    for product in scripts("stopwatch").products(device):
+    for product in stopwatch.products(device):
         with Flop() as counter:
             product.call.run()
         assert counter.total == product.flop == 2 * 16**3
 
 
-def test_stages_add_up_to_the_step(scripts):
+def test_stages_add_up_to_the_step():
     calls = ["attack forward", "attack gradient", "attack", "forward", "gradients", "optimizer",
-             "step", "data", "log", "fold", "fed"]  # fmt: skip
+             "step", "data", "log", "fold"]  # fmt: skip
     times = {call: 1.7**k for k, call in enumerate(calls)}
     for k in (0, 1, 3):
         times["attack"] = 1.7**2 if k else 0.0
-        stages = scripts("stages").stages_of(k, log_every=50)
-        whole = sum(stage.seconds(*(times[call] for call in stage.calls)) for stage in stages)
+        found = stages.stages_of(k, 50, times)
+        whole = sum(seconds for _, seconds in found.values())
         assert whole == pytest.approx(times["step"] + times["data"] + times["log"] / 50)
-        assert sum(stage.units for stage in stages) == 2 * k + 3
-    beside = scripts("stages").stages_of(3, log_every=50, streamed=True)
-    whole = sum(stage.seconds(*(times[call] for call in stage.calls)) for stage in beside)
-    assert whole == pytest.approx(times["fed"] + times["log"] / 50)
+        assert sum(work for work, _ in found.values()) == 2 * k + 3
+    whole = sum(seconds for _, seconds in stages.stages_of(3, 50, times | {"fed": 99.0}).values())
+    assert whole == pytest.approx(99.0 + times["log"] / 50)
 
 
-def test_growth_that_is_linear_has_exponent_1(scripts):
-    exponent = scripts("growth").exponent
+def test_growth_that_is_linear_has_exponent_1():
+    exponent = growth.exponent
     assert exponent([1, 2, 8], [3, 6, 24]) == pytest.approx(1)
     assert exponent([1, 2, 8], [3, 12, 192]) == pytest.approx(2)
-    case = scripts("cases").case_of(TINY)
-    found = scripts("growth").variants(case)
+    case = case_of(TINY)
+    found = growth.variants(case)
     assert {name: [value for value, _, _ in cases] for name, cases in found.items()} == {
         "k": ["0", "1", "2", "4"], "batch": ["2", "4", "8"], "pixels": ["4", "8", "16"],
         "depth": ["20", "32", "56"],
@@ -326,8 +345,7 @@ def test_growth_that_is_linear_has_exponent_1(scripts):
 # memory -----------------------------------------------------------------------------------------
 
 
-def test_memory_that_is_known(scripts):
-    stopwatch, memory = scripts("stopwatch"), scripts("memory")
+def test_memory_that_is_known():
 
     def three_megabytes() -> None:
         a = torch.ones(250_000)
@@ -346,8 +364,7 @@ def test_memory_that_is_known(scripts):
     assert (live.most, live.now) == (3_000_000, 0)
 
 
-def test_counted_memory_is_that_of_a_real_step(scripts):
-    memory, stopwatch = scripts("memory"), scripts("stopwatch")
+def test_counted_memory_is_that_of_a_real_step():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(),
                         nn.Linear(512, 10))  # fmt: skip
     model = Classifier(net, [0.5], [0.25])
@@ -360,40 +377,42 @@ def test_counted_memory_is_that_of_a_real_step(scripts):
         assert counted == pytest.approx(real, rel=0.1)
 
 
-def test_large_networks_are_counted_without_memory(scripts):
-    memory = scripts("memory")
-    case = scripts("cases").case_of(["dataset=imagenet", "model.depth=50", "dataset.image_size=64",
-                                     "schedule.optimizer=momentum"])  # fmt: skip
-    plain, less = (memory.need_of(case, "fp32", checkpointed) for checkpointed in (False, True))
-    half = memory.need_of(case, "bf16", False)
-    alone = memory.need_of(case.varied("schedule.fold=false"), "fp32", False)
-    copied = plain["update"].fixed - alone["update"].fixed
+def test_large_networks_are_counted_without_memory(monkeypatch):
+    case = case_of(["dataset=imagenet", "model.depth=18", "dataset.image_size=64",
+                    "schedule.optimizer=momentum", "schedule.precision=fp32"])  # fmt: skip
+    measure = lambda case, *more: memory.measure("it", case, *(more or (False, (1, 2))))[0]  # noqa: E731
+    whole, less = measure(case), measure(case, True, (1, 2))
+    half = measure(case.varied("schedule.precision=bf16"))
+    alone = measure(case.varied("schedule.fold=false"))
+    copied = whole["fixed_bytes"] - alone["fixed_bytes"]
     assert copied == pytest.approx(4 * case.cost.parameters, rel=0.01)
-    for step in ("attack", "update"):
-        assert less[step].image < 0.6 * plain[step].image
-        assert 0.4 < half[step].image / plain[step].image < 0.65
-        assert plain[step].fixed >= 3 * 4 * case.cost.parameters  # weights, gradients, momentum
+    for step in ("attack_bytes_an_image", "update_bytes_an_image"):
+        assert less[step] < 0.6 * whole[step] and 0.4 < half[step] / whole[step] < 0.65
+    assert whole["fixed_bytes"] >= 3 * 4 * case.cost.parameters  # weights, gradients, momentum
     # a convolution keeps its input, whether or not its weights are frozen
-    assert plain["attack"].image == pytest.approx(plain["update"].image, rel=0.1)
-    need = memory.Need(fixed=100.0, image=7.0)
-    assert [need.largest(m) for m in (99, 106, 107, 170)] == [0, 0, 1, 10]
+    attacked, updated = whole["attack_bytes_an_image"], whole["update_bytes_an_image"]
+    assert attacked == pytest.approx(updated, rel=0.1)
+    most = (2**30 - whole["fixed_bytes"]) / max(attacked, updated)
+    assert whole["largest_batch"]["1"] == int(most) < whole["largest_batch"]["2"] / 2
 
 
 # the command ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def benchmark(scripts, quick, tmp_path, monkeypatch, capfd):
-    """`benchmark("--steps", "0,1")` in this process, on tiny networks: code, output, errors."""
+def bench(quick, tmp_path, monkeypatch, capfd):
+    """`bench("--steps", "0,1")` in this process, on tiny networks: code, output, errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
     monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    few = lambda: {"activation": ["gelu", "relu"]}  # noqa: E731
+    monkeypatch.setattr(activations, "options", few)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
         capfd.readouterr()
         try:
-            code = scripts("benchmark").main()
+            code = benchmark.main()
         except SystemExit as end:
             code = end.code
         out, err = capfd.readouterr()
@@ -402,61 +421,111 @@ def benchmark(scripts, quick, tmp_path, monkeypatch, capfd):
     return call
 
 
+def kept(folder) -> dict:
+    return json.loads((folder / "benchmark.json").read_text())
+
+
 def is_spread(found: dict) -> bool:
     return found.keys() == {"median", "low", "high"} and found["low"] <= found["high"]
 
 
-def test_the_command_from_end_to_end(benchmark, tmp_path, monkeypatch):
+def test_the_command_from_end_to_end(bench, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchattacks", None)
-    code, out, err = benchmark(*TINY, "--steps", "1,0", "--rounds", "2", "--out", "kept")
+    code, out, err = bench(*TINY, "--steps", "1,0", "--rounds", "2", "--out", "kept")
     assert code == 0, err
-    found = json.loads((tmp_path / "kept/benchmark.json").read_text())
-    assert found.keys() == {"about", "steps", "stages", "activations"}
+    found = kept(tmp_path / "kept")
+    assert found.keys() == {"about", "steps", "stages", "activations", "left"}
     about = found["about"]
     assert about["command"].startswith("python benchmark.py dataset=digits")
     assert {"torch", "timm", "python", "device", "threads", "isa", "time", "words"} <= about.keys()
     assert about["batch"] == 8 and about["shape"] == [1, 8, 8]
-    steps = found["steps"]
-    assert [(row["loop"], row["k"]) for row in steps["rows"]] == [
-        (name, k) for name in ("sat", "sat, no trick", "published loop") for k in (0, 1)
+    note, *rows = found["steps"]["rows"]
+    assert "torchattacks is left out" in note["note"] and note["note"] in out
+    loops_timed = [row for row in rows if "loop" in row]
+    assert [(row["loop"], row["k"]) for row in loops_timed] == [
+        (name, k) for k in (1, 0) for name in ("sat", "sat, no trick", "published loop")
     ]
-    for row in steps["rows"]:
-        assert row["flop"] == 2 * steps["multiply_adds"] * 8 * (2 * row["k"] + 3)
+    for row in loops_timed:
+        assert row["flop"] == 2 * about["multiply_adds"] * 8 * (2 * row["k"] + 3)
         assert len(row["rounds"]) == 2 and is_spread(row["share_of_peak"])
         assert is_spread(row["seconds"]) and is_spread(row["times_published"])
-        assert "times_torchattacks" not in row
-    assert steps["memory"]["k"] == 1 and all(steps["memory"]["bytes"].values())
-    assert "torchattacks is left out" in steps["notes"][0] and steps["notes"][0] in out
-    (stages,) = found["stages"]
-    assert stages["k"] == 1 and sum(row["units"] for row in stages["rows"]) == 5
-    activations = found["activations"]["rows"]
-    options = {file.stem for file in (ROOT / "conf/activation").glob("*.yaml")}
-    assert {row["activation"] for row in activations} == options
-    assert activations[0]["eager"]["update"]["to_relu"]["median"] == 1
+        assert "times_torchattacks" not in row and ("bytes" in row) == (row["k"] == 1)
+    assert {row["k"] for row in rows if "product" in row and row["limit"]} == {0, 1}
+    staged = found["stages"]["rows"]
+    assert staged[-1]["stage"] == "PGD-1: all" and sum(r["units"] for r in staged[:-1]) == 5
+    relu, gelu = found["activations"]["rows"]
+    assert (relu["activation"], gelu["activation"]) == ("relu", "gelu")
+    assert relu["update"]["to_relu"]["median"] == 1 and gelu["saved"] > relu["saved"]
     for name in ("steps.png", "steps.svg", "benchmark.md"):
         assert (tmp_path / "kept" / name).stat().st_size > 500
-    assert (tmp_path / "kept/benchmark.md").read_text().strip() == out.strip()
+    assert (tmp_path / "kept/benchmark.md").read_text() == out
 
 
-def test_a_folder_is_read_beside_the_step(benchmark, tmp_path):
+def counting(log: list[str], seconds: float = 0.0, keys=("a", "b", "c")) -> part.Part:
+    """A part of as many rows, each of which says that it was measured; at `stop` it is killed."""
+    import time
+
+    def measure(key: str) -> list[dict]:
+        if key == "stop":
+            raise KeyboardInterrupt
+        log.append(key)
+        time.sleep(seconds)
+        return [{"value": key}]
+
+    rows = lambda case, own: ((key, lambda key=key: measure(key)) for key in keys)  # noqa: E731
+    return part.Part("Count", "a note", ["key", "value"], rows, lambda row: [row["key"], "1"])
+
+
+def test_a_row_is_kept_when_it_is_measured_and_measured_once(tmp_path, capsys):
+    log: list[str] = []
+    about = {"device": "x", "time": "now"}
+    book = part.Book(tmp_path, about)
+    with pytest.raises(KeyboardInterrupt):
+        book.measure("count", counting(log, keys=("a", "stop", "c")), None, None)
+    assert [row["value"] for row in kept(tmp_path)["count"]["rows"]] == ["a"]
+    assert "| a " in (tmp_path / "benchmark.md").read_text() and "| a " in capsys.readouterr().out
+    book = part.Book(tmp_path, about | {"time": "later"})
+    assert book.measure("count", counting(log), None, None) == [] and log == ["a", "b", "c"]
+    assert (tmp_path / "benchmark.md").read_text().count("| a ") == 1
+    other = part.Book(tmp_path, about | {"device": "y"})
+    other.measure("count", counting(log), None, None)
+    assert log[3:] == ["a", "b", "c"], "another machine's rows are none of these"
+    other.found["left"] = []
+    other.write()
+    part.Book(tmp_path, about | {"device": "y"}).measure("count", counting(log), None, None)
+    assert log[6:] == ["a", "b", "c"], "what came to its end is measured anew"
+
+
+def test_a_budget_ends_between_rows_and_says_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log: list[str] = []
+    book = part.Book(tmp_path, {}, seconds=0.15)
+    left = book.measure("count", counting(log, seconds=0.1), None, None)
+    assert log == ["a"] and left == ["count b", "count c"]
+    assert part.unfinished(left, 60).endswith("count b, count c")
+    steps = types.SimpleNamespace(PART=counting(log, seconds=0.1))
+    monkeypatch.setattr(benchmark, "import_module", lambda name: steps)
+    assert benchmark.main([*TINY, "--parts", "steps", "--budget", "0.1s", "--out", "o"]) == 143
+    assert benchmark.main([*TINY, "--parts", "steps", "--out", "o"]) == 0
+    assert [benchmark.duration(text) for text in ("90s", "10m", "1.5h")] == [90, 600, 5400]
+
+
+def test_a_folder_is_read_beside_the_step(bench, tmp_path):
     folder = ["dataset=imagenet", "dataset.image_size=32", "dataset.workers=1", *TINY[1:-1]]
     own = ["--parts", "stages", "--steps", "1", "--rounds", "1", "--batch", "4"]
-    code, out, err = benchmark(*folder, *own)
+    code, out, err = bench(*folder, *own)
     assert code == 0, err
-    (found,) = json.loads((tmp_path / "outputs/benchmark/benchmark.json").read_text())["stages"]
-    assert [row["stage"] for row in found["rows"]][0] == "data: waited for"
-    assert found["read"]["processes"] == 1 and found["read"]["images_per_second"]["median"] > 0
-    assert "500x375" in found["read"]["files"] and "images/s are read" in out
+    first, *_, note = kept(tmp_path / "outputs/benchmark")["stages"]["rows"]
+    assert first["stage"] == "data: waited for" and "500x375" in note["note"]
+    assert "by 1 processes" in note["note"] and "images/s are read" in out
     assert not active_children()
 
 
-def test_readers_end_with_the_step_that_fails_and_are_used_up_before_the_clock_starts(
-    scripts, tmp_path
-):
-    loading, words = scripts("loading"), ["dataset=tiny_imagenet", "dataset.workers=1"]
-    case = scripts("cases").case_of([*words, *TINY[1:-1], "schedule.batch_size=4"])
+def test_readers_end_with_the_step_that_fails_and_are_used_up_before_the_clock_starts(tmp_path):
+    words = ["dataset=tiny_imagenet", "dataset.workers=1", *TINY[1:-1]]
+    case = case_of([*words, "schedule.batch_size=4"])
     images = loading.training_images(case, tmp_path)
-    assert "64x64" in loading.about(images, case)["files"]
+    assert "64x64" in loading.origin(images, case)
     steps = []
     timed = loading.fed(case, images, lambda x, y: steps.append(len(x)))
     with timed.within():
@@ -467,96 +536,83 @@ def test_readers_end_with_the_step_that_fails_and_are_used_up_before_the_clock_s
     assert not active_children()
 
 
-def test_a_compiler_that_fails_costs_no_eager_number(benchmark, tmp_path, monkeypatch):
+def test_a_compiler_that_fails_costs_no_eager_number(bench, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", broken)
     own = ["--parts", "stages,activations", "--steps", "1", "--rounds", "1", "--compile"]
-    code, out, err = benchmark(*TINY, *own)
+    code, out, err = bench(*TINY, *own)
     assert code == 0, err
-    found = json.loads((tmp_path / "outputs/benchmark/benchmark.json").read_text())
-    assert len(found["stages"]) == 1 and "eager" in found["activations"]["rows"][0]
-    assert out.count(" is left out: it failed (") == 2
+    found = kept(tmp_path / "outputs/benchmark")
+    assert [row for row in found["stages"]["rows"] if row.get("stage") == "PGD-1: all"]
+    eager = [row["activation"] for row in found["activations"]["rows"] if "note" not in row]
+    assert eager == ["relu", "gelu"] and out.count(" is left out: it failed (") == 2
 
 
-def test_growth_and_memory_are_parts_of_their_own(benchmark, scripts, tmp_path, monkeypatch):
+def test_growth_and_memory_are_parts_of_their_own(bench, tmp_path, monkeypatch):
     small = {"digits": ("model=resnet", "model.depth=10", "dataset.image_size=32")}
-    monkeypatch.setattr(scripts("memory"), "LARGE", small)
-    code, out, err = benchmark(*TINY, "--parts", "memory,growth", "--rounds", "1", "--gib", "1")
+    monkeypatch.setattr(memory, "LARGE", small)
+    monkeypatch.setitem(growth.DEPTHS, growth.CifarResNet, (8, 14))
+    code, out, err = bench(*TINY, "--parts", "memory,growth", "--rounds", "1", "--gib", "1")
     assert code == 0, err
-    found = json.loads((tmp_path / "outputs/benchmark/benchmark.json").read_text())
-    assert found.keys() == {"about", "growth", "memory"}
-    assert all(isinstance(each["exponent"], float) for each in found["growth"].values())
-    plain, less = found["memory"]["rows"]
-    assert not plain["checkpointed"] and less["checkpointed"]
-    assert plain["largest_batch"]["1"] < less["largest_batch"]["1"]
+    found = kept(tmp_path / "outputs/benchmark")
+    assert found.keys() == {"about", "growth", "memory", "left"}
+    assert all(isinstance(row["exponent"], float) for row in found["growth"]["rows"])
+    whole, less = found["memory"]["rows"]
+    assert not whole["checkpointed"] and less["checkpointed"]
+    assert whole["largest_batch"]["1"] < less["largest_batch"]["1"]
     assert "## Growth" in out and "## Memory" in out
 
 
 # whole commands ---------------------------------------------------------------------------------
 
 
-def assert_multiplied(program, made, folder):
-    """The copies are named as the program would, and are what a report takes for finished."""
-    runs, copies = (program.runs_in(place) for place in (made, folder))
-    assert len(copies) == program.RESULTS > len(runs) > 2
-    assert {run.name for run in runs} < {copy.name for copy in copies}
-    for run in copies:
-        spec = program.check(program.read_yaml(run / "config.yaml"))
-        result = json.loads((run / "result.json").read_text())
-        assert (run.name, spec.hash, spec.seed) == (spec.name, result["hash"], result["seed"])
-        assert result["status"] == "finished" and result["alarms"]
-        assert (run / "experiments.txt").read_text() == "equal_cost\n"
-        assert (run / "flags").is_dir() and not (run / "checkpoints").exists()
-
-
-def test_whole_commands_are_a_part_of_their_own(benchmark, scripts, tmp_path, monkeypatch):
-    program, temporary = scripts("program"), tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
-
-    def multiply(made, folder, multiplied=program.multiply):
-        multiplied(made, folder)
-        assert_multiplied(program, made, folder)
-
-    small = {"RUNS": 2, "RESULTS": 9, "EXPERIMENTS": ("equal_cost",), "multiply": multiply}
-    for name, value in small.items():
-        monkeypatch.setattr(program, name, value)
-    code, out, err = benchmark(*TINY, "--device", "cpu", "--parts", "program", "--rounds", "1")
+def test_whole_commands_are_a_part_of_their_own(bench, tmp_path, monkeypatch):
+    asked = []
+    timed = lambda command, *_: asked.append(" ".join(command[1:])) or 2.0  # noqa: E731
+    monkeypatch.setattr(program, "seconds", timed)
+    monkeypatch.setattr(program, "first_step", timed)
+    code, out, err = bench(*TINY, "--device", "cpu", "--parts", "program", "--rounds", "1")
     assert code == 0, err
-    found = json.loads((tmp_path / "outputs/benchmark/benchmark.json").read_text())
-    assert found.keys() == {"about", "program"} and "program" not in scripts("benchmark").USUAL
-    rows = {row["command"]: row for row in found["program"]["rows"]}
+    rows = {row["command"]: row for row in kept(tmp_path / "outputs/benchmark")["program"]["rows"]}
     assert {what: row["aim"] for what, row in rows.items()} == {
         "help": 2, "import sat.run": None, "first step": 8, "finished run again": None,
-        "sweep again": 120, "report": 30,
+        "sweep again (100 runs)": 120, "report (100 runs)": None,
     }  # fmt: skip
-    assert all(is_spread(row["seconds"]) and len(row["rounds"]) == 1 for row in rows.values())
-    assert "## Program" in out and "sweep again (2 finished runs)" in out
-    assert "report (9 run directories)" in out
-    assert not [*temporary.glob("sat-*")]
+    assert all(is_spread(row["seconds"]) and row["rounds"] == [2.0] for row in rows.values())
+    assert "program" not in benchmark.USUAL and len(asked) == 7
+    trained = [words for words in asked if "record.root=sweep" in words]
+    assert len(trained) == 3 and all(words.endswith("device=cpu") for words in trained)
 
 
-def test_the_first_step_is_seen_while_the_run_goes_on(scripts, tmp_path, monkeypatch):
-    program, seen = scripts("program"), []
-
-    def watch(root, has_logged=program.has_logged):
-        if found := has_logged(root):
-            lines = [file.read_text().splitlines()[0] for file in root.glob("*/metrics.jsonl")]
-            seen.append((lines, [*root.glob("*/result.json")]))
-        return found
-
-    monkeypatch.setattr(program, "has_logged", watch)
-    command = [sys.executable, "-m", "sat.run", *program.TINY, "device=cpu"]
-    assert program.first_step(command, tmp_path, iter(["first"])) > 0
-    ([line], results), ([_], [_]) = seen  # at the first step, and at the end
-    assert json.loads(line)["step"] == 1 and "train/loss" in line and not results
-    with pytest.raises(Fault, match=r"epohcs=3 device=cpu: ended with 2: .*epohcs"):
-        wrong = [*command[:3], "schedule.epohcs=3", *command[-1:]]
-        program.first_step(wrong, tmp_path, iter(["wrong"]))
+def test_the_first_step_is_seen_while_the_run_goes_on(sat, tmp_path):
+    """Of a command that stands in, and a real run has its metrics where they are looked for."""
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    stand_in = [
+        sys.executable,
+        "-c",
+        """if True:
+        import pathlib, sys, time
+        run = pathlib.Path(sys.argv[1].split("=")[1]) / "run"
+        run.mkdir(parents=True)
+        (run / "metrics.jsonl").write_text("{}")
+        time.sleep(0.5)
+        (run / "ended").touch()""",
+    ]
+    begun = program.time.perf_counter()
+    taken = program.first_step(stand_in, folder, "first")
+    assert 0 < taken < program.time.perf_counter() - begun - 0.4
+    assert (folder / "first/run/ended").exists()
+    done = sat(*program.SHORT)
+    assert done.code == 0 and program.has_logged(done.root), done.err
+    assert json.loads((done.run / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
+    wrong = [*program.RUN, "schedule.epohcs=3"]
     with pytest.raises(Fault, match="ended with 2: .*epohcs"):
-        program.seconds(wrong, tmp_path)
+        program.seconds(wrong, folder)
+    with pytest.raises(Fault, match="ended with 1: .*SystemExit: no"):
+        program.first_step([sys.executable, "-c", "raise Exception('SystemExit: no')"], folder, "x")
 
 
 # refused ----------------------------------------------------------------------------------------
@@ -569,51 +625,42 @@ def test_the_first_step_is_seen_while_the_run_goes_on(scripts, tmp_path, monkeyp
         (["--steps", "-1"], "-1: must be 0 or above"),
         (["--rounds", "0"], "--rounds: 0: must be 1 or above"),
         (["--parts", "step"], "step: is none of steps, stages"),
+        (["--budget", "10"], "--budget: 10: write a time"),
         (["--batch", "1"], "schedule.batch_size=1"),
         (["--device", "tpu"], "device=tpu"),
         (["relu"], "relu: is no key=value"),
         (["model.depht=18"], "model.depht"),
         (["dataset=nothing"], "dataset=nothing"),
         (["attack=none"], "attack: only PGD"),
-        (["attack.norm=l2"], "attack: only PGD"),
+        (["attack.norm=l2", "attack.eps=128"], "attack: only PGD"),
         (["schedule.grad_checkpointing=true", "model=timm", "model.name=vgg11_bn",
           "model.stem=large", "--parts", "stages"], "schedule.grad_checkpointing=true"),
     ],
 )  # fmt: skip
-def test_bad_arguments_are_answered_in_a_line(benchmark, given, told):
-    code, out, err = (
-        benchmark(*given, "--rounds", "1") if "--rounds" not in given else benchmark(*given)
-    )
+def test_bad_arguments_are_answered_in_a_line(bench, given, told):
+    code, out, err = bench(*given, "--rounds", "1") if "--rounds" not in given else bench(*given)
     assert code == 2 and told in err.splitlines()[-1]
     assert len([line for line in err.splitlines() if not line.startswith("usage:")]) == 1
 
 
-def test_memory_that_runs_out_is_told_in_a_line(benchmark, scripts, monkeypatch):
+def test_memory_that_runs_out_is_told_in_a_line(bench, monkeypatch):
     def greedy(*_) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setitem(scripts("benchmark").MEASURE, "growth", greedy)
-    code, out, err = benchmark(*TINY, "--parts", "growth")
+    monkeypatch.setattr(growth, "measure", greedy)
+    code, out, err = bench(*TINY, "--parts", "growth")
     assert (code, err) == (1, "out of memory at batch 8; --batch takes fewer images\n")
 
 
-def test_a_short_run_is_shorter_unless_it_is_told_otherwise(scripts):
-    arguments = scripts("benchmark").arguments
+def test_a_short_run_is_shorter_unless_it_is_told_otherwise():
+    arguments = benchmark.arguments
     short, own = arguments(["--short"]), arguments(["--short", "--rounds", "9", "--batch", "64"])
     assert (short.steps, short.rounds) == ((0, 1, 2), 3)
     assert short.words == ["schedule.batch_size=32"] and own.words == ["schedule.batch_size=64"]
     assert own.rounds == 9 and arguments([]).steps == (0, 1, 2, 3, 10)
 
 
-def test_what_a_processor_can_do(scripts, tmp_path):
-    file = tmp_path / "cpuinfo"
-    file.write_text("model name : X\nflags\t\t: fpu avx2 amx_bf16 amx_tile\nflags : fpu\n")
-    assert scripts("benchmark").isa(file) == ["avx2", "amx_tile", "amx_bf16"]
-    assert scripts("benchmark").isa(tmp_path / "missing") == []
-
-
-def test_only_what_can_be_timed_is_a_case(scripts):
-    case_of = scripts("cases").case_of
+def test_only_what_can_be_timed_is_a_case():
     with pytest.raises(Refused, match="model.depth"):
         case_of(["model.depth=19"])
     case = case_of([])

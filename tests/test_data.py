@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from sat.data import (
     SVHN,
@@ -64,7 +66,8 @@ def test_every_option_has_a_file():
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_gives_every_argument_its_default(name):
     text = (CONF / f"{name}.yaml").read_text()
-    values = yaml.safe_load(text)
+    with initialize_config_dir(str(CONF.parent), version_base="1.3"):
+        values = OmegaConf.to_container(compose("config", [f"dataset={name}"]).dataset)
     module, _, target = values.pop("_target_").rpartition(".")
     option = getattr(importlib.import_module(module), target)
     followed = {key: values.pop(key) for key in ("eps", "norm", "depth", "width")}

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import timm
@@ -13,12 +14,15 @@ import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from safetensors import safe_open
+from test_result import full as full_result
 from torch import nn
 
 import sat as package
 from sat.config import CONF, check, resolve
 from sat.models.export import export
 from sat.models.weights import build_model, load_weights
+from sat.rundir import checkpoint
+from sat.rundir.record import Run
 
 SHAPE = {"channels": 3, "classes": 5, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
 TINY = ["model.width=0.0625"]
@@ -42,8 +46,9 @@ def trained(tmp_path):
         torch.manual_seed(1)
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / "config.yaml").write_text(spec.yaml())
-        torch.save(state, tmp_path / name / "checkpoints/best.pt")
-        torch.save({**state, "average": average}, tmp_path / name / "checkpoints/last.pt")
+        checkpoint.save(tmp_path / name / "checkpoints/best.pt", state)
+        last = tmp_path / name / "checkpoints/last.pt"
+        checkpoint.save(last, {**state, "average": average})
         return tmp_path / name
 
     return make
@@ -114,7 +119,7 @@ def test_a_stranger_needs_sat_for_its_own_architecture_alone(trained, tmp_path):
         "import sys, timm\n"
         f"timm.create_model('local-dir:{plain}', pretrained=True)\n"
         "assert not any(name.split('.')[0] == 'sat' for name in sys.modules)\n"
-        "import sat.export\n"
+        "import sat.models.export\n"
         f"timm.create_model('local-dir:{own}', pretrained=True)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -157,15 +162,15 @@ def test_an_export_is_weights_to_start_from(trained, tmp_path, caplog):
 
 def test_the_file_says_what_it_is(trained, tmp_path):
     run = trained(*TINY, size=8)
-    best = {"clean": {"accuracy": 0.9}, "robust": {"pgd20": {"accuracy": 0.5}}}
-    result = {"name": "digits-x-0123", "status": "finished", "best": best}
-    (run / "result.json").write_text(json.dumps(result))
+    result = full_result()
+    best = replace(result.best, clean=replace(result.best.clean, accuracy=0.9))
+    Run(run).write_result(replace(result, name="digits-x-0123", best=best))
     with safe_open(export(run, tmp_path / "to") / "model.safetensors", "pt") as file:
         said = file.metadata()
     assert (said["format"], said["run"], said["checkpoint"]) == ("pt", "digits-x-0123", "best")
     assert len(said["hash"]) == 8
-    assert json.loads(said["accuracies"]) == {"clean": 0.9, "pgd20": 0.5}
-    assert json.loads(said["recipe"])["activation"]["_target_"] == "sat.activations.SiLU"
+    assert json.loads(said["accuracies"]) == {"clean": 0.9, "strong": 0.5, "worst_case": 0.5}
+    assert json.loads(said["recipe"])["activation"]["_target_"].endswith(".SiLU")
 
 
 def test_averages_are_exported_and_an_export_is_written_again(trained, tmp_path):
@@ -202,7 +207,7 @@ def test_what_can_not_be_exported_is_one_line(trained, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=says) as caught:
             export(place, tmp_path / "file", which)
         assert "\n" not in str(caught.value)
-    monkeypatch.setattr("sat.activations.swap.swap_activations", lambda net, activation: None)
+    monkeypatch.setattr("sat.models.export.swap_activations", lambda net, activation: None)
     with pytest.raises(ValueError, match="gives other logits"):  # the proof sees ReLU
         export(run, tmp_path / "to")
     assert not list((tmp_path / "to").iterdir())

@@ -1,9 +1,7 @@
 """What the forecast tells, beside what runs, models and sets turn out to be."""
 
-import importlib
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,36 +11,26 @@ import torch
 from conftest import ROOT, TINY
 from PIL import Image
 
+import sat.bench.forecast as module
 from sat.attacks import FGSM, PGD, Clean, Curve, FastAutoAttack
+from sat.bench import costs, pace, units
+from sat.config import composed
 from sat.errors import Refused
+from sat.rundir import checkpoint
 
 
 @pytest.fixture
-def scripts(monkeypatch):
-    """The scripts' modules by name."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    return importlib.import_module
-
-
-@pytest.fixture
-def forecast(scripts, tmp_path, monkeypatch, capfd):
+def forecast(tmp_path, monkeypatch, capfd):
     """`forecast("attack.steps=2")` in this process, of runs in tmp_path: code, output, errors."""
     import logging
 
-    from hydra.core.global_hydra import GlobalHydra
-
-    module = scripts("forecast")
-    for key in ("HYDRA_FULL_ERROR", "SAT_SWEEP_DIR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+    for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(key, "1")  # and as it was, after the test
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["forecast.py", *arguments])
         capfd.readouterr()
-        try:
-            code = module.main()
-        finally:
-            GlobalHydra.instance().clear()
+        code = module.main(arguments)
         out, err = capfd.readouterr()
         return code, out, err
 
@@ -50,15 +38,8 @@ def forecast(scripts, tmp_path, monkeypatch, capfd):
     logging.getLogger("sat").setLevel(logging.INFO)
 
 
-def spec_of(scripts, *overrides: str):
-    """The checked spec of a command line."""
-    from hydra import compose, initialize_config_dir
-
-    from sat import config
-
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = compose("config", overrides=list(overrides))
-    return config.check({**config.resolve(cfg), "choices": {"activation": "silu"}})
+def spec_of(*words: str):
+    return composed(words)
 
 
 def told(out: str) -> dict[str, str]:
@@ -71,17 +52,16 @@ def told(out: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("given", [(), ("dataset.limit=160", "dataset.holdout=30"),
                                    ("dataset.image_size=16", "dataset.holdout=0.001")])  # fmt: skip
-def test_digits_are_as_large_as_they_are_known_to_be(scripts, given):
-    spec = spec_of(scripts, *given)
+def test_digits_are_as_large_as_they_are_known_to_be(given):
+    spec = spec_of(*given)
     data = spec.dataset(torch.device("cpu"), 3)
-    sizes = scripts("costs").sizes_of(spec.dataset)
+    sizes = costs.sizes_of(spec.dataset)
     parts = [len(part) for part in (data.train, data.held_out, data.test)]
     assert [sizes.train, sizes.held_out, sizes.test] == parts
     assert (sizes.classes, *sizes.shape) == (10, 1, data.image_size, data.image_size)
 
 
-def test_published_sizes_are_those_in_the_headers_of_the_options(scripts):
-    costs = scripts("costs")
+def test_published_sizes_are_those_in_the_headers_of_the_options():
     for name, dataset in {"cifar10": costs.Cifar10, "cifar100": costs.Cifar100, "svhn": costs.SVHN,
                           "fashion_mnist": costs.FashionMNIST}.items():  # fmt: skip
         head = (ROOT / f"conf/dataset/{name}.yaml").read_text().splitlines()[0]
@@ -93,14 +73,14 @@ def test_published_sizes_are_those_in_the_headers_of_the_options(scripts):
     assert costs.PUBLISHED[costs.ImageNet][:3] == (1_281_167, 50_000, 1000)
 
 
-def test_folders_and_files_of_ones_own_are_counted(scripts, tmp_path):
+def test_folders_and_files_of_ones_own_are_counted(tmp_path):
     for part, count in (("train", 6), ("val", 2)):
         for name in ("a", "b", "c"):
             (tmp_path / part / name).mkdir(parents=True)
             for k in range(count):
                 (tmp_path / part / name / f"{k}.png").write_bytes(b"never decoded")
-    sizes_of = scripts("costs").sizes_of
-    spec = spec_of(scripts, "dataset=imagefolder", f"dataset.root={tmp_path}", "dataset.holdout=3")
+    sizes_of = costs.sizes_of
+    spec = spec_of("dataset=imagefolder", f"dataset.root={tmp_path}", "dataset.holdout=3")
     found = sizes_of(spec.dataset)
     assert (found.train, found.held_out, found.test, found.classes) == (15, 3, 6, 3)
     assert found.shape == (3, 224, 224)
@@ -109,28 +89,28 @@ def test_folders_and_files_of_ones_own_are_counted(scripts, tmp_path):
     pixels = np.zeros((40, 12, 12), np.uint8)
     np.savez(tmp_path / "x.npz", x_train=pixels, y_train=labels, x_test=pixels[:8],
              y_test=labels[:8])  # fmt: skip
-    found = sizes_of(spec_of(scripts, "dataset=npz", f"dataset.path={tmp_path}/x.npz").dataset)
+    found = sizes_of(spec_of("dataset=npz", f"dataset.path={tmp_path}/x.npz").dataset)
     assert (found.train, found.held_out, found.test, found.classes) == (36, 4, 8, 4)
     assert found.shape == (1, 12, 12)
 
 
-def test_timm_folders_are_counted_too(scripts, tmp_path):
+def test_timm_folders_are_counted_too(tmp_path):
     for part, count in (("train", 5), ("validation", 2)):
         for name in ("a", "b"):
             (tmp_path / part / name).mkdir(parents=True)
             for k in range(count):
                 Image.new("RGB", (4, 4)).save(tmp_path / part / name / f"{k}.png")
-    spec = spec_of(scripts, "dataset=timm", "dataset.name=folder", f"dataset.root={tmp_path}",
+    spec = spec_of("dataset=timm", "dataset.name=folder", f"dataset.root={tmp_path}",
                    "dataset.holdout=2")  # fmt: skip
-    found = scripts("costs").sizes_of(spec.dataset)
+    found = costs.sizes_of(spec.dataset)
     assert (found.train, found.held_out, found.test, found.classes) == (8, 2, 4, 2)
 
 
 # gradient computations --------------------------------------------------------------------------
 
 
-def test_gradients_of_each_attack(scripts):
-    of, pgd = scripts("costs").gradients_of, PGD(8.0, 7)
+def test_gradients_of_each_attack():
+    of, pgd = costs.gradients_of, PGD(8.0, 7)
     assert [of(attack) for attack in (Clean(), FGSM(), pgd)] == [0, 1, 7]
     assert of(Curve(pgd, "eps", (0, 0.5, 1.0))) == 14  # a ball of no size takes no step
     assert of(Curve(pgd, "steps", (1, 5))) == 6
@@ -179,13 +159,13 @@ def counted(monkeypatch):
 
 
 @pytest.mark.parametrize("attack, steps", [("pgd", 3), ("fgsm", 1), ("none", 0)])
-def test_a_real_run_computes_as_many_gradients(sat, scripts, counted, attack, steps):
+def test_a_real_run_computes_as_many_gradients(sat, counted, attack, steps):
     more = ["attack.steps=3"] if attack == "pgd" else []
     given = [f"attack={attack}", *more, "schedule.batch_size=34", "schedule.accumulate=3",
              "evaluation.checkpoints=[last]"]  # fmt: skip
     done = sat(*given)
     assert done.code == 0, done.err
-    costs, spec = scripts("costs"), spec_of(scripts, *TINY, *given)
+    spec = spec_of(*TINY, *given)
     work = costs.work_of(spec, costs.sizes_of(spec.dataset))
     result = done.result
     assert work.updates == result["steps"] and work.images == result["images"]
@@ -202,18 +182,17 @@ def test_a_real_run_computes_as_many_gradients(sat, scripts, counted, attack, st
     assert counted["validation", "input"] == seen
 
 
-def test_checkpoints_restarts_and_curves_multiply(scripts):
-    costs = scripts("costs")
+def test_checkpoints_restarts_and_curves_multiply():
 
     def evaluation(*given: str) -> int:
-        spec = spec_of(scripts, *given)
+        spec = spec_of(*given)
         return costs.work_of(spec, costs.sizes_of(spec.dataset)).evaluation
 
     assert evaluation() == 2 * 359 * 20
     assert evaluation("evaluation.restarts=3", "evaluation.limit=100") == 2 * 100 * 60
     assert evaluation("evaluation=paper", "evaluation.checkpoints=[last]") == 359 * 280
     assert evaluation("evaluation=curves") == 2 * 359 * (8 * 20 + 391)
-    spec = spec_of(scripts, "evaluation=strong")
+    spec = spec_of("evaluation=strong")
     assert costs.work_of(spec, costs.sizes_of(spec.dataset)).untold == ("strong",)
 
 
@@ -224,11 +203,11 @@ def test_checkpoints_restarts_and_curves_multiply(scripts):
     ("activation=silu",), ("activation=relu", "model.depth=26"),
     ("model=wide_resnet", "model.depth=10", "model.width=1"),
 ])  # fmt: skip
-def test_activations_are_what_a_forward_leaves_allocated(scripts, given):
+def test_activations_are_what_a_forward_leaves_allocated(given):
     """Measured by torch's profiler: all that was allocated in a forward and is not freed."""
     from torch.profiler import ProfilerActivity, profile
 
-    costs, spec = scripts("costs"), spec_of(scripts, *given, "dataset.image_size=16")
+    spec = spec_of(*given, "dataset.image_size=16")
     sizes = costs.sizes_of(spec.dataset)
     model = costs.build(spec, sizes, "cpu").train()
     x = torch.rand(64, *sizes.shape)
@@ -242,13 +221,12 @@ def test_activations_are_what_a_forward_leaves_allocated(scripts, given):
 
 
 @pytest.mark.parametrize("optimizer, ema", [("sgd", 0.0), ("adamw", 0.99), ("lookahead_sgd", 0.0)])
-def test_memory_is_that_of_the_tensors_of_a_training(scripts, optimizer, ema):
+def test_memory_is_that_of_the_tensors_of_a_training(optimizer, ema):
     from sat.training.plan import Plan
     from sat.training.state import TrainState
     from sat.training.step import update
 
-    costs = scripts("costs")
-    spec = spec_of(scripts, f"schedule.optimizer={optimizer}", f"schedule.ema={ema}")
+    spec = spec_of(f"schedule.optimizer={optimizer}", f"schedule.ema={ema}")
     sizes = costs.sizes_of(spec.dataset)
     model = costs.build(spec, sizes, "cpu")
     choices = {"precision": "fp32", "channels_last": False, "compile": False}
@@ -270,11 +248,11 @@ def test_memory_is_that_of_the_tensors_of_a_training(scripts, optimizer, ema):
 # the network ------------------------------------------------------------------------------------
 
 
-def test_counts_are_those_of_the_real_network(scripts):
+def test_counts_are_those_of_the_real_network():
     from sat.acceleration.auto import multiply_adds
     from sat.models.weights import build_model
 
-    costs, spec = scripts("costs"), spec_of(scripts, "activation=prelu", "model=efficientnet")
+    spec = spec_of("activation=prelu", "model=efficientnet")
     sizes = costs.sizes_of(spec.dataset)
     shape = {"channels": 1, "classes": 10, "image_size": 8, "mean": [0.5], "std": [0.5]}
     real = build_model(spec, shape, torch.device("cpu"))
@@ -284,50 +262,48 @@ def test_counts_are_those_of_the_real_network(scripts):
 
 
 @pytest.mark.parametrize("option", sorted(p.stem for p in (ROOT / "conf/activation").glob("*")))
-def test_every_activation_is_counted(scripts, option):
-    costs, spec = scripts("costs"), spec_of(scripts, f"activation={option}", "model.width=0.0625")
+def test_every_activation_is_counted(option):
+    spec = spec_of(f"activation={option}", "model.width=0.0625")
     cost = costs.cost_of(spec, costs.sizes_of(spec.dataset))
     assert cost.multiply_adds > 0 and cost.parameters > 0
 
 
-def test_a_surrogate_gradient_keeps_what_its_update_needs(scripts):
+def test_a_surrogate_gradient_keeps_what_its_update_needs():
     """ReLU keeps its output, which the next layer keeps as well; a surrogate its input besides."""
-    costs, kept = scripts("costs"), {}
+    kept = {}
     for outer in ("true", "false"):
-        spec = spec_of(scripts, "activation=surrogate_relu", f"activation.outer={outer}")
+        spec = spec_of("activation=surrogate_relu", f"activation.outer={outer}")
         kept[outer] = costs.cost_of(spec, costs.sizes_of(spec.dataset)).activations
     assert kept["true"] > 1.2 * kept["false"]
 
 
-def test_the_largest_networks_of_the_study_need_no_memory(scripts, monkeypatch):
-    costs = scripts("costs")
-    spec = spec_of(scripts, "dataset=imagenet", "model=efficientnet", "model.variant=l1",
+def test_the_largest_networks_of_the_study_need_no_memory(monkeypatch):
+    spec = spec_of("dataset=imagenet", "model=efficientnet", "model.variant=l1",
                    "dataset.image_size=600")  # fmt: skip
-    timing, build, built = scripts("timing"), costs.build, []
+    build, built = costs.build, []
     monkeypatch.setattr(costs, "build", lambda *a: built.append(build(*a)) or built[0])
     sizes = costs.sizes_of(spec.dataset)
     cost = costs.cost_of(spec, sizes)
     assert all(t.is_meta for t in [*built[0].parameters(), *built[0].buffers()])
     assert cost.parameters == 272_630_564 and 160e9 < cost.multiply_adds < 164e9
     with pytest.raises(ValueError, match="^not timed: too"):
-        timing.tried(spec, sizes, cost)
+        pace.tried(spec, sizes, cost)
 
 
 # time -------------------------------------------------------------------------------------------
 
 
-def test_time_adds_up(scripts):
-    costs, timing = scripts("costs"), scripts("timing")
+def test_time_adds_up():
     work = costs.Work(updates=10, images=100, attack=300, validation=40, validated=10,
                       evaluation=50, evaluated=5, checked=0, untold=())  # fmt: skip
-    pace = timing.Pace(update=3.0, attack=2.0, validation=1.0, evaluation=4.0)
-    assert pace.training(work) == 300 + 600 + 50
-    assert pace.measuring(work) == 4 * 55
-    assert pace.doubting(replace(work, checked=2)) == 4 * 2 * 310
+    speed = pace.Pace(update=3.0, attack=2.0, validation=1.0, evaluation=4.0)
+    assert speed.training(work) == 300 + 600 + 50
+    assert speed.measuring(work) == 4 * 55
+    assert speed.doubting(replace(work, checked=2)) == 4 * 2 * 310
 
 
-def test_a_rate_tells_the_time_without_trying(forecast, scripts, monkeypatch):
-    monkeypatch.setattr(scripts("timing"), "_try", None)
+def test_a_rate_tells_the_time_without_trying(forecast, monkeypatch):
+    monkeypatch.setattr(pace, "try_out", None)
     code, out, err = forecast("experiment=imagenet_resnet50", "--tflops", "300",
                               "evaluation=clean", "validation.every=1000")  # fmt: skip
     assert code == 0, err
@@ -354,10 +330,10 @@ def test_a_rate_that_is_none_is_refused(forecast, rate):
     assert end.value.code == 2
 
 
-def test_a_network_is_tried_once_in_a_sweep(forecast, scripts, monkeypatch):
-    timing, tries = scripts("timing"), []
-    monkeypatch.setattr(timing, "_TRIED", {})
-    monkeypatch.setattr(timing, "_try", lambda *a: tries.append(a) or timing.Pace(1, 1, 1, 1))
+def test_a_network_is_tried_once_in_a_sweep(forecast, monkeypatch):
+    tries = []
+    monkeypatch.setattr(pace, "_TRIED", {})
+    monkeypatch.setattr(pace, "try_out", lambda *a: tries.append(a) or pace.Pace(1, 1, 1, 1))
     code, out, _ = forecast(*TINY, "-m", "activation=relu,silu", "attack.steps=1,3")
     assert code == 0 and len(tries) == 2
     assert "4 runs, 4 distinct: 4 not begun; still missing:" in out
@@ -366,14 +342,13 @@ def test_a_network_is_tried_once_in_a_sweep(forecast, scripts, monkeypatch):
 # the command ------------------------------------------------------------------------------------
 
 
-def without_time(monkeypatch, scripts):
-    timing = scripts("timing")
-    monkeypatch.setattr(timing, "_TRIED", {})
-    monkeypatch.setattr(timing, "_try", lambda *a: timing.Pace(1e-4, 1e-4, 1e-4, 1e-4))
+def without_time(monkeypatch):
+    monkeypatch.setattr(pace, "_TRIED", {})
+    monkeypatch.setattr(pace, "try_out", lambda *a: pace.Pace(1e-4, 1e-4, 1e-4, 1e-4))
 
 
-def test_runs_are_told_apart_by_how_far_they_are(sat, forecast, scripts, tmp_path, monkeypatch):
-    without_time(monkeypatch, scripts)
+def test_runs_are_told_apart_by_how_far_they_are(sat, forecast, tmp_path, monkeypatch):
+    without_time(monkeypatch)
     done = sat()
     assert done.code == 0, done.err
     given = [*TINY, f"record.root={done.root}"]
@@ -390,21 +365,20 @@ def test_runs_are_told_apart_by_how_far_they_are(sat, forecast, scripts, tmp_pat
     assert "3 runs, 2 distinct: 1 stopped, 1 not begun" in out
 
 
-def test_what_is_missing_of_a_stopped_run_is_the_rest_of_it(sat, forecast, scripts, monkeypatch):
-    without_time(monkeypatch, scripts)
+def test_what_is_missing_of_a_stopped_run_is_the_rest_of_it(sat, forecast, monkeypatch):
+    without_time(monkeypatch)
     done = sat()
     given = [*TINY, f"record.root={done.root}"]
     (done.run / "result.json").unlink()
     last = done.run / "checkpoints/last.pt"
-    state = torch.load(last, weights_only=True)
-    jobs = scripts("forecast").JOBS
+    state = checkpoint.read(last)
+    jobs = []
+    monkeypatch.setattr(module, "summary", lambda told, own: jobs.extend(told) or "")
     for share in (0.0, 0.5, 1.0):
-        torch.save({**state, "step": round(share * state["step"])}, last)
+        checkpoint.save(last, {**state, "step": round(share * state["step"])})
         forecast(*given)
-        (job,) = jobs
-        training = (
-            job.seconds - 2 * 50 * 4e-4
-        )  # less the evaluation's: three steps, and two forwards
+        job = jobs.pop()
+        training = job.seconds - 2 * 50 * 4e-4  # less the evaluation's: three steps, two forwards
         assert job.seconds - job.missing == pytest.approx(share * training, rel=0.05)
 
 
@@ -413,7 +387,7 @@ def files(folder: Path) -> list[tuple[str, int | bool]]:
     return sorted((str(p), p.is_file() and p.stat().st_mtime_ns) for p in folder.rglob("*"))
 
 
-def test_nothing_is_left_behind(sat, forecast, scripts, tmp_path, monkeypatch):
+def test_nothing_is_left_behind(sat, forecast, tmp_path, monkeypatch):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
@@ -421,7 +395,7 @@ def test_nothing_is_left_behind(sat, forecast, scripts, tmp_path, monkeypatch):
     before = files(tmp_path)
     code, out, _ = forecast(*TINY, f"record.root={done.root}")  # the network is tried
     assert code == 0 and 0 < float(re.fullmatch(r"([\d.]+) s", told(out)["time"])[1]) < 60
-    without_time(monkeypatch, scripts)
+    without_time(monkeypatch)
     assert forecast(*TINY, f"record.root={done.root}", "-m", "seed=0,1")[0] == 0
     assert forecast(*TINY, "-m", "seed=0,1")[0] == 0
     assert files(tmp_path) == before
@@ -461,8 +435,8 @@ def test_what_is_refused_is_one_line(forecast, given, line):
     assert out.startswith(line) and len(out.strip().splitlines()) == 1
 
 
-def test_a_refused_job_is_listed_and_the_others_are_told(forecast, scripts, monkeypatch):
-    without_time(monkeypatch, scripts)
+def test_a_refused_job_is_listed_and_the_others_are_told(forecast, monkeypatch):
+    without_time(monkeypatch)
     code, out, _ = forecast(*TINY, "-m", "attack.steps=1,0,2")
     assert code == 2
     assert len(re.findall(r"^digits-resnet10-w0.0625-silu-pgd[12]-", out, re.M)) == 2
@@ -476,28 +450,46 @@ def test_a_device_that_is_not_here_leaves_the_time_open(forecast):
     assert "device=cuda:9: " in out and "--tflops X tells a time" in out
 
 
-def test_another_launcher_is_not_asked(forecast, scripts, monkeypatch):
-    without_time(monkeypatch, scripts)
-    monkeypatch.setattr(scripts("forecast"), "JOBS", jobs := [])
-    code, *_ = forecast(*TINY, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
-                        "seed=0,1")  # fmt: skip
-    assert code == 0 and len(jobs) == 2
-    monkeypatch.setattr(sys, "argv", ["forecast.py", "seed=1", "-m"])  # nor one of an experiment's
-    assert scripts("forecast").arguments() == ["-m", "seed=1", "hydra/launcher=basic"]
+def test_another_launcher_is_not_asked(forecast, monkeypatch):
+    without_time(monkeypatch)
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "-m"]
+    code, out, _ = forecast(*TINY, *words)
+    assert code == 0 and "2 runs, 2 distinct" in out
 
 
-def test_numbers_are_for_people(scripts):
-    module = scripts("units")
-    assert [module.count(n) for n in (359, 9999, 9999.6, 999_700, 25_557_032, 3.99e9)] == [
+def test_a_benchmark_gives_the_rates(forecast, tmp_path):
+    code, _, err = forecast("--measured", str(tmp_path))
+    assert code == 2 and err.startswith(f"--measured {tmp_path}: holds no benchmark of steps")
+    rows = [
+        {"loop": loop, "k": k, "flop_per_second": {"median": 1e12 * rate},
+         "choices": {"precision": "fp32" if "no trick" in loop else "bf16"}}
+        for loop, k, rate in (
+            ("sat", 1, 150.0), ("sat, compiled", 1, 212.34), ("sat, compiled", 10, 999.0),
+            ("sat, no trick", 1, 38.0), ("published loop", 1, 500.0),
+        )
+    ]  # fmt: skip
+    rows.append({"product": "bf16", "k": 1, "flop_per_second": {"median": 1e15}})
+    (tmp_path / "benchmark.json").write_text(json.dumps({"steps": {"rows": rows}}))
+    assert module.measured(tmp_path) == pytest.approx((212.34, 38.0))
+    out = forecast("--measured", str(tmp_path))[1]
+    assert "at 212.34 TFLOP/s sustained in training and 38 in the evaluation" in out
+
+
+def test_runs_are_shared_out_to_the_gpu_that_is_free_first():
+    assert module.shared_out([3, 1, 1, 1, 2], 2) == 5 and module.shared_out([3, 1], 8) == 3
+
+
+def test_numbers_are_for_people():
+    assert [units.count(n) for n in (359, 9999, 9999.6, 999_700, 25_557_032, 3.99e9)] == [
         "359", "9,999", "10 k", "1 M", "25.6 M", "3.99 G"]  # fmt: skip
-    assert [module.size(n) for n in (0, 2**20, 1.25 * 2**30, None)] == [
+    assert [units.size(n) for n in (0, 2**20, 1.25 * 2**30, None)] == [
         "0 KiB", "1 MiB", "1.25 GiB", "-"]  # fmt: skip
-    assert [module.span(s) for s in (0.34, 26, 190, 12_000, 1_051_200, None)] == [
+    assert [units.span(s) for s in (0.34, 26, 190, 12_000, 1_051_200, None)] == [
         "0.3 s", "26 s", "3 min 10 s", "3 h 20 min", "12 d 4 h", "-"]  # fmt: skip
-    assert module.span(59.7) == "1 min 0 s" and module.span(3599.8) == "1 h 0 min"
+    assert units.span(59.7) == "1 min 0 s" and units.span(3599.8) == "1 h 0 min"
 
 
-def test_an_unmet_limit_is_a_refusal(scripts):
+def test_an_unmet_limit_is_a_refusal():
     with pytest.raises(Refused, match="^dataset.holdout=40000: "):
-        scripts("costs").sizes_of(replace(spec_of(scripts, "dataset=cifar100").dataset,
+        costs.sizes_of(replace(spec_of("dataset=cifar100").dataset,
                                           limit=30_000, holdout=40_000))  # fmt: skip

@@ -16,7 +16,7 @@ CONFIG = {
                 "schedule": "digits", "record": "default"},
     "seed": 0,
     "evaluate": None,
-    "dataset": {"_target_": "sat.data.memory.Digits", "root": "/data", "limit": None, "eps": 38.0,
+    "dataset": {"_target_": "sat.data.memory.Digits", "limit": None,
                 "flip": False},
     "activation": {"_target_": "sat.activations.ReLU"},
     "attack": {"_target_": "sat.attacks.PGD", "eps": 38.0, "steps": 1, "start": "uniform"},

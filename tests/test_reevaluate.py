@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sat as package
+from sat.rundir import checkpoint
 
 # Enough for a model that is right more often than not.
 BETTER = ["schedule.ema=0.8", "validation.every=4", "dataset.limit=600", "model.width=0.125",
@@ -212,7 +213,7 @@ def test_what_can_not_be_evaluated_is_refused_in_one_line(sat, copy, tmp_path, k
         ("activation=relu", "activation=relu: can't be changed"),
         ("schedule.epochs=5", "schedule.epochs=5: can't be changed"),
         ("dataset.eps=4", "evaluation.attacks.<name>.eps"),
-        ("evaluation.attacks.pgd20.eps=0.03", "is in units of 1/255"),
+        ("evaluation.attacks.pgd20.eps=0.03", "the unit is 1/255"),
         ("evaluation.checkpoints=[first]", "choose from last, best, last_raw"),
         ("evaluation.attacks.pgd20.steps=4", "was measured in this run with other settings"),
         ("dataset=cifar10", "dataset=cifar10: can't be changed"),
@@ -420,14 +421,14 @@ def test_flags_are_of_these_weights_and_images(sat, copy):
 def test_a_foreign_or_damaged_checkpoint_in_a_run_is_refused_before_anything(sat, copy):
     best = copy / "checkpoints/best.pt"
     ask = [f"evaluate={copy}", "evaluation=clean", "+attack@evaluation.attacks.m=fgsm"]
-    state = torch.load(best)
+    state = checkpoint.read(best)
     spoiled = {"hash": "00000000", "dataset": state["facts"]["dataset"]}
     for content, says in (
         ({**state, "facts": spoiled}, "another config"),
         ({"facts": state["facts"]}, "is damaged"),
         (None, "is damaged"),
     ):
-        torch.save(content, best) if content else best.write_bytes(b"junk")
+        checkpoint.save(best, content) if content else best.write_bytes(b"junk")
         refused = sat(*ask, tiny=False, root=copy.parent)
         assert refused.code == 2 and says in refused.err, refused.err
         assert refused.err.count("\n") == 1 and not (copy / "flags/last-m.npz").exists()
@@ -451,8 +452,7 @@ def test_another_evaluation_erases_no_finding(sat, copy):
     )
 
 
-def test_weights_measured_on_another_set_of_the_same_name_are_refused(sat, copy, tmp_path):
-    """A run that was killed before its result existed still knows its images."""
+def test_weights_measured_on_another_set_of_the_same_name_are_another_run(sat, copy, tmp_path):
     x, y = (tensor.numpy() for tensor in images())
     model, places = package.load(copy), []
     torch.save(model.backbone.state_dict(), tmp_path / "w.pt")
@@ -465,10 +465,8 @@ def test_weights_measured_on_another_set_of_the_same_name_are_refused(sat, copy,
            "model.width=0.125", "model.mean=[0.3]", "model.std=[0.4]", *SILU, *FEW]  # fmt: skip
     done = sat(*ask, f"dataset.path={places[0]}", tiny=False)
     assert done.code == 0, done.err
-    (run,) = (r for r in done.runs if "mine" in r.name)
-    (run / "result.json").unlink()
     other = sat(*ask, f"dataset.path={places[1]}", tiny=False)
-    assert other.code == 2 and "other images" in other.err, other.err
+    assert other.code == 0 and len([r for r in other.runs if "mine" in r.name]) == 2, other.err
 
 
 def test_a_part_takes_nothing_from_the_whole(sat, copy):

@@ -1,83 +1,278 @@
-"""Reports on run directories: written here by hand, but for the config of one real run."""
+"""The command `sat-report`: pages, one file of kept runs, states, and two runs image by image."""
 
-import importlib
+import csv
 import json
 import os
+import re
+import runpy
 import shutil
-import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
+from conftest import ROOT
+from written import CLAIM, PGD, Folder, change, write_flags
 
-from sat.evaluation.measure import accuracy
-from sat.rundir.record import Run
-
-ROOT = Path(__file__).parents[1]
-REAL: list[Path] = []  # one run of a second, made by the first test that asks
-PGD = {"attack": "PGD", "eps": 38.0, "steps": 20, "limit": None, "subset_seed": None}
-
-
-@pytest.fixture
-def real(sat, tmp_path_factory) -> Path:
-    if not REAL:
-        REAL.append(sat(root=tmp_path_factory.mktemp("real")).run)
-    return REAL[0]
-
-
-def write_flags(run: Path, name: str, settings: dict, **arrays) -> None:
-    (run / "flags").mkdir(exist_ok=True)
-    np.savez(run / f"flags/{name}.npz", settings=np.array(json.dumps(settings)), **arrays)
-
-
-@pytest.fixture
-def write(real, tmp_path):
-    """`write(name, {"pgd20": robust}, clean)` makes a finished run with these flags."""
-
-    def make(name, attacks, clean, *, settings=PGD, indices=None, seed=0, steps=1, facts=()):
-        run = Run(tmp_path / "outputs" / name)
-        run.directory.mkdir(parents=True)
-        config = yaml.safe_load((real / "config.yaml").read_text())
-        config["seed"], config["attack"]["steps"] = seed, steps
-        (run.directory / "config.yaml").write_text(yaml.safe_dump(config))
-        result = json.loads((real / "result.json").read_text())
-        result.pop("configuration")  # as of an earlier version: the config tells
-        result |= {"seed": seed, "dataset": {**result["dataset"], **dict(facts)}}
-        indices = np.arange(len(clean)) if indices is None else np.asarray(indices)
-        subset = [settings["limit"], settings["subset_seed"]]
-        for which in ("best", "last"):
-            robust = {n: {**accuracy(f), "settings": settings} for n, f in attacks.items()}
-            result[which] |= {"clean": {**accuracy(clean), "subset": subset}, "robust": robust}
-            for attack, flags in attacks.items():
-                given = {"clean": clean, "robust": flags, "indices": indices, "seconds": 1.0}
-                write_flags(run.directory, f"{which}-{attack}", settings, **given)
-        run.write_result(result)
-        return run.directory
-
-    return make
+from sat.report import figures, kept, study
+from sat.report.command import main
+from sat.report.html import html
 
 
 @pytest.fixture
 def report(monkeypatch, capfd):
-    """`report("--compare", a, b)` in this process: exit code and output."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    main = importlib.import_module("report").main
-    draws_nothing = {"plots": {"draw": lambda *_: []}, "webpage": {"page": lambda *_: ""}}
-    for name, functions in draws_nothing.items():  # matplotlib takes seconds
-        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**functions))
+    """`report("--compare", a, b)`: exit code and output; of figures one is made up."""
+    picture = '<svg xmlns="http://www.w3.org/2000/svg"><text>drawn</text></svg>'
+
+    def draw(tables, place):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "a b.svg").write_text(picture)
+        drawn = SimpleNamespace(table=tables[0].name, png=place / "a b.png",
+                                svg=place / "a b.svg", text="dots")  # fmt: skip
+        return [drawn]
+
+    monkeypatch.setattr(figures, "draw", draw)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
         capfd.readouterr()
-        code = main()
+        code = main([str(argument) for argument in arguments])
         out, err = capfd.readouterr()
         assert not err
         return code, out
 
     return call
+
+
+@pytest.fixture
+def three(folder, write) -> Folder:
+    """ReLU and SiLU with three seeds each, and a claim."""
+    folder.pair("relu", "silu", [9, 10, 11])
+    write(claims=[CLAIM, {**CLAIM, "text": "The other <way>.", "better": CLAIM["than"],
+                          "than": CLAIM["better"]}])  # fmt: skip
+    (folder.outputs / "preface.md").write_text("# Mine\n\nSee [more](more.md).\n")
+    return folder
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+# pages --------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_the_same_numbers_everywhere(report, three):
+    code, out = report(three.outputs)
+    assert code == 0 and "Is smooth better?" in out and "supports: SiLU wins." in out
+    line = next(line for line in out.splitlines() if line.startswith("SiLU  "))
+    assert "62.0 ± 7.5" in line and "+10.0 (+7.5 to +12.5) *" in line
+    written = three.outputs / "report"
+    page = (written / "report.md").read_text()
+    assert page.startswith("# Mine\n") and "## Activations (`x`)" in page
+    row = next(line for line in page.splitlines() if line.startswith("| SiLU |"))
+    assert row.split(" | ")[3] == "62.0 ± 7.5" and "+10.0 (+7.5 to +12.5) \\*" in row
+    head = page.splitlines()[page.splitlines().index(row) - 3]
+    assert head.count("|") == row.count("|")
+    assert "![dots](figures/a%20b.png)" in page
+    assert "ImageNet (figure 2): ReLU 68.8 clean, 33 robust." in page
+    assert "- **supports**: SiLU wins. (SiLU against ReLU: +10.0 points (7.5 to 12.5)" in page
+    assert "command: python -m sat.run -m experiment=x seed=0,1,2" in page.replace("\\", "")
+    with open(written / "x-digits.csv") as file:
+        lines = {(r["row"], r["checkpoint"], r["measure"]): r for r in csv.DictReader(file)}
+    silu, relu = lines["SiLU", "best", "pgd20"], lines["ReLU", "best", "pgd20"]
+    assert float(silu["mean"]) == pytest.approx(0.62) and silu["seed 2"] == "0.65"
+    assert float(silu["difference"]) == pytest.approx(0.1) and silu["significant"] == "True"
+    assert relu["difference"] == "" and len(lines) == 8
+    before = contents(written)
+    assert report(three.outputs) == (code, out) and contents(written) == before
+
+
+def test_the_page_opens_with_every_claim(report, three):
+    report(three.outputs)
+    page = (three.outputs / "report/report.md").read_text()
+    glance = page.split("## The claims at a glance")[1].split("\n## ")[0]
+    assert "| **supports**: SiLU against ReLU: +10.0 points" in glance
+    assert "| **contradicts**: ReLU against SiLU: -10.0" in glance and "Verdicts (2)" in glance
+
+
+class Reader(HTMLParser):
+    """Balanced tags, ids, links and text of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.given, self.said, self.tags = [], [], [], []
+        self.feed(page)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.given += attrs
+        if tag not in ("meta", "br", "li"):  # HTML closes these by itself
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.given += attrs
+
+    def handle_endtag(self, tag):
+        assert tag == "li" or self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        self.said.append(data)
+
+
+def test_the_html_page_says_what_the_markdown_says_and_stands_alone(report, three):
+    report(three.outputs)
+    place = three.outputs / "report"
+    page = (place / "report.html").read_text()
+    read = Reader(page)
+    said = "".join(read.said)
+    cells = re.findall(r"\| ([^|]+?) (?=\|)", (place / "report.md").read_text())
+    plain = [re.sub(r"\\(.)", r"\1", cell.replace("**", "")) for cell in cells]
+    assert all(cell in said for cell in plain if not set(cell) <= {"-", ":"}) and len(plain) > 30
+    assert "script" not in read.tags and "way" not in read.tags and "The other <way>." in said
+    assert '<strong class="supports">' in page and '<strong class="contradicts">' in page
+    ids = [value for name, value in read.given if name == "id"]
+    links = [value for name, value in read.given if name in ("href", "src")]
+    inside = [link[1:] for link in links if link[0] == "#"]
+    assert inside == ids == ["section-1", "section-2"] and "more.md" in links
+    (image,) = [link for link in links if link.startswith("data:image/svg+xml;base64,")]
+    assert image and "Mine" in said and "`" not in said
+
+
+def test_what_a_page_is_given_is_text():
+    evil = '<script>alert("x")</script> & [a](javascript:x)'
+    read = Reader(html(f"# {evil}\n\n## {evil}\n\n| {evil} |\n| --- |\n| a |\n", [], Path("a.md")))
+    assert "script" not in read.tags and "a" in read.tags  # contents
+    assert not any("javascript" in str(value) for name, value in read.given if name == "href")
+
+
+def test_the_page_may_stand_elsewhere(report, three, tmp_path):
+    page = tmp_path / "docs" / "results.md"
+    code, out = report(three.outputs, "--to", tmp_path / "docs" / "figs", "--page", page)
+    assert code == 0 and f"written: {page}" in out
+    assert "![dots](figs/figures/a%20b.png)" in page.read_text()
+    assert "data:image/svg" in page.with_suffix(".html").read_text()
+    assert not (three.outputs / "report").exists()
+
+
+def test_one_run_is_told_on_the_screen_and_written_where_it_is_said(report, three, tmp_path):
+    run = next(three.outputs.glob("relu-s0*"))
+    assert report(run)[0] == 0
+    assert not (run / "report").exists() and not (three.outputs / "report").exists()
+    code, out = report(run, "--page", tmp_path / "a.md")
+    assert code == 2 and out.count("name --to FOLDER") == 1
+    assert report(run, "--to", tmp_path / "there")[0] == 0
+    assert (tmp_path / "there" / "x-digits.csv").exists()
+    code, out = report(three.outputs, "--to", run / "config.yaml")
+    assert code == 2 and out.splitlines()[-1].startswith(f"{run}/config.yaml: can't be written (")
+
+
+def test_what_is_not_finished_is_named(report, three):
+    (next(three.outputs.glob("silu-s1*")) / "result.json").unlink()
+    code, out = report(three.outputs)
+    assert code == 0 and "In no table" in out and "silu-s1-3: stopped" in out
+    for run in three.outputs.glob("*-s*/result.json"):
+        run.unlink()
+    assert report(three.outputs)[1].startswith("no finished run\n")
+
+
+@pytest.mark.parametrize("wrong", [
+    ["--status", "--compare", "a", "a"], ["--compare", "a", "a", "a"], [], ["none"],
+    ["--checkpoint", "last", "."], ["--status", "."], ["."],
+])  # fmt: skip
+def test_options_that_are_ignored_nowhere(report, wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out = report(*wrong)
+    assert code == 2 and out.count("\n") == 1, out
+
+
+# one file of runs ---------------------------------------------------------------------------------
+
+
+def test_kept_runs_give_the_same_report(report, three, tmp_path):
+    rows = [{"step": 1, "epoch": 1.0, "val/clean": 0.5, "val/robust": 0.25, "diagnostics/x": 1.0},
+            {"step": 2, "epoch": 2.0, "train/loss": 1.0}]  # fmt: skip
+    run = next(three.outputs.glob("silu-s0*"))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "kept" / "runs.jsonl"
+    code, out = report(three.outputs, "--keep", file)
+    assert code == 0 and out.endswith(f"kept: {file}\n")
+    (tmp_path / "kept/preface.md").write_text((three.outputs / "preface.md").read_text())
+    assert report(file, "--to", tmp_path / "kept")[0] == 0
+    mine, other = contents(tmp_path / "kept"), contents(three.outputs / "report")
+    assert {name: mine[name] for name in other} == other
+    found = {line.name: line for line in kept.read(file)}
+    assert found[run.name].validations()[0] == [
+        {k: v for k, v in rows[0].items() if k != "diagnostics/x"}
+    ]
+    shutil.rmtree(run)
+    change(next(three.outputs.glob("silu-s1*")) / "result.json", parameters=6)
+    before = len(file.read_text().splitlines())
+    report(three.outputs, "--keep", file)  # others stay, and one takes the place of its elder
+    again = {line.name: line.result["parameters"] for line in kept.read(file)}
+    assert len(again) == before == 6 and sorted(again.values()) == [5, 5, 5, 5, 5, 6]
+
+
+def test_kept_runs_name_no_machine(report, three, tmp_path):
+    run = three.add("gelu", 0, 50, dataset={"root": "/home/me/sets/flowers"},
+                    overrides=["seed=0", "record.root=/home/me/o", "+dataset.root=/home/me/sets"],
+                    record={"root": "/home/me/outputs"})  # fmt: skip
+    result = json.loads((run / "result.json").read_text())
+    result["environment"] |= {"host": "mine", "command": "/home/me/sat record.root=/home/me/o"}
+    result["best"]["environment"] = result["best"]["robust"]["pgd20"]["environment"] = dict(
+        result["environment"]
+    )
+    (run / "result.json").write_text(json.dumps(result))
+    weights = three.add("elu", 0, 50, evaluate="/home/me/w.pt")
+    assert report(three.outputs, "--keep", tmp_path / "runs.jsonl")[0] == 0
+    text = (tmp_path / "runs.jsonl").read_text()
+    assert "/home" not in text and "mine" not in text
+    found = {line.name: line for line in kept.read(tmp_path / "runs.jsonl")}
+    assert found[run.name].config["dataset"]["root"] == "flowers"
+    assert found[run.name].result["overrides"] == ["seed=0"]
+    assert found[run.name].result["environment"]["device"] == "a machine"
+    assert found[weights.name].config["evaluate"] == weights.name
+
+
+@pytest.mark.parametrize("line", ['{"name": "a"', "[]", "{}", '{"name": 1, "experiments": [1]}'])
+def test_a_damaged_line_is_left_out_and_never_overwritten(report, three, tmp_path, line):
+    file = tmp_path / "runs.jsonl"
+    report(three.outputs, "--keep", file)
+    file.write_text(file.read_text() + line + "\n")
+    code, out = report(file)
+    assert code == 0 and "runs.jsonl:7: can't be read (" in out and "62.0 ± 7.5" in out
+    before = file.read_text()
+    code, out = report(three.outputs, "--keep", file)
+    assert code == 2 and "mend or delete the line" in out and file.read_text() == before
+
+
+# states -------------------------------------------------------------------------------------------
+
+
+def test_states_of_runs(report, three):
+    running = three.add("elu", 0, 50)
+    (running / "result.json").unlink()
+    lines = [{"epoch": 1.0, "seconds": 10.0, "val/clean": 0.75, "val/robust": 0.5},
+             {"epoch": 2.0, "seconds": 30.0, "train/loss": 1.0}]  # fmt: skip
+    (running / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fresh = three.add("celu", 0, 50)
+    (fresh / "result.json").unlink()
+    failed = three.add("gelu", 0, 50)
+    change(failed / "result.json", status="failed", error="the loss\nis not finite")
+    (next(three.outputs.glob("silu-s2*")) / "result.json").write_text("{")
+    code, out = report("--status", three.outputs)
+    told = {line.split()[0]: line for line in out.splitlines()[2:]}
+    assert code == 0 and out.endswith("2 stopped, 1 failed, 5 finished, 1 damaged\n")
+    assert told[running.name].split()[1:8] == "stopped held out 75.0% held out 50.0%".split()
+    assert told[running.name].endswith("epoch 2 of 4, 30s left")
+    assert told[fresh.name].endswith("no metrics yet")
+    assert told[failed.name].endswith("the loss is not finite")
+    assert "90.0 % (82.6 % - 94.5 %)" in told["relu-s0-0"] and "pgd20 50.0 %" in told["relu-s0-0"]
+
+
+# two runs -----------------------------------------------------------------------------------------
 
 
 def first(right: int, images: int = 100) -> np.ndarray:
@@ -90,17 +285,15 @@ def cells(out: str, begin: str) -> list[str]:
     return [cell.strip() for cell in line.split("  ") if cell.strip()]
 
 
-# two runs -----------------------------------------------------------------------------------------
+@pytest.fixture
+def two(folder) -> list[Path]:
+    return [folder.add(name, 0, 40, flags=True) for name in ("a", "b")]
 
 
-def test_compare_counts_image_by_image(write, report):
+def test_compare_counts_image_by_image(two, report):
     """By hand: robust, A has 40 right, B the last 30 of these and 2 more, so 10 to 2."""
-    b = (np.arange(100) >= 10) & (np.arange(100) < 42)
-    code, out = report(
-        "--compare",
-        write("a", {"pgd20": first(40)}, first(90)),
-        write("b", {"pgd20": b}, first(90)),
-    )
+    write_flags(two[1], "best-pgd20", (np.arange(100) >= 10) & (np.arange(100) < 42))
+    code, out = report("--compare", *two)
     assert code == 0
     name, images, of_a, of_b, difference, only_a, only_b, p = cells(out, "pgd20")
     assert (images, only_a, only_b) == ("100", "10", "2")
@@ -108,66 +301,40 @@ def test_compare_counts_image_by_image(write, report):
     assert difference.startswith("+8.0 (+1.1 to ")
     assert p == "0.039"  # 2 (1 + 12 + 66) / 4096
     assert cells(out, "clean")[4:] == ["+0.0 (-3.5 to +3.5)", "0", "0", "1"]
+    code, out = report("--compare", *two, "--checkpoint", "last")
+    assert code == 0 and "checkpoint: last" in out and cells(out, "pgd20")[5] == "0"
 
 
-def test_compare_takes_the_images_that_both_have(write, report):
-    """A has images 0 to 49, of which 0 to 19 stand; B 30 to 79, of which 30 to 34 stand."""
-    one = write("a", {"pgd20": first(20, 50)}, first(50, 50), settings={**PGD, "limit": 50})
-    other = {**PGD, "limit": 50, "subset_seed": 7}
-    two = write("b", {"pgd20": first(5, 50)}, first(50, 50), settings=other,
-                indices=range(30, 80))  # fmt: skip
-    code, out = report("--compare", one, two)
+def test_compare_takes_the_images_that_both_have(two, report):
+    """A has images 0 to 49, of which 0 to 19 stand; B 30 to 79, of which 30 to 34 stand. The size
+    of the part, and how it was drawn, is no other setting."""
+    part = {**PGD, "limit": 50}
+    write_flags(two[0], "best-pgd20", first(20, 50), settings=part)
+    write_flags(two[1], "best-pgd20", first(5, 50), indices=range(30, 80),
+                settings={**part, "subset_seed": 7})  # fmt: skip
+    code, out = report("--compare", *two)
     assert code == 0 and cells(out, "pgd20")[1] == "20"
     assert cells(out, "pgd20")[5:7] == ["0", "5"]
 
 
-def test_clean_is_compared_over_all_files_of_a_run(write, report):
+def test_clean_is_compared_over_all_files_of_a_run(two, report):
     """The first attack's files have no image in common, the second attack's have."""
-    runs = []
-    for name, indices in (("a", range(50)), ("b", range(50, 100))):
-        run = write(name, {"pgd20": first(9, 50)}, first(40, 50), indices=indices)
-        whole = {"clean": first(90), "robust": first(7), "indices": np.arange(100), "seconds": 1.0}
-        write_flags(run, "best-strong", PGD, **whole)
-        runs.append(run)
-    code, out = report("--compare", *runs)
+    for run, indices in zip(two, (range(50), range(50, 100)), strict=True):
+        write_flags(run, "best-pgd20", first(9, 50), indices=indices)
+        write_flags(run, "best-strong", first(7))
+    code, out = report("--compare", *two)
     assert code == 0 and cells(out, "clean")[1] == "100" and cells(out, "strong")[1] == "100"
     assert "pgd20: left out, no image was measured in both" in out
 
 
-def test_compare_leaves_out_what_was_not_measured_alike(write, report):
-    a = write("a", {"pgd20": first(40), "mine": first(30)}, first(90))
-    b = write("b", {"pgd20": first(40), "fgsm": first(30)}, first(90))
-    changed = {**PGD, "steps": 50}
-    write_flags(b, "best-pgd20", changed, clean=first(90), robust=first(40),
-                indices=np.arange(100), seconds=1.0)  # fmt: skip
-    code, out = report("--compare", a, b)
-    assert code == 0
+def test_compare_leaves_out_what_was_not_measured_alike(two, report):
+    write_flags(two[0], "best-mine", first(30))
+    write_flags(two[1], "best-pgd20", first(40), settings={**PGD, "steps": 50})
+    code, out = report("--compare", *two)
+    assert code == 0 and "mine: left out, measured in A alone" in out
     assert "pgd20: left out, measured with other settings (steps: 20, 50)" in out
-    assert "mine: left out, measured in A alone" in out and "fgsm: left out, measured in B" in out
     assert not [line for line in out.splitlines() if line.startswith("pgd20  ")]
     assert cells(out, "clean")[1] == "100"
-    code, out = report("--compare", a, b, "--checkpoint", "last")
-    assert code == 0 and "checkpoint: last" in out and cells(out, "pgd20")[1] == "100"
-
-
-@pytest.mark.parametrize("key, value", [("test_content", "bb"), ("name", "mnist"), ("test", 9)])
-def test_compare_refuses_other_images(write, report, key, value):
-    a = write("a", {"pgd20": first(40)}, first(90), facts={"test_content": "aa"})
-    b = write("b", {"pgd20": first(40)}, first(90), facts={"test_content": "aa", key: value})
-    code, out = report("--compare", a, b)
-    assert code == 2 and out.count("\n") == 1 and f"other images (dataset {key}: " in out
-
-
-def test_compare_doubts_images_that_no_digest_tells(write, report):
-    a = write("a", {"pgd20": first(40)}, first(90), facts={"test_content": "aa"})
-    old = write("b", {"pgd20": first(40)}, first(90), seed=1)
-    result = json.loads((old / "result.json").read_text())
-    result["dataset"].pop("test_content", None)
-    (old / "result.json").write_text(json.dumps(result))
-    code, out = report("--compare", a, old)
-    assert code == 0 and "Only name, classes and size" in out
-    code, out = report("--compare", a, a)
-    assert code == 0 and "Only name, classes and size" not in out
 
 
 class Trap:
@@ -184,6 +351,7 @@ def damage(run: Path, how: str) -> None:
     path, images = run / "flags" / "best-pgd20.npz", np.arange(100)
     content = {"settings": np.array(json.dumps(PGD)), "indices": images, "seconds": 1.0}
     content |= {"clean": first(90), "robust": first(40)}
+    facts = json.loads((run / "result.json").read_text())["dataset"]
     match how:
         case "cut":
             path.write_bytes(path.read_bytes()[:200])
@@ -199,6 +367,8 @@ def damage(run: Path, how: str) -> None:
             np.savez(path, **{key: value for key, value in content.items() if key != "clean"})
         case "settings":
             np.savez(path, **{**content, "settings": np.array("[]")})
+        case "elsewhere":
+            np.savez(path, **{**content, "indices": images + 100})
         case "none":
             shutil.rmtree(run / "flags")
         case "no run":
@@ -209,10 +379,14 @@ def damage(run: Path, how: str) -> None:
             (run / "result.json").write_text("{")
         case "facts":
             (run / "result.json").write_text('{"status": "finished", "seed": 0}')
+        case "test_content" | "name" | "test":
+            change(run / "result.json", dataset={**facts, how: "bb"})
 
 
 REFUSALS = {
     **dict.fromkeys("cut pickle short counts twice missing settings".split(), "npz: is damaged ("),
+    **{key: f"other images (dataset {key}: " for key in ("test_content", "name", "test")},
+    "elsewhere": "no test image was measured in both",
     "none": "holds no flags of 'best'",
     "no run": "is no run",
     "no result": "has no result yet",
@@ -222,10 +396,8 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("how, line", REFUSALS.items())
-def test_compare_refuses_in_one_line(write, report, how, line):
-    a = write("a", {"pgd20": first(40)}, first(90))
-    b = write("b", {"pgd20": first(40)}, first(90))
-    assert report("--compare", a, b)[0] == 0
+def test_compare_refuses_in_one_line(two, report, how, line):
+    a, b = two
     damage(b, how)
     for pair in ((a, b), (b, a)):
         code, out = report("--compare", *pair)
@@ -233,163 +405,20 @@ def test_compare_refuses_in_one_line(write, report, how, line):
     assert not (b / "executed").exists()
 
 
-def test_compare_refuses_runs_without_a_common_image(write, report):
-    a = write("a", {"pgd20": first(40)}, first(90))
-    b = write("b", {"pgd20": first(40)}, first(90), indices=range(100, 200))
-    code, out = report("--compare", a, b)
-    assert code == 2 and "no test image was measured in both" in out
+# the real thing -----------------------------------------------------------------------------------
 
 
-def test_flags_of_the_command_that_are_ignored_nowhere(write, report):
-    a = write("a", {"pgd20": first(40)}, first(90))
-    for wrong in (["--compare", a, a, a.parent], ["--status", "--compare", a, a], [],
-                  ["--checkpoint", "last", a.parent], [a / "none"]):  # fmt: skip
-        code, out = report(*wrong)
-        assert code == 2 and out.count("\n") == 1, out
-
-
-# configurations over seeds ------------------------------------------------------------------------
-
-
-def test_seeds_of_a_configuration_form_one_row(write, report):
-    """By hand: 76, 78, 80 have deviation 2, and t of 2 degrees of freedom is 4.303."""
-    for seed, right in enumerate((76, 78, 80)):
-        run = write(f"x-s{seed}", {"pgd20": first(right)}, first(90), seed=seed)
-    write("alone", {"pgd20": first(81)}, first(90), steps=2)
-    code, out = report(run.parent)
-    assert code == 0
-    mine, single = (
-        cells(out, "digits-resnet10-w0.0625-silu-pgd1"),
-        cells(out, "digits-resnet10-w0.0625-silu-pgd2"),
-    )
-    assert mine[0].startswith("digits-resnet10-w0.0625-silu-pgd1-") and "-s0" not in mine[0]
-    assert mine[1:] == ["3", "100", "90.0 ± 0.0 %", "78.0 ± 5.0 %", "78.0 ± 5.0 %"]
-    assert single[1:5] == ["1", "100", "90.0 % (82.6 % - 94.5 %) *", "81.0 % (72.2 % - 87.5 %) *"]
-    assert "* one seed: Wilson's interval" in out and "Not in the table" not in out
-
-
-def test_seedless_name_is_that_of_the_run_with_seed_0(real, report):
-    code, out = report(real)
-    assert code == 0 and cells(out, real.name.replace("-s0-", "-"))[1] == "1"
-
-
-def test_what_is_not_finished_is_named_and_not_averaged(write, report):
-    for seed in range(6):
-        run = write(f"s{seed}", {"pgd20": first(50 + seed)}, first(90), seed=seed)
-    outputs = run.parent
-    (outputs / "s2" / "result.json").unlink()
-    failed = json.loads((outputs / "s3" / "result.json").read_text())
-    failed |= {"status": "failed", "error": "the loss is not finite"}
-    (outputs / "s3" / "result.json").write_text(json.dumps(failed))
-    (outputs / "s4" / "result.json").write_text('{"status": "fin')
-    (outputs / "s5" / "config.yaml").write_text("seed: 5\n")
-    shutil.copytree(outputs / "s0", outputs / "copy")
-    code, out = report(outputs)
-    assert code == 0
-    assert cells(out, "digits-resnet10-w0.0625-silu-pgd1")[1:5:3] == [
-        "2",
-        "50.5 ± 6.4 %",
-    ]  # of s0 and s1
-    below = out[out.index("Not in the table:") :]
-    assert "  s2: stopped\n" in below and "  s3: failed: the loss is not finite\n" in below
-    assert "  s4: damaged: " in below and "  s5: can't be read (KeyError" in below
-    assert "s0: left out, the same run as copy" in out
-    for seed in (0, 1):
-        shutil.rmtree(outputs / f"s{seed}")
-    shutil.rmtree(outputs / "copy")
-    code, out = report(outputs)
-    assert code == 0 and out.startswith("no finished run\n")
-
-
-def test_other_settings_are_never_averaged(write, report):
-    changed = [PGD, PGD, {**PGD, "steps": 50}, {**PGD, "limit": 60}, {**PGD, "steps": 50}]
-    for seed, settings in enumerate(changed):
-        images = settings["limit"] or 100
-        flags = {"pgd20": first(10 * seed, images)}
-        run = write(f"s{seed}", flags, first(60, images), seed=seed, settings=settings)
-    code, out = report(run.parent)
-    assert code == 0 and cells(out, "digits")[1:5] == ["5", "100", "60.0 ± 0.0 % (n=4)",
-                                                       "5.0 ± 63.5 % (n=2)"]  # fmt: skip
-    assert "s2: pgd20 left out, of other settings (steps)" in out
-    assert "s3: pgd20 left out, of other settings (images, limit)" in out
-    assert "s3: clean left out" in out and "s0: " not in out and "s1: " not in out
-
-
-def test_an_attack_that_some_seeds_lack_says_over_how_many(write, report):
-    for seed in range(3):
-        attacks = {"pgd20": first(70 + seed)} | ({"strong": first(60 + seed)} if seed else {})
-        run = write(f"s{seed}", attacks, first(90), seed=seed)
-    code, out = report(run.parent)
-    assert code == 0 and cells(out, "digits")[3:6] == ["90.0 ± 0.0 %", "71.0 ± 2.5 %",
-                                                       "61.5 ± 6.4 % (n=2)"]  # fmt: skip
-
-
-def test_worst_case_is_averaged_over_equal_attacks_alone(write, report):
-    for seed in range(3):
-        attacks = {"pgd20": first(70), "strong": first(60)} | ({"third": first(50)} if seed else {})
-        run = write(f"s{seed}", attacks, first(90), seed=seed)
-        result = json.loads((run / "result.json").read_text())
-        worst = {**accuracy(first(60 - 10 * bool(seed))), "attacks": list(attacks)}
-        result["best"]["robust"]["worst_case"] = worst
-        (run / "result.json").write_text(json.dumps(result))
-    code, out = report(run.parent)
-    assert code == 0 and cells(out, "digits")[1] == "3"
-    assert "50.0 ± 0.0 % (n=2)" in out and "s0: worst_case left out, of other settings" in out
-
-
-def test_through_the_real_command_line(sat, report, tmp_path):
-    for seed in (0, 1):
-        runs = sat(f"seed={seed}", "schedule.epochs=1").runs
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/report.py"), "--compare", *map(str, runs)],
-        capture_output=True, text=True, timeout=120,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    assert cells(done.stdout, "pgd20")[1] == "50"
-    row = cells(report(tmp_path / "outputs")[1], "digits-resnet10-w0.0625-silu-pgd1")
-    results = [json.loads((run / "result.json").read_text()) for run in runs]
-    mean = sum(result["best"]["clean"]["accuracy"] for result in results) / 2
-    assert row[1:3] == ["2", "50"] and row[3].startswith(f"{100 * mean:.1f} ± ")
-
-
-def test_configs_of_earlier_versions_and_weights_of_files_have_rows(write, report):
-    """Keys that came later may be missing; two files of weights are no two seeds."""
-    old = write("old", {"pgd20": first(40)}, first(90))
-    for name, place in (("one", "a.pt"), ("two", "b.pt")):
-        run = write(name, {"pgd20": first(40)}, first(90))
-        result = json.loads((run / "result.json").read_text())
-        result["best"] = None
-        (run / "result.json").write_text(json.dumps(result))
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        (run / "config.yaml").write_text(yaml.safe_dump(config | {"evaluate": place}))
-    config = yaml.safe_load((old / "config.yaml").read_text())
-    del config["evaluate"]
-    (old / "config.yaml").write_text(yaml.safe_dump(config))
-    code, out = report(old.parent)
-    assert code == 0 and "can't be read" not in out
-    rows = out.splitlines()[2:5]
-    assert sum(row.startswith(("one", "two")) for row in rows) == 2 and "90.0 %" in rows[0]
-
-
-def test_the_recorded_configuration_counts_where_weights_it_began_with_are_gone(write, report):
-    for seed in (0, 1):
-        run = write(f"f{seed}", {"pgd20": first(40)}, first(90), seed=seed)
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        config["model"]["weights"] = "/gone/w.pt"
-        (run / "config.yaml").write_text(yaml.safe_dump(config))
-        result = json.loads((run / "result.json").read_text())
-        (run / "result.json").write_text(json.dumps(result | {"configuration": "tuned-1234"}))
-    code, out = report(run.parent)
-    assert code == 0 and cells(out, "tuned-1234")[1] == "2"
-
-
-def test_seeds_measured_on_other_images_form_no_row(write, report):
-    for seed, digest in ((0, "aa"), (1, "bb")):
-        run = write(f"x{seed}", {"pgd20": first(40)}, first(90), seed=seed,
-                    facts={"test_content": digest})  # fmt: skip
-    code, out = report(run.parent)
-    rows = [
-        line for line in out.splitlines() if line.startswith("digits-resnet10-w0.0625-silu-pgd1")
-    ]
-    assert code == 0 and len(rows) == 2, out
+def test_runs_of_the_program_are_reported(sat, report, tmp_path, monkeypatch, capfd):
+    done = sat("schedule.epochs=1")
+    code, out = report("--compare", done.run, done.run)
+    assert code == 0 and cells(out, "pgd20")[1] == "50"
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "outputs")])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "scripts/report.py"), run_name="__main__")
+    assert end.value.code == 0
+    row = cells(capfd.readouterr().out, "SiLU")
+    clean = 100 * done.result["best"]["clean"]["accuracy"]
+    assert row[1] == "1" and row[2].startswith(f"{clean:.1f} [")
+    (table,) = study.read(tmp_path / "outputs").tables
+    assert table.dataset == "digits" and table.attack == "pgd20"
+    assert "1 finished" in report("--status", tmp_path / "outputs")[1]

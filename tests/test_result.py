@@ -36,7 +36,8 @@ def measured(attack, name="pgd", images=50, **asked):
 def result(**parts):
     last = CheckpointResult(step=8, epoch=2.0)
     kept = {
-        "name": "run", "hash": "01234567", "status": "finished", "seed": 0, "environment": {},
+        "name": "run", "hash": "01234567", "identity": {"seed": 0}, "status": "finished",
+        "seed": 0, "environment": {},
         "dataset": {"name": "digits", "test": 50}, "test_images": 50, "attack": None,
         "choices": {"threads": 1}, "steps": 8, "images": 256, "wall_seconds": 1.5,
         "images_per_second": None, "last": last, "best": None,
@@ -70,7 +71,8 @@ def full():
         configuration="run-0123", error="none", overrides=["seed=0"], parameters=9, last_raw=part,
         activation={"option": "silu", "gates": []}, attack={"option": "pgd", "eps": 8.0},
         environment={"torch": "2"}, objective={"option": "adversarial"}, skipped_steps=1,
-        repeated_steps=1, multiply_adds=1e6, images_per_second=9.5, last=part, best=part, alarms=[alarm], lengths={"metrics.jsonl": 9},
+        multiply_adds=1e6, images_per_second=9.5, last=part, best=part, alarms=[alarm],
+        lengths={"metrics.jsonl": 9},
     )  # fmt: skip
 
 

@@ -233,18 +233,15 @@ def test_a_network_is_one_that_timm_has(name, sat):
     refused_in_a_line(done, "model.name=", "no such model in timm")
 
 
-def test_reports_stay_in_their_folder(run, monkeypatch, capfd):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import report
+def test_reports_stay_in_their_folder(run, capfd):
+    from sat.report.command import main
 
     for name in ("../../x", "/tmp/x", "..", "a\x1b[2Jb"):
         (run / "experiments.txt").write_text(name + "\n")
-        monkeypatch.setattr(sys, "argv", ["report", str(run.parent), "--experiment", name])
-        assert report.main() == 2
+        assert main([str(run.parent), "--experiment", name]) == 2
         capfd.readouterr()
         assert {path.name for path in run.parents[1].iterdir()} == {"outputs"}
-        monkeypatch.setattr(sys, "argv", ["report", str(run.parent)])
-        assert report.main() == 0
+        assert main([str(run.parent)]) == 0
         out = capfd.readouterr().out
         assert "experiments.txt is damaged" in out and "\x1b" not in out
 

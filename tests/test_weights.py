@@ -16,7 +16,6 @@ from torch import nn
 from sat.activations import PReLU, SiLU, SmoothReLU
 from sat.config import CONF, check, resolve
 from sat.errors import Refused
-from sat.identity import identity
 from sat.models.backbones import ResNet
 from sat.models.classifier import assemble
 from sat.models.weights import build_model, load_weights
@@ -280,13 +279,6 @@ def test_the_normalisation_can_be_given():
     built = [build_model(s, SHAPE, torch.device("cpu")) for s in (plain, given)]
     assert [net.mean.flatten().tolist() for net in built] == [[0.5] * 3, [0, 0, 1]]
     assert [net.std.flatten().tolist() for net in built] == [[0.25] * 3, [1, 1, 0.5]]
-
-
-def test_identities_are_those_of_before_there_were_a_mean_and_a_std():
-    """Else every run that there is would be trained again."""
-    run = spec()
-    kept = {key: value for key, value in run.config["model"].items() if key not in ("mean", "std")}
-    assert identity({**run.config, "model": kept}) == run.hash
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,10 @@ _ACTIVATIONS = (
     *(nn.Tanhshrink, nn.Softshrink, nn.Hardshrink),
 )
 _READ_OUTPUT = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.CELU)  # in the backward pass; others the input
-_GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.GLU)
-_GATES += (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)
+_GATES = (
+    *(nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.GLU),
+    *(nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax),
+)
 
 # Names of functions and methods, without the underscores of in-place and private forms. `erf` is
 # how GELU is written by hand; the fused encoder layer of torch has its activation inside.

@@ -33,7 +33,7 @@ class AutoAttack(Ensemble):
     checks warn of is logged once. `eps` is in 1/255.
     """
 
-    eps: float = 8.0
+    eps: float | str = 8.0
     norm: Norm = "linf"
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
     attacks: tuple[str, ...] | None = None

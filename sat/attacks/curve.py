@@ -1,6 +1,6 @@
 """Robust accuracy along a growing attack: over the size of the ball, or over the steps taken."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Curve(Ensemble):
     attack: PGD
     over: Literal["eps", "steps"]
     values: tuple[float, ...]
-    batch_size: int = 256
+    batch_size: int = field(default=256, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         check_choices(self)

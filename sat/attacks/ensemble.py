@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -47,10 +47,10 @@ class FastAutoAttack(Ensemble):
     and Square is run three times. Raises Refused for a network that answers otherwise each time.
     """
 
-    eps: float = 8.0
+    eps: float | str = 8.0
     norm: Norm = "linf"
     attacks: tuple[str, ...] = ATTACKS
-    batch_size: int | Literal["auto"] = "auto"
+    batch_size: int | Literal["auto"] = field(default="auto", metadata={"identity": False})
     patience: float | None = 2.0
 
     batch_norm: ClassVar[str] = "eval"

@@ -4,7 +4,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sat.data.choice import split_training
+from sat.data.fingerprint import of, of_files
 from sat.data.images import PaddedCrop, opened
 from sat.data.sets import Data
 from sat.data.stream import StreamedSet, StreamSplit, Transform
@@ -37,6 +38,9 @@ class Files:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
             raise OSError("is no file but a pipe or a device")
         return opened(path), int(self.labels[number])
+
+    def digest(self) -> str:
+        return of(of_files(self.folder, self._paths.tolist()), self.labels)
 
     def describe(self, number: int) -> str:
         return os.path.join(self.folder, os.fsdecode(self._paths[number]))
@@ -87,7 +91,7 @@ def sorted_files(folder: Path, classes: list[str]) -> Files:
 class FolderSet(StreamedSet, ABC):
     """`root/train/<class>/` and `root/val/<class>/` with the same classes in both."""
 
-    root: str = "data"
+    root: str = field(default="data", metadata={"identity": False})
 
     mean, std = IMAGENET
 
@@ -105,15 +109,24 @@ class FolderSet(StreamedSet, ABC):
             raise ValueError(f"class {different[0]!r} is in {has} but not in {lacks}")
         return sorted_files(folder, classes)
 
-    def __call__(self, device: torch.device, seed: int) -> Data:
+    def files(self) -> tuple[list[str], Files, Files]:
+        """The classes, and the images to train on and to test."""
         root = Path(self.root)
         try:
             classes = class_folders(root / "train")
             self.check_classes(classes)
             files = sorted_files(root / "train", classes)
-            test = self.validation_files(root / "val", classes)
+            return classes, files, self.validation_files(root / "val", classes)
         except ValueError as fault:
             raise ValueError(f"root={self.root}: {fault}") from None
+
+    def fingerprint(self) -> str:
+        """Of the names of all classes and images, and of what is read of these."""
+        classes, train, test = self.files()
+        return of(*classes, train.digest(), test.digest())
+
+    def __call__(self, device: torch.device, seed: int) -> Data:
+        classes, files, test = self.files()
         reading = self.reading(device)
         train, held_out = split_training(files.labels, self.limit, self.holdout, seed)
 
@@ -138,7 +151,8 @@ class FolderSet(StreamedSet, ABC):
 class ImageFolder(FolderSet):
     """Any classes. Training: random resized crop and mirror; test: `root/val`, see ResizedCrop."""
 
-    name: str | None = None  # None: the last part of `root`
+    # shown in the run's name; None: the last part of `root`
+    name: str | None = field(default=None, metadata={"identity": False})
 
     def set_name(self) -> str:
         return self.name or Path(self.root).resolve().name

@@ -41,7 +41,7 @@ class ResizedCrop:
         if numbers is None:
             return self._centre(image.convert("RGB"))
         whole = image.size
-        left, top, width, height = random_window(*whole, numbers)
+        left, top, width, height = random_window(image.width, image.height, numbers)
         # a JPEG is decoded at 1/2, 1/4 or 1/8 where the window keeps `size` pixels: up to 3 times
         # as fast
         image.draft("RGB", [math.ceil(side * self.size / min(width, height)) for side in whole])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sat.data import fingerprint
 from sat.data.batches import Batch
 from sat.data.choice import check_choice, split_training
 from sat.data.sets import Data
@@ -37,10 +38,9 @@ class MemorySplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def sample(self) -> bytes:
-        """The pixels of 64 images."""
-        chosen = torch.linspace(0, len(self) - 1, min(64, len(self))).long()
-        return self._pixels(chosen.to(self._labels.device)).cpu().numpy().tobytes()
+    def digest(self) -> str:
+        """Of all pixels and labels."""
+        return fingerprint.of(self._windows[:, :, self._crop, self._crop], self.labels)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
@@ -49,7 +49,7 @@ class MemorySplit:
             yield pixels.float().div_(255), self._labels[chosen]
 
     def _pixels(self, chosen: Tensor, key: int | None = None, rows: Tensor | None = None) -> Tensor:
-        if key is None:
+        if key is None or rows is None:
             return self._windows[chosen, :, self._crop, self._crop]
         rng = RowRng(key, rows.to(chosen.device, non_blocking=True))
         corner = rng.uniform("crop", 2).mul_(2 * self._crop + 1).long()
@@ -82,6 +82,7 @@ class MemorySet(ABC):
     flip: bool = True  # random mirror images
 
     canonical = True  # the order of the test images is everybody's
+    fixed = False  # whether the images are always the same, so that a name is enough
 
     def __post_init__(self):
         check_choice(self.limit, self.holdout)
@@ -94,6 +95,10 @@ class MemorySet(ABC):
 
     @abstractmethod
     def load(self) -> Arrays: ...
+
+    def fingerprint(self) -> str | None:
+        """A checksum of all pixels and labels; None of a set that is always the same."""
+        return None if self.fixed else fingerprint.of(*self.load()[:4])
 
     def __call__(self, device: torch.device, seed: int) -> Data:
         arrays = self.load()
@@ -145,6 +150,7 @@ class Digits(MemorySet):
     flip: bool = False
 
     canonical = False
+    fixed = True
 
     def load(self) -> Arrays:
         from sat.data.choice import stratified
@@ -162,7 +168,9 @@ class Digits(MemorySet):
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Images [1797, 64], 0 to 16, and labels, from scikit-learn's file: to import the package, and
     SciPy with it, takes a fifth of the time to a run's first step."""
-    folder = Path(find_spec("sklearn").origin).parent / "datasets" / "data"
+    found = find_spec("sklearn")
+    assert found and found.origin
+    folder = Path(found.origin).parent / "datasets" / "data"
     try:
         table = np.loadtxt(folder / "digits.csv.gz", delimiter=",")
     except OSError:  # a version that keeps it elsewhere

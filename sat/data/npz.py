@@ -1,6 +1,6 @@
 """A user's own arrays from an .npz file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sat.data.fingerprint import of, remembered
 from sat.data.memory import Arrays, MemorySet
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -21,12 +22,17 @@ class Npz(MemorySet):
     else is a `ValueError` that says what to save instead. Pickled objects are never loaded.
     """
 
-    path: str | None = None
-    name: str | None = None  # None: the file's name without its ending
+    path: str | None = field(default=None, metadata={"identity": False})
+    # shown in the run's name; None: the file's without its ending
+    name: str | None = field(default=None, metadata={"identity": False})
     holdout: float = 0.1
     flip: bool = False
 
     canonical = False  # arrays are often saved sorted by class
+
+    def fingerprint(self) -> str:
+        """Of the arrays, however they are packed."""
+        return remembered(self.path or "", lambda: of(*self.load()[:4]))
 
     def load(self) -> Arrays:
         if self.path is None:

@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import shorten
@@ -19,8 +19,8 @@ Part = tuple[Tensor, Tensor, tuple[str, ...]]  # images uint8 [N, C, S, S], labe
 class PublishedSet(MemorySet):
     """A torchvision set; `root` is laid out as torchvision lays it out."""
 
-    root: str = "data"
-    download: bool = True  # when the files are not there
+    root: str = field(default="data", metadata={"identity": False})
+    download: bool = field(default=True, metadata={"identity": False})  # when they are not there
 
     name = files = ""  # the set, and what belongs into `root`
 
@@ -68,6 +68,7 @@ class Cifar10(PublishedSet):
     """CIFAR-10: 50,000 and 10,000 colour images of 32x32 (Krizhevsky, 2009)."""
 
     name, files = "cifar10", "cifar-10-batches-py/"
+    fixed = True  # torchvision checks the published checksums each time
 
     def read(self, root: Path, train: bool, download: bool = False) -> Part:
         from torchvision.datasets import CIFAR10
@@ -80,6 +81,7 @@ class Cifar100(PublishedSet):
     """CIFAR-100: as CIFAR-10 with 100 classes (Krizhevsky, 2009)."""
 
     name, files = "cifar100", "cifar-100-python/"
+    fixed = True
 
     def read(self, root: Path, train: bool, download: bool = False) -> Part:
         from torchvision.datasets import CIFAR100
@@ -99,6 +101,7 @@ class SVHN(PublishedSet):
     flip: bool = False
 
     name, files = "svhn", "train_32x32.mat or test_32x32.mat"
+    fixed = True
 
     def read(self, root: Path, train: bool, download: bool = False) -> Part:
         from torchvision.datasets import SVHN
@@ -110,7 +113,10 @@ class SVHN(PublishedSet):
 
 @dataclass(frozen=True)
 class FashionMNIST(PublishedSet):
-    """Fashion-MNIST: 60,000 and 10,000 grey images of 28x28 (Xiao et al., 2017)."""
+    """Fashion-MNIST: 60,000 and 10,000 grey images of 28x28 (Xiao et al., 2017).
+
+    No checksum of its files is published, so it is told by its content, as a user's own set is.
+    """
 
     crop: int = 2
 

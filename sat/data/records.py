@@ -1,5 +1,6 @@
 """Sets that timm has opened, as sources of images for a stream."""
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 
@@ -8,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from sat.data.fingerprint import READ, of
 from sat.data.images import opened
 
 
@@ -29,6 +31,22 @@ class Records:
         # timm's dataset would put the next image in the place of one that it cannot decode
         with reader[number][0] as file:
             return opened(io.BytesIO(file.read())), label
+
+    def digest(self) -> str:
+        """Of all labels, and of the content of 1,000 images at most."""
+        step = max(1, -(-len(self.labels) // READ))
+        return of(self.labels, *(self._content(k) for k in range(0, len(self.labels), step)))
+
+    def _content(self, number: int) -> str:
+        """Of the file where there is one, else of the pixels; of what can't be read, that."""
+        try:
+            reader = getattr(self.dataset, "reader", None)
+            if reader is not None:
+                with reader[number][0] as file:
+                    return hashlib.sha256(file.read()).hexdigest()
+            return hashlib.sha256(self.dataset[number][0].tobytes()).hexdigest()
+        except Exception as fault:  # who reads it for a batch will tell
+            return type(fault).__name__
 
     def describe(self, number: int) -> str:
         return f"{self._name}, image {number}"
@@ -64,6 +82,10 @@ class Passes:
                 return image, int(label)
         self._pass = -1
         raise ValueError(f"the reader ended after {self._at} of {self._length} images")
+
+    def digest(self) -> str:
+        """Of the set's name and length: its images can't be read but in order."""
+        return of(self._name, self._length)
 
     def describe(self, number: int) -> str:
         return f"{self._name}, image {number % self._length}"

@@ -20,8 +20,8 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def sample(self) -> bytes:
-        """Something of the content, to tell two sets of one name apart; cheap."""
+    def digest(self) -> str:
+        """A checksum of the labels and of what is in the images, see `sat.data.fingerprint`."""
         ...
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:

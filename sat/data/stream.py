@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sat.data.batches import Batch
 from sat.data.choice import check_choice
+from sat.data.fingerprint import of
 from sat.data.images import NUMBERS, PaddedCrop, ResizedCrop
 from sat.data.sets import UnreadableImage
 from sat.errors import Fault
@@ -38,6 +39,10 @@ class Source(Protocol):
 
     def describe(self, number: int) -> str:
         """The file's name, for messages."""
+        ...
+
+    def digest(self) -> str:
+        """What tells these images from others, see `sat.data.fingerprint`."""
         ...
 
 
@@ -66,16 +71,18 @@ class _Reader(Dataset):
 
     def __getitem__(self, part: Part) -> PartRead:
         size, count = self.transform.size, len(part.rows)
-        x, y, unreadable = np.zeros((count, size, size, 3), np.uint8), [], []
-        numbers = [None] * count
+        x: np.ndarray = np.zeros((count, size, size, 3), np.uint8)
+        y: list[int] = []
+        unreadable: list[str] = []
+        numbers: list[list[float] | None] = [None] * count
         if part.key is not None:
             rng = RowRng(part.key, torch.from_numpy(part.rows))
             numbers = rng.uniform("augment", NUMBERS).tolist()
-        for number, rng in zip(part.numbers.tolist(), numbers, strict=True):
+        for number, drawn in zip(part.numbers.tolist(), numbers, strict=True):
             try:
                 image, label = self.source.open(number)
                 with image:
-                    x[len(y)] = np.asarray(self.transform(image, rng))
+                    x[len(y)] = np.asarray(self.transform(image, drawn))
             except Exception as fault:  # a decoder raises whatever its parser stumbles upon
                 reason = shorten(f"{type(fault).__name__}: {fault}", 200)
                 unreadable.append(f"{self.source.describe(number)}: {reason}")
@@ -132,10 +139,9 @@ class StreamSplit:
         """Processes that read."""
         return self._reading.workers
 
-    def sample(self) -> bytes:
-        """The names of 1,000 files; another folder of the same files is the same set."""
-        named = (self._source.describe(n) for n in self._chosen[:1000].tolist())
-        return "\n".join(os.path.basename(name) for name in named).encode()
+    def digest(self) -> str:
+        """Of what the source tells of its images, of which are chosen, and of their labels."""
+        return of(self._source.digest(), self._chosen, self.labels)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         device, xs, ys = self._reading.device, [], []
@@ -212,8 +218,9 @@ class StreamedSet:
     limit: int | None = None  # training images in use, the held-out ones among them
     holdout: float = 0.1  # fraction of them, or how many
     image_size: int = 224  # pixels; images are square
-    workers: int | None = None  # processes; None: one a core, at most 32; 0: the main process reads
-    skip_unreadable: bool = False
+    # processes; None: one a core, at most 32; 0: the main process reads
+    workers: int | None = field(default=None, metadata={"identity": False})
+    skip_unreadable: bool = field(default=False, metadata={"identity": False})
 
     def __post_init__(self):
         check_choice(self.limit, self.holdout)

@@ -1,6 +1,8 @@
 """Whatever `timm.data.create_dataset` reads."""
 
-from dataclasses import dataclass, replace
+import logging
+import os
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from sat.data.choice import held_out_count, split_training, stratified, take_limit
+from sat.data.fingerprint import of, of_files
 from sat.data.folders import IMAGENET
 from sat.data.records import Passes, Records, class_names
 from sat.data.sets import Data
@@ -17,6 +20,7 @@ from sat.data.stream import StreamedSet, StreamSplit
 from sat.launch import processes
 from sat.rng import seed_of
 
+log = logging.getLogger("sat")
 PACKAGES = {  # what a reader imports, and what pip calls it
     "hfds": ("datasets", "datasets"),
     "hfids": ("datasets", "datasets"),
@@ -43,20 +47,37 @@ class Timm(StreamedSet):
     """
 
     name: str | None = None
-    root: str | None = "data"  # the folder, or where the reader keeps its files; None: as it likes
+    # the folder, or where the reader keeps its files; None: as it likes
+    root: str | None = field(default="data", metadata={"identity": False})
     train_split: str = "train"
     test_split: str = "validation"
     holdout_split: str | None = None  # None: taken out of the training images
     input_key: str | None = None  # the fields of image and label; None: as the reader has it
     target_key: str | None = None
     classes: int | None = None  # how many, where the reader does not know it (wds/)
-    download: bool = False
+    download: bool = field(default=False, metadata={"identity": False})
 
-    def __call__(self, device: torch.device, seed: int) -> Data:
+    def fingerprint(self) -> str | None:
+        """Of the labels, and of the content of 1,000 images of each split; of what is read in
+        sequence that of its tar files, and None where it comes from elsewhere."""
+        self._check_name()
+        if isinstance(self._open(self.train_split, training=True), IterableDataset):
+            if self._prefix() != "wds":
+                log.info("%s: known again by its name alone; other images go unseen", self.name)
+                return None
+            names = sorted(path.relative_to(self.root) for path in Path(self.root).rglob("*.tar"))
+            return of_files(self.root, [os.fsencode(name) for name in names])
+        splits = filter(None, (self.train_split, self.test_split, self.holdout_split))
+        return of(*(self._records(self._open(split), split).digest() for split in splits))
+
+    def _check_name(self) -> None:
         if self.name is None:
             raise ValueError("name=null: write a set that timm reads, say hfds/user/set or folder")
         if self.test_split in (self.train_split, self.holdout_split):
             raise ValueError(f"test_split={self.test_split}: already used before the test")
+
+    def __call__(self, device: torch.device, seed: int) -> Data:
+        self._check_name()
         train = self._open(self.train_split, training=True)
         if isinstance(train, IterableDataset):
             return self._in_sequence(train, device, seed)

@@ -72,10 +72,11 @@ def figure(title: str, found: CurveResult) -> Any:
     shown = hardest(found)
     drawn = Figure(figsize=(11, 4.6) if shown else (6, 4.6), layout="constrained")
     drawn.suptitle(title, fontsize=10)
-    axes = drawn.subplots(1, 2 if shown else 1, width_ratios=(1, 1.15) if shown else None)
-    plot_curve(axes[0] if shown else axes, found)
-    if shown:
-        plot_classes(axes[1], found, shown)
+    widths = (1, 1.15) if shown else (1,)
+    ((curve, *classes),) = drawn.subplots(1, len(widths), width_ratios=widths, squeeze=False)
+    plot_curve(curve, found)
+    for ax in classes:
+        plot_classes(ax, found, shown)
     return drawn
 
 

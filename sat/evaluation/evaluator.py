@@ -45,10 +45,10 @@ class Evaluator:
         self.model, self.data, self.world = model, data, world
         self.evaluation, self.seed = spec.evaluation, spec.seed
         lay_out(model, channels_last_pays(model.mean.device.type, "fp32"))  # as verdicts like it
-        self.facts = {"hash": spec.hash, "dataset": facts_of(data)}
+        dataset = facts_of(data)
+        self.facts = {"hash": spec.hash, "dataset": dataset}
         self.indices = data.test_subset(spec.evaluation.limit, spec.evaluation.subset_seed)
-        images = self.facts["dataset"]["test_content"]
-        self.store = OutcomeStore(run.directory / "flags", self.indices, images)
+        self.store = OutcomeStore(run.directory / "flags", self.indices, dataset["test_content"])
         self.environment = environment(model.mean.device)  # where it is measured, and when
         self.files: Mapping[str, Path] = {}
         self.loaded, self.weights = "", ""  # the checkpoint in the model; its digest
@@ -109,7 +109,7 @@ class Evaluator:
 
     def follow(self) -> None:
         """What the other processes do: their share of each measurement, until there is none."""
-        while (of := self.world.on_rank0(None)) is not None:
+        while (of := self.world.on_rank0(lambda: None)) is not None:
             self._measure_together(of)
 
     def dismiss(self) -> None:
@@ -118,7 +118,7 @@ class Evaluator:
 
     def _measure_together(self, of: Measurement) -> AttackOutcomes:
         evaluation = self.evaluation
-        ensemble = Series((), (), evaluation.batch_size)
+        ensemble: Ensemble = Series((), (), evaluation.batch_size)
         if of.attack != CLEAN:
             attack = evaluation.measured_by[of.attack]
             ensemble = ensemble_of(attack, evaluation.restarts, evaluation.batch_size)
@@ -202,8 +202,9 @@ class Evaluator:
         attack: Any = next(iter(self.evaluation.attacks.values()), None)
         if attack is None:
             return None
-        if isinstance(attack, Ensemble):  # an ensemble takes minutes, and shows no more
-            attack = PGD(attack.eps, 20, norm=attack.norm)
+        shorter = PGD(attack.eps, 20, norm=attack.norm)
+        if isinstance(attack, Ensemble):  # which takes minutes, and shows no more
+            attack = shorter
         self.model.eval()
         ((indices, x, y),) = indexed(self.data.test, self.indices[:8], 8)
         with float32(self.model):
@@ -214,6 +215,7 @@ def worst_of(found: Mapping[str, AttackOutcomes]) -> AttackOutcomes:
     """Over several attacks on the same images: the first of them that fells an image counts."""
     worst = AttackOutcomes.new(tuple(found), len(next(iter(found.values())).fell))
     for k, outcomes in enumerate(found.values()):
-        worst.fell[(worst.fell == STANDS) & ~outcomes.robust] = k
+        felled = (worst.fell == STANDS) & ~outcomes.robust
+        worst.fell[felled], worst.tied[felled] = k, outcomes.tied[felled]
         worst.fell[~outcomes.clean] = WRONG
     return worst

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.attacks import PGD
-from sat.attacks.base import Ball, frozen
+from sat.attacks.base import Ball, ball_of, frozen
 from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.network import Network
 from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits
@@ -84,7 +84,7 @@ class Effort:
 
     @property
     def ball(self) -> Ball:
-        return Ball(self.short.eps / 255, self.short.norm)
+        return ball_of(self.short)
 
     def right(self, points: Tensor, y: Tensor) -> Tensor:
         return is_right(self.model, points, y)
@@ -282,7 +282,8 @@ def black_box_alarm(fallen: int, images: int, share: float = 0.01) -> Alarm | No
 
 def square_alarm(names: Sequence[str], counts: Sequence[int], images: int) -> Alarm | None:
     """`black_box_alarm` of a finished ensemble: its attacks in their order, and how many of
-    `images` each was the first to fell. The limit is AutoAttack's, 0.2 % of all, and not by chance."""
+    `images` each was the first to fell. The limit is AutoAttack's, 0.2 % of all, and not by
+    chance."""
     if "square" not in names or (at := list(names).index("square")) == 0:
         return None
     return black_box_alarm(counts[at], images, 0.002)

@@ -1,21 +1,19 @@
 """`evaluate=<run directory or file>`: a trained model, measured by another evaluation."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sat import config
 from sat.config import SCALARS, Spec
 from sat.errors import Refused
-from sat.identity import NOT_IDENTITY, SECTIONS
+from sat.identity import SECTIONS, silent
 from sat.models.weights import without_weights
 from sat.rundir.record import CHECKPOINTS
 from sat.rundir.result import RunResult
 from sat.rundir.untrusted import read_sections
 
 CHANGEABLE = {"evaluate", "device", "evaluation", "record.keep", "record.root"}
-CHANGEABLE |= {key for key in NOT_IDENTITY if key.startswith("dataset.")}
 
 
 def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:
@@ -39,6 +37,7 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
         if which is not None and place.is_file():
             return of_file(cfg, choices, overrides)
         raise Refused(f"{directory / 'config.yaml'}: is no config of a run of this program")
+    places = places_of(own)
     result = RunResult.read(directory)
     if result is None or result.status != "finished":
         if which is None:
@@ -46,9 +45,9 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
                 f"evaluate={place}: the run is not finished; the command that began it goes on"
                 f" with it, or name a checkpoint: evaluate={place}/checkpoints/last.pt"
             )
-        refuse_changes(overrides, place, {"record.root"})
+        refuse_changes(overrides, place, {"record.root", *places})
         return config.check(composed(cfg, own, choices, overrides))
-    refuse_changes(overrides, place, set())
+    refuse_changes(overrides, place, places)
     root = directory.resolve().parent
     if (
         any(key_of(o) == "record.root" for o in overrides)
@@ -66,7 +65,7 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
         if "evaluation.checkpoints" in map(key_of, overrides):
             raise Refused(f"evaluate={place}: names a checkpoint; drop evaluation.checkpoints")
         plain["evaluation"]["checkpoints"] = [which]
-    return replace(config.check(plain), name=directory.name, hash=result.hash)
+    return config.check(plain).called(directory.name, result.hash)
 
 
 def of_file(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:
@@ -86,6 +85,12 @@ def read_config(directory: Path) -> dict[str, Any] | None:
     return own if own.keys() >= {*SECTIONS, "seed"} else None
 
 
+def places_of(own: dict[str, Any]) -> set[str]:
+    """The keys of a run's dataset that move no number: where the images are, and who reads them."""
+    told = silent(config.target(own["dataset"].get("_target_"), "dataset"))
+    return {f"dataset.{key}" for key, moves in told.items() if moves is False}
+
+
 def composed(cfg: Any, own: dict[str, Any], choices: dict[str, str], overrides: list[str]):
     """The run's config with the command line's evaluation, which follows the run's dataset."""
     under = {key: own[key] for key in [*SECTIONS, *SCALARS] if key in own}
@@ -94,7 +99,7 @@ def composed(cfg: Any, own: dict[str, Any], choices: dict[str, str], overrides: 
         under.pop(key, None)
     for key in map(key_of, overrides):
         section, _, name = key.partition(".")
-        if key in NOT_IDENTITY and section == "dataset":
+        if key in places_of(own):
             under[section] = {**under[section], name: cfg[section][name]}
     chosen = {**own.get("choices", {}), "evaluation": choices["evaluation"]}
     return {**config.resolve(cfg, under), "choices": chosen}

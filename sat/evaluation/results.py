@@ -34,6 +34,7 @@ from sat.rundir.result import (
     AttackResult,
     CheckpointResult,
     Chosen,
+    CurveResult,
     Member,
     RunResult,
 )
@@ -58,6 +59,8 @@ def finished(spec: Spec) -> RunResult | None:
         )
     if spec.record.fresh:
         return None
+    if (directory / "config.yaml").is_file():
+        spec.refuse_moved(read_yaml(directory / "config.yaml"), directory)
     if (result := usable(RunResult.read(directory), directory)) is None:
         return None
     if todo(result, spec.evaluation, directory) or moved(spec, directory):
@@ -158,7 +161,7 @@ def asked(result: RunResult, evaluation: Evaluation) -> list[str]:
 def files_of(result: RunResult, evaluation: Evaluation, directory: Path) -> dict[str, Path]:
     """The files that hold what is to be measured, by checkpoint; those that are gone are left out,
     but for what another one holds as well."""
-    found = {}
+    found: dict[str, Path] = {}
     for which in asked(result, evaluation):
         for name in filter(None, (which, result.same_weights_as(which))):
             if (path := directory / "checkpoints" / FILES[name]).exists():
@@ -170,16 +173,15 @@ def lacking(result: RunResult, which: str, evaluation: Evaluation) -> list[str]:
     """What a checkpoint's results don't hold as it is asked for: names of attacks and curves,
     CLEAN, WORST."""
 
-    def holds(found: Any) -> bool:
-        return found is not None and subset_covers(
-            found.chosen, found.images, result.test_images, evaluation
-        )
+    def holds(found: AttackResult | CurveResult) -> bool:
+        return subset_covers(found.chosen, found.images, result.test_images, evaluation)
 
     part = result.part(which)
     names = [
         name
         for name in evaluation.measured_by
-        if not holds(found := part.measured.get(name))
+        if (found := part.measured.get(name)) is None
+        or not holds(found)
         or changes(found.settings or {}, evaluation.settings(name))
     ]
     worst, attacks = part.robust.get(WORST), list(evaluation.attacks)
@@ -189,7 +191,7 @@ def lacking(result: RunResult, which: str, evaluation: Evaluation) -> list[str]:
     )
     if len(attacks) > 1 and (lacks_worst or {*names} & {*attacks}):
         names.append(WORST)
-    return names if holds(part.clean) else [*names, CLEAN]
+    return names if part.clean and holds(part.clean) else [*names, CLEAN]
 
 
 def checked(result: RunResult, which: str, evaluation: Evaluation) -> bool:
@@ -237,10 +239,12 @@ def with_outcomes(
     """With a checkpoint's outcomes under an attack or a curve, CLEAN or WORST."""
     evaluation, part = evaluator.evaluation, result.part(which)
     if name == CLEAN:
-        clean = AttackResult(**accuracy(outcomes.clean), subset=evaluation.subset)
+        ties = outcomes.ties["clean"]
+        clean = AttackResult(**accuracy(outcomes.clean), subset=evaluation.subset, ties=ties)
         return result.with_part(which, part.with_attack(CLEAN, clean))
     if name == WORST:
-        worst = AttackResult(**accuracy(outcomes.robust), attacks=list(outcomes.names))
+        ties, names = outcomes.ties["attacked"], list(outcomes.names)
+        worst = AttackResult(**accuracy(outcomes.robust), attacks=names, ties=ties)
         return result.with_part(which, part.with_attack(WORST, worst))
     if name in evaluation.curves:
         labels, classes = evaluator.data.test.labels[evaluator.indices], evaluator.data.classes
@@ -274,6 +278,7 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
         **accuracy(outcomes.robust),
         **told,
         seconds=round(float(seconds.sum()), 3),
+        ties=outcomes.ties["attacked"],
         attacks=members if isinstance(attack, Ensemble) else None,
         settings=evaluator.evaluation.settings(name),
         environment=evaluator.environment,
@@ -313,7 +318,7 @@ def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any)
                 loggers.alarm(text, images)
     if views is not None:
         loggers.pictures(*views, result.images)
-    loggers.conclude(spec.config, final_metrics(result), result.images)
+    loggers.conclude(spec.compared, final_metrics(result), result.images)
     loggers.flush()
 
 
@@ -340,6 +345,11 @@ def final_metrics(result: RunResult) -> dict[str, float]:
 def tell(result: RunResult) -> None:
     """The table of a result, and its alarms."""
     log.info("\n%s", summary(result))
+    for which, part in result.measured.items():
+        for name, found in part.accuracies.items():
+            if found.ties:
+                text = "%s, %s: %d images are wrong by a tie, which argmax takes for right"
+                log.info(text, which, name, found.ties)
     for alarm in result.alarms:
         where = f"epoch {alarm.epoch or 0:.2f}"
         if alarm.checkpoint is not None:
@@ -369,7 +379,7 @@ def headline(result: RunResult, evaluation: Evaluation) -> dict[str, Any]:
         (found[n] for n in [*evaluation.attacks, *found] if n in found and n != CLEAN), None
     )
     shown = {"clean": found.get(CLEAN), "robust": robust}
-    told = {key: percent(entry and vars(entry)) for key, entry in shown.items()}
+    told = {key: percent(vars(entry) if entry else None) for key, entry in shown.items()}
     held_out = (result.best and result.best.held_out) or {}
     chosen_by = ((result.best and result.best.selected_by) or "robust").split()[0]
     return {**told, "score": held_out.get(chosen_by)}

@@ -1,12 +1,12 @@
 """What is measured of a trained model, and how `best` is chosen while it trains."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sat.attacks import FAB, FGSM, Clean, Ensemble
+from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble
 from sat.attacks.base import check_fields
+from sat.identity import Settings, settings_of
 from sat.rundir.result import CHECKPOINTS, CLEAN, WORST, Chosen
 
 
@@ -45,7 +45,7 @@ class Evaluation:
                     " write restarts=1, or an attack with start=uniform"
                 )
         for name, curve in self.curves.items():
-            if not hasattr(curve, "over"):
+            if not isinstance(curve, Curve):
                 raise ValueError(f"curves.{name}={curve}: is no curve; see evaluation=curves")
             if name in self.attacks:
                 raise ValueError(f"curves.{name}: an attack has this name; take another")
@@ -73,12 +73,12 @@ class Evaluation:
         """Attacks and curves by name: all that leaves outcomes."""
         return {**self.attacks, **self.curves}
 
-    def settings(self, name: str) -> dict[str, Any]:
+    def settings(self, name: str) -> Settings:
         """All that decides the outcomes of that attack or curve, to be kept beside them."""
-        attack = self.measured_by[name]
-        kept = {"attack": type(attack).__name__, **asdict(attack), "restarts": self.restarts}
-        kept |= {"limit": self.limit, "subset_seed": self.subset_seed}
-        return json.loads(json.dumps(kept))  # as it is read back
+        own = settings_of(self.measured_by[name])
+        more = {"restarts": self.restarts, "limit": self.limit, "subset_seed": self.subset_seed}
+        usual = {"restarts"} if self.restarts == 1 else ()
+        return Settings({"attack": own.pop("_target_"), **own, **more}, {*own.usual, *usual})
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Validation:
 
     attack: Any = None
     every: float = 1.0
-    batch_size: int = 256
+    batch_size: int = field(default=256, metadata={"identity": False})
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -119,3 +119,7 @@ def check_attack(key: str, attack: Any) -> None:
             f"{key}.batch_norm={attack.batch_norm}: an image's verdict would depend on its batch;"
             " write eval"
         )
+    try:
+        settings_of(attack)  # which are kept beside what it measures
+    except ValueError as error:
+        raise ValueError(f"{key}={error}") from None

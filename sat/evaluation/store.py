@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sat.attacks.outcomes import WRONG, AttackOutcomes
 from sat.errors import Refused
-from sat.identity import deciding
+from sat.identity import Settings
 from sat.rundir.checkpoint import write_whole
 from sat.rundir.result import CHECKPOINTS
 
@@ -29,7 +29,7 @@ class Measurement:
 
     checkpoint: str
     attack: str
-    settings: Mapping[str, Any]
+    settings: Settings
     weights: str
 
 
@@ -99,23 +99,30 @@ class OutcomeStore:
             "weights": np.array(of.weights), "images": np.array(self.images),
             "indices": self.indices.numpy(), "attacks": np.array(outcomes.names),
             "clean": outcomes.clean.numpy(), "robust": outcomes.robust.numpy(),
-            "fell": outcomes.fell.numpy(), "passed": outcomes.passed.numpy(), "tied": outcomes.tied.numpy(),
-            "attack_seconds": outcomes.seconds.numpy(), "seconds": float(outcomes.seconds.sum()),
+            "fell": outcomes.fell.numpy(), "passed": outcomes.passed.numpy(),
+            "tied": outcomes.tied.numpy(), "attack_seconds": outcomes.seconds.numpy(),
+            "seconds": float(outcomes.seconds.sum()),
         }  # fmt: skip
         write_whole(path, lambda file: np.savez_compressed(file, **content))
 
     def read_partial(self, of: Measurement) -> dict[str, Tensor] | None:
         """What a killed measurement of just this left, all its processes together, who need be as
-        many no longer: `fell`, `passed`, `seconds` and `tied`."""
+        many no longer: `fell`, `passed`, `tied` and `seconds` of its outcomes."""
         if not (paths := self._partials(of)):
             return None
-        rows = np.arange(len(self.indices))
-        whole = reduce(
-            AttackOutcomes.joined, (self._outcomes(p, read_file(p) or {}, rows) for p in paths)
-        )
+        rows, parts = np.arange(len(self.indices)), []
+        for path in paths:
+            found = read_file(path) or {}
+            if changes(found.get("settings", {}), of.settings):  # a default has moved since
+                path.unlink()
+            else:
+                parts.append(self._outcomes(path, found, rows))
+        if not parts:
+            return None
+        whole = reduce(AttackOutcomes.joined, parts)
         self.write_partial(of, whole, process=0)
         for path in paths[1:]:
-            path.unlink()
+            path.unlink(missing_ok=True)
         return {key: getattr(whole, key) for key in ("fell", "passed", "seconds", "tied")}
 
     def _partials(self, of: Measurement) -> list[Path]:
@@ -123,7 +130,7 @@ class OutcomeStore:
         return sorted(first.parent.glob(f"{first.stem}*.npz"), key=lambda path: len(path.name))
 
     def _partial(self, of: Measurement, process: int) -> Path:
-        text = json.dumps([deciding(of.settings), of.weights, self.images], sort_keys=True)
+        text = json.dumps([of.settings.difference(), of.weights, self.images], sort_keys=True)
         name = f"{of.checkpoint}-{of.attack}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         return self.folder / "partial" / (name + f".{process}" * (process > 0) + ".npz")
 
@@ -132,12 +139,10 @@ class OutcomeStore:
         try:
             images = len(found["indices"])
             names = tuple(str(name) for name in found["attacks"])
-            arrays = [found[key] for key in ("fell", "passed", "attack_seconds")]
-            fell, passed, seconds = map(torch.from_numpy, arrays)
-            tied = torch.from_numpy(found["tied"]) if "tied" in found else torch.zeros(images) > 0
-            shapes = [t.shape for t in (fell, passed, tied, seconds)]
-            whole = shapes == [(images,)] * 3 + [(len(names),)]
-            kinds = (fell.dtype, passed.dtype, tied.dtype) == (torch.int8, torch.int8, torch.bool)
+            arrays = [found[key] for key in ("fell", "passed", "tied", "attack_seconds")]
+            fell, passed, tied, seconds = kept = [torch.from_numpy(array) for array in arrays]
+            whole = [t.shape for t in kept] == [(images,)] * 3 + [(len(names),)]
+            kinds = [t.dtype for t in kept[:3]] == [torch.int8, torch.int8, torch.bool]
             indices = np.array_equal(found["indices"][rows], self.indices.numpy())
             values = WRONG <= int(fell.min()) and int(fell.max()) < len(names)
             if not (whole and kinds and indices and values):
@@ -145,7 +150,7 @@ class OutcomeStore:
         except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
             raise Refused(damaged(path, error)) from None
         chosen = torch.from_numpy(rows)
-        return AttackOutcomes(names, fell[chosen], passed[chosen], seconds, tied[chosen])
+        return AttackOutcomes(names, fell[chosen], passed[chosen], seconds, tied=tied[chosen])
 
 
 def read_file(path: Path) -> dict[str, Any] | None:
@@ -182,11 +187,9 @@ def taken(attack: str, changed: list[str]) -> str:
     )
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changes(before: Mapping[str, Any], now: Settings) -> list[str]:
     """The deciding settings that differ, but for those that only choose images."""
-    before, now = deciding(before), deciding(now)
-    keys = {*before, *now} - {"limit", "subset_seed"}
-    return sorted(key for key in keys if before.get(key) != now.get(key))
+    return sorted({*now.changes(before)} - {"limit", "subset_seed"})
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sat.identity import FOLLOWED, NOT_IDENTITY
-
 log = logging.getLogger("sat")
 
 
@@ -193,7 +191,8 @@ _UNTOLD = ("schedule", "sampler", "validation", "evaluation", "metrics", "record
 
 
 def compared(config: Mapping[str, Any]) -> dict[str, int | float | str]:
-    """What tells runs apart: the options chosen, the seed, and every value that moves a number."""
+    """What tells runs apart: the options chosen, the seed, and every value of a `Spec.compared`,
+    which holds those that move a number."""
     table: dict[str, Any] = {"seed": config["seed"]}
     silent: tuple[str, ...] = _UNTOLD
     if config["evaluate"] is not None:  # nothing is known of how these weights were trained
@@ -203,8 +202,7 @@ def compared(config: Mapping[str, Any]) -> dict[str, int | float | str]:
         if section in _TRAINING and "weights" in table:
             continue
         for key, value in config[section].items():
-            followed = section == "dataset" and key in FOLLOWED
-            if key != "_target_" and not followed and f"{section}.{key}" not in NOT_IDENTITY:
+            if key != "_target_":
                 table[f"{section}.{key}"] = value
     return {key: _plain(value) for key, value in table.items() if value is not None}
 

@@ -212,7 +212,7 @@ def _normalisation(rest: Tensors, channels: int, given: Collection[str]) -> dict
 def _channels(weights: Tensors, own: Tensors) -> int | None:
     """The image channels of the weights, where their first convolution has others."""
     first = next((key for key in own if own[key].ndim == 4), None)
-    if first not in weights or weights[first].ndim != 4:
+    if first is None or first not in weights or weights[first].ndim != 4:
         return None
     channels = weights[first].shape[1]
     return channels if channels != own[first].shape[1] else None

@@ -26,7 +26,7 @@ class Unwritable(Fault):
     still there."""
 
     def __init__(self, path: Path, error: OSError):
-        remedy = REMEDIES.get(error.errno, "mend that")
+        remedy = REMEDIES.get(error.errno or 0, "mend that")
         reason = error.strerror or error
         super().__init__(
             f"{path}: can't be written ({reason}); {remedy}, and the same command goes on from the"
@@ -47,7 +47,7 @@ def naming(path: Path) -> Iterator[None]:
         raise Unwritable(path, refused) from error
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls `write` on a temporary file and renames it to `path` once it is safe on disk.
 
     Raises Unwritable; `path` is then as it was.

@@ -167,7 +167,7 @@ def claim(record: Record, name: str, config: str, wait: bool = True) -> Iterator
     except OSError as error:
         if error.errno in _NO_LOCKS:
             raise _lockless(record.root, directory, error) from error
-        remedy = checkpoint.REMEDIES.get(error.errno)
+        remedy = checkpoint.REMEDIES.get(error.errno or 0)
         raise Refused(
             f"record.root={record.root}: can't be written ({error.strerror});"
             f" {remedy + ', or ' if remedy else ''}name another folder"

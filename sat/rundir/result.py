@@ -52,9 +52,10 @@ class _Plain:
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Self:
         """Raises ValueError, which names the place, for a value of another kind."""
-        if wrong := misfit(plain, kind_of(cls), ""):
+        own: Any = cls
+        if wrong := misfit(plain, kind_of(own), ""):
             raise ValueError(wrong)
-        return _built(cls, plain)
+        return _built(own, plain)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ class RunResult(_Plain):
     """A run: what was asked for, where it ran, and what came out."""
 
     name: str  # of the run's directory
-    hash: str  # of its config: see `sat.identity`
+    hash: str  # of its identity
+    identity: dict[str, Any]  # what decides its weights, by difference: see `sat.identity`
     status: str  # trained: the test set is not touched yet; finished; failed
     configuration: str | None = None  # a name that runs share which differ in the seed alone
     error: str | None = None  # of a failed run
@@ -221,7 +223,6 @@ class RunResult(_Plain):
     choices: Choices  # what `auto` has chosen: threads, precision, ...
     steps: int  # updates taken
     skipped_steps: Count = 0  # something was not finite
-    repeated_steps: Count = 0  # taken in float32 instead
     multiply_adds: float | None = None  # of one image's forward
     images: int  # seen in training
     wall_seconds: float
@@ -255,7 +256,8 @@ class RunResult(_Plain):
         return getattr(self, which) or at
 
     def with_part(self, which: str, part: CheckpointResult) -> Self:
-        return replace(self, **{which: part})
+        changed: dict[str, Any] = {which: part}
+        return replace(self, **changed)
 
     def with_alarms(self, which: str, attack: str, source: str, alarms: list[Alarm]) -> Self:
         """With the alarms of a measurement in place of those that it raised before."""
@@ -309,12 +311,16 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def _hints(cls: type, extras: bool = False) -> dict[str, Any]:
+def _hints(cls: Any, extras: bool = False) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=extras)
 
 
+def _is_described(hint: Any) -> bool:
+    return is_dataclass(hint)
+
+
 @cache
-def kind_of(cls: type) -> Any:
+def kind_of(cls: Any) -> Any:
     """What `misfit` takes for plain JSON of one of these classes."""
     return _kind(cls)
 
@@ -323,7 +329,7 @@ def _kind(hint: Any) -> Any:
     origin, options = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _KINDS.get(options[1], options[1])
-    if is_dataclass(hint):
+    if _is_described(hint):
         given = {f.name: f for f in fields(hint) if f.name != "more"}
         needed = lambda f: f.default is MISSING and f.default_factory is MISSING  # noqa: E731
         return {
@@ -347,7 +353,7 @@ def _built(hint: Any, plain: Any) -> Any:
         if plain is None:
             return None
         return _built(next(o for o in options if _takes(o, plain)), plain)
-    if is_dataclass(hint):
+    if _is_described(hint):
         hints = {key: kind for key, kind in _hints(hint).items() if key != "more"}
         given = {key: _built(kind, plain[key]) for key, kind in hints.items() if key in plain}
         return hint(**given, more={key: held for key, held in plain.items() if key not in hints})
@@ -363,5 +369,5 @@ def _built(hint: Any, plain: Any) -> Any:
 def _takes(hint: Any, plain: Any) -> bool:
     """Which of a union's kinds is meant: those of one union differ by their JSON type."""
     kind = get_origin(hint) or hint
-    kind = {tuple: list, float: int | float}.get(kind, dict if is_dataclass(kind) else kind)
+    kind = {tuple: list, float: int | float}.get(kind, dict if _is_described(kind) else kind)
     return kind is not types.NoneType and isinstance(plain, kind)

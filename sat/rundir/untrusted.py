@@ -89,16 +89,16 @@ def misfit(value: Any, kind: Any, place: str) -> str | None:
         return max(wrongs, key=lambda wrong: len(wrong.split(" is ")[0]))  # the nearest kind
     if isinstance(kind, list):
         sound = isinstance(value, list) and len(kind) in (1, len(value))
-        items = enumerate(value) if sound else None
+        items = dict(enumerate(value)) if sound else None
         kinds = {"*": kind[0]}
     elif isinstance(kind, dict):
-        items = value.items() if isinstance(value, dict) else None
+        items = value if isinstance(value, dict) else None
         kinds = kind
     else:
         return None if _is(value, kind) else f"{place} is {_shown(value)}"
     if items is None:
         return f"{place} is {_shown(value)}"
-    held = dict(items)
+    held: dict[Any, Any] = items
     for key, inner in kinds.items():
         name = key.rstrip("?")
         if key == "*" or (key != name and name not in held):

@@ -79,7 +79,7 @@ class Callbacks:
         self.seconds, self.training_seconds = state["seconds"]
 
     def _generators(self, state: TrainState, kept: dict[str, Any]) -> dict[str, Any]:
-        """Those of this process; of another number of processes the first one's are taken on."""
+        """What this process draws from; of another number of processes the first one goes on."""
         generators = kept["generators"]
         if len(generators) == self.world.size:
             return generators[self.world.rank]
@@ -99,7 +99,7 @@ class Callbacks:
         before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         try:
             if state.step == 0:
-                self.run.loggers.introduce(self.spec.config, self.spec.yaml(), summary)
+                self.run.loggers.introduce(self.spec.compared, self.spec.yaml(), summary)
             self._say_once(state)
             with self._saving(state):
                 yield
@@ -300,11 +300,12 @@ class Callbacks:
         }  # fmt: skip
 
     def untrained(self, model: Any) -> dict[str, Any]:
-        """The same for weights of a file, of whose training nothing is known."""
+        """What `result` says, for weights of a file, of whose training nothing is known."""
         config = self.spec.config
         return {
             "name": self.spec.name,
             "hash": self.spec.hash,
+            "identity": self.spec.identity,
             "configuration": self.spec.configuration,
             "status": "trained",
             "seed": self.spec.seed,

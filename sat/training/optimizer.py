@@ -12,9 +12,12 @@ from sat.acceleration.auto import FUSED
 class Recipe(Protocol):
     """What of a schedule builds an optimiser."""
 
-    optimizer: str
-    learning_rate: float
-    weight_decay: float
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
 
 
 def check_optimizer(name: str) -> None:
@@ -67,14 +70,20 @@ def skips_on_device(optimizer: Optimizer) -> bool:
 
 def _begin(optimizer: Optimizer) -> None:
     """Makes a fused step one that may be skipped, and that a graph may hold: its learning rate is a
-    tensor on the device. SGD's momentum begins at 0, which gives the same first step to the bit;
-    without, a first step that is skipped would leave memory in it that nobody has written."""
+    tensor on the device."""
     for group in optimizer.param_groups:
         device = group["params"][0].device
         exact = torch.float64 if device.type == "cpu" else torch.float32  # what each kernel reads
         group["lr"] = torch.tensor(float(group["lr"]), device=device, dtype=exact)
+    _rest(optimizer)
+
+
+def _rest(optimizer: Optimizer) -> None:
+    """SGD's momentum begins at 0, which gives the same first step to the bit. Without, a first step
+    that is skipped would leave memory in it that nobody has written."""
+    for group in optimizer.param_groups:
         for weight in group["params"] if group.get("momentum") else ():
-            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+            optimizer.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -97,3 +106,5 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         for name, value in kept.items():
             if isinstance(value, Tensor) and value.shape == weight.shape and value.ndim:
                 kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+    if skips_on_device(optimizer):
+        _rest(optimizer)

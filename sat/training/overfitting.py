@@ -134,7 +134,7 @@ class Overfitting:
         return self._alarm(robust / images, single / images, images)
 
     def _alarm(self, robust: float, single: float, images: int) -> Alarm:
-        best_robust, best_single = (count / images for count in self.best)
+        best_robust, best_single = (count / images for count in self.best or ())
         return Alarm(
             "catastrophic_overfitting",
             f"robust accuracy collapsed from {best_robust:.1%} to {robust:.1%}, accuracy after a"

@@ -43,7 +43,7 @@ _KEPT = {
 
 
 def check_state(
-    state: Mapping[str, Any], facts: Mapping[str, Any], model: nn.Module, schedule: Schedule
+    state: Mapping[str, Any], facts: dict[str, Any], model: nn.Module, schedule: Schedule
 ) -> None:
     """Raises ValueError, which says why, for what a training of `model` can't go on from, and
     Refused for a state of another config or of other images."""
@@ -112,7 +112,7 @@ def _check_weights(name: str, weights: Mapping[str, Tensor], model: nn.Module) -
 
 def _check_optimizer(state: Mapping[str, Any], model: nn.Module, schedule: Schedule) -> None:
     """What an optimiser would take and stumble over in its next step."""
-    own, kept = build_optimizer(model, schedule), _KEPT.get(schedule.optimizer)
+    own, kept = build_optimizer(model, schedule), _KEPT.get(schedule.optimizer, set())
     # others count in them; whether a step is fused is chosen anew
     fixed = {"params"} | ({*own.defaults} - {"lr", "fused"} if kept else set())
     groups = own.state_dict()["param_groups"]

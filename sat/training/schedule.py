@@ -1,7 +1,7 @@
 """How long and how fast: the learning rate as a pure function of progress."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sat.acceleration.auto import FUSED
@@ -37,7 +37,9 @@ class Schedule:
     learning_rate: float = 0.1
     warmup_epochs: float = 0.0
     decay: str | Decay = "cosine"
-    milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
+    milestones: tuple[float, ...] = field(
+        default=(0.3, 0.6, 0.9), metadata={"identity": {"decay": "step"}}
+    )
     weight_decay: float = 5e-4
     ema: float = 0.0
     accumulate: int | Literal["auto"] = 1
@@ -49,8 +51,8 @@ class Schedule:
     fused: bool | Literal["auto"] = "auto"
     tf32: bool | Literal["auto"] = "auto"
     sync_batch_norm: bool | None = None
-    shard: bool = False
-    grad_checkpointing: bool = False
+    shard: bool = field(default=False, metadata={"identity": False})
+    grad_checkpointing: bool = field(default=False, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -57,26 +57,39 @@ class Skips:
 
 
 class Statistics:
-    """What a forward moves, such as batch norm's statistics, and what it was before the step."""
+    """What a forward moves, such as batch norm's statistics, and what it was before the step; each
+    type in one piece of memory, so that a step costs a few launches."""
 
     def __init__(self, tensors: Iterable[Tensor]):
         by_type: dict[torch.dtype, list[Tensor]] = {}
         for tensor in tensors:
             by_type.setdefault(tensor.dtype, []).append(tensor)
-        self._groups = [(group, _flat(group)) for group in by_type.values()]
+        self._groups = [_Group(group) for group in by_type.values()]
 
     def keep(self) -> None:
-        for tensors, kept in self._groups:
-            torch.cat([tensor.flatten() for tensor in tensors], out=kept)
+        for group in self._groups:
+            torch._foreach_copy_(group.before, group.tensors)
 
     def put_back(self, broken: Tensor | None = None) -> None:
         """What was kept; with `broken`, a truth on the device, only where that is so."""
-        for tensors, kept in self._groups:
-            values = kept if broken is None else torch.where(broken, kept, _flat(tensors))
-            parts = values.split([tensor.numel() for tensor in tensors])
-            before = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
-            torch._foreach_copy_(tensors, before)
+        for group in self._groups:
+            values = group.before
+            if broken is not None:
+                torch._foreach_copy_(values := group.after, group.tensors)
+                torch.where(broken, group.flat_before, group.flat_after, out=group.flat_after)
+            torch._foreach_copy_(group.tensors, values)
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
+class _Group:
+    """Tensors of one type, and two copies of them, flat and in their shapes."""
+
+    def __init__(self, tensors: list[Tensor]):
+        self.tensors = tensors
+        self.flat_before, self.flat_after = (
+            torch.cat([tensor.flatten() for tensor in tensors]) for _ in range(2)
+        )
+        self.before, self.after = map(self._shaped, (self.flat_before, self.flat_after))
+
+    def _shaped(self, flat: Tensor) -> list[Tensor]:
+        parts = flat.split([tensor.numel() for tensor in self.tensors])
+        return [part.view_as(tensor) for part, tensor in zip(parts, self.tensors, strict=True)]

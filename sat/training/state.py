@@ -74,7 +74,8 @@ class TrainState:
         self.sums = torch.zeros(3, device=device)  # its loss, right answers and images
         self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
         self.totals, self.skips = Totals(device), Skips(device)
-        self.warmup, self.news = Warmup(bool(choices["compile"])), []
+        self.warmup = Warmup(bool(choices["compile"]))
+        self.news: list[str] = []
         self._one = torch.ones((), device=device)
         # Lists, because a walk through the modules costs as much as all of the rest.
         self.parameters, buffers = [*model.parameters()], [*model.buffers()]

@@ -30,7 +30,7 @@ class Validated:
 
     @property
     def said(self) -> str:
-        """The same in a few words."""
+        """Tells it in a few words."""
         single = self.diagnostics.get("diagnostics/single_step")
         note = "" if single is None else f", {single:.1%} single-step"
         return f"held-out {self.clean:.1%} clean, {self.robust:.1%} robust{note}"

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,9 @@ def answer(main: Callable[[], int | None], *argv: str) -> Answer:
             code = main()
         except SystemExit as end:
             code = end.code
+        except Exception:  # as Python would tell it
+            code = 1
+            traceback.print_exc()
         for stream in both:
             stream.flush()
         texts = [stream.buffer.getvalue().decode("utf-8", "replace") for stream in both]

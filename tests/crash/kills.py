@@ -46,7 +46,7 @@ FOLDER = [*QUICK, "dataset=imagefolder", "dataset.root=../../photographs", "data
 RESNET = ["model.depth=10", "model.width=0.0625"]
 DROPOUT = ["model=efficientnet", "model.dropout=0.3", "schedule.epochs=4", "validation.every=2"]
 # Sets in memory and in folders, each decay, average, accumulation, clipping, workers, dropout, a
-# scaler, sweeps.
+# scaler, TRADES with no tracker, sweeps.
 CASES = {
     "digits constant ema": [*DIGITS, *RESNET, "schedule.decay=constant", "schedule.ema=0.9"],
     "digits step accumulate": [*DIGITS, *RESNET, "schedule.decay=step", "schedule.accumulate=3"],
@@ -62,6 +62,8 @@ CASES = {
                                   "schedule.clip=1", "evaluation.masking_checks=0"],
     "folder dropout one_cycle": [*FOLDER, *DROPOUT, "dataset.workers=0",
                                  "schedule.decay=one_cycle"],
+    "digits trades norms, no tracker": [*DIGITS, *RESNET, "objective=trades", "schedule.ema=0.9",
+                                        "metrics=gradient_norm", "logger=[]"],
     "sweep of 6, 2 workers": ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *DIGITS,
                               *RESNET, "evaluation.masking_checks=0", "seed=0,1,2,3,4,5"],
 }  # fmt: skip

@@ -1,0 +1,2 @@
+"""What a training costs: timed here beside the machine's limit and other people's loops, or told
+beforehand."""

@@ -1,0 +1,180 @@
+"""What a training step costs, beside the machine's limit and beside what people use today:
+
+    sat-benchmark                                            # ResNet-18 on CIFAR-10's sizes
+    sat-benchmark model.depth=50 dataset=imagenet --steps 0,1 --batch 256 --compile --budget 10m
+    sat-benchmark --parts memory,growth
+    sat-benchmark --parts program                            # --help, first step, sweep, report
+
+Words are those of `python -m sat.run`; images are random pixels, and nothing is downloaded. Each
+row goes to the screen, and with all numbers (`benchmark.json`) and a figure into the folder of
+--out, when it is measured; what was stopped goes on with the same command. `torchattacks` is
+compared where it is installed. `python scripts/benchmark.py` is the same.
+"""
+
+import argparse
+import os
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sat.errors import Fault, Refused
+
+PARTS = ("steps", "stages", "activations", "growth", "memory", "program")
+USUAL = PARTS[:3]
+ISA = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")  # what a product's rate is by
+SHORT = {"batch": 32, "steps": (0, 1, 2), "rounds": 3}  # a minute or two on two cores
+
+
+def numbers(text: str, kind: type = int, least: float = 0) -> tuple[Any, ...]:
+    """`0,1,2` as distinct numbers in ascending order."""
+    try:
+        found = sorted({kind(part) for part in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: write numbers, such as 0,1,2") from None
+    if found[0] < least:
+        raise argparse.ArgumentTypeError(f"{text}: must be {least:g} or above")
+    return tuple(found)
+
+
+def positive(text: str) -> int:
+    (number, *more) = numbers(text, least=1)
+    if more:
+        raise argparse.ArgumentTypeError(f"{text}: is more than one number")
+    return number
+
+
+def parts(text: str) -> tuple[str, ...]:
+    chosen = text.split(",")
+    for part in chosen:
+        if part not in PARTS:
+            raise argparse.ArgumentTypeError(f"{part}: is none of {', '.join(PARTS)}")
+    return tuple(part for part in PARTS if part in chosen)
+
+
+def duration(text: str) -> float:
+    """Seconds of `90s`, `10m`, `1.5h`."""
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)):
+        raise argparse.ArgumentTypeError(f"{text}: write a time, such as 90s, 10m, 1.5h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def arguments(given: Sequence[str] | None = None) -> Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py", usage="benchmark.py [key=value ...] [options]",
+        description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("words", nargs="*", help="what sat.run takes: model=..., activation=..., dataset=...")
+    add("--steps", type=numbers, metavar="K,K", help="attack steps (0,1,2,3,10)")
+    add("--batch", type=positive, help="images a step (the schedule's; CIFAR-10: 128)")
+    add("--rounds", type=positive, help="how often each is timed (7)")
+    add("--device", help="auto, cpu, cuda, cuda:1")
+    add("--threads", type=positive, help="of a CPU (as many as torch takes)")
+    add("--compile", action="store_true", help="times this program compiled as well, which takes"
+        " up to a minute, of each network")  # fmt: skip
+    add("--short", action="store_true", help="batch 32, k = 0, 1, 2, three rounds")
+    add("--parts", type=parts, default=USUAL, help=f"of {','.join(PARTS)} ({','.join(USUAL)})")
+    add("--budget", type=duration, default=float("inf"), metavar="10m", help="then stop")
+    add("--gib", type=lambda text: numbers(text, float, 0.1), default=(24.0, 80.0, 141.0),
+        metavar="G,G", help="memory, for the largest batch (24,80,141)")  # fmt: skip
+    add("--out", type=Path, default=Path("outputs/benchmark"), help="folder (outputs/benchmark)")
+    own = parser.parse_intermixed_args(given)
+    for word in own.words:
+        if "=" not in word:
+            parser.error(f"{word}: is no key=value")
+    usual = {"batch": None, "steps": (0, 1, 2, 3, 10), "rounds": 7}
+    for key, value in (SHORT if own.short else usual).items():
+        if getattr(own, key) is None:
+            setattr(own, key, value)
+    own.words += [f"schedule.batch_size={own.batch}"] if own.batch else []
+    own.words += [f"device={own.device}"] if own.device else []
+    return own
+
+
+def about(case: Any, own: Namespace) -> dict[str, Any]:
+    """Machine, versions, command line and what is timed."""
+    import torch
+
+    from sat.acceleration.processor import flags
+    from sat.rundir.environment import environment
+
+    told = environment(case.device) | {
+        "command": " ".join(["python", *sys.argv]), "words": list(case.words),
+        "rounds": own.rounds, "batch": case.batch, "shape": list(case.sizes.shape),
+        "multiply_adds": case.cost.multiply_adds, "parameters": case.cost.parameters,
+        "float32": {"matmul": torch.get_float32_matmul_precision(),
+                    "cudnn_tf32": torch.backends.cudnn.allow_tf32},
+    }  # fmt: skip
+    if case.device.type == "cuda":
+        told["memory"] = torch.cuda.get_device_properties(case.device).total_memory
+        told["cuda"], told["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
+    else:
+        told["isa"] = [name for name in ISA if name in flags()]
+        told["isa_limit"] = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return told
+
+
+def headline(told: dict[str, Any]) -> str:
+    on = told["device"]
+    if "isa" in told:
+        limit = f", limited to {told['isa_limit']}" if told["isa_limit"] else ""
+        on += f" ({', '.join(told['isa']) or 'instruction sets unknown'}{limit})"
+        on += f", {told['threads']} thread{'s' * (told['threads'] != 1)}"
+    versions = ", ".join(f"{name} {told[name]}" for name in ("python", "torch", "timm"))
+    commit = f", commit {told['commit'][:8]}" if told["commit"] else ""
+    return (
+        f"# Benchmark\n\n{on}; {versions}{commit}; {told['time']}\n\n    {told['command']}\n\n"
+        f"{' '.join(told['words'])}: {told['parameters']:,} parameters,"
+        f" {told['multiply_adds']:,} multiply-adds an image of {'x'.join(map(str, told['shape']))},"
+        f" batch {told['batch']}"
+    )
+
+
+def measure(case: Any, own: Namespace) -> int:
+    from sat.bench.part import Book, unfinished
+
+    told = about(case, own)
+    book, left = Book(own.out, told, own.budget), []
+    book.say(headline(told))
+    for name in own.parts:
+        left += book.measure(name, import_module(f"sat.bench.{name}").PART, case, own)
+    if left:
+        book.say(unfinished(left, own.budget))
+    book.found["left"] = left
+    book.write()
+    return 143 if left else 0
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Exit codes: 0, 1 where memory runs out, 2 where the command line is refused, 143 where the
+    budget is used up and rows are left."""
+    own = arguments(given)
+    for key, value in (("KINETO_LOG_LEVEL", "99"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
+        os.environ.setdefault(key, value)  # the profiler's libraries talk to the screen
+    import torch
+
+    from sat.acceleration import auto
+    from sat.acceleration.device import settle_on
+    from sat.bench.case import case_of
+    from sat.errors import is_out_of_memory
+
+    if own.threads:
+        torch.set_num_threads(own.threads)
+        auto.THREADS = own.threads  # what `auto` gives a run that is not small
+    try:
+        case = case_of(own.words)
+        settle_on(case.device)
+        return measure(case, own)
+    except (Refused, Fault, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"out of memory at batch {case.batch}; --batch takes fewer images", file=sys.stderr)
+        return 1

@@ -1,0 +1,130 @@
+"""What is measured: the network and the schedule of a command line, on images of random pixels."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sat.acceleration.auto import choose
+from sat.acceleration.device import find_device
+from sat.acceleration.recomputation import recompute
+from sat.attacks import PGD, Clean
+from sat.bench.costs import Cost, Sizes, build, cost_of, sizes_of
+from sat.config import Spec, composed
+from sat.errors import Refused, refusing
+from sat.models import Classifier
+from sat.objectives import training_attack
+from sat.training.plan import Plan
+from sat.training.state import TrainState
+
+# Labels here mean nothing, and thousands of steps towards them may end in weights that are not
+# finite, which cost other times.
+RATE = 1e-6
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training that is timed; no image is read."""
+
+    words: tuple[str, ...]
+    spec: Spec
+    sizes: Sizes
+    device: torch.device
+
+    @property
+    def cost(self) -> Cost:
+        return cost_of(self.spec, self.sizes)
+
+    @property
+    def batch(self) -> int:
+        return self.spec.schedule.batch_size
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What `auto` stands for in such a run, uncompiled, and of several parts of a batch one."""
+        schedule, cost = replace(self.spec.schedule, compile=False), self.cost
+        images = self.sizes.train
+        return choose(schedule, self.device, images, cost.multiply_adds, cost.depthwise)
+
+    def flop(self, k: int) -> int:
+        """Useful work of a step of PGD-k: a forward, an input gradient and a weight gradient are
+        one unit each, of 2 FLOP a multiply-add."""
+        return 2 * self.cost.multiply_adds * units(k) * self.batch
+
+    def model(self) -> Classifier:
+        """The network, with the same weights each time."""
+        torch.manual_seed(self.spec.seed)
+        model = build(self.spec, self.sizes, "cpu").to(self.device)
+        if self.spec.schedule.grad_checkpointing:
+            with refusing("schedule."):
+                recompute(model)
+        return model
+
+    def images(self, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """A batch x [B, C, H, W] in [0, 1] and y [B], on the device, the same each time."""
+        generator, count = torch.Generator().manual_seed(0), count or self.batch
+        x = torch.rand(count, *self.sizes.shape, generator=generator)
+        y = torch.randint(self.sizes.classes, (count,), generator=generator)
+        return x.to(self.device), y.to(self.device)
+
+    def attack(self, k: int) -> Any:
+        return replace(self.spec.attack, steps=k) if k else Clean()
+
+    def state(self, k: int = 0, **choices: Any) -> TrainState:
+        """A training of the program's own, eager unless `compile` is chosen."""
+        given = {**self.choices, "compile": False, **choices}
+        slow = {"learning_rate": RATE, "decay": "constant", "warmup_epochs": 0.0}
+        # asked for, not by itself: a compilation that fails must not pass for one
+        schedule = replace(self.spec.schedule, **slow, compile=given["compile"], accumulate=1)
+        plan = Plan(schedule, self.sizes.train, self.spec.seed, given)
+        attack = training_attack(self.attack(k), self.spec.objective)
+        return TrainState(self.model(), attack, self.spec.objective, plan)
+
+    def varied(self, *words: str) -> "Case":
+        """The same but for what these words say."""
+        names = {word.split("=", 1)[0] for word in words}
+        return case_of([*(w for w in self.words if w.split("=", 1)[0] not in names), *words])
+
+
+def units(k: int) -> int:
+    """Of a PGD-k step: k forwards and input gradients, and an update of three."""
+    return 2 * k + 3
+
+
+@contextmanager
+def side_by_side(compiled: bool) -> Iterator[None]:
+    """For many compiled networks of one process: each of them keeps graphs of its own shapes.
+
+    torch counts all of a class as one that is compiled again and again: after eight it would go
+    on eagerly, and after the second shape with graphs for any.
+    """
+    if not compiled:
+        yield
+        return
+    import torch._dynamo  # takes a second to import
+
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=256, automatic_dynamic_shapes=False):
+        yield
+    torch.compiler.reset()
+
+
+def case_of(words: Sequence[str]) -> Case:
+    """The case of a command line of `sat.run`; without a data set it has CIFAR-10's sizes.
+
+    Raises Refused, in one line, for what `sat.run` would refuse and for other attacks than PGD in
+    the l-infinity norm.
+    """
+    if not any(word.startswith("dataset=") for word in words):
+        words = ["dataset=cifar10", *words]
+    spec = composed(words)
+    if not isinstance(spec.attack, PGD) or spec.attack.norm != "linf":
+        raise Refused("attack: only PGD in the l-infinity norm is compared; --steps says how long")
+    if spec.evaluate is not None:
+        raise Refused(f"evaluate={spec.evaluate}: trains nothing that could be timed")
+    with refusing("device"):
+        device = find_device(spec.device)
+    return Case(tuple(words), spec, sizes_of(spec.dataset), device)

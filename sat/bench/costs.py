@@ -1,0 +1,260 @@
+"""What a run costs, counted on a model without weights: nothing is computed, nothing is read but
+the folder or file of a set of the user's own."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sat.acceleration.auto import depthwise, multiply_adds
+from sat.activations.surrogate import phase, phased
+from sat.activations.swap import swap_activations
+from sat.attacks import FGSM, Clean, Curve
+from sat.config import Spec, check
+from sat.data import SVHN, Cifar10, Cifar100, Digits, FashionMNIST, ImageNet, TinyImageNet
+from sat.data.choice import split_training
+from sat.data.folders import FolderSet
+from sat.data.memory import MemorySet
+from sat.errors import Refused, refusing
+from sat.models import Classifier
+from sat.models.weights import without_weights
+from sat.training.optimizer import build_optimizer
+from sat.training.overfitting import IMAGES as PROBED
+from sat.training.plan import Plan
+
+# Training and test images, classes, channels, pixels as stored (of folders: as they are cropped).
+PUBLISHED: dict[type, tuple[int, int, int, int, int]] = {
+    Digits: (1_438, 359, 10, 1, 8),
+    Cifar10: (50_000, 10_000, 10, 3, 32),
+    Cifar100: (50_000, 10_000, 100, 3, 32),
+    SVHN: (73_257, 26_032, 10, 3, 32),
+    FashionMNIST: (60_000, 10_000, 10, 1, 28),
+    TinyImageNet: (100_000, 10_000, 200, 3, 64),
+    ImageNet: (1_281_167, 50_000, 1_000, 3, 224),
+}
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many images a set has in each part, and what they are to a network."""
+
+    train: int
+    held_out: int
+    test: int
+    classes: int
+    channels: int
+    pixels: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.pixels, self.pixels
+
+
+@cache
+def sizes_of(dataset: Any) -> Sizes:
+    """Published sets are known by heart, unless their folder is there; others are looked at, and no
+    image is decoded.
+
+    Raises Refused for a `limit` or `holdout` that the set can't give, and where a set of the user's
+    own is not there; nothing is downloaded.
+    """
+    known = PUBLISHED.get(type(dataset))
+    with refusing("dataset."):
+        if known and not is_there(dataset):
+            train, test, classes, channels, stored = known
+            labels = torch.arange(train) % classes  # of no account but to the stratified choice
+        elif isinstance(dataset, MemorySet):
+            arrays = dataset.load()
+            labels, test = arrays.train_labels, len(arrays.test)
+            classes, (channels, stored) = len(arrays.classes), arrays.train.shape[1:3]
+        else:
+            if hasattr(dataset, "download"):
+                dataset = replace(dataset, download=False)
+            data = dataset(torch.device("cpu"), 0)
+            train, held_out, test = len(data.train), len(data.held_out), len(data.test)
+            found = len(data.classes), data.channels, data.image_size
+            return Sizes(train, held_out, test, *found)
+        parts = split_training(labels, dataset.limit, dataset.holdout, seed=0)
+    train, held_out = map(len, parts)
+    return Sizes(train, held_out, test, classes, channels, dataset.image_size or stored)
+
+
+def is_there(dataset: Any) -> bool:
+    return isinstance(dataset, FolderSet) and (Path(dataset.root) / "train").is_dir()
+
+
+def build(spec: Spec, sizes: Sizes, device: str) -> Classifier:
+    """The spec's network, its activations swapped without the proof, and no given weights loaded.
+    On `meta` it has shapes and no memory."""
+    model = without_weights(spec.config["model"])
+    family = check({**spec.config, "model": model, "evaluate": None}).model
+    with refusing("model."), torch.device(device):
+        backbone = family(sizes.channels, sizes.classes, sizes.pixels)
+        swap_activations(backbone, spec.activation)
+        return Classifier(backbone, [0.5] * sizes.channels, [0.25] * sizes.channels)
+
+
+# gradient computations ------------------------------------------------------------------------
+
+
+def gradients_of(attack: Any) -> int | None:
+    """Input gradients for an image that stands; None for an ensemble, which goes by the image."""
+    if isinstance(attack, Curve):
+        return sum(point.steps for point in attack.attacks if point.eps)
+    return {Clean: 0, FGSM: 1}.get(type(attack), asdict(attack).get("steps"))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do, an image counted as often as it is looked at. The gradients of an
+    ensemble are left out; `untold` names it."""
+
+    updates: int
+    images: int  # that updates see
+    attack: int  # input gradients of the training
+    validation: int  # input gradients, at most
+    validated: int  # images, each time anew
+    evaluation: int  # input gradients, at most
+    evaluated: int  # images under an attack or a curve, for each checkpoint
+    checked: int  # images on which a measurement is doubted, for each checkpoint
+    untold: tuple[str, ...]
+
+    @property
+    def training(self) -> int:
+        """Gradient computations: k of the input and one of the weights an image."""
+        return self.attack + self.images
+
+
+@cache
+def validations(schedule: Any, images: int, every: float) -> int:
+    plan = Plan(schedule, images, 0, {}, every)
+    return sum(plan.validates(step) for step in range(1, plan.steps + 1))
+
+
+def work_of(spec: Spec, sizes: Sizes) -> Work:
+    """Counted as if every image were right when clean and stood under every attack but the last."""
+    evaluation, untold = spec.evaluation, []
+
+    def steps_of(name: str, attack: Any) -> int:
+        if (steps := gradients_of(attack)) is None:
+            untold.append(name)
+        return steps or 0
+
+    updates = seen = attack = times = each = 0
+    asked = min(spec.validation.limit or sizes.held_out, sizes.held_out)
+    if trained := spec.evaluate is None:
+        updates = spec.schedule.steps(sizes.train)
+        seen, attack = updates * spec.schedule.batch_size, steps_of("attack", spec.attack)
+        times = validations(spec.schedule, sizes.train, spec.validation.every)
+        each = asked * steps_of("validation", spec.validation.attack)
+        if spec.validation.attack.eps:  # the probe: gradients at the clean image and at the other
+            each += 2 * -(-asked // -(-asked // PROBED))
+    checkpoints = len(set(evaluation.checkpoints)) if trained else 1
+    tested = checkpoints * min(evaluation.limit or sizes.test, sizes.test)
+    checked = checkpoints * min(evaluation.masking_checks, tested // checkpoints)
+    attacks = evaluation.measured_by
+    steps = evaluation.restarts * sum(steps_of(name, a) for name, a in attacks.items())
+    return Work(updates, seen, seen * attack, times * each, times * asked,
+                tested * steps, tested * max(1, len(attacks)),
+                checked if evaluation.attacks else 0, tuple(untold))  # fmt: skip
+
+
+# memory ---------------------------------------------------------------------------------------
+
+
+def saved_bytes(model: nn.Module, x: Tensor, floats: int = 4) -> int:
+    """What autograd keeps for the backward of one training forward of x [B, C, H, W]: every storage
+    once, parameters and buffers left out, `floats` bytes for each floating-point number."""
+    kept: list[Tensor] = []  # all alive, so that no storage is mistaken for a later one
+    held = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    training = model.training
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, phase(phased(model), "outer"):
+        logits = model.train()(x)
+    model.train(training)
+    size = {}
+    for tensor in kept:
+        storage = tensor.untyped_storage()
+        scale = floats / tensor.element_size() if tensor.is_floating_point() else 1
+        size[storage._cdata] = storage.nbytes() * scale
+    del logits
+    return round(sum(count for key, count in size.items() if key not in held))
+
+
+def state_bytes(model: nn.Module, schedule: Any) -> int | None:
+    """Weights, gradients, the optimiser's state and the average, of a model on `meta`.
+
+    None for optimisers that look at numbers before they make their state.
+    """
+    with refusing("schedule."):
+        optimizer = build_optimizer(model, schedule)
+    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
+    weights = size([*model.parameters(), *model.buffers()])
+    total = weights * (2 if schedule.ema else 1) + size(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step()
+    except RuntimeError:
+        return None
+    finally:
+        model.zero_grad(set_to_none=True)
+    if schedule.optimizer.startswith("lookahead_"):
+        total += size(model.parameters())  # the slow weights, made later
+    states = optimizer.state_dict()["state"].values()
+    return total + size(t for state in states for t in state.values() if isinstance(t, Tensor))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One network on such images: what counting tells of it."""
+
+    parameters: int
+    multiply_adds: int  # of one image's forward
+    state: int | None  # bytes
+    activations: float  # bytes an image that an update keeps, in float32
+    depthwise: bool  # whether it has such convolutions
+
+    def fixed(self, schedule: Any, precision: str) -> int | None:
+        """Bytes whatever the batch: of the state, and of the copy that attacks search."""
+        if self.state is None:
+            return None
+        return self.state + (schedule.fold is not False) * self.parameters * BYTES[precision]
+
+    def kept(self, images: int, precision: str) -> float:
+        return self.activations * images * BYTES[precision] / 4
+
+
+_COSTS: dict[str, Cost] = {}
+
+
+def cost_of(spec: Spec, sizes: Sizes) -> Cost:
+    """Counted once for all runs of a sweep that share network, activation, images and optimiser."""
+    config = spec.config
+    rest = [config["model"], config["activation"], spec.schedule.optimizer, spec.schedule.ema > 0]
+    key = json.dumps([*rest, sizes.classes, *sizes.shape])
+    if key not in _COSTS:
+        model = build(spec, sizes, "meta")
+        try:
+            multiplied = multiply_adds(model, sizes.shape)
+            saved = saved_bytes(model, torch.zeros(2, *sizes.shape, device="meta")) / 2
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise Refused(
+                f"dataset.image_size={sizes.pixels}: the network fails on such images ({reason});"
+                " choose another size or another model"
+            ) from error
+        parameters = sum(p.numel() for p in model.parameters())
+        state = state_bytes(model, spec.schedule)
+        _COSTS[key] = Cost(parameters, multiplied, state, saved, depthwise(model))
+    return _COSTS[key]

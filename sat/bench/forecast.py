@@ -1,0 +1,271 @@
+"""Tells beforehand what a command line of `sat.run` will do and cost; trains and writes nothing.
+
+    sat-forecast activation=gelu attack.steps=2
+    sat-forecast -m activation=relu,silu seed=0,1,2              # a sweep
+    sat-forecast experiment=imagenet_resnet50 --tflops 300       # for another machine
+    sat-forecast -m experiment=depth --measured outputs/benchmark --gpus 8
+
+`python scripts/forecast.py` is the same.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sat import config, sweep
+from sat.bench.units import count, size, span
+from sat.config import Spec
+from sat.errors import Fault, Refused
+from sat.loggers.screen import table
+
+LEGEND = """\
+Multiply-adds: of an image's forward. Gradients are counted image by image: of the training, k of
+the input and one of the weights for PGD-k; of validations (with their probe) and of the evaluation
+at most so many, as if every image were right when clean and stood, and best and last were two.
+Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what
+an update keeps beside them for its backward pass; what a layer needs for a moment is not counted.
+The time is of training, validations and evaluation. Beside it: masking checks (at most so long),
+reading and decoding images, compilation, and the start of the program (some seconds)."""
+ENSEMBLE = "+: and what an ensemble needs, which goes by the image and can't be told: {}."
+TRIED = "Time: this network tried on this machine, as busy as it is now."
+RATED = """\
+Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32;
+2 FLOP a multiply-add; a forward is one unit, an input gradient two, an update three. Precision
+auto is taken to be bf16."""
+
+
+@dataclass
+class Told:
+    """What there is to say of one job."""
+
+    job: int
+    overrides: list[str]
+    name: str = ""
+    state: str = ""
+    refused: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    seconds: float | None = None  # of all its work
+    missing: float | None = None  # of what is left of it
+    notes: tuple[str, ...] = ()
+
+
+def standing(spec: Spec) -> tuple[str, int]:
+    """What of the run is there, and the updates that its checkpoint has behind it.
+
+    Raises Refused or Fault, as the program itself does, for a run that failed or is damaged.
+    """
+    from sat.evaluation import results
+    from sat.rundir import checkpoint
+    from sat.rundir.record import is_running
+    from sat.rundir.result import read_result
+
+    directory = Path(spec.record.root) / spec.name
+    if (done := results.finished(spec)) is not None:
+        return "finished", done.steps
+    if spec.record.fresh:
+        return "not begun", 0
+    if (result := read_result(directory)) is not None:
+        return "trained", result["steps"]
+    step = None
+    for name in ("previous.pt", "last.pt"):
+        try:
+            step = checkpoint.read(directory / "checkpoints" / name)["step"]
+        except (OSError, ValueError, KeyError):
+            continue
+    if is_running(directory):
+        return "running", step or 0
+    return ("not begun", 0) if step is None else ("stopped", step)
+
+
+def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
+    """Fills in what is told of a run."""
+    from sat.bench.costs import cost_of, gradients_of, sizes_of, work_of
+
+    told.name = spec.name
+    told.state, step = standing(spec)
+    sizes = sizes_of(spec.dataset)
+    cost, work = cost_of(spec, sizes), work_of(spec, sizes)
+    part = -(-spec.schedule.batch_size // spec.schedule.parts)
+    pace, precision, why = paced(spec, sizes, cost, rates)
+    more = lambda *names: "+" * any(name in work.untold for name in names)  # noqa: E731
+    judged, k = more(*spec.evaluation.measured_by), gradients_of(spec.attack)
+    told.columns = {
+        "parameters": count(cost.parameters),
+        "multiply-adds": count(cost.multiply_adds),
+        "training images": count(sizes.train),
+        "epochs": f"{work.images / sizes.train:.4g}",
+        "updates": count(work.updates),
+        "attack steps": "-" if k is None or not work.updates else str(k),
+        "training gradients": count(work.training) + more("attack"),
+        "validation gradients": count(work.validation) + more("validation"),
+        "evaluation gradients": count(work.evaluation) + judged,
+        "precision": precision,
+        "memory": size(cost.fixed(spec.schedule, precision)),
+        "activations": size(cost.kept(part, precision)),
+        "masking checks": span(pace and pace.doubting(work)),
+    }
+    told.notes = tuple(n for n in (why, *(ENSEMBLE.format(name) for name in work.untold)) if n)
+    if pace is not None:
+        training, measuring = pace.training(work), pace.measuring(work)
+        left = 1 - step / work.updates if work.updates and told.state != "trained" else 0
+        told.seconds = training + measuring
+        told.missing = 0.0 if told.state == "finished" else training * left + measuring
+    unsure = pace is not None and judged + more("attack", "validation")
+    told.columns["time"] = span(told.seconds) + "+" * bool(unsure)
+
+
+def paced(spec: Spec, sizes: Any, cost: Any, rates: Namespace) -> tuple[Any, str, str]:
+    """Seconds an image, the precision of the training, and why there are no seconds."""
+    from sat.acceleration.auto import auto_precision, is_small
+    from sat.acceleration.device import find_device
+    from sat.bench.pace import from_rate, tried
+
+    precision = spec.schedule.precision
+    if rates.tflops:
+        precision = "bf16" if precision == "auto" else precision
+        return from_rate(cost, rates.tflops, rates.tflops_fp32 or rates.tflops), precision, ""
+    try:
+        device = find_device(spec.device)
+    except ValueError as error:
+        precision = "fp32" if precision == "auto" else precision
+        return None, precision, f"device{error}; --tflops X tells a time without one"
+    if precision == "auto":
+        small = is_small(cost.multiply_adds * spec.schedule.batch_size)
+        precision = auto_precision(device.type, cost.depthwise, small)
+    try:
+        return tried(spec, sizes, cost), precision, ""
+    except ValueError as error:
+        return None, precision, f"{error}; --tflops X tells a time"
+
+
+# what is printed ------------------------------------------------------------------------------
+
+
+def summary(jobs: list[Told], rates: Namespace) -> str:
+    """What all runs share, a table of what they do not, the totals, and what the numbers mean."""
+    good, lines = [job for job in jobs if not job.refused], []
+    if good:
+        rows = [{"run": job.name, "state": job.state, **job.columns} for job in good]
+        own = [] if len(rows) == 1 else ["run", "state", "time"]  # in the table whatever they are
+        shared = [key for key in rows[0] if key not in own and len({row[key] for row in rows}) == 1]
+        lines += [f"{key.ljust(22)}{rows[0][key]}" for key in shared]
+        if own:
+            told = [key for key in rows[0] if key not in shared]
+            lines += ["", table(told, [[row[key] for key in told] for row in rows])]
+        lines += ["", totals(jobs, rates.gpus), ""]
+        lines += list(dict.fromkeys(note for job in good for note in job.notes))
+        rated = RATED.format(rates.tflops or 0, rates.tflops_fp32 or rates.tflops or 0)
+        lines += [LEGEND, rated if rates.tflops else TRIED]
+    for job in jobs:
+        if job.refused:
+            which = f"job {job.job} ({' '.join(job.overrides)}): " * (len(jobs) > 1)
+            lines.append(f"! {which}{job.refused}")
+    return "\n".join(lines)
+
+
+def totals(jobs: list[Told], gpus: int) -> str:
+    """How many runs, how far they are, and the time of what is still missing."""
+    runs = {job.name: job for job in jobs if not job.refused}.values()
+    states = [job.state for job in runs] + ["refused" for job in jobs if job.refused]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    known = [job for job in runs if job.missing is not None]
+    seconds = sum(job.missing or 0 for job in known)
+    missing = ("nothing" if known and not seconds else span(seconds)) if known else "-"
+    plus = "+" * any(job.columns["time"].endswith("+") and job.missing for job in known)
+    more = f" and {len(runs) - len(known)} of unknown time" if 0 < len(known) < len(runs) else ""
+    asked = f"{len(jobs)} run{'s' * (len(jobs) != 1)}"
+    distinct = f", {len(runs)} distinct" * (len(jobs) > 1)
+    line = f"{asked}{distinct}: {counts}; still missing: {missing}{plus}{more}"
+    if seconds and gpus > 1:
+        ends = shared_out([job.missing or 0 for job in known], gpus)
+        line += f"; on {gpus} GPUs, each run on one: {span(ends)}{plus}"
+    return line
+
+
+def shared_out(seconds: list[float], gpus: int) -> float:
+    """When the last of the runs ends, if each in its turn takes the GPU that is free first."""
+    free = [0.0] * gpus
+    for run in seconds:
+        free[free.index(min(free))] += run
+    return max(free)
+
+
+# the command ----------------------------------------------------------------------------------
+
+
+def rate(text: str) -> float:
+    if not 0 < (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be finite, above 0")
+    return number
+
+
+def measured(folder: Path) -> tuple[float, float]:
+    """TFLOP/s of single-step training as fast as this program does it, and in float32, in which the
+    evaluation computes, by the benchmark of a folder."""
+    try:
+        found = json.loads((folder / "benchmark.json").read_text())["steps"]["rows"]
+        own = [r for r in found if r["k"] == 1 and r.get("loop", "").startswith("sat")]
+        exact = [row for row in own if row["choices"]["precision"] == "fp32"]
+        fastest = (max(row["flop_per_second"]["median"] for row in rows) for rows in (own, exact))
+        training, evaluation = (flop / 1e12 for flop in fastest)
+    except (OSError, ValueError, KeyError) as error:
+        raise Refused(f"--measured {folder}: holds no benchmark of steps, k = 1") from error
+    return training, evaluation
+
+
+def arguments(given: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """This program's own options, and the words for Hydra."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, usage="forecast.py [-m] [override ...] [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--tflops", type=rate, help="TFLOP/s sustained; nothing is tried here")
+    add("--tflops-fp32", type=rate, help="those of the evaluation (the same)")
+    add("--measured", type=Path, metavar="DIR", help="both, of a benchmark's folder")
+    add("--gpus", type=int, default=1, help="that share the runs of a sweep (1)")
+    own, words = parser.parse_known_args(given)
+    if own.gpus < 1:
+        parser.error(f"--gpus {own.gpus}: must be at least 1")
+    if own.tflops_fp32 and not own.tflops:
+        parser.error(f"--tflops-fp32 {own.tflops_fp32:g}: belongs to --tflops X")
+    return own, words
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Exit codes: 0, or 2 where a run or the command line is refused."""
+    own, words = arguments(sys.argv[1:] if given is None else given)
+    for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # a reader of timm's would download
+        os.environ[key] = "1"
+    logging.getLogger("sat").setLevel(logging.ERROR)
+    jobs: list[Told] = []
+
+    def tell(cfg: Any, choices: dict[str, str], overrides: list[str]) -> None:
+        jobs.append(told := Told(len(jobs), overrides))
+        try:
+            if cfg.evaluate is None:
+                spec = config.check({**config.resolve(cfg), "choices": choices})
+            else:
+                from sat.evaluation.reevaluate import reevaluated
+
+                spec = reevaluated(cfg, choices, overrides)
+            forecast(spec, told, own)
+        except (Refused, Fault, OSError) as error:
+            told.refused = str(error)
+
+    try:
+        if own.measured:
+            own.tflops, own.tflops_fp32 = measured(own.measured)
+        sweep.each_job(words, tell)
+    except ValueError as error:  # while composing
+        print(error, file=sys.stderr)
+        return 2
+    print(summary(jobs, own))
+    return 2 if any(job.refused for job in jobs) else 0

@@ -1,0 +1,140 @@
+"""The same step of adversarial training as different people write it, to be timed side by side."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sat.bench.case import RATE, Case
+from sat.bench.stopwatch import settings
+from sat.errors import is_out_of_memory
+from sat.training.step import update
+
+PUBLISHED = "published loop"
+GRAPHS = "sat, CUDA graphs"
+TRICKS = ("channels_last", "fold", "fused", "tf32")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`step(k, x, y)` takes one step of PGD-k training on a model of the loop's own."""
+
+    name: str
+    step: Callable[[int, Tensor, Tensor], object]
+    choices: dict[str, Any]  # precision, layout, compilation, threads
+
+
+def ours(case: Case, name: str, **choices: Any) -> Loop:
+    """This program's trainer, with what `auto` chooses unless it is given here."""
+    state = case.state(**choices)
+    attacks: dict[int, Any] = {}
+
+    def step(k: int, x: Tensor, y: Tensor) -> None:
+        state.attack = attacks.setdefault(k, case.attack(k))
+        update(state, x, y)
+
+    return Loop(name, step, state.plan.choices)
+
+
+def theirs(case: Case, name: str, attack_on: Callable[..., Callable[..., Tensor]]) -> Loop:
+    """A plain float32 loop around `attack_on(model)(k, x, y) -> x_adv`."""
+    model = case.model().train()
+    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=5e-4)
+    attack = attack_on(model)
+
+    def step(k: int, x: Tensor, y: Tensor) -> None:
+        x_adv = attack(k, x, y) if k else x
+        optimizer.zero_grad()
+        F.cross_entropy(model(x_adv), y).backward()
+        optimizer.step()
+
+    return Loop(name, step, plain())
+
+
+def published(case: Case) -> Loop:
+    """float32, NCHW; the attack calls `loss.backward()`, which computes the gradients of the
+    weights and throws them away, and the network stays in training mode: what most published code
+    does (Madry's, TRADES', fast adversarial training's)."""
+    eps, start = case.spec.attack.eps / 255, case.spec.attack.start == "uniform"
+
+    def attack_on(model: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attack(k: int, x: Tensor, y: Tensor) -> Tensor:
+            step_size, x_adv = case.attack(k).step_size / 255, x
+            if start:
+                x_adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+            for _ in range(k):
+                x_adv = x_adv.detach().requires_grad_()
+                F.cross_entropy(model(x_adv), y).backward()
+                moved = x_adv.detach() + step_size * x_adv.grad.sign()
+                x_adv = torch.min(torch.max(moved, x - eps), x + eps).clamp(0, 1)
+            return x_adv.detach()
+
+        return attack
+
+    return theirs(case, PUBLISHED, attack_on)
+
+
+def torchattacks(case: Case) -> Loop:
+    """`torchattacks.PGD` in a plain float32 loop. Raises ImportError where it isn't installed."""
+    from torchattacks import PGD
+
+    start, attacks = case.spec.attack, {}
+
+    def attack_on(model: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attack(k: int, x: Tensor, y: Tensor) -> Tensor:
+            if k not in attacks:
+                sizes = {"eps": start.eps / 255, "alpha": case.attack(k).step_size / 255}
+                attacks[k] = PGD(model, **sizes, steps=k, random_start=start.start == "uniform")
+            return attacks[k](x, y)
+
+        return attack
+
+    return theirs(case, "torchattacks", attack_on)
+
+
+def plain() -> dict[str, Any]:
+    """What those choose who choose nothing."""
+    return {"precision": "fp32", "channels_last": False, "compile": False,
+            "threads": torch.get_num_threads()}  # fmt: skip
+
+
+def failing(loop: Loop, case: Case) -> list[str]:
+    """A line where a loop can't take a step: not every network can be compiled or captured as a
+    CUDA graph."""
+    try:
+        with settings(loop.choices):  # a graph is for these
+            for k in (1, 1, 2):
+                loop.step(k, *case.images())
+    except Exception as error:  # torch's compiler raises many kinds
+        return [left_out(loop.name, error)]
+    return []
+
+
+def left_out(what: str, error: Exception) -> str:
+    """A line of what can't be timed; memory that runs out is raised again."""
+    if is_out_of_memory(error):
+        raise error
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return f"{what} is left out: it failed ({reason})"
+
+
+def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
+    """All that can be compared here, and a line for each that can't."""
+    found, notes = [ours(case, "sat")], []
+    kinds: dict[str, Any] = {"sat, compiled": True} if compiled else {}
+    if compiled and case.device.type == "cuda":
+        kinds[GRAPHS] = "reduce-overhead"
+    for name, kind in kinds.items():
+        loop = ours(case, name, compile=kind)
+        notes += (told := failing(loop, case))
+        found += [loop] * (not told)
+    found.append(ours(case, "sat, no trick", precision="fp32", **dict.fromkeys(TRICKS, False)))
+    found.append(published(case))
+    try:
+        found.append(torchattacks(case))
+    except ImportError as error:
+        notes.append(f"torchattacks is left out: it can't be imported ({error})")
+    return found, notes

@@ -1,0 +1,98 @@
+"""Reads run directories, or a file of kept runs, and changes none of them:
+
+sat-report outputs                    # tables and figures of all experiments
+sat-report outputs --experiment NAME  # of one
+sat-report outputs --keep FILE.jsonl  # adds the runs to a file, of which the same report comes
+sat-report --status outputs           # finished, running, stopped, failed
+sat-report --compare RUN_A RUN_B      # image by image, with a paired test
+
+Tables go to the terminal and, as Markdown, HTML, CSV, PNG and SVG, into outputs/report.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sat.errors import Refused
+from sat.report import kept, pages, study
+from sat.report.status import states
+
+
+def outcome(arguments: argparse.Namespace) -> None:
+    """Prints what the command line asks for. Raises Refused where it can't be had."""
+    given = arguments.experiment or arguments.to or arguments.page or arguments.keep
+    if arguments.status and given or arguments.compare and (given or arguments.status):
+        raise Refused("--status and --compare write nothing; leave the other options away")
+    if arguments.compare:
+        if arguments.outputs:
+            raise Refused("--compare: takes two runs, and no folder beside them")
+        from sat.report.compare import compare
+
+        return print(compare(*arguments.compare, arguments.checkpoint or "best"))
+    if arguments.checkpoint:
+        raise Refused(f"--checkpoint {arguments.checkpoint}: belongs to --compare")
+    if (place := arguments.outputs) is None:
+        raise Refused("no folder is named; name the record.root of your runs: outputs")
+    if arguments.status:
+        return print(states(place))
+    report = study.read(place, arguments.experiment)
+    print(pages.terminal(report))
+    alone = place.is_file() or (place / "config.yaml").is_file()
+    if alone and arguments.page and not arguments.to:
+        raise Refused(f"--page {arguments.page}: {place} is no folder of runs; name --to FOLDER")
+    try:
+        if arguments.to or not alone:
+            folder = arguments.to or place / "report" / (arguments.experiment or "")
+            print(f"\nwritten: {write(report, folder, arguments.page)}")
+        if arguments.keep:
+            kept.keep(report.runs, arguments.keep)
+            print(f"kept: {arguments.keep}")
+    except OSError as error:
+        raise Refused(f"{error.filename}: can't be written ({error.strerror})") from error
+
+
+def write(report: study.Report, folder: Path, page: Path | None) -> Path:
+    """Figures and a CSV file a table, into a folder; the page as Markdown and HTML, which is
+    returned."""
+    from sat.report.figures import draw
+    from sat.report.html import html
+
+    page = page or folder / "report.md"
+    for place in (folder, page.parent):
+        place.mkdir(parents=True, exist_ok=True)
+    figures = draw(report.tables, folder / "figures") if report.tables else []
+    for table in report.tables:
+        (folder / f"{table.name}.csv").write_text(pages.csv_of(table))
+    text = pages.markdown(report, figures, page)
+    page.write_text(text)
+    page.with_suffix(".html").write_text(html(text, figures, page))
+    return page
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "sat-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    say = parser.add_argument
+    say("outputs", type=Path, nargs="?", help="a folder of runs (record.root), a run, or a file")
+    say("--experiment", metavar="NAME", help="only the runs of this experiment")
+    say("--to", type=Path, metavar="FOLDER", help="where to write (OUTPUTS/report)")
+    say("--page", type=Path, metavar="FILE.md", help="the Markdown page (FOLDER/report.md)")
+    say("--keep", type=Path, metavar="FILE", help="add the runs, without flags, to this file")
+    say("--status", action="store_true", help="list the runs and their state")
+    say("--compare", type=Path, nargs=2, metavar=("RUN_A", "RUN_B"), help="two run directories")
+    say("--checkpoint", choices=("last", "best"), help="which is compared (best)")
+    try:
+        outcome(parser.parse_args(arguments))
+    except Refused as error:
+        print(error)
+        return 2
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""One file with the runs of a report, a line of JSON each: small enough to be kept beside it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sat.errors import Refused
+from sat.report.runs import FAULTS, PLACES, Left, Measured, key_of, measured, named, one_line
+
+
+def read(file: Path) -> Iterator[Measured | Left]:
+    """The runs of a file that `keep` wrote; a damaged line is one that is left out."""
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{file}: can't be read ({one_line(error)})") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            run = json.loads(line)
+            names = named(run["experiments"], "experiments")
+            yield measured(
+                str(run["name"]), run["config"], run["result"], names, kept=run["validations"]
+            )
+        except FAULTS as error:
+            yield Left(f"{file.name}:{number}", (), f"can't be read ({one_line(error)})")
+
+
+def keep(runs: Sequence[Measured], file: Path) -> None:
+    """Adds finished runs to a file, one a line, in place of those of the same name: all that a
+    report rests on, without what is of one machine alone (its name, its folders). Flags stay
+    behind, so two networks of one seed are compared from whole runs only."""
+    found = {}
+    for run in [*(read(file) if file.exists() else ()), *runs]:
+        if isinstance(run, Left):
+            raise Refused(f"{file}: {run.name} {run.reason}; mend or delete the line")
+        found[run.name] = run
+    told = [json.dumps(kept_of(found[name]), separators=(",", ":")) for name in sorted(found)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(line + "\n" for line in told))
+
+
+def kept_of(run: Measured) -> dict[str, Any]:
+    """The line of a run: config, result without its bulky parts, and validations."""
+    config = {**run.config, "record": {**run.config["record"], "root": "outputs"}}
+    dataset = run.config["dataset"]
+    names = {key: Path(dataset[key]).name for key in ("root", "path") if dataset.get(key)}
+    config["dataset"] = {**dataset, **names}  # the last part may be the set's name
+    if config.get("evaluate") is not None:
+        config["evaluate"] = run.name
+    result = nameless(run.result.as_json())
+    result.pop("lengths", None)  # by names of files that hold the host's
+    words = result.get("overrides") or ()
+    result["overrides"] = [word for word in words if key_of(word) not in PLACES]
+    for which in ("best", "last"):
+        part = result.get(which) or {}
+        for bulky in ("masking_checks", "curves"):
+            part.pop(bulky, None)
+        for entry in part.get("robust", {}).values():
+            entry.pop("environment", None)
+    told = ("step", "epoch", "images", "val/clean", "val/robust")
+    rows = [{key: row[key] for key in told if key in row} for row in run.validations()[0]]
+    return {"name": run.name, "experiments": list(run.experiments), "config": config,
+            "result": result, "validations": rows}  # fmt: skip
+
+
+def nameless(value: Any) -> Any:
+    """JSON in which no environment, of the training or of an evaluation, names host and command."""
+    if isinstance(value, list):
+        return [nameless(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    hidden = ("host", "command") if "torch" in value else ()
+    return {key: nameless(each) for key, each in value.items() if key not in hidden}
