@@ -1,4 +1,4 @@
-"""From a composed config to checked objects, and from the objects' arguments to a run's identity.
+"""Checked objects from a composed config, and from the objects' arguments to a run's identity.
 
 Every group's option names a class of this package (`_target_`) and its arguments. The class's
 signature is the schema: `build` converts each value to its annotated type, refuses what does not
@@ -99,7 +99,7 @@ class Spec:
         return f"{readable(self.config, self.choices)}-{self.hash}"
 
     def called(self, name: str, hash: str) -> "Spec":
-        """The same parts, for the run that was begun under this name."""
+        """Its parts, for the run that was begun under this name."""
         return replace(self, given=(name, hash))
 
     @property
@@ -141,7 +141,7 @@ class Spec:
         return {key: values for key, values in given.items() if values is not None}
 
     def asked_again(self) -> "Spec":
-        """The same run, not to be begun afresh a second time."""
+        """This run, not to be begun afresh a second time."""
         record = replace(self.parts["record"], fresh=False)
         return replace(self, parts={**self.parts, "record": record})
 
@@ -375,9 +375,7 @@ def _part_and_class(name: str) -> tuple[str, str]:
     return name.split(".")[1], name.rpartition(".")[2]
 
 
-def unknown(
-    given: Mapping[str, Any], allowed: list[str], prefix: str, cls: Any = None
-) -> None:
+def unknown(given: Mapping[str, Any], allowed: list[str], prefix: str, cls: Any = None) -> None:
     """Refuses a key that nothing reads, naming the nearest one."""
     for key in given:
         if key not in allowed:
@@ -387,7 +385,7 @@ def unknown(
 
 
 def _alphas(key: str) -> str:
-    """For the end of a line about an alpha that is not there: the activations that have one."""
+    """Ends a line about an alpha that is not there: the activations that have one."""
     if key != "activation.alpha":
         return ""
     files = sorted((CONF / "activation").glob("*.yaml"))

@@ -150,7 +150,7 @@ def defaults(cls: type) -> Mapping[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """As JSON reads it back."""
+    """A value as JSON reads it back."""
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 

@@ -105,5 +105,5 @@ def one_experiment(at: Any, sweeping: bool) -> None:
 
 
 def without_fresh(spec: Spec) -> str:
-    """For a run that was stopped: record.fresh=true would begin it anew once more."""
+    """A word for a run that was stopped: record.fresh=true would begin it anew once more."""
     return " (without record.fresh=true)" if spec.record.fresh else ""

@@ -48,7 +48,7 @@ class RowRng:
     rows: Tensor
 
     def __getitem__(self, chosen: Tensor | slice) -> "RowRng":
-        """The same draws for some of the rows: an index, a slice or a mask."""
+        """Draws for some of the rows: an index, a slice or a mask."""
         return RowRng(self.key, self.rows[chosen])
 
     def uniform(self, name: str, *shape: int) -> Tensor:

@@ -56,7 +56,7 @@ def graphs() -> int:
 
 
 def seconds() -> float:
-    """Of this process; a backward pass is compiled when it runs first."""
+    """Seconds of compilation in this process; a backward pass is compiled when it runs first."""
     from torch._dynamo.utils import compile_times
 
     names, times = compile_times(repr="csv", aggregate=True)

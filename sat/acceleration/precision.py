@@ -15,7 +15,8 @@ def set_tf32(on: bool | None) -> None:
 
 
 def channels_last_pays(kind: str, precision: str) -> bool:
-    """On a device of this kind: but for float32 on a GPU, whose best kernels want them first."""
+    """Whether it pays on a device of this kind: but for float32 on a GPU, whose best kernels want
+    them first."""
     return kind != "cuda" or precision != "fp32"
 
 

@@ -24,7 +24,7 @@ def recompute(model: nn.Module) -> None:
 
 @contextmanager
 def counted_once(buffers: Sequence[Tensor]) -> Iterator[None]:
-    """For a backward pass: its second forward would move statistics of batch norm once more."""
+    """Guards a backward pass: its second forward would move statistics of batch norm once more."""
     held = [buffer.clone() for buffer in buffers]
     yield
     for now, before in zip(buffers, held, strict=True):

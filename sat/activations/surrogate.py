@@ -98,7 +98,7 @@ def phased(net: nn.Module) -> list[SurrogateReLU]:
 
 @contextmanager
 def phase(modules: list[SurrogateReLU], name: Phase) -> Iterator[None]:
-    """For the time of a forward and its backward: tells `modules` what they are for."""
+    """Tells, for the time of a forward and its backward, `modules` what they are for."""
     try:
         for module in modules:
             module.phase = name

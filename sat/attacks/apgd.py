@@ -73,7 +73,7 @@ class APGDSearch:
 
     @cached_property
     def windows(self) -> tuple[int, ...]:
-        """For each iteration, the length of the window that it ends, or 0."""
+        """Gives for each iteration the length of the window that it ends, or 0."""
         share = lambda part: max(int(part * self.iterations), 1)  # noqa: E731
         length, end, ends = share(0.22), 0, [0] * (self.iterations + 1)
         while (end := end + length) <= self.iterations:

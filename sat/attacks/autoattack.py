@@ -70,8 +70,8 @@ class AutoAttack(Ensemble):
         return self.attacks or VERSIONS[self.version]
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
-        """As `sat.attacks.outcomes.Ensemble` promises. A batch is decided as a whole: one that was
-        begun and not ended is begun again."""
+        """Decides as `sat.attacks.outcomes.Ensemble` promises. A batch is decided as a whole: one
+        that was begun and not ended is begun again."""
         ball = ball_of(self)
         with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
             if self.version != "rand":

@@ -51,7 +51,7 @@ class Curve(Ensemble):
         return tuple(f"{self.over}={asdict(attack)[self.over]:g}" for attack in self.attacks)
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
-        """As `sat.attacks.outcomes.Ensemble` promises."""
+        """Decides as `sat.attacks.outcomes.Ensemble` promises."""
         attacks = [attack if attack.eps else Clean() for attack in self.attacks]
         Series(self.names, attacks, self.batch_size).run(model, x, y, rng, outcomes)
 

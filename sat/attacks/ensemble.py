@@ -91,13 +91,13 @@ class FastAutoAttack(Ensemble):
         return x_adv
 
     def verdicts(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None) -> Tensor:
-        """For each of N images, int8 on the CPU: which of `attacks` felled it; STANDS, or WRONG."""
+        """Verdicts of N images, int8 on the CPU: which of `attacks` felled it; STANDS, or WRONG."""
         outcomes = self._survey(model, x, y)
         self._run(model, x, y, rng, outcomes)
         return outcomes.fell
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
-        """As `sat.attacks.outcomes.Ensemble` promises; goes on with what is open."""
+        """Decides as `sat.attacks.outcomes.Ensemble` promises; goes on with what is open."""
         self._run(model, x, y, rng, outcomes)
 
     def _run(self, model, x, y, rng, outcomes, keep: Callable = lambda images, points: None):

@@ -25,8 +25,8 @@ ROUNDING = 1e-5  # of the logits at stake: no more than this moves with the size
 
 @dataclass
 class AttackOutcomes:
-    """For each of N images, on the CPU: `fell` int8, the attack that felled it (or STANDS, WRONG),
-    and `passed` int8, how many attacks it has been through. An image falls once.
+    """What became of each of N images, on the CPU: `fell` int8, the attack that felled it (or
+    STANDS, WRONG), and `passed` int8, how many attacks it has been through. An image falls once.
 
     `tied` bool: it is wrong, or fell, by a tie that `argmax` takes for right. `seconds` float64
     [attacks] adds up over restarts. `begin(attack, images)` is told of each attack that starts,
@@ -82,8 +82,8 @@ class AttackOutcomes:
         return ((self.fell == STANDS) | (self.fell >= k)).nonzero()[:, 0]
 
     def decide(self, images: Tensor, stand: Tensor, tied: Tensor | None = None) -> None:
-        """Of the attack that runs: whether each of `images` withstood it, and whether it fell by a
-        tie alone (all [M])."""
+        """Notes of the attack that runs: whether each of `images` withstood it, and whether it fell
+        by a tie alone (all [M])."""
         images, stand = images.cpu(), stand.cpu()
         self.fell[images[~stand]] = self._attack
         self.passed[images[stand]] = self._attack + 1
@@ -93,7 +93,7 @@ class AttackOutcomes:
         self.changed(len(images))
 
     def survey(self, model: nn.Module, x: Tensor, y: Tensor, device: torch.device | None = None):
-        """Before any attack: which of images [N, C, H, W] are wrong when clean. What is known
+        """Finds before any attack which of images [N, C, H, W] are wrong when clean. What is known
         already stays. The model is in eval mode, on `device` (the images', unless given)."""
         device = device or x.device
         for fell, tied, *images in zip(
@@ -132,7 +132,8 @@ class AttackOutcomes:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """By the rule above, of B images: `right`; and `tied`, wrong where `argmax` says right."""
+    """Verdicts by the rule above on B images: `right`; and `tied`, wrong where `argmax` says
+    right."""
 
     right: Tensor
     tied: Tensor
@@ -176,8 +177,8 @@ def under_attack(model: nn.Module, points: Tensor, x: Tensor, y: Tensor, ball: B
 
 
 def moved(once: Tensor, again: Tensor) -> float:
-    """By how much the logits [B, K] of the same images differ from one call to the next, as a share
-    of those at stake; 0 for a network that always answers alike."""
+    """Tells by how much the logits [B, K] of the same images differ from one call to the next, as a
+    share of those at stake; 0 for a network that always answers alike."""
     same = (once == again) | (once.isnan() & again.isnan())
     by = torch.where(same, 0.0, (once - again).abs().nan_to_num(torch.inf)).amax(1)
     return float((by / _at_stake(once, 2).clamp_min(1e-12)).nan_to_num(torch.inf).max())

@@ -48,8 +48,8 @@ def by_halvings(state: dict[str, Tensor], windows: tuple[int, ...], patience: fl
 
 
 def _asked(windows: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
-    """For each iteration the share of EARLY or of LATE that is asked then, or 0, and whether a
-    window ends."""
+    """Gives for each iteration the share of EARLY or of LATE that is asked then, or 0, and whether
+    a window ends."""
     count, ends = len(windows), [float(length > 0) for length in windows]
     early = [0.0] * count
     for part, share in EARLY:

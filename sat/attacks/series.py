@@ -26,7 +26,7 @@ class Series(Ensemble):
     batch_size: int
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
-        """As `sat.attacks.outcomes.Ensemble` promises."""
+        """Decides as `sat.attacks.outcomes.Ensemble` promises."""
         check_repeats(model, x[:8])
         attack_model = None
         for k, attack in enumerate(self.attacks):

@@ -178,7 +178,8 @@ def _hill(height: int, width: int) -> Tensor:
 
 
 def bumps_at(corner: Tensor, sides: Tensor, shape: torch.Size, rng: RowRng) -> Tensor:
-    """For each image a bump in the square at `corner`, upright or on its side [B, 1, H, W]."""
+    """Makes for each image a bump in the square at `corner`, upright or on its side [B, 1, H,
+    W]."""
     placed = torch.zeros(len(sides), 1, *shape[-2:], device=sides.device)
     for side in sides.unique().tolist():
         rows = (sides == side).nonzero()[:, 0]

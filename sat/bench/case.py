@@ -84,19 +84,19 @@ class Case:
         return TrainState(self.model(), attack, self.spec.objective, plan)
 
     def varied(self, *words: str) -> "Case":
-        """The same but for what these words say."""
+        """This case but for what these words say."""
         names = {word.split("=", 1)[0] for word in words}
         return case_of([*(w for w in self.words if w.split("=", 1)[0] not in names), *words])
 
 
 def units(k: int) -> int:
-    """Of a PGD-k step: k forwards and input gradients, and an update of three."""
+    """Units of a PGD-k step: k forwards and input gradients, and an update of three."""
     return 2 * k + 3
 
 
 @contextmanager
 def side_by_side(compiled: bool) -> Iterator[None]:
-    """For many compiled networks of one process: each of them keeps graphs of its own shapes.
+    """Allows many compiled networks of one process: each of them keeps graphs of its own shapes.
 
     torch counts all of a class as one that is compiled again and again: after eight it would go
     on eagerly, and after the second shape with graphs for any.

@@ -22,7 +22,7 @@ DEEP = (50, 101, 152)  # those with bottlenecks are a family of their own
 
 
 def variants(case: Case) -> dict[str, list[tuple[str, Case, int]]]:
-    """For each quantity its values, ascending: what is written, the case, and k."""
+    """Values of each quantity, ascending: what is written, the case, and k."""
     batch, pixels, family = case.batch, case.sizes.pixels, case.spec.model
     batches = [b for b in (batch // 4, batch // 2, batch) if b >= 2]
     known = DEPTHS.get(type(family), ())

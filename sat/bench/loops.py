@@ -1,4 +1,4 @@
-"""The same step of adversarial training as different people write it, to be timed side by side."""
+"""One step of adversarial training as different people write it, to be timed side by side."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

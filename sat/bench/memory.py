@@ -108,8 +108,8 @@ def counted(
 
 
 def measurements(case: Case, own: Namespace) -> Measurements:
-    """Of the large networks with the words' activation and schedule, on ImageNet's classes; in bf16
-    unless the words name a precision."""
+    """Rows of the large networks with the words' activation and schedule, on ImageNet's classes; in
+    bf16 unless the words name a precision."""
     left = ("model", "dataset", "schedule.batch_size=")
     words = [word for word in case.words if not word.startswith(left)]
     for name, network in LARGE.items():

@@ -44,7 +44,7 @@ class Pace:
         return self.evaluation * (work.evaluation + work.evaluated)
 
     def doubting(self, work: Work) -> float:
-        """At most: an image that falls early costs little."""
+        """At most so long: an image that falls early costs little."""
         return self.evaluation * DOUBT * work.checked
 
 
@@ -95,7 +95,8 @@ def largest(cost: Cost, device: torch.device) -> int:
 
 
 def try_out(case: Case, batch: int, validation: int, evaluation: int) -> Pace:
-    """By the program's own update, and its PGD in the precision of the training and in float32."""
+    """Times the program's own update, and its PGD in the precision of the training and in
+    float32."""
     state, attack = case.state(), PGD(8.0, STEPS)
     model, choices = state.model, state.plan.choices
 

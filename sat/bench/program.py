@@ -31,7 +31,7 @@ on digits, cut to one step, to the first line of its metrics."""
 
 
 def measurements(case: Any, own: Namespace) -> Measurements:
-    """Of the default run and small ones: of the words only the device counts."""
+    """Rows of the default run and small ones: of the words only the device counts."""
     words = [word for word in own.words if word.startswith("device=")]
     commands = {
         "help": [*RUN, "--help"],
@@ -59,7 +59,7 @@ def measure(what: str, command: Sequence[str], folder: Path, rounds: int) -> lis
 
 
 def seconds(command: Sequence[str], folder: Path) -> float:
-    """Of a command from its start to its end. Raises Fault where it fails."""
+    """Seconds of a command from its start to its end. Raises Fault where it fails."""
     begun = time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=environment(folder), text=True,
                           capture_output=True, check=False)  # fmt: skip
@@ -70,8 +70,8 @@ def seconds(command: Sequence[str], folder: Path) -> float:
 
 
 def first_step(command: Sequence[str], folder: Path, root: str) -> float:
-    """From the start of a run to its first line of metrics, which is written and flushed once the
-    first update is done; the run then goes on to its end, which is not timed."""
+    """Seconds from the start of a run to its first line of metrics, which is written and flushed
+    once the first update is done; the run then goes on to its end, which is not timed."""
     begun = time.perf_counter()
     with (folder / f"{root}.txt").open("w+") as file:
         running = subprocess.Popen([*command, f"record.root={root}"], cwd=folder, stdout=file,

@@ -78,7 +78,8 @@ def clocked(call: Timed, block: int, device: torch.device) -> float:
 
 @contextmanager
 def settings(choices: Mapping[str, Any]) -> Iterator[None]:
-    """As many threads as a loop has, TF32 as it has it, if it says; afterwards all as before."""
+    """Sets as many threads as a loop has, TF32 as it has it, if it says; afterwards all as
+    before."""
     threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn.allow_tf32
     torch.set_num_threads(choices["threads"])
@@ -118,7 +119,7 @@ class Product:
 
 
 def products(device: torch.device) -> list[Product]:
-    """In float32, as the machine's settings have it, and in bf16 where it is fast here."""
+    """Products in float32, as the machine's settings have it, and in bf16 where it is fast here."""
     side, found = SIDE[device.type], []
     types = {"float32": torch.float32}
     if bf16_pays(device.type):

@@ -56,7 +56,7 @@ def indexed(split: Any, indices: Tensor, size: int) -> Iterator[tuple[Tensor, Te
 
 
 def chunks(split: Any, indices: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The same by parts of CHUNK bytes, so that an attack sees as many at once as memory allows."""
+    """Batches by parts of CHUNK bytes, so that an attack sees as many at once as memory allows."""
     parts, held = [], 0
     for part in indexed(split, indices, size):
         parts.append(part)

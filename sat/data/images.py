@@ -1,4 +1,4 @@
-"""From an opened image to the square of pixels that the model sees."""
+"""Images, from an opened file to the square of pixels that the model sees."""
 
 import math
 import warnings

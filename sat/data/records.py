@@ -33,12 +33,13 @@ class Records:
             return opened(io.BytesIO(file.read())), label
 
     def digest(self) -> str:
-        """Of all labels, and of the content of 1,000 images at most."""
+        """Fingerprint of all labels, and of the content of 1,000 images at most."""
         step = max(1, -(-len(self.labels) // READ))
         return of(self.labels, *(self._content(k) for k in range(0, len(self.labels), step)))
 
     def _content(self, number: int) -> str:
-        """Of the file where there is one, else of the pixels; of what can't be read, that."""
+        """Content of the file where there is one, else of the pixels; of what can't be read,
+        that."""
         try:
             reader = getattr(self.dataset, "reader", None)
             if reader is not None:
@@ -84,7 +85,7 @@ class Passes:
         raise ValueError(f"the reader ended after {self._at} of {self._length} images")
 
     def digest(self) -> str:
-        """Of the set's name and length: its images can't be read but in order."""
+        """Fingerprint of the set's name and length: its images can't be read but in order."""
         return of(self._name, self._length)
 
     def describe(self, number: int) -> str:
@@ -92,7 +93,7 @@ class Passes:
 
 
 def class_names(dataset: Dataset) -> tuple[str, ...]:
-    """In label order; empty where the reader knows none."""
+    """Names in label order; empty where the reader knows none."""
     reader = getattr(dataset, "reader", dataset)
     for attribute in ("class_to_idx", "class_name_to_idx"):  # folders and tables; tar files
         if indices := getattr(reader, attribute, None):

@@ -25,8 +25,8 @@ class Split(Protocol):
         ...
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each batch in order x, float32 [B, C, H, W] in [0, 1], and y, int64 [B], on the
-        device. `batches` may be endless: it is read a bounded number of batches ahead."""
+        """Yields for each batch in order x, float32 [B, C, H, W] in [0, 1], and y, int64 [B], on
+        the device. `batches` may be endless: it is read a bounded number of batches ahead."""
         ...
 
 

@@ -140,7 +140,8 @@ class StreamSplit:
         return self._reading.workers
 
     def digest(self) -> str:
-        """Of what the source tells of its images, of which are chosen, and of their labels."""
+        """Checksum of what the source tells of its images, of which are chosen, and of their
+        labels."""
         return of(self._source.digest(), self._chosen, self.labels)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -78,7 +78,7 @@ class Evaluator:
         return outcomes
 
     def _measurement(self, which: str, attack: str) -> Measurement:
-        """With the checkpoint's weights in the model."""
+        """What is measured, with the checkpoint's weights in the model."""
         if which != self.loaded:
             weights = self._read(self.files[which], which)
             self.loaded, self.weights = which, digest_of(weights)

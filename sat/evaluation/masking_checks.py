@@ -121,7 +121,7 @@ class Effort:
         return points, stands
 
     def _ascend(self, rows: Tensor, steps: int, restart: int) -> Tensor:
-        """After how many steps each image is misclassified first [N]; steps + 1: never."""
+        """Counts after how many steps each image is misclassified first [N]; steps + 1: never."""
         attack = PGD(self.short.eps, steps, norm=self.short.norm)
         rng = self.rng
         if restart:

@@ -1,4 +1,4 @@
-"""From a run's checkpoints to `result.json`: the test set is touched here, and only here."""
+"""Results: from checkpoints to `result.json`. The test set is touched here, and only here."""
 
 import logging
 from collections.abc import Mapping
@@ -236,7 +236,7 @@ def check_names(result: RunResult, files: Mapping[str, Path], evaluation: Evalua
 def with_outcomes(
     result: RunResult, which: str, name: str, outcomes: AttackOutcomes, evaluator: Evaluator
 ) -> RunResult:
-    """With a checkpoint's outcomes under an attack or a curve, CLEAN or WORST."""
+    """Adds a checkpoint's outcomes under an attack or a curve, CLEAN or WORST."""
     evaluation, part = evaluator.evaluation, result.part(which)
     if name == CLEAN:
         ties = outcomes.ties["clean"]
@@ -286,7 +286,7 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
 
 
 def with_masking_checks(result: RunResult, which: str, evaluator: Evaluator) -> RunResult:
-    """With the answer whether a checkpoint's strongest attack is to be believed, and its alarms."""
+    """Adds the answer whether a checkpoint's strongest attack is to be believed, and its alarms."""
     part = result.part(which)
     found = evaluator.check_masking(which)
     if found is None or (after := part.with_masking_checks(found)) is part:

@@ -55,7 +55,7 @@ class Logger:
         """What runs are compared by: numbers and words by key; at the end with final numbers."""
 
     def flush(self) -> None:
-        """Before a checkpoint notes how long `files` are."""
+        """Writes all before a checkpoint notes how long `files` are."""
 
     def close(self) -> None:
         """The run has ended, well or not."""
@@ -73,7 +73,7 @@ class Loggers:
     # what a run tells ---------------------------------------------------------------------------
 
     def introduce(self, config: Mapping[str, Any], text: str, facts: str) -> None:
-        """At the start: the resolved config as text, and what the model and the data are."""
+        """Tells at the start the resolved config as text, and what the model and the data are."""
         self._tell("config", compared(config), None, 0)
         self.text("config", "    " + text.replace("\n", "\n    "), 0)
         self.text("run", facts.replace("\n", "  \n"), 0)
@@ -115,7 +115,7 @@ class Loggers:
     def conclude(
         self, config: Mapping[str, Any], metrics: Mapping[str, float], images: int
     ) -> None:
-        """At the end: what runs are compared by, with the final numbers."""
+        """Tells at the end what runs are compared by, with the final numbers."""
         self._tell("config", compared(config), metrics, images)
 
     def flush(self) -> None:
@@ -151,7 +151,7 @@ class Loggers:
                 member.close()
 
     def _new(self, tags: Any, images: int) -> Iterator[tuple[str, list[str]]]:
-        """By member, the tags of which it has no point at `images`."""
+        """Tags by member, of which it has no point at `images`."""
         for name, member in [*self.members.items()]:
             if not member.remote:
                 yield name, list(tags)

@@ -110,7 +110,7 @@ def point(axes: Any, x: float, y: float, row: Row, number: int | None = None) ->
 
 
 def key(table: Table, rows: Sequence[Row]) -> list[Line2D]:
-    """Of a legend: what the numbers in the markers stand for."""
+    """A legend: what the numbers in the markers stand for."""
     handles = []
     for row in rows:
         colour, marker = look(row)

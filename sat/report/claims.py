@@ -182,7 +182,7 @@ def sides_of(rows: Sequence[Row], claim: Mapping[str, Any], measure: Measure) ->
 def verdict(
     better: Row, than: Row, measure: Measure, claim: Mapping[str, Any], p: float | None
 ) -> Verdict:
-    """Of rows that were measured; `p` is corrected."""
+    """Judges rows that were measured; `p` is corrected."""
     a, b = better.numbers[measure], than.numbers[measure]
     seeds = sorted(a.seeds.keys() & b.seeds.keys())
     name, text = f"{measure[1]}, {measure[0]}", claim["text"]
@@ -204,7 +204,7 @@ def verdict(
 
 
 def within(low: float, high: float, points: float) -> str:
-    """Of a difference's 95 % interval, for a claim that it is of at most so many points."""
+    """Judges a difference's 95 % interval, for a claim that it is of at most so many points."""
     if -points <= low and high <= points:
         return "supports"
     return "contradicts" if low > points or high < -points else "says nothing"

@@ -32,7 +32,7 @@ def line(run: Path, root: Path) -> list[str]:
 
 
 def measured(run: Path) -> list[str]:
-    """The same without the name. Raises one of FAULTS where a file is not as a run writes it."""
+    """Columns without the name. Raises one of FAULTS where a file is not as a run writes it."""
     state, result = status(run)
     if state == "finished":
         best = next(result[k] for k in ("best", "last") if "clean" in (result.get(k) or {}))

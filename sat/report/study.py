@@ -34,7 +34,7 @@ class Table:
 
     @property
     def name(self) -> str:
-        """For files: the experiment and the data set, `activations-digits`; a further setting of
+        """Names files: the experiment and the data set, `activations-digits`; a further setting of
         the same two has its number behind."""
         name = re.sub(r"[^\w.+=-]+", "_", f"{self.experiment}-{self.dataset}")
         return name if self.number == 1 else f"{name}-{self.number}"

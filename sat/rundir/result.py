@@ -36,7 +36,7 @@ CLEAN, WORST = "clean", "worst_case"  # no names of attacks: a result holds them
 
 @dataclass(frozen=True, kw_only=True)
 class _Plain:
-    """To plain JSON and back."""
+    """Dataclasses that become plain JSON and are read back."""
 
     more: dict[str, Any] = field(default_factory=dict)  # what no field here is called
 
@@ -189,7 +189,7 @@ class CheckpointResult(_Plain):
         return replace(self, robust={**self.robust, name: found})
 
     def with_curve(self, name: str, found: CurveResult) -> Self:
-        """As `with_attack`."""
+        """Adds a curve as `with_attack` adds an attack."""
         if (old := self.curves.get(name)) and found.images <= old.images:
             return self
         return replace(self, curves={**self.curves, name: found})
@@ -260,7 +260,7 @@ class RunResult(_Plain):
         return replace(self, **changed)
 
     def with_alarms(self, which: str, attack: str, source: str, alarms: list[Alarm]) -> Self:
-        """With the alarms of a measurement in place of those that it raised before."""
+        """Has the alarms of a measurement in place of those that it raised before."""
         at = (which, attack, source)
         kept = [a for a in self.alarms if (a.checkpoint, a.attack, a.source) != at]
         new = [replace(a, checkpoint=which, attack=attack, source=source) for a in alarms]

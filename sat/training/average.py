@@ -17,7 +17,7 @@ class Average:
         self.module, self.decay = copy.deepcopy(model).eval(), decay
 
     def update(self, model: nn.Module, step: int, broken: Tensor, local: Local) -> None:
-        """After update `step`, from 0; nothing where it was `broken`, a truth on the device.
+        """Follows update `step`, from 0; nothing where it was `broken`, a truth on the device.
         `local` gives what this process holds of tensors."""
         own, new = (local([*m.state_dict().values()]) for m in (self.module, model))
         pairs = [*zip(own, new, strict=True)]

@@ -64,7 +64,7 @@ class Callbacks:
         self.run.rewind(kept["callbacks"]["lengths"] if kept else {})
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint, all written down and the clocks told."""
+        """State for a checkpoint, all written down and the clocks told."""
         return {
             "best": self.best,
             "overfitting": self.overfitting.state_dict(),
@@ -238,7 +238,7 @@ class Callbacks:
             self.run.save_best({"facts": self.facts, **self.best})
 
     def look(self, state: TrainState) -> None:
-        """After every step: is there something to tell, is it time to save, or to stop?"""
+        """Asks after every step: is there something to tell, is it time to save, or to stop?"""
         self.progress.advance(state.plan.schedule.batch_size)
         for line in state.news:
             log.warning("%s", line)

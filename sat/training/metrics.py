@@ -53,7 +53,7 @@ class Totals:
         self.values += torch.where(broken, 0.0, new)
 
     def means(self, values: list[float]) -> dict[str, float]:
-        """By tag, of what `values` held on the device; nothing where nothing was counted."""
+        """Means by tag of what `values` held on the device; nothing where nothing was counted."""
         pairs = zip(self.tags, values[::2], values[1::2], strict=True)
         return {tag: total / count for tag, total, count in pairs if count}
 

@@ -217,7 +217,8 @@ class TrainState:
         return {name: part for name, part in named.items() if isinstance(part, Stateful)}
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint; where the weights are shared out all processes must ask for it."""
+        """State for a checkpoint; where the weights are shared out all processes must ask for
+        it."""
         named = {"model": self.model, "optimizer": self.optimizer, **self._stateful}
         state = {name: part.state_dict() for name, part in named.items()}
         plain = {"step": self.step, "choices": self.plan.choices, "generators": self.generators()}
