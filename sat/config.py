@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sat import plugins
+from sat.arguments import Written, check_unit
 from sat.errors import Refused, refusing
 from sat.identity import (
     FOLLOWED,
@@ -38,7 +39,6 @@ from sat.identity import (
     refuse_moved,
     settle,
 )
-from sat.units import Written, check_unit
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"

@@ -22,6 +22,7 @@ from sat.data.memory import MemorySplit
 from sat.distributed import ALONE, World
 from sat.errors import Fault, Refused
 from sat.evaluation.store import Measurement, OutcomeStore
+from sat.identity import Settings
 from sat.training.preflight import check_processes
 from sat.training.schedule import Schedule
 
@@ -124,7 +125,7 @@ def test_what_the_first_meets_is_told_by_the_first_alone(kind, monkeypatch):
 
 def test_what_several_left_of_an_evaluation_is_put_together(tmp_path):
     store = OutcomeStore(tmp_path, torch.arange(10), "images")
-    of = Measurement("last", "pgd", {"attack": "PGD"}, "weights")
+    of = Measurement("last", "pgd", Settings({"attack": "PGD"}), "weights")
     for rank in range(3):
         outcomes = AttackOutcomes.new(("restart 1",), 10)
         part = outcomes.part(World(rank, 3).own)
@@ -137,9 +138,9 @@ def test_what_several_left_of_an_evaluation_is_put_together(tmp_path):
     assert whole.seconds.tolist() == [3] and len([*tmp_path.glob("partial/*")]) == 1
     store.write(of, whole)
     assert not (tmp_path / "partial").exists()
-    same = Measurement("best", "pgd", {"attack": "PGD"}, "weights")  # of the same weights
+    same = Measurement("best", "pgd", Settings({"attack": "PGD"}), "weights")  # of the same weights
     assert torch.equal(store.read(same).fell, whole.fell)
-    assert store.read(Measurement("best", "pgd", {"attack": "PGD"}, "others")) is None
+    assert store.read(Measurement("best", "pgd", Settings({"attack": "PGD"}), "others")) is None
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

@@ -19,7 +19,7 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TIERS = """
 run > bench > job > sweep > report > training > evaluation > objectives > attacks data >
 acceleration distributed > models > activations > config > rundir loggers >
-identity plugins rng statistics units launch choices > errors
+identity plugins rng statistics launch arguments > errors
 """
 TIER = {name: i for i, tier in enumerate(TIERS.split(">")) for name in tier.split()}
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from sat.arguments import Written, check_ball, check_unit
 from sat.attacks import FastAutoAttack
 from sat.attacks.autoattack import AutoAttack
 from sat.attacks.fgsm import FGSM
 from sat.attacks.pgd import PGD
-from sat.units import Written, check_ball, check_unit
 
 
 @pytest.mark.parametrize(
@@ -68,5 +68,5 @@ def test_every_attack_takes_a_written_unit_and_hands_it_on(attack):
 
 
 def test_units_take_no_torch():
-    code = "import sys, sat.units, sat.identity, sat.config; assert 'torch' not in sys.modules"
+    code = "import sys, sat.arguments, sat.identity, sat.config; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -84,7 +84,8 @@ class Folder:
         attacks = right if isinstance(right, dict) else {"pgd20": right}
         result = {"status": "finished", "seed": seed, "parameters": 5, "wall_seconds": 60.0,
                   "name": run.name, "hash": "12345678", "test_images": 100, "attack": None,
-                  "choices": {"threads": 1}, "steps": 9, "images": 99, "images_per_second": 9.0}  # fmt: skip
+                  "choices": {"threads": 1}, "steps": 9, "images": 99,
+                  "images_per_second": 9.0}  # fmt: skip
         result["identity"] = identity(written)
         result["dataset"] = {"name": "digits", "classes": 10, "test": 100, "test_content": "aa"}
         result["dataset"] |= dict(facts)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sat.choices import check_arguments
+from sat.arguments import check_arguments
 
 
 def _positive(key: str, value: float) -> float:

@@ -6,14 +6,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from sat.arguments import check_ball, check_choices
 from sat.attacks.alone import Bare
 from sat.attacks.base import Ball, Mode, Norm, frozen
 from sat.attacks.losses import LossName, TargetedLoss, ce, named, one_label, reference
 from sat.attacks.network import Network, constant
 from sat.attacks.patience import by_halvings
-from sat.choices import check_choices
 from sat.rng import RowRng
-from sat.units import check_ball
 
 
 @dataclass(frozen=True)

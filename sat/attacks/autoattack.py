@@ -9,11 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sat.arguments import check_ball, check_choices
 from sat.attacks.base import Norm, ball_of, frozen
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
-from sat.choices import check_choices
 from sat.rng import RowRng
-from sat.units import check_ball
 
 log = logging.getLogger("sat")
 VERSIONS = {

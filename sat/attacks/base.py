@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sat.arguments import check_choices
 from sat.attacks.losses import Loss, ce
-from sat.choices import check_choices
 from sat.errors import Refused
 from sat.rng import RowRng
 

@@ -5,11 +5,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from sat.arguments import check_choices
 from sat.attacks.clean import Clean
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.pgd import PGD
 from sat.attacks.series import Series
-from sat.choices import check_choices
 from sat.rng import RowRng
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sat.acceleration.auto import bf16_pays
 from sat.acceleration.precision import float32
+from sat.arguments import check_ball, check_choices
 from sat.attacks.apgd import APGDSearch, cross_entropy
 from sat.attacks.base import Ball, Norm, frozen
 from sat.attacks.coarse import COARSE, repeated
@@ -21,9 +22,7 @@ from sat.attacks.network import Network
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.attacks.pool import Pool, Search
 from sat.attacks.square import SquareSearch
-from sat.choices import check_choices
 from sat.rng import RowRng, seed_of
-from sat.units import check_ball
 
 log = logging.getLogger("sat")
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")

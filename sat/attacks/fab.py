@@ -10,15 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from sat.arguments import check_ball, check_choices
 from sat.attacks.alone import Bare
 from sat.attacks.base import Ball, Mode, Norm, frozen
 from sat.attacks.losses import one_label
 from sat.attacks.network import Network
 from sat.attacks.outcomes import margins
 from sat.attacks.patience import by_doublings
-from sat.choices import check_choices
 from sat.rng import RowRng
-from sat.units import check_ball
 
 NEWTON = 30  # steps at most; the equation is piecewise linear, and three or four are usual
 

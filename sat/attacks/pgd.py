@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sat.arguments import check_ball, check_choices, check_unit
 from sat.attacks.base import Mode, Norm, frozen, input_gradient, norm_of
 from sat.attacks.losses import LossName, named, reference
-from sat.choices import check_choices
 from sat.rng import RowRng
-from sat.units import check_ball, check_unit
 
 Start = Literal["uniform", "normal", "none"]
 

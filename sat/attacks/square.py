@@ -8,15 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sat.arguments import check_ball, check_choices
 from sat.attacks.alone import Bare
 from sat.attacks.base import Ball, Mode, Norm, frozen
 from sat.attacks.losses import one_label
 from sat.attacks.network import Network, constant
 from sat.attacks.outcomes import margins
 from sat.attacks.patience import by_doublings
-from sat.choices import check_choices
 from sat.rng import RowRng
-from sat.units import check_ball
 
 # The squares cover 0.8 of the image at first; beyond each of these queries, half of what they did.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

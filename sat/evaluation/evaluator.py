@@ -22,6 +22,7 @@ from sat.errors import Refused
 from sat.evaluation.masking_checks import masking_checks
 from sat.evaluation.measure import joined, measure, share
 from sat.evaluation.store import Measurement, OutcomeStore, digest_of
+from sat.identity import Settings
 from sat.loggers.screen import Progress
 from sat.rng import RowRng, seed_of
 from sat.rundir import checkpoint
@@ -82,7 +83,7 @@ class Evaluator:
         if which != self.loaded:
             weights = self._read(self.files[which], which)
             self.loaded, self.weights = which, digest_of(weights)
-        settings: Any = {} if attack == CLEAN else self.evaluation.settings(attack)
+        settings = Settings({}) if attack == CLEAN else self.evaluation.settings(attack)
         return Measurement(which, attack, settings, self.weights)
 
     def _read(self, path: Path, which: str) -> dict[str, Tensor]:

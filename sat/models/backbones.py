@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from sat.choices import check_choices
+from sat.arguments import check_choices
 from sat.models.stems import Stem, fit_stem, stem_convolution
 
 _BLOCKS = {  # a stage, by depth

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.choices import check_choices
+from sat.arguments import check_choices
 from sat.objectives.base import check_smoothing
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sat.acceleration.auto import FUSED
-from sat.choices import check_choices
+from sat.arguments import check_choices
 from sat.training.decay import Decay, Progress, named
 from sat.training.optimizer import check_optimizer
 

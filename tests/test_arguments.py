@@ -12,9 +12,9 @@ import pytest
 
 import sat
 import sat.activations
+from sat.arguments import check_arguments, check_choice, choices_of
 from sat.attacks import FGSM, PGD, AutoAttack, Curve, FastAutoAttack
 from sat.attacks.base import Ball
-from sat.choices import check_arguments, check_choice, choices_of
 
 
 def classes():
@@ -96,7 +96,7 @@ def test_arguments_of_a_function_are_checked_as_well():
 
 
 def test_it_needs_no_torch():
-    code = "import sys, sat.choices, sat.units; assert 'torch' not in sys.modules"
+    code = "import sys, sat.arguments, sat.arguments; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
