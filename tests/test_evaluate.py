@@ -157,6 +157,7 @@ def test_ties_are_counted_and_kept(tmp_path):
     """Rounded logits tie; the count is that of images which argmax calls right."""
     from sat.evaluation.evaluator import worst_of
     from sat.evaluation.store import Measurement, OutcomeStore
+    from sat.identity import Settings
 
     class Rounded(nn.Module):
         def __init__(self):
@@ -175,7 +176,7 @@ def test_ties_are_counted_and_kept(tmp_path):
     assert outcomes.ties["clean"] == int(tied.sum()) > 0
     assert not outcomes.robust[outcomes.tied].any()
     store = OutcomeStore(tmp_path, torch.arange(len(x)), "images")
-    of = Measurement("last", "pgd", {"attack": "PGD"}, "weights")
+    of = Measurement("last", "pgd", Settings({"attack": "PGD"}), "weights")
     store.write(of, outcomes)
     assert torch.equal(store.read(of).tied, outcomes.tied)
     both = worst_of({"a": outcomes, "b": outcomes})
