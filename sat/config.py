@@ -375,9 +375,7 @@ def _part_and_class(name: str) -> tuple[str, str]:
     return name.split(".")[1], name.rpartition(".")[2]
 
 
-def unknown(
-    given: Mapping[str, Any], allowed: list[str], prefix: str, cls: Any = None
-) -> None:
+def unknown(given: Mapping[str, Any], allowed: list[str], prefix: str, cls: Any = None) -> None:
     """Refuses a key that nothing reads, naming the nearest one."""
     for key in given:
         if key not in allowed:
