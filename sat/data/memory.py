@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sat.data import fingerprint
+import sat.data.fingerprint as fingerprint
 from sat.data.batches import Batch
 from sat.data.choice import check_choice, split_training
 from sat.data.sets import Data

@@ -202,9 +202,8 @@ class Evaluator:
         attack: Any = next(iter(self.evaluation.attacks.values()), None)
         if attack is None:
             return None
-        shorter = PGD(attack.eps, 20, norm=attack.norm)
-        if isinstance(attack, Ensemble):  # which takes minutes, and shows no more
-            attack = shorter
+        if isinstance(attack, Ensemble):  # an ensemble takes minutes, and shows no more
+            attack = PGD(attack.eps, 20, norm=attack.norm)
         self.model.eval()
         ((indices, x, y),) = indexed(self.data.test, self.indices[:8], 8)
         with float32(self.model):
