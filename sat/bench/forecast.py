@@ -66,7 +66,10 @@ def standing(spec: Spec) -> tuple[str, int]:
     from sat.rundir.record import is_running
     from sat.rundir.result import read_result
 
-    directory = Path(spec.record.root) / spec.name
+    try:
+        directory = Path(spec.record.root) / spec.name
+    except Refused:  # the images, say, are on the machine that will train
+        return "not begun", 0
     if (done := results.finished(spec)) is not None:
         return "finished", done.steps
     if spec.record.fresh:
@@ -88,7 +91,7 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
     """Fills in what is told of a run."""
     from sat.bench.costs import cost_of, gradients_of, sizes_of, work_of
 
-    told.name = spec.name
+    told.name = spec.title
     told.state, step = standing(spec)
     sizes = sizes_of(spec.dataset)
     cost, work = cost_of(spec, sizes), work_of(spec, sizes)

@@ -39,7 +39,7 @@ class MemorySplit:
         return len(self.labels)
 
     def digest(self) -> str:
-        """Of all pixels and labels."""
+        """Checks all pixels and labels."""
         return fingerprint.of(self._windows[:, :, self._crop, self._crop], self.labels)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
