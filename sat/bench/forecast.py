@@ -15,6 +15,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
     """Fills in what is told of a run."""
     from sat.bench.costs import cost_of, gradients_of, sizes_of, work_of
 
-    told.name = spec.title
+    with suppress(Refused):
+        told.name = spec.title
+        told.name = spec.name
     told.state, step = standing(spec)
     sizes = sizes_of(spec.dataset)
     cost, work = cost_of(spec, sizes), work_of(spec, sizes)
