@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sat.evaluation.settings import accuracy
+from sat.evaluation.measure import accuracy
 from sat.report import spec
 
 PGD = {"attack": "PGD", "eps": 8.0, "norm": "linf", "steps": 20, "limit": None, "subset_seed": None}
