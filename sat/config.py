@@ -233,8 +233,10 @@ def _loggers(nodes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trackers by name, each a node of its own."""
     if not isinstance(nodes, Mapping | None):
         raise Refused(f"logger={_short(nodes)}: is a list of options, 'logger=[tensorboard]'")
-    built = {name: build(node, f"logger.{name}") for name, node in (nodes or {}).items()}
-    return tuple({name: both[k] for name, both in built.items()} for k in range(2))
+    parts, typed = {}, {}
+    for name, node in (nodes or {}).items():
+        parts[name], typed[name] = build(node, f"logger.{name}")
+    return parts, typed
 
 
 def _check_normalisation(model: Mapping[str, Any]) -> None:

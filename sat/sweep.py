@@ -87,7 +87,7 @@ def before(number: int) -> dict[str, Any] | None:
     return next((job for job in known if job["job"] == number), None)
 
 
-def twin(number: int, name: str) -> int | None:
+def duplicate_job(number: int, name: str) -> int | None:
     """An earlier job of this sweep that is the same run."""
     return next((job["job"] for job in jobs() if job.get("name") == name and job["job"] != number),
                 None)  # fmt: skip

@@ -8,6 +8,7 @@ import sys
 import types
 from multiprocessing import active_children
 
+import numpy as np
 import pytest
 import torch
 import torch._inductor.compile_fx
@@ -211,6 +212,22 @@ def test_a_compilation_that_fails_does_not_pass_for_one(monkeypatch):
     assert told.startswith("sat, compiled is left out: it failed (")
 
 
+# verdicts ---------------------------------------------------------------------------------------
+
+
+def test_disagreements_with_a_peer_are_counted_in_both_directions():
+    from sat.bench import agreement
+
+    ours = torch.tensor([-1, -1, 0, 1, 4]), np.array([2.0, 1.0])
+    theirs = torch.tensor([-1, 0, -1, -1, 4]), np.array([6.0, 5.0])
+    clean = torch.tensor([True, True, True, True, False])
+    row = agreement.compare("it", ours, theirs, clean)
+    assert (row["only_ours_stands"], row["only_theirs_stands"]) == (1, 2)
+    assert (row["ours"], row["theirs"], row["clean"]) == pytest.approx((0.4, 0.6, 0.8))
+    assert row["felled_by_ours"] == [1, 1, 0, 0]
+    assert agreement.line(row)[-3:] == ["1 s", "5 s", "5.0"]
+
+
 # time -------------------------------------------------------------------------------------------
 
 
@@ -264,6 +281,8 @@ def test_ratios_are_those_of_a_round(monkeypatch):
     monkeypatch.setattr(stopwatch.random.Random, "shuffle", lambda self, order: shuffle(order))
     times = stopwatch.interleaved(calls, torch.device("cpu"), 4)
     assert times["a"] == pytest.approx([1, 3, 9, 27])
+    falling = stopwatch.paired(lambda b, a: b / a, [6.0, 4.0, 2.0], [1.0, 2.0, 4.0])
+    assert [*falling.values()] == pytest.approx([2, 1.25, 4])
     ratio = stopwatch.paired(lambda b, a: b / a, times["b"], times["a"])
     assert [*ratio.values()] == pytest.approx([2, 2, 2])
     found = stopwatch.spread([4.0, 1.0, 2.0, 3.0, 100.0])

@@ -138,16 +138,46 @@ def test_bad_settings_are_refused_by_name(wrong, key):
         Validation(Clean(), every=0)
 
 
-def test_logits_that_are_not_finite_are_never_right():
-    """argmax takes NaN for the largest."""
+def test_a_nan_is_never_right():
+    """argmax takes it for the largest; infinite logits are larger or smaller than others."""
     from sat.attacks.outcomes import is_right
 
     logits = torch.tensor([[1.0, 0.0], [torch.nan, 0.0], [0.0, torch.inf], [0.0, torch.nan]])
     right = is_right(torch.nn.Identity(), logits, torch.tensor([0, 0, 1, 1]))
-    assert right.tolist() == [True, False, False, False]
+    assert right.tolist() == [True, False, True, False]
 
 
 def test_points_of_a_curve_are_no_mistaken_units():
     """Half of 1/255 is refused where somebody types it, and so is a ball beyond all pixels."""
     assert [attack.eps for attack in Curve(PGD(1.0), "eps", (0, 0.5, 2.0)).attacks] == [0, 0.5, 2]
     assert Curve(PGD(200.0), "eps", (2.0,)).attacks[0].eps == 400
+
+
+def test_ties_are_counted_and_kept(tmp_path):
+    """Rounded logits tie; the count is that of images which argmax calls right."""
+    from sat.evaluation.evaluator import worst_of
+    from sat.evaluation.store import Measurement, OutcomeStore
+
+    class Rounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return (4 * self.inner(x)).round()
+
+    x, y = data()
+    model = Rounded().eval()
+    outcomes = measure(model, batches(x, y, 13), PGD(6, 2), seed=3)
+    logits = model(x)
+    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    tied = (logits.gather(1, y[:, None])[:, 0] == others) & (logits.argmax(1) == y)
+    assert outcomes.ties["clean"] == int(tied.sum()) > 0
+    assert not outcomes.robust[outcomes.tied].any()
+    store = OutcomeStore(tmp_path, torch.arange(len(x)), "images")
+    of = Measurement("last", "pgd", {"attack": "PGD"}, "weights")
+    store.write(of, outcomes)
+    assert torch.equal(store.read(of).tied, outcomes.tied)
+    both = worst_of({"a": outcomes, "b": outcomes})
+    assert both.ties["attacked"] == outcomes.ties["attacked"]
+    assert torch.equal(both.robust, outcomes.robust) and torch.equal(both.clean, outcomes.clean)

@@ -332,6 +332,7 @@ def fill(disk: Path, leave: int = 0) -> None:
 def mended(sat, disk, whole, torn, names: str) -> None:
     """One line, nothing half-written, and the same command goes on as if nothing had been."""
     lines = [line for line in torn.err.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("! logger=")]  # ends no training
     assert torn.code == 1 and len(lines) == 1 and names in lines[0], torn.err
     assert "Traceback" not in torn.out + torn.err
     assert not list(torn.run.rglob("*.tmp"))
@@ -345,7 +346,7 @@ def mended(sat, disk, whole, torn, names: str) -> None:
     same_outcome(again.run, whole)
 
 
-@pytest.mark.parametrize("leave, names", [(20_000, "last.pt"), (0, "tfevents")])
+@pytest.mark.parametrize("leave, names", [(20_000, "last.pt"), (0, "last.pt")])
 def test_a_disk_that_fills_while_training(sat, disk, whole, at_step, leave, names):
     def then(journal) -> None:
         fill(disk, leave)

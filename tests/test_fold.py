@@ -2,6 +2,7 @@
 
 import copy
 from collections import defaultdict
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import sat.acceleration.folding
 from sat import activations as A
 from sat.acceleration.folding import fold
 from sat.activations.surrogate import SurrogateReLU, phase, phased
-from sat.attacks import PGD
+from sat.attacks import PGD, Clean
 from sat.attacks.base import input_gradient
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import Series
@@ -282,13 +283,15 @@ def test_an_evaluation_searches_the_folded_network_and_the_model_decides():
         y = model(x).argmax(1)
     judged, seen = [], []
 
-    def attack(net, x, y, rng):
-        seen.append(net)
-        return x
+    @dataclass(frozen=True)
+    class Attack(Clean):
+        def __call__(self, net, x, y, rng=None, progress=None):
+            seen.append(net)
+            return x
 
     model.register_forward_hook(lambda *given: judged.append(1))
     outcomes = AttackOutcomes.new(("a",), 4)
-    Series(("a",), [attack], 2).run(model, x, y, RowRng(0, torch.arange(4)), outcomes)
+    Series(("a",), [Attack()], 2).run(model, x, y, RowRng(0, torch.arange(4)), outcomes)
     assert len(seen) == 2 and seen[0] is seen[1] and seen[0].at_rest
     assert judged and (outcomes.fell == -1).all()
 

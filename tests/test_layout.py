@@ -17,7 +17,7 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Each tier imports from those after it alone; members of one tier don't import each other.
 TIERS = """
-run > bench > sweep > report > training > evaluation > objectives > attacks data > acceleration
+run > bench > job > sweep > report > training > evaluation > objectives > attacks data > acceleration
 distributed > models > activations > config > rundir loggers > identity plugins rng statistics units
 launch choices > errors
 """

@@ -71,9 +71,7 @@ def test_hydras_own_keys_move_no_result(sat, tmp_path, monkeypatch):
         assert result_of(done.run)["status"] == "finished"
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param("imagefolder", marks=faults(2, "the old result is returned")), "npz"]
-)
+@pytest.mark.parametrize("kind", ["imagefolder", "npz"])
 def test_other_images_under_the_same_names_are_another_run(kind, sat, tmp_path):
     """A data set's identity by names alone."""
     places = []
@@ -236,7 +234,6 @@ def test_a_part_of_which_one_image_is_left_ends_no_training(shapes, sat):
     assert result_of(done.run)["status"] == "finished"
 
 
-@faults(9, "a traceback, no run")
 @pytest.mark.parametrize("kind", ["file", "class"])
 def test_names_that_are_no_utf8_run(kind, shapes, sat):
     """Strict encoding of foreign text."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sat as package
+from sat.rundir import checkpoint
 
 # Enough for a model that is right more often than not.
 BETTER = ["schedule.ema=0.8", "validation.every=4", "dataset.limit=600", "model.width=0.125",
@@ -242,7 +243,7 @@ def test_a_killed_ensemble_goes_on_where_it_was(sat, copy, monkeypatch):
     from sat.evaluation import evaluator
 
     monkeypatch.setattr(evaluator, "KEEP_EVERY", 0.0)
-    monkeypatch.setattr(ensemble, "APGD", shorter(ensemble.APGD))
+    monkeypatch.setattr(ensemble, "APGDSearch", shorter(ensemble.APGDSearch))
     attack = ["evaluation=strong", "evaluation.limit=40", "evaluation.checkpoints=[best]",
               "evaluation.attacks.strong.eps=12",
               "evaluation.attacks.strong.attacks=[apgd-ce,apgd-t]",
@@ -420,14 +421,14 @@ def test_flags_are_of_these_weights_and_images(sat, copy):
 def test_a_foreign_or_damaged_checkpoint_in_a_run_is_refused_before_anything(sat, copy):
     best = copy / "checkpoints/best.pt"
     ask = [f"evaluate={copy}", "evaluation=clean", "+attack@evaluation.attacks.m=fgsm"]
-    state = torch.load(best)
+    state = checkpoint.read(best)
     spoiled = {"hash": "00000000", "dataset": state["facts"]["dataset"]}
     for content, says in (
         ({**state, "facts": spoiled}, "another config"),
         ({"facts": state["facts"]}, "is damaged"),
         (None, "is damaged"),
     ):
-        torch.save(content, best) if content else best.write_bytes(b"junk")
+        checkpoint.save(best, content) if content else best.write_bytes(b"junk")
         refused = sat(*ask, tiny=False, root=copy.parent)
         assert refused.code == 2 and says in refused.err, refused.err
         assert refused.err.count("\n") == 1 and not (copy / "flags/last-m.npz").exists()

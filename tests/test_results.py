@@ -3,7 +3,6 @@
 import json
 import re
 
-import pytest
 from conftest import ROOT
 
 from sat.report import figures, kept
@@ -43,7 +42,6 @@ def test_the_file_is_small_and_names_no_machine():
     assert [run.name for run in kept.read(KEPT / "runs.jsonl")] == [run["name"] for run in runs]
 
 
-@pytest.mark.skip(reason="after the runs are carried over")
 def test_each_run_has_the_hash_that_it_would_have_today():
     from sat.config import check
 

@@ -10,13 +10,13 @@ from conftest import small_network, trained_on_digits
 from torch import nn
 
 from sat.attacks import PGD, FastAutoAttack, ensemble
-from sat.attacks.apgd import APGD
+from sat.attacks.apgd import APGDSearch
 from sat.attacks.base import Ball
 from sat.attacks.ensemble import ATTACKS
-from sat.attacks.fab import FAB, onto_hyperplane
+from sat.attacks.fab import FABSearch, onto_hyperplane
 from sat.attacks.network import Network
 from sat.attacks.outcomes import WRONG
-from sat.attacks.square import Square
+from sat.attacks.square import SquareSearch
 from sat.rng import RowRng
 
 EPS = 25.0  # in 1/255, for the digits
@@ -33,9 +33,9 @@ def digits():
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Tiny images need fewer steps than 100 and 5,000."""
-    monkeypatch.setattr(ensemble, "Square", partial(Square, iterations=300))
-    monkeypatch.setattr(ensemble, "APGD", partial(APGD, iterations=20))
-    monkeypatch.setattr(ensemble, "FAB", partial(FAB, iterations=10))
+    monkeypatch.setattr(ensemble, "SquareSearch", partial(SquareSearch, iterations=300))
+    monkeypatch.setattr(ensemble, "APGDSearch", partial(APGDSearch, iterations=20))
+    monkeypatch.setattr(ensemble, "FABSearch", partial(FABSearch, iterations=10))
 
 
 def stands(attack, model, x, y, **more):
@@ -66,7 +66,7 @@ def test_verdicts_on_a_linear_model_are_exact(name, norm, monkeypatch):
     share = share[((share.abs() - 1).abs() > 0.02) & (share.abs() > 0.01)]
     if name == "square":  # it comes near the worst point, not onto it
         share = share[(share.abs() < (0.9 if norm == "linf" else 0.5)) | (share.abs() > 1)]
-        monkeypatch.setattr(ensemble, "Square", Square)  # in full
+        monkeypatch.setattr(ensemble, "SquareSearch", SquareSearch)  # in full
     x = 0.5 + (share * reach / (w @ w))[:, None] * w
     assert x.min() > eps / 255 and x.max() < 1 - eps / 255  # the range's ends play no part
     y = (share < 0).long()

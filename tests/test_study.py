@@ -364,8 +364,11 @@ def test_alarms_and_what_auto_chose_are_told(folder, write):
     folder.pair("relu", "silu", [9, 10, 11])
     run = next(folder.outputs.glob("silu-s1*"))
     alarm = {"name": "masked_gradient", "message": "..."}
-    change(run / "result.json", alarms=[alarm], choices={"precision": "bf16"})
-    change(next(folder.outputs.glob("relu-s1*")) / "result.json", choices={"precision": "fp32"})
+    change(run / "result.json", alarms=[alarm], choices={"threads": 1, "precision": "bf16"})
+    change(
+        next(folder.outputs.glob("relu-s1*")) / "result.json",
+        choices={"threads": 1, "precision": "fp32"},
+    )
     write(claims=[CLAIM])
     report = study.read(folder.outputs)
     (table,) = report.tables
@@ -402,7 +405,7 @@ def damage(run: Path, how: str) -> None:
 
 
 SAID = {
-    "result": "damaged: ", "number": "can't be read (ValueError: an accuracy is nan",
+    "result": "damaged: ", "number": "can't be read (ValueError: last.clean.accuracy is 'nan'",
     "config": "can't be read (config.yaml is damaged: ", "stopped": "stopped",
     "foreign": "can't be read (config.yaml is none of this program's)",
     "experiments": "can't be read (experiments.txt is damaged", "failed": "failed: the loss",

@@ -9,10 +9,11 @@ from conftest import small_network, trained_on_digits
 from torch import nn
 
 from sat.attacks import PGD, AutoAttack, Clean, FastAutoAttack, ensemble
-from sat.attacks.apgd import APGD, targeted_dlr
+from sat.attacks.apgd import APGDSearch
 from sat.attacks.base import Ball
 from sat.attacks.coarse import COARSE, Tap, repeated, share_repeated
-from sat.attacks.fab import FAB
+from sat.attacks.fab import FABSearch
+from sat.attacks.losses import targeted_dlr
 from sat.attacks.outcomes import (
     STANDS,
     WRONG,
@@ -27,9 +28,9 @@ from sat.attacks.outcomes import (
 from sat.attacks.patience import fields
 from sat.attacks.pool import Pool
 from sat.attacks.series import ensemble_of
-from sat.attacks.square import Square
+from sat.attacks.square import SquareSearch
 from sat.errors import Refused
-from sat.evaluation.settings import measure as measured
+from sat.evaluation.measure import measure as measured
 from sat.rng import RowRng
 
 EPS = 25.0  # in 1/255, for the digits
@@ -47,10 +48,10 @@ def digits():
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Tiny images need fewer steps than 100 and 5,000."""
-    shorter = lambda ball, key, rounds=1: Square(ball, key, rounds, 100)  # noqa: E731
-    monkeypatch.setattr(ensemble, "Square", shorter)
-    monkeypatch.setattr(ensemble, "APGD", partial(APGD, iterations=20))
-    monkeypatch.setattr(ensemble, "FAB", partial(FAB, iterations=5))
+    shorter = lambda ball, key, rounds=1: SquareSearch(ball, key, rounds, 100)  # noqa: E731
+    monkeypatch.setattr(ensemble, "SquareSearch", shorter)
+    monkeypatch.setattr(ensemble, "APGDSearch", partial(APGDSearch, iterations=20))
+    monkeypatch.setattr(ensemble, "FABSearch", partial(FABSearch, iterations=5))
 
 
 class After(nn.Module):
@@ -381,7 +382,7 @@ HOPELESS = [
 ]  # fmt: skip
 
 
-class Replayed(APGD):
+class Replayed(APGDSearch):
     """Takes its distances from a recording, and its image falls where that is 0."""
 
     def play(self, recording):
@@ -454,5 +455,5 @@ def test_square_near_a_fall_goes_on():
         for k in range(1, 5001):
             state["iteration"] = none + k
             state["short"] = torch.tensor([1.0 if k < 10 else left])
-            ended.append(bool(Square(ball, 0).hopeless(state, 2.0)))
+            ended.append(bool(SquareSearch(ball, 0).hopeless(state, 2.0)))
         assert any(ended) is over

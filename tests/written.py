@@ -12,7 +12,13 @@ from sat.report import spec
 
 PGD = {"attack": "PGD", "eps": 8.0, "norm": "linf", "steps": 20, "limit": None, "subset_seed": None}
 SETTINGS = {
-    "strong": {"attack": "FastAutoAttack", "eps": 8.0, "norm": "linf", "limit": None},
+    "strong": {
+        "attack": "FastAutoAttack",
+        "eps": 8.0,
+        "norm": "linf",
+        "limit": None,
+        "subset_seed": None,
+    },
     "other": {**PGD, "eps": 4.0},  # pgd20 of another size
     "weak": {**PGD, "eps": 2.0, "steps": 50},
 }
@@ -76,7 +82,9 @@ class Folder:
         (run / "config.yaml").write_text(yaml.safe_dump(written))
         (run / "experiments.txt").write_text("\n".join(experiments))
         attacks = right if isinstance(right, dict) else {"pgd20": right}
-        result = {"status": "finished", "seed": seed, "parameters": 5, "wall_seconds": 60.0}
+        result = {"status": "finished", "seed": seed, "parameters": 5, "wall_seconds": 60.0,
+                  "name": run.name, "hash": "12345678", "test_images": 100, "attack": None,
+                  "choices": {"threads": 1}, "steps": 9, "images": 99, "images_per_second": 9.0}  # fmt: skip
         result["identity"] = identity(written)
         result["dataset"] = {"name": "digits", "classes": 10, "test": 100, "test_content": "aa"}
         result["dataset"] |= dict(facts)
@@ -84,7 +92,7 @@ class Folder:
         result["environment"] = {"device": "a machine", "torch": "2.0", "commit": "abcdef0123"}
         for which in ("best", "last"):
             clean = {**accuracy(np.arange(100) < 90), "subset": [None, None]}
-            result[which] = {"clean": clean, "robust": {}}
+            result[which] = {"step": 9, "epoch": 4.0, "clean": clean, "robust": {}}
             for name, count in attacks.items():
                 settings = SETTINGS.get(name, PGD)
                 name = {"other": "pgd20", "weak": "pgd50"}.get(name, name)

@@ -1,42 +1,71 @@
 """Auto-PGD (Croce and Hein 2020): momentum, and a step size that halves when progress stalls."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from sat.attacks.base import Ball
+from sat.attacks.alone import Bare
+from sat.attacks.base import Ball, Mode, Norm, frozen
+from sat.attacks.losses import LossName, TargetedLoss, ce, named, one_label, reference
 from sat.attacks.network import Network, constant
 from sat.attacks.patience import by_halvings
+from sat.choices import check_choices
 from sat.rng import RowRng
-
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits [B, K], y [B], target [B]) -> [B]
-
-
-def cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(logits, y, reduction="none")
-
-
-def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """The targeted difference of logits ratio; where fewer than 4 classes have a finite logit there
-    is no scale, and it is the plain difference, whose gradient has the same direction."""
-    difference = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
-    if logits.shape[1] < 4:
-        return difference
-    top = logits.topk(4, dim=1).values
-    ratio = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12
-    return difference / torch.where(top[:, 3].isinf(), 1.0, ratio)
+from sat.units import check_ball
 
 
 @dataclass(frozen=True)
 class APGD:
+    """Ascends `loss` for `steps` steps from a random point at distance eps, and gives the point of
+    the highest loss; that of the last step is looked at too, so that it takes one gradient more
+    than PGD. `eps` is in 1/255."""
+
+    eps: float | str = 8.0
+    steps: int = 10
+    norm: Norm = "linf"
+    batch_norm: Mode = "eval"
+    loss: LossName = "auto"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: must be at least 1; for no attack: attack=none")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        rng: RowRng | None = None,
+        progress: Tensor | None = None,
+    ) -> Tensor:
+        """x [B, C, H, W] in [0, 1] and y [B] or [B, K] -> adversarial images, detached, float32."""
+        if not self.eps:
+            return x.detach()
+        rng = rng or RowRng(0, torch.arange(len(x), device=x.device))
+        ball, loss, label = Ball(float(self.eps) / 255, self.norm), named(self.loss), one_label(y)
+        with frozen(model, self.batch_norm):
+            network, target = Bare(model), reference(loss, model, x, y)
+            search = APGDSearch(ball, lambda z, y, _: loss(z, target), iterations=self.steps)
+            state = {"x": x, "y": label, "target": label, **search.begin(x, label, label, rng)}
+            for _ in range(self.steps + 1):
+                search.step(network, state)
+        return state["best"]
+
+
+def cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return ce(logits, y)
+
+
+@dataclass(frozen=True)
+class APGDSearch:
     """Ascends `loss` from a random point; `rounds` targets, if the loss has targets."""
 
     ball: Ball
-    loss: Loss
+    loss: TargetedLoss
     rounds: int = 1
     iterations: int = 100
     momentum: float = 0.25
@@ -62,7 +91,7 @@ class APGD:
             "step": torch.full((len(x), 1, 1, 1), 2 * self.ball.eps, device=x.device),
         }  # fmt: skip
 
-    def step(self, network: Network, state: dict[str, Tensor]):
+    def step(self, network: Network | Bare, state: dict[str, Tensor]):
         """Evaluates the row's point, and moves on."""
         point, y, target = state["point"], state["y"], state["target"]
         logits, loss, gradient = network.gradient(point, lambda z: self.loss(z, y, target))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.attacks.base import Norm, ball_of, frozen
-from sat.attacks.outcomes import AttackOutcomes, check_repeats
+from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.choices import check_choices
 from sat.rng import RowRng
 from sat.units import check_ball
@@ -24,7 +24,7 @@ VERSIONS = {
 
 
 @dataclass(frozen=True)
-class AutoAttack:
+class AutoAttack(Ensemble):
     """The ensemble `version`, worst case per image; `custom` runs the package's `attacks` with its
     default restarts.
 

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sat.attacks.clean import Clean
-from sat.attacks.outcomes import AttackOutcomes
+from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.pgd import PGD
 from sat.attacks.series import Series
 from sat.choices import check_choices
@@ -14,7 +14,7 @@ from sat.rng import RowRng
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Ensemble):
     """`attack` at each of `values`, ascending: multiples of its eps, or numbers of steps.
 
     A point of a smaller ball lies in the larger one, and who may take more steps may take fewer:

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from sat.acceleration.auto import bf16_pays
 from sat.acceleration.precision import float32
-from sat.attacks.apgd import APGD, cross_entropy, targeted_dlr
+from sat.attacks.apgd import APGDSearch, cross_entropy
 from sat.attacks.base import Ball, Norm, frozen
 from sat.attacks.coarse import COARSE, repeated
-from sat.attacks.fab import FAB
+from sat.attacks.fab import FABSearch
+from sat.attacks.losses import targeted_dlr
 from sat.attacks.network import Network
-from sat.attacks.outcomes import AttackOutcomes, check_repeats
+from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.attacks.pool import Pool, Search
-from sat.attacks.square import Square
+from sat.attacks.square import SquareSearch
 from sat.choices import check_choices
 from sat.rng import RowRng, seed_of
 from sat.units import check_ball
@@ -30,7 +31,7 @@ MORE = 3  # times Square, where logits are coarse
 
 
 @dataclass(frozen=True)
-class FastAutoAttack:
+class FastAutoAttack(Ensemble):
     """The worst case, per image, of APGD-CE (100 steps, one start), targeted APGD-DLR and targeted
     FAB (9 targets, 100 steps each) and Square (5,000 queries).
 
@@ -134,10 +135,12 @@ class FastAutoAttack:
     def _search(self, name: str, key: int, coarse: bool) -> Search:
         ball = self._ball
         if name == "apgd-ce":
-            return APGD(ball, cross_entropy)
+            return APGDSearch(ball, cross_entropy)
         if name == "apgd-t":
-            return APGD(ball, targeted_dlr, rounds=9)
-        return FAB(ball, rounds=9) if name == "fab-t" else Square(ball, key, MORE if coarse else 1)
+            return APGDSearch(ball, targeted_dlr, rounds=9)
+        if name == "fab-t":
+            return FABSearch(ball, rounds=9)
+        return SquareSearch(ball, key, MORE if coarse else 1)
 
     def _survey(self, model: nn.Module, x: Tensor, y: Tensor) -> AttackOutcomes:
         """All images stand but those that are wrong when clean."""

@@ -5,21 +5,71 @@ gives the same verdict.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sat.attacks.base import Ball
+from sat.attacks.alone import Bare
+from sat.attacks.base import Ball, Mode, Norm, frozen
+from sat.attacks.losses import one_label
 from sat.attacks.network import Network
 from sat.attacks.outcomes import margins
 from sat.attacks.patience import by_doublings
+from sat.choices import check_choices
 from sat.rng import RowRng
+from sat.units import check_ball
 
 NEWTON = 30  # steps at most; the equation is piecewise linear, and three or four are usual
 
 
 @dataclass(frozen=True)
 class FAB:
+    """Walks for `steps` steps towards the likeliest other class, and gives the nearest point that
+    is fooled within the ball, or else the last one, drawn into the ball. `eps` is in 1/255."""
+
+    eps: float | str = 8.0
+    steps: int = 10
+    norm: Norm = "linf"
+    batch_norm: Mode = "eval"
+
+    loss: ClassVar[str] = "margin"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: must be at least 1; for no attack: attack=none")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        rng: RowRng | None = None,
+        progress: Tensor | None = None,
+    ) -> Tensor:
+        """x [B, C, H, W] in [0, 1] and y [B] or [B, K] -> adversarial images, detached, float32."""
+        if not self.eps:
+            return x.detach()
+        rng = rng or RowRng(0, torch.arange(len(x), device=x.device))
+        ball, label = Ball(float(self.eps) / 255, self.norm), one_label(y)
+        search = FABSearch(ball, rounds=1, iterations=self.steps)
+        with frozen(model, self.batch_norm):
+            network = Bare(model)
+            others = network.logits(x)[0].scatter(1, label[:, None], -torch.inf)
+            target = others.argmax(1)
+            state = {"x": x, "y": label, "target": target, **search.begin(x, label, target, rng)}
+            nearest, size = x, torch.full((len(x), 1, 1, 1), torch.inf, device=x.device)
+            for _ in range(self.steps + 1):
+                point, fooled, _ = search.step(network, state)
+                nearer = fooled.view(-1, 1, 1, 1) & ((away := ball.size(point - x)) < size)
+                nearest, size = torch.where(nearer, point, nearest), torch.where(nearer, away, size)
+        return torch.where(size.isinf(), ball.project(point, x), nearest)
+
+
+@dataclass(frozen=True)
+class FABSearch:
     """Steps onto the linearised boundary between label and target, starting at the image itself."""
 
     ball: Ball
@@ -34,7 +84,7 @@ class FAB:
         none = torch.zeros_like(y)
         return {"point": x, "iteration": none, "stepped": none > 0, "short": short}
 
-    def step(self, network: Network, state: dict[str, Tensor]):
+    def step(self, network: Network | Bare, state: dict[str, Tensor]):
         """Evaluates the row's point. A point across the boundary is drawn back towards the image,
         to be evaluated again; any other is followed by a step."""
         x, y, point, stepped = state["x"], state["y"], state["point"], state["stepped"]

@@ -41,12 +41,13 @@ def cw(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020); the margin below 3 classes, where it has no
-    scale: its gradient has the same direction."""
+    """Difference of logits ratio (Croce and Hein 2020); where fewer than 3 classes have a finite
+    logit there is no scale, and it is the margin, whose gradient has the same direction."""
     if logits.shape[1] < 3:
         return margin(logits, y)
     top = logits.topk(3, dim=1).values
-    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+    ratio = top[:, 0] - top[:, 2] + 1e-12
+    return margin(logits, y) / torch.where(top[:, 2].isinf(), 1.0, ratio)
 
 
 def targeted_ce(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -61,13 +62,14 @@ def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """The targeted difference of logits ratio; below 4 classes, where it has no scale, the plain
-    difference, whose gradient has the same direction."""
+    """The targeted difference of logits ratio; where fewer than 4 classes have a finite logit there
+    is no scale, and it is the plain difference, whose gradient has the same direction."""
     difference = targeted_margin(logits, y, target)
     if logits.shape[1] < 4:
         return difference
     top = logits.topk(4, dim=1).values
-    return difference / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    ratio = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12
+    return difference / torch.where(top[:, 3].isinf(), 1.0, ratio)
 
 
 LOSSES: dict[str, Loss] = {"ce": ce, "kl": kl, "cw": cw, "dlr": dlr, "margin": margin}

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sat.attacks.base import Ball
 from sat.errors import Refused
+from sat.rng import RowRng
 
 STANDS, WRONG = -1, -2  # no attack felled it so far; wrong before any attack
 RANDOM = 1e-4  # more than this from call to call is chance; AutoAttack's limit
@@ -208,13 +208,16 @@ def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return verdicts(model, x, y).right
 
 
-class Ensemble(Protocol):
+class Ensemble:
     """A sequence of attacks that decides for each image whether it stands."""
 
     names: tuple[str, ...]
+    by_batch = False  # a verdict depends on the images beside it, so that one process takes all
 
-    def run(self, model, x, y, rng, outcomes: AttackOutcomes) -> None:
+    def run(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
         """Puts images x [N, C, H, W] with labels y [N], which the model gets right unless
         `outcomes` says WRONG, through what they have not been through. The model is in eval
         mode."""
-        ...
+        raise NotImplementedError

@@ -13,7 +13,7 @@ from sat.rng import RowRng, seed_of
 
 
 @dataclass(frozen=True)
-class Series:
+class Series(Ensemble):
     """Plain attacks (`attack(model, x, y, rng) -> x_adv`) in their order, by batches of the
     images that still stand; each attack has random numbers of its own. They search the folded
     model, and the model itself decides, of points in the attack's ball alone.
@@ -45,7 +45,7 @@ class Series:
 
 def ensemble_of(attack: Any, restarts: int, batch_size: int) -> Ensemble:
     """The attack itself, if it is an ensemble; else as many restarts of it."""
-    if hasattr(attack, "run"):
+    if isinstance(attack, Ensemble):
         return attack
     names = tuple(f"restart {k + 1}" for k in range(restarts))
     return Series(names, [attack] * restarts, batch_size)

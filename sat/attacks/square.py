@@ -2,16 +2,21 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from sat.attacks.base import Ball
+from sat.attacks.alone import Bare
+from sat.attacks.base import Ball, Mode, Norm, frozen
+from sat.attacks.losses import one_label
 from sat.attacks.network import Network, constant
 from sat.attacks.outcomes import margins
 from sat.attacks.patience import by_doublings
+from sat.choices import check_choices
 from sat.rng import RowRng
+from sat.units import check_ball
 
 # The squares cover 0.8 of the image at first; beyond each of these queries, half of what they did.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -19,6 +24,45 @@ _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass(frozen=True)
 class Square:
+    """Asks for `queries` answers and gives the point of the smallest margin. `eps` is in 1/255."""
+
+    eps: float | str = 8.0
+    queries: int = 100
+    norm: Norm = "linf"
+    batch_norm: Mode = "eval"
+
+    loss: ClassVar[str] = "margin"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
+        if self.queries < 1:
+            raise ValueError(f"queries={self.queries}: must be at least 1")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        rng: RowRng | None = None,
+        progress: Tensor | None = None,
+    ) -> Tensor:
+        """x [B, C, H, W] in [0, 1] and y [B] or [B, K] -> adversarial images, detached, float32."""
+        if not self.eps:
+            return x.detach()
+        rng = rng or RowRng(0, torch.arange(len(x), device=x.device))
+        ball, label = Ball(float(self.eps) / 255, self.norm), one_label(y)
+        search = SquareSearch(ball, rng.key, iterations=self.queries)
+        with frozen(model, self.batch_norm):
+            network = Bare(model)
+            state = {"x": x.detach(), "y": label, **search.begin(x.detach(), label, label, rng)}
+            for _ in range(self.queries):
+                search.step(network, state)
+        return state["best"]
+
+
+@dataclass(frozen=True)
+class SquareSearch:
     """Changes one square a query and keeps what lowers the margin; `key` seeds its choices."""
 
     ball: Ball
@@ -32,7 +76,7 @@ class Square:
             "iteration": torch.zeros_like(y), "row": rng.rows,
         }  # fmt: skip
 
-    def step(self, network: Network, state: dict[str, Tensor]):
+    def step(self, network: Network | Bare, state: dict[str, Tensor]):
         """Evaluates one proposal a row."""
         x, y, iteration = state["x"], state["y"], state["iteration"]
         rng = RowRng(self.key, state["row"] * (self.iterations + 1) + iteration)

@@ -14,7 +14,7 @@ def how_to_load(folder: Path) -> str:
     """The lines of Python that give the model, ready for images in [0, 1]."""
     needs = json.loads((folder / CONFIG).read_text())["architecture"] == "sat"
     lines = ["import timm, torch"]
-    lines += ["import sat.export  # registers the architecture `sat` with timm"] if needs else []
+    lines += ["import sat.models.export  # registers `sat` with timm"] if needs else []
     return "\n".join([
         *lines,
         f'net = timm.create_model("local-dir:{folder}", pretrained=True).eval()',

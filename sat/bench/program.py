@@ -39,7 +39,7 @@ def measurements(case: Any, own: Namespace) -> Measurements:
         "first step": [*RUN, *SHORT, *words],
         "finished run again": [*RUN, "seed=0", *TINY, *words],
         "sweep again": [*RUN, "-m", f"seed=range({RUNS})", *TINY, *words],
-        "report": [sys.executable, "-c", "import sat.report as r; r.main()", "sweep"],
+        "report": [sys.executable, "-c", "import sat.report.command as r; r.main()", "sweep"],
     }
     with tempfile.TemporaryDirectory(prefix="sat-program-") as folder:
         for what, command in commands.items():

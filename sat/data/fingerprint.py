@@ -29,7 +29,7 @@ def of(*parts: Any) -> str:
     """Sixteen hex digits of texts, numbers and tensors, in their order."""
     digest = hashlib.sha256()
     for part in parts:
-        content, kind = str(part).encode(), type(part).__name__
+        content, kind = str(part).encode(errors="surrogateescape"), type(part).__name__
         if isinstance(part, Tensor):
             content = part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             kind = f"{part.dtype}{list(part.shape)}"

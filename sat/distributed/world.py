@@ -116,7 +116,7 @@ class World:
         return values
 
     def all_max(self, *numbers: int) -> tuple[int, ...]:
-        """Of each number the largest that a process has; on all."""
+        """The largest of each number that a process has; on all."""
         if self.size == 1:
             return numbers
         told = torch.tensor(numbers)
@@ -197,7 +197,7 @@ def join(device: torch.device) -> Iterator[World]:
 
 
 def local_statistics(model: nn.Module) -> list[Tensor]:
-    """Those of batch norms that see one process's images alone."""
+    """Means and variances of batch norms that see one process's images alone."""
     return [
         buffer
         for module in model.modules()
@@ -272,5 +272,5 @@ class Replicas:
         return state
 
     def share_optimizer(self, state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-        """That of its optimiser."""
+        """A whole optimiser's state dict, as `load_state_dict` of this one takes it."""
         return state

@@ -202,7 +202,7 @@ class Evaluator:
         attack: Any = next(iter(self.evaluation.attacks.values()), None)
         if attack is None:
             return None
-        if hasattr(attack, "run"):  # an ensemble takes minutes, and shows no more
+        if isinstance(attack, Ensemble):  # an ensemble takes minutes, and shows no more
             attack = PGD(attack.eps, 20, norm=attack.norm)
         self.model.eval()
         ((indices, x, y),) = indexed(self.data.test, self.indices[:8], 8)
@@ -214,6 +214,7 @@ def worst_of(found: Mapping[str, AttackOutcomes]) -> AttackOutcomes:
     """Over several attacks on the same images: the first of them that fells an image counts."""
     worst = AttackOutcomes.new(tuple(found), len(next(iter(found.values())).fell))
     for k, outcomes in enumerate(found.values()):
-        worst.fell[(worst.fell == STANDS) & ~outcomes.robust] = k
+        felled = (worst.fell == STANDS) & ~outcomes.robust
+        worst.fell[felled], worst.tied[felled] = k, outcomes.tied[felled]
         worst.fell[~outcomes.clean] = WRONG
     return worst

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.attacks import PGD
-from sat.attacks.base import Ball, frozen
+from sat.attacks.base import Ball, ball_of, frozen
 from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.network import Network
 from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits
 from sat.attacks.pool import Pool
-from sat.attacks.square import Square
+from sat.attacks.square import SquareSearch
 from sat.evaluation.alarm import Alarm, beyond
 from sat.evaluation.measure import accuracy
 from sat.rng import RowRng, seed_of
@@ -50,7 +50,7 @@ def masking_checks(
             again = stochastic_alarm(logits, model(x))
         alarms = [random_alarm(logits, y), saturated_alarm(model, x, y, logits), again]
         curve = [{"attack": CLEAN, **accuracy(right)}]
-        if getattr(attack, "eps", 0):
+        if attack is not None and attack.eps:
             effort = Effort(model, x, y, PGD(attack.eps, CLEAN_STEPS, norm=attack.norm), rng)
             alarms.append(coarse_alarm(model, x, effort.ball, rng))
             alarms.append(effort.above_clean(right))
@@ -84,7 +84,7 @@ class Effort:
 
     @property
     def ball(self) -> Ball:
-        return Ball(self.short.eps / 255, self.short.norm)
+        return ball_of(self.short)
 
     def right(self, points: Tensor, y: Tensor) -> Tensor:
         return is_right(self.model, points, y)
@@ -145,7 +145,7 @@ class Effort:
         """The curve's last point, and how many of the images that stand Square fells."""
         fallen: list[int] = []
         rng = RowRng(seed_of(self.rng.key, "square"), self.rng.rows.cpu())
-        search = Square(self.ball, rng.key, iterations=QUERIES)
+        search = SquareSearch(self.ball, rng.key, iterations=QUERIES)
 
         def left(images: Tensor, points: Tensor | None = None, tied: Tensor | None = None) -> None:
             fallen.extend(images.tolist() if points is not None else ())

@@ -36,7 +36,7 @@ def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], 
 def share(world: World, ensemble: Ensemble) -> slice:
     """The places of the images that this process measures; the first one takes all where a verdict
     depends on the batch."""
-    if getattr(ensemble, "by_batch", False):
+    if ensemble.by_batch:
         return slice(None) if world.first else slice(0)
     return world.own
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sat.attacks.outcomes import AttackOutcomes
+from sat.attacks import PGD
+from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.config import Spec
 from sat.data import Data
 from sat.data.fingerprint import same_facts
@@ -238,10 +239,12 @@ def with_outcomes(
     """With a checkpoint's outcomes under an attack or a curve, CLEAN or WORST."""
     evaluation, part = evaluator.evaluation, result.part(which)
     if name == CLEAN:
-        clean = AttackResult(**accuracy(outcomes.clean), subset=evaluation.subset)
+        ties = outcomes.ties["clean"]
+        clean = AttackResult(**accuracy(outcomes.clean), subset=evaluation.subset, ties=ties)
         return result.with_part(which, part.with_attack(CLEAN, clean))
     if name == WORST:
-        worst = AttackResult(**accuracy(outcomes.robust), attacks=list(outcomes.names))
+        ties, names = outcomes.ties["attacked"], list(outcomes.names)
+        worst = AttackResult(**accuracy(outcomes.robust), attacks=names, ties=ties)
         return result.with_part(which, part.with_attack(WORST, worst))
     if name in evaluation.curves:
         labels, classes = evaluator.data.test.labels[evaluator.indices], evaluator.data.classes
@@ -261,7 +264,7 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
     """Robust accuracy under one attack; of an ensemble, also what each of its attacks left."""
     attack, seconds = evaluator.evaluation.attacks[name], outcomes.seconds
     told = {key: value for key, value in asdict(attack).items() if key in ("eps", "norm", "steps")}
-    if hasattr(attack, "step_size"):
+    if isinstance(attack, PGD):
         told["step"] = attack.step_size
     members = {
         member: Member(
@@ -275,7 +278,8 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
         **accuracy(outcomes.robust),
         **told,
         seconds=round(float(seconds.sum()), 3),
-        attacks=members if hasattr(attack, "run") else None,
+        ties=outcomes.ties["attacked"],
+        attacks=members if isinstance(attack, Ensemble) else None,
         settings=evaluator.evaluation.settings(name),
         environment=evaluator.environment,
     )
@@ -341,6 +345,11 @@ def final_metrics(result: RunResult) -> dict[str, float]:
 def tell(result: RunResult) -> None:
     """The table of a result, and its alarms."""
     log.info("\n%s", summary(result))
+    for which, part in result.measured.items():
+        for name, found in part.accuracies.items():
+            if found.ties:
+                text = "%s, %s: %d images are wrong by a tie, which argmax takes for right"
+                log.info(text, which, name, found.ties)
     for alarm in result.alarms:
         where = f"epoch {alarm.epoch or 0:.2f}"
         if alarm.checkpoint is not None:

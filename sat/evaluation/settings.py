@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sat.attacks import Clean
+from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble
 from sat.attacks.base import check_fields
 from sat.identity import Settings, settings_of
 from sat.rundir.result import CHECKPOINTS, CLEAN, WORST, Chosen
@@ -45,7 +45,7 @@ class Evaluation:
                     " write restarts=1, or an attack with start=uniform"
                 )
         for name, curve in self.curves.items():
-            if not hasattr(curve, "over"):
+            if not isinstance(curve, Curve):
                 raise ValueError(f"curves.{name}={curve}: is no curve; see evaluation=curves")
             if name in self.attacks:
                 raise ValueError(f"curves.{name}: an attack has this name; take another")
@@ -102,7 +102,8 @@ class Validation:
 
 def _restarts(attack: Any) -> bool:
     """Whether an attack begins elsewhere with other random numbers."""
-    return asdict(attack).get("start", "none") != "none"
+    same = isinstance(attack, Ensemble | FGSM | FAB)
+    return not same and asdict(attack).get("start") != "none"
 
 
 def check_attack(key: str, attack: Any) -> None:

@@ -100,14 +100,14 @@ class OutcomeStore:
             "indices": self.indices.numpy(), "attacks": np.array(outcomes.names),
             "clean": outcomes.clean.numpy(), "robust": outcomes.robust.numpy(),
             "fell": outcomes.fell.numpy(), "passed": outcomes.passed.numpy(),
-            "tied": outcomes.tied.numpy(),
-            "attack_seconds": outcomes.seconds.numpy(), "seconds": float(outcomes.seconds.sum()),
+            "tied": outcomes.tied.numpy(), "attack_seconds": outcomes.seconds.numpy(),
+            "seconds": float(outcomes.seconds.sum()),
         }  # fmt: skip
         write_whole(path, lambda file: np.savez_compressed(file, **content))
 
     def read_partial(self, of: Measurement) -> dict[str, Tensor] | None:
         """What a killed measurement of just this left, all its processes together, who need be as
-        many no longer: `fell`, `passed`, `seconds` and `tied`."""
+        many no longer: `fell`, `passed`, `tied` and `seconds` of its outcomes."""
         if not (paths := self._partials(of)):
             return None
         rows, parts = np.arange(len(self.indices)), []
@@ -139,12 +139,10 @@ class OutcomeStore:
         try:
             images = len(found["indices"])
             names = tuple(str(name) for name in found["attacks"])
-            arrays = [found[key] for key in ("fell", "passed", "attack_seconds")]
-            fell, passed, seconds = map(torch.from_numpy, arrays)
-            tied = torch.from_numpy(found["tied"]) if "tied" in found else torch.zeros(images) > 0
-            shapes = [t.shape for t in (fell, passed, tied, seconds)]
-            whole = shapes == [(images,)] * 3 + [(len(names),)]
-            kinds = (fell.dtype, passed.dtype, tied.dtype) == (torch.int8, torch.int8, torch.bool)
+            arrays = [found[key] for key in ("fell", "passed", "tied", "attack_seconds")]
+            fell, passed, tied, seconds = kept = [torch.from_numpy(array) for array in arrays]
+            whole = [t.shape for t in kept] == [(images,)] * 3 + [(len(names),)]
+            kinds = [t.dtype for t in kept[:3]] == [torch.int8, torch.int8, torch.bool]
             indices = np.array_equal(found["indices"][rows], self.indices.numpy())
             values = WRONG <= int(fell.min()) and int(fell.max()) < len(names)
             if not (whole and kinds and indices and values):
@@ -152,7 +150,7 @@ class OutcomeStore:
         except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
             raise Refused(damaged(path, error)) from None
         chosen = torch.from_numpy(rows)
-        return AttackOutcomes(names, fell[chosen], passed[chosen], seconds, tied[chosen])
+        return AttackOutcomes(names, fell[chosen], passed[chosen], seconds, tied=tied[chosen])
 
 
 def read_file(path: Path) -> dict[str, Any] | None:

@@ -112,7 +112,9 @@ class Loggers:
         if self.members:
             self.image(f"views/{tag}", pixels_of(figure), images)
 
-    def conclude(self, config: Mapping[str, Any], metrics: Mapping[str, float], images: int):
+    def conclude(
+        self, config: Mapping[str, Any], metrics: Mapping[str, float], images: int
+    ) -> None:
         """At the end: what runs are compared by, with the final numbers."""
         self._tell("config", compared(config), metrics, images)
 
@@ -191,9 +193,9 @@ _UNTOLD = ("schedule", "sampler", "validation", "evaluation", "metrics", "record
 def compared(config: Mapping[str, Any]) -> dict[str, int | float | str]:
     """What tells runs apart: the options chosen, the seed, and every value of a `Spec.compared`,
     which holds those that move a number."""
-    if config["evaluate"] is None:
-        table, silent = {"seed": config["seed"]}, _UNTOLD
-    else:  # nothing is known of how these weights were trained
+    table: dict[str, Any] = {"seed": config["seed"]}
+    silent: tuple[str, ...] = _UNTOLD
+    if config["evaluate"] is not None:  # nothing is known of how these weights were trained
         table, silent = {"weights": Path(config["evaluate"]).stem}, (*_UNTOLD, *_TRAINING)
     table |= {group: option for group, option in config["choices"].items() if group not in silent}
     for section in _COMPARED:

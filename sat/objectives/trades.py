@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sat.choices import check_choices
 from sat.objectives.base import check_smoothing
 
 
@@ -26,6 +27,7 @@ class TRADES:
     attack_loss: ClassVar[str] = "kl"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not 0 <= self.beta < float("inf"):
             raise ValueError(f"beta={self.beta}: must be finite, 0 or above")
         check_smoothing(self.label_smoothing)

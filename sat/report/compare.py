@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from sat.errors import Refused
-from sat.evaluation.settings import accuracy
+from sat.evaluation.measure import accuracy
 from sat.evaluation.store import damaged, read_file
 from sat.loggers.screen import percent, table
-from sat.rundir.record import read_result
+from sat.rundir.result import read_result
 from sat.statistics import mcnemar, paired
 
 HEAD = ["", "images", "A", "B", "A - B in points", "only A", "only B", "p"]

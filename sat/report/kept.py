@@ -48,13 +48,13 @@ def kept_of(run: Measured) -> dict[str, Any]:
     config["dataset"] = {**dataset, **names}  # the last part may be the set's name
     if config.get("evaluate") is not None:
         config["evaluate"] = run.name
-    result = nameless(run.result)
+    result = nameless(run.result.as_json())
     result.pop("lengths", None)  # by names of files that hold the host's
     words = result.get("overrides") or ()
     result["overrides"] = [word for word in words if key_of(word) not in PLACES]
     for which in ("best", "last"):
         part = result.get(which) or {}
-        for bulky in ("masking_checks", "masking_checks", "curves", "environment"):
+        for bulky in ("masking_checks", "curves"):
             part.pop(bulky, None)
         for entry in part.get("robust", {}).values():
             entry.pop("environment", None)

@@ -132,7 +132,7 @@ def told(
     """A table's heading: `digits, eps 38/255, resnet10, 40 epochs`, and what else sets it apart."""
     config, result, choices = runs[0].config, runs[0].result, runs[0].config["choices"]
     parts = {"dataset.name": set_of(runs[0])}
-    if isinstance(images := result["dataset"].get("train"), int):
+    if isinstance(images := result.dataset.get("train"), int):
         parts["dataset.limit"] = f"{images:,} training images"
     settings = [e["settings"] for run in runs for (_, n), e in run.entries.items() if n == attack]
     sizes = {
@@ -177,5 +177,5 @@ def network(config: Mapping[str, Any], rows: Sequence[str]) -> str:
 def set_of(run: Measured) -> str:
     """The data set as the run's command names it: a subset is an option of its own."""
     own = data_name(run.config["dataset"])
-    own = own or run.config["choices"].get("dataset") or run.result["dataset"]["name"]
+    own = own or run.config["choices"].get("dataset") or run.result.dataset["name"]
     return Path(str(own)).name

@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 
 from sat.errors import Refused
-from sat.identity import SECTIONS, data_name, trained_by
+from sat.identity import SECTIONS, data_name
 from sat.rundir import untrusted
 from sat.rundir.record import is_running
-from sat.rundir.result import read_result
+from sat.rundir.result import RunResult, read_result
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -37,7 +37,7 @@ class Measured:
     entries: dict[Measure, dict[str, Any]]
     decided: Mapping[str, Any]  # what decided the weights but the seed, by difference, dotted keys
     config: Mapping[str, Any]
-    result: Mapping[str, Any]
+    result: RunResult
     experiments: Sequence[str]
     path: Path | None = None  # its directory; None of a kept run
     kept: Sequence[dict[str, Any]] = ()  # the validations of a kept run
@@ -151,30 +151,27 @@ def measured(
     **more: Any,
 ) -> Measured:
     """Raises one of FAULTS where config or result are not as a run writes them."""
-    check(config, result)
+    check(config)
+    told = RunResult.from_json(result)
     entries: dict[Measure, dict[str, Any]] = {}
-    for which in ("best", "last"):
-        part = result.get(which) or {}
-        if "clean" in part:
-            entries[which, "clean"] = _entry(part["clean"], {"subset": part["clean"]["subset"]})
-        robust = part.get("robust", {})
-        for attack, entry in robust.items():
-            if (settings := entry.get("settings")) is None:  # the worst case over several
-                settings = {other: robust[other]["settings"] for other in entry["attacks"]}
-            entries[which, attack] = _entry(entry, settings)
-    images = result["dataset"].get("test_content") or "unknown"
-    told = decided(config, result)
+    for which, part in told.measured.items():
+        for attack, entry in part.accuracies.items():
+            settings: Mapping[str, Any] = entry.settings or {"subset": entry.subset}
+            if isinstance(entry.attacks, list):  # the worst case over several
+                settings = {other: part.robust[other].settings for other in entry.attacks}
+            entries[which, attack] = {
+                "accuracy": entry.accuracy,
+                "ci95": entry.ci95,
+                "images": entry.images,
+                "settings": {**settings, "images": entry.images},
+            }
+    images = str(told.dataset.get("test_content") or "unknown")
+    decided = {key: value for key, value in told.identity.items() if key != "seed"}
+    if (weights := config.get("evaluate")) is not None:  # a file's: no training has a part in it
+        decided = {"evaluate": {"": weights}}
     return Measured(
-        name, config["seed"], images, entries, told, config, result, experiments, **more
+        name, config["seed"], images, entries, flat("", decided), config, told, experiments, **more
     )
-
-
-def decided(config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity of a run without its seed; of weights of a file, which these are."""
-    if (file := config.get("evaluate")) is not None:
-        return {"evaluate.": file}
-    told = result.get("identity") or trained_by(config)
-    return flat("", {key: value for key, value in told.items() if key != "seed"})
 
 
 def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,36 +182,23 @@ def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _entry(entry: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: entry[key] for key in ("accuracy", "ci95", "images")}
-    if not all(0 <= value <= 1 for value in (kept["accuracy"], *kept["ci95"])):
-        raise ValueError(f"an accuracy is {kept['accuracy']}, in {kept['ci95']}")
-    return {**kept, "settings": {**settings, "images": entry["images"]}}
-
-
-def check(config: dict[str, Any], result: dict[str, Any]) -> None:
-    """Raises one of FAULTS for values that no run writes, where tables would trip over them."""
-    number = float | int | None
-    wanted = {
-        "config.yaml": [
-            (config["schedule"]["epochs"], float | int), (config["seed"], int),
-            (config["attack"].get("steps", 1), int), (config["attack"]["_target_"], str),
-            (config["model"].get("name"), str | None), (config["choices"], dict),
-            (data_name(config["dataset"]), str | None), *((config[name], dict) for name in SECTIONS),
-        ],
-        "result.json": [
-            (result.get("identity"), dict | None), (result["dataset"]["name"], str),
-            (result["dataset"].get("test_content"), str | None),
-            (result.get("parameters"), int | None), (result.get("multiply_adds"), number),
-            (result.get("wall_seconds"), number), (result.get("environment"), dict | None),
-            (result.get("alarms"), list | None), (result.get("overrides"), list | None),
-        ],
-    }  # fmt: skip
-    for name, pairs in wanted.items():
-        for value, kind in pairs:
-            finite = not isinstance(value, int | float) or abs(value) < 1e15
-            if not isinstance(value, kind) or not finite:  # nan is not below anything
-                raise Refused(f"{name} is damaged: a value is {str(value)[:40]!r}")
+def check(config: dict[str, Any]) -> None:
+    """Raises one of FAULTS for values that no run writes, where tables would trip over them; those
+    of a result are checked as it is read."""
+    wanted = [
+        *((config[name], dict) for name in ("choices", *SECTIONS) if name in config),
+        *((config[name], dict) for name in ("dataset", "attack", "model", "schedule", "record")),
+        (config["schedule"]["epochs"], float | int),
+        (config["seed"], int),
+        (config["attack"].get("steps", 1), int),
+        (config["attack"]["_target_"], str),
+        (config["model"].get("name"), str | None),
+        (data_name(config["dataset"]), str | None),
+    ]
+    for value, kind in wanted:
+        finite = not isinstance(value, int | float) or abs(value) < 1e15
+        if not isinstance(value, kind) or not finite:  # nan is not below anything
+            raise Refused(f"config.yaml is damaged: a value is {str(value)[:40]!r}")
 
 
 def validations(run: Path) -> tuple[list[dict[str, Any]], str | None]:

@@ -114,11 +114,11 @@ def row_of(experiment: Experiment, runs: Sequence[Measured]) -> Row:
         runs=runs,
         numbers={measure: number(runs, measure) for measure in measures},
         gradients=float(config["schedule"]["epochs"] * (steps + 1)),
-        parameters=int(result.get("parameters") or 0),
-        multiply_adds=result.get("multiply_adds"),
+        parameters=int(result.parameters or 0),
+        multiply_adds=result.multiply_adds,
         activation=str(config["choices"].get("activation") or ""),
         steps=steps,
-        alarms=sum(bool(run.result.get("alarms")) for run in runs),
+        alarms=sum(bool(run.result.alarms) for run in runs),
     )
 
 
@@ -197,10 +197,10 @@ def masking_checks(runs: Sequence[Measured]) -> list[str]:
     chose that is not the same in all runs."""
     lines = []
     for run in runs:
-        names = {str(a.get("name")) for a in run.result.get("alarms") or () if isinstance(a, dict)}
+        names = {alarm.name for alarm in run.result.alarms}
         if names:
             lines.append(f"! {run.name}: raised alarms ({', '.join(sorted(names))})")
-    choices = [run.result.get("choices") or {} for run in runs]
+    choices = [run.result.choices for run in runs]
     for key in ("precision", "compile"):
         found = sorted({str(each[key]) for each in choices if key in each})
         if len(found) > 1:
@@ -211,7 +211,7 @@ def masking_checks(runs: Sequence[Measured]) -> list[str]:
 def command(experiment: Experiment, runs: Sequence[Measured]) -> str:
     """What asks for these runs: the experiment, and all overrides that they share; of runs without
     one all that were given, as a sweep where that makes these runs and no other."""
-    words = [map(str, run.result.get("overrides") or ()) for run in runs]
+    words = [map(str, run.result.overrides) for run in runs]
     given = [dict.fromkeys(word for word in each if key_of(word) not in PLACES) for each in words]
     shared = [word for word in given[0] if all(word in each for each in given)]
     dataset, seeds = set_of(runs[0]), sorted({run.seed for run in runs})
@@ -239,13 +239,13 @@ def command(experiment: Experiment, runs: Sequence[Measured]) -> str:
 
 def facts_of(experiment: Experiment, runs: Sequence[Measured]) -> dict[str, str]:
     """Where, with what and how long the runs of a table were made."""
-    environments = [run.result.get("environment") or {} for run in runs]
+    environments = [run.result.environment for run in runs]
 
     def all_of(name: str) -> str:
         return ", ".join(sorted({str(each[name]) for each in environments if each.get(name)}))
 
     versions = [f"{name} {all_of(name)}" for name in ("python", "torch", "timm") if all_of(name)]
-    seconds = sum(float(run.result.get("wall_seconds") or 0) for run in runs)
+    seconds = sum(run.result.wall_seconds for run in runs)
     commits = sorted({str(each["commit"])[:8] for each in environments if each.get("commit")})
     counts = sorted({entry["images"] for run in runs for entry in run.entries.values()})
     facts = {

@@ -79,7 +79,7 @@ class Callbacks:
         self.seconds, self.training_seconds = state["seconds"]
 
     def _generators(self, state: TrainState, kept: dict[str, Any]) -> dict[str, Any]:
-        """Those of this process; of another number of processes the first one's are taken on."""
+        """What this process draws from; of another number of processes the first one goes on."""
         generators = kept["generators"]
         if len(generators) == self.world.size:
             return generators[self.world.rank]
@@ -300,7 +300,7 @@ class Callbacks:
         }  # fmt: skip
 
     def untrained(self, model: Any) -> dict[str, Any]:
-        """The same for weights of a file, of whose training nothing is known."""
+        """What `result` says, for weights of a file, of whose training nothing is known."""
         config = self.spec.config
         return {
             "name": self.spec.name,

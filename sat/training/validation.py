@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from sat.acceleration.precision import float32
-from sat.attacks.outcomes import AttackOutcomes
+from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.series import ensemble_of
 from sat.data import chunks
 from sat.data.choice import split_part
@@ -30,7 +30,7 @@ class Validated:
 
     @property
     def said(self) -> str:
-        """The same in a few words."""
+        """Tells it in a few words."""
         single = self.diagnostics.get("diagnostics/single_step")
         note = "" if single is None else f", {single:.1%} single-step"
         return f"held-out {self.clean:.1%} clean, {self.robust:.1%} robust{note}"
@@ -50,7 +50,7 @@ def validate(
     images = chunks(split, chosen[own], given.batch_size)
     outcomes = AttackOutcomes.new(judge.names, len(chosen))
     # An ensemble decides in float32, so its points must be judged in it.
-    exact = ensemble_of(given.attack, 1, given.batch_size) is given.attack
+    exact = isinstance(given.attack, Ensemble)
     with float32(model) if exact else nullcontext():
         measure(model, images, judge, seed_of(seed, "validation"), outcomes.part(own))
     flags = joined(world, outcomes, own)

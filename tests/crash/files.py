@@ -5,7 +5,6 @@ import json
 import random
 import shutil
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
@@ -124,8 +123,6 @@ def numbers(run: Path) -> dict:
 
 def report_of(root: Path) -> list[str]:
     """What is wrong with the reports of a folder of runs; no figure is drawn."""
-    if find_spec("sat.report") is None:
-        return []
     from sat.run import main
 
     wrong = []

@@ -1,0 +1,108 @@
+"""One job of a command line: from its composed config to what became of it."""
+
+import logging
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from sat import config, sweep
+from sat.config import Spec
+from sat.errors import Busy, Diverged, Fault, Lost, Refused, Stopped
+from sat.loggers import screen
+
+log = logging.getLogger("sat")
+Execute = Callable[[Spec, list[str], bool], dict[str, Any]]
+
+
+def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
+    """What became of a job, which goes to the screen and to the ledger of the sweep, too; `at` is
+    Hydra's account of it, and `execute` runs it."""
+    sweeping = at.mode.name == "MULTIRUN"
+    number, overrides = at.job.num if sweeping else 0, list(at.overrides.task)
+    before = sweep.before(number)
+    if before is not None and sweep.has_ended(before):
+        return before
+    outcome = {"job": number, "overrides": overrides, "code": 1, "message": sweep.RUNNING}
+    sweep.note(outcome)
+    try:
+        if sweeping:
+            screen.label(f"job {number}" if sweep.is_worker() else "")
+            log.info("\njob %d: %s", number, " ".join(overrides))
+        spec = spec_of(cfg, at, sweeping)
+        if (same := sweep.duplicate_job(number, spec.name)) is not None:
+            log.warning("job %d is the same run as job %d: %s", number, same, spec.name)
+            spec = spec.asked_again()
+        if before is not None and before["message"] != sweep.PUT_OFF:  # killed, or requeued
+            spec = spec.asked_again()
+        sweep.note(outcome := {**outcome, "name": spec.name})
+        # A sweep takes what no other command line is at; what is left it waits for.
+        wait = not sweeping or before is not None and before["message"] == sweep.PUT_OFF
+        outcome |= {"code": 0, "message": "", **execute(spec, overrides, wait)}
+    except Busy as error:
+        outcome |= {"code": 0, "message": sweep.PUT_OFF}
+        log.info("%s; put off to the end of the sweep", error)
+    except Refused as error:
+        outcome |= {"code": 2, "message": str(error)}
+        screen.tell_once("%s", error)
+    except Stopped as error:
+        sweep.note({**outcome, "code": error.code, "message": str(error)})
+        screen.tell_once("%s; the same command goes on from here%s", error, without_fresh(spec))
+        if callable(asked := signal.getsignal(error.number)):
+            asked(error.number, None)  # a cluster's launcher requeues the job
+        raise SystemExit(error.code) from None  # ends a whole sweep
+    except (KeyboardInterrupt, SystemExit) as error:
+        sweep.note({**outcome, "code": getattr(error, "code", 130), "message": "stopped"})
+        log.error("stopped; the same command goes on from here")
+        raise
+    except Diverged as error:
+        outcome["message"] = str(error)
+        screen.tell_once("%s", error)
+    except Lost as error:
+        outcome["message"] = str(error)
+        screen.tell_once("%s", error, also=1)  # the first may be the one that is gone
+    except (Fault, OSError) as error:
+        outcome["message"] = str(error)
+        log.error("%s", error)
+    except Exception as error:
+        outcome["message"] = f"{type(error).__name__}: {error}"
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = outcome["message"].splitlines()[0]
+            log.error("compilation failed (%s); schedule.compile=false does without it", reason)
+        else:
+            log.exception("%s", outcome["message"])
+    sweep.note(outcome)
+    return outcome
+
+
+def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:
+    """The checked run that a job asks for, or whose results it asks to extend."""
+    one_experiment(at, sweeping)
+    choices = choices_of(at)
+    if cfg.evaluate is None:
+        return config.check({**config.resolve(cfg), "choices": choices})
+    from sat.evaluation.reevaluate import reevaluated
+
+    return reevaluated(cfg, choices, list(at.overrides.task))
+
+
+def choices_of(at: Any) -> dict[str, str]:
+    """The option of each group of a run, by Hydra's account."""
+    groups = {*config.SECTIONS, "experiment"}
+    return {group: option for group, option in at.runtime.choices.items() if group in groups}
+
+
+def one_experiment(at: Any, sweeping: bool) -> None:
+    """Warns of an experiment without -m. Raises Refused for a list of experiments, of which Hydra
+    would run one job each."""
+    if not at.sweeper.params:
+        return
+    name = at.runtime.choices["experiment"]
+    if not sweeping:
+        log.warning("experiment=%s: this is one run of it; -m runs them all", name)
+    elif not {*at.sweeper.params} <= {override.split("=", 1)[0] for override in at.overrides.task}:
+        raise Refused(f"experiment={name}: is one of several; name one experiment a command line")
+
+
+def without_fresh(spec: Spec) -> str:
+    """For a run that was stopped: record.fresh=true would begin it anew once more."""
+    return " (without record.fresh=true)" if spec.record.fresh else ""

@@ -1,0 +1,128 @@
+"""One training as a run has it: its parts set up, its last checkpoint found, its loop run."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sat.acceleration.auto import THREADS, choose, depthwise, multiply_adds
+from sat.acceleration.compilation import forget
+from sat.acceleration.precision import set_tf32
+from sat.acceleration.recomputation import recompute
+from sat.config import Spec
+from sat.data import Data, epoch_batches, first_images
+from sat.data.fingerprint import same_facts
+from sat.distributed import World, shared
+from sat.errors import Diverged, refusing
+from sat.models import Classifier, weights
+from sat.objectives import training_attack
+from sat.rundir import checkpoint
+from sat.rundir.record import Run
+from sat.rundir.result import RunResult
+from sat.training import preflight
+from sat.training.callbacks import Callbacks
+from sat.training.loop import fit
+from sat.training.optimizer import build_optimizer
+from sat.training.plan import Plan
+from sat.training.resume import check_state, facts_in
+from sat.training.state import TrainState
+from sat.training.summary import summary
+
+log = logging.getLogger("sat")
+
+
+def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classifier]:
+    """The images and the network, with everything that would refuse them later."""
+    attack = spec.attack
+    if spec.evaluate is None:
+        preflight.check_objective(attack, spec.objective)
+        attack = training_attack(attack, spec.objective)
+        on_gpu = device.type == "cuda"
+        preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
+    with refusing("dataset."), world.in_turn():
+        data = spec.dataset(device, spec.seed)
+    with refusing("model."):
+        model = weights.build_model(spec, weights.shape_of(data), device)
+    if spec.evaluate is not None:
+        weights.load_evaluated(model, spec, data.image_size)
+    with refusing("schedule."):
+        build_optimizer(model, spec.schedule)
+        if spec.schedule.grad_checkpointing:
+            recompute(model)
+    begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
+    if world.first and not begun:
+        preflight.preflight(model, attack, *first_images(data.train, 32))
+        measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
+        preflight.warn_of_threat_models(spec.attack, measured)
+    return data, model
+
+
+def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> dict[str, Any]:
+    """Trains from the last checkpoint, or from the start, to the end of the schedule."""
+
+    callbacks = Callbacks(spec, run, data, world)
+    kept = last_checkpoint(spec, run, model, callbacks.facts, world)
+    plan = plan_of(spec, model, data, kept, world)
+    model = shared(model, spec.schedule.sync_batch_norm, spec.attack, world)
+    attack = training_attack(spec.attack, spec.objective)
+    state = TrainState(model, attack, spec.objective, plan, world, spec.metrics)
+    callbacks.resume(state, kept)
+    rows = torch.cat(state.rows).cpu()
+
+    def stream(step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        size = plan.schedule.batch_size
+        batches = epoch_batches(plan.images, size, spec.seed, step, plan.steps, spec.sampler)
+        return data.train.stream(batch.part(rows) for batch in batches)
+
+    text = summary(spec.config, callbacks.facts, state)
+    log.info("%s\n%s", run.directory, text)
+    try:
+        with callbacks.open(state, text, stream):
+            fit(state, stream, callbacks)
+    except Diverged as error:
+        failed = callbacks.result(state, status="failed", error=str(error))
+        run.write_result(RunResult.from_json(failed))
+        raise
+    return callbacks.result(state, status="trained")
+
+
+def last_checkpoint(
+    spec: Spec, run: Run, model: Classifier, facts: dict[str, Any], world: World
+) -> dict[str, Any] | None:
+    """Where this training stood when it was stopped; None where it has not begun."""
+    check = lambda state: check_state(state, facts, model, spec.schedule)  # noqa: E731
+    return world.on_rank0(lambda: checkpoint.newest(run.checkpoints, check))
+
+
+def plan_of(
+    spec: Spec, model: Classifier, data: Data, kept: dict[str, Any] | None, world: World
+) -> Plan:
+    """How the training unfolds, with what `auto` stands for: as its checkpoint has it, or chosen
+    now; of which this process takes on what holds for all of it."""
+
+    schedule, device, images = spec.schedule, next(model.parameters()).device, len(data.train)
+    cost = multiply_adds(model, (data.channels, data.image_size, data.image_size))
+    new = lambda: choose(schedule, device, images, cost, depthwise(model))  # noqa: E731
+    choices = world.on_rank0(lambda: kept["choices"] if kept else new())
+    if kept and len(kept["generators"]) != world.size:
+        choices = {**choices, "threads": THREADS}  # these have another share of the cores
+    torch.set_num_threads(choices["threads"])
+    set_tf32(choices["tf32"])
+    if choices["compile"]:
+        forget()
+    return Plan(schedule, images, spec.seed, choices, spec.validation.every, cost)
+
+
+def take_over(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> dict[str, Any]:
+    """Makes a run of no steps, whose checkpoint holds the weights of a file."""
+    callbacks, last = Callbacks(spec, run, data, world), run.checkpoints / "last.pt"
+    if world.first and (before := facts_in(last)) is not None:  # of a measurement that was killed
+        same_facts(before, callbacks.facts)
+    state = {"step": 0, "model": model.state_dict(), "facts": callbacks.facts}
+    if world.first:
+        checkpoint.save(last, state)
+    run.rewind({})
+    return callbacks.untrained(model)
