@@ -17,13 +17,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 _PLAIN = (bool, int, float, str, NoneType)
 
 
-def check_choices(made: object) -> None:
+def check_choices(made: Any) -> None:
     """Refuses a value of a dataclass's instance that its annotation's Literal does not list.
 
     Raises ValueError with a line that begins with the field's name. Values of classes beside a
     Literal (`float | Literal["auto"]`) are taken as they are.
     """
-    for name, hint in choices_of(type(made)).items():
+    kind: Any = type(made)
+    for name, hint in choices_of(kind).items():
         check_choice(name, getattr(made, name), hint)
 
 

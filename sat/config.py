@@ -264,7 +264,7 @@ def build(node: Any, path: str, partial_: bool = False) -> tuple[Any, dict[str, 
 
 def _build(node: Any, path: str, partial_: bool = False) -> Built:
     node = dict(node)
-    cls = target(node.pop("_target_", None), path)
+    cls: Any = target(node.pop("_target_", None), path)
     hints = get_type_hints(cls.__init__)
     allowed = [name for name in inspect.signature(cls).parameters if name != "inplace"]
     unknown(node, allowed, path + ".", cls)
@@ -282,7 +282,8 @@ def _build(node: Any, path: str, partial_: bool = False) -> Built:
         built = cls(**given)
     except ValueError as error:
         raise Refused(f"{path}.{error}") from error
-    typed, told = {"_target_": f"{cls.__module__}.{cls.__qualname__}"}, {}
+    typed: dict[str, Any] = {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
+    told: dict[str, Any] = {}
     for key, value in values.items():
         typed[key], told[key] = value.typed, value.settings
         if isinstance(value.part, str) and isinstance(getattr(built, key, None), float):
@@ -403,7 +404,7 @@ def _named(group: str, pattern: str) -> dict[str, str]:
 
 
 def unknown(
-    given: Mapping[str, Any], allowed: list[str], prefix: str, cls: type | None = None
+    given: Mapping[str, Any], allowed: list[str], prefix: str, cls: Any = None
 ) -> None:
     """Refuses a key that nothing reads, naming the nearest one."""
     for key in given:
@@ -534,10 +535,10 @@ def one_line(error: BaseException) -> str:
     if found := re.search(r"Error parsing override '([^'=]*)'", text):
         return f"{found[1]}: is no override; write group=option or key=value"
     if found := re.search(r"Interpolation key '(sizes[\w.]*)' not found", text):
-        known = ", ".join(groups.get("sizes", []))
+        there = ", ".join(groups.get("sizes", []))
         return (
             f"{found[1]}: the experiment needs it, and the sizes of this dataset lack it; add it"
-            f" to conf/sizes/<dataset>.yaml; there are: {known}"
+            f" to conf/sizes/<dataset>.yaml; there are: {there}"
         )
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
         given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])

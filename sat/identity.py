@@ -82,7 +82,7 @@ def _compared(
         elif isinstance(value, dict) and isinstance(was, Mapping):
             for inner, *pair in _compared(value, was, strict):
                 yield f"{key}.{inner}", *pair
-        elif not same(class_name(was) if key == "_target_" else was, value):
+        elif not same(class_name(str(was)) if key == "_target_" else was, value):
             yield key, was, value
 
 

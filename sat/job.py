@@ -22,7 +22,8 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
     before = sweep.before(number)
     if before is not None and sweep.has_ended(before):
         return before
-    outcome = {"job": number, "overrides": overrides, "code": 1, "message": sweep.RUNNING}
+    told = {"overrides": overrides, "code": 1, "message": sweep.RUNNING}
+    outcome: dict[str, Any] = {"job": number, **told}
     sweep.note(outcome)
     try:
         if sweeping:

@@ -95,7 +95,9 @@ class Meeting(Callback):
 
 def options_first(words: list[str]) -> list[str]:
     """The words with -m and --config-dir at the front: between overrides argparse refuses them."""
-    first, rest, coming = [], [], iter(words)
+    first: list[str] = []
+    rest: list[str] = []
+    coming = iter(words)
     for word in coming:
         option = word.split("=", 1)[0] in ("-m", "--multirun", "--config-dir")
         (first if option else rest).append(word)

@@ -54,10 +54,11 @@ def check_ball(eps: float | str, norm: str) -> float:
 
 
 def _written(name: str, text: str) -> float:
+    found = _WRITTEN.fullmatch(text)
     try:
-        number, unit = _WRITTEN.fullmatch(text).groups()
+        number, unit = found.groups() if found else ("", "")
         value = float(number)
-    except (AttributeError, ValueError):
+    except ValueError:
         auto = "; or auto" * (name == "step")
         raise ValueError(
             f"{name}={text}: must be a number, in 1/255, or one with its unit: 0.25/255,"

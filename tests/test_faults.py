@@ -56,16 +56,19 @@ def same(one, two) -> bool:
 
 
 class FailsOnce(Adversarial):
-    """Not finite at one step."""
+    """Not finite at one step; `alone`, with gradients that are."""
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, alone: bool = False):
         super().__init__()
         object.__setattr__(self, "at", step)
+        object.__setattr__(self, "alone", alone)
         object.__setattr__(self, "state", None)
 
     def __call__(self, *given):
         loss, logits = super().__call__(*given)
-        return loss * NAN if self.state.step == self.at else loss, logits
+        if self.state.step == self.at:
+            loss = loss + NAN if self.alone else loss * NAN
+        return loss, logits
 
     def watch(self, state: TrainState) -> TrainState:
         object.__setattr__(self, "state", state)
@@ -138,7 +141,7 @@ def test_a_step_asks_nothing_of_the_host(given):
         update(unfused, *batch_of(0))
 
 
-@pytest.mark.parametrize("where", ["image", "loss", "gradient"])
+@pytest.mark.parametrize("where", ["image", "loss", "loss alone", "gradient"])
 @pytest.mark.parametrize(
     "given",
     [{"optimizer": "adamw"}, {"accumulate": 3}, {"optimizer": "lamb", "fused": False},
@@ -146,7 +149,7 @@ def test_a_step_asks_nothing_of_the_host(given):
     ids=str,
 )  # fmt: skip
 def test_a_broken_step_changes_nothing_and_is_counted(where, given):
-    objective = FailsOnce(2 if where == "loss" else -1)
+    objective = FailsOnce(2 if where.startswith("loss") else -1, where == "loss alone")
     state = objective.watch(state_of(objective=objective, ema=0.9, **given))
     for step in range(2):
         update(state, *batch_of(step))

@@ -124,7 +124,7 @@ def counted(monkeypatch):
     from sat.evaluation import results
     from sat.evaluation.evaluator import Evaluator
     from sat.models import Classifier
-    from sat.training import loop
+    from sat.training import train
     from sat.training.callbacks import Callbacks
 
     counts, place = {}, ["preflight"]
@@ -141,7 +141,7 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(owner, name, placed)
 
-    within(loop, "fit", "training")
+    within(train, "fit", "training")
     within(folding, "_pairs", "folding")  # two images, to see how layers follow each other
     within(Callbacks, "validate", "validation")
     within(results, "conclude", "evaluation")

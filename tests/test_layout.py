@@ -17,9 +17,9 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Each tier imports from those after it alone; members of one tier don't import each other.
 TIERS = """
-run > bench > job > sweep > report > training > evaluation > objectives > attacks data > acceleration
-distributed > models > activations > config > rundir loggers > identity plugins rng statistics units
-launch choices > errors
+run > bench > job > sweep > report > training > evaluation > objectives > attacks data >
+acceleration distributed > models > activations > config > rundir loggers >
+identity plugins rng statistics units launch choices > errors
 """
 TIER = {name: i for i, tier in enumerate(TIERS.split(">")) for name in tier.split()}
 

@@ -262,7 +262,7 @@ def test_all_together_are_killed_resumed_and_reported(mine, tmp_path):
         | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert report.returncode == 0, report.stderr
-    assert "bars-plain2-softsign-mifgsm2" in report.stdout, report.stdout
+    assert "trained on mifgsm2" in report.stdout and "softsign" in report.stdout, report.stdout
 
 
 @pytest.mark.parametrize("variable", ["", "otherpackage"])

@@ -211,7 +211,7 @@ def test_kept_runs_give_the_same_report(report, three, tmp_path):
     change(next(three.outputs.glob("silu-s1*")) / "result.json", parameters=6)
     before = len(file.read_text().splitlines())
     report(three.outputs, "--keep", file)  # others stay, and one takes the place of its elder
-    again = {line.name: line.result["parameters"] for line in kept.read(file)}
+    again = {line.name: line.result.parameters for line in kept.read(file)}
     assert len(again) == before == 6 and sorted(again.values()) == [5, 5, 5, 5, 5, 6]
 
 
@@ -231,8 +231,8 @@ def test_kept_runs_name_no_machine(report, three, tmp_path):
     assert "/home" not in text and "mine" not in text
     found = {line.name: line for line in kept.read(tmp_path / "runs.jsonl")}
     assert found[run.name].config["dataset"]["root"] == "flowers"
-    assert found[run.name].result["overrides"] == ["seed=0"]
-    assert found[run.name].result["environment"]["device"] == "a machine"
+    assert found[run.name].result.overrides == ["seed=0"]
+    assert found[run.name].result.environment["device"] == "a machine"
     assert found[weights.name].config["evaluate"] == weights.name
 
 

@@ -46,4 +46,4 @@ def test_each_run_has_the_hash_that_it_would_have_today():
     from sat.config import check
 
     for run in kept.read(KEPT / "runs.jsonl"):
-        assert check(run.config).hash == run.result["hash"], run.name
+        assert check(run.config).hash == run.result.hash, run.name

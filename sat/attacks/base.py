@@ -78,8 +78,9 @@ def check_fields(attack: Any) -> None:
         )
     if not is_dataclass(attack):
         raise ValueError(f"{name}: must be a dataclass, whose fields are the attack's settings")
+    call: Any = attack
     try:
-        inspect.signature(attack).bind(None, None, None, None, progress=None)
+        inspect.signature(call).bind(None, None, None, None, progress=None)
     except TypeError:
         raise ValueError(
             f"{name}: must be called as attack(model, x, y, rng=None, progress=None)"
@@ -137,7 +138,7 @@ def _check_images(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
             f"{', with a gradient' * x_adv.requires_grad}; it must give detached float32 of the"
             f" images' shape {list(x.shape)}"
         )
-    size = Ball(attack.eps / 255, attack.norm).size(x_adv - x).max().item()
+    size = ball_of(attack).size(x_adv - x).max().item()
     if size > attack.eps / 255 + 1e-5:
         raise Refused(
             f"attack.eps={attack.eps:g}: the attack moves an image by {255 * size:.4g}/255"
@@ -147,7 +148,9 @@ def _check_images(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
 
 
 @torch.no_grad()
-def _warn_of_no_effect(attack: Attack, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor):
+def _warn_of_no_effect(
+    attack: Attack, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+) -> None:
     before, after = (F.cross_entropy(model(image), y).item() for image in (x, x_adv))
     if attack.eps and after <= before:
         log.warning(
@@ -197,9 +200,9 @@ class Ball:
         return within & (self.size(point - x).flatten() <= self.eps * (1 + 1e-5) + 1e-6)
 
 
-def ball_of(attack: Attack) -> Ball:
+def ball_of(attack: Any) -> Ball:
     """The ball that an attack promises to stay in."""
-    return Ball(float(attack.eps) / 255, attack.norm)  # type: ignore[arg-type]
+    return Ball(float(attack.eps) / 255, attack.norm)
 
 
 def norm_of(x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class AttackOutcomes:
     fell: Tensor
     passed: Tensor
     seconds: Tensor
-    tied: Tensor = None  # type: ignore[assignment]  # none, where it is not given
+    tied: Tensor = None  # none, where it is not given
     begin: Callable[[str, int], object] = lambda name, images: None
     changed: Callable[[int], object] = lambda images: None
     _since: float = field(default=0.0, repr=False)

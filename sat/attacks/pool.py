@@ -8,7 +8,7 @@ A round that leads nowhere ends early (see `sat.attacks.patience`).
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ State = dict[str, Tensor]  # of every image in the pool, one row each
 class Search(Protocol):
     """An attack as the pool drives it: rows of state, all advanced by one step at a time."""
 
-    rounds: int  # with a target each; an image stands when none felled it
-    iterations: int  # of a round
+    @property
+    def rounds(self) -> int: ...  # with a target each; an image stands when none felled it
+    @property
+    def iterations(self) -> int: ...  # of a round
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, rng: RowRng) -> State:
         """State of new rows, among it their `iteration` (0) and `short` (inf where a search cannot
@@ -87,7 +89,8 @@ class Pool:
         self, search: Search, network: Network, state: State, queue: deque, rounds_left: dict
     ) -> State:
         """The state with rows for the next in the queue, as many as there is room for."""
-        free, coming = self.size - (len(state["y"]) if state else 0), []
+        free = self.size - (len(state["y"]) if state else 0)
+        coming: list[Any] = []
         while queue and len(coming) < free:
             if (entry := queue.popleft())[0] in rounds_left:
                 coming.append(entry)

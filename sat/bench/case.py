@@ -12,7 +12,7 @@ from sat.acceleration.auto import choose
 from sat.acceleration.device import find_device
 from sat.acceleration.recomputation import recompute
 from sat.attacks import PGD, Clean
-from sat.bench.costs import Cost, Sizes, build, cost_of, sizes_of
+from sat.bench.costs import Cost, Sizes, build, cost_of, sizes_of, without_images
 from sat.config import Spec, composed
 from sat.errors import Refused, refusing
 from sat.models import Classifier
@@ -120,7 +120,7 @@ def case_of(words: Sequence[str]) -> Case:
     """
     if not any(word.startswith("dataset=") for word in words):
         words = ["dataset=cifar10", *words]
-    spec = composed(words)
+    spec = without_images(composed(words))
     if not isinstance(spec.attack, PGD) or spec.attack.norm != "linf":
         raise Refused("attack: only PGD in the l-infinity norm is compared; --steps says how long")
     if spec.evaluate is not None:

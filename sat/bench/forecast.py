@@ -15,7 +15,6 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,10 +66,7 @@ def standing(spec: Spec) -> tuple[str, int]:
     from sat.rundir.record import is_running
     from sat.rundir.result import read_result
 
-    try:
-        directory = Path(spec.record.root) / spec.name
-    except Refused:  # the images, say, are on the machine that will train
-        return "not begun", 0
+    directory = Path(spec.record.root) / spec.name
     if (done := results.finished(spec)) is not None:
         return "finished", done.steps
     if spec.record.fresh:
@@ -90,11 +86,10 @@ def standing(spec: Spec) -> tuple[str, int]:
 
 def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
     """Fills in what is told of a run."""
-    from sat.bench.costs import cost_of, gradients_of, sizes_of, work_of
+    from sat.bench.costs import cost_of, gradients_of, sizes_of, without_images, work_of
 
-    with suppress(Refused):
-        told.name = spec.title
-        told.name = spec.name
+    spec = without_images(spec)
+    told.name = spec.name
     told.state, step = standing(spec)
     sizes = sizes_of(spec.dataset)
     cost, work = cost_of(spec, sizes), work_of(spec, sizes)

@@ -82,7 +82,7 @@ class Evaluator:
         if which != self.loaded:
             weights = self._read(self.files[which], which)
             self.loaded, self.weights = which, digest_of(weights)
-        settings = {} if attack == CLEAN else self.evaluation.settings(attack)
+        settings: Any = {} if attack == CLEAN else self.evaluation.settings(attack)
         return Measurement(which, attack, settings, self.weights)
 
     def _read(self, path: Path, which: str) -> dict[str, Tensor]:
@@ -203,7 +203,8 @@ class Evaluator:
         if attack is None:
             return None
         if isinstance(attack, Ensemble):  # an ensemble takes minutes, and shows no more
-            attack = PGD(attack.eps, 20, norm=attack.norm)
+            ball: Any = attack
+            attack = PGD(ball.eps, 20, norm=ball.norm)
         self.model.eval()
         ((indices, x, y),) = indexed(self.data.test, self.indices[:8], 8)
         with float32(self.model):

@@ -169,7 +169,7 @@ def dots(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
         note += "; *: differs from the reference, p < 0.05 after Holm's correction"
     lines = sum(1 + wrapped(row.label).count("\n") for row in rows)
     figure = sheet(table, "robust and clean", note, rows, max(2.9, 1.9 + 0.21 * lines))
-    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    panels: Any = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name, numbers in zip(panels, names, shown, strict=True):
         title = "clean" if name == "clean" else f"robust ({attack_name(name)})"
         percent_axis(axes.xaxis, window(numbers), "accuracy, %", bins=5)
@@ -220,7 +220,7 @@ def lines(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
     )
     height = 3.6 + 0.17 * legend_lines(titles)[1]
     figure = sheet(table, f"over {COSTS.get(x) or axis_name(x)}", note, drawn + level, height)
-    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    panels: Any = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name, numbers in zip(panels, names, shown, strict=True):
         robust = f"robust accuracy ({attack_name(name)}), %"
         percent_axis(
@@ -321,7 +321,7 @@ def epochs(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
     note = "On held-out images, under the attack of the validations; solid: robust, dashed: clean,"
     note += " grey: the other panels' robust; marked: best epoch; band: lowest to highest seed"
     figure = sheet(table, "over the training", note, rows, max(3.6, 1.3 + 1.35 * high))
-    grid = figure.subplots(high, columns, sharex=True, sharey=True, squeeze=False)
+    grid: Any = figure.subplots(high, columns, sharex=True, sharey=True, squeeze=False)
     for place, axes in enumerate(grid.flat):
         if place >= len(rows):
             axes.set_visible(False)

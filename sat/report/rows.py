@@ -126,7 +126,7 @@ def others(runs: Sequence[Measured]) -> Experiment:
     return Experiment(OTHERS, {**spec, "figures": figures}, {})
 
 
-def told(
+def heading(
     runs: Sequence[Measured], attack: str, rows: Sequence[str], differing: Mapping[str, Any]
 ) -> str:
     """A table's heading: `digits, eps 38/255, resnet10, 40 epochs`, and what else sets it apart."""

@@ -26,12 +26,12 @@ def line(run: Path, root: Path) -> list[str]:
     """Name, state, clean, robust and how far it came, of one run."""
     name = str(run.relative_to(root)) if run != root else run.name
     try:
-        return [name, *told(run)]
+        return [name, *measured(run)]
     except FAULTS as error:
         return [name, "damaged", "-", "-", one_line(error)]
 
 
-def told(run: Path) -> list[str]:
+def measured(run: Path) -> list[str]:
     """The same without the name. Raises one of FAULTS where a file is not as a run writes it."""
     state, result = status(run)
     if state == "finished":

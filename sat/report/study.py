@@ -10,7 +10,7 @@ from sat.config import nearest
 from sat.errors import Refused
 from sat.report import kept
 from sat.report.claims import Verdict, compared, judged
-from sat.report.rows import OTHERS, apart, others, set_of, setting_of, told
+from sat.report.rows import OTHERS, apart, heading, others, set_of, setting_of
 from sat.report.runs import Left, Measured, look, runs_in
 from sat.report.spec import Experiment, known, load
 from sat.report.tables import Row, facts_of, masking_checks, primary, rows_of
@@ -160,7 +160,7 @@ def table_of(
     return Table(
         experiment=experiment.name,
         dataset=dataset,
-        setting=told(alike, attack, experiment.rows, differing),
+        setting=heading(alike, attack, experiment.rows, differing),
         spec=experiment.spec,
         rows=rows,
         attack=attack,
