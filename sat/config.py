@@ -32,6 +32,7 @@ from sat.identity import (
     SECTIONS,
     START,
     Settings,
+    class_name,
     defaults,
     digest,
     identity,
@@ -72,7 +73,7 @@ class Spec:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides the trained weights, by difference from the defaults."""
-        told = identity(self.settings, self.choices)
+        told = identity(self.settings, _names(self.settings, self.choices))
         if (images := self.fingerprint) is not None:
             told["dataset"]["fingerprint"] = images
         if self.evaluate is not None:  # no training has a part in them
@@ -96,10 +97,15 @@ class Spec:
     def name(self) -> str:
         if self.given:
             return self.given[0]
-        return f"{readable(self.config, self.choices)}-{self.hash}"
+        return f"{self.title}-{self.hash}"
+
+    @property
+    def title(self) -> str:
+        """The part of the name that people read; to know it, nothing is read."""
+        return readable(self.config, self.choices)
 
     def called(self, name: str, hash: str) -> "Spec":
-        """Its parts, for the run that was begun under this name."""
+        """These parts, for the run that was begun under this name."""
         return replace(self, given=(name, hash))
 
     @property
@@ -332,14 +338,15 @@ def target(name: Any, path: str) -> Callable[..., Any]:
             return plugins.load(name)
     if not re.fullmatch(r"sat(\.[a-z_]+)+\.[A-Z]\w*", name):
         raise Refused(f"{path}._target_={_short(name)}: must name a class of this package, sat.*")
-    if _part_and_class(name) not in targets(path):
+    place = targets(path).get(name.rpartition(".")[2])
+    if place is None:
         group = path if _is_group(path) else "attack" if "." in path else path
         group = group.replace(".", "/")
         raise Refused(
             f"{path}._target_={_short(name)}: no option of {group} is this class; add a file with"
             f" it to conf/{group}"
         )
-    module, _, attribute = name.rpartition(".")
+    module, _, attribute = place.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -349,9 +356,10 @@ def target(name: Any, path: str) -> Callable[..., Any]:
     return found
 
 
-def targets(path: str) -> set[tuple[str, str]]:
-    """The classes that may stand at a place of the config: those that the files of its group name;
-    within a group, attacks and whatever else its files have there."""
+def targets(path: str) -> dict[str, str]:
+    """The classes that may stand at a place of the config, and where each is now: those that the
+    files of its group name; within a group, attacks and whatever else its files have there. The
+    config of a run may have been written when they were elsewhere."""
     group, _, nested = path.partition(".")
     if not nested or _is_group(path):
         return _named(path.replace(".", "/"), r"^_target_: *(\S+)")
@@ -364,15 +372,35 @@ def _is_group(path: str) -> bool:
     return (CONF / path.replace(".", "/")).is_dir()
 
 
+def _names(settings: Mapping[str, Settings], choices: Mapping[str, str]) -> dict[str, str]:
+    """What stands for each section's class in a run's identity: its option, of a user's own class
+    with its package; and the class as well where no file of ours says that this option is it."""
+    names = {}
+    for group in settings.keys() & {key for key, option in choices.items() if option is not None}:
+        option, name = choices[group], settings[group]["_target_"]
+        package, colon, _ = name.rpartition(":")
+        known = colon or _class_of(group, option) == name
+        names[group] = f"{package}{colon}{option}" if known else f"{option}={name}"
+    return names
+
+
 @cache
-def _named(group: str, pattern: str) -> set[tuple[str, str]]:
+def _class_of(group: str, option: str) -> str | None:
+    """The class that an option's file names, or one of the options that it builds on."""
+    if option not in options().get(group, ()):
+        return None
+    text = (CONF / group / f"{option}.yaml").read_text()
+    if own := re.search(r"^_target_: *(\S+)", text, re.M):
+        return class_name(own[1])
+    bases = [base for base in yaml.safe_load(text)["defaults"] if isinstance(base, str)]
+    return next(filter(None, (_class_of(group, base) for base in bases)), None)
+
+
+@cache
+def _named(group: str, pattern: str) -> dict[str, str]:
     texts = [file.read_text() for file in (CONF / group).glob("*.yaml")]
-    return {_part_and_class(name) for text in texts for name in re.findall(pattern, text, re.M)}
-
-
-def _part_and_class(name: str) -> tuple[str, str]:
-    """`data`, `Digits` of sat.data.Digits and of sat.data.memory.Digits alike."""
-    return name.split(".")[1], name.rpartition(".")[2]
+    names = [name for text in texts for name in re.findall(pattern, text, re.M)]
+    return {name.rpartition(".")[2]: name for name in names}
 
 
 def unknown(given: Mapping[str, Any], allowed: list[str], prefix: str, cls: Any = None) -> None:

@@ -6,14 +6,14 @@ added with a default renames no run, and code may move.
 
 A field that moves no number says so where it stands: `field(metadata={"identity": False})`, or, of
 a class that is no dataclass, in its attribute `no_identity = ("name", ...)`. One that moves numbers
-only beside certain others names these: `metadata={"identity": {"decay": "step"}}`.
+only beside certain others gives a function of all values: `metadata={"identity": takes_it}`.
 """
 
 import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -118,13 +118,11 @@ def settle(cls: type, values: Mapping[str, Any]) -> Settings:
 def counts(cls: type, key: str, values: Mapping[str, Any]) -> bool:
     """Whether an argument moves a number, beside these others."""
     told = silent(cls).get(key, True)
-    if isinstance(told, Mapping):
-        return all(values.get(other) == value for other, value in told.items())
-    return told
+    return told if isinstance(told, bool) else told(values)
 
 
 @cache
-def silent(cls: type) -> Mapping[str, bool | Mapping[str, Any]]:
+def silent(cls: type) -> Mapping[str, bool | Callable[[Mapping[str, Any]], bool]]:
     """What a class says of its arguments that move no number; a subclass that gives a field
     another default need not repeat it."""
     found: dict[str, Any] = {}
@@ -169,17 +167,15 @@ def class_name(dotted: str) -> str:
 # hash and name --------------------------------------------------------------------------------
 
 
-def identity(settings: Mapping[str, Settings], choices: Mapping[str, str]) -> dict[str, Any]:
-    """What decides the trained weights, by difference: of each section the name of its option (of
-    a user's own class `package:option`) and the values that are not the defaults."""
+def identity(settings: Mapping[str, Settings], names: Mapping[str, str]) -> dict[str, Any]:
+    """What decides the trained weights, by difference: of each section what stands for its class,
+    by `names` or else the class's own, and the values that are not the defaults."""
     told = {}
     for section, part in settings.items():
         if section in UNTRAINED:
             continue
         told[section] = part.difference()
-        if (option := choices.get(section)) is not None:
-            package, colon, _ = part["_target_"].rpartition(":")
-            told[section]["_target_"] = package + colon + option
+        told[section]["_target_"] = names.get(section, part["_target_"])
         if told[section] == {"_target_": NEUTRAL.get(section)}:
             del told[section]
     return told

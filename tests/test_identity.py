@@ -4,12 +4,11 @@ Run as a program, `python tests/test_identity.py`, it writes options that are ne
 defaults; a default that has moved it leaves to you.
 """
 
-import importlib
 import json
 import re
 from dataclasses import dataclass, field, make_dataclass
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -41,10 +40,9 @@ def grown(cls: type, *added, **moved) -> type:
 
 def put(monkeypatch, later: type) -> None:
     """Puts a class in the place of the one that it grew out of, wherever a config may name it."""
-    package = later.__module__.rpartition(".")[0]
-    for place in {later.__module__, package} - {"sat"}:
-        if hasattr(importlib.import_module(place), later.__name__):
-            monkeypatch.setattr(f"{place}.{later.__name__}", later)
+    for place in (later.__module__, later.__module__.rpartition(".")[0]):
+        if hasattr(module := import_module(place), later.__name__):
+            monkeypatch.setattr(module, later.__name__, later)
 
 
 LATER = (
@@ -76,7 +74,9 @@ def test_an_option_that_is_added_measures_nothing_again(sat, monkeypatch):
     kept = {path: path.stat().st_mtime_ns for path in first.run.rglob("*") if path.is_file()}
     for later in LATER:
         put(monkeypatch, later)
-    monkeypatch.setattr("sat.evaluation.measure.measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        "sat.evaluation.evaluator.measure", lambda *_: pytest.fail("measured again")
+    )
     again = sat("schedule.epochs=0.2", *evaluation)
     same = [
         "evaluation.limit=50",
@@ -94,17 +94,16 @@ def test_an_option_that_is_added_measures_nothing_again(sat, monkeypatch):
 
 
 def test_a_class_that_moves_to_another_file_moves_no_hash(monkeypatch):
-    moved = grown(PGD)
+    before, moved = spec(), grown(PGD)
+    put(monkeypatch, moved)
     moved.__module__ = "sat.attacks.elsewhere"
-    module = ModuleType("sat.attacks.elsewhere")
-    module.PGD = moved
-    monkeypatch.setitem(__import__("sys").modules, "sat.attacks.elsewhere", module)
-    before = spec()
-    after = spec("attack._target_=sat.attacks.elsewhere.PGD",
-                 "validation.attack._target_=sat.attacks.elsewhere.PGD")  # fmt: skip
+    after = spec()
     assert after.config["attack"]["_target_"] == "sat.attacks.elsewhere.PGD"
     assert after.hash == before.hash and type(after.attack) is moved
     after.refuse_moved(before.config, Path("run"))
+    stored = yaml.safe_load(before.yaml())  # by a program in which it stood in a file that is gone
+    stored["attack"]["_target_"] = "sat.old.attacks.PGD"
+    assert check(stored).hash == before.hash
 
 
 def test_a_default_that_moved_refuses_the_old_run_by_its_key(sat, monkeypatch):
@@ -182,6 +181,11 @@ def test_an_option_is_named_as_its_group_names_it():
     one = check({**plain, "choices": names})
     other = check({**plain, "choices": {**names, "attack": "another"}})
     assert one.identity["attack"]["_target_"] == "pgd" and one.hash != other.hash
+    assert other.identity["attack"]["_target_"] == "another=PGD"  # no file of ours says so
+    wrong = check({**plain, "choices": {**names, "attack": "fgsm"}})
+    assert wrong.identity["attack"]["_target_"] == "fgsm=PGD"
+    subset = spec("dataset=cifar10_subset")
+    assert subset.identity["dataset"]["_target_"] == "cifar10_subset"  # by what it builds on
     assert class_name("sat.attacks.pgd.PGD") == class_name("sat.attacks.PGD") == "PGD"
     assert class_name("mine.attacks.MIFGSM") == class_name("mine:MIFGSM") == "mine:MIFGSM"
     assert class_name("PGD") == "PGD"
@@ -389,7 +393,7 @@ def table() -> dict[str, dict[str, object]]:
             if group == "hydra" or not name.startswith("sat."):
                 continue
             module, _, attribute = name.rpartition(".")
-            cls = getattr(__import__(module, fromlist=[attribute]), attribute)
+            cls = getattr(import_module(module), attribute)
             own = {k: v for k, v in defaults(cls).items() if k != "inplace"}
             found[f"{group}: {attribute}"] = dict(sorted(own.items()))
     return found

@@ -216,7 +216,7 @@ def test_a_run_stays_in_its_folder_whatever_it_is_called(name, run, tmp_path):
     for section in ("imagefolder", "npz"):
         own = yaml.safe_load((config.CONF / f"dataset/{section}.yaml").read_text())
         spec = config.check({**plain, "dataset": {**own, "name": name}})
-        place = (tmp_path / spec.name).resolve()
+        place = (tmp_path / spec.title).resolve()
         assert place.parent == tmp_path.resolve() and not place.name.startswith(".")
     for key in ("attack", "activation", "dataset", "model"):
         spec = config.check({**plain, "choices": {**plain["choices"], key: name}})

@@ -121,7 +121,7 @@ class FolderSet(StreamedSet, ABC):
             raise ValueError(f"root={self.root}: {fault}") from None
 
     def fingerprint(self) -> str:
-        """Checksum of the names of all classes and images, and of what is read of these."""
+        """A checksum of the names of all classes and images, and of what is read of these."""
         classes, train, test = self.files()
         return of(*classes, train.digest(), test.digest())
 

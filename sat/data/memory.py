@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import sat.data.fingerprint as fingerprint
 from sat.data.batches import Batch
 from sat.data.choice import check_choice, split_training
+from sat.data.fingerprint import of
 from sat.data.sets import Data
 from sat.rng import RowRng
 
@@ -39,8 +39,8 @@ class MemorySplit:
         return len(self.labels)
 
     def digest(self) -> str:
-        """Checksum of all pixels and labels."""
-        return fingerprint.of(self._windows[:, :, self._crop, self._crop], self.labels)
+        """Checks all pixels and labels."""
+        return of(self._windows[:, :, self._crop, self._crop], self.labels)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
@@ -98,7 +98,7 @@ class MemorySet(ABC):
 
     def fingerprint(self) -> str | None:
         """A checksum of all pixels and labels; None of a set that is always the same."""
-        return None if self.fixed else fingerprint.of(*self.load()[:4])
+        return None if self.fixed else of(*self.load()[:4])
 
     def __call__(self, device: torch.device, seed: int) -> Data:
         arrays = self.load()

@@ -31,7 +31,7 @@ class Npz(MemorySet):
     canonical = False  # arrays are often saved sorted by class
 
     def fingerprint(self) -> str:
-        """Checksum of the arrays, however they are packed."""
+        """A checksum of the arrays, however they are packed."""
         return remembered(self.path or "", lambda: of(*self.load()[:4]))
 
     def load(self) -> Arrays:

@@ -33,13 +33,12 @@ class Records:
             return opened(io.BytesIO(file.read())), label
 
     def digest(self) -> str:
-        """Fingerprint of all labels, and of the content of 1,000 images at most."""
+        """A checksum of all labels, and of the content of 1,000 images at most."""
         step = max(1, -(-len(self.labels) // READ))
         return of(self.labels, *(self._content(k) for k in range(0, len(self.labels), step)))
 
     def _content(self, number: int) -> str:
-        """Content of the file where there is one, else of the pixels; of what can't be read,
-        that."""
+        """A checksum of the file where there is one, else of the pixels; of a fault its kind."""
         try:
             reader = getattr(self.dataset, "reader", None)
             if reader is not None:
@@ -85,7 +84,7 @@ class Passes:
         raise ValueError(f"the reader ended after {self._at} of {self._length} images")
 
     def digest(self) -> str:
-        """Fingerprint of the set's name and length: its images can't be read but in order."""
+        """A checksum of name and length: the images can't be read but in order."""
         return of(self._name, self._length)
 
     def describe(self, number: int) -> str:

@@ -140,8 +140,7 @@ class StreamSplit:
         return self._reading.workers
 
     def digest(self) -> str:
-        """Checksum of what the source tells of its images, of which are chosen, and of their
-        labels."""
+        """A checksum of what the source tells of its images, of which are chosen, and of labels."""
         return of(self._source.digest(), self._chosen, self.labels)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -203,9 +202,9 @@ class StreamSplit:
     def _report(self, unreadable: list[str]) -> None:
         for fault in unreadable:
             if not self._reading.skip_unreadable:
-                remedy = "repair it or remove it"
+                remedy = "repair it or remove it, which begins another run"
                 if not self._source.sequential:
-                    remedy += ", or leave such images out: dataset.skip_unreadable=true"
+                    remedy += "; or go on without such images: dataset.skip_unreadable=true"
                 raise UnreadableImage(f"unreadable image {fault}; {remedy}")
             if fault not in self._named:
                 self._named.add(fault)

@@ -58,8 +58,8 @@ class Timm(StreamedSet):
     download: bool = field(default=False, metadata={"identity": False})
 
     def fingerprint(self) -> str | None:
-        """Checksum of the labels, and of the content of 1,000 images of each split; of what is read
-        in sequence that of its tar files, and None where it comes from elsewhere."""
+        """A checksum of the labels, and of the content of 1,000 images of each split; of what is
+        read in sequence that of its tar files, and None where it comes from elsewhere."""
         self._check_name()
         if isinstance(self._open(self.train_split, training=True), IterableDataset):
             if self._prefix() != "wds":

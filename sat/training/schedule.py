@@ -1,13 +1,19 @@
 """How long and how fast: the learning rate as a pure function of progress."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from sat.acceleration.auto import FUSED
 from sat.arguments import check_choices
 from sat.training.decay import Decay, Progress, named
 from sat.training.optimizer import check_optimizer
+
+
+def _takes_milestones(values: Mapping[str, Any]) -> bool:
+    """Whether the shape is, or may be, one that milestones move."""
+    return values["decay"] not in ("constant", "cosine", "one_cycle")
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Schedule:
     warmup_epochs: float = 0.0
     decay: str | Decay = "cosine"
     milestones: tuple[float, ...] = field(
-        default=(0.3, 0.6, 0.9), metadata={"identity": {"decay": "step"}}
+        default=(0.3, 0.6, 0.9), metadata={"identity": _takes_milestones}
     )
     weight_decay: float = 5e-4
     ema: float = 0.0

@@ -199,7 +199,7 @@ FAULTS = [
           "return isinstance(value, float) or abs(value) <= sys.float_info.max", "return True",
           "tests/test_config.py", "790b31d"),
     Fault("milestones that nobody reads make another run", "training",
-          ', metadata={"identity": {"decay": "step"}}', "",
+          ', metadata={"identity": _takes_milestones}', "",
           "tests/test_identity.py -k moves_no_number", "22e3fbc"),
     Fault("a value at its default is part of a run's hash", "identity.py",
           "for key, value in self.items() if key not in self.usual}",
