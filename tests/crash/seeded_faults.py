@@ -155,7 +155,7 @@ FAULTS = [
     Fault("true is the number 1 on the dashboard", "loggers",
           " and not isinstance(value, bool)\n    return value if is_number",
           "\n    return value if is_number",
-          "tests/test_loggers.py -k words"),
+          "tests/test_loggers.py -k true_is"),
     Fault("a refusal as long as what was given", "loggers",
           'text if len(text) <= 800 or "\\n" in text else', "text if True else",
           "tests/test_run.py -k readable", "99ae866"),
