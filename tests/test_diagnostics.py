@@ -115,3 +115,17 @@ def test_a_masked_gradient_is_warned_of(caplog):
     x, y = batch()
     preflight(Masked(), PGD(8, 2), (x * 4).round() / 4, y)
     assert "does not raise the loss" in caplog.text
+
+
+def test_an_attack_is_asked_for_the_loss_that_it_ascends(caplog):
+    @dataclass(frozen=True)
+    class Helpful(PGD):  # moves the answer, and towards the label: KL rises, cross-entropy falls
+        def __call__(self, model, x, y, rng=None, progress=None):
+            return 2 * x - PGD(self.eps, 2, loss="ce")(model, x, y, rng)
+
+    x, y = batch()
+    x = x.clamp(0.1, 0.9)
+    preflight(network(), Helpful(8, loss="kl"), x, y)
+    assert not caplog.text
+    preflight(network(), Helpful(8, loss="ce"), x, y)
+    assert "does not raise the loss" in caplog.text

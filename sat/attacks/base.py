@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sat.arguments import check_choices
-from sat.attacks.losses import Loss, ce
+from sat.attacks.losses import LOSSES, Loss, ce, reference
 from sat.errors import Refused
 from sat.rng import RowRng
 
@@ -151,7 +151,9 @@ def _check_images(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
 def _warn_of_no_effect(
     attack: Attack, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
 ) -> None:
-    before, after = (F.cross_entropy(model(image), y).item() for image in (x, x_adv))
+    loss = LOSSES.get(attack.loss, ce)  # its own: what raises one loss may lower another
+    target = reference(loss, model, x, y)
+    before, after = (loss(model(image), target).mean().item() for image in (x, x_adv))
     if attack.eps and after <= before:
         log.warning(
             "preflight: the attack does not raise the loss of the first batch (%.4f to %.4f): its"
