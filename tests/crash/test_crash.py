@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 
@@ -156,3 +157,15 @@ def test_differences_are_seen(sat, tmp_path):
     assert differences(whole, run) == ["metrics.jsonl differs", f"{run}: a step twice"]
     a_number(whole)  # a run that has finished is touched again
     assert kills.times_of(whole.parents[1]).items() - before.items()
+
+
+def test_the_tests_that_the_page_on_reliability_names_are_there():
+    tests = {path.name: path.read_text() for path in (kills.ROOT / "tests").rglob("test_*.py")}
+    page = (kills.ROOT / "docs/reliability.md").read_text()
+    for word in {*re.findall(r"`([\w/.:]*test_[\w/.:]*\*?)`", page)}:
+        file, _, name = word.rpartition("::") if "::" in word else ("", "", word)
+        if word.endswith(".py"):
+            assert word.rpartition("/")[2] in tests, word
+            continue
+        places = [tests[file.rpartition("/")[2]]] if file else tests.values()
+        assert any(f"def {name.rstrip('*')}" in text for text in places), word
