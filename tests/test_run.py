@@ -3,15 +3,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, start
+from conftest import TINY, start
 
 import sat as package
 
@@ -597,7 +595,9 @@ def test_a_sweep_over_processes(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 
-def test_status_lists_every_state(sat, tmp_path):
+def test_status_lists_every_state(sat, tmp_path, capfd):
+    from sat.report.command import main as report
+
     done = sat()
     sat("schedule.learning_rate=1e30", "schedule.warmup_epochs=0")
     stopped = done.root / "half"
@@ -608,12 +608,9 @@ def test_status_lists_every_state(sat, tmp_path):
         damaged.mkdir()
         (damaged / "config.yaml").write_text("seed: 0\n")
         (damaged / "result.json").write_text(text)
-    report = [sys.executable, str(ROOT / "scripts/report.py"), "--status"]
-    listed = subprocess.run([*report, str(done.root)], capture_output=True, text=True,
-                            cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})  # fmt: skip
-    assert listed.returncode == 0, listed.stderr
+    assert report(["--status", str(done.root)]) == 0
+    listed = capfd.readouterr().out
     for state in ("1 finished", "1 failed", "1 stopped", "2 damaged"):
-        assert state in listed.stdout, listed.stdout
-    empty = subprocess.run([*report, str(tmp_path / "none")], capture_output=True, text=True,
-                           cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})  # fmt: skip
-    assert empty.returncode == 2 and "no such folder" in empty.stdout
+        assert state in listed, listed
+    assert report(["--status", str(tmp_path / "none")]) == 2
+    assert "no such folder" in capfd.readouterr().out

@@ -261,7 +261,7 @@ def test_a_launcher_that_fails_is_one_line(sat, monkeypatch):
 
 # clusters -----------------------------------------------------------------------------------------
 
-LIMIT = ["schedule.epochs=120", "validation.every=20", "schedule.ema=0.99", "device=cpu"]
+LIMIT = ["schedule.epochs=60", "validation.every=20", "schedule.ema=0.99", "device=cpu"]
 
 
 def test_a_job_at_its_time_limit_is_requeued_and_goes_on(sat, tmp_path):
