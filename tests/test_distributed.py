@@ -123,19 +123,20 @@ def test_what_the_first_meets_is_told_by_the_first_alone(kind, monkeypatch):
         World(1, 2).on_rank0(ask)
 
 
-def test_what_several_left_of_an_evaluation_is_put_together(tmp_path):
+@pytest.mark.parametrize("ranks", [range(3), range(1, 3)], ids=["all", "without the first"])
+def test_what_several_left_of_an_evaluation_is_put_together(ranks, tmp_path):
     store = OutcomeStore(tmp_path, torch.arange(10), "images")
     of = Measurement("last", "pgd", Settings({"attack": "PGD"}), "weights")
-    for rank in range(3):
+    for rank in ranks:
         outcomes = AttackOutcomes.new(("restart 1",), 10)
         part = outcomes.part(World(rank, 3).own)
         part.fell[0], part.passed[1] = 0, 1
         outcomes.seconds += 1
         store.write_partial(of, outcomes, rank)
     whole = AttackOutcomes(outcomes.names, **store.read_partial(of))
-    assert whole.fell.tolist() == [0] * 3 + [-1] * 7
-    assert whole.passed.tolist() == [0] * 3 + [1] * 3 + [0] * 4
-    assert whole.seconds.tolist() == [3] and len([*tmp_path.glob("partial/*")]) == 1
+    assert whole.fell.tolist() == [0 if rank in ranks else -1 for rank in range(3)] + [-1] * 7
+    assert whole.passed.tolist() == [0] * 3 + [int(rank in ranks) for rank in range(3)] + [0] * 4
+    assert whole.seconds.tolist() == [len(ranks)] and len([*tmp_path.glob("partial/*")]) == 1
     store.write(of, whole)
     assert not (tmp_path / "partial").exists()
     same = Measurement("best", "pgd", Settings({"attack": "PGD"}), "weights")  # of the same weights

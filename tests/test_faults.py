@@ -514,22 +514,28 @@ def test_a_batch_is_not_split_beyond_two_images_nor_unasked():
         assert state.accumulate == (4 if given == "auto" else given)
 
 
-def test_what_breaks_a_step_leaves_the_one_before(monkeypatch):
-    """Statistics, generators and gradients, whatever the exception is."""
-    state, other = state_of(ema=0.9), state_of(ema=0.9)
+@pytest.mark.parametrize("late", [False, True], ids=["backward", "clipping"])
+def test_what_breaks_a_step_leaves_the_one_before(late, monkeypatch):
+    """Statistics, generators, gradients and figures, whatever the exception is and wherever."""
+    state, other = state_of(ema=0.9, clip=1.0), state_of(ema=0.9, clip=1.0)
     for each in (state, other):
         torch.manual_seed(0)
         attempt(each, *batch_of(0))
     generators = torch.get_rng_state()
     before = copy.deepcopy(state.state_dict())
-    handle = state.model[-1].weight.register_hook(lambda g: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        attempt(state, *batch_of(1))
+    with monkeypatch.context() as patch:
+        if late:
+            patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: 1 / 0)
+        else:
+            handle = state.model[-1].weight.register_hook(lambda g: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            attempt(state, *batch_of(1))
     assert torch.equal(torch.get_rng_state(), generators) and not state.applying
     after = state.state_dict()
     rates = [group.pop("lr") for s in (after, before) for group in s["optimizer"]["param_groups"]]
     assert rates and same(before, after)
-    handle.remove()
+    if not late:
+        handle.remove()
     attempt(state, *batch_of(1))
     torch.set_rng_state(generators)
     attempt(other, *batch_of(1))

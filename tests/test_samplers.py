@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from sat.data.samplers import Epochs, Mixture
+from sat.errors import Refused
+from sat.training.preflight import check_sampler
 
 
 def test_an_epoch_has_every_image_once_and_a_step_depends_on_no_other():
@@ -46,3 +48,12 @@ def test_the_second_set_is_drawn_with_replacement_and_evenly():
 def test_a_fraction_is_a_share(fraction):
     with pytest.raises(ValueError, match=f"fraction={fraction}"):
         Mixture(fraction)
+
+
+def test_a_sampler_is_tried_before_the_run():
+    check_sampler(Epochs(), 0, 64, 10)
+    with pytest.raises(Refused, match=r"sampler.fraction=0.7: a mixture takes two sets, not 1"):
+        check_sampler(Mixture(), 0, 64, 100)
+    for wrong in (torch.arange(7), torch.arange(8.0), torch.arange(8) + 3, torch.arange(8) - 1):
+        with pytest.raises(Refused, match="must give 8 places, int64, of 10 images"):
+            check_sampler(lambda *given, wrong=wrong: wrong, 0, 8, 10)

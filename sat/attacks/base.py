@@ -245,7 +245,7 @@ def frozen(model: nn.Module, batch_norm: str) -> Iterator[None]:
     Frozen parameters save the work of weight gradients, and a compiled model
     gets a graph of input gradients alone. On leaving, also by an exception, all is as before.
     """
-    if getattr(model, "at_rest", False) and batch_norm == "eval":  # see sat.fold
+    if getattr(model, "at_rest", False) and batch_norm == "eval":  # see sat.acceleration.folding
         yield
         return
     before = model.training

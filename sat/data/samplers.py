@@ -51,6 +51,10 @@ class Mixture:
             raise ValueError(f"fraction={self.fraction}: is the second set's share, from 0 to 1")
 
     def __call__(self, seed: int, step: int, batch_size: int, images: tuple[int, ...]) -> Tensor:
+        if len(images) != 2:
+            raise ValueError(
+                f"fraction={self.fraction}: a mixture takes two sets, not {len(images)}"
+            )
         first, second = images
         extra = int(self.fraction * batch_size)
         real = Epochs()(seed, step, batch_size - extra, (first,))

@@ -121,8 +121,9 @@ class OutcomeStore:
             return None
         whole = reduce(AttackOutcomes.joined, parts)
         self.write_partial(of, whole, process=0)
-        for path in paths[1:]:
-            path.unlink(missing_ok=True)
+        for path in paths:  # the first process may have had none
+            if path != self._partial(of, process=0):
+                path.unlink(missing_ok=True)
         return {key: getattr(whole, key) for key in ("fell", "passed", "seconds", "tied")}
 
     def _partials(self, of: Measurement) -> list[Path]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
 from sat.attacks.base import Attack, check_attack, check_fields
+from sat.data.samplers import Sampler
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
 from sat.objectives import Objective
@@ -24,6 +25,18 @@ def check_objective(attack: Attack, objective: Objective) -> None:
         raise Refused(
             f"objective={type(objective).__name__.lower()}: compares adversarial with clean images,"
             " and without an attack they are the same; write attack=pgd, or objective=adversarial"
+        )
+
+
+def check_sampler(sampler: Sampler, seed: int, batch_size: int, images: int) -> None:
+    """Raises Refused for a sampler that gives no batch of this set, by its first step."""
+    with refusing("sampler."):
+        indices = sampler(seed, 0, batch_size, (images,))
+    whole = indices.dtype == torch.int64 and indices.shape == (batch_size,)
+    if not whole or not 0 <= int(indices.min()) <= int(indices.max()) < images:
+        raise Refused(
+            f"sampler: gives {indices.dtype} of shape {list(indices.shape)}; it must give"
+            f" {batch_size} places, int64, of {images} images"
         )
 
 

@@ -31,11 +31,12 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     state.replicas.reduce_(state.gradients, state.local_statistics, state.sums)
     state.scaler.unscale_(state.optimizer)
     broken = state.broken()
-    state.totals.add(state.metrics(state), broken)
+    figures = state.metrics(state)
     if clip := state.plan.schedule.clip:
         nn.utils.clip_grad_norm_(state.parameters, clip)
 
-    state.applying = True
+    state.applying = True  # from here on a step is not begun again
+    state.totals.add(figures, broken)
     state.apply(broken)
     state.statistics.put_back(broken)
     if state.average:

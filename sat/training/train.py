@@ -44,6 +44,9 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
     with refusing("dataset."), world.in_turn():
         data = spec.dataset(device, spec.seed)
+    if spec.evaluate is None:
+        batch = spec.schedule.batch_size
+        preflight.check_sampler(spec.sampler, spec.seed, batch, len(data.train))
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
     if spec.evaluate is not None:

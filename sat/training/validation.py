@@ -45,14 +45,14 @@ def validate(
     attack, probe = given.attack, None
     if attack.eps:
         attack = probe = Probe(attack, training_attack, chosen)
-    judge = ensemble_of(attack, 1, given.batch_size)
-    own = share(world, judge)
+    ensemble = ensemble_of(attack, 1, given.batch_size)
+    own = share(world, ensemble)
     images = chunks(split, chosen[own], given.batch_size)
-    outcomes = AttackOutcomes.new(judge.names, len(chosen))
-    # An ensemble decides in float32, so its points must be judged in it.
+    outcomes = AttackOutcomes.new(ensemble.names, len(chosen))
+    # An ensemble decides in float32, and its points are decided in it too.
     exact = isinstance(given.attack, Ensemble)
     with float32(model) if exact else nullcontext():
-        measure(model, images, judge, seed_of(seed, "validation"), outcomes.part(own))
+        measure(model, images, ensemble, seed_of(seed, "validation"), outcomes.part(own))
     flags = joined(world, outcomes, own)
     if probe:
         probe.join(world)

@@ -93,7 +93,7 @@ def kill_itself_at(strike: Strike) -> None:
 
 
 def owner_of(place: str) -> tuple[Any, str]:
-    """`(Trainer, "update")` of `sat.training.loop.Trainer.update`."""
+    """`(TrainState, "begin")` of `sat.training.state.TrainState.begin`."""
     parts = place.split(".")
     module = next(k for k in range(len(parts) - 1, 0, -1) if parts[k - 1].islower())
     owner = import_module(".".join(parts[:module]))
