@@ -462,14 +462,14 @@ def test_a_benchmark_gives_the_rates(forecast, tmp_path):
     code, _, err = forecast("--measured", str(tmp_path))
     assert code == 2 and err.startswith(f"--measured {tmp_path}: holds no benchmark of steps")
     rows = [
-        {"name": name, "k": k, "TFLOP/s": {"median": rate},
+        {"name": name, "k": k, "TFLOP/s": rate,
          "about": {"choices": {"precision": "fp32" if "no trick" in name else "bf16"}}}
         for name, k, rate in (
             ("sat", 1, 150.0), ("sat, compiled", 1, 212.34), ("sat, compiled", 10, 999.0),
             ("sat, no trick", 1, 38.0), ("published", 1, 500.0),
         )
     ]  # fmt: skip
-    rows += [{"name": "bf16 product", "k": 1, "TFLOP/s": {"median": 1e3}}, {"note": "a line"}]
+    rows += [{"name": "bf16 product", "k": 1, "TFLOP/s": 1e3}, {"note": "a line"}]
     (tmp_path / "benchmark.json").write_text(json.dumps({"steps": rows}))
     assert module.measured(tmp_path) == pytest.approx((212.34, 38.0))
     out = forecast("--measured", str(tmp_path))[1]

@@ -72,11 +72,11 @@ class Book:
         columns = [key for key in columns if key not in ("key", "about", "note")]
         if not set(columns) <= set(head):
             head = columns
-            self.say("\n" + line_of(head))
-            self.say(line_of(["---", *("---:" for _ in head[1:])]))
+            self.say("\n" + line_of(head, head))
+            self.say(line_of(head, ["---", *("---:" for _ in head[1:])]))
         for row in rows:
             told = "note" in row
-            self.say(row["note"] if told else line_of([cell(row.get(key)) for key in head]))
+            self.say(row["note"] if told else line_of(head, [cell(row.get(key)) for key in head]))
         return head
 
     def write(self) -> None:
@@ -107,6 +107,8 @@ def cell(value: Any) -> str:
     return "-" if value is None else value if isinstance(value, str) else digits(value)
 
 
-def line_of(cells: list[str]) -> str:
+def line_of(head: list[str], cells: list[str]) -> str:
+    """Aligned below its head, where a cell isn't wider."""
     first, *rest = cells
-    return f"| {' | '.join([first.ljust(24), *(text.rjust(8) for text in rest)])} |"
+    aligned = [text.rjust(max(8, len(name))) for name, text in zip(head[1:], rest, strict=True)]
+    return f"| {' | '.join([first.ljust(34), *aligned])} |"
