@@ -409,16 +409,28 @@ def unknown(given: Mapping[str, Any], allowed: list[str], prefix: str, cls: Any 
         if key not in allowed:
             who = f" of {cls.__name__}" if cls else ""
             line = f"{prefix}{key}={_short(given[key])}: no such key{who}"
-            raise Refused(f"{line}; {nearest(str(key), allowed)}{_alphas(prefix + str(key))}")
+            raise Refused(f"{line}; {_instead(prefix + str(key), str(key), allowed)}")
 
 
-def _alphas(key: str) -> str:
-    """Ends a line about an alpha that is not there: the activations that have one."""
-    if key != "activation.alpha":
-        return ""
-    files = sorted((CONF / "activation").glob("*.yaml"))
-    having = [file.stem for file in files if re.search("^alpha:", file.read_text(), re.M)]
-    return f"; activations with an alpha: {', '.join(having)}"
+# Keys of before, and where what they said is said now.
+MOVED = {
+    "attack.random_start": "attack.start",
+    "schedule.label_smoothing": "objective.label_smoothing",
+    "evaluation.doubts": "evaluation.masking_checks",
+}
+
+
+def _instead(key: str, word: str, allowed: list[str]) -> str:
+    """Ends a line about a key that is not there: its new name, or names like the word that nobody
+    knows, and the options that have it."""
+    if key in MOVED:
+        return f"it is {MOVED[key]} now"
+    group, _, name = key.partition(".")
+    pattern = rf"^{re.escape(name)}:"
+    files = sorted((CONF / group).glob("*.yaml")) if name and group in options() else []
+    having = [file.stem for file in files if re.search(pattern, file.read_text(), re.M)]
+    there = f"; options of {group} with {name}: {', '.join(having)}" if having else ""
+    return nearest(word, allowed) + there
 
 
 def nearest(word: str, allowed: list[str]) -> str:
@@ -525,11 +537,12 @@ def one_line(error: BaseException) -> str:
         key = found[1]
         if "No match in the defaults" in text:
             return f"{key}: no such group; {nearest(key, list(groups))}"
-        siblings = list(getattr(getattr(error, "__cause__", None), "parent_node", None) or ())
-        siblings = [name for name in siblings if name not in ("_target_", "hydra")]
-        if "." not in key or not siblings:
-            siblings = siblings or [*SECTIONS, *SCALARS] if "." not in key else []
-        return f"{key}: no such key; {nearest(key.split('.')[-1], siblings)}{_alphas(key)}"
+        parent = getattr(getattr(error, "__cause__", None), "parent_node", None)
+        above = parent._get_full_key(None).split(".") if parent is not None else []
+        siblings = [name for name in parent or () if name not in ("_target_", "hydra")]
+        if above in ([], [""]):  # a word of the first level is what nobody knows
+            above, siblings = [], [*(siblings or [*SECTIONS, *SCALARS]), "experiment"]
+        return f"{key}: no such key; {_instead(key, key.split('.')[len(above)], siblings)}"
     if found := re.search(r"Error parsing override '([^'=]*)'", text):
         return f"{found[1]}: is no override; write group=option or key=value"
     if found := re.search(r"Interpolation key '(sizes[\w.]*)' not found", text):

@@ -129,6 +129,11 @@ def test_numbers_filter_as_numbers_and_words_as_words(folder):
     assert status["a-relu"] == api_pb2.STATUS_SUCCESS != status["c-celu"]
 
 
+def test_true_is_a_word_and_no_number():
+    assert compared(changed(model={"pretrained": True}))["model.pretrained"] == "True"
+    assert compared(changed(model={"pretrained": 1}))["model.pretrained"] == 1
+
+
 def test_what_says_nothing_is_no_column():
     table = compared(CONFIG)
     assert table.keys() == {

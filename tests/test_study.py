@@ -269,6 +269,17 @@ def test_differences_are_paired_by_seed_and_marked_after_holm(folder, write):
     assert clean.mean == 0 and clean.p == 1 and 0 < clean.high < 0.02
 
 
+def test_a_star_is_corrected_for_the_rows_that_are_compared(folder, write):
+    """p is 0.025 of one row, and 0.05 of each of two."""
+    folder.pair("relu", "silu", [4, 6, 9])
+    marked = {row.label: row.differences[BEST].marked for row in only(folder).rows[1:]}
+    assert marked == {"SiLU": True}
+    for seed, more in enumerate((4, 6, 9)):
+        folder.add("gelu", seed, 50 + 2 * seed + more)
+    rows = {row.label: row for row in only(folder).rows}
+    assert not any(rows[name].differences[BEST].marked for name in ("SiLU", "GELU"))
+
+
 def test_one_seed_is_compared_image_by_image_where_flags_are(folder, write):
     """By hand: silu alone stands on 10 images, so p = 2 / 2^10."""
     relu = folder.add("relu", 0, 50, flags=True)

@@ -323,6 +323,7 @@ def test_a_search_never_sees_the_test_set():
     entry = AttackResult(accuracy=0.9, ci95=(0.8, 0.95), images=50)
     last = CheckpointResult(step=1, epoch=1.0, clean=entry, robust={"pgd20": entry})
     weights = RunResult(
+        identity={},
         name="run", hash="0", status="finished", seed=0, environment={}, dataset={"name": "digits"},
         test_images=50, attack=None, choices={"threads": 1}, steps=1, images=32, wall_seconds=1.0,
         images_per_second=None, last=last, best=None,

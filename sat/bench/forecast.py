@@ -268,5 +268,8 @@ def main(given: Sequence[str] | None = None) -> int:
     except ValueError as error:  # while composing
         print(error, file=sys.stderr)
         return 2
-    print(summary(jobs, own))
+    try:
+        print(summary(jobs, own), flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2 if any(job.refused for job in jobs) else 0

@@ -155,7 +155,7 @@ FAULTS = [
     Fault("true is the number 1 on the dashboard", "loggers",
           " and not isinstance(value, bool)\n    return value if is_number",
           "\n    return value if is_number",
-          "tests/test_loggers.py -k words"),
+          "tests/test_loggers.py -k true_is"),
     Fault("a refusal as long as what was given", "loggers",
           'text if len(text) <= 800 or "\\n" in text else', "text if True else",
           "tests/test_run.py -k readable", "99ae866"),
@@ -163,7 +163,7 @@ FAULTS = [
     Fault("stars that are not corrected for their number", "report",
           "adjusted = holm([each.p for each in tested.values()])",
           "adjusted = [each.p for each in tested.values()]",
-          "tests/test_study.py", "73a7f3c"),
+          "tests/test_study.py -k star", "73a7f3c"),
     Fault("runs of other settings are averaged", "report",
           '"settings": {**settings, "images": entry.images},', '"settings": {},',
           "tests/test_study.py -k never_averaged"),
@@ -268,7 +268,7 @@ def told(copy: Path, tests: str) -> tuple[bool, str]:
 
 def tried(fault: Fault, copy: Path) -> tuple[str, str]:
     """`caught` or `escaped`, or `unsound`, and by what; the copy is whole again afterwards."""
-    path = copy / place_of(fault).relative_to(ROOT)
+    path = place_of(fault, copy)
     whole = path.read_text()
     path.write_text(whole.replace(fault.old, fault.new))
     try:
