@@ -27,7 +27,7 @@ from sat.report.canvas import (
     sheet,
     window,
     wrapped,
-)  # fmt: skip
+)
 from sat.report.rows import text_of
 from sat.report.study import Table
 from sat.report.tables import Number, Row
@@ -48,7 +48,7 @@ class Figure:
     table: str  # Table.name
     png: Path
     svg: Path
-    text: str  # what is seen, in a sentence, for those who can't
+    text: str  # its title
 
 
 def draw(tables: Sequence[Table], folder: Path) -> list[Figure]:
@@ -57,19 +57,20 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Figure]:
     drawn = []
     with matplotlib.rc_context(canvas.STYLE):
         for table in tables:
-            for n, entry in enumerate(table.spec.get("figures") or (), 1):
+            for n, entry in enumerate(table.spec.get("figures", ()), 1):
                 kind = entry.get("kind")
                 try:
                     if len(table.rows) > MOST:
                         raise Undrawable(f"more than {MOST} rows")
-                    made, text = KINDS[kind](table, entry)
+                    made = KINDS[kind](table, entry)
                 except Undrawable as fault:
                     log.warning("%s: figure %d (%s) left out: %s", table.name, n, kind, fault)
                     continue
                 stem = f"{table.name}-{n}-{kind}"
                 png, svg = (folder / f"{stem}.{ending}" for ending in ("png", "svg"))
                 save(made, png, svg)
-                drawn.append(Figure(table.name, png, svg, text))
+                title = made.texts[0].get_text().replace("\n", " ")
+                drawn.append(Figure(table.name, png, svg, title))
     return drawn
 
 
@@ -132,7 +133,7 @@ def panels_of(
     return found, [[best(row, name) for row in mine] for name, _, mine in found]
 
 
-def scatter(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
+def scatter(table: Table, entry: Mapping[str, Any]) -> Any:
     """Clean against robust: a point a row, bars of both intervals, seeds faint, the front."""
     rows = measured(table, "clean", table.attack)
     (robust, clean), numbers = panels_of(table, rows)
@@ -153,19 +154,10 @@ def scatter(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
         places = ([100 * number.seeds[seed] for seed in shared] for number in (along, up))
         canvas.seeds(axes, *places, row)
         point(axes, *mean, row, table.rows.index(row) + 1)
-    on = ", ".join("{} ({:.1f} % clean, {:.1f} % robust)".format(rows[k].label, *means[k])
-                   for k in front)  # fmt: skip
-    kind = f"Clean against robust accuracy ({attack_name(table.attack)}) of {len(rows)} rows"
-    return figure, f"{kind}; on the Pareto front: {on}; {extremes(rows, table)}."
+    return figure
 
 
-def extremes(rows: Sequence[Row], table: Table) -> str:
-    by = sorted(rows, key=lambda row: percent(row, table.attack))
-    low, high = (f"{row.label}, {percent(row, table.attack):.1f} %" for row in (by[0], by[-1]))
-    return f"most robust: {high}; least: {low}"
-
-
-def dots(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
+def dots(table: Table, entry: Mapping[str, Any]) -> Any:
     """A line a row: robust beside clean with intervals and seeds."""
     rows = measured(table, table.attack)
     parts, numbers = panels_of(table, rows)
@@ -189,11 +181,10 @@ def dots(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
             point(axes, 100 * number.mean, k, row)
     panels[0].set_yticks(range(len(rows)), labels)
     panels[0].set_ylim(len(rows) - 0.3, -0.6)
-    text = f"Robust accuracy ({attack_name(table.attack)}) of {len(rows)} rows with 95 % intervals"
-    return figure, f"{text}; {extremes(rows, table)}."
+    return figure
 
 
-def lines(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
+def lines(table: Table, entry: Mapping[str, Any]) -> Any:
     """Robust and, beside it, clean accuracy over a number that rows differ in, or over a cost.
 
     A row that has no such number (ReLU, over alpha) is a horizontal line. With `join: false`
@@ -225,14 +216,7 @@ def lines(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
         for row in (row for row in level if row in mine):
             axes.axhspan(*reach(best(row, name)), color="#888888", alpha=0.12, linewidth=0)
             axes.axhline(percent(row, name), color="#666666", linestyle="--")
-    text = f"Robust accuracy ({attack_name(table.attack)}) over {axis_name(x)}"
-    told = (trend(*each, table.attack) for each in series.items())
-    return figure, f"{text}: {'; '.join(told)}."
-
-
-def trend(name: str, points: Sequence[tuple[float, Row]], attack: str) -> str:
-    ends = [f"{percent(row, attack):.1f} % at {amount(x)}" for x, row in (points[0], points[-1])]
-    return f"{name} {' to '.join(dict.fromkeys(ends))}".strip()
+    return figure
 
 
 def strokes(series: Mapping[str, Points], level: Sequence[Row]) -> list[Line2D]:
@@ -308,7 +292,7 @@ def number_axis(axes: Any, values: Sequence[float], x: str) -> None:
     axes.set_xlim(*(np.exp(ends) if log_scale else ends))
 
 
-def epochs(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
+def epochs(table: Table, entry: Mapping[str, Any]) -> Any:
     """Held-out accuracy over the training: a panel a row, the others grey in it.
 
     Mean over seeds in a band from the lowest seed to the highest; a mark at the best epoch.
@@ -337,7 +321,7 @@ def epochs(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
                  "", bins=4)  # fmt: skip
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("accuracy, %", fontsize=9)
-    return figure, _fall({row.label: curves[row.label]["robust"] for row in rows})
+    return figure
 
 
 def _epochs_panel(axes: Any, row: Row, found: Mapping[str, np.ndarray]) -> None:
@@ -352,16 +336,6 @@ def _epochs_panel(axes: Any, row: Row, found: Mapping[str, np.ndarray]) -> None:
     axes.plot(at[top], mean[top], marker, color=colour, markersize=6.5, zorder=4,
               markerfacecolor="white" if row.alarms else colour)  # fmt: skip
     axes.set_title(wrapped(row.label, 24), fontsize=9)
-
-
-def _fall(curves: Mapping[str, np.ndarray]) -> str:
-    name, curve = max(curves.items(), key=lambda item: item[1][1].max() - item[1][1][-1])
-    top = int(np.argmax(curve[1]))
-    return (
-        f"Held-out robust accuracy over the epochs of {len(curves)} rows; the largest fall from the"
-        f" best epoch to the last is that of {name}: from {curve[1][top]:.1f} % (epoch"
-        f" {curve[0][top]:.0f}) to {curve[1][-1]:.1f} %."
-    )
 
 
 def held_out(row: Row) -> dict[str, np.ndarray]:

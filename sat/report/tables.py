@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sat.loggers.screen import duration
-from sat.report.rows import OTHERS, SECTIONS, keys_of, label_of, set_of, unlike
+from sat.report.rows import OTHERS, SECTIONS, keys_of, label_of, set_of, split
 from sat.report.runs import PLACES, Measure, Measured, key_of
 from sat.report.spec import Experiment
 from sat.statistics import over_seeds
@@ -69,10 +69,10 @@ def rows_of(
     experiment: Experiment, runs: Sequence[Measured]
 ) -> tuple[list[Row], list[Measured], list[str]]:
     """The rows of one table in order, the runs in them, and what is to be said of others."""
-    groups: dict[tuple[str, ...], list[Measured]] = {}
+    groups: dict[str, list[Measured]] = {}
     notes: list[str] = []
     for run in sorted(runs, key=lambda run: (run.seed, run.name)):
-        group = groups.setdefault(unlike(run, experiment.rows), [])
+        group = groups.setdefault(split(run, experiment.rows)[1], [])
         if same := next((other for other in group if other.seed == run.seed), None):
             notes.append(f"{run.name}: left out, the same run as {same.name}")
         else:  # entries may be taken away without a loss to other tables
