@@ -95,15 +95,15 @@ def die():
     for process in [*(each for each in victims if each != os.getpid()), os.getpid()]:
         os.kill(process, signal.SIGKILL)
 
-def attack(self, model, x, y, draws):
+def attack(self, model, x, y, rng=None, progress=None):
     global batches
-    if draws.key:  # else it is for the pictures
+    if rng is not None and rng.key:  # else it is for the pictures
         batches += 1
         if rank == "1" and batches == 2 and whom != "none":
             die()
         with open(notes, "a") as file:
-            print(*draws.rows.tolist(), file=file)
-    return plain(self, model, x, y, draws)
+            print(*rng.rows.tolist(), file=file)
+    return plain(self, model, x, y, rng, progress)
 
 PGD.__call__ = attack
 main()
