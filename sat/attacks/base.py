@@ -12,7 +12,6 @@ from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
