@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -51,6 +52,8 @@ def check_unit(name: str, value: float | str, norm: str = "linf") -> float:
         return Written(value)
     if isinstance(value, Written):
         return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name}={value}: must be a number, in 1/255")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}={value}: must be a finite number, 0 or above, in 1/255")
     if 0 < value < (SMALLEST_STEP if name == "step" else SMALLEST.get(norm, 1.0)):
@@ -93,12 +96,17 @@ _PLAIN = (bool, int, float, str, NoneType)
 
 
 def check_choices(made: Any) -> None:
-    """Refuses a value of a dataclass's instance that its annotation's Literal does not list.
+    """Refuses a value of a dataclass's instance that its annotation's Literal does not list, and
+    what is no whole number where one is counted.
 
     Raises ValueError with a line that begins with the field's name. Values of classes beside a
     Literal (`float | Literal["auto"]`) are taken as they are.
     """
     kind: Any = type(made)
+    for name in counts_of(kind):
+        value = getattr(made, name)
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ValueError(f"{name}={value}: must be a whole number")
     for name, hint in choices_of(kind).items():
         check_choice(name, getattr(made, name), hint)
 
@@ -108,6 +116,12 @@ def check_arguments(function: Any, given: Mapping[str, Any]) -> None:
     for name, hint in choices_of(function).items():
         if name in given:
             check_choice(name, given[name], hint)
+
+
+@cache
+def counts_of(kind: Any) -> list[str]:
+    """The names that a class annotates as whole numbers."""
+    return [name for name, hint in get_type_hints(kind).items() if hint is int]
 
 
 @cache

@@ -1,9 +1,11 @@
 """Runs the program as a user would: the whole command line, in this process or in its own."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,31 +45,45 @@ class Answer:
         return json.loads((self.run / "result.json").read_text())
 
 
-@pytest.fixture
-def sat(tmp_path, monkeypatch, capfd):
-    """`sat("attack.steps=2")` in this process, on a tiny run, with results in tmp_path."""
+def ended(*arguments: str) -> int:
+    """The command in this process; its exit code."""
     from hydra.core.global_hydra import GlobalHydra
 
     from sat.loggers import screen
     from sat.run import main
 
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     threads = torch.get_num_threads()
-
-    def call(*arguments: str, tiny: bool = True, root: Path | None = None) -> Answer:
-        root = root or tmp_path / "outputs"
-        given = [f"record.root={root}", *(TINY if tiny else ()), *arguments]
-        monkeypatch.setattr(sys, "argv", ["sat", *given])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        patch.setattr(sys, "argv", ["sat", *arguments])
         for handler in list(screen.log.handlers):  # its streams belong to an earlier test
             screen.log.removeHandler(handler)
-        capfd.readouterr()
         try:
             main()
         except SystemExit as end:
-            code = end.code
+            return end.code
         finally:
             GlobalHydra.instance().clear()
             torch.set_num_threads(threads)
+
+
+def made(root: Path, *arguments: str) -> Path:
+    """The directory of a run that a fixture of many tests makes in this process."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
+        code = ended(f"record.root={root}", *arguments)
+    assert code == 0, said.getvalue()
+    return Answer(0, "", "", root).run
+
+
+@pytest.fixture
+def sat(tmp_path, monkeypatch, capfd):
+    """`sat("attack.steps=2")` in this process, on a tiny run, with results in tmp_path."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def call(*arguments: str, tiny: bool = True, root: Path | None = None) -> Answer:
+        root = root or tmp_path / "outputs"
+        capfd.readouterr()
+        code = ended(f"record.root={root}", *(TINY if tiny else ()), *arguments)
         out, err = capfd.readouterr()
         return Answer(code, out, err, root)
 

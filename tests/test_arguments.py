@@ -9,11 +9,12 @@ import sys
 from typing import Literal, get_args
 
 import pytest
+import torch
 
 import sat
 import sat.activations
 from sat.arguments import check_arguments, check_choice, choices_of
-from sat.attacks import FGSM, PGD, AutoAttack, Curve, FastAutoAttack
+from sat.attacks import APGD, FAB, FGSM, PGD, AutoAttack, Curve, FastAutoAttack, Square
 from sat.attacks.base import Ball
 
 
@@ -103,3 +104,27 @@ def test_it_needs_no_torch():
 def test_activations_refuse_too():
     with pytest.raises(ValueError, match="approximate=tan: choose from none, tanh; tanh?"):
         sat.activations.GELU(approximate="tan")
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"steps": 2.5}, "steps=2.5: must be a whole number"),
+        ({"steps": "3"}, "steps=3: must be a whole number"),
+        ({"steps": True}, "steps=True: must be a whole number"),
+        ({"eps": None}, "eps=None: must be a number, in 1/255"),
+        ({"eps": True}, "eps=True: must be a number, in 1/255"),
+    ],
+)
+def test_a_number_is_one_where_the_class_is_made(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        PGD(**wrong)
+
+
+@pytest.mark.parametrize("attack", [PGD(8), APGD(8), FGSM(8), Square(8), FAB(8)], ids=str)
+@pytest.mark.parametrize("change", [lambda x: 2 * x - 1, lambda x: (255 * x).byte()])
+def test_images_that_are_normalised_or_bytes_are_refused(attack, change):
+    """Cut to [0, 1] they would be attacked as images that nobody has."""
+    x, model = torch.rand(2, 1, 4, 4), torch.nn.Flatten()
+    with pytest.raises(ValueError, match=r"float images in \[0, 1\]"):
+        attack(model, change(x), torch.zeros(2, dtype=torch.long))

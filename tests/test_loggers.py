@@ -3,11 +3,12 @@
 import copy
 import json
 import logging
+import sys
 
 import pytest
 import torch
 
-from sat.loggers import About, Logger, Loggers, compared
+from sat.loggers import About, Logger, Loggers, compared, screen
 from sat.loggers.tensorboard import TensorBoard
 from sat.training.callbacks import Callbacks
 
@@ -301,3 +302,16 @@ def test_a_run_without_trackers_still_writes_its_metrics(sat):
     assert (done.run / "metrics.jsonl").read_text().count("\n") > 3
     again = sat()  # trackers are no part of a run's identity
     assert "is finished" in again.out and again.runs == [done.run]
+
+
+def test_where_a_note_and_a_bar_have_no_room_the_note_is_shown(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(screen.log, "level", logging.INFO)
+    note = "epoch 1.04: held-out 35.4% clean, 4.2% robust, 5.6% single-step"
+    for columns, bar in (("80", False), ("200", True)):
+        monkeypatch.setenv("COLUMNS", columns)
+        progress = screen.Progress("training", 10)
+        progress.say(note)
+        shown = str(progress.bar)
+        assert shown.endswith((note, note + "]")) and ("images/s" in shown) == bar
+        progress.close()

@@ -231,25 +231,20 @@ def test_a_member_of_each_group_trains_without_an_edit_here(sat, mine, member):
         assert ["my/val/clean", 384] in [[tag, images] for tag, images, _ in told]
 
 
-def process(mine: Path, root: Path, **variables: str) -> subprocess.CompletedProcess:
-    """The real command with all of them."""
-    paths = os.pathsep.join([str(ROOT), str(mine)])
-    return subprocess.run(
-        command("--config-dir", str(mine / "conf"), f"record.root={root}", *EACH, *FIXED,
-                "record.checkpoint_minutes=0"),
-        env={**os.environ, "PYTHONPATH": paths, **variables}, cwd=mine, text=True,
-        capture_output=True, check=False,
-    )  # fmt: skip
-
-
-def test_all_together_are_killed_resumed_and_reported(mine, tmp_path):
+def test_all_together_are_killed_resumed_and_reported(sat, mine, tmp_path):
     """The resumed run has the weights of one that was never stopped, to the bit, and tells its
     trackers no step twice; the report imports nothing of the package."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert process(mine, whole).returncode == 0
-    assert process(mine, killed, MINE_KILL="150").returncode == -9
-    done = process(mine, killed)
-    assert done.returncode == 0 and "resumed at step" in done.stdout, done.stderr
+    words = ["--config-dir", str(mine / "conf"), *EACH, *FIXED, "record.checkpoint_minutes=0"]
+    paths = os.pathsep.join([str(ROOT), str(mine)])
+    assert sat(*words, tiny=False, root=whole).code == 0
+    struck = subprocess.run(
+        command(*words, f"record.root={killed}"), cwd=mine, capture_output=True, check=False,
+        env={**os.environ, "PYTHONPATH": paths, "MINE_KILL": "150"},
+    )  # fmt: skip
+    assert struck.returncode == -9
+    done = sat(*words, tiny=False, root=killed)
+    assert done.code == 0 and "resumed at step" in done.out, done.err
     (one,), (two,) = (list(root.glob("bars-plain2*")) for root in (whole, killed))
     assert one.name == two.name and "softsign-mifgsm2" in one.name
     states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (one, two)]

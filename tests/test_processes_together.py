@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, command
+from conftest import TINY, command, made
 from crash.equality import differences
 from test_distributed import ENVIRONMENT, NETWORK, finished, started, torchrun, weights
 
@@ -36,10 +36,6 @@ def told(folder: Path, *words: str) -> tuple[int, str, str]:
     return finished(subprocess.Popen(words, cwd=folder, text=True, env=ENVIRONMENT, **streams))
 
 
-def alone(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    return told(folder, *command(*arguments))
-
-
 def run_in(folder: Path) -> Path:
     (config,) = folder.glob("outputs/*/config.yaml")
     return config.parent
@@ -52,19 +48,14 @@ def result_of(run: Path) -> dict:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of one process, with its own evaluation."""
-    folder = tmp_path_factory.mktemp("trained")
-    code, _, err = alone(folder, *SMALL, "schedule.epochs=6")
-    assert code == 0, err
-    return run_in(folder)
+    return made(tmp_path_factory.mktemp("trained"), *SMALL, "schedule.epochs=6")
 
 
 @pytest.fixture(scope="module")
 def measured(trained, tmp_path_factory):
     """The same, after another evaluation in one process that nobody disturbs."""
     run = copied(trained, tmp_path_factory.mktemp("measured"))
-    code, _, err = alone(run.parents[1], f"evaluate={run}", *BOTH)
-    assert code == 0, err
-    return run
+    return made(run.parent, f"evaluate={run}", *BOTH)
 
 
 def copied(run: Path, folder: Path) -> Path:
@@ -220,11 +211,13 @@ def test_dropout_resumed_by_as_many_processes_equals_never_stopped(tmp_path):
 # sweeps ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sweeping", ["-m", "hydra.mode=MULTIRUN"])
-def test_a_sweep_in_several_processes_is_refused_however_it_is_asked_for(sweeping, tmp_path):
-    several = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x"}
+@pytest.mark.parametrize("sweeping, rank", [("-m", 0), ("hydra.mode=MULTIRUN", 0), ("-m", 1)])
+def test_a_sweep_in_several_processes_is_refused_once(sweeping, rank, tmp_path):
+    """However it is asked for."""
+    several = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "x"}
     done = subprocess.run(command(sweeping, "seed=0,1"), cwd=tmp_path, env=ENVIRONMENT | several,
                           capture_output=True, text=True)  # fmt: skip
     line = "! -m: is no sweep under torchrun; start torchrun once for each run\n"
+    line = line if rank == 0 else ""
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
     assert not [*tmp_path.iterdir()]

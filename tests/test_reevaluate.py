@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, made
 
 import sat as package
 from sat.rundir import checkpoint
@@ -20,19 +21,7 @@ FEW = ["evaluation.masking_checks=0", "evaluation.limit=40", "evaluation.attacks
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The directory of one tiny run with weight averaging; tests copy it."""
-    import os
-    import subprocess
-
-    from conftest import ROOT, TINY, command
-
-    folder = tmp_path_factory.mktemp("finished")
-    done = subprocess.run(
-        command(*TINY, *BETTER), cwd=folder, text=True,
-        capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (run,) = (path.parent for path in folder.glob("outputs/*/result.json"))
-    return run
+    return made(tmp_path_factory.mktemp("finished"), *TINY, *BETTER)
 
 
 @pytest.fixture

@@ -3,15 +3,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, start
+from conftest import TINY, start
 
 import sat as package
 
@@ -412,26 +410,27 @@ def test_other_images_under_the_same_name_are_another_run(sat, tmp_path):
 LONG = ["schedule.epochs=40", "schedule.ema=0.99", "validation.every=5"]
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143),
-                                          (signal.SIGKILL, -9)])  # fmt: skip
-def test_stopped_and_resumed_equals_never_stopped(sat, tmp_path, number, code):
-    """Real processes, stopped in the middle of training; the last half runs in this one."""
+def rows_of(folder: Path) -> int:
+    found = list(folder.glob("outputs/*/metrics.jsonl"))
+    return len(found[0].read_text().splitlines()) if found else 0
+
+
+def test_stopped_and_resumed_equals_never_stopped(sat, tmp_path):
+    """Real processes, one after the other stopped in training; the rest runs in this one."""
     arguments = [*LONG, "record.checkpoint_minutes=0"]
-    process = start(tmp_path, *arguments)
-    rows = 0
-    while rows < 12 and process.poll() is None:
-        time.sleep(0.02)
-        found = list(tmp_path.glob("outputs/*/metrics.jsonl"))
-        rows = len(found[0].read_text().splitlines()) if found else 0
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, out + err
-    assert "Traceback" not in err
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        before = rows_of(tmp_path)
+        process = start(tmp_path, *arguments)
+        while rows_of(tmp_path) < before + 6 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == code, out + err
+        assert "Traceback" not in err and ("resumed at step" in out) == (before > 0)
+        assert ("the same command goes on from here" in err) == (number != signal.SIGKILL)
     root = tmp_path / "outputs"
     (run,) = (path.parent for path in root.glob("*/config.yaml"))
     assert not (run / "result.json").exists()
-    if number != signal.SIGKILL:
-        assert "the same command goes on from here" in err
     resumed = sat(*arguments, root=root)
     assert resumed.code == 0 and "resumed at step" in resumed.out
     whole = sat(*arguments, root=tmp_path / "whole")
@@ -531,16 +530,15 @@ def test_best_is_what_the_checkpoint_says_after_a_kill(sat, tmp_path):
     assert torch.load(best)["step"] == content["step"] == again.result["best"]["step"]
 
 
-def test_a_second_process_waits_for_the_first(tmp_path):
-    arguments = ["schedule.epochs=12"]
+def test_a_second_process_waits_for_the_first(sat, tmp_path):
+    arguments = ["schedule.epochs=20"]
     one = start(tmp_path, *arguments)
-    while not list(tmp_path.glob("outputs/*/metrics.jsonl")) and one.poll() is None:
+    while not rows_of(tmp_path) and one.poll() is None:
         time.sleep(0.02)
-    two = start(tmp_path, *arguments)
-    for process in (one, two):
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-    assert "waiting for" in out or "is finished" in out
+    two = sat(*arguments)
+    _, err = one.communicate(timeout=120)
+    assert one.returncode == two.code == 0, err
+    assert "waiting for" in two.out
     (run,) = (path.parent for path in tmp_path.glob("outputs/*/result.json"))
     steps = [row["step"] for row in metrics(run) if "train/loss" in row]
     assert steps == sorted(set(steps))
@@ -597,7 +595,9 @@ def test_a_sweep_over_processes(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 
-def test_status_lists_every_state(sat, tmp_path):
+def test_status_lists_every_state(sat, tmp_path, capfd):
+    from sat.report.command import main as report
+
     done = sat()
     sat("schedule.learning_rate=1e30", "schedule.warmup_epochs=0")
     stopped = done.root / "half"
@@ -608,12 +608,9 @@ def test_status_lists_every_state(sat, tmp_path):
         damaged.mkdir()
         (damaged / "config.yaml").write_text("seed: 0\n")
         (damaged / "result.json").write_text(text)
-    report = [sys.executable, str(ROOT / "scripts/report.py"), "--status"]
-    listed = subprocess.run([*report, str(done.root)], capture_output=True, text=True,
-                            cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})  # fmt: skip
-    assert listed.returncode == 0, listed.stderr
+    assert report(["--status", str(done.root)]) == 0
+    listed = capfd.readouterr().out
     for state in ("1 finished", "1 failed", "1 stopped", "2 damaged"):
-        assert state in listed.stdout, listed.stdout
-    empty = subprocess.run([*report, str(tmp_path / "none")], capture_output=True, text=True,
-                           cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})  # fmt: skip
-    assert empty.returncode == 2 and "no such folder" in empty.stdout
+        assert state in listed, listed
+    assert report(["--status", str(tmp_path / "none")]) == 2
+    assert "no such folder" in capfd.readouterr().out

@@ -261,7 +261,7 @@ def test_a_launcher_that_fails_is_one_line(sat, monkeypatch):
 
 # clusters -----------------------------------------------------------------------------------------
 
-LIMIT = ["schedule.epochs=120", "validation.every=20", "schedule.ema=0.99", "device=cpu"]
+LIMIT = ["schedule.epochs=60", "validation.every=20", "schedule.ema=0.99", "device=cpu"]
 
 
 def test_a_job_at_its_time_limit_is_requeued_and_goes_on(sat, tmp_path):
@@ -323,6 +323,7 @@ def test_a_search_never_sees_the_test_set():
     entry = AttackResult(accuracy=0.9, ci95=(0.8, 0.95), images=50)
     last = CheckpointResult(step=1, epoch=1.0, clean=entry, robust={"pgd20": entry})
     weights = RunResult(
+        identity={},
         name="run", hash="0", status="finished", seed=0, environment={}, dataset={"name": "digits"},
         test_images=50, attack=None, choices={"threads": 1}, steps=1, images=32, wall_seconds=1.0,
         images_per_second=None, last=last, best=None,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices
 from sat.attacks.alone import Bare
-from sat.attacks.base import Ball, Mode, Norm, frozen
+from sat.attacks.base import Ball, Mode, Norm, frozen, row_rng
 from sat.attacks.losses import LossName, TargetedLoss, ce, named, one_label, reference
 from sat.attacks.network import Network, constant
 from sat.attacks.patience import by_halvings
@@ -44,7 +44,7 @@ class APGD:
         """x [B, C, H, W] in [0, 1] and y [B] or [B, K] -> adversarial images, detached, float32."""
         if not self.eps:
             return x.detach()
-        rng = rng or RowRng(0, torch.arange(len(x), device=x.device))
+        rng = row_rng(rng, x)
         ball, loss, label = Ball(float(self.eps) / 255, self.norm), named(self.loss), one_label(y)
         with frozen(model, self.batch_norm):
             network, target = Bare(model), reference(loss, model, x, y)

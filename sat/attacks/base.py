@@ -57,6 +57,19 @@ class Attack(Protocol):
         ...
 
 
+def row_rng(rng: RowRng | None, x: Tensor) -> RowRng:
+    """The rows' random numbers; whoever calls an attack by hand gives none, and may have normalised
+    the images, which would be cut to [0, 1]: ValueError."""
+    if rng is not None:
+        return rng
+    if not x.is_floating_point() or (x.numel() and not (-1e-6 <= x.min() and x.max() <= 1 + 1e-6)):
+        raise ValueError(
+            f"x: is {x.dtype} from {x.min():.3g} to {x.max():.3g}; an attack takes float images in"
+            " [0, 1], and the model normalises them (that of sat.load does)"
+        )
+    return RowRng(0, torch.arange(len(x), device=x.device))
+
+
 FIELDS = ("eps", "norm", "batch_norm", "loss")
 A = TypeVar("A", bound=Attack)
 

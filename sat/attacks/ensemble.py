@@ -14,7 +14,7 @@ from sat.acceleration.auto import bf16_pays
 from sat.acceleration.precision import float32
 from sat.arguments import check_ball, check_choices
 from sat.attacks.apgd import APGDSearch, cross_entropy
-from sat.attacks.base import Ball, Norm, frozen
+from sat.attacks.base import Ball, Norm, frozen, row_rng
 from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.fab import FABSearch
 from sat.attacks.losses import targeted_dlr
@@ -100,7 +100,7 @@ class FastAutoAttack(Ensemble):
         self._run(model, x, y, rng, outcomes)
 
     def _run(self, model, x, y, rng, outcomes, keep: Callable = lambda images, points: None):
-        rng = rng or RowRng(0, torch.arange(len(x)))
+        rng = row_rng(rng, x)
         with frozen(model, "eval"), float32(model):
             few = x[:8].to(_device(model))
             check_repeats(model, few)

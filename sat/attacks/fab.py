@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices
 from sat.attacks.alone import Bare
-from sat.attacks.base import Ball, Mode, Norm, frozen
+from sat.attacks.base import Ball, Mode, Norm, frozen, row_rng
 from sat.attacks.losses import one_label
 from sat.attacks.network import Network
 from sat.attacks.outcomes import margins
@@ -51,7 +51,7 @@ class FAB:
         """x [B, C, H, W] in [0, 1] and y [B] or [B, K] -> adversarial images, detached, float32."""
         if not self.eps:
             return x.detach()
-        rng = rng or RowRng(0, torch.arange(len(x), device=x.device))
+        rng = row_rng(rng, x)
         ball, label = Ball(float(self.eps) / 255, self.norm), one_label(y)
         search = FABSearch(ball, rounds=1, iterations=self.steps)
         with frozen(model, self.batch_norm):

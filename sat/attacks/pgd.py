@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices, check_unit
-from sat.attacks.base import Mode, Norm, frozen, input_gradient, norm_of
+from sat.attacks.base import Mode, Norm, frozen, input_gradient, norm_of, row_rng
 from sat.attacks.losses import LossName, named, reference
 from sat.rng import RowRng
 
@@ -86,7 +86,7 @@ class PGD:
 
         Leaves every module's mode, every `requires_grad` and every statistic as they were.
         """
-        rng = rng or RowRng(0, torch.arange(len(x), device=x.device))
+        rng = row_rng(rng, x)
         eps, step, loss = float(self.eps) / 255, self.step_size / 255, named(self.loss)
         x_adv, low, high = self.begin(x, rng), (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
         with frozen(model, self.batch_norm), torch.enable_grad():

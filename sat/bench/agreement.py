@@ -1,15 +1,12 @@
-"""Our verdicts against the peers' own, on the same images, with the same threads and batch size:
+"""Our verdicts against AutoAttack's own, on the same images, with the same threads and batch size:
 
-    python scripts/agreement.py outputs/RUN... --images 1000 --threads 1 --json agreement.json
-    python scripts/agreement.py outputs/RUN... --pgd 20  # torchattacks.PGD, not AutoAttack
+    python scripts/agreement.py outputs/RUN... --images 1000 --threads 1
 
-AutoAttack's part takes hours on a CPU: its flags and times are kept in the folder `--theirs` after
-each attack, so that a second call goes on from there. Ours is timed before and after theirs.
-`--pgd` needs `pip install --no-deps torchattacks`.
+Theirs takes hours on a CPU: its verdicts and times are kept in the folder `--theirs` after each
+attack, so that a second call goes on from there. Ours is timed before and after theirs.
 """
 
 import argparse
-import json
 import sys
 import time
 from argparse import Namespace
@@ -23,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
-from sat.attacks import PGD, FastAutoAttack
+from sat.attacks import FastAutoAttack
 from sat.attacks.outcomes import STANDS
 from sat.config import check
 from sat.data import evaluation_batches
@@ -86,66 +83,20 @@ def theirs(model: nn.Module, x: Tensor, y: Tensor, own: Namespace, kept: Path) -
     return verdicts, seconds.sum(0)
 
 
-def autoattack(
-    model: nn.Module, x: Tensor, y: Tensor, own: Namespace, kept: Path
-) -> tuple[Found, Found]:
-    """Ours before and after theirs, with the mean of its two times; then theirs."""
+def ours(model: nn.Module, x: Tensor, y: Tensor, own: Namespace) -> Found:
     attack = FastAutoAttack(own.eps, own.norm, ATTACKS, own.batch_size)
     rng = RowRng(seed_of(own.seed, "agreement"), torch.arange(len(x)))
-    ours = lambda: timed(lambda: attack.verdicts(model, x, y, rng))  # noqa: E731
-    with float32(model):
-        (first, before), other, (second, after) = ours(), theirs(model, x, y, own, kept), ours()
-    assert torch.equal(first, second)
-    return (first, (before + after) / 2), other
+    return timed(lambda: attack.verdicts(model, x, y, rng))
 
 
-def pgd(model: nn.Module, x: Tensor, y: Tensor, own: Namespace) -> tuple[Found, Found]:
-    """PGD of `own.pgd` steps by us and by torchattacks: verdicts, and times of batch after batch
-    in turn."""
-    from torchattacks import PGD as Theirs
-    from torchattacks import PGDL2
-
-    attack = PGD(own.eps, own.pgd, norm=own.norm)
-    sizes = (own.eps / 255, attack.step_size / 255, own.pgd)
-    peer = {"linf": Theirs, "l2": PGDL2}[own.norm](model, *sizes)
-    rng = RowRng(seed_of(own.seed, "agreement"), torch.arange(len(x)))
-    torch.manual_seed(own.seed)
-    calls = (lambda a, b, rows: attack(model, a, b, rng[rows]), lambda a, b, rows: peer(a, b))
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    seconds = np.zeros((2, 2))
-    for rows in torch.arange(len(x)).split(own.batch_size):
-        a, b = x[rows], y[rows]
-        for k, call in enumerate(calls):
-            x_adv, spent = timed(partial(call, a, b, rows))
-            seconds[k] += spent
-            stands = right(model, x_adv, b) & right(model, a, b)
-            found[k].append(torch.where(stands, STANDS, 0))
-    return (torch.cat(found[0]), seconds[0]), (torch.cat(found[1]), seconds[1])
-
-
-def compare(name: str, ours: Found, theirs: Found, clean: Tensor) -> dict[str, Any]:
-    """Robust accuracies, disagreements in both directions, times."""
-    stands, other = ours[0] == STANDS, theirs[0] == STANDS
-    felled = lambda found: [int((found[0] == k).sum()) for k in range(len(ATTACKS))]  # noqa: E731
-    times = [
-        dict(zip(("wall", "processor"), map(float, s), strict=True)) for _, s in (ours, theirs)
-    ]
-    return {
-        "run": name, "images": len(clean), "clean": clean.float().mean().item(),
-        "ours": stands.float().mean().item(), "theirs": other.float().mean().item(),
-        "only_ours_stands": int((stands & ~other).sum()),
-        "only_theirs_stands": int((other & ~stands).sum()),
-        "felled_by_ours": felled(ours), "felled_by_theirs": felled(theirs),
-        "our_seconds": times[0], "their_seconds": times[1],
-    }  # fmt: skip
-
-
-def line(row: dict[str, Any]) -> list[str]:
-    shares = [f"{100 * row[key]:.1f} %" for key in ("clean", "ours", "theirs")]
-    counts = [str(row[key]) for key in ("only_ours_stands", "only_theirs_stands")]
-    ours, theirs = (row[key]["processor"] for key in ("our_seconds", "their_seconds"))
-    times = [f"{ours:.0f} s", f"{theirs:.0f} s", f"{theirs / ours:.1f}"]
-    return [row["run"], str(row["images"]), *shares, *counts, *times]
+def line(name: str, mine: Found, other: Found, clean: Tensor) -> list[str]:
+    """Robust accuracies, disagreements in both directions, processor seconds."""
+    stands, stand = mine[0] == STANDS, other[0] == STANDS
+    shares = [f"{100 * of.float().mean().item():.1f} %" for of in (clean, stands, stand)]
+    counts = [str(int(only.sum())) for only in (stands & ~stand, stand & ~stands)]
+    seconds = [mine[1][1], other[1][1]]
+    times = [*(f"{each:.0f} s" for each in seconds), f"{seconds[1] / seconds[0]:.1f}"]
+    return [name, str(len(clean)), *shares, *counts, *times]
 
 
 def arguments(given: Sequence[str] | None) -> Namespace:
@@ -159,32 +110,33 @@ def arguments(given: Sequence[str] | None) -> Namespace:
     add("--threads", type=int, default=torch.get_num_threads())
     add("--seed", type=int, default=0)
     add("--theirs", type=Path, default=Path("agreement"), help="where theirs is")
-    add("--pgd", type=int, help="steps of PGD, against torchattacks")
-    add("--json", type=Path, help="a file for all numbers")
     return parser.parse_args(given)
+
+
+def compared(run: Path, own: Namespace) -> list[str]:
+    """A run's line: ours before and after theirs, with the mean of its two times."""
+    model, (x, y) = load(run), images_of(run, own.images)
+    name = run.resolve().name
+    own.theirs.mkdir(parents=True, exist_ok=True)
+    of = f"{digest_of(model.state_dict())}-{own.norm}{own.eps:g}"
+    kept = own.theirs / f"{name}-{of}-b{own.batch_size}s{own.seed}-{len(x)}.npz"
+    with float32(model):
+        (first, before), other = ours(model, x, y, own), theirs(model, x, y, own, kept)
+        second, after = ours(model, x, y, own)
+        assert torch.equal(first, second)
+        return line(name, (first, (before + after) / 2), other, right(model, x, y))
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """Exit codes: 0, or 2 where there is no run, or none that can be read."""
-    own, rows = arguments(given), []
+    own, lines = arguments(given), []
     torch.set_num_threads(own.threads)
     for run in own.runs:
         try:
-            model, (x, y) = load(run), images_of(run, own.images)
+            lines.append(compared(run, own))
         except ValueError as error:
             print(f"! {error}", file=sys.stderr)
             return 2
-        name = run.resolve().name
-        if own.pgd:
-            found = pgd(model, x, y, own)
-        else:
-            own.theirs.mkdir(parents=True, exist_ok=True)
-            of = f"{digest_of(model.state_dict())}-{own.norm}{own.eps:g}"
-            kept = own.theirs / f"{name}-{of}-b{own.batch_size}s{own.seed}-{len(x)}.npz"
-            found = autoattack(model, x, y, own, kept)
-        rows.append(compare(name, *found, right(model, x, y)))
-        print(table(HEAD, [line(row) for row in rows]), flush=True)
-        if own.json:
-            own.json.write_text(json.dumps(rows, indent=1))
+        print(table(HEAD, lines), flush=True)
     print("processor seconds; only we, only they: images that the one spares and the other fells")
     return 0

@@ -2,8 +2,7 @@
 
     sat-benchmark                                            # ResNet-18 on CIFAR-10's sizes
     sat-benchmark model.depth=50 dataset=imagenet --steps 0,1 --batch 256 --compile --budget 10m
-    sat-benchmark --parts memory,growth
-    sat-benchmark --parts program                            # --help, first step, sweep, report
+    sat-benchmark --parts memory,program                     # large networks; whole commands
 
 Words are those of `python -m sat.run`; images are random pixels, and nothing is downloaded. Each
 row goes to the screen, and with all numbers (`benchmark.json`) and a figure into the folder of
@@ -21,38 +20,33 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sat.bench.units import span
 from sat.errors import Fault, Refused
 
-PARTS = ("steps", "stages", "activations", "growth", "memory", "program")
-USUAL = PARTS[:3]
+PARTS = ("steps", "stages", "activations", "memory", "program")
 ISA = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")  # what a product's rate is by
-SHORT = {"batch": 32, "steps": (0, 1, 2), "rounds": 3}  # a minute or two on two cores
 
 
-def numbers(text: str, kind: type = int, least: float = 0) -> tuple[Any, ...]:
+def steps(text: str) -> tuple[int, ...]:
     """`0,1,2` as distinct numbers in ascending order."""
-    try:
-        found = sorted({kind(part) for part in text.split(",")})
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: write numbers, such as 0,1,2") from None
-    if found[0] < least:
-        raise argparse.ArgumentTypeError(f"{text}: must be {least:g} or above")
-    return tuple(found)
+    found = tuple(sorted({int(part) for part in text.split(",")}))
+    if found[0] < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be 0 or above")
+    return found
 
 
 def positive(text: str) -> int:
-    (number, *more) = numbers(text, least=1)
-    if more:
-        raise argparse.ArgumentTypeError(f"{text}: is more than one number")
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or above")
     return number
 
 
 def parts(text: str) -> tuple[str, ...]:
-    chosen = text.split(",")
+    chosen = tuple(text.split(","))
     for part in chosen:
         if part not in PARTS:
             raise argparse.ArgumentTypeError(f"{part}: is none of {', '.join(PARTS)}")
-    return tuple(part for part in PARTS if part in chosen)
+    return chosen
 
 
 def duration(text: str) -> float:
@@ -70,29 +64,21 @@ def arguments(given: Sequence[str] | None = None) -> Namespace:
     )  # fmt: skip
     add = parser.add_argument
     add("words", nargs="*", help="what sat.run takes: model=..., activation=..., dataset=...")
-    add("--steps", type=numbers, metavar="K,K", help="attack steps (0,1,2,3,10)")
+    add("--steps", type=steps, default=(0, 1, 2, 3, 10), metavar="K,K",
+        help="attack steps (0,1,2,3,10)")  # fmt: skip
     add("--batch", type=positive, help="images a step (the schedule's; CIFAR-10: 128)")
-    add("--rounds", type=positive, help="how often each is timed (7)")
-    add("--device", help="auto, cpu, cuda, cuda:1")
+    add("--rounds", type=positive, default=7, help="how often each is timed (7)")
     add("--threads", type=positive, help="of a CPU (as many as torch takes)")
     add("--compile", action="store_true", help="times this program compiled as well, which takes"
         " up to a minute, of each network")  # fmt: skip
-    add("--short", action="store_true", help="batch 32, k = 0, 1, 2, three rounds")
-    add("--parts", type=parts, default=USUAL, help=f"of {','.join(PARTS)} ({','.join(USUAL)})")
+    add("--parts", type=parts, default=PARTS[:3], help=f"of {','.join(PARTS)} (the first three)")
     add("--budget", type=duration, default=float("inf"), metavar="10m", help="then stop")
-    add("--gib", type=lambda text: numbers(text, float, 0.1), default=(24.0, 80.0, 141.0),
-        metavar="G,G", help="memory, for the largest batch (24,80,141)")  # fmt: skip
     add("--out", type=Path, default=Path("outputs/benchmark"), help="folder (outputs/benchmark)")
     own = parser.parse_intermixed_args(given)
     for word in own.words:
         if "=" not in word:
             parser.error(f"{word}: is no key=value")
-    usual = {"batch": None, "steps": (0, 1, 2, 3, 10), "rounds": 7}
-    for key, value in (SHORT if own.short else usual).items():
-        if getattr(own, key) is None:
-            setattr(own, key, value)
     own.words += [f"schedule.batch_size={own.batch}"] if own.batch else []
-    own.words += [f"device={own.device}"] if own.device else []
     return own
 
 
@@ -104,47 +90,37 @@ def about(case: Any, own: Namespace) -> dict[str, Any]:
     from sat.rundir.environment import environment
 
     told = environment(case.device) | {
-        "command": " ".join(["python", *sys.argv]), "words": list(case.words),
-        "rounds": own.rounds, "batch": case.batch, "shape": list(case.sizes.shape),
+        "command": " ".join(["python", *sys.argv]), "words": " ".join(case.words),
+        "rounds": own.rounds, "batch": case.batch, "shape": "x".join(map(str, case.sizes.shape)),
         "multiply_adds": case.cost.multiply_adds, "parameters": case.cost.parameters,
-        "float32": {"matmul": torch.get_float32_matmul_precision(),
-                    "cudnn_tf32": torch.backends.cudnn.allow_tf32},
     }  # fmt: skip
     if case.device.type == "cuda":
         told["memory"] = torch.cuda.get_device_properties(case.device).total_memory
         told["cuda"], told["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
     else:
-        told["isa"] = [name for name in ISA if name in flags()]
+        told["isa"] = ", ".join(name for name in ISA if name in flags())
         told["isa_limit"] = os.environ.get("ONEDNN_MAX_CPU_ISA")
     return told
 
 
-def headline(told: dict[str, Any]) -> str:
-    on = told["device"]
-    if "isa" in told:
-        limit = f", limited to {told['isa_limit']}" if told["isa_limit"] else ""
-        on += f" ({', '.join(told['isa']) or 'instruction sets unknown'}{limit})"
-        on += f", {told['threads']} thread{'s' * (told['threads'] != 1)}"
-    versions = ", ".join(f"{name} {told[name]}" for name in ("python", "torch", "timm"))
-    commit = f", commit {told['commit'][:8]}" if told["commit"] else ""
-    return (
-        f"# Benchmark\n\n{on}; {versions}{commit}; {told['time']}\n\n    {told['command']}\n\n"
-        f"{' '.join(told['words'])}: {told['parameters']:,} parameters,"
-        f" {told['multiply_adds']:,} multiply-adds an image of {'x'.join(map(str, told['shape']))},"
-        f" batch {told['batch']}"
-    )
-
-
 def measure(case: Any, own: Namespace) -> int:
-    from sat.bench.part import Book, unfinished
+    from sat.bench.book import Book
+    from sat.bench.steps import draw
 
     told = about(case, own)
     book, left = Book(own.out, told, own.budget), []
-    book.say(headline(told))
+    book.say("# Benchmark\n")
+    for key, value in told.items():
+        book.say(f"- {key}: {value:,}" if isinstance(value, int) else f"- {key}: {value}")
     for name in own.parts:
-        left += book.measure(name, import_module(f"sat.bench.{name}").PART, case, own)
+        part = import_module(f"sat.bench.{name}")
+        left += book.measure(name, part.__doc__ or "", part.measurements(case, own))
+    if any("images/s" in row for row in book.found.get("steps", [])):
+        title = f"{told['device']}, torch {told['torch']}; {told['words']}"
+        draw(book.found["steps"], case, title, own.out)
     if left:
-        book.say(unfinished(left, own.budget))
+        names = ", ".join(left)
+        book.say(f"\n{span(own.budget)} are over; left, for the same command again: {names}")
     book.found["left"] = left
     book.write()
     return 143 if left else 0

@@ -1,7 +1,6 @@
 """What is measured: the network and the schedule of a command line, on images of random pixels."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,10 +48,14 @@ class Case:
         images = self.sizes.train
         return choose(schedule, self.device, images, cost.multiply_adds, cost.depthwise)
 
+    @property
+    def unit(self) -> int:
+        """FLOP of a forward of the batch."""
+        return 2 * self.cost.multiply_adds * self.batch
+
     def flop(self, k: int) -> int:
-        """Useful work of a step of PGD-k: a forward, an input gradient and a weight gradient are
-        one unit each, of 2 FLOP a multiply-add."""
-        return 2 * self.cost.multiply_adds * units(k) * self.batch
+        """Useful work of a step of PGD-k."""
+        return units(k) * self.unit
 
     def model(self) -> Classifier:
         """The network, with the same weights each time."""
@@ -90,26 +93,9 @@ class Case:
 
 
 def units(k: int) -> int:
-    """Units of a PGD-k step: k forwards and input gradients, and an update of three."""
+    """A forward, an input gradient and a weight gradient are one unit each: k forwards and input
+    gradients, and an update of three."""
     return 2 * k + 3
-
-
-@contextmanager
-def side_by_side(compiled: bool) -> Iterator[None]:
-    """Allows many compiled networks of one process: each of them keeps graphs of its own shapes.
-
-    torch counts all of a class as one that is compiled again and again: after eight it would go
-    on eagerly, and after the second shape with graphs for any.
-    """
-    if not compiled:
-        yield
-        return
-    import torch._dynamo  # takes a second to import
-
-    torch.compiler.reset()
-    with torch._dynamo.config.patch(recompile_limit=256, automatic_dynamic_shapes=False):
-        yield
-    torch.compiler.reset()
 
 
 def case_of(words: Sequence[str]) -> Case:

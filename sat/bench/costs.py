@@ -2,6 +2,8 @@
 the folder or file of a set of the user's own."""
 
 import json
+import weakref
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -9,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from sat.acceleration.auto import depthwise, multiply_adds
 from sat.activations.surrogate import phase, phased
@@ -177,28 +182,46 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
 # memory ---------------------------------------------------------------------------------------
 
 
-def saved_bytes(model: nn.Module, x: Tensor, floats: int = 4) -> int:
-    """What autograd keeps for the backward of one training forward of x [B, C, H, W]: every storage
-    once, parameters and buffers left out, `floats` bytes for each floating-point number."""
-    kept: list[Tensor] = []  # all alive, so that no storage is mistaken for a later one
-    held = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+class Live(TorchDispatchMode):
+    """Bytes of storages that are alive and were made within: `now`, and at most so far, `most`.
+
+    Of `held` none counts. Memory that a kernel takes for itself and gives back is not seen.
+    """
+
+    def __init__(self, held: Iterable[Tensor]):
+        super().__init__()
+        self.now = self.most = 0
+        self._known = WeakIdKeyDictionary()
+        for tensor in held:
+            self._known[tensor.untyped_storage()] = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._meet(tensor.untyped_storage())
+        return made
+
+    def _meet(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known[storage] = True
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._part, storage.nbytes())
+
+    def _part(self, count: int) -> None:
+        self.now -= count
+
+
+def saved_bytes(model: nn.Module, x: Tensor) -> int:
+    """What autograd keeps for the backward of one training forward of x [B, C, H, W]."""
     training = model.training
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, phase(phased(model), "outer"):
+    with Live([*model.parameters(), *model.buffers(), x]) as live, phase(phased(model), "outer"):
         logits = model.train()(x)
     model.train(training)
-    size = {}
-    for tensor in kept:
-        storage = tensor.untyped_storage()
-        scale = floats / tensor.element_size() if tensor.is_floating_point() else 1
-        size[storage._cdata] = storage.nbytes() * scale
+    saved = live.now
     del logits
-    return round(sum(count for key, count in size.items() if key not in held))
+    return saved
 
 
 def state_bytes(model: nn.Module, schedule: Any) -> int | None:

@@ -51,9 +51,8 @@ class Told:
     state: str = ""
     refused: str = ""
     columns: dict[str, str] = field(default_factory=dict)
-    seconds: float | None = None  # of all its work
-    missing: float | None = None  # of what is left of it
-    notes: tuple[str, ...] = ()
+    missing: float | None = None  # seconds of what is left of it
+    notes: list[str] = field(default_factory=list)
 
 
 def standing(spec: Spec) -> tuple[str, int]:
@@ -94,9 +93,16 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
     sizes = sizes_of(spec.dataset)
     cost, work = cost_of(spec, sizes), work_of(spec, sizes)
     part = -(-spec.schedule.batch_size // spec.schedule.parts)
-    pace, precision, why = paced(spec, sizes, cost, rates)
+    precision, pace, why = paced(spec, sizes, cost, rates)
     more = lambda *names: "+" * any(name in work.untold for name in names)  # noqa: E731
     judged, k = more(*spec.evaluation.measured_by), gradients_of(spec.attack)
+    told.notes = [why] * bool(why) + [ENSEMBLE.format(name) for name in work.untold]
+    seconds = doubting = None
+    if pace is not None:
+        training, measuring = pace.training(work), pace.measuring(work)
+        seconds, doubting = training + measuring, pace.doubting(work)
+        left = 1 - step / work.updates if work.updates and told.state != "trained" else 0
+        told.missing = 0.0 if told.state == "finished" else training * left + measuring
     told.columns = {
         "parameters": count(cost.parameters),
         "multiply-adds": count(cost.multiply_adds),
@@ -110,40 +116,32 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
         "precision": precision,
         "memory": size(cost.fixed(spec.schedule, precision)),
         "activations": size(cost.kept(part, precision)),
-        "masking checks": span(pace and pace.doubting(work)),
+        "masking checks": span(doubting),
+        "time": span(seconds) + (judged or more("attack", "validation")) * bool(pace),
     }
-    told.notes = tuple(n for n in (why, *(ENSEMBLE.format(name) for name in work.untold)) if n)
-    if pace is not None:
-        training, measuring = pace.training(work), pace.measuring(work)
-        left = 1 - step / work.updates if work.updates and told.state != "trained" else 0
-        told.seconds = training + measuring
-        told.missing = 0.0 if told.state == "finished" else training * left + measuring
-    unsure = pace is not None and judged + more("attack", "validation")
-    told.columns["time"] = span(told.seconds) + "+" * bool(unsure)
 
 
-def paced(spec: Spec, sizes: Any, cost: Any, rates: Namespace) -> tuple[Any, str, str]:
-    """Seconds an image, the precision of the training, and why there are no seconds."""
+def paced(spec: Spec, sizes: Any, cost: Any, rates: Namespace) -> tuple[str, Any, str]:
+    """The precision of the training, seconds an image, and why there are none."""
     from sat.acceleration.auto import auto_precision, is_small
     from sat.acceleration.device import find_device
     from sat.bench.pace import from_rate, tried
 
-    precision = spec.schedule.precision
+    asked = spec.schedule.precision
     if rates.tflops:
-        precision = "bf16" if precision == "auto" else precision
-        return from_rate(cost, rates.tflops, rates.tflops_fp32 or rates.tflops), precision, ""
+        return "bf16" if asked == "auto" else asked, from_rate(cost, *rates.tflops), ""
     try:
         device = find_device(spec.device)
     except ValueError as error:
-        precision = "fp32" if precision == "auto" else precision
-        return None, precision, f"device{error}; --tflops X tells a time without one"
-    if precision == "auto":
+        why = f"device{error}; --tflops X tells a time without one"
+        return "fp32" if asked == "auto" else asked, None, why
+    if asked == "auto":
         small = is_small(cost.multiply_adds * spec.schedule.batch_size)
-        precision = auto_precision(device.type, cost.depthwise, small)
+        asked = auto_precision(device.type, cost.depthwise, small)
     try:
-        return tried(spec, sizes, cost), precision, ""
+        return asked, tried(spec, sizes, cost), ""
     except ValueError as error:
-        return None, precision, f"{error}; --tflops X tells a time"
+        return asked, None, f"{error}; --tflops X tells a time"
 
 
 # what is printed ------------------------------------------------------------------------------
@@ -162,8 +160,7 @@ def summary(jobs: list[Told], rates: Namespace) -> str:
             lines += ["", table(told, [[row[key] for key in told] for row in rows])]
         lines += ["", totals(jobs, rates.gpus), ""]
         lines += list(dict.fromkeys(note for job in good for note in job.notes))
-        rated = RATED.format(rates.tflops or 0, rates.tflops_fp32 or rates.tflops or 0)
-        lines += [LEGEND, rated if rates.tflops else TRIED]
+        lines += [LEGEND, RATED.format(*rates.tflops) if rates.tflops else TRIED]
     for job in jobs:
         if job.refused:
             which = f"job {job.job} ({' '.join(job.overrides)}): " * (len(jobs) > 1)
@@ -177,16 +174,15 @@ def totals(jobs: list[Told], gpus: int) -> str:
     states = [job.state for job in runs] + ["refused" for job in jobs if job.refused]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     known = [job for job in runs if job.missing is not None]
-    seconds = sum(job.missing or 0 for job in known)
-    missing = ("nothing" if known and not seconds else span(seconds)) if known else "-"
+    each = [job.missing or 0 for job in known]
+    missing = ("nothing" if known and not any(each) else span(sum(each))) if known else "-"
     plus = "+" * any(job.columns["time"].endswith("+") and job.missing for job in known)
     more = f" and {len(runs) - len(known)} of unknown time" if 0 < len(known) < len(runs) else ""
     asked = f"{len(jobs)} run{'s' * (len(jobs) != 1)}"
     distinct = f", {len(runs)} distinct" * (len(jobs) > 1)
     line = f"{asked}{distinct}: {counts}; still missing: {missing}{plus}{more}"
-    if seconds and gpus > 1:
-        ends = shared_out([job.missing or 0 for job in known], gpus)
-        line += f"; on {gpus} GPUs, each run on one: {span(ends)}{plus}"
+    if any(each) and gpus > 1:
+        line += f"; on {gpus} GPUs, each run on one: {span(shared_out(each, gpus))}{plus}"
     return line
 
 
@@ -201,21 +197,23 @@ def shared_out(seconds: list[float], gpus: int) -> float:
 # the command ----------------------------------------------------------------------------------
 
 
-def rate(text: str) -> float:
-    if not 0 < (number := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: must be finite, above 0")
-    return number
+def rates(text: str) -> tuple[float, float]:
+    """TFLOP/s of the training and of the evaluation: `50,25`, or `50` for both."""
+    found = [float(part) for part in text.split(",")]
+    if len(found) > 2 or not all(0 < rate < float("inf") for rate in found):
+        raise argparse.ArgumentTypeError(f"{text}: write one or two rates, finite and above 0")
+    return found[0], found[-1]
 
 
 def measured(folder: Path) -> tuple[float, float]:
     """TFLOP/s of single-step training as fast as this program does it, and in float32, in which the
     evaluation computes, by the benchmark of a folder."""
     try:
-        found = json.loads((folder / "benchmark.json").read_text())["steps"]["rows"]
-        own = [r for r in found if r["k"] == 1 and r.get("loop", "").startswith("sat")]
-        exact = [row for row in own if row["choices"]["precision"] == "fp32"]
-        fastest = (max(row["flop_per_second"]["median"] for row in rows) for rows in (own, exact))
-        training, evaluation = (flop / 1e12 for flop in fastest)
+        found = json.loads((folder / "benchmark.json").read_text())["steps"]
+        own = [row for row in found if row.get("k") == 1 and row["name"].startswith("sat")]
+        exact = [row for row in own if row["about"]["choices"]["precision"] == "fp32"]
+        fastest = (max(row["TFLOP/s"] for row in rows) for rows in (own, exact))
+        training, evaluation = fastest
     except (OSError, ValueError, KeyError) as error:
         raise Refused(f"--measured {folder}: holds no benchmark of steps, k = 1") from error
     return training, evaluation
@@ -228,15 +226,17 @@ def arguments(given: Sequence[str]) -> tuple[Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--tflops", type=rate, help="TFLOP/s sustained; nothing is tried here")
-    add("--tflops-fp32", type=rate, help="those of the evaluation (the same)")
-    add("--measured", type=Path, metavar="DIR", help="both, of a benchmark's folder")
+    add(
+        "--tflops",
+        type=rates,
+        metavar="X[,Y]",
+        help="TFLOP/s sustained in training and, in float32, in the evaluation; tries nothing",
+    )
+    add("--measured", type=Path, metavar="DIR", help="those of a benchmark's folder")  # fmt: skip
     add("--gpus", type=int, default=1, help="that share the runs of a sweep (1)")
     own, words = parser.parse_known_args(given)
     if own.gpus < 1:
         parser.error(f"--gpus {own.gpus}: must be at least 1")
-    if own.tflops_fp32 and not own.tflops:
-        parser.error(f"--tflops-fp32 {own.tflops_fp32:g}: belongs to --tflops X")
     return own, words
 
 
@@ -263,10 +263,13 @@ def main(given: Sequence[str] | None = None) -> int:
 
     try:
         if own.measured:
-            own.tflops, own.tflops_fp32 = measured(own.measured)
+            own.tflops = measured(own.measured)
         sweep.each_job(words, tell)
     except ValueError as error:  # while composing
         print(error, file=sys.stderr)
         return 2
-    print(summary(jobs, own))
+    try:
+        print(summary(jobs, own), flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2 if any(job.refused for job in jobs) else 0

@@ -30,21 +30,15 @@ def training_images(case: Case, folder: Path) -> MemorySplit | StreamSplit:
     dataset: Any = case.spec.dataset
     count = max(IMAGES, case.batch)
     if isinstance(dataset, MemorySet):
-        return pixels(case, count)
+        pixels = torch.randint(256, (count, *case.sizes.shape), dtype=torch.uint8)
+        labels, crop = torch.arange(count) % case.sizes.classes, getattr(dataset, "crop", 0)
+        crop = crop if isinstance(crop, int) else 0
+        return MemorySplit(pixels.to(case.device), labels, crop, getattr(dataset, "flip", False))
     if not isinstance(dataset, FolderSet) or is_there(dataset):
         return dataset(case.device, case.spec.seed).train
     files = sorted_files(folder, make_photographs(folder, *stored(dataset)))
     chosen = torch.arange(count) % FILES
     return StreamSplit(files, chosen, files.labels[chosen], dataset.reading(case.device))
-
-
-def pixels(case: Case, count: int) -> MemorySplit:
-    dataset, generator = case.spec.dataset, torch.Generator().manual_seed(0)
-    shape = (count, *case.sizes.shape)
-    values = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    labels = torch.arange(count) % case.sizes.classes
-    crop, flip = getattr(dataset, "crop", 0), getattr(dataset, "flip", False)
-    return MemorySplit(values.to(case.device), labels, crop if isinstance(crop, int) else 0, flip)
 
 
 def stored(dataset: FolderSet) -> tuple[int, int]:
@@ -93,13 +87,3 @@ def fed(
             stream.close()  # its processes would be at work beside the next call
 
     return Timed(step, reader)
-
-
-def origin(images: MemorySplit | StreamSplit, case: Case) -> str:
-    """What is read, and by whom; nothing for a set in memory."""
-    if not isinstance(images, StreamSplit):
-        return ""
-    what, dataset = "the set's own files", case.spec.dataset
-    if isinstance(dataset, FolderSet) and not is_there(dataset):
-        what = "JPEG files of {}x{} pixels, made for it".format(*stored(dataset))
-    return f"{what}, by {images.workers} processes"

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sat.bench.book import left_out
 from sat.bench.case import RATE, Case
 from sat.bench.stopwatch import settings
-from sat.errors import is_out_of_memory
 from sat.training.step import update
 
-PUBLISHED = "published loop"
 GRAPHS = "sat, CUDA graphs"
+PEERS = ("published", "torchattacks")
 TRICKS = ("channels_last", "fold", "fused", "tf32")
 
 
@@ -51,7 +51,8 @@ def theirs(case: Case, name: str, attack_on: Callable[..., Callable[..., Tensor]
         F.cross_entropy(model(x_adv), y).backward()
         optimizer.step()
 
-    return Loop(name, step, plain())
+    choices = {"precision": "fp32", "channels_last": False, "compile": False}
+    return Loop(name, step, choices | {"threads": torch.get_num_threads()})
 
 
 def published(case: Case) -> Loop:
@@ -74,7 +75,7 @@ def published(case: Case) -> Loop:
 
         return attack
 
-    return theirs(case, PUBLISHED, attack_on)
+    return theirs(case, "published", attack_on)
 
 
 def torchattacks(case: Case) -> Loop:
@@ -95,12 +96,6 @@ def torchattacks(case: Case) -> Loop:
     return theirs(case, "torchattacks", attack_on)
 
 
-def plain() -> dict[str, Any]:
-    """What those choose who choose nothing."""
-    return {"precision": "fp32", "channels_last": False, "compile": False,
-            "threads": torch.get_num_threads()}  # fmt: skip
-
-
 def failing(loop: Loop, case: Case) -> list[str]:
     """A line where a loop can't take a step: not every network can be compiled or captured as a
     CUDA graph."""
@@ -111,14 +106,6 @@ def failing(loop: Loop, case: Case) -> list[str]:
     except Exception as error:  # torch's compiler raises many kinds
         return [left_out(loop.name, error)]
     return []
-
-
-def left_out(what: str, error: Exception) -> str:
-    """A line of what can't be timed; memory that runs out is raised again."""
-    if is_out_of_memory(error):
-        raise error
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return f"{what} is left out: it failed ({reason})"
 
 
 def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:

@@ -134,15 +134,12 @@ def places_of(own: Namespace) -> dict[str, Any]:
     """What the lines may name. Raises Refused where the images are not there."""
     if not own.data.is_dir():
         raise Refused(f"{own.data}: no such folder")
-    found = [
-        p for p in sorted(own.data.iterdir()) if (p / "train").is_dir() and (p / "val").is_dir()
-    ]
+    places = {"data": own.data, "out": own.out, "jobs": own.jobs}
+    found = [train.parent for train in own.data.glob("*/train") if (train / "../val").is_dir()]
     if len(found) > 1:
-        raise Refused(
-            f"{own.data}: more than one folder of photographs: {', '.join(map(str, found))}"
-        )
-    return {"data": own.data, "out": own.out, "jobs": own.jobs,
-            **({"photographs": found[0]} if found else {})}  # fmt: skip
+        names = ", ".join(sorted(map(str, found)))
+        raise Refused(f"{own.data}: more than one folder of photographs: {names}")
+    return places | ({"photographs": found[0]} if found else {})
 
 
 def arguments(given: Sequence[str] | None, plan: Path) -> Namespace:
@@ -158,7 +155,6 @@ def arguments(given: Sequence[str] | None, plan: Path) -> Namespace:
     add("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2],
         metavar="S,S", help="one after the other (0,1,2)")  # fmt: skip
     add("--jobs", type=int, default=3, help="runs on 32x32 images that share the GPU (3)")
-    add("--only", default="", metavar="TEXT", help="lines that contain it")
     add("--dry-run", action="store_true", help="print the lines, do nothing")
     return parser.parse_args(given)
 
@@ -170,7 +166,6 @@ def main(plan: Path, given: Sequence[str] | None = None) -> int:
     except (Refused, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    found = {line: minutes for line, minutes in found.items() if own.only in line}
     ledger = Ledger(own.out / f"{own.plan.stem}.json")
     if own.dry_run:
         for line in found:

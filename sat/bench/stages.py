@@ -1,13 +1,15 @@
 """Where the time of a step goes, measured with the program's own parts; what can't be timed by
-itself is the difference of two times of one round."""
+itself is the difference of two times of one round.
+
+On a GPU a part by itself may wait for its launches where the whole step does not. The peak is the
+fastest large matrix product.
+"""
 
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -15,30 +17,21 @@ import torch.nn.functional as F
 
 from sat.activations.surrogate import phase
 from sat.attacks.pgd import frozen, input_gradient
-from sat.bench.case import Case, units
-from sat.bench.loading import fed, origin, pixels, training_images
-from sat.bench.loops import left_out
-from sat.bench.part import Measurements, Part, Row, quartiles
-from sat.bench.stopwatch import Timed, interleaved, paired, products, settings, spread
-from sat.bench.units import digits
-from sat.data.sets import Data
+from sat.bench.book import Measurements, Row
+from sat.bench.case import Case
+from sat.bench.loading import fed, training_images
+from sat.bench.stopwatch import Timed, beside_products, milliseconds, paired, settings
+from sat.data.stream import StreamSplit
 from sat.rng import RowRng
 from sat.training.state import TrainState
 from sat.training.step import update
 
-HEAD = ["stage", "ms a step", "quartiles", "of the step", "units", "share of peak"]
-NOTE = """\
-Parts by themselves, and differences of such times; on a GPU one may wait for its launches where the
-whole step does not. Logging: its share of a step. Shares are of the fastest matrix product."""
 
-
-def stages_of(k: int, log_every: int, t: dict[str, float]) -> dict[str, tuple[int, float]]:
+def stages_of(k: int, t: dict[str, float]) -> dict[str, tuple[int, float]]:
     """Units of work and seconds of each part, by the seconds `t` of the calls in one round; they
-    add up to a step of PGD-k with its batch and its share of a log. Where processes read the images
-    beside the step (`fed`), it has only what it waits for."""
-    found = {"data": (0, t["data"])}
-    if "fed" in t:
-        found = {"data: waited for": (0, t["fed"] - t["step"])}
+    add up to a step of PGD-k with its batch. Where processes read the images beside the step
+    (`fed`), it has only what it waits for."""
+    found = {"data": (0, t["fed"] - t["step"] if "fed" in t else t["data"])}
     if k:
         backward = t["attack gradient"] - t["attack forward"]
         rest = t["attack"] - k * t["attack gradient"] - t["fold"]
@@ -54,57 +47,40 @@ def stages_of(k: int, log_every: int, t: dict[str, float]) -> dict[str, tuple[in
         "update: backward": (2, t["gradients"] - t["forward"]),
         "update: optimizer": (0, t["optimizer"]),
         "update: checks and sums": (0, rest),
-        "logging": (0, t["log"] / log_every),
     }
 
 
 def measurements(case: Case, own: Namespace) -> Measurements:
     k = 2 if 2 in own.steps else own.steps[-1]
-    yield f"PGD-{k}", partial(measure, case, k, own.rounds, False)
-    if own.compile:
-        yield f"PGD-{k}, compiled", partial(compiled, case, k, own.rounds)
+    for compiled in [False, True][: 1 + own.compile]:
+        key = f"PGD-{k}{', compiled' * compiled}"
+        yield key, partial(measure, key, case, k, own.rounds, compiled)
 
 
-def compiled(case: Case, k: int, rounds: int) -> list[Row]:
-    try:
-        return measure(case, k, rounds, True)
-    except Exception as error:  # torch's compiler raises many kinds
-        return [{"note": left_out("the compiled step", error)}]
-
-
-def measure(case: Case, k: int, rounds: int, compile: bool) -> list[Row]:
-    state, tops = case.state(k, compile=compile), products(case.device)
-    with ExitStack() as stack:
-        stack.enter_context(settings(state.plan.choices))
-        images = training_images(case, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+def measure(key: str, case: Case, k: int, rounds: int, compiled: bool) -> list[Row]:
+    state = case.state(k, compile=compiled)
+    with settings(state.plan.choices), tempfile.TemporaryDirectory() as folder:
+        images = training_images(case, Path(folder))
         calls = attack_calls(case, state) | update_calls(case, state)
-        calls |= {"data": fed(case, images), "log": stack.enter_context(logged(case, state))}
-        if read := origin(images, case):
+        calls["data"] = fed(case, images)
+        if isinstance(images, StreamSplit):
             calls["fed"] = fed(case, images, partial(update, state))
-        times = interleaved(calls | {top.name: top.call for top in tops}, case.device, rounds)
-    every, by_round = (
-        state.plan.log_every,
-        [dict(zip(times, each, strict=True)) for each in zip(*times.values(), strict=True)],
-    )
-    found = [stages_of(k, every, seconds) for seconds in by_round]
-    best = min(tops, key=lambda top: min(times[top.name]) / top.flop)
-    unit = 2 * case.cost.multiply_adds * case.batch / best.flop
+        times, peak = beside_products(calls, case.device, rounds)
+    by_round = [dict(zip(times, each, strict=True)) for each in zip(*times.values(), strict=True)]
+    found = [stages_of(k, seconds) for seconds in by_round]
     wholes = [sum(seconds for _, seconds in parts.values()) for parts in found]
+    stages = {name: (work, [parts[name][1] for parts in found])
+              for name, (work, _) in found[0].items()}  # fmt: skip
+    stages["all"] = (sum(work for work, _ in stages.values()), wholes)
+    if isinstance(images, StreamSplit):
+        stages[f"the files alone, {images.workers} readers"] = (0, times["data"])
     rows: list[Row] = []
-    for name, (work, _) in found[0].items():
-        mine = [parts[name][1] for parts in found]
-        share = paired(lambda top, own, n=work: n * unit * top / own, times[best.name], mine)
-        rows.append({"stage": name, "units": work, "seconds": spread(mine),
-                     "share": paired(lambda a, b: a / b, mine, wholes),
-                     "share_of_peak": share if work else None})  # fmt: skip
-    name = f"PGD-{k}{', compiled' * compile}: all"
-    rows.append({"stage": name, "units": units(k), "seconds": spread(wholes),
-                 "share": spread([1.0]), "share_of_peak": None,
-                 "choices": state.plan.choices})  # fmt: skip
-    if read:
-        rate = paired(lambda t: case.batch / t, times["data"])
-        note = "{median:,.0f} ({low:,.0f} to {high:,.0f})".format(**rate)
-        rows.append({"note": f"\n{note} images/s are read where nothing else is done, from {read}"})
+    for name, (work, mine) in stages.items():
+        flop = work * case.unit
+        share = paired(lambda t, best, flop=flop: 100 * flop / t / best, mine, peak)
+        of_step = paired(lambda t, whole: 100 * t / whole, mine, wholes)
+        rows.append({"name": f"{key}: {name}", "ms": milliseconds(mine), "% of step": of_step,
+                     "units": work, "% of peak": share if work else None})  # fmt: skip
     return rows
 
 
@@ -113,29 +89,28 @@ def attack_calls(case: Case, state: TrainState) -> dict[str, Timed]:
     `fold` brings the folded network's weights up to date."""
     x, y = case.images()
     net, rows = state.attack_model(x), torch.arange(len(x), device=x.device)
+    images = x.clone().requires_grad_()
+    state.model.train()
 
     @contextmanager
     def attacking() -> Iterator[None]:
         with frozen(net, case.spec.attack.batch_norm), inner():
             yield
 
-    inner = lambda: phase(state.phased, "inner")  # noqa: E731
-    images = x.clone().requires_grad_()
-    state.model.train()
+    inner = partial(phase, state.phased, "inner")
+    forward = lambda: F.cross_entropy(net(images), y, reduction="sum")  # noqa: E731
     return {
         "attack": Timed(lambda: state.attack(state.attack_model(x), x, y, RowRng(0, rows)), inner),
         "fold": Timed(lambda: state.attack_model(x)),
         "attack gradient": Timed(lambda: input_gradient(net, x, y), attacking),
-        "attack forward": Timed(
-            lambda: F.cross_entropy(net(images), y, reduction="sum"), attacking
-        ),
+        "attack forward": Timed(forward, attacking),
     }
 
 
 def update_calls(case: Case, state: TrainState) -> dict[str, Timed]:
     """The update and its parts; `step` is all of it, the attack included."""
     (x, y), net, objective = case.images(), state.net, state.objective
-    outer = lambda: phase(state.phased, "outer")  # noqa: E731
+    outer = partial(phase, state.phased, "outer")
 
     def gradients() -> None:
         objective(net, x, x, y)[0].backward()
@@ -155,40 +130,3 @@ def update_calls(case: Case, state: TrainState) -> dict[str, Timed]:
         "gradients": Timed(gradients, outer),
         "optimizer": Timed(state.optimizer.step, with_gradients),
     }
-
-
-@contextmanager
-def logged(case: Case, state: TrainState) -> Iterator[Timed]:
-    """A line of metrics and the points of the curves, as in a run, in a folder of its own."""
-    from sat.loggers import About, Loggers
-    from sat.rundir.record import claim
-    from sat.training.callbacks import Callbacks
-
-    images, sizes, steps = pixels(case, case.batch), case.sizes, count(1)
-    names, half = tuple(map(str, range(sizes.classes))), (0.5,) * sizes.channels
-    data = Data("random", names, sizes.channels, sizes.pixels, half, half, images, images, images,
-                canonical=True)  # fmt: skip
-
-    def log() -> None:
-        state.totals.values.fill_(1.0)  # as after steps, without which there is nothing to tell
-        state.step = next(steps)
-        callbacks.log(state)
-
-    with tempfile.TemporaryDirectory() as folder:
-        record = replace(case.spec.record, root=folder)
-        with claim(record, "benchmark", case.spec.yaml()) as run:
-            run.track(Loggers(case.spec.logger, About(run.directory, "benchmark", "")))
-            callbacks = Callbacks(case.spec, run, data)
-            with callbacks.open(state, "", lambda step: iter(())):
-                yield Timed(log)
-                callbacks.saved_step = state.step  # no checkpoint at the end
-
-
-def cells(row: Row) -> list[str]:
-    peak = row["share_of_peak"]
-    share = [f"{row['share']['median']:.1%}", str(row["units"] or "-")]
-    time = [digits(1e3 * row["seconds"]["median"]), quartiles(row["seconds"], 1e3)]
-    return [row["stage"], *time, *share, f"{peak['median']:.1%}" if peak else "-"]
-
-
-PART = Part("Stages", NOTE, HEAD, measurements, cells)

@@ -1,32 +1,32 @@
-"""Whole steps of every loop over the number of attack steps, against the limit of the machine."""
+"""Whole steps of every loop over the number of attack steps, against the limit of the machine.
+
+The peak is the fastest large matrix product; a step of PGD-k is 2k + 3 units of work whatever a
+loop computes. Ratios are medians of those of a round. Memory is that of a step beside weights and
+optimiser.
+"""
 
 import textwrap
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from sat.bench.book import Measurements, Row
 from sat.bench.case import Case, units
-from sat.bench.loops import GRAPHS, PUBLISHED, Loop, loops_of
-from sat.bench.part import Measurements, Part, described, quartiles
+from sat.bench.loops import GRAPHS, PEERS, Loop, loops_of
 from sat.bench.stopwatch import (
-    Product,
     Timed,
-    interleaved,
+    Times,
+    beside_products,
+    milliseconds,
     paired,
     peak_bytes,
-    products,
+    product_flop,
     settings,
-    spread,
+    under,
 )
-from sat.bench.units import digits, size
-
-HEAD = ["loop", "k", "ms a step", "quartiles", "images/s", "TFLOP/s", "share of peak",
-        "times published", "times torchattacks", "memory an image"]  # fmt: skip
-NOTE = """\
-Shares are of the fastest large matrix product, for 2k + 3 units of work whatever a loop computes;
-ratios are medians of those of a round. Memory is that of a step beside weights and optimiser."""
 
 
 def measurements(case: Case, own: Namespace) -> Measurements:
@@ -35,98 +35,74 @@ def measurements(case: Case, own: Namespace) -> Measurements:
     if notes:
         yield "left out", lambda: [{"note": note} for note in notes]
     first = next((k for k in own.steps if k), 0)
-    tops = products(case.device)
     for k in sorted(own.steps, key=lambda k: (k != first, k)):
-        yield f"k={k}", partial(measure, case, loops, tops, k, own.rounds, k == first)
+        yield f"k={k}", partial(measure, case, loops, k, own.rounds, k == first)
 
 
-def measure(
-    case: Case, loops: Sequence[Loop], tops: Sequence[Product], k: int, rounds: int, memory: bool
-) -> list[dict[str, Any]]:
-    """Seconds of a step of each loop, and of the matrix products, round by round."""
+def measure(case: Case, loops: Sequence[Loop], k: int, rounds: int, memory: bool) -> list[Row]:
+    """A step of each loop, and the matrix products, round by round."""
     x, y = case.images()
-    calls = {loop.name: Timed(partial(loop.step, k, x, y), partial(settings, loop.choices))
-             for loop in loops}  # fmt: skip
-    times = interleaved(calls | {top.name: top.call for top in tops}, case.device, rounds)
-    best = min(tops, key=lambda top: min(times[top.name]) / top.flop)
-    rows: list[dict[str, Any]] = []
-    for top in tops:
-        rate = paired(lambda t, flop=top.flop: flop / t, times[top.name])
-        rows.append({"product": top.name, "k": k, "seconds": spread(times[top.name]),
-                     "flop_per_second": rate, "limit": top is best})  # fmt: skip
+    calls = {loop.name: Timed(partial(loop.step, k, x, y)) for loop in loops}
+    timed = {loop.name: under(loop.choices, calls[loop.name]) for loop in loops}
+    times, peak = beside_products(timed, case.device, rounds)
+    rows: list[Row] = []
     for loop in loops:
-        row = {"loop": loop.name, "choices": loop.choices, **step(case, loop.name, k, times, best)}
+        row = step(case, loop.name, k, times, peak)
         if memory and loop.name != GRAPHS:  # which allocates nothing in a step
             with settings(loop.choices):
-                row["bytes"] = peak_bytes(calls[loop.name].run, case.device)
-        rows.append(row)
+                held = peak_bytes(calls[loop.name].run, case.device)
+            row["MiB an image"] = held / case.batch / 2**20
+        rows.append(row | {"about": {"choices": loop.choices, "seconds": times[loop.name]}})
+    flop = product_flop(case.device) / 1e12
+    for name in [name for name in times if name not in calls]:
+        rate = flop / median(times[name])
+        rows.append({"name": name, "k": k, "ms": milliseconds(times[name]), "TFLOP/s": rate})
     return rows
 
 
-def step(
-    case: Case, name: str, k: int, times: dict[str, list[float]], best: Product
-) -> dict[str, Any]:
-    """A loop at one k: its share of the limit and its ratio to the published loop are those of the
-    same round."""
+def step(case: Case, name: str, k: int, times: Times, peak: Sequence[float]) -> Row:
+    """A loop at one k, beside the limit and the peers of the same round."""
     mine, flop = times[name], case.flop(k)
-    share = lambda own, product: flop / own / (best.flop / product)  # noqa: E731
-    found = {
-        "k": k, "flop": flop, "batch": case.batch, "rounds": mine, "seconds": spread(mine),
-        "images_per_second": paired(lambda t: case.batch / t, mine),
-        "flop_per_second": paired(lambda t: flop / t, mine),
-        "share_of_peak": paired(share, mine, times[best.name]),
+    row = {
+        "name": name, "k": k, "ms": milliseconds(mine),
+        "images/s": case.batch / median(mine),
+        "TFLOP/s": flop / median(mine) / 1e12,
+        "% of peak": paired(lambda t, best: 100 * flop / t / best, mine, peak),
     }  # fmt: skip
-    for other in (PUBLISHED, "torchattacks"):
-        if other in times:
-            faster = paired(lambda own, others: others / own, mine, times[other])
-            found[f"times_{other.split()[0]}"] = faster
-    return found
+    for peer in PEERS:
+        if peer in times:
+            row[f"times {peer}"] = paired(lambda t, other: other / t, mine, times[peer])
+    return row
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    time = [str(row["k"]), digits(1e3 * row["seconds"]["median"]), quartiles(row["seconds"], 1e3)]
-    rate = digits(row["flop_per_second"]["median"] / 1e12)
-    if "product" in row:
-        limit = "the limit" * row["limit"]
-        return [f"{row['product']} product", *time, "-", rate, limit, "-", "-", "-"]
-    ratio = lambda key: f"{row[key]['median']:.2f}" if key in row else "-"  # noqa: E731
-    return [
-        row["loop"], *time, digits(row["images_per_second"]["median"]), rate,
-        f"{row['share_of_peak']['median']:.1%}", ratio("times_published"),
-        ratio("times_torchattacks"), size(row["bytes"] / row["batch"]) if "bytes" in row else "-",
-    ]  # fmt: skip
-
-
-def draw(rows: Sequence[dict[str, Any]], case: Case, folder: Path) -> None:
+def draw(rows: Sequence[Row], case: Case, title: str, folder: Path) -> None:
     """`steps.png` and `steps.svg`: medians and quartiles of each loop over k; below them the line
     of 2k + 3 units at the rate of the matrix product."""
     import matplotlib
     from matplotlib.figure import Figure
 
+    timed = [row for row in rows if "images/s" in row]
+    limit = max(row["TFLOP/s"] for row in rows if row.get("name", "").endswith("product"))
     style = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "sat", "savefig.dpi": 200}
-    timed = [row for row in rows if "loop" in row]
-    steps = sorted({row["k"] for row in timed})
-    rate = max(row["flop_per_second"]["median"] for row in rows if "product" in row)
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(6.3, 4.0), layout="constrained")
         axes = figure.subplots()
-        for name in dict.fromkeys(row["loop"] for row in timed):
-            mine = sorted((r for r in timed if r["loop"] == name), key=lambda row: row["k"])
-            ks = [row["k"] for row in mine]
-            middle, low, high = ([1e3 * row["seconds"][key] for row in mine]
-                                 for key in ("median", "low", "high"))  # fmt: skip
-            (line,) = axes.plot(ks, middle, marker="o", label=name)
-            axes.vlines(ks, low, high, color=line.get_color())
-        unit = 2 * case.cost.multiply_adds * case.batch / rate
-        axes.plot(steps, [1e3 * unit * units(k) for k in steps], "--", color="black", label="limit")
+        for name in dict.fromkeys(row["name"] for row in timed):
+            plot(axes, [row for row in timed if row["name"] == name])
+        steps = sorted({row["k"] for row in timed})
+        least = [units(k) * case.unit / limit / 1e9 for k in steps]
+        axes.plot(steps, least, "--", color="black", label="limit")
         axes.set(yscale="log", xlabel="attack steps k", ylabel="ms a step (logarithmic)")
         axes.set_xticks(steps)
-        title = textwrap.wrap(described(case), 88)
-        figure.suptitle("\n".join(title), fontsize=9, x=0.01, ha="left")
+        figure.suptitle("\n".join(textwrap.wrap(title, 88)), fontsize=9, x=0.01, ha="left")
         figure.legend(loc="outside lower center", ncols=3)
-        for kind in ("png", "svg"):
-            metadata = {"Date": None} if kind == "svg" else None
-            figure.savefig(folder / f"steps.{kind}", metadata=metadata)
+        figure.savefig(folder / "steps.png")
+        figure.savefig(folder / "steps.svg", metadata={"Date": None})
 
 
-PART = Part("Steps", NOTE, HEAD, measurements, cells, draw)
+def plot(axes: Any, rows: Sequence[Row]) -> None:
+    rows = sorted(rows, key=lambda row: row["k"])
+    ks, spreads = [row["k"] for row in rows], [row["ms"] for row in rows]
+    middle, low, high = ([each[key] for each in spreads] for key in ("median", "low", "high"))
+    (line,) = axes.plot(ks, middle, marker="o", label=rows[0]["name"])
+    axes.vlines(ks, low, high, color=line.get_color())

@@ -4,12 +4,12 @@ else the machine does falls on all alike; ratios are taken within a round."""
 import math
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import median, quantiles
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -19,8 +19,8 @@ from sat.acceleration.precision import set_tf32
 SECONDS = 0.2  # of a block of calls: a thousand times the clock's and the synchronisation's cost
 WARMING = {"cpu": 1, "cuda": 3}  # calls; a CUDA graph is recorded in the second, replayed after it
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
-Key = TypeVar("Key", bound=Hashable)
 Spread = dict[str, float]  # median, and the quartiles low and high
+Times = dict[str, list[float]]  # seconds of one call in each round
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,16 @@ def paired(of: Callable[..., float], *rounds: Sequence[float]) -> Spread:
     return spread([of(*each) for each in zip(*rounds, strict=True)])
 
 
-def interleaved(
-    calls: Mapping[Key, Timed], device: torch.device, rounds: int
-) -> dict[Key, list[float]]:
+def milliseconds(rounds: Sequence[float]) -> Spread:
+    return spread([1e3 * seconds for seconds in rounds])
+
+
+def interleaved(calls: Mapping[str, Timed], device: torch.device, rounds: int) -> Times:
     """Seconds of one call of each, for every round; before them each is called untimed, which
     compiles it and fills what it keeps. A call is repeated until a block takes SECONDS."""
     order, draw = [*calls], random.Random(0)
-    times: dict[Key, list[float]] = {key: [] for key in calls}
-    blocks: dict[Key, int] = {}
+    times: Times = {key: [] for key in calls}
+    blocks: dict[str, int] = {}
     for key in order:
         clocked(calls[key], WARMING[device.type], device)
     for _ in range(rounds):
@@ -74,6 +76,39 @@ def clocked(call: Timed, block: int, device: torch.device) -> float:
             call.run()
         wait(device)
         return (time.perf_counter() - begun) / block
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def beside_products(
+    calls: Mapping[str, Timed], device: torch.device, rounds: int
+) -> tuple[Times, list[float]]:
+    """Seconds of the calls and of large matrix products, and FLOP/s of the fastest of these in each
+    round: what the machine can do at best."""
+    tops = products(device)
+    times = interleaved({**calls, **tops}, device, rounds)
+    best = min(tops, key=lambda name: min(times[name]))
+    return times, [product_flop(device) / seconds for seconds in times[best]]
+
+
+def products(device: torch.device) -> dict[str, Timed]:
+    """Products in float32, as the machine's settings have it, and in bf16 where it is fast here."""
+    side, types = SIDE[device.type], {"float32 product": torch.float32}
+    if bf16_pays(device.type):
+        types["bf16 product"] = torch.bfloat16
+    found = {}
+    for name, dtype in types.items():
+        # random numbers: a GPU draws less power, and clocks higher, on zeros
+        a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
+        found[name] = Timed(partial(torch.mm, a, b, out=out))
+    return found
+
+
+def product_flop(device: torch.device) -> int:
+    return 2 * SIDE[device.type] ** 3
 
 
 @contextmanager
@@ -102,34 +137,6 @@ def under(choices: Mapping[str, Any], call: Timed) -> Timed:
             yield
 
     return Timed(call.run, within)
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@dataclass(frozen=True)
-class Product:
-    """A large matrix product: what the machine can do at best."""
-
-    name: str
-    call: Timed
-    flop: int
-
-
-def products(device: torch.device) -> list[Product]:
-    """Products in float32, as the machine's settings have it, and in bf16 where it is fast here."""
-    side, found = SIDE[device.type], []
-    types = {"float32": torch.float32}
-    if bf16_pays(device.type):
-        types["bf16"] = torch.bfloat16
-    for name, dtype in types.items():
-        # random numbers: a GPU draws less power, and clocks higher, on zeros
-        a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
-        call = partial(torch.mm, a, b, out=out)
-        found.append(Product(name, Timed(call), 2 * side**3))
-    return found
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:

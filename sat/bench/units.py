@@ -9,23 +9,19 @@ def digits(number: float) -> str:
 
 def count(number: float) -> str:
     """`359`, `1,294`, `25.6 M`."""
-    if number < 9999.5:
-        return f"{number:,.0f}"
-    units = iter("kMGTPE")
-    while number >= 999.5:
-        number, unit = number / 1000, next(units)
-    return f"{number:.3g} {unit}"
+    return f"{number:,.0f}" if number < 9999.5 else scaled(number, 1000, ["", *"kMGTPE"])
 
 
 def size(number: float | None) -> str:
     """`1.2 GiB`; `-` where it is not known."""
-    if number is None:
-        return "-"
-    units = iter(("KiB", "MiB", "GiB", "TiB"))
-    number, unit = number / 1024, next(units)
-    while number >= 999.5:
-        number, unit = number / 1024, next(units)
-    return f"{number:.3g} {unit}"
+    return "-" if number is None else scaled(number / 1024, 1024, ["KiB", "MiB", "GiB", "TiB"])
+
+
+def scaled(number: float, step: int, units: list[str]) -> str:
+    unit, *larger = units
+    if number < 999.5 or not larger:
+        return f"{number:.3g} {unit}"
+    return scaled(number / step, step, larger)
 
 
 def span(seconds: float | None) -> str:
@@ -34,12 +30,11 @@ def span(seconds: float | None) -> str:
         return "-"
     if seconds < 9.5:
         return f"{seconds:.1f} s"
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    for unit, part, smaller in (("min", 1, "s"), ("h", 60, "min")):
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    for unit, part, smaller, most in (("min", 1, "s", 60), ("h", 60, "min", 48)):
         whole, rest = divmod(round(seconds / part), 60)
-        if whole < (60 if unit == "min" else 48):
+        if whole < most:
             return f"{whole} {unit} {rest} {smaller}"
     whole, rest = divmod(round(seconds / 3600), 24)
     return f"{whole} d {rest} h"

@@ -1,6 +1,7 @@
 """What a run says on the screen: a progress bar, or plain lines where there is no terminal."""
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from sat.launch import processes
 
 log = logging.getLogger("sat")
+NARROW = "{desc}{percentage:3.0f}%, {remaining} left{postfix}"
 
 
 class _Handler(logging.Handler):
@@ -88,9 +90,11 @@ class Progress:
             log.info("%s", line.rstrip())
 
     def say(self, note: str) -> None:
-        """Something short to stand beside the bar."""
+        """Something short to stand beside the bar, or in its place where both have no room."""
         self.note = note
         if self.bar is not None:
+            narrow = shutil.get_terminal_size().columns < 60 + len(note)
+            self.bar.bar_format = NARROW if narrow else None
             self.bar.set_postfix_str(note)
 
     def close(self) -> None:

@@ -15,8 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from sat.report.study import Table
 from sat.report.tables import Number, Row
 
-WIDTH, DPI = 6.3, 200  # inches; half a page holds 6.3 x 3.6
-INK = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+WIDTH = 6.3  # inches; half a page holds 6.3 x 3.6
 # Okabe and Ito's colours, told apart by the colour-blind, for those that papers compare most.
 COLOURS = {
     "relu": "#000000", "silu": "#0072B2", "elu": "#D55E00", "celu": "#CC79A7", "gelu": "#E69F00",
@@ -28,23 +27,14 @@ SPARE = ("#1B6CA8", "#A83232", "#3E8E41", "#7B4B94", "#B5651D", "#2F8F8B")  # of
 MARKERS = {0: "P", 1: "o", 2: "s", 3: "^", 4: "v", 5: "p", 7: "h", 10: "D"}  # others: X
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
+    **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "legend.fontsize"), 9),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 9),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("figure.dpi", "savefig.dpi"), 200),
     "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
     "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.edgecolor": "#888888",
-    "lines.linewidth": 1.5,
-    "lines.markersize": 6,
-    "figure.dpi": DPI,
-    "savefig.dpi": DPI,
+    "grid.color": "#e4e4e4",
     "text.parse_math": False,  # a name may hold $
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "sat",  # the same ids each time
@@ -62,62 +52,60 @@ def look(row: Row) -> tuple[str, str]:
     return COLOURS.get(row.activation, spare), MARKERS.get(row.steps, "X")
 
 
-def sheet(table: Table, title: str, note: str, rows: Sequence[Row], height: float = 3.6) -> Figure:
+def sheet(
+    table: Table, title: str, note: str, rows: Sequence[Row], height: float = 3.6,
+    handles: Sequence[Line2D] = (),
+) -> Figure:  # fmt: skip
     """An empty figure under its title and a caption: setting, seeds, the note, and what is not
-    drawn."""
-    figure = Figure(figsize=(WIDTH, height))
-    FigureCanvasAgg(figure)
+    drawn; with a legend of the handles below, for which it gets higher."""
     seeds = {len(number.seeds) for row in rows for number in row.numbers.values()} or {0}
     many = " to ".join(str(count) for count in sorted({min(seeds), max(seeds)}))
     absent = ", ".join(row.label for row in table.rows if row not in rows)
     said = f"{table.setting}; {many} seed{'s' * (many != '1')}. {note}."
     said += f" Not drawn, for want of the numbers: {absent}." * bool(absent)
-    if any(row.alarms for row in rows):
-        said += " Hollow: raised alarms."
+    said += " Hollow: raised alarms." * any(row.alarms for row in rows)
     title = table.title if title in table.title else f"{table.title}: {title}"
     head, caption = textwrap.wrap(title, 66), textwrap.wrap(said, 88)
-    top = 0.07
-    for lines, size, weight, colour, line in (
-        (head, 11, "bold", "black", 0.19), (caption, 9, "normal", "#555555", 0.155),
-    ):  # fmt: skip
-        figure.text(0.08 / WIDTH, 1 - top / height, "\n".join(lines), va="top", fontsize=size,
-                    fontweight=weight, color=colour)  # fmt: skip
-        top += line * len(lines) + 0.03
+    wide = max((len(str(handle.get_label())) for handle in handles), default=0)
+    columns = max(1, min(len(handles), 84 // (wide + 8)))
+    height += 0.17 * -(-len(handles) // columns)
+    figure = Figure(figsize=(WIDTH, height))
+    FigureCanvasAgg(figure)
+    below = 0.1 + 0.19 * len(head)
+    top = below + 0.03 + 0.155 * len(caption)
+    figure.text(0.013, 1 - 0.07 / height, "\n".join(head), va="top", size=11, weight="bold")
+    figure.text(0.013, 1 - below / height, "\n".join(caption), va="top", color="#555555")
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - top / height))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=1.8)
     return figure
 
 
-def legend_lines(labels: Sequence[str]) -> tuple[int, int]:
-    """Columns and lines of a legend that is as wide as the figure."""
-    columns = max(1, min(len(labels), 84 // (max(map(len, labels), default=0) + 8)))
-    return columns, -(-len(labels) // columns)
-
-
-def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    columns, _ = legend_lines([str(handle.get_label()) for handle in handles])
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=1.8)
-
-
-def point(axes: Any, x: float, y: float, row: Row, number: int | None = None) -> None:
-    """The marker of a row, in which its number may stand."""
-    colour, marker = look(row)
-    face = "white" if row.alarms else colour
-    size = 6 if number is None else 11
-    axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=size, zorder=4)
+def point(axes: Any, x: float, y: float, row: Row, number: int | None = None, **style: Any) -> None:
+    """The marker of a row, in which its number may stand; hollow where it raised alarms."""
+    (colour, marker), size = look(row), 6 if number is None else 11
+    face, ink = ("white", colour) if row.alarms else (colour, "white")
+    axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=size, zorder=4,
+              **style)  # fmt: skip
     if number is not None:
         axes.annotate(str(number), (x, y), ha="center", va="center_baseline", fontsize=7, zorder=5,
-                      color=colour if row.alarms else "white", fontweight="bold")  # fmt: skip
+                      color=ink, fontweight="bold")  # fmt: skip
+
+
+def seeds(axes: Any, x: Sequence[float], y: Sequence[float], row: Row) -> None:
+    """Small points, one a seed, where there are several."""
+    if len(x) > 1:
+        axes.plot(x, y, ".", color=look(row)[0], alpha=0.4, markersize=5, markeredgewidth=0)
 
 
 def key(table: Table, rows: Sequence[Row]) -> list[Line2D]:
     """A legend: what the numbers in the markers stand for."""
-    handles = []
-    for row in rows:
-        colour, marker = look(row)
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none"))
-        handles[-1].set_markerfacecolor("white" if row.alarms else colour)
-        handles[-1].set_label(f"{table.rows.index(row) + 1} {row.label}")
-    return handles
+    return [
+        Line2D([], [], color=look(row)[0], marker=look(row)[1], linestyle="none",
+               markerfacecolor="white" if row.alarms else look(row)[0],
+               label=f"{table.rows.index(row) + 1} {row.label}")
+        for row in rows
+    ]  # fmt: skip
 
 
 def wrapped(label: str, width: int = 34) -> str:

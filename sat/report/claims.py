@@ -106,10 +106,9 @@ def by_seeds(a: Number, b: Number) -> dict[str, Any]:
 def of_images(row: Row, reference: Row, measure: Measure, seed: int) -> Difference:
     """Two networks of one seed on the same images. Raises Refused where flags are not there."""
     runs = [each.runs[each.seeds.index(seed)] for each in (row, reference)]
+    flags = [flags_of(run, measure) for run in runs]
     try:
-        a, b = paired(*(flags_of(run, measure) for run in runs))
-    except Refused:
-        raise
+        a, b = paired(*flags)
     except ValueError:
         raise Refused("no image was measured in both") from None
     found = mcnemar(a["right"], b["right"])
@@ -124,12 +123,11 @@ def flags_of(run: Measured, measure: Measure) -> dict[str, np.ndarray]:
     from sat.report import compare  # loads torch
 
     files = compare.flags_of(run.path, which)
-    if attack == "clean":
-        flags = compare.clean_of(files)
-        return {"indices": flags["indices"], "right": flags["clean"]}
-    if attack not in files:
+    if attack != "clean" and attack not in files:
         raise Refused(f"one seed says nothing of others, and there are no flags of {attack}")
-    return {"indices": files[attack]["indices"], "right": files[attack]["robust"]}
+    flags = compare.clean_of(files) if attack == "clean" else files[attack]
+    right = flags["clean" if attack == "clean" else "robust"]
+    return {"indices": flags["indices"], "right": right}
 
 
 # claims -------------------------------------------------------------------------------------------
@@ -137,25 +135,25 @@ def flags_of(run: Measured, measure: Measure) -> dict[str, np.ndarray]:
 
 def judged(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], attack: str) -> list[Verdict]:
     """What the numbers say of each claim, p corrected by Holm's method over all that are tested."""
-    pairs: list[tuple[Row, Row] | str] = []
+    sides: list[tuple[Row, Row] | str] = []
     tested: dict[int, float] = {}
     for place, claim in enumerate(claims):
         measure = measure_of(claim, attack)
         try:
             better, than = sides_of(rows, claim, measure)
         except Refused as error:
-            pairs.append(str(error))
+            sides.append(str(error))
             continue
-        pairs.append((better, than))
+        sides.append((better, than))
         a, b = better.numbers[measure], than.numbers[measure]
         if len(a.seeds.keys() & b.seeds.keys()) > 1 and "within" not in claim:
             tested[place] = by_seeds(a, b)["p"]
     p = dict(zip(tested, holm(list(tested.values())), strict=True))
     return [
-        Verdict(claim["text"], "not run", sides)
-        if isinstance(sides, str)
-        else verdict(*sides, measure_of(claim, attack), claim, p.get(place))
-        for place, (sides, claim) in enumerate(zip(pairs, claims, strict=True))
+        Verdict(claim["text"], "not run", found)
+        if isinstance(found, str)
+        else verdict(*found, measure_of(claim, attack), claim, p.get(place))
+        for place, (found, claim) in enumerate(zip(sides, claims, strict=True))
     ]
 
 

@@ -1,6 +1,5 @@
 """Two runs on the same test images, image by image: what `sat-report --compare` prints."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from sat.errors import Refused
 from sat.evaluation.measure import accuracy
 from sat.evaluation.store import damaged, read_file
 from sat.loggers.screen import percent, table
-from sat.rundir.result import read_result
+from sat.rundir.result import RunResult
 from sat.statistics import mcnemar, paired
 
 HEAD = ["", "images", "A", "B", "A - B in points", "only A", "only B", "p"]
@@ -34,43 +33,32 @@ def compare(a: Path, b: Path, checkpoint: str) -> str:
         raise Refused(f"{a}, {b}: no test image was measured in both") from None
     notes = []
     for name in sorted({*of_a, *of_b}):
-        if name not in of_a or name not in of_b:
-            notes.append(f"{name}: left out, measured in {'A' if name in of_a else 'B'} alone")
-        elif changed := differing(of_a[name], of_b[name]):
-            notes.append(f"{name}: left out, measured with other settings ({changed})")
-        else:
-            try:
-                rows.append(line(name, "robust", *paired(of_a[name], of_b[name])))
-            except ValueError:
-                notes.append(f"{name}: left out, no image was measured in both")
+        try:
+            rows.append(line(name, "robust", *alike(name, of_a, of_b)))
+        except ValueError as error:
+            notes.append(f"{name}: left out, {error}")
     runs = f"A: {a}\nB: {b}\ncheckpoint: {checkpoint}\n"
     return "\n".join([runs, table(HEAD, rows), "", *notes, LEGEND])
 
 
-def line(name: str, which: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def line(name: str, which: str, a: Any, b: Any) -> list[str]:
     """One line of the table, of the flags `which`: clean or robust."""
     found = mcnemar(a[which], b[which])
     low, high = found["ci95"]
-    return [
-        name,
-        f"{found['images']:,}",
-        percent(accuracy(a[which])),
-        percent(accuracy(b[which])),
-        f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
-        f"{found['only_a']:,}",
-        f"{found['only_b']:,}",
-        f"{found['p']:.2g}",
-    ]
+    difference = f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    both = (percent(accuracy(flags[which])) for flags in (a, b))
+    counts = (f"{found[key]:,}" for key in ("only_a", "only_b"))
+    return [name, f"{found['images']:,}", *both, difference, *counts, f"{found['p']:.2g}"]
 
 
 def same_images(a: Path, b: Path) -> None:
     """Raises Refused where the runs were not measured on the same test set."""
     facts_a, facts_b = (dataset_of(run) for run in (a, b))
     for key in ("name", "classes", "test", "test_content"):
-        if facts_a[key] != facts_b[key]:
+        if facts_a.get(key) != facts_b.get(key):
             raise Refused(
-                f"{a}, {b}: were measured on other images (dataset {key}: {facts_a[key]},"
-                f" {facts_b[key]}); only the same images can be compared one by one"
+                f"{a}, {b}: were measured on other images (dataset {key}: {facts_a.get(key)},"
+                f" {facts_b.get(key)}); only the same images can be compared one by one"
             )
 
 
@@ -78,12 +66,9 @@ def dataset_of(run: Path) -> dict[str, Any]:
     """What a run's result tells of its images."""
     if not (run / "config.yaml").is_file():
         raise Refused(f"{run}: is no run; a run's directory has a config.yaml")
-    if (result := read_result(run)) is None:
+    if (result := RunResult.read(run)) is None:
         raise Refused(f"{run}: has no result yet; run it to its end")
-    facts = result.get("dataset") or {}
-    if not {"name", "classes", "test", "test_content"} <= set(facts):
-        raise Refused(f"{run / 'result.json'}: is damaged (its dataset is missing)")
-    return facts
+    return result.dataset
 
 
 def flags_of(run: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
@@ -96,21 +81,15 @@ def flags_of(run: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
 
 
 def read_flags(path: Path) -> dict[str, Any]:
-    """A flags file, its settings as a dict. Raises Refused for one that holds something else than
-    one flag for each image."""
+    """A file of outcomes. Raises Refused for one without just one flag for each image."""
     found = read_file(path) or {}
     try:
         flags = {key: found[key] for key in ("indices", "clean", "robust", "settings")}
-        indices = flags["indices"]
-        if indices.dtype.kind != "i" or indices.ndim != 1 or len(indices) == 0:
-            raise ValueError("indices are no list of images")
-        if len(np.unique(indices)) != len(indices):
-            raise ValueError("an image is in it twice")
-        if any(
-            flags[k].dtype != bool or len(flags[k]) != len(indices) for k in ("clean", "robust")
-        ):
+        shapes = {flags[key].shape for key in ("indices", "clean", "robust")}
+        kinds = [flags[key].dtype.kind for key in ("indices", "clean", "robust")]
+        if shapes != {np.unique(flags["indices"]).shape} or kinds != ["i", "b", "b"]:
             raise ValueError("not one flag for each image")
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, AttributeError, ValueError) as error:
         raise Refused(damaged(path, error)) from None
     return flags
 
@@ -123,8 +102,13 @@ def clean_of(flags: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
     return {"indices": indices, "clean": clean[first]}
 
 
-def differing(a: dict[str, Any], b: dict[str, Any]) -> str:
-    """The settings that decide flags and differ, with both values; empty where none does."""
-    a, b = a["settings"], b["settings"]
-    keys = sorted(k for k in {*a, *b} - WHICH_IMAGES if a.get(k) != b.get(k))
-    return "; ".join(f"{key}: {a.get(key)}, {b.get(key)}" for key in keys)
+def alike(name: str, of_a: dict[str, Any], of_b: dict[str, Any]) -> tuple[Any, Any]:
+    """The flags of an attack on the images that both runs have. Raises ValueError where they were
+    not measured alike."""
+    if name not in of_a or name not in of_b:
+        raise ValueError(f"measured in {'A' if name in of_a else 'B'} alone")
+    a, b = of_a[name]["settings"], of_b[name]["settings"]
+    if keys := sorted(k for k in {*a, *b} - WHICH_IMAGES if a.get(k) != b.get(k)):
+        changed = "; ".join(f"{key}: {a.get(key)}, {b.get(key)}" for key in keys)
+        raise ValueError(f"measured with other settings ({changed})")
+    return paired(of_a[name], of_b[name])

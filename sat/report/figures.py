@@ -10,17 +10,16 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
+from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
+from sat.report import canvas
 from sat.report.canvas import (
-    STYLE,
     Undrawable,
     bars,
     bars_note,
-    key,
-    legend,
-    legend_lines,
     look,
     percent_axis,
     point,
@@ -40,6 +39,7 @@ COSTS = {
     "parameters": "parameters",
 }
 NAMES = {"attack.steps": "attack steps", "dataset.image_size": "image size, pixels"}
+Points = list[tuple[float, Row]]  # of a line, by x
 MOST = 60  # rows of a figure
 
 
@@ -48,28 +48,29 @@ class Figure:
     table: str  # Table.name
     png: Path
     svg: Path
-    text: str  # what is seen, in a sentence, for those who can't
+    text: str  # its title
 
 
 def draw(tables: Sequence[Table], folder: Path) -> list[Figure]:
-    """RowRng each table's figures into the folder; what can't be drawn is logged in a line."""
+    """Draws each table's figures into the folder; what can't be drawn is logged in a line."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(canvas.STYLE):
         for table in tables:
-            for n, entry in enumerate(table.spec.get("figures") or (), 1):
+            for n, entry in enumerate(table.spec.get("figures", ()), 1):
                 kind = entry.get("kind")
                 try:
                     if len(table.rows) > MOST:
                         raise Undrawable(f"more than {MOST} rows")
-                    made, text = KINDS[kind](table, entry)
+                    made = KINDS[kind](table, entry)
                 except Undrawable as fault:
                     log.warning("%s: figure %d (%s) left out: %s", table.name, n, kind, fault)
                     continue
                 stem = f"{table.name}-{n}-{kind}"
                 png, svg = (folder / f"{stem}.{ending}" for ending in ("png", "svg"))
                 save(made, png, svg)
-                drawn.append(Figure(table.name, png, svg, text))
+                title = made.texts[0].get_text().replace("\n", " ")
+                drawn.append(Figure(table.name, png, svg, title))
     return drawn
 
 
@@ -118,136 +119,140 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted(found, key=lambda k: (points[k][0], -points[k][1]))
 
 
-def scatter(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
+def panels_of(
+    table: Table, rows: Sequence[Row]
+) -> tuple[list[tuple[str, str, list[Row]]], list[list[Number]]]:
+    """What stands side by side: measure, title and the rows that have it, robust and then clean;
+    and the numbers of each."""
+    titles = {table.attack: f"robust ({attack_name(table.attack)})", "clean": "clean"}
+    found = [
+        (name, title, mine)
+        for name, title in titles.items()
+        if (mine := [row for row in rows if ("best", name) in row.numbers])
+    ]
+    return found, [[best(row, name) for row in mine] for name, _, mine in found]
+
+
+def scatter(table: Table, entry: Mapping[str, Any]) -> Any:
     """Clean against robust: a point a row, bars of both intervals, seeds faint, the front."""
     rows = measured(table, "clean", table.attack)
-    pairs = [(best(row, "clean"), best(row, table.attack)) for row in rows]
-    x, y = (window([pair[side] for pair in pairs]) for side in (0, 1))
-    note = bars_note(*zip(*pairs, strict=True)) + "; small: each seed; dashed: Pareto front"
-    height = 3.6 + 0.17 * legend_lines([f"12 {row.label}" for row in rows])[1]
-    figure = sheet(table, "clean against robust", note, rows, height)
+    (robust, clean), numbers = panels_of(table, rows)
+    y, x = map(window, numbers)
+    note = bars_note(*numbers) + "; small: each seed; dashed: Pareto front"
+    figure = sheet(table, "clean against robust", note, rows, handles=canvas.key(table, rows))
     axes = figure.subplots()
     percent_axis(axes.xaxis, x, "clean accuracy, %")
     percent_axis(axes.yaxis, y, f"robust accuracy ({attack_name(table.attack)}), %")
-    means = [(100 * clean.mean, 100 * robust.mean) for clean, robust in pairs]
+    means = [(percent(row, "clean"), percent(row, table.attack)) for row in rows]
     front = pareto(means)
     corners = [(x[0], means[front[0]][1]), *(means[k] for k in front), (means[front[-1]][0], y[0])]
-    axes.plot(*zip(*corners, strict=True), drawstyle="steps-pre", color="#999999", linestyle="--",
+    axes.plot(*zip(*corners, strict=True), "--", drawstyle="steps-pre", color="#999999",
               linewidth=1, zorder=1)  # fmt: skip
-    for k, (row, (clean, robust)) in enumerate(zip(rows, pairs, strict=True)):
-        colour, (at, up) = look(row)[0], means[k]
-        axes.errorbar(at, up, bars(robust), bars(clean), color=colour, linewidth=1, alpha=0.5)
-        shared = [seed for seed in clean.seeds if seed in robust.seeds]
-        seeds = [(100 * clean.seeds[seed], 100 * robust.seeds[seed]) for seed in shared]
-        if len(seeds) > 1:
-            axes.plot(*zip(*seeds, strict=True), ".", color=colour, alpha=0.35, markersize=5,
-                      markeredgewidth=0)  # fmt: skip
-        point(axes, at, up, row, table.rows.index(row) + 1)
-    legend(figure, key(table, rows))
-    on = ", ".join(
-        f"{rows[k].label} ({means[k][0]:.1f} % clean, {means[k][1]:.1f} % robust)" for k in front
-    )
-    kind = f"Clean against robust accuracy ({attack_name(table.attack)}) of {len(rows)} rows"
-    return figure, f"{kind}; on the Pareto front: {on}; {extremes(rows, table)}."
+    for row, up, along, mean in zip(rows, *numbers, means, strict=True):
+        axes.errorbar(*mean, bars(up), bars(along), color=look(row)[0], linewidth=1, alpha=0.5)
+        shared = [seed for seed in along.seeds if seed in up.seeds]
+        places = ([100 * number.seeds[seed] for seed in shared] for number in (along, up))
+        canvas.seeds(axes, *places, row)
+        point(axes, *mean, row, table.rows.index(row) + 1)
+    return figure
 
 
-def extremes(rows: Sequence[Row], table: Table) -> str:
-    by = sorted(rows, key=lambda row: percent(row, table.attack))
-    low, high = (f"{row.label}, {percent(row, table.attack):.1f} %" for row in (by[0], by[-1]))
-    return f"most robust: {high}; least: {low}"
-
-
-def dots(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
+def dots(table: Table, entry: Mapping[str, Any]) -> Any:
     """A line a row: robust beside clean with intervals and seeds."""
     rows = measured(table, table.attack)
-    names = [table.attack] + ["clean"] * any(("best", "clean") in row.numbers for row in rows)
+    parts, numbers = panels_of(table, rows)
     found = [row.differences.get(("best", table.attack)) for row in rows]
     starred = [k for k, d in enumerate(found) if d and d.marked and d.test == "seeds"]
-    shown = [[best(row, name) for row in rows if ("best", name) in row.numbers] for name in names]
-    note = bars_note(*shown) + "; small: each seed"
-    if starred:
-        note += "; *: differs from the reference, p < 0.05 after Holm's correction"
-    lines = sum(1 + wrapped(row.label).count("\n") for row in rows)
-    figure = sheet(table, "robust and clean", note, rows, max(2.9, 1.9 + 0.21 * lines))
-    panels: Any = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for axes, name, numbers in zip(panels, names, shown, strict=True):
-        title = "clean" if name == "clean" else f"robust ({attack_name(name)})"
-        percent_axis(axes.xaxis, window(numbers), "accuracy, %", bins=5)
-        axes.set_title(title, fontsize=9)
+    note = bars_note(*numbers) + "; small: each seed"
+    note += "; *: differs from the reference, p < 0.05 after Holm's correction" * bool(starred)
+    labels = [wrapped(row.label) + " *" * (k in starred) for k, row in enumerate(rows)]
+    count = len(rows) + "".join(labels).count("\n")
+    figure = sheet(table, "robust and clean", note, rows, max(2.9, 1.9 + 0.21 * count))
+    panels: Any = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+    for axes, (name, title, mine), shown in zip(panels, parts, numbers, strict=True):
+        percent_axis(axes.xaxis, window(shown), "accuracy, %", bins=5)
+        axes.set_title(title)
         axes.tick_params(axis="y", length=0)
-        for k, row in enumerate(rows):
-            if ("best", name) in row.numbers:
-                _dot(axes, k, row, best(row, name))
-    for k in starred:
-        number, edge = best(rows[k], table.attack), panels[0].get_xlim()[1]
-        end = min(max(reach(number)[1], *(100 * s for s in number.seeds.values())), edge)
-        panels[0].annotate("*", (end, k), (4, -2), textcoords="offset points", fontsize=11,
-                           va="center", annotation_clip=False)  # fmt: skip
-    panels[0].set_yticks(range(len(rows)), [wrapped(row.label) for row in rows])
+        for row in mine:
+            k, number = rows.index(row), best(row, name)
+            shares = [100 * share for share in number.seeds.values()]
+            canvas.seeds(axes, shares, [k + 0.27] * len(shares), row)
+            axes.errorbar(100 * number.mean, k, xerr=bars(number), color=look(row)[0])
+            point(axes, 100 * number.mean, k, row)
+    panels[0].set_yticks(range(len(rows)), labels)
     panels[0].set_ylim(len(rows) - 0.3, -0.6)
-    text = f"Robust accuracy ({attack_name(table.attack)}) of {len(rows)} rows with 95 % intervals"
-    return figure, f"{text}; {extremes(rows, table)}."
+    return figure
 
 
-def _dot(axes: Any, k: int, row: Row, number: Number) -> None:
-    if len(number.seeds) > 1:
-        seeds = [100 * share for share in number.seeds.values()]
-        axes.plot(seeds, [k + 0.27] * len(seeds), ".", color=look(row)[0], alpha=0.5,
-                  markersize=5, markeredgewidth=0)  # fmt: skip
-    axes.errorbar(100 * number.mean, k, xerr=bars(number), color=look(row)[0])
-    point(axes, 100 * number.mean, k, row)
-
-
-def lines(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
+def lines(table: Table, entry: Mapping[str, Any]) -> Any:
     """Robust and, beside it, clean accuracy over a number that rows differ in, or over a cost.
 
     A row that has no such number (ReLU, over alpha) is a horizontal line. With `join: false`
     numbered points stand for lines.
     """
-    x, rows = entry.get("x"), measured(table, table.attack)
-    series, level = grouped(rows, x, entry.get("series") or (), table.spec)
+    x, joined = str(entry.get("x")), entry.get("join", True)
+    rows = measured(table, table.attack)
+    series, level = grouped(rows, x, entry.get("series", ()), table.spec)
     values = sorted({value for points in series.values() for value, _ in points})
     if len(values) < 2:
         raise Undrawable(f"{x} has no two values among the rows")
-    names = [table.attack] + ["clean"] * any(("best", "clean") in row.numbers for row in rows)
     drawn = [row for line in series.values() for _, row in line]
-    log_scale = values[0] > 0 and values[-1] / values[0] > 8
-    joined = entry.get("join", True)
-    shown = [[best(row, n) for row in drawn + level if ("best", n) in row.numbers] for n in names]
-    note = bars_note(*shown) + "; grey: the same" * bool(level)
-    titles = (
-        [*series, *(row.label for row in level)] if joined else [f"12 {r.label}" for r in drawn]
-    )
-    height = 3.6 + 0.17 * legend_lines(titles)[1]
-    figure = sheet(table, f"over {COSTS.get(x) or axis_name(x)}", note, drawn + level, height)
-    panels: Any = figure.subplots(1, len(names), squeeze=False)[0]
-    for axes, name, numbers in zip(panels, names, shown, strict=True):
-        robust = f"robust accuracy ({attack_name(name)}), %"
-        percent_axis(
-            axes.yaxis, window(numbers), "clean accuracy, %" if name == "clean" else robust
-        )
-        number_axis(axes, values, x, log_scale)
-        _series(axes, name, series, log_scale, None if joined else table)
-        for row in (row for row in level if ("best", name) in row.numbers):
+    handles = strokes(series, level)
+    if not joined:
+        series = {row.label: [(value, row)] for line in series.values() for value, row in line}
+        handles = canvas.key(table, drawn) + strokes({}, level)
+    parts, numbers = panels_of(table, drawn + level)
+    note = bars_note(*numbers) + "; grey: the same" * bool(level)
+    figure = sheet(table, f"over {axis_name(x)}", note, drawn + level, handles=handles)
+    panels: Any = figure.subplots(1, len(parts), squeeze=False)[0]
+    for axes, (name, title, mine), shown in zip(panels, parts, numbers, strict=True):
+        percent_axis(axes.yaxis, window(shown), "accuracy, %")
+        axes.set_title(title)
+        number_axis(axes, values, x)
+        for k, (points, handle) in enumerate(zip(series.values(), handles, strict=False)):
+            there = [(value, row) for value, row in points if row in mine]
+            aside = (2.5 * k - 1.25 * (len(series) - 1)) * joined
+            curve(axes, name, there, handle, aside, None if joined else table)
+        for row in (row for row in level if row in mine):
             axes.axhspan(*reach(best(row, name)), color="#888888", alpha=0.12, linewidth=0)
-            axes.axhline(percent(row, name), color="#666666", linestyle="--", label=row.label)
-    legend(figure, panels[0].get_legend_handles_labels()[0] if joined else key(table, drawn))
-    text = f"Robust accuracy ({attack_name(table.attack)}) over {axis_name(x)}"
-    told = series if joined else {row.label: [(v, row)] for p in series.values() for v, row in p}
-    return figure, f"{text}: {'; '.join(_trend(*each, table.attack) for each in told.items())}."
+            axes.axhline(percent(row, name), color="#666666", linestyle="--")
+    return figure
 
 
-def _trend(name: str, points: Sequence[tuple[float, Row]], attack: str) -> str:
-    ends = [f"{percent(row, attack):.1f} % at {amount(x)}" for x, row in (points[0], points[-1])]
-    return f"{name} {' to '.join(dict.fromkeys(ends))}".strip()
+def strokes(series: Mapping[str, Points], level: Sequence[Row]) -> list[Line2D]:
+    """The lines of a legend; of those of one look the second is dashed, the third dotted."""
+    looks = [look(points[0][1]) for points in series.values()]
+    styles = [("-", "--", ":", "-.")[looks[:k].count(each) % 4] for k, each in enumerate(looks)]
+    return [
+        *(Line2D([], [], color=colour, marker=marker, linestyle=style, label=name)
+          for (colour, marker), style, name in zip(looks, styles, series, strict=True)),
+        *(Line2D([], [], color="#666666", linestyle="--", label=row.label) for row in level),
+    ]  # fmt: skip
+
+
+def curve(
+    axes: Any, name: str, points: Points, handle: Line2D, aside: float, numbered: Table | None
+) -> None:
+    """A line with its bars, some points to the side so that these don't hide each other's; or
+    points alone, with their numbers in a table."""
+    moved = axes.transData + ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)
+    if len(points) > 1:
+        places = [(x, percent(row, name)) for x, row in points]
+        axes.plot(*zip(*places, strict=True), handle.get_linestyle(), color=handle.get_color(),
+                  transform=moved)  # fmt: skip
+    for x, row in points:
+        axes.errorbar(x, percent(row, name), bars(best(row, name)), color=look(row)[0],
+                      linewidth=0.8, transform=moved)  # fmt: skip
+        number = numbered and numbered.rows.index(row) + 1
+        point(axes, x, percent(row, name), row, number, transform=moved)
 
 
 def grouped(
     rows: Sequence[Row], x: str, keys: Sequence[str], spec: Mapping[str, Any]
-) -> tuple[dict[str, list[tuple[float, Row]]], list[Row]]:
+) -> tuple[dict[str, Points], list[Row]]:
     """The points of each line by its name, along x; and the rows that have no x."""
-    found: dict[str, list[tuple[float, Row]]] = {}
-    level, labels = [], spec.get("labels") or {}
+    found: dict[str, Points] = {}
+    level, labels = [], spec.get("labels", {})
     for row in rows:
         value = getattr(row, x) or None if x in COSTS else row.keys.get(x)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -269,45 +274,25 @@ def amount(value: float) -> str:
     return f"{value:.4g}"
 
 
-def number_axis(axes: Any, values: Sequence[float], x: str, log_scale: bool) -> None:
-    """Ticks at values that occur, where their labels have room."""
-    if log_scale:
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
+def number_axis(axes: Any, values: Sequence[float], x: str) -> None:
+    """Ticks at values that occur, where their labels have room; a log axis where they span much."""
+    log_scale = values[0] > 0 and values[-1] / values[0] > 8
     at = np.log(values) if log_scale else np.asarray(values)
     span, ticks = at[-1] - at[0], []
     wide = 0.05 + 0.035 * max(len(amount(value)) for value in values)  # of a panel, at 9 pt
     for place, value in zip(at[::-1], values[::-1], strict=True):
         if not ticks or ticks[-1][0] - place > wide * span:
             ticks.append((place, value))
+    if log_scale:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks([value for _, value in ticks], [amount(value) for _, value in ticks])
-    axes.set_xlabel(wrapped(axis_name(x) + (", log axis" if log_scale else ""), 30))
+    axes.set_xlabel(wrapped(axis_name(x) + ", log axis" * log_scale, 30))
     ends = at[0] - 0.07 * span, at[-1] + 0.07 * span
     axes.set_xlim(*(np.exp(ends) if log_scale else ends))
 
 
-def _series(
-    axes: Any, name: str, series: Mapping[str, Any], log_scale: bool, numbered: Table | None
-) -> None:
-    """A line for each, beside each other by a hair, so that bars don't hide each other; of those
-    of one look the second is dashed, the third dotted. Or points, with their numbers in a table."""
-    low, high = np.log(axes.get_xlim()) if log_scale else axes.get_xlim()
-    looks: list[tuple[str, str]] = []
-    for k, (label, points) in enumerate(series.items()):
-        looks.append(look(points[0][1]))
-        style = ("-", "--", ":", "-.")[looks[:-1].count(looks[-1]) % 4]
-        shift = (k - (len(series) - 1) / 2) * 0.012 * (high - low)
-        places = []
-        for value, row in (each for each in points if ("best", name) in each[1].numbers):
-            at = value * np.exp(shift) if log_scale else value + shift
-            places.append((at, percent(row, name)))
-            axes.errorbar(*places[-1], bars(best(row, name)), color=look(row)[0], elinewidth=0.8)
-            point(axes, *places[-1], row, numbered and numbered.rows.index(row) + 1)
-        if places and not numbered:
-            axes.plot(*zip(*places, strict=True), style, color=looks[-1][0], label=label)
-
-
-def epochs(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
+def epochs(table: Table, entry: Mapping[str, Any]) -> Any:
     """Held-out accuracy over the training: a panel a row, the others grey in it.
 
     Mean over seeds in a band from the lowest seed to the highest; a mark at the best epoch.
@@ -336,7 +321,7 @@ def epochs(table: Table, entry: Mapping[str, Any]) -> tuple[Any, str]:
                  "", bins=4)  # fmt: skip
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("accuracy, %", fontsize=9)
-    return figure, _fall({row.label: curves[row.label]["robust"] for row in rows})
+    return figure
 
 
 def _epochs_panel(axes: Any, row: Row, found: Mapping[str, np.ndarray]) -> None:
@@ -351,16 +336,6 @@ def _epochs_panel(axes: Any, row: Row, found: Mapping[str, np.ndarray]) -> None:
     axes.plot(at[top], mean[top], marker, color=colour, markersize=6.5, zorder=4,
               markerfacecolor="white" if row.alarms else colour)  # fmt: skip
     axes.set_title(wrapped(row.label, 24), fontsize=9)
-
-
-def _fall(curves: Mapping[str, np.ndarray]) -> str:
-    name, curve = max(curves.items(), key=lambda item: item[1][1].max() - item[1][1][-1])
-    top = int(np.argmax(curve[1]))
-    return (
-        f"Held-out robust accuracy over the epochs of {len(curves)} rows; the largest fall from the"
-        f" best epoch to the last is that of {name}: from {curve[1][top]:.1f} % (epoch"
-        f" {curve[0][top]:.0f}) to {curve[1][-1]:.1f} %."
-    )
 
 
 def held_out(row: Row) -> dict[str, np.ndarray]:

@@ -12,21 +12,14 @@ from markdown_it import MarkdownIt
 from sat.report.figures import Figure
 
 CSS = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --soft: #5c5c5c; --line: #d8d8d8;
-  --yes: #00704f; --no: #b04300; --link: #005a93; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #17191c; --soft: #a8a8a8;
-  --line: #3a3d42; --yes: #4cc9a0; --no: #ff9a5c; --link: #7cc4f5; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 1000px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h2 { margin-top: 2.5rem; padding-top: 1.5rem; border-top: 2px solid var(--line); }
-h3 { font-size: 1rem; color: var(--soft); } a { color: var(--link); }
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 0 auto; padding: 1rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { padding: .3rem .55rem .3rem 0; vertical-align: top; border-bottom: 1px solid var(--line);
+th, td { padding: .3rem .55rem .3rem 0; vertical-align: top; border-bottom: 1px solid #8888;
   font-variant-numeric: tabular-nums; text-align: left; } td:first-child { min-width: 7rem; }
-img { display: block; width: 100%; max-width: 720px; background: #fff; border-radius: 4px; }
-.supports { color: var(--yes); } .contradicts { color: var(--no); }
-@media print { body { max-width: none; font-size: 11pt; padding: 0; } nav { display: none; }
-  img, li, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+img { display: block; width: 100%; max-width: 720px; background: #fff; }
+.supports { color: #00805a; } .contradicts { color: #d05000; }
+@media print { img, li, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
 

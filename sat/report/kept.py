@@ -23,7 +23,7 @@ def read(file: Path) -> Iterator[Measured | Left]:
                 str(run["name"]), run["config"], run["result"], names, kept=run["validations"]
             )
         except FAULTS as error:
-            yield Left(f"{file.name}:{number}", (), f"can't be read ({one_line(error)})")
+            yield Left(f"{file.name}:{number}", (), one_line(error))
 
 
 def keep(runs: Sequence[Measured], file: Path) -> None:

@@ -160,8 +160,8 @@ def published(spec: Mapping[str, Any]) -> str:
     """What others printed: `Published: ImageNet (Xie et al.): ReLU 68.8 clean, 33 robust; ...`."""
     if not (given := spec.get("published")):
         return ""
-    labels, told = spec.get("labels") or {}, []
-    for row in given.get("rows") or ():
+    labels, told = spec.get("labels", {}), []
+    for row in given.get("rows", ()):
         keys = {key: row[key] for key in spec["rows"] if key in row}
         numbers = [f"{row[name]:.4g} {name}" for name in ("clean", "robust") if name in row]
         told.append(f"{label_of(keys, labels)} {', '.join(numbers)}")

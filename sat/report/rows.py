@@ -55,37 +55,19 @@ def text_of(key: str, value: Any, labels: Mapping[str, Any]) -> str:
     return f"{key.rsplit('.', 1)[1]}={shown}" if "." in key else shown
 
 
-def split(run: Measured, rows: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All that decided the trained weights but the seed, as dotted keys: that of the table, and
-    that of the row, to which a group among `rows` belongs with all its arguments."""
+def split(run: Measured, rows: Sequence[str]) -> tuple[str, str]:
+    """What all runs of a table share, and what those of a row do, as JSON: all that decided the
+    trained weights but the seed, by dotted keys. A group among `rows` belongs to the row with all
+    its arguments; so does a digest of the test images where rows differ in their data."""
     table: dict[str, Any] = {}
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"rows": keys_of(run.config, rows)}
     for key, value in run.decided.items():
         section = key.split(".")[0]
         mine = section in rows or any(key == r or key.startswith(f"{r}.") for r in rows)
         (row if mine else table)[key] = value
-    return table, row
-
-
-def setting_of(run: Measured, rows: Sequence[str]) -> str:
-    """What all runs of a table share, as JSON."""
-    table, _ = split(run, rows)
-    images = {} if own_images(rows) else {"test images": run.images}
-    return json.dumps(table | images, sort_keys=True)
-
-
-def own_images(rows: Sequence[str]) -> bool:
-    """Whether rows differ in the images themselves, in their size for instance; then a digest of
-    them belongs to the row."""
-    return any(key.split(".")[0] == "dataset" for key in rows)
-
-
-def unlike(run: Measured, rows: Sequence[str]) -> tuple[str, ...]:
-    """What all runs of a row share, beside the table's."""
-    _, row = split(run, rows)
-    images = (run.images,) if own_images(rows) else ()
-    keys = keys_of(run.config, rows)
-    return json.dumps(row, sort_keys=True), json.dumps(keys), *images
+    own_images = any(key.split(".")[0] == "dataset" for key in rows)
+    (row if own_images else table)["test images"] = run.images
+    return json.dumps(table, sort_keys=True), json.dumps(row, sort_keys=True)
 
 
 def apart(setting: str, others: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from sat.errors import Refused
-from sat.identity import SECTIONS, data_name
+from sat.identity import SECTIONS
 from sat.rundir import untrusted
 from sat.rundir.record import is_running
 from sat.rundir.result import RunResult, read_result
@@ -23,6 +23,16 @@ from sat.rundir.result import RunResult, read_result
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 FAULTS += (RecursionError, yaml.YAMLError)
+CONFIG = {  # see `misfit`
+    **{f"{name}?": dict for name in SECTIONS},
+    "choices": dict,
+    "seed": int,
+    "dataset": dict.fromkeys(("name?", "root?", "path?"), str | None),
+    "attack": {"_target_": str, "steps?": int},
+    "model": {"name?": str | None},
+    "schedule": {"epochs": float | int},
+    "record": dict,
+}
 PLACES = ("record.root", "dataset.root", "dataset.path")  # overrides that name folders
 
 
@@ -71,29 +81,19 @@ def look(path: Path, root: Path) -> Measured | Left:
     name = " ".join(str(path.relative_to(root) if path != root else path.name).split())
     experiments: Sequence[str] = ()
     try:
-        config = read_yaml(path / "config.yaml", aliases=False)
+        config = untrusted.read_yaml(path / "config.yaml")
         experiments = experiments_of(path, config)
         state, result = status(path)
         if state == "finished":
             return measured(name, config, result, experiments, path=path)
         reason = ": ".join([state, *filter(None, [result.get("error")])])
     except FAULTS as error:
-        reason = f"can't be read ({one_line(error)})"
+        reason = one_line(error).replace(f"{path}/", "")
     return Left(name, experiments, reason)
 
 
 def key_of(override: str) -> str:
     return str(override).split("=", 1)[0].lstrip("+~")
-
-
-def read_yaml(path: Path, aliases: bool = True) -> dict[str, Any]:
-    """A YAML file that holds a mapping. Raises Refused for another, named without its folder."""
-    try:
-        return untrusted.read_yaml(path, aliases)
-    except Refused as error:
-        text = str(error).removeprefix(f"{path}: ")
-        text = re.sub(r"^can't be read \((.*)\)$", r"is damaged: \1", text)
-        raise Refused(f"{path.name} {text}") from None
 
 
 def one_line(error: BaseException) -> str:
@@ -150,8 +150,9 @@ def measured(
     experiments: Sequence[str],
     **more: Any,
 ) -> Measured:
-    """Raises one of FAULTS where config or result are not as a run writes them."""
-    check(config)
+    """Raises ValueError where config or result are not as a run writes them."""
+    if wrong := untrusted.misfit(config, CONFIG, ""):
+        raise Refused(f"config.yaml is damaged: {wrong}")
     told = RunResult.from_json(result)
     entries: dict[Measure, dict[str, Any]] = {}
     for which, part in told.measured.items():
@@ -180,25 +181,6 @@ def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, Mapping)
         found |= flat(f"{prefix}{key}.", value) if nested else {f"{prefix}{key}": value}
     return found
-
-
-def check(config: dict[str, Any]) -> None:
-    """Raises one of FAULTS for values that no run writes, where tables would trip over them; those
-    of a result are checked as it is read."""
-    wanted = [
-        *((config[name], dict) for name in ("choices", *SECTIONS) if name in config),
-        *((config[name], dict) for name in ("dataset", "attack", "model", "schedule", "record")),
-        (config["schedule"]["epochs"], float | int),
-        (config["seed"], int),
-        (config["attack"].get("steps", 1), int),
-        (config["attack"]["_target_"], str),
-        (config["model"].get("name"), str | None),
-        (data_name(config["dataset"]), str | None),
-    ]
-    for value, kind in wanted:
-        finite = not isinstance(value, int | float) or abs(value) < 1e15
-        if not isinstance(value, kind) or not finite:  # nan is not below anything
-            raise Refused(f"config.yaml is damaged: a value is {str(value)[:40]!r}")
 
 
 def validations(run: Path) -> tuple[list[dict[str, Any]], str | None]:

@@ -7,15 +7,23 @@ from typing import Any
 
 from sat.config import CONF, nearest
 from sat.errors import Refused
-from sat.report.runs import FAULTS, one_line, read_yaml
+from sat.rundir.untrusted import misfit, read_yaml
 
 KINDS = ("scatter", "dots", "lines", "epochs")
 MEASURES = ("robust", "clean", "last robust", "last clean")
-PUBLISHED = ("clean", "robust")
 EXTREMES = {"lowest": min, "highest": max}
-NODE = {
-    "title": str, "question": str, "rows": Sequence, "labels": Mapping, "reference": Mapping,
-    "figures": Sequence, "published": Mapping, "claims": Sequence, "also": Sequence,
+NODE = {  # see `misfit`
+    "title?": str,
+    "question?": str,
+    "rows": [str],
+    "labels?": {"*": (str, {"*": str})},
+    "reference?": dict,
+    "figures?": [{"kind": str, "x?": str, "series?": [str], "join?": bool}],
+    "published?": {"setting?": str, "source?": str,
+                   "rows": [{"clean?": int | float, "robust?": int | float}]},
+    "claims?": [{"text": str, "measure": str, "better": dict, "than": dict,
+                 "within?": int | float, "equal?": str}],
+    "also?": [str],
 }  # fmt: skip
 
 
@@ -30,7 +38,7 @@ class Experiment:
     @property
     def also(self) -> Sequence[str]:
         """Other experiments whose runs have a row, too, where their setting is this one's."""
-        return self.spec.get("also") or ()
+        return self.spec.get("also", ())
 
     @property
     def rows(self) -> Sequence[str]:
@@ -39,7 +47,7 @@ class Experiment:
     @property
     def printed(self) -> Sequence[Mapping[str, Any]]:
         """The rows of published numbers."""
-        return (self.spec.get("published") or {}).get("rows", ())
+        return self.spec.get("published", {}).get("rows", ())
 
     def order(self, keys: Mapping[str, Any]) -> list[tuple[int, float, str]]:
         """Where a row stands: as the file sweeps its values; others behind, by size or name."""
@@ -71,17 +79,16 @@ def known() -> list[str]:
 def load(name: str) -> Experiment | None:
     """None where its file has no `report`. Raises Refused where there is no file, or none that can
     be read."""
-    path = CONF / "experiment" / f"{name}.yaml"
     if name not in known():
-        raise Refused(f"experiment {name}: has no file any more ({path.parent})")
+        raise Refused(f"experiment {name}: has no file any more ({CONF / 'experiment'})")
     try:
-        whole = read_yaml(path)
-        if (spec := whole.get("report")) is None:
+        whole = read_yaml(CONF / "experiment" / f"{name}.yaml", aliases=True)
+        if (node := whole.get("report")) is None:
             return None
-        check(spec)
-    except FAULTS as error:
-        raise Refused(f"experiment {name}: {one_line(error)} ({path})") from None
-    return Experiment(name, spec, swept(whole))
+        check(node)
+    except Refused as error:
+        raise Refused(f"experiment {name}: {error}") from None
+    return Experiment(name, node, swept(whole))
 
 
 def swept(whole: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -93,52 +100,24 @@ def swept(whole: Mapping[str, Any]) -> dict[str, list[str]]:
         return {}
 
 
-def check(spec: Any) -> None:
-    """Raises Refused, naming the key, for a node that can't be understood."""
-    for key, value in _group("report", spec).items():
-        if key not in NODE:
-            raise Refused(f"report.{key}: no such key; {nearest(str(key), list(NODE))}")
-        if not isinstance(value, NODE[key]) or (NODE[key] is Sequence and isinstance(value, str)):
-            raise Refused(f"report.{key}={value}: must be a {NODE[key].__name__.lower()}")
-    rows = spec.get("rows") or ()
-    if not rows or not all(isinstance(key, str) for key in rows):
+def check(node: Any) -> None:
+    """Raises Refused, naming the key, for a `report` node that can't be understood."""
+    if wrong := misfit(node, NODE, "report"):
+        raise Refused(wrong)
+    if not (rows := node["rows"]):
         raise Refused("report.rows: must name at least one group or key that tells rows apart")
-    _keys("report.reference", spec.get("reference") or {}, rows)
-    for name, texts in _keys("report.labels", spec.get("labels") or {}, rows).items():
-        if not isinstance(texts, str | Mapping):
-            raise Refused(f"report.labels.{name}={texts}: must be a text with {{}}, or a group")
-    for k, figure in enumerate(spec.get("figures") or ()):
-        where = f"report.figures[{k}]"
-        _one_of(f"{where}.kind", _group(where, figure).get("kind"), KINDS)
-    for k, entry in enumerate((spec.get("published") or {}).get("rows") or ()):
-        where = f"report.published.rows[{k}]"
-        for name, value in _keys(where, entry, [*rows, *PUBLISHED]).items():
-            if name in PUBLISHED and not is_number(value):
-                raise Refused(f"{where}.{name}={value}: must be in percent")
-    for k, claim in enumerate(spec.get("claims") or ()):
+    names = [("report", node, [key.rstrip("?") for key in NODE])]
+    names += [(f"report.{key}", node.get(key, ()), rows) for key in ("reference", "labels")]
+    for k, figure in enumerate(node.get("figures", ())):
+        names.append((f"report.figures[{k}].kind", [figure["kind"]], KINDS))
+    for k, row in enumerate(node.get("published", {}).get("rows", ())):
+        names.append((f"report.published.rows[{k}]", row, [*rows, "clean", "robust"]))
+    for k, claim in enumerate(node.get("claims", ())):
         where = f"report.claims[{k}]"
-        for side in ("better", "than"):
-            _keys(f"{where}.{side}", _group(where, claim).get(side), rows)
-        _one_of(f"{where}.measure", claim.get("measure"), MEASURES)
-        _one_of(f"{where}.equal", claim.get("equal", "gradients"), ["gradients"])
-        if not isinstance(claim.get("text"), str):
-            raise Refused(f"{where}.text: is missing; write what is claimed")
-        if not is_number(claim.get("within", 0.0)):
-            raise Refused(f"{where}.within={claim['within']}: must be in points")
-
-
-def _group(where: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise Refused(f"{where}={value}: must be a group of keys")
-    return value
-
-
-def _keys(where: str, value: Any, allowed: Sequence[str]) -> Mapping[str, Any]:
-    for key in _group(where, value):
-        _one_of(where, key, allowed)
-    return value
-
-
-def _one_of(where: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise Refused(f"{where}={value}: unknown; {nearest(str(value), list(allowed))}")
+        names += [(f"{where}.{side}", claim[side], rows) for side in ("better", "than")]
+        names.append((f"{where}.measure", [claim["measure"]], MEASURES))
+        names.append((f"{where}.equal", [claim.get("equal", "gradients")], ["gradients"]))
+    for where, given, allowed in names:
+        for name in given:
+            if name not in allowed:
+                raise Refused(f"{where}={name}: unknown; {nearest(str(name), list(allowed))}")

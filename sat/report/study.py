@@ -10,7 +10,7 @@ from sat.config import nearest
 from sat.errors import Refused
 from sat.report import kept
 from sat.report.claims import Verdict, compared, judged
-from sat.report.rows import OTHERS, apart, heading, others, set_of, setting_of
+from sat.report.rows import OTHERS, apart, heading, others, set_of, split
 from sat.report.runs import Left, Measured, look, runs_in
 from sat.report.spec import Experiment, known, load
 from sat.report.tables import Row, facts_of, masking_checks, primary, rows_of
@@ -122,14 +122,18 @@ def tables_of(experiment: Experiment, runs: Sequence[Measured]) -> list[Table]:
     """A table for each data set and setting that the runs of an experiment were made in."""
     groups: dict[tuple[str, str], list[Measured]] = {}
     for run in runs:
-        key = set_of(run), setting_of(run, experiment.rows)
+        key = set_of(run), split(run, experiment.rows)[0]
         groups.setdefault(key, []).append(run)
     groups = {  # runs of other experiments are no table of their own here
         key: mine
         for key, mine in groups.items()
         if experiment.name == OTHERS or any(experiment.name in run.experiments for run in mine)
     }
-    by_size = lambda group: (group[0][0], -len(group[1]), group[0][1])  # noqa: E731
+
+    def by_size(group: tuple[tuple[str, str], list[Measured]]) -> tuple[str, int, str]:
+        (dataset, setting), mine = group
+        return dataset, -len(mine), setting
+
     tables: list[Table] = []
     for (dataset, setting), mine in sorted(groups.items(), key=by_size):
         siblings = [other for name, other in groups if name == dataset and other != setting]
@@ -149,11 +153,11 @@ def table_of(
     rows, alike, notes = rows_of(experiment, runs)
     attack, weaker = primary(alike, rows)
     notes += weaker
-    if any(figure["kind"] == "epochs" for figure in experiment.spec.get("figures") or ()):
+    if any(figure["kind"] == "epochs" for figure in experiment.spec.get("figures", ())):
         faults = ((run.name, run.validations()[1]) for run in alike)
         notes += [f"{name}: {fault}" for name, fault in faults if fault]
     rows, reference, missing = compared(rows, experiment.spec.get("reference"))
-    verdicts = judged(rows, experiment.spec.get("claims") or (), attack)
+    verdicts = judged(rows, experiment.spec.get("claims", ()), attack)
     notes += [*masking_checks(alike), *missing]
     if "test images" in differing:
         notes.append(f"other runs of {dataset} have other test images, and a table of their own")

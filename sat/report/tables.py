@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sat.loggers.screen import duration
-from sat.report.rows import OTHERS, SECTIONS, keys_of, label_of, set_of, unlike
+from sat.report.rows import OTHERS, SECTIONS, keys_of, label_of, set_of, split
 from sat.report.runs import PLACES, Measure, Measured, key_of
 from sat.report.spec import Experiment
 from sat.statistics import over_seeds
@@ -69,10 +69,10 @@ def rows_of(
     experiment: Experiment, runs: Sequence[Measured]
 ) -> tuple[list[Row], list[Measured], list[str]]:
     """The rows of one table in order, the runs in them, and what is to be said of others."""
-    groups: dict[tuple[str, ...], list[Measured]] = {}
+    groups: dict[str, list[Measured]] = {}
     notes: list[str] = []
     for run in sorted(runs, key=lambda run: (run.seed, run.name)):
-        group = groups.setdefault(unlike(run, experiment.rows), [])
+        group = groups.setdefault(split(run, experiment.rows)[1], [])
         if same := next((other for other in group if other.seed == run.seed), None):
             notes.append(f"{run.name}: left out, the same run as {same.name}")
         else:  # entries may be taken away without a loss to other tables
@@ -209,30 +209,17 @@ def masking_checks(runs: Sequence[Measured]) -> list[str]:
 
 
 def command(experiment: Experiment, runs: Sequence[Measured]) -> str:
-    """What asks for these runs: the experiment, and all overrides that they share; of runs without
-    one all that were given, as a sweep where that makes these runs and no other."""
-    words = [map(str, run.result.overrides) for run in runs]
-    given = [dict.fromkeys(word for word in each if key_of(word) not in PLACES) for each in words]
-    shared = [word for word in given[0] if all(word in each for each in given)]
-    dataset, seeds = set_of(runs[0]), sorted({run.seed for run in runs})
+    """What asks for these runs: the experiment, and all overrides that they share; nothing for runs
+    without one, of which no single sweep need have made all."""
     if experiment.name == OTHERS:
-        values: dict[str, list[str]] = {}
-        for word in (word for each in given for word in each if word not in shared):
-            key, _, value = word.partition("=")
-            values.setdefault(key, []).append(value)
-        swept = [f"{key}={','.join(dict.fromkeys(v))}" for key, v in values.items()]
-        count = 1
-        for value in values.values():
-            count *= len(set(value))
-        return " ".join(["python -m sat.run", *["-m"] * (count > 1), *shared, *swept]) * (
-            count == len(runs)
-        )
+        return ""
+    dataset, seeds = set_of(runs[0]), sorted({run.seed for run in runs})
     words = ["python -m sat.run -m", f"experiment={experiment.name}"]
     words += [f"dataset={dataset}"] if dataset != "digits" else []
+    own = {"seed", "experiment", "dataset", *experiment.rows, *experiment.swept, *PLACES}
+    shared = [w for w in runs[0].result.overrides if all(w in r.result.overrides for r in runs)]
     for word in shared:
-        key = key_of(word)
-        own = key in ("seed", "experiment", "dataset") or key in experiment.rows
-        if not own and key not in experiment.swept and not key.startswith(("experiment/", "hydra")):
+        if key_of(word) not in own and not key_of(word).startswith(("experiment/", "hydra")):
             words.append(word)
     return " ".join([*words, f"seed={','.join(map(str, seeds))}"])
 

@@ -19,3 +19,5 @@ def test_each_text_stands_once_and_its_tests_are_there(fault):
 def test_there_are_enough_of_each_kind():
     assert len(FAULTS) >= 40 and len({fault.name for fault in FAULTS}) == len(FAULTS)
     assert sum(fault.history is not None for fault in FAULTS) >= 20
+    for folder in FOLDERS:
+        assert sum(fault.folder == folder for fault in FAULTS) >= 2, folder

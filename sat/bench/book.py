@@ -1,0 +1,114 @@
+"""Tables that are told and written row by row, when a row is measured.
+
+A row is its columns as they are printed: text, numbers, and spreads (median and quartiles). Two
+more keys aren't printed: `key`, the measurement that gave it, and `about`, what else there is to
+know. A row that is only {"note": ...} is a line of text.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sat.bench.units import digits
+from sat.errors import is_out_of_memory
+
+Row = dict[str, Any]
+Measurements = Iterator[tuple[str, Callable[[], list[Row]]]]  # name, and what gives rows
+MOMENT = ("time", "command")  # of the account of a machine: another in each call
+
+
+class Book:
+    """`benchmark.md` and `benchmark.json` of a folder, and the screen.
+
+    What stands there of the same benchmark, stopped before its end, is not measured again.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any], seconds: float = float("inf")):
+        self.begun, self.seconds, self.longest = time.monotonic(), seconds, 0.0
+        self.file, self.text = folder / "benchmark.json", folder / "benchmark.md"
+        self.kept = self._stopped(about)
+        self.found: dict[str, Any] = {"about": about, "left": ["all"]}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.text.write_text("")
+
+    def _stopped(self, about: dict[str, Any]) -> dict[str, Any]:
+        try:
+            kept = json.loads(self.file.read_text())
+            same = all(kept["about"][k] == v for k, v in about.items() if k not in MOMENT)
+            return kept if kept["left"] and same else {}
+        except (OSError, ValueError, KeyError):
+            return {}
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+        with self.text.open("a") as file:
+            file.write(line + "\n")
+
+    def measure(self, part: str, note: str, measurements: Measurements) -> list[str]:
+        """One table; the names of the measurements that are left when the time is over."""
+        self.say(f"\n## {part.capitalize()}\n\n{note}")
+        rows: list[Row] = []
+        self.found[part] = rows
+        left: list[str] = []
+        head: list[str] = []
+        for key, work in measurements:
+            new = [row for row in self.kept.get(part, []) if row["key"] == key]
+            begun = time.monotonic()
+            if not new and begun - self.begun + self.longest > self.seconds:
+                left.append(f"{part} {key}")
+                continue
+            new = new or [{"key": key, **row} for row in measured(key, work)]
+            self.longest = max(self.longest, time.monotonic() - begun)
+            rows += new
+            head = self._tell(new, head)
+            self.write()
+        return left
+
+    def _tell(self, rows: list[Row], head: list[str]) -> list[str]:
+        """Prints rows, below a head where they have columns that it lacks; the head from now on."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        columns = [key for key in columns if key not in ("key", "about", "note")]
+        if not set(columns) <= set(head):
+            head = columns
+            self.say("\n" + line_of(head, head))
+            self.say(line_of(head, ["---", *("---:" for _ in head[1:])]))
+        for row in rows:
+            told = "note" in row
+            self.say(row["note"] if told else line_of(head, [cell(row.get(key)) for key in head]))
+        return head
+
+    def write(self) -> None:
+        self.file.write_text(json.dumps(self.found, indent=1) + "\n")
+
+
+def measured(key: str, work: Callable[[], list[Row]]) -> list[Row]:
+    """The rows; a note where what is compiled can't be."""
+    try:
+        return work()
+    except Exception as error:  # torch's compiler raises many kinds
+        if not key.endswith("compiled"):
+            raise
+        return [{"note": left_out(key, error)}]
+
+
+def left_out(what: str, error: Exception) -> str:
+    """A line of what can't be timed; memory that runs out is raised again."""
+    if is_out_of_memory(error):
+        raise error
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return f"{what} is left out: it failed ({reason})"
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{} ({} to {})".format(*(digits(value[key]) for key in ("median", "low", "high")))
+    return "-" if value is None else value if isinstance(value, str) else digits(value)
+
+
+def line_of(head: list[str], cells: list[str]) -> str:
+    """Aligned below its head, where a cell isn't wider."""
+    first, *rest = cells
+    aligned = [text.rjust(max(8, len(name))) for name, text in zip(head[1:], rest, strict=True)]
+    return f"| {' | '.join([first.ljust(34), *aligned])} |"
