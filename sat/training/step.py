@@ -13,7 +13,7 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     `world.rows` gives them, less those that can't be read.
 
     A step whose loss or gradient is not finite changes nothing and is counted. After `begin`
-    nothing asks the host, unless the optimiser does, or can't be told to skip on the device.
+    nothing asks the host, unless attack or optimiser do, or it can't be told to skip on the device.
     """
     key = state.begin()
     for rows, part in state.parts(len(x)):
