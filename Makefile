@@ -35,8 +35,7 @@ check: setup ## lint, format and types (ruff, mypy)
 bench: setup ## time training steps against the machine's limit: make bench ARGS="--compile"
 	@$(BIN)/python scripts/benchmark.py --batch 32 --steps 0,1,2 --rounds 3 $(ARGS)
 
-soak: setup ## long tests; kills, command lines and damaged files at random: make soak ARGS=--many
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m long
+soak: setup ## kills, command lines and damaged files at random: make soak ARGS=--many
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash $(ARGS)
 
 report: setup ## tables and figures of the runs in outputs: make report ARGS="--experiment NAME"

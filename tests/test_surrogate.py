@@ -42,7 +42,7 @@ def test_the_option_gives_every_argument_its_default_and_names_every_function():
     path = Path(__file__).parents[1] / "conf/activation/surrogate_relu.yaml"
     config = yaml.safe_load(path.read_text())
     parameters = inspect.signature(SurrogateReLU).parameters
-    assert config.pop("_target_") == "sat.activations.surrogate.SurrogateReLU"
+    assert config.pop("_target_") == "sat.activations.SurrogateReLU"
     assert config == {k: p.default for k, p in parameters.items() if k != "inplace"}
     assert set(typing.get_args(Smooth)) == set(SMOOTH)
     assert all(name in path.read_text() for name in SMOOTH)
@@ -146,7 +146,7 @@ class Recorded:
     def __init__(self):
         self.gradients = []
 
-    def __call__(self, model, x, y, rng):
+    def __call__(self, model, x, y, rng=None, progress=None):
         self.gradients.append(input_gradient(model, x, y))
         return (x + 0.1 * self.gradients[-1].sign()).clamp(0, 1)
 

@@ -214,7 +214,8 @@ NAMES = ["../../../x", "/tmp/x", "..", ".", "-", "a/../../b", "a\nb", "a\0b", "C
 def test_a_run_stays_in_its_folder_whatever_it_is_called(name, run, tmp_path):
     plain = yaml.safe_load((run / "config.yaml").read_text())
     for section in ("imagefolder", "npz"):
-        own = yaml.safe_load((config.CONF / f"dataset/{section}.yaml").read_text())
+        place = "path" if section == "npz" else "root"
+        own = config.composed([f"dataset={section}", f"dataset.{place}=x"]).config["dataset"]
         spec = config.check({**plain, "dataset": {**own, "name": name}})
         place = (tmp_path / spec.title).resolve()
         assert place.parent == tmp_path.resolve() and not place.name.startswith(".")
