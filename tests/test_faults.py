@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sat.attacks import PGD
 from sat.errors import Diverged
-from sat.objectives import Adversarial
+from sat.objectives import Adversarial, Method
 from sat.rng import RowRng, seed_of
 from sat.training import memory, skips
 from sat.training.memory import attempt, starved
@@ -34,7 +34,7 @@ def state_of(precision: str = "fp32", objective=None, fused: bool = True, **sche
     choices = {"precision": precision, "channels_last": False, "compile": False, "fused": fused}
     plan = Plan(Schedule(batch_size=12, epochs=1, **schedule), 120, 0, choices)
     model = nn.Sequential(*small_network()[:-1], nn.Dropout(0.2), nn.Linear(256, 10))
-    return TrainState(model, PGD(20, 2), objective or Adversarial(), plan)
+    return TrainState(model, Method(PGD(20, 2), objective or Adversarial()), plan)
 
 
 def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ class Adversarial:
     label_smoothing: float = 0.0
 
     views: ClassVar[int] = 1
+    second_order: ClassVar[bool] = False
     attack_loss: ClassVar[str] = "ce"
 
     def __post_init__(self) -> None:

@@ -1,29 +1,104 @@
-"""What an objective is, and which loss the training's attack ascends for it."""
+"""What a training minimises, what it adds to that, and what moves its weights meanwhile."""
 
-from typing import ClassVar, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
 from sat.attacks.base import Attack, resolved
 from sat.errors import refusing
+from sat.rng import RowRng
 
 
 class Objective(Protocol):
     """What is minimised: the batch's mean loss, and the logits that accuracy is counted on.
 
     `views` is how many augmentations of an image a batch holds, first views first; `attack_loss`
-    what the attack ascends under `attack.loss=auto`. An objective that asks for another loss than
+    what the attack ascends under `attack.loss=auto`: an objective that asks for another loss than
     `ce` compares adversarial with clean images, and goes with no training without an attack.
+    `second_order` says that it differentiates a gradient, which no compiled network can.
     """
 
     views: ClassVar[int]
     attack_loss: ClassVar[str]
+    second_order: ClassVar[bool]
 
     def __call__(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Images x and x_adv [B, C, H, W], y [B] or soft [B, K] -> loss [], logits [B, K]."""
         ...
+
+
+class Regulariser(Protocol):
+    """A term that is added to the objective's loss; `second_order` as an objective's."""
+
+    second_order: ClassVar[bool]
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, rng: RowRng
+    ) -> Tensor:
+        """Images x and x_adv [B, C, H, W], y [B] or soft [B, K], the rows' random numbers -> the
+        term [], a mean over the batch."""
+        ...
+
+
+class WeightAttack(Protocol):
+    """Moves the weights for the time of an update: its gradient and the optimiser's step are taken
+    where they then are. The training puts them back, to the bit, and adds what the step has added;
+    it also keeps batch-norm statistics at rest meanwhile."""
+
+    def perturb(self, model: nn.Module, loss: Callable[[], None], epoch: Tensor) -> None:
+        """Changes parameters of `model` in place, without a gradient. `loss()` leaves the gradient of
+        the whole loss, of the batch of all processes, in their `grad` (under fp16 times a positive
+        number); `epoch` [] is how far the training is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unregularised:
+    """Adds nothing."""
+
+    second_order: ClassVar[bool] = False
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, rng: RowRng
+    ) -> Tensor:
+        """0, of no gradient."""
+        return x_adv.new_zeros(())
+
+
+@dataclass(frozen=True)
+class Unperturbed:
+    """Leaves the weights alone."""
+
+    def perturb(self, model: nn.Module, loss: Callable[[], None], epoch: Tensor) -> None:
+        """Does nothing."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a network is trained: who attacks images and weights, and what is minimised."""
+
+    attack: Any
+    objective: Objective
+    regulariser: Regulariser = Unregularised()
+    weight_attack: WeightAttack = Unperturbed()
+
+    @classmethod
+    def of(cls, spec: Any, attack: Attack | None = None) -> Self:
+        """The method of a checked config; `attack` takes the place of the config's."""
+        parts = spec.objective, spec.regulariser, spec.weight_attack
+        return cls(training_attack(attack or spec.attack, spec.objective), *parts)
+
+    @property
+    def second_order(self) -> bool:
+        """Whether a gradient is differentiated."""
+        return self.objective.second_order or self.regulariser.second_order
+
+    def with_attack(self, attack: Attack) -> Self:
+        return replace(self, attack=attack)
 
 
 def training_attack(attack: Attack, objective: Objective) -> Attack:

@@ -24,6 +24,7 @@ class TRADES:
     label_smoothing: float = 0.0
 
     views: ClassVar[int] = 1
+    second_order: ClassVar[bool] = False
     attack_loss: ClassVar[str] = "kl"
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from sat.attacks.base import Attack, check_attack, check_fields
 from sat.data.samplers import Sampler
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
-from sat.objectives import Objective
+from sat.objectives import Method, Objective, Unperturbed
 from sat.training.schedule import Schedule
 
 log = logging.getLogger("sat")
@@ -37,6 +37,20 @@ def check_sampler(sampler: Sampler, seed: int, batch_size: int, images: int) -> 
         raise Refused(
             f"sampler: gives {indices.dtype} of shape {list(indices.shape)}; it must give"
             f" {batch_size} places, int64, of {images} images"
+        )
+
+
+def check_method(method: Method, schedule: Schedule) -> None:
+    """Raises Refused, naming the key, for what a schedule can't do with it."""
+    if method.second_order and schedule.compile not in (False, "auto"):
+        raise Refused(
+            f"schedule.compile={schedule.compile}: torch differentiates no gradient of a compiled"
+            " network, as this objective or regulariser asks for; write false"
+        )
+    if schedule.shard and not isinstance(method.weight_attack, Unperturbed):
+        raise Refused(
+            "schedule.shard=true: no process has whole weights to perturb; write"
+            " weight_attack=none, or schedule.shard=false"
         )
 
 

@@ -13,11 +13,12 @@ from sat.acceleration.precision import lay_out
 from sat.activations.surrogate import phased
 from sat.distributed import ALONE, Replicas, World, local_statistics, normed_by_attack
 from sat.errors import Diverged
-from sat.objectives import Objective
+from sat.objectives import Method
 from sat.rng import generator_states, seed_of, set_generators
 from sat.training.average import Average
 from sat.training.metrics import Metrics, Totals
 from sat.training.optimizer import build_optimizer, load_optimizer, set_rate, skips_on_device
+from sat.training.perturbation import Perturbation
 from sat.training.plan import Plan
 from sat.training.skips import REMEDY, Skips, Statistics
 
@@ -39,14 +40,15 @@ class TrainState:
     def __init__(
         self,
         model: nn.Module,
-        attack: Any,
-        objective: Objective,
+        method: Method,
         plan: Plan,
         world: World = ALONE,
         metrics: Metrics | None = None,
     ):
         choices, schedule = plan.choices, plan.schedule
-        self.attack, self.objective, self.plan, self.world = attack, objective, plan, world
+        self.plan, self.world = plan, world
+        self.attack, self.objective = method.attack, method.objective
+        self.regulariser, self.weight_attack = method.regulariser, method.weight_attack
         self.metrics = metrics or Metrics()
         self.device = device = next(model.parameters()).device
         model.autocast = DTYPES[choices["precision"]]
@@ -80,6 +82,7 @@ class TrainState:
         # Lists, because a walk through the modules costs as much as all of the rest.
         self.parameters, buffers = [*model.parameters()], [*model.buffers()]
         self.statistics = Statistics(buffers)
+        self.perturbation = Perturbation(self.weight_attack, model)
         self.local_statistics = local_statistics(model)  # of batch norms that see own images alone
         self.recomputed = buffers if getattr(model, "recomputes", False) else []
         self._split()
@@ -92,7 +95,6 @@ class TrainState:
         self.progress.fill_(self.step / self.plan.steps)
         if not self.model.training:  # half a millisecond on a CPU
             self.model.train()
-        self.sums.zero_()
         self.statistics.keep()
         return seed_of(self.plan.seed, "attack", self.step)
 
@@ -127,6 +129,11 @@ class TrainState:
     def weight(self, own: int, batch: int) -> float:
         """What the loss of `own` images counts among those of this process's part of a batch."""
         return own / self.replicas.images(batch, self.plan.schedule.batch_size)
+
+    @property
+    def epoch(self) -> Tensor:
+        """How far the training is, in epochs [], on the device."""
+        return self.progress * self.plan.epoch(self.plan.steps)
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -171,6 +178,7 @@ class TrainState:
     def put_back(self, generators: Mapping[str, Tensor]) -> None:
         """Stands again where the step began that an exception has ended, before its update."""
         set_generators(generators, self.device)
+        self.perturbation.end()
         self.statistics.put_back()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -213,6 +221,7 @@ class TrainState:
         named = {
             "average": self.average, "scaler": self.scaler, "metrics": self.totals,
             "skips": self.skips, "attack": self.attack, "objective": self.objective,
+            "regulariser": self.regulariser, "weight_attack": self.weight_attack,
         }  # fmt: skip
         return {name: part for name, part in named.items() if isinstance(part, Stateful)}
 

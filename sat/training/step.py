@@ -15,20 +15,27 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     A step whose loss or gradient is not finite changes nothing and is counted. After `begin`
     nothing asks the host, unless attack or optimiser do, or it can't be told to skip on the device.
     """
-    key = state.begin()
+    key, batch = state.begin(), []
     for rows, part in state.parts(len(x)):
         images, labels, rng = x[part], y[part], RowRng(key, rows)
-
         with phase(state.phased, "inner"):
             x_adv = state.attack(state.attack_model(x), images, labels, rng, state.progress)
+        batch.append((images, x_adv, labels, rng))
 
-        with phase(state.phased, "outer"):
-            loss, logits = state.objective(state.net, images, x_adv, labels)
-            with counted_once(state.recomputed):
-                state.scaler.scale(loss * state.weight(len(rows), len(x))).backward()
-        state.count(loss, logits, labels)
+    def differentiate() -> None:
+        """Leaves the gradient of the whole batch's loss, and its sums."""
+        state.sums.zero_()
+        for images, x_adv, labels, rng in batch:
+            with phase(state.phased, "outer"):
+                loss, logits = state.objective(state.net, images, x_adv, labels)
+                loss = loss + state.regulariser(state.net, images, x_adv, labels, rng)
+                with counted_once(state.recomputed):
+                    state.scaler.scale(loss * state.weight(len(images), len(x))).backward()
+            state.count(loss, logits, labels)
+        state.replicas.reduce_(state.gradients, state.local_statistics, state.sums)
 
-    state.replicas.reduce_(state.gradients, state.local_statistics, state.sums)
+    state.perturbation.begin(differentiate, state.epoch)
+    differentiate()
     state.scaler.unscale_(state.optimizer)
     broken = state.broken()
     figures = state.metrics(state)
@@ -38,6 +45,7 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     state.applying = True  # from here on a step is not begun again
     state.totals.add(figures, broken)
     state.apply(broken)
+    state.perturbation.end(broken)
     state.statistics.put_back(broken)
     if state.average:
         state.average.update(state.model, state.step, broken, state.replicas.local)
