@@ -269,7 +269,8 @@ def test_the_phase_of_a_training_reaches_the_folded_network():
             return super().__call__(net, *given)
 
     choices = {"precision": "fp32", "channels_last": False, "compile": False, "fold": True}
-    update(TrainState(model, Method(Watched(8, 1), Adversarial()), Plan(Schedule(), 64, 0, choices)), x, y)
+    plan = Plan(Schedule(), 64, 0, choices)
+    update(TrainState(model, Method(Watched(8, 1), Adversarial()), plan), x, y)
     assert seen == [(True, ["inner"])]
     folded = fold(model.eval(), x[:2]).net
     plain = input_gradient(folded, x, y)

@@ -116,7 +116,8 @@ def test_a_step_ascends_what_it_is_given():
     choices = {"precision": "fp32", "channels_last": False, "compile": False}
     plan = Plan(Schedule(batch_size=6, epochs=1), 6, 0, choices)
     objective = TRADES()
-    state = TrainState(small_network(), Method(training_attack(PGD(20, 2), objective), objective), plan)
+    method = Method(training_attack(PGD(20, 2), objective), objective)
+    state = TrainState(small_network(), method, plan)
     x, _, y = batch()
     rng = RowRng(seed_of(0, "attack", 0), torch.arange(6))
     own, net = PGD(20, 2, loss="kl")(state.model, x.float(), y, rng), small_network()

@@ -213,7 +213,8 @@ def test_a_compiled_update_is_the_plain_one(activation):
             nn.Flatten(), nn.Linear(16, 3),
         )  # fmt: skip
         choices = {"precision": "fp32", "channels_last": False, "compile": compiled}
-        trainer = TrainState(model, Method(PGD(38, 2), Adversarial()), Plan(Schedule(), 1000, 0, choices))
+        plan = Plan(Schedule(), 1000, 0, choices)
+        trainer = TrainState(model, Method(PGD(38, 2), Adversarial()), plan)
         generator = torch.Generator().manual_seed(1)
         for _ in range(3):
             update(trainer, torch.rand(8, 1, 4, 4, generator=generator), torch.arange(8) % 3)

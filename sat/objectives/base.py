@@ -50,8 +50,8 @@ class WeightAttack(Protocol):
     it also keeps batch-norm statistics at rest meanwhile."""
 
     def perturb(self, model: nn.Module, loss: Callable[[], None], epoch: Tensor) -> None:
-        """Changes parameters of `model` in place, without a gradient. `loss()` leaves the gradient of
-        the whole loss, of the batch of all processes, in their `grad` (under fp16 times a positive
+        """Changes parameters of `model` in place, without a gradient. `loss()` leaves in their
+        `grad` that of the whole loss, of the batch of all processes (under fp16 times a positive
         number); `epoch` [] is how far the training is."""
         ...
 
