@@ -12,12 +12,18 @@ from sat.objectives.base import (
     WeightAttack,
     training_attack,
 )
+from sat.objectives.consistency import Consistency
+from sat.objectives.gradient_norm import GradientNorm
+from sat.objectives.mart import MART
 from sat.objectives.trades import TRADES
 
 __all__ = [
     "AWP",
+    "MART",
     "TRADES",
     "Adversarial",
+    "Consistency",
+    "GradientNorm",
     "Method",
     "Objective",
     "Regulariser",

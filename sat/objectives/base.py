@@ -14,33 +14,38 @@ from sat.rng import RowRng
 class Objective(Protocol):
     """What is minimised: the batch's mean loss, and the logits that accuracy is counted on.
 
-    `views` is how many augmentations of an image a batch holds, first views first; `attack_loss`
-    what the attack ascends under `attack.loss=auto`: an objective that asks for another loss than
-    `ce` compares adversarial with clean images, and goes with no training without an attack.
-    `second_order` says that it differentiates a gradient, which no compiled network can.
+    Whoever derives from it need only say what differs from the values below.
     """
 
-    views: ClassVar[int]
-    attack_loss: ClassVar[str]
-    second_order: ClassVar[bool]
+    views: ClassVar[int] = 1  # augmentations of an image in a batch, first views first
+    attack_loss: ClassVar[str] = "ce"  # what the attack ascends under `attack.loss=auto`
+    attacked: ClassVar[bool | None] = None  # True: goes with no attack=none; False: with that alone
+    second_order: ClassVar[bool] = False  # differentiates a gradient, which no compiled network can
 
     def __call__(
-        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, epoch: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Images x and x_adv [B, C, H, W], y [B] or soft [B, K] -> loss [], logits [B, K]."""
+        """Images x and x_adv [B, C, H, W], y [B] or soft [B, K] -> loss [], logits [B, K]. `epoch`
+        [], on the device, is how far the training is; None: at its end."""
         ...
 
 
 class Regulariser(Protocol):
-    """A term that is added to the objective's loss; `second_order` as an objective's."""
+    """A term that is added to the objective's loss."""
 
-    second_order: ClassVar[bool]
+    second_order: ClassVar[bool] = False  # as an objective's
 
     def __call__(
-        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, rng: RowRng
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        rng: RowRng,
+        epoch: Tensor | None = None,
     ) -> Tensor:
-        """Images x and x_adv [B, C, H, W], y [B] or soft [B, K], the rows' random numbers -> the
-        term [], a mean over the batch."""
+        """Images x and x_adv [B, C, H, W], y [B] or soft [B, K], the rows' random numbers, `epoch`
+        as an objective's -> the term [], a mean over the batch."""
         ...
 
 
@@ -57,13 +62,17 @@ class WeightAttack(Protocol):
 
 
 @dataclass(frozen=True)
-class Unregularised:
+class Unregularised(Regulariser):
     """Adds nothing."""
 
-    second_order: ClassVar[bool] = False
-
     def __call__(
-        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, rng: RowRng
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        rng: RowRng,
+        epoch: Tensor | None = None,
     ) -> Tensor:
         """0, of no gradient."""
         return x_adv.new_zeros(())
@@ -106,6 +115,11 @@ def training_attack(attack: Attack, objective: Objective) -> Attack:
     evaluation keep the attack that they were given, for which `auto` is cross-entropy."""
     with refusing("attack."):
         return resolved(attack, objective.attack_loss)
+
+
+def check_beta(beta: float) -> None:
+    if not 0 <= beta < float("inf"):
+        raise ValueError(f"beta={beta}: must be finite, 0 or above")
 
 
 def check_smoothing(label_smoothing: float) -> None:

@@ -27,8 +27,10 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
         state.sums.zero_()
         for images, x_adv, labels, rng in batch:
             with phase(state.phased, "outer"):
-                loss, logits = state.objective(state.net, images, x_adv, labels)
-                loss = loss + state.regulariser(state.net, images, x_adv, labels, rng)
+                loss, logits = state.objective(state.net, images, x_adv, labels, state.epoch)
+                loss = loss + state.regulariser(
+                    state.net, images, x_adv, labels, rng, state.epoch
+                )
                 with counted_once(state.recomputed):
                     state.scaler.scale(loss * state.weight(len(images), len(x))).backward()
             state.count(loss, logits, labels)
