@@ -29,6 +29,7 @@ from torch import nn
 from sat.attacks.base import frozen, input_gradient
 from sat.data.memory import Arrays, MemorySet
 from sat.loggers import Logger
+from sat.objectives import Objective, Regulariser
 from sat.rng import seed_of
 from sat.training.decay import Decay
 from sat.training.metrics import Metrics
@@ -69,32 +70,28 @@ class MIFGSM:
 
 
 @dataclass(frozen=True)
-class Half:
+class Half(Objective):
     """Half of the loss on clean images, half of that on adversarial ones (Goodfellow 2015)."""
 
     share: float = 0.5
-    views = 1
-    attack_loss = "ce"
-    second_order = False
 
-    def __call__(self, model, x, x_adv, y):
+    def __call__(self, model, x, x_adv, y, epoch=None):
         logits = model(x_adv)
         clean = F.cross_entropy(model(x), y)
         return self.share * clean + (1 - self.share) * F.cross_entropy(logits, y), logits
 
 
 @dataclass(frozen=True)
-class Pairing:
+class Pairing(Regulariser):
     """Adversarial logits near the clean ones (Kannan et al. 2018); `weight` times their distance
     to the running mean of it, which is kept."""
 
     weight: float = 0.5
-    second_order = False
 
     def __post_init__(self):
         object.__setattr__(self, "mean", torch.zeros(()))
 
-    def __call__(self, model, x, x_adv, y, rng):
+    def __call__(self, model, x, x_adv, y, rng, epoch=None):
         distance = (model(x_adv) - model(x)).square().mean()
         self.mean.lerp_(distance.detach(), 0.5)
         return self.weight * (distance - self.mean).square()

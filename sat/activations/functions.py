@@ -79,7 +79,8 @@ class _PReLU(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
         if is_differentiated():
-            return differentiable(lambda x, w: torch.where(x > 0, x, w.to(x.dtype) * x), (x, w), grad)
+            plain = lambda x, w: torch.where(x > 0, x, w.to(x.dtype) * x)  # noqa: E731
+            return differentiable(plain, (x, w), grad)
         grad_x = torch.ops.aten.leaky_relu_backward(grad, x, w.item(), False)
         if not ctx.needs_input_grad[1]:
             return grad_x, None

@@ -14,7 +14,7 @@ from sat.activations.surrogate import phased
 from sat.distributed import ALONE, Replicas, World, local_statistics, normed_by_attack
 from sat.errors import Diverged
 from sat.objectives import Method
-from sat.rng import generator_states, seed_of, set_generators
+from sat.rng import RowRng, StepKey, generator_states, seed_of, set_generators
 from sat.training.average import Average
 from sat.training.metrics import Metrics, Totals
 from sat.training.optimizer import build_optimizer, load_optimizer, set_rate, skips_on_device
@@ -72,7 +72,10 @@ class TrainState:
         half = choices["precision"] == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.step, self.updating, self.applying = 0, False, False
-        self.progress = torch.zeros((), device=device)  # of the step that is taken, in [0, 1)
+        # Of the step that is taken: its share of all, in [0, 1), its number, the key of its noise.
+        self.progress = torch.zeros((), device=device)
+        self.number = torch.zeros((), dtype=torch.int64, device=device)
+        self.key = StepKey(device)
         self.sums = torch.zeros(3, device=device)  # its loss, right answers and images
         self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
         self.totals, self.skips = Totals(device), Skips(device)
@@ -89,24 +92,28 @@ class TrainState:
 
     # what a step asks -----------------------------------------------------------------------------
 
-    def begin(self) -> int:
-        """What the host says of the step to come, on the device; returns the key of its noise."""
+    def begin(self) -> None:
+        """Writes what the host says of the step to come into memory of the device."""
         set_rate(self.optimizer, self.plan.rate(self.step))
         self.progress.fill_(self.step / self.plan.steps)
+        self.number.fill_(self.step)
+        self.key.set(seed_of(self.plan.seed, "attack", self.step))
         if not self.model.training:  # half a millisecond on a CPU
             self.model.train()
-        self.statistics.keep()
-        return seed_of(self.plan.seed, "attack", self.step)
 
-    def parts(self, images: int) -> Iterator[tuple[Tensor, slice]]:
-        """The rows of each accumulation part in the whole batch, and their places in this process's
-        share of it; `images` are what could be read of that."""
-        rows, done = self.rows, 0
-        if images != sum(map(len, rows)):
-            rows = torch.cat(rows)[:images].tensor_split(len(rows))
+    def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, RowRng]]:
+        """Images, labels and random numbers of each accumulation part of this process's share of a
+        batch; of several views each part has all of its images, first views first."""
+        views, rows, done = self.objective.views, self.rows, 0
+        x, y = (tensor.unflatten(0, (views, len(tensor) // views)) for tensor in (x, y))
+        if x.shape[1] != sum(map(len, rows)):  # some could not be read
+            rows = torch.cat(rows)[: x.shape[1]].tensor_split(len(rows))
         for part in rows:
             if len(part):
-                yield part, slice(done, done := done + len(part))
+                own = slice(done, done := done + len(part))
+                size = self.plan.schedule.batch_size
+                of_views = torch.cat([part + view * size for view in range(views)])
+                yield x[:, own].flatten(0, 1), y[:, own].flatten(0, 1), RowRng(self.key, of_views)
 
     def attack_model(self, x: Tensor) -> nn.Module:
         """The network that the attack on x asks, with the weights of this moment: folded for eval
@@ -128,12 +135,14 @@ class TrainState:
 
     def weight(self, own: int, batch: int) -> float:
         """What the loss of `own` images counts among those of this process's part of a batch."""
-        return own / self.replicas.images(batch, self.plan.schedule.batch_size)
+        views = self.objective.views
+        images = self.replicas.images(batch // views, self.plan.schedule.batch_size)
+        return own / views / images
 
     @property
     def epoch(self) -> Tensor:
         """How far the training is, in epochs [], on the device."""
-        return self.progress * self.plan.epoch(self.plan.steps)
+        return self.number * self.plan.epoch(1)
 
     @property
     def gradients(self) -> list[Tensor]:
