@@ -254,8 +254,9 @@ def test_mart_of_certain_answers_has_a_gradient():
 ACTIVATIONS = {  # f and f' of z, written out
     "silu": (SiLU(), lambda z: z * z.sigmoid(), lambda z: z.sigmoid() * (1 + z - z * z.sigmoid())),
     "smoothrelu": (
-        SmoothReLU(2.0, learnable=False), lambda z: z.clamp(min=0) - (1 + 2 * z.clamp(min=0)).log() / 2,
-        lambda z: 2 * z.clamp(min=0) / (1 + 2 * z.clamp(min=0)),
+        SmoothReLU(4.0, learnable=False),
+        lambda z: z.clamp(min=0) - (1 + 4 * z.clamp(min=0)).log() / 4,
+        lambda z: 4 * z.clamp(min=0) / (1 + 4 * z.clamp(min=0)),
     ),
 }  # fmt: skip
 
