@@ -164,7 +164,10 @@ class APGDSearch:
     def advance(self, state: dict[str, Tensor], loss: Tensor, gradient: Tensor) -> None:
         """Moves on from the row's point, whose loss [B] and gradient these are."""
         first = state["iteration"] == 0
-        state["rises"] += (loss > state["loss"]) & ~first
+        rose = loss > state["loss"]
+        if self.windows[1]:  # a window of one step: the first of all counts as a rise, as published
+            rose |= state["iteration"] == 1
+        state["rises"] += rose & ~first
         self.note(state, loss, gradient)
         state["checked_loss"] = torch.where(first, loss, state["checked_loss"])
         state["loss"] = loss
@@ -229,7 +232,7 @@ class SparseAPGDSearch(APGDSearch):
         return {**state, "step": state["step"] / 2, "entries": entries, "changed": changed}
 
     def _check(self, state: dict[str, Tensor], gradient: Tensor) -> tuple[Tensor, Tensor]:
-        eps, count = self.ball.eps, gradient[0].numel()
+        eps = self.ball.eps
         ends = constant(self.windows, gradient.device)[state["iteration"]] > 0
         changed = (state["best"] != state["x"]).flatten(1).sum(1)
         fewer = ends & (changed < 0.95 * state["changed"])
@@ -237,7 +240,7 @@ class SparseAPGDSearch(APGDSearch):
         state["step"] = _where(
             ends, _where(fewer, torch.ones_like(shrunk) * eps, shrunk), state["step"]
         )
-        entries = (count - ((1 - changed / count / 1.5) * count).long()).clamp(min=1)
+        entries = ((2 * changed + 2) // 3).clamp(min=1)
         state["entries"] = torch.where(ends, entries, state["entries"])
         state["changed"] = torch.where(ends, changed, state["changed"])
         here = _where(fewer, state["best"], state["point"])
