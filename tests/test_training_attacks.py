@@ -187,7 +187,7 @@ def published_apgd_l1(model, x, y, eps: float, steps: int):
         if loss > best_loss:
             best, best_loss, best_gradient = point, loss, gradient
         if k % window == 0:
-            now = int((best != x).sum())
+            now = int(((best - x).abs() > 1e-9).sum())
             if now < 0.95 * changed:
                 step, point, gradient = eps, best, best_gradient
             else:

@@ -237,9 +237,8 @@ class SparseAPGDSearch(APGDSearch):
         changed = (state["best"] != state["x"]).flatten(1).sum(1)
         fewer = ends & (changed < 0.95 * state["changed"])
         shrunk = (state["step"] / 1.5).clamp(min=eps / 10)
-        state["step"] = _where(
-            ends, _where(fewer, torch.ones_like(shrunk) * eps, shrunk), state["step"]
-        )
+        anew = _where(fewer, torch.ones_like(shrunk) * eps, shrunk)
+        state["step"] = _where(ends, anew, state["step"])
         entries = ((2 * changed + 2) // 3).clamp(min=1)
         state["entries"] = torch.where(ends, entries, state["entries"])
         state["changed"] = torch.where(ends, changed, state["changed"])
@@ -248,10 +247,8 @@ class SparseAPGDSearch(APGDSearch):
 
     def _move(self, state: dict[str, Tensor], here: Tensor, gradient: Tensor, first: Tensor):
         way = self.ball.steepest(gradient, state["entries"])
-        state["before"], state["point"] = (
-            here,
-            self.ball.project(here + state["step"] * way, state["x"]),
-        )
+        state["before"] = here
+        state["point"] = self.ball.project(here + state["step"] * way, state["x"])
 
 
 def _where(rows: Tensor, yes: Tensor, no: Tensor | float) -> Tensor:

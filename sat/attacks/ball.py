@@ -114,5 +114,6 @@ def onto_l1(d: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
     last = ((excess > 0).sum(1, keepdim=True) - 1).clamp(min=0)  # at which too much is kept
     rest, speed = excess.gather(1, last).clamp(min=0), shrinking.gather(1, last).clamp(min=1)
     cut = torch.where(excess[:, :1] > 0, points.gather(1, last) + rest / speed, 0.0)
-    kept_size = (size - cut.to(size.dtype)).clamp_(min=0)
-    return d.sign() * torch.minimum(kept_size, room).view_as(d)
+    left = size - cut.to(size.dtype)
+    left = torch.where(left > 1e-6 * size, left, 0.0)  # gone but for rounding is gone
+    return d.sign() * torch.minimum(left, room).view_as(d)
