@@ -29,6 +29,7 @@ from sat.arguments import Written, check_unit
 from sat.errors import Refused, refusing
 from sat.identity import (
     FOLLOWED,
+    NEUTRAL,
     SECTIONS,
     START,
     Settings,
@@ -178,6 +179,9 @@ def check(plain: Mapping[str, Any]) -> Spec:
     """Builds every part of a resolved config and names the run; raises `Refused`."""
     plain = dict(plain)
     choices = dict(plain.pop("choices", {}))
+    for group in NEUTRAL.keys() - plain.keys():  # a run from before there was the group
+        choices[group] = NEUTRAL[group]
+        plain[group] = yaml.safe_load((CONF / group / f"{NEUTRAL[group]}.yaml").read_text())
     unknown(plain, [*SECTIONS, *SCALARS, *BESIDE, "logger"], "")
     config: dict[str, Any] = {"choices": choices}
     for key, hint in SCALARS.items():
@@ -542,7 +546,8 @@ def one_line(error: BaseException) -> str:
         siblings = [name for name in parent or () if name not in ("_target_", "hydra")]
         if above in ([], [""]):  # a word of the first level is what nobody knows
             above, siblings = [], [*(siblings or [*SECTIONS, *SCALARS]), "experiment"]
-        return f"{key}: no such key; {_instead(key, key.split('.')[len(above)], siblings)}"
+        part = key.split(".")[len(above) :] or [key]  # nothing is left: a key of a mapping
+        return f"{key}: no such key; {_instead(key, part[0], siblings)}"
     if found := re.search(r"Error parsing override '([^'=]*)'", text):
         return f"{found[1]}: is no override; write group=option or key=value"
     if found := re.search(r"Interpolation key '(sizes[\w.]*)' not found", text):
