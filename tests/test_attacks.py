@@ -11,7 +11,16 @@ from conftest import small_network, trained_on_digits
 from torch import nn
 
 from sat.attacks import (
-    APGD, FAB, FGSM, PGD, Clean, FastAutoAttack, Free, Multi, Square, losses,
+    APGD,
+    FAB,
+    FGSM,
+    PGD,
+    Clean,
+    FastAutoAttack,
+    Free,
+    Multi,
+    Square,
+    losses,
 )  # fmt: skip
 from sat.attacks.base import Loose, resolved
 from sat.rng import RowRng, seed_of

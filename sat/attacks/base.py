@@ -67,6 +67,19 @@ class Loose(Protocol):
     def update_statistics(self) -> bool: ...
 
 
+@runtime_checkable
+class Replayed(Protocol):
+    """An attack by the gradient of the update itself: a step trains on its batch `replays` times,
+    and after each gradient of the loss the attack moves on by that of the images."""
+
+    @property
+    def replays(self) -> int: ...
+
+    def ascend(self, x: Tensor, gradient: Tensor, rng: RowRng) -> None:
+        """Told of rows x [B, C, H, W] and the gradient of their loss at what it made of them."""
+        ...
+
+
 def row_rng(rng: RowRng | None, x: Tensor) -> RowRng:
     """The rows' random numbers; whoever calls an attack by hand gives none, and may have normalised
     the images, which would be cut to [0, 1]: ValueError."""

@@ -96,8 +96,8 @@ class Multi:
         self._counts, self._chosen = self._counts.to(x.device), self._chosen.to(x.device)
 
     def learn(self, sums: Tensor, broken: Tensor) -> None:
-        """Told of a step: loss, right answers and images, summed up, and whether it was skipped."""
-        new = torch.where(broken, 0.0, sums[1:3]).double()
+        """Counts a step's right answers and images, unless it was skipped."""
+        new = torch.where(broken, 0.0, sums[1::2]).double()
         self._counts.index_add_(0, self._chosen, new[None])
 
     def state_dict(self) -> dict[str, Tensor]:

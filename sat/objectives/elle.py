@@ -3,18 +3,19 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sat.objectives.base import Regulariser
 from sat.objectives.gradalign import check_noise, check_weight
 from sat.rng import RowRng
 
 
 @dataclass(frozen=True)
-class ELLE:
+class ELLE(Regulariser):
     """Adds `weight` times the mean of (l(c) - (1 - a) l(x1) - a l(x2))^2, where l is the
     cross-entropy, x1 and x2 lie uniform within +-eps of the image and c = (1 - a) x1 + a x2, with a
     uniform in [0, 1]: 0 for a loss that is linear in the ball, and no double backward.
@@ -25,8 +26,6 @@ class ELLE:
 
     weight: float = 1000.0
     eps: float | str = 8.0
-
-    second_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_weight(self.weight)
@@ -86,10 +85,9 @@ class AdaptiveELLE(ELLE):
         object.__setattr__(self, "_memory", self._memory.to(x.device))
 
     def learn(self, sums: Tensor, broken: Tensor) -> None:
-        """Told of a step: loss, right answers, images and errors, summed up, and whether it was
-        skipped."""
+        """Weighs the next step by this one's error, unless it was skipped."""
         weight, count, mean, squares = self._memory.unbind()
-        error = (sums[3] / sums[2]).double()
+        error = (sums[2] / sums[3]).double()
         limit = mean + self.sensitivity * (squares / count.clamp(min=1)).sqrt()
         bent = (count > 2) & (error > limit)
         after = torch.where(bent, self.weight, self.decay * weight)

@@ -9,11 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.arguments import check_ball
+from sat.attacks import base
+from sat.attacks.losses import ce
+from sat.objectives.base import Regulariser
+from sat.objectives.second_order import input_gradient
 from sat.rng import RowRng
 
 
 @dataclass(frozen=True)
-class GradAlign:
+class GradAlign(Regulariser):
     """Adds `weight` times the mean of 1 - cos(g(x), g(x + u)), where g is the gradient of the
     cross-entropy by the image and u uniform within +-eps; only the second is differentiated. Then
     the loss stays linear within the ball, and training with one step does not collapse.
@@ -47,17 +51,10 @@ class GradAlign:
     ) -> Tensor:
         """The mean of 1 - cos over the batch, []."""
         noise = float(self.eps) / 255 * (2 * rng.uniform("gradalign", *x.shape[1:]) - 1)
-        here = _slope(model, x, y, differentiable=False)
-        there = _slope(model, x + noise, y, differentiable=True)
-        return 1 - F.cosine_similarity(here, there, eps=1e-12).mean()
-
-
-def _slope(model: nn.Module, x: Tensor, y: Tensor, differentiable: bool) -> Tensor:
-    """Gradients by images x [B, C, H, W] of their losses [B, C * H * W], but for a factor."""
-    x = x.detach().requires_grad_()
-    scale = 2.0**10 if getattr(model, "autocast", None) is torch.float16 else 1.0
-    total = F.cross_entropy(model(x), y, reduction="sum") * scale
-    return torch.autograd.grad(total, x, create_graph=differentiable)[0].flatten(1)
+        scale = 2.0**10 if getattr(model, "autocast", None) is torch.float16 else 1.0
+        here = base.input_gradient(model, x, y).flatten(1)
+        _, there = input_gradient(model, x + noise, lambda logits: scale * ce(logits, y))
+        return 1 - F.cosine_similarity(here, there.flatten(1), eps=1e-12).mean()
 
 
 def check_weight(weight: float) -> None:
