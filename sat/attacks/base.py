@@ -6,7 +6,7 @@ A new attack is a frozen dataclass with the fields and the call of `Attack`, and
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -65,6 +65,14 @@ class Loose(Protocol):
     def reach(self) -> float: ...
     @property
     def update_statistics(self) -> bool: ...
+
+
+@runtime_checkable
+class Several(Protocol):
+    """An attack that takes a batch to one of several balls."""
+
+    @property
+    def balls(self) -> Sequence[Ball]: ...
 
 
 @runtime_checkable
@@ -185,10 +193,11 @@ def _check_images(attack: Attack, x: Tensor, x_adv: Tensor, reach: float) -> Non
             f"{', with a gradient' * x_adv.requires_grad}; it must give detached float32 of the"
             f" images' shape {list(x.shape)}"
         )
-    size = ball_of(attack).size(x_adv - x).max().item()
-    if size > reach / 255 * (1 + 1e-5) + 1e-5:
+    balls = attack.balls if isinstance(attack, Several) else [Ball(reach / 255, attack.norm)]
+    sizes = [ball.size(x_adv - x).max().item() for ball in balls]
+    if all(size > ball.eps * (1 + 1e-5) + 1e-5 for size, ball in zip(sizes, balls, strict=True)):
         raise Refused(
-            f"attack.eps={attack.eps:g}: the attack moves an image by {255 * size:.4g}/255"
+            f"attack.eps={attack.eps:g}: the attack moves an image by {255 * sizes[0]:.4g}/255"
         )
     if not (0 <= x_adv.min() and x_adv.max() <= 1):
         raise Refused("attack: leaves the range [0, 1] of the images; it must clamp to it")

@@ -68,6 +68,10 @@ class Multi:
     def eps(self) -> float:
         return float(self.members[self.norm])
 
+    @property
+    def balls(self) -> list[Ball]:
+        return [Ball(float(eps) / 255, norm) for norm, eps in self.members.items()]  # type: ignore[arg-type]
+
     def __call__(
         self,
         model: nn.Module,
@@ -79,7 +83,7 @@ class Multi:
         """x [B, C, H, W] in [0, 1] and y [B] or [B, K] -> adversarial images, detached, float32."""
         rng, rise = row_rng(rng, x), risen(progress, self.eps_warmup)
         self.settle(x, len(x))
-        balls = [Ball(float(eps) / 255 * rise, norm) for norm, eps in self.members.items()]
+        balls = [Ball(ball.eps * rise, ball.norm) for ball in self.balls]
         self._chosen.copy_(self.choose(rng))
         return ascended(self, balls, model, x, y, rng, self._chosen)
 
