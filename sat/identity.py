@@ -28,7 +28,7 @@ UNTRAINED = ("evaluation", "metrics", "record")  # what these say moves no weigh
 # Groups that came after the first runs: at this option, as it comes, they add nothing to a hash.
 NEUTRAL = {"sampler": "epochs", "regulariser": "none", "weight_attack": "none"}
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
-FOLLOWED = {"eps": float | str, "norm": Literal["linf", "l2"], "depth": int, "width": float}
+FOLLOWED = {"eps": float | str, "norm": Literal["linf", "l2", "l1"], "depth": int, "width": float}
 # Keys of every model's option that say what it starts from: weights, and another normalisation.
 START = {"weights": str | None, "mean": list[float] | None, "std": list[float] | None}
 

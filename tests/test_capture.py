@@ -17,9 +17,19 @@ from guard import (
 )
 from torch import Tensor, nn
 
-from sat.attacks import FGSM, PGD, Clean
+from sat.attacks import APGD, FGSM, PGD, Clean, Free, Multi
 from sat.models import Classifier
-from sat.objectives import AWP, MART, TRADES, Adversarial, Method, training_attack
+from sat.objectives import (
+    AWP,
+    ELLE,
+    MART,
+    TRADES,
+    AdaptiveELLE,
+    Adversarial,
+    GradAlign,
+    Method,
+    training_attack,
+)
 from sat.objectives import GradientNorm as SmallGradient
 from sat.rng import RowRng, StepKey, seed_of
 from sat.training.metrics import GradientNorm
@@ -45,6 +55,19 @@ CASES = {
     "mart": (PGD(20, 1), MART(), {}),
     "gradient norm": (Clean(), SmallGradient(20), {}),
     "awp": (PGD(20, 1), Adversarial(), {"accumulate": 3}, {"weight_attack": AWP()}),
+    "n-fgsm": (
+        PGD(20, 1, noise=2.0, project=False, batch_norm="train", update_statistics=True),
+        Adversarial(),
+        {},
+    ),
+    "ramps": (PGD(20, 3, "1*eps", eps_warmup=0.5, steps_warmup=0.5), Adversarial(), {}),
+    "l1": (PGD(400, 2, norm="l1"), Adversarial(), {}),
+    "apgd": (APGD(20, 2, start="none", eps_warmup=0.5), Adversarial(), {}),
+    "multi": (Multi({"linf": 20, "l1": 400, "l2": 128}, 2), Adversarial(), {"accumulate": 3}),
+    "free": (Free(20, 2), Adversarial(), {"accumulate": 3}),
+    "gradalign": (PGD(20, 1), Adversarial(), {}, {"regulariser": GradAlign()}),
+    "elle": (PGD(20, 1), Adversarial(), {}, {"regulariser": ELLE(10.0)}),
+    "elle-a": (PGD(20, 1), Adversarial(), {"accumulate": 3}, {"regulariser": AdaptiveELLE(10.0)}),
     "smoothing": (PGD(20, 1), Adversarial(0.1), {}),
     "average": (PGD(20, 1), Adversarial(), {"ema": 0.9}),
     "parts": (PGD(20, 1), Adversarial(), {"accumulate": 3}),
@@ -79,7 +102,7 @@ def test_no_step_asks_the_host(case):
     state = started(*CASES[case])
     for step in range(3):
         x, y = batch(step)
-        state.begin()
+        state.begin(x)
         if step < 2:  # the first ones make what the later ones have
             advance(state, x, y)
         else:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sat.attacks.base import Mode, Norm
+from sat.attacks.ball import Norm
+from sat.attacks.base import Mode
 from sat.attacks.losses import LossName
 from sat.attacks.pgd import PGD
 from sat.rng import RowRng

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
-from sat.attacks.base import Attack, check_attack, check_fields
+from sat.attacks.base import Attack, Loose, Replayed, check_attack, check_fields
 from sat.data.samplers import Sampler
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
@@ -67,7 +67,19 @@ def check_method(method: Method, schedule: Schedule) -> None:
             f"schedule.compile={schedule.compile}: torch differentiates no gradient of a compiled"
             " network, as this objective or regulariser asks for; write false"
         )
-    if schedule.shard and not isinstance(method.weight_attack, Unperturbed):
+    unperturbed = isinstance(method.weight_attack, Unperturbed)
+    if isinstance(method.attack, Replayed) and not unperturbed:
+        raise Refused(
+            "weight_attack: moves the weights after the attack, and attack=free is the update's own"
+            " gradient; write weight_attack=none, or attack=pgd"
+        )
+    loose = isinstance(method.attack, Loose) and method.attack.update_statistics
+    if loose and schedule.grad_checkpointing:
+        raise Refused(
+            "schedule.grad_checkpointing=true: computes each forward of the attack twice, and with"
+            " attack.update_statistics=true both would move the statistics; write false for one"
+        )
+    if schedule.shard and not unperturbed:
         raise Refused(
             "schedule.shard=true: no process has whole weights to perturb; write"
             " weight_attack=none, or schedule.shard=false"
@@ -85,6 +97,11 @@ def check_processes(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool,
         raise Refused(
             "schedule.sync_batch_norm=true: with attack.batch_norm=train each step of the attack"
             " would wait for all processes; write attack.batch_norm=eval"
+        )
+    if isinstance(attack, Replayed) and size > 1:
+        raise Refused(
+            "attack=free: keeps a perturbation for each place of the batch, and a checkpoint has"
+            " those of one process alone; start one"
         )
     if schedule.shard and size == 1:
         raise Refused(
