@@ -23,6 +23,7 @@ from sat.attacks import (
     losses,
 )  # fmt: skip
 from sat.attacks.base import Loose, resolved
+from sat.errors import Refused
 from sat.rng import RowRng, seed_of
 
 EVERY = [
@@ -332,6 +333,7 @@ def by_hand(name: str, z, y: int, clean) -> float:
         "dlr": (others[0] - z[y]) / (ranked[0] - ranked[2] + 1e-12),
         "targeted ce": z[3] - log_sum,
         "targeted margin": z[3] - z[y],
+        "targeted cw": min(z[3] - z[y], 0.0),
         "targeted dlr": (z[3] - z[y]) / (ranked[0] - (ranked[2] + ranked[3]) / 2 + 1e-12),
     }[name]
 
@@ -348,6 +350,80 @@ def test_a_loss_is_its_formula(name):
     expected = [by_hand(name, *row) for row in zip(z.tolist(), y.tolist(), clean.tolist(),
                                                    strict=True)]  # fmt: skip
     assert values.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def linear(classes: int = 6) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A linear network of 12 pixels, its weight, images well inside of [0, 1], and labels."""
+    torch.manual_seed(4)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, classes))
+    x = 0.3 + 0.4 * torch.rand(5, 3, 2, 2)
+    return net, net[1].weight.detach(), x, torch.arange(5) % classes
+
+
+@pytest.mark.parametrize(
+    "attack", [PGD(8, start="none", step=8), FGSM(8), APGD(8, 1, start="none")]
+)
+def test_label_smoothing_is_of_the_loss_that_is_ascended(attack):
+    """On a linear network the gradient is W' (p - smoothed y)."""
+    net, w, x, y = linear()
+    smoothed = torch.full((5, 6), 0.6 / 6).scatter_(1, y[:, None], 0.4 + 0.6 / 6)
+    gradient = ((net(x).softmax(1) - smoothed) @ w).detach().view_as(x)
+    hard = ((net(x).softmax(1) - torch.eye(6)[y]) @ w).detach().view_as(x)
+    assert not torch.equal(gradient.sign(), hard.sign())
+    x_adv = replace(attack, label_smoothing=0.6)(net, x, y)
+    torch.testing.assert_close(x_adv, x + 8 / 255 * gradient.sign())
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "cw"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_target_is_the_likeliest_wrong_class_or_the_next(loss, rank):
+    net, w, x, y = linear()
+    ranked = net(x).argsort(1, descending=True)
+    target = torch.stack(
+        [row[row != label][rank - 1] for row, label in zip(ranked, y, strict=True)]
+    )
+    assert losses.likely_wrong(net, x, y, rank).equal(target)
+    way = w[target] - w[y]
+    if loss == "ce":
+        way = -(net(x).softmax(1) - torch.eye(6)[target]) @ w
+    x_adv = PGD(8, start="none", step=8, loss=loss, target=rank)(net, x, y)
+    moved = (x_adv - x) * 255 / 8
+    short = (net(x).gather(1, target[:, None]) < net(x).gather(1, y[:, None])).flatten()
+    assert short.any()  # beyond the margin of 0, cw leaves an image alone
+    rows = short if loss == "cw" else torch.ones(5, dtype=torch.bool)
+    torch.testing.assert_close(moved[rows], way.detach().view_as(x).sign()[rows], rtol=0, atol=1e-4)
+    if loss == "cw":
+        assert torch.equal(x_adv[~short], x[~short])
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0: from 0"),
+        ({"label_smoothing": 0.1, "loss": "kl"}, "label_smoothing=0.1: is of the loss ce"),
+        ({"label_smoothing": 0.1, "target": 1}, "label_smoothing=0.1: .*a target's"),
+        ({"target": 0}, "target=0: is the rank of a wrong class"),
+        ({"target": 1, "loss": "kl"}, "target=1: the loss kl"),
+    ],
+)
+@pytest.mark.parametrize("attack", [PGD, APGD, FGSM])
+def test_an_aim_that_makes_no_sense_is_refused(attack, given, says):
+    with pytest.raises(ValueError, match=f"^({says}|start=none)"):
+        attack(8, **given)
+
+
+def test_a_target_beyond_the_classes_is_refused():
+    net, _, x, y = linear()
+    with pytest.raises(Refused, match="^attack.target=6: there are 5 wrong classes"):
+        PGD(8, target=6)(net, x, y)
+
+
+def test_a_targeted_attack_evaluates(sat):
+    words = ["+attack@evaluation.attacks.aimed=pgd", "evaluation.attacks.aimed.target=1"]
+    done = sat(*words, "evaluation.attacks.aimed.loss=margin", "evaluation.attacks.aimed.steps=3")
+    assert done.code == 0, done.err
+    robust = done.result["last"]["robust"]
+    assert robust["aimed"]["target"] == 1 and "pgd20" in robust
 
 
 def test_every_annotated_loss_is_there():

@@ -13,7 +13,7 @@ from sat.arguments import check_ball, check_choices
 from sat.attacks.alone import Bare
 from sat.attacks.ball import SPARSE, Ball, Norm
 from sat.attacks.base import Mode, check_warmup, frozen, risen, row_rng
-from sat.attacks.losses import LossName, TargetedLoss, ce, named, one_label, reference
+from sat.attacks.losses import Aim, LossName, TargetedLoss, aimed, ce, check_aim, one_label
 from sat.attacks.network import Network, constant
 from sat.attacks.patience import by_halvings
 from sat.rng import RowRng
@@ -36,9 +36,12 @@ class APGD:
     loss: LossName = "auto"
     start: Literal["uniform", "none"] = "uniform"
     eps_warmup: float = 0.0
+    label_smoothing: float = 0.0
+    target: int | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_aim(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: must be at least 1; for no attack: attack=none")
@@ -63,15 +66,13 @@ class APGD:
         return ascended(self, [ball], model, x, y, row_rng(rng, x))
 
 
-class Ascending(Protocol):
+class Ascending(Aim, Protocol):
     """What APGD asks of the attack that it is."""
 
     @property
     def steps(self) -> int: ...
     @property
     def batch_norm(self) -> str: ...
-    @property
-    def loss(self) -> str: ...
     @property
     def start(self) -> str: ...
 
@@ -85,17 +86,17 @@ def ascended(
     All are searched in lock-step, each as if the network had been asked at its own point, which is
     true of the chosen one; so the choice costs no second pass, and the host learns nothing of it.
     """
-    loss, label = named(attack.loss), one_label(y)
+    label = one_label(y)
     searches = [search_in(ball, attack.steps, attack.start == "uniform") for ball in balls]
     with frozen(model, attack.batch_norm):
-        network, target = Bare(model), reference(loss, model, x, y)
+        network, (loss, compared) = Bare(model), aimed(attack, model, x, y)
         states = [{"x": x, "y": label, **search.begin(x, label, label, rng)} for search in searches]
         for _ in range(attack.steps):
             point = _of_chosen(states, "point", chosen)
-            _, losses, gradient = network.gradient(point, lambda logits: loss(logits, target))
+            _, losses, gradient = network.gradient(point, lambda logits: loss(logits, compared))
             for search, state in zip(searches, states, strict=True):
                 search.advance(state, losses, gradient)
-        losses = loss(network.logits(_of_chosen(states, "point", chosen))[0], target)
+        losses = loss(network.logits(_of_chosen(states, "point", chosen))[0], compared)
         for state in states:
             APGDSearch.note(state, losses)
     return _of_chosen(states, "best", chosen)

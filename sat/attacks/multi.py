@@ -3,7 +3,7 @@ and single l_p-threat models via quick fine-tuning of robust classifiers")."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ class Multi:
     loss: LossName = "auto"
     start: Literal["uniform", "none"] = "none"
     eps_warmup: float = 0.0
+    label_smoothing: float = 0.0
+
+    target: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -58,7 +61,7 @@ class Multi:
     def _alone(self) -> APGD:
         """The first member, whose checks are ours."""
         return APGD(self.eps, self.steps, self.norm, self.batch_norm, self.loss, self.start,
-                    self.eps_warmup)  # fmt: skip
+                    self.eps_warmup, self.label_smoothing)  # fmt: skip
 
     @property
     def norm(self) -> Any:

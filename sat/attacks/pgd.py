@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sat.arguments import check_ball, check_choices, check_unit
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import Mode, check_warmup, frozen, input_gradient, risen, row_rng
-from sat.attacks.losses import LossName, named, reference
+from sat.attacks.losses import LossName, aimed, check_aim
 from sat.rng import RowRng
 
 Start = Literal["uniform", "normal", "none"]
@@ -21,7 +21,7 @@ _MULTIPLE = re.compile(r"\s*([^\s*]+)\s*\*\s*eps\s*")
 
 @dataclass(frozen=True)
 class PGD:
-    """Ascends `loss` inside the eps-ball around x and inside [0, 1]; untargeted.
+    """Ascends `loss` inside the eps-ball around x and inside [0, 1].
 
     `eps` and `step` are in 1/255, for L2 and L1 as well. `step: auto` is eps * max(1/steps, 1/4):
     the ball is crossed once at least; `step: 1.25*eps` a multiple of eps. `start` is where it
@@ -35,7 +35,8 @@ class PGD:
     with the batch's own. Neither changes a statistic, but for `update_statistics=true`: there each
     forward of a `train` attack moves them, as in some published trainings. `loss` is one of
     `sat.attacks.losses`; `auto` is what the objective of a training says, and cross-entropy
-    elsewhere.
+    elsewhere, of labels with `label_smoothing`. `target: k` leads each image towards the k-th
+    likeliest of its wrong classes, by the loss's targeted form, for a forward more.
 
     In a training, eps and with it steps and noise of `uniform` rise from 0 during the first
     `eps_warmup` of it, a share from 0 to 1; the number of steps from 1 during its first
@@ -55,9 +56,12 @@ class PGD:
     update_statistics: bool = False
     eps_warmup: float = 0.0
     steps_warmup: float = 0.0
+    label_smoothing: float = 0.0
+    target: int | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_aim(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: must be at least 1; for no attack: attack=none")
@@ -135,14 +139,14 @@ class PGD:
         Leaves every module's mode and every `requires_grad` as they were, and every statistic,
         unless it is to update them.
         """
-        rng, loss = row_rng(rng, x), named(self.loss)
+        rng = row_rng(rng, x)
         rise = risen(progress, self.eps_warmup)
         ball, step, steps = Ball(float(self.eps) / 255 * rise, self.norm), *self._steps(progress)
         inside, x_adv = self._inside(ball, x), self.begin(x, rng, rise)
         with frozen(model, self.batch_norm, self.update_statistics), torch.enable_grad():
-            target = reference(loss, model, x, y)
+            loss, compared = aimed(self, model, x, y)
             for k in range(self.steps):
-                way = ball.steepest(input_gradient(model, x_adv, target, loss))
+                way = ball.steepest(input_gradient(model, x_adv, compared, loss))
                 ahead = inside(x_adv + step * rise * way)
                 x_adv = ahead if steps is None else torch.where(k < steps, ahead, x_adv)
         return x_adv
