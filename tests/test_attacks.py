@@ -423,7 +423,7 @@ def test_a_targeted_attack_evaluates(sat):
     done = sat(*words, "evaluation.attacks.aimed.loss=margin", "evaluation.attacks.aimed.steps=3")
     assert done.code == 0, done.err
     robust = done.result["last"]["robust"]
-    assert robust["aimed"]["target"] == 1 and "pgd20" in robust
+    assert robust["aimed"]["settings"]["target"] == 1 and "pgd20" in robust
 
 
 def test_every_annotated_loss_is_there():

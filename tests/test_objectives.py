@@ -26,7 +26,7 @@ from sat.objectives import (
 )
 from sat.rng import RowRng, seed_of
 from sat.training.plan import Plan
-from sat.training.preflight import check_objective
+from sat.training.preflight import check_method, check_objective
 from sat.training.schedule import Schedule
 from sat.training.state import TrainState
 from sat.training.step import update
@@ -150,6 +150,12 @@ def test_what_makes_no_sense_together_is_refused(sat):
         check_objective(Clean(), TRADES())
     for words, says in (
         (["objective=trades", "attack=none"], "objective=trades: compares"),
+        (["objective=mart", "attack=none"], "objective=mart: compares"),
+        (["objective=trades", "attack=square"], "objective=trades: its attack ascends kl, and"),
+        (["objective=gradient_norm"], "objective=gradient_norm: looks at no adversarial image"),
+        (["objective=gradient_norm", "attack=none", "schedule.compile=true"], "schedule.compile"),
+        (["objective=consistency", "objective.temperature=0"], "objective.temperature=0"),
+        (["objective=mart", "objective.label_smoothing=-1"], "objective.label_smoothing=-1"),
         (["objective=trades", "attack=fgsm"], "attack.start=none"),
         (["objective.label_smoothing=1"], "objective.label_smoothing=1"),
         (["objective=trades", "objective.beta=-1"], "objective.beta=-1"),
@@ -159,6 +165,35 @@ def test_what_makes_no_sense_together_is_refused(sat):
         refused = sat(*words)
         assert refused.code == 2 and not refused.runs, refused.err
         assert refused.err.count("\n") == 1 and says in refused.err, refused.err
+
+
+def test_an_objective_of_before_is_told_what_it_lacks():
+    class Old:
+        views, attack_loss = 1, "ce"
+
+    with pytest.raises(Refused, match="^objective: Old lacks attacked and second_order; derive"):
+        check_objective(PGD(8), Old())
+
+
+@pytest.mark.parametrize("key", ["compile", "grad_checkpointing", "shard"])
+def test_what_no_gradient_can_be_differentiated_under_is_refused(key):
+    method = Method(Clean(), GradientNorm())
+    with pytest.raises(Refused, match=f"^schedule.{key}=True: .*write false"):
+        check_method(method, Schedule(**{key: True}))
+    check_method(method, Schedule())
+    check_method(Method(PGD(8), TRADES()), Schedule(**{key: True}))
+
+
+@pytest.mark.parametrize("activation, alarms", [("relu", 1), ("pssilu", 0)])
+def test_gradients_of_a_network_that_bends_nowhere_raise_an_alarm(sat, activation, alarms):
+    words = ["objective=gradient_norm", "attack=none", f"activation={activation}"]
+    done = sat(*words, "schedule.compile=auto")
+    assert done.code == 0, done.err
+    found = [alarm for alarm in done.result["alarms"] if alarm["name"] == "no_curvature"]
+    assert len(found) == alarms and done.result["choices"]["compile"] is False
+    assert ("ReLU has no second derivative" in done.out + done.err) == bool(alarms)
+    assert done.result["best"]["selected_by"].startswith("robust")
+    assert "-none-gradient_norm1.2-" in done.run.name
 
 
 def test_an_objective_is_told_wherever_an_attack_is(sat):

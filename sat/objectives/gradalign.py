@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,9 +50,8 @@ class GradAlign(Regulariser):
     ) -> Tensor:
         """The mean of 1 - cos over the batch, []."""
         noise = float(self.eps) / 255 * (2 * rng.uniform("gradalign", *x.shape[1:]) - 1)
-        scale = 2.0**10 if getattr(model, "autocast", None) is torch.float16 else 1.0
         here = base.input_gradient(model, x, y).flatten(1)
-        _, there = input_gradient(model, x + noise, lambda logits: scale * ce(logits, y))
+        _, there = input_gradient(model, x + noise, lambda logits: ce(logits, y))
         return 1 - F.cosine_similarity(here, there.flatten(1), eps=1e-12).mean()
 
 

@@ -48,7 +48,8 @@ class Callbacks:
         self.facts = {"hash": spec.hash, "dataset": facts_of(data), "shape": shape_of(data)}
         self.best: dict[str, Any] | None = None
         # Without adversarial training the most robust weights are those that learned nothing.
-        self.selects = "clean" if isinstance(spec.attack, Clean) else "robust"
+        hardens = spec.objective.attacked is False  # by other means
+        self.selects = "clean" if isinstance(spec.attack, Clean) and not hardens else "robust"
         self.overfitting = Overfitting(chance_of(data.held_out.labels, len(data.classes)))
         self.alarms: list[dict[str, Any]] = []
         self.seconds = self.training_seconds = 0.0

@@ -62,11 +62,8 @@ def check_sampler(sampler: Sampler, seed: int, batch_size: int, images: int) -> 
 
 def check_method(method: Method, schedule: Schedule) -> None:
     """Raises Refused, naming the key, for what a schedule can't do with it."""
-    if method.second_order and schedule.compile not in (False, "auto"):
-        raise Refused(
-            f"schedule.compile={schedule.compile}: torch differentiates no gradient of a compiled"
-            " network, as this objective or regulariser asks for; write false"
-        )
+    if method.second_order:
+        check_second_order(schedule)
     unperturbed = isinstance(method.weight_attack, Unperturbed)
     if isinstance(method.attack, Replayed) and not unperturbed:
         raise Refused(
@@ -84,6 +81,21 @@ def check_method(method: Method, schedule: Schedule) -> None:
             "schedule.shard=true: no process has whole weights to perturb; write"
             " weight_attack=none, or schedule.shard=false"
         )
+
+
+def check_second_order(schedule: Schedule) -> None:
+    """Raises Refused for what no gradient can be differentiated under."""
+    why = {
+        "compile": "torch differentiates no gradient of a compiled network",
+        "grad_checkpointing": "forwards that are computed again would move statistics again",
+        "shard": "weights are gathered for one backward pass, and this takes two",
+    }
+    for key, reason in why.items():
+        if (value := getattr(schedule, key)) not in (False, "auto"):
+            raise Refused(
+                f"schedule.{key}={value}: {reason}, as this objective or regulariser asks for;"
+                " write false"
+            )
 
 
 def check_processes(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool, size: int) -> None:

@@ -8,7 +8,7 @@ from sat.training.state import TrainState
 
 
 def separate_batch_norm(state: TrainState) -> Alarm | None:
-    """Of several processes that each have batch norms of their own."""
+    """Several processes have batch norms of their own."""
     size = state.world.size
     if size == 1 or not state.local_statistics:
         return None
@@ -20,7 +20,7 @@ def separate_batch_norm(state: TrainState) -> Alarm | None:
 
 
 def no_curvature(state: TrainState, activation: nn.Module) -> Alarm | None:
-    """Of a gradient that is differentiated, in a network that bends nowhere."""
+    """A gradient is differentiated, in a network that bends nowhere."""
     if not (state.objective.second_order or state.regulariser.second_order):
         return None
     if not is_flat(activation):
