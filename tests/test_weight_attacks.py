@@ -11,7 +11,17 @@ from torch import nn
 
 from sat.attacks import PGD
 from sat.errors import Refused
-from sat.objectives import AWP, MART, TRADES, Adversarial, Method, WeightAttack
+from sat.objectives import (
+    AWP,
+    MART,
+    TRADES,
+    Adversarial,
+    Consistency,
+    Method,
+    Unperturbed,
+    WeightAttack,
+)
+from sat.objectives import GradientNorm as SmallGradient
 from sat.training.plan import Plan
 from sat.training.preflight import check_method
 from sat.training.schedule import Schedule
@@ -173,6 +183,26 @@ def test_parts_of_a_batch_perturb_as_the_whole_does():
     weights = [torch.cat([p.flatten() for p in s.model.parameters()]) for s in (whole, parts, none)]
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
     assert (weights[0] - weights[2]).abs().max() > 1e-3, "the measure can tell a perturbation"
+
+
+@pytest.mark.parametrize(
+    "objective, attack",
+    [(TRADES(), AWP(0.05, 2)), (MART(), AWP()), (Consistency(), AWP()), (SmallGradient(), None)],
+)
+def test_loaded_it_goes_on_as_if_never_stopped(objective, attack):
+    given = {"objective": objective, "ema": 0.9, "accumulate": 2}
+    whole, again = (state_of(attack or Unperturbed(), **given) for _ in range(2))
+    views = objective.views
+    for step in range(4):
+        x, y = batch(step)
+        if step == 2:
+            again.load_state_dict(copy.deepcopy(whole.state_dict()))
+        for state in (whole, again)[: 1 + (step > 1)]:
+            update(state, torch.cat([x, x.flip(3)][:views]), torch.cat([y] * views))
+    for part in ("model", "average"):
+        one, two = (state.state_dict()[part] for state in (whole, again))
+        assert all(torch.equal(one[key], two[key]) for key in one), part
+    assert again.step == 4
 
 
 def test_it_begins_after_the_warm_up():
