@@ -2,7 +2,7 @@
 
 import logging
 import re
-from dataclasses import fields
+from inspect import signature
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def check_objective(attack: Attack, objective: Objective) -> None:
             f"objective={name}: looks at no adversarial image; write attack=none, or"
             " objective=adversarial"
         )
-    asked = "loss" in {field.name for field in fields(attack)}
+    asked = "loss" in signature(type(attack)).parameters
     if attack.eps and objective.attack_loss != "ce" and not asked:
         raise Refused(
             f"objective={name}: its attack ascends {objective.attack_loss}, and"
