@@ -96,28 +96,18 @@ def torchattacks(case: Case) -> Loop:
     return theirs(case, "torchattacks", attack_on)
 
 
-def failing(loop: Loop, case: Case) -> list[str]:
-    """A line where a loop can't take a step: not every network can be compiled or captured as a
-    CUDA graph."""
-    try:
-        with settings(loop.choices):  # a graph is for these
-            for k in (1, 1, 2):
-                loop.step(k, *case.images())
-    except Exception as error:  # torch's compiler raises many kinds
-        return [left_out(loop.name, error)]
-    return []
-
-
 def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
-    """All that can be compared here, and a line for each that can't."""
+    """All that can be compared here, and a line for each that can't: not every network can be
+    compiled or captured as a CUDA graph."""
     found, notes = [ours(case, "sat")], []
     kinds: dict[str, Any] = {"sat, compiled": True} if compiled else {}
     if compiled and case.device.type == "cuda":
         kinds[GRAPHS] = "reduce-overhead"
     for name, kind in kinds.items():
-        loop = ours(case, name, compile=kind)
-        notes += (told := failing(loop, case))
-        found += [loop] * (not told)
+        try:
+            found.append(tried(ours(case, name, compile=kind), case))
+        except Exception as error:  # torch's compiler raises many kinds
+            notes.append(left_out(name, error))
     found.append(ours(case, "sat, no trick", precision="fp32", **dict.fromkeys(TRICKS, False)))
     found.append(published(case))
     try:
@@ -125,3 +115,11 @@ def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
     except ImportError as error:
         notes.append(f"torchattacks is left out: it can't be imported ({error})")
     return found, notes
+
+
+def tried(loop: Loop, case: Case) -> Loop:
+    """The loop, once it has taken steps; raises whatever they raise."""
+    with settings(loop.choices):  # a graph is for these
+        for k in (1, 1, 2):
+            loop.step(k, *case.images())
+    return loop

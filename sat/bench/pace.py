@@ -12,7 +12,7 @@ from sat.acceleration.precision import float32
 from sat.attacks import PGD
 from sat.bench.case import Case
 from sat.bench.costs import Cost, Sizes, Work
-from sat.bench.stopwatch import Timed, interleaved, under
+from sat.bench.stopwatch import Timed, interleaved
 from sat.config import Spec
 from sat.errors import is_out_of_memory
 from sat.training.step import update
@@ -87,8 +87,7 @@ def try_out(case: Case, evaluated: int) -> Pace:
     model, choices = state.model, state.plan.choices
 
     def seconds(call: Timed) -> float:
-        timed = interleaved({"it": under(choices, call)}, case.device, ROUNDS)
-        return median(timed["it"])
+        return median(interleaved({"": call.under(choices)}, case.device, ROUNDS)[""])
 
     def gradient(count: int, exact: bool) -> float:
         x, y = case.images(count)
