@@ -134,6 +134,7 @@ class Work:
     validated: int  # images, each time anew
     evaluation: int  # input gradients, at most
     evaluated: int  # images under an attack or a curve, for each checkpoint
+    ensembled: int  # images under an ensemble, at most, for each checkpoint
     checked: int  # images on which a measurement is doubted, for each checkpoint
     untold: tuple[str, ...]
 
@@ -172,8 +173,9 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
     checked = checkpoints * min(evaluation.masking_checks, tested // checkpoints)
     attacks = evaluation.measured_by
     steps = evaluation.restarts * sum(steps_of(name, a) for name, a in attacks.items())
+    ensembles = sum(name in untold for name in attacks)
     return Work(updates, seen, seen * attack, times * each, times * asked,
-                tested * steps, tested * max(1, len(attacks)),
+                tested * steps, tested * max(1, len(attacks)), tested * ensembles,
                 checked if evaluation.attacks else 0, tuple(untold))  # fmt: skip
 
 

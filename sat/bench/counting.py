@@ -5,14 +5,13 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sat.bench.stopwatch import Timed, wait
+from sat.bench.stopwatch import Timed
 
 
 class Live(TorchDispatchMode):
@@ -35,7 +34,7 @@ class Live(TorchDispatchMode):
                 self._meet(tensor.untyped_storage())
         return made
 
-    def _meet(self, storage: torch.UntypedStorage) -> None:
+    def _meet(self, storage: UntypedStorage) -> None:
         if storage not in self._known:
             self._known[storage] = True
             self.now += storage.nbytes()
@@ -46,19 +45,12 @@ class Live(TorchDispatchMode):
         self.now -= count
 
 
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """The most that a call holds beside what was there before: activations, gradients and
-    intermediates. A GPU's allocator tells it; on a CPU the tensors are counted."""
-    if device.type != "cuda":
-        with Live([]) as live:
-            run()
-        return live.most
-    wait(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    run()
-    wait(device)
-    return torch.cuda.max_memory_allocated(device) - before
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most that a call, which must run eagerly, holds beside what was there before:
+    activations, gradients and intermediates."""
+    with Live([]) as live:
+        run()
+    return live.most
 
 
 class Passes(TorchDispatchMode):

@@ -101,7 +101,7 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
     time = checks = "-"
     if pace is not None:
         training, measuring = pace.training(work), pace.measuring(work)
-        told.parts = training, measuring, pace.doubting(work)
+        told.parts = training, measuring + pace.attacking(work), pace.doubting(work)
         left = 1 - step / work.updates if work.updates and told.state != "trained" else 0
         told.missing = 0.0 if told.state == "finished" else training * left + measuring
         time = duration(training + measuring) + (judged or more("attack", "validation"))
@@ -275,7 +275,8 @@ def main(given: Sequence[str] | None = None) -> int:
         if own.budget and not any(job.refused for job in jobs):
             from sat.bench.budget import answer
 
-            text = answer(jobs, words, own)
+            rated = RATED.format(*own.tflops) if own.tflops else TRIED
+            text = f"{answer(jobs, words, own)}\n\n{rated}"
     except ValueError as error:  # while composing
         print(error, file=sys.stderr)
         return 2

@@ -28,7 +28,6 @@ from sat.bench.stopwatch import (
     milliseconds,
     paired,
     product_flop,
-    settings,
 )
 
 
@@ -48,14 +47,12 @@ def measure(case: Case, loops: Sequence[Loop], k: int, own: Namespace, first: bo
     timed = {loop.name: calls[loop.name].under(loop.choices) for loop in loops}
     times, best = beside_ceilings(timed, case.device, own.rounds, own.until)
     bounds = limits(passes(timed["sat"]), median(best.product), median(best.memory))
-    seen = (False, True) if case.device.type == "cuda" else (False,)  # compilations whose memory is
     rows: list[Row] = []
     for loop in loops:
         row = step(case, loop.name, k, times, best, bounds["limit, fused"][0])
-        if first and loop.choices["compile"] in seen:
-            with settings(loop.choices):
-                held = peak_bytes(calls[loop.name].run, case.device)
-            row["MiB an image"] = held / case.batch / 2**20
+        if first and not loop.choices["compile"]:
+            with timed[loop.name].entered():
+                row["MiB an image"] = peak_bytes(calls[loop.name].run) / case.batch / 2**20
         rows.append(row | {"about": {"choices": loop.choices, "seconds": times[loop.name]}})
     for name, (seconds, memory) in bounds.items():
         binds = f"memory, {memory:.0%}" if memory > 0.5 else f"product, {1 - memory:.0%}"
