@@ -58,14 +58,14 @@ CASES = {
 BATCH = 12
 
 
-def started(attack, objective, words, **more) -> TrainState:
+def started(attack, objective, words, device="cpu", **more) -> TrainState:
     words = {"learning_rate": 0.5, **words}
     schedule = Schedule(batch_size=BATCH, epochs=10, **words)
     choices = {"precision": words.get("precision", "fp32"), "channels_last": True,
                "compile": False, "fold": True, "fused": True, **more}  # fmt: skip
     plan = Plan(schedule, BATCH, 0, choices)
     attack = training_attack(attack, objective)
-    model = Classifier(small_network(), [0.5], [0.25])
+    model = Classifier(small_network(), [0.5], [0.25]).to(device)
     return TrainState(model, attack, objective, plan, metrics=GradientNorm())
 
 
@@ -108,10 +108,10 @@ def taped(monkeypatch):
     return sizes
 
 
-def trained(case: str, steps: int = 7, **choices) -> TrainState:
-    state = started(*CASES[case], **choices)
+def trained(case: str, steps: int = 7, device: str = "cpu", **choices) -> TrainState:
+    state = started(*CASES[case], device, **choices)
     for step in range(steps):
-        attempt(state, *batch(step))
+        attempt(state, *(t.to(device) for t in batch(step)))
     return state
 
 
@@ -131,6 +131,17 @@ def test_what_a_graph_computes_is_what_the_steps_do(case, taped):
     assert len(ours) == len(theirs) > 10
     assert all(map(torch.equal, ours, theirs))
     assert replayed.read() == eager.read()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", CASES)
+def test_a_gpu_captures_a_step_and_computes_the_same(case, monkeypatch):
+    """Within rounding: torch may take other kernels. The noise is the same, else no weight were."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    replayed, eager = (trained(case, 6, "cuda", graph=on) for on in (True, False))
+    assert replayed.news == ["step 3: taken as one CUDA graph from here on"]
+    torch.testing.assert_close(memory_of(replayed), memory_of(eager), rtol=1e-3, atol=1e-4)
 
 
 def test_a_replayed_step_runs_nothing_of_python(taped, monkeypatch):
