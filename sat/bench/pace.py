@@ -88,7 +88,7 @@ def tried(spec: Spec, sizes: Sizes, cost: Cost) -> Pace:
 def try_out(case: Case, evaluated: int) -> Pace:
     """Times the program's own update, and its PGD in the precision of the training and in
     float32."""
-    state, attack = case.state(), PGD(8.0, STEPS)
+    state, attack = case.state(graph=case.choices["graph"]), PGD(8.0, STEPS)
     model, choices = state.model, state.plan.choices
 
     def seconds(call: Timed) -> float:

@@ -50,7 +50,7 @@ def measure(case: Case, loops: Sequence[Loop], k: int, own: Namespace, first: bo
     rows: list[Row] = []
     for loop in loops:
         row = step(case, loop.name, k, times, best, bounds["limit, fused"][0])
-        if first and not loop.choices["compile"]:
+        if first and not (loop.choices["compile"] or loop.choices["graph"]):
             with timed[loop.name].entered():
                 row["MiB an image"] = peak_bytes(calls[loop.name].run) / case.batch / 2**20
         rows.append(row | {"about": {"choices": loop.choices, "seconds": times[loop.name]}})

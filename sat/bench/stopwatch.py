@@ -17,7 +17,7 @@ from sat.acceleration.auto import bf16_pays
 from sat.acceleration.precision import set_tf32
 
 SECONDS = 0.2  # of a block of calls: a thousand times the clock's and the synchronisation's cost
-WARMING = {"cpu": 1, "cuda": 3}  # calls; a CUDA graph is recorded in the second, replayed after it
+WARMING = {"cpu": 1, "cuda": 5}  # calls; a step becomes a CUDA graph in the fourth
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
 COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes that a copy reads and writes: no cache holds them
 COPY = "memory copy"
