@@ -122,8 +122,10 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
     uncut = [plan for plan in found if (plan.epochs, plan.images) == (asked.epochs, asked.images)]
     three = [plan for plan in found if plan.seeds <= 3]
     best = uncut[-1] if uncut and uncut[-1].seeds >= 3 else three[-1]
-    kept = [word for word in words if word.split("=")[0] not in CHOSEN]
-    line = shlex.join(["python", "-m", "sat.run", *kept, *best.words(asked)])
+    chosen = best.words(asked)
+    keys = {word.split("=")[0] for word in chosen}
+    kept = [word for word in words if word.split("=")[0] not in keys]
+    line = shlex.join(["python", "-m", "sat.run", *kept, *chosen])
     told = f"no two finished runs in {place} differ in the seed alone: what seeds show isn't known"
     if spread:
         needed = seeds_needed(spread[0], POINTS)
