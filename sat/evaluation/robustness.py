@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from sat.evaluation.alarm import Alarm
 from sat.evaluation.masking_checks import masking_checks as look_for_masking
 from sat.evaluation.masking_checks import square_alarm
 from sat.evaluation.measure import accuracy
+from sat.evaluation.settings import check_attack
+from sat.evaluation.state import State
 from sat.evaluation.store import digest_of
 from sat.loggers.screen import percent, table
 from sat.models.foreign import adopt, as_images, resting
@@ -30,7 +32,6 @@ from sat.rundir.checkpoint import write_whole
 from sat.rundir.result import Accuracy, MaskingChecks
 
 CHUNK = 2**30  # bytes of images that are attacked at once
-KEEP_EVERY = 20.0  # seconds
 NAMED: dict[str, Callable[..., Any]] = {
     "strong": FastAutoAttack,
     "autoattack": AutoAttack,
@@ -52,14 +53,14 @@ class Robustness:
     clean: Accuracy
     robust: Accuracy
     standing: Tensor
-    adversarial: Tensor
     felled: dict[str, int]
     classes: dict[int, float]
-    attack: dict[str, Any]
     masking_checks: MaskingChecks | None
     alarms: list[Alarm]
     ties: dict[str, int]
-    seconds: float
+    adversarial: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    attack: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def worst_class(self) -> int:
@@ -105,6 +106,23 @@ class Robustness:
         write_whole(path.with_name(path.name + ".npz"), lambda file: np.savez(file, **arrays))
 
 
+@dataclass(frozen=True)
+class Options:
+    """What `evaluate` may be told beside the attack; see there."""
+
+    seed: int = 0
+    batch_size: int | None = None
+    masking_checks: int = 128
+    state: str | Path | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
+        if self.masking_checks < 0:
+            raise ValueError(f"masking_checks={self.masking_checks}: is a number of images, or 0")
+
+
 def evaluate(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -112,12 +130,7 @@ def evaluate(
     eps: float | str = 8,
     norm: str = "linf",
     attack: Any = "strong",
-    *,
-    seed: int = 0,
-    batch_size: int | None = None,
-    masking_checks: int = 128,
-    state: str | Path | None = None,
-    progress: bool = True,
+    **options: Any,
 ) -> Robustness:
     """Measures how robust `model` is on `images`.
 
@@ -128,46 +141,47 @@ def evaluate(
 
     `attack`: `strong`, AutoAttack's ensemble in less time (Croce and Hein 2020; see
     `sat.attacks.FastAutoAttack`), `autoattack`, as its authors publish it, `pgd20`, or an attack of
-    `sat.attacks` with settings of its own, which `eps` and `norm` are not asked for. `batch_size`
-    bounds the images of a forward. On `masking_checks` images, spread over the set, it is asked
-    afterwards whether the numbers are to be believed (0: not asked).
+    `sat.attacks` with settings of its own, which `eps` and `norm` are not asked for.
 
-    With `state` (a file) an evaluation that was killed goes on from there; a finished one is read.
+    Options: `seed`; `batch_size`, which bounds the images of a forward; `masking_checks`, on how
+    many images, spread over the set, it is asked afterwards whether the numbers are to be believed
+    (128; 0: not asked); `progress` (a bar); `state`, a file from which an evaluation that was
+    killed goes on, and a finished one is read.
 
     Raises ValueError, in one line, for images, labels or a model that it can't take, for a model
     that answers otherwise each time, and for a state of something else.
     """
-    began = time.monotonic()
-    attack, name = _attack(attack, eps, norm, batch_size)
+    began, asked = time.monotonic(), Options(**options)
+    attack, name = _attack(attack, eps, norm, asked.batch_size)
     labels = _checked(images, labels)
-    device = (
-        next(model.parameters(), images).device if isinstance(model, nn.Module) else images.device
-    )
+    device = images.device
+    if isinstance(model, nn.Module):
+        device = next(model.parameters(), images).device
     with resting(model):
         net = adopt(model, images, device).eval()
         x, y = as_images(images.detach()), labels.to(device)
         _check_classes(net, x, y, attack)
-        ensemble = ensemble_of(attack, 1, batch_size or 256)
-        kept = _State(state, model, images, labels, attack, seed, ensemble.names)
-        outcomes, points = kept.outcomes, kept.points
-        with float32(net), _told(kept, name, progress):
-            rng = RowRng(seed_of(seed, "evaluation", 0), torch.arange(len(x), device=device))
+        ensemble = ensemble_of(attack, 1, asked.batch_size or 256)
+        kept = State(AttackOutcomes.new(ensemble.names, len(x)))
+        settings = _settings(attack, name, asked.seed)
+        if asked.state is not None:
+            kept.follow(Path(asked.state), _identity(model, images, labels, settings))
+        rng = RowRng(seed_of(asked.seed, "evaluation", 0), torch.arange(len(x), device=device))
+        with float32(net), _told(kept, name, asked.progress):
             for rows in _chunks(x):
-                part, mine = outcomes.part(rows), x[rows].to(device)
-                part.survey(net, mine, y[rows])
-                ensemble.run(net, mine, y[rows], rng[rows], part)
+                part, own = kept.outcomes.part(rows), x[rows].to(device)
+                part.survey(net, own, y[rows])
+                ensemble.run(net, own, y[rows], rng[rows], part)
             checks = None
-            if masking_checks:
-                rows = torch.arange(0, len(x), -(-len(x) // masking_checks))
-                stands = outcomes.robust[rows].to(device)
-                at = rows.to(device)
-                checks = look_for_masking(net, x[rows.to(x.device)].to(device), y[at], attack,
-                                          rng[at], stands)  # fmt: skip
-    adversarial = images.detach().cpu().clone()
-    for image, point in points.items():
-        adversarial[image] = point.view(adversarial.shape[1:])
-    return _result(outcomes, labels.cpu(), adversarial, _settings(attack, name, seed), checks,
-                   time.monotonic() - began + kept.before)  # fmt: skip
+            if asked.masking_checks:
+                at = torch.arange(0, len(x), -(-len(x) // asked.masking_checks))
+                few, stands, at = x[at.to(x.device)], kept.outcomes.robust[at], at.to(device)
+                few, stands = few.to(device), stands.to(device)
+                checks = look_for_masking(net, few, y[at], attack, rng[at], stands)
+    return replace(
+        _result(kept.outcomes, labels.cpu(), checks), adversarial=kept.images(images),
+        attack=settings, seconds=round(kept.before + time.monotonic() - began, 3),
+    )  # fmt: skip
 
 
 def _attack(attack: Any, eps: float | str, norm: str, batch_size: int | None) -> tuple[Any, str]:
@@ -179,14 +193,7 @@ def _attack(attack: Any, eps: float | str, norm: str, batch_size: int | None) ->
         name, attack = attack, NAMED[attack](eps=eps, norm=norm)
     else:
         name = type(attack).__name__
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    if not (callable(attack) and is_dataclass(attack)):
-        raise ValueError(f"attack={attack}: is no attack; choose from {', '.join(NAMED)}")
-    if getattr(attack, "batch_norm", "eval") != "eval":
-        raise ValueError(
-            f"attack.batch_norm={attack.batch_norm}: write eval: a verdict is of one image"
-        )
+    check_attack("attack", attack)
     if batch_size and isinstance(attack, FastAutoAttack | AutoAttack):
         attack = replace(attack, batch_size=batch_size)
     return attack, name
@@ -246,101 +253,54 @@ def _settings(attack: Any, name: str, seed: int) -> dict[str, Any]:
     return {"name": name, **json.loads(json.dumps(asdict(attack), default=str)), "seed": seed}
 
 
-def _result(
-    outcomes: AttackOutcomes, labels: Tensor, adversarial: Tensor, settings: dict[str, Any],
-    checks: MaskingChecks | None, seconds: float,
-) -> Robustness:  # fmt: skip
+def _result(outcomes: AttackOutcomes, labels: Tensor, checks: MaskingChecks | None) -> Robustness:
     stands = outcomes.robust
     felled = {name: int((outcomes.fell == k).sum()) for k, name in enumerate(outcomes.names)}
     alarms = list(checks.alarms) if checks else []
     if (found := square_alarm([*felled], [*felled.values()], len(stands))) is not None:
         alarms = [alarm for alarm in alarms if alarm.name != found.name] + [found]
-    classes = {k: stands[labels == k].float().mean().item() for k in labels.unique().tolist()}
     return Robustness(
-        clean=Accuracy(**accuracy(outcomes.clean)), robust=Accuracy(**accuracy(stands)),
-        standing=stands, adversarial=adversarial, felled=felled, classes=classes, attack=settings,
-        masking_checks=checks, alarms=alarms, ties=outcomes.ties, seconds=round(seconds, 3),
-    )  # fmt: skip
+        clean=Accuracy(**accuracy(outcomes.clean)),
+        robust=Accuracy(**accuracy(stands)),
+        standing=stands,
+        felled=felled,
+        classes={k: float(stands[labels == k].float().mean()) for k in labels.unique().tolist()},
+        masking_checks=checks,
+        alarms=alarms,
+        ties=outcomes.ties,
+    )
 
 
-class _State:
-    """The outcomes and the points of an evaluation, and the file that it goes on from."""
-
-    def __init__(
-        self, path: str | Path | None, model: Any, images: Tensor, labels: Tensor, attack: Any,
-        seed: int, names: tuple[str, ...],
-    ) -> None:  # fmt: skip
-        self.path = None if path is None else Path(path)
-        self.outcomes, self.points = AttackOutcomes.new(names, len(images)), {}
-        self.before, self.begun, self.cost = 0.0, time.monotonic(), 0.0
-        if self.path is None:
-            return
-        weights = digest_of(model.state_dict()) if isinstance(model, nn.Module) else "a function"
-        pixels = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes())
-        pixels.update(labels.cpu().numpy().tobytes())
-        self.of = {"attack": json.dumps(_settings(attack, type(attack).__name__, seed)),
-                   "model": weights, "images": pixels.hexdigest()}  # fmt: skip
-        if self.path.exists():
-            self._read(images)
-
-    def _read(self, images: Tensor) -> None:
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                found = dict(file)
-            other = [key for key, value in self.of.items() if str(found[key]) != value]
-            kept = [torch.from_numpy(found[key]) for key in ("fell", "passed", "seconds", "tied")]
-        except Exception as error:
-            raise ValueError(f"state={self.path}: is no state of an evaluation ({error})") from None
-        if other:
-            raise ValueError(
-                f"state={self.path}: is of another {' and '.join(other)}; name another file"
-            )
-        self.outcomes = AttackOutcomes(self.outcomes.names, *kept)
-        self.before = float(found["wall"])
-        pairs = zip(found["fallen"].tolist(), torch.from_numpy(found["points"]), strict=True)
-        self.points = dict(pairs)
-
-    def keep(self) -> None:
-        """Writes all that is known."""
-        if self.path is None:
-            return
-        start, outcomes = time.monotonic(), self.outcomes
-        arrays = {
-            key: getattr(outcomes, key).numpy() for key in ("fell", "passed", "seconds", "tied")
-        }
-        points = torch.stack([*self.points.values()]) if self.points else torch.empty(0)
-        arrays |= {"fallen": np.array([*self.points], dtype=np.int64), "points": points.numpy()}
-        wall = self.before + start - self.begun
-        write_whole(self.path, lambda file: np.savez(file, **arrays, **self.of, wall=wall))
-        self.cost = time.monotonic() - start
+def _identity(
+    model: Any, images: Tensor, labels: Tensor, settings: dict[str, Any]
+) -> dict[str, str]:
+    """What an evaluation is of; nothing can be told of a function."""
+    pixels = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes())
+    pixels.update(labels.cpu().numpy().tobytes())
+    weights = digest_of(model.state_dict()) if isinstance(model, nn.Module) else "a function"
+    return {"attack": json.dumps(settings), "model": weights, "images": pixels.hexdigest()}
 
 
 @contextmanager
-def _told(kept: _State, name: str, progress: bool) -> Iterator[None]:
-    """Shows a bar for each attack, gathers the points of falls, and keeps the state now and then;
-    at the end, well or not, in any case."""
-    outcomes, bars, since = kept.outcomes, [], time.monotonic()
+def _told(kept: State, name: str, progress: bool) -> Iterator[None]:
+    """Shows a bar for each attack; keeps the state now and then, and at the end, well or not."""
+    bars: list[tqdm] = []
 
     def begin(member: str, images: int) -> None:
         end()
-        bars.append(tqdm(total=images, desc=f"{name}: {member}", unit=" images", leave=False,
-                         disable=None if progress else True))  # fmt: skip
+        hidden = None if progress else True  # None: where there is no terminal
+        what = f"{name}: {member}"
+        bars.append(tqdm(total=images, desc=what, unit=" images", leave=False, disable=hidden))
 
     def end() -> None:
         while bars:
             bars.pop().close()
 
     def changed(images: int) -> None:
-        nonlocal since
         bars[0].update(images)
-        if time.monotonic() - since > max(KEEP_EVERY, 20 * kept.cost):
-            kept.keep()
-            since = time.monotonic()
+        kept.keep_now_and_then()
 
-    def fallen(images: Tensor, points: Tensor) -> None:
-        kept.points |= dict(zip(images.tolist(), points.detach().cpu(), strict=True))
-
-    outcomes.begin, outcomes.changed, outcomes.fallen = begin, changed, fallen
+    kept.outcomes.begin, kept.outcomes.changed = begin, changed
     try:
         yield
     finally:
