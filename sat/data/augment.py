@@ -18,9 +18,9 @@ from sat.rng import RowRng
 class Augment(Protocol):
     """Images x, float32 [B, C, S, S] in [0, 1], and labels y to the same of as many.
 
-    `crops`: whether the data set's own random crop and mirror come first. `partners`: whether images
-    are mixed; then x [2B] and y, soft [2B, K], hold behind each image its partner, which is the next
-    one of the whole batch, wherever that lies, and x [B] and y [B, K] come out.
+    `crops`: whether the data set's own random crop and mirror come first. `partners`: whether
+    images are mixed; then x [2B] and y, soft [2B, K], hold behind the images their partners, each
+    the next one of the whole batch, wherever that lies, and x [B] and y [B, K] come out.
     """
 
     crops: ClassVar[bool]

@@ -31,8 +31,8 @@ POLICY = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotat
 
 @dataclass(frozen=True)
 class RandAugment:
-    """The set's own crop and mirror, then `operations` of fourteen, each drawn anew for every image,
-    all of one strength, `magnitude` of 30 (Cubuk et al., 1909.13719).
+    """The set's own crop and mirror, then `operations` of fourteen, each drawn anew for every
+    image, all of one strength, `magnitude` of 30 (Cubuk et al., 1909.13719).
 
     Strengths are those of `torchvision.transforms.v2.RandAugment`, signs are drawn.
     """
@@ -177,4 +177,5 @@ def crop_shift(x: Tensor, rng: RowRng, most: int) -> Tensor:
     taken = (rng.uniform("crop:from", 2) * (sides + 1)).long()
     put = (rng.uniform("crop:to", 2) * (sides + 1)).long()
     kept = ops.box(size, *put.unbind(1), *(size - sides).unbind(1))
-    return ops.move(x, *(put - taken).unbind(1), kept)
+    down, right = (put - taken).unbind(1)
+    return ops.move(x, down, right, kept)
