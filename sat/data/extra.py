@@ -76,7 +76,7 @@ def read(path: str) -> Extra:
     return Extra(path, images if images.ndim == 4 else images[..., None], labels)
 
 
-def fingerprint(path: str) -> str:
+def fingerprint_of(path: str) -> str:
     """What tells the file's images from others, wherever it lies and however it is packed."""
 
     def look() -> str:

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sat.data.batches import Batch
-from sat.data import extra
 from sat.data.choice import check_choice, split_training
 from sat.data.cutter import Cutter
+from sat.data.extra import fingerprint_of, with_extra
 from sat.data.fingerprint import of
 from sat.data.sets import Data
 
@@ -97,7 +97,7 @@ class MemorySet(ABC):
 
     def extra_fingerprint(self) -> str | None:
         """A checksum of the images beside the set; None where there are none."""
-        return self.extra and extra.fingerprint(self.extra)
+        return self.extra and fingerprint_of(self.extra)
 
     def __call__(self, device: torch.device, seed: int) -> Data:
         arrays = self.load()
@@ -124,7 +124,7 @@ class MemorySet(ABC):
         if self.extra is None:
             return data
         cut = lambda pixels: Cutter(pixels, self.crop, self.flip)  # noqa: E731
-        return extra.with_extra(data, self.extra, self.extra_fraction, device, cut)
+        return with_extra(data, self.extra, self.extra_fraction, device, cut)
 
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

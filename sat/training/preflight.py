@@ -44,7 +44,7 @@ def check_sampler(loader: Loader) -> None:
 
 
 def check_augment(loader: Loader) -> None:
-    """Raises Refused for an augmentation that breaks its contract, by two images of black and grey."""
+    """Raises Refused for an augmentation that breaks its contract, as two images tell."""
     given = loader.augment
     kind, data = type(given).__name__, loader.data
     if missing := [key for key in ("crops", "partners") if not hasattr(given, key)]:
