@@ -5,6 +5,7 @@ rows and random numbers that depend on a row alone, so that it comes out the sam
 split into processes and accumulation parts. It asks nothing of the host.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -126,20 +127,23 @@ TRIES = 8  # of which all fail once in 10^10 images
 
 def symmetric_beta(rng: RowRng, alpha: float) -> Tensor:
     """One number [B] in [0, 1] from Beta(alpha, alpha) a row: X / (X + Y) of two gammas."""
-    difference = _log_gamma_draw(rng, "beta:y", alpha) - _log_gamma_draw(rng, "beta:x", alpha)
-    return torch.sigmoid(-difference)
+    x, y = (_log_gamma_draw(rng, f"beta:{name}", alpha) for name in "xy")
+    return torch.sigmoid(x - y).float()
 
 
 def _log_gamma_draw(rng: RowRng, name: str, alpha: float) -> Tensor:
     """The logarithm [B] of a draw from Gamma(alpha), as that of Gamma(alpha + 1) U^(1 / alpha).
 
     Marsaglia and Tsang, "A simple method for generating gamma variables" (2000), with all tries at
-    once, of which the first that is accepted counts.
+    once, of which the first that is accepted counts. In float64, since the last bit of a logarithm
+    depends on a row's place in the batch.
     """
     d = alpha + 1 - 1 / 3
-    z, u = rng.normal(f"{name}:z", TRIES), rng.uniform(f"{name}:u", TRIES)
+    radius, angle, u = (1 - rng.uniform(name, 3, TRIES).double()).unbind(1)
+    z = (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
     v = (1 + z / (9 * d) ** 0.5) ** 3
     log_v = v.clamp(min=1e-30).log()
-    accepted = (v > 0) & ((1 - u).log() < z.square() / 2 + d - d * v + d * log_v)
+    accepted = (v > 0) & (u.log() < z.square() / 2 + d - d * v + d * log_v)
     first = accepted.long().argmax(1, keepdim=True)
-    return log_v.gather(1, first)[:, 0] + (1 - rng.uniform(f"{name}:power")).log() / alpha
+    power = 1 - rng.uniform(f"{name}:power").double()
+    return log_v.gather(1, first)[:, 0] + power.log() / alpha

@@ -2,7 +2,8 @@
 
 Images are float32 [B, C, S, S] in [0, 1], strengths [B], and what comes out is in [0, 1] again.
 Each is what `torchvision.transforms.v2.functional` does to one image with that strength, without a
-look of the host. `equalize` and `posterize` work on 256 levels, as on the files they are named for.
+look of the host. What is no plain arithmetic is computed in float64, since its last bit may depend
+on an image's place in the batch. `equalize` and `posterize` work on 256 levels, as on the files they are named for.
 """
 
 import math
@@ -121,8 +122,8 @@ def matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 
 def rotation(degrees: Tensor) -> Tensor:
     """The matrix, as `warp` takes it, that turns each image counter-clockwise."""
-    angle = degrees * (math.pi / 180)
-    cosine, sine = angle.cos(), angle.sin()
+    angle = degrees.double() * (math.pi / 180)
+    cosine, sine = angle.cos().float(), angle.sin().float()
     return matrix(cosine, -sine, sine, cosine)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sat.arguments import check_choices
-from sat.data import operations as ops
+import sat.data.operations as ops
 from sat.data.operations import each
 from sat.rng import RowRng
 
@@ -97,7 +97,8 @@ def erase(x: Tensor, rng: RowRng, probability: float, largest: float) -> Tensor:
     size = x.shape[-1]
     area = size**2 * (0.02 + (largest - 0.02) * rng.uniform("erasing:area", ERASING_TRIES))
     low, high = ERASING_RATIO
-    ratio = (low + (high - low) * rng.uniform("erasing:ratio", ERASING_TRIES)).exp()
+    ratio = low + (high - low) * rng.uniform("erasing:ratio", ERASING_TRIES).double()
+    ratio = ratio.exp().float()
     sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 2).round().long()
     fits = (sides < size).all(2)
     first = fits.long().argmax(1)[:, None, None].expand(-1, 1, 2)
@@ -153,7 +154,7 @@ class IDBH:
         its weakest to its strongest form."""
         steep, turns = (0.35, 30) if self.version == "svhn" else (0.15, 10)
         is_ = lambda name: chosen == NAMES.index(name)  # noqa: E731
-        slope = (signs * (0.05 + (steep - 0.05) * strength)).tan()
+        slope = (signs * (0.05 + (steep - 0.05) * strength)).double().tan().float()
         turn = signs * (1 + (strength * turns).long())
         sheared = ops.shear(torch.where(is_("shear"), slope, 0.0), vertical)
         moved = torch.where(is_("rotate")[:, None, None], ops.rotation(turn), sheared)
