@@ -90,7 +90,7 @@ def fingerprint_of(path: str) -> str:
 
 
 def _labels(y: NDArray, images: int) -> Tensor:
-    if len(y) != images:
+    if y.ndim and len(y) != images:
         raise ValueError(f"{images} images but {len(y)} labels")
     if y.ndim == 1 and y.dtype.kind in "iu":
         if len(y) and y.min() < 0:
@@ -136,7 +136,9 @@ class Mixed:
             others = (batch.indices >= len(self)).nonzero()[:, 0]
             there = torch.cat([is_own(batch), others]).argsort().to(self._device, non_blocking=True)
             beside, labels = self._drawn(batch.part(others))
-            if labels.ndim == 2:
+            if labels.ndim == 2 and batch.key is None:  # measured, not trained on
+                labels = labels.argmax(1)
+            elif labels.ndim == 2:
                 y = F.one_hot(y, labels.shape[1]).to(labels.dtype)
             yield torch.cat([x, beside])[there], torch.cat([y, labels])[there]
 

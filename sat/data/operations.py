@@ -3,7 +3,7 @@
 Images are float32 [B, C, S, S] in [0, 1], strengths [B], and what comes out is in [0, 1] again.
 Each is what `torchvision.transforms.v2.functional` does to one image with that strength, without a
 look of the host. What is no plain arithmetic is computed in float64, since its last bit may depend
-on an image's place in the batch. `equalize` and `posterize` work on 256 levels, as on the files they are named for.
+on an image's place in the batch. `equalize` and `posterize` work on the 256 levels of files.
 """
 
 import math

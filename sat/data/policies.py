@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sat.arguments import check_choices
 import sat.data.operations as ops
+from sat.arguments import check_choices
 from sat.data.operations import each
 from sat.rng import RowRng
 
