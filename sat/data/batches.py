@@ -48,6 +48,13 @@ def epoch_batches(
         yield Batch(indices, seed_of(seed, "augment", step), step * batch_size)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; the host does not wait for the copy."""
+    if device.type == "cuda":  # from other memory the copy is waited for
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def evaluation_batches(indices: Tensor, batch_size: int) -> Iterator[Batch]:
     """`indices` in their order, without augmentation; the last batch may be smaller."""
     for part in indices.split(batch_size) if len(indices) else ():

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sat.data.batches import Batch
+from sat.data.batches import Batch, sent
 from sat.rng import RowRng
 
 
@@ -26,7 +26,7 @@ class Cutter:
         """Pixels uint8 [B, C, S, S] of the images `chosen` [B], augmented as rows of the batch."""
         if batch.key is None or not batch.crops:
             return self._windows[chosen, :, self.crop, self.crop]
-        rng = RowRng(batch.key, batch.rows.to(chosen.device, non_blocking=True))
+        rng = RowRng(batch.key, sent(batch.rows, chosen.device))
         corner = rng.uniform("crop", 2).mul_(2 * self.crop + 1).long()
         pixels = self._windows[chosen, :, corner[:, 0], corner[:, 1]]
         if self.flip:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sat.data.batches import Batch
+from sat.data.batches import Batch, sent
 from sat.data.cutter import Cutter
 from sat.data.fingerprint import WHOLE, of, remembered
 from sat.data.npz_file import check_images, mapped, opened, read_array
@@ -134,7 +134,7 @@ class Mixed:
         own = self._own.stream(batch.part(is_own(batch)) for batch in first)
         for batch, (x, y) in zip(second, own, strict=True):
             others = (batch.indices >= len(self)).nonzero()[:, 0]
-            there = torch.cat([is_own(batch), others]).argsort().to(self._device, non_blocking=True)
+            there = sent(torch.cat([is_own(batch), others]).argsort(), self._device)
             beside, labels = self._drawn(batch.part(others))
             if labels.ndim == 2 and batch.key is None:  # measured, not trained on
                 labels = labels.argmax(1)
@@ -145,12 +145,10 @@ class Mixed:
     def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images beside the set, and their labels."""
         chosen = batch.indices - len(self)
-        pixels = torch.from_numpy(self._extra.images[chosen.numpy()]).permute(0, 3, 1, 2)
-        if self._device.type == "cuda":  # else the copy would be waited for
-            pixels = pixels.contiguous().pin_memory()
-        cut = self._cut(pixels.to(self._device, non_blocking=True))
+        pixels = sent(torch.from_numpy(self._extra.images[chosen.numpy()]), self._device)
+        cut = self._cut(pixels.permute(0, 3, 1, 2))
         x = cut(torch.arange(len(chosen), device=self._device), batch).float().div_(255)
-        return x, self._labels[chosen.to(self._device, non_blocking=True)]
+        return x, self._labels[sent(chosen, self._device)]
 
 
 def with_extra(data: Data, path: str, fraction: float, device: torch.device, cut: CutterOf) -> Data:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sat.data.batches import Batch
+from sat.data.batches import Batch, sent
 from sat.data.choice import check_choice, split_training
 from sat.data.cutter import Cutter
 from sat.data.extra import fingerprint_of, with_extra
@@ -44,7 +44,7 @@ class MemorySplit:
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
-            chosen = batch.indices.to(self._labels.device, non_blocking=True)
+            chosen = sent(batch.indices, self._labels.device)
             yield self._cut(chosen, batch).float().div_(255), self._labels[chosen]
 
 
