@@ -1,5 +1,7 @@
 """One step of adversarial training, from a batch to new weights."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from sat.acceleration.recomputation import counted_once
@@ -15,7 +17,7 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     A step whose loss or gradient is not finite changes nothing and is counted.
     """
     state.begin()
-    advance(state, x, y)
+    state.graph(partial(advance, state), x, y)
     state.step += 1
     state.applying = False
 
