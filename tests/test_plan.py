@@ -187,9 +187,10 @@ def test_a_signal_stops_the_line_and_the_command(tmp_path, monkeypatch, number, 
     asks = SAVES.replace("time.sleep", f"os.kill(os.getppid(), {int(number)}); time.sleep")
     (tmp_path / "list.txt").touch()
     code_of = f"""
-import sys
+import signal, sys
 from pathlib import Path
 from sat.bench import plan
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored, from outside
 plan.lines = lambda text, own: {{{"-c " + shlex.quote(asks)!r}: 1, "-c pass": 1}}
 sys.exit(plan.main(Path("list.txt"), ["."]))"""
     done = subprocess.run([sys.executable, "-c", code_of], cwd=tmp_path, timeout=60,

@@ -41,7 +41,7 @@ class Timed:
             yield
 
     def under(self, choices: Mapping[str, Any]) -> "Timed":
-        """The same call with a loop's settings around it."""
+        """Puts a loop's settings around the call."""
         return Timed(self.run, (partial(settings, choices), *self.within))
 
 
