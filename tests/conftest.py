@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from written import folder, write  # noqa: F401, fixtures of reports
 
 ROOT = Path(__file__).parents[1]
@@ -95,12 +95,9 @@ def command(*arguments: str, module: bool = True) -> list[str]:
     return [sys.executable, "-m", "sat.run", *arguments] if module else ["sat", *arguments]
 
 
-def start(cwd: Path, *arguments: str) -> subprocess.Popen:
+def start(cwd: Path, *arguments: str) -> warm.Command:
     """The tiny run as a process of its own, results in cwd/outputs."""
-    return subprocess.Popen(
-        command(*TINY, *arguments), cwd=cwd, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    return warm.Command(command(*TINY, *arguments), cwd, os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def trained_on_digits(model, epochs: int, batch: int):

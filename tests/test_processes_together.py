@@ -4,12 +4,12 @@ another evaluation, an evaluation that is killed, a training that diverges, drop
 import json
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import TINY, command, made
 from crash.equality import differences
 from test_distributed import ENVIRONMENT, NETWORK, finished, started, torchrun, weights
@@ -32,8 +32,7 @@ BOTH = [
 
 def told(folder: Path, *words: str) -> tuple[int, str, str]:
     """What becomes of a command in `folder`: its exit code, and what it says."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return finished(subprocess.Popen(words, cwd=folder, text=True, env=ENVIRONMENT, **streams))
+    return finished(warm.Command([*words], folder, ENVIRONMENT))
 
 
 def run_in(folder: Path) -> Path:
@@ -215,9 +214,8 @@ def test_dropout_resumed_by_as_many_processes_equals_never_stopped(tmp_path):
 def test_a_sweep_in_several_processes_is_refused_once(sweeping, rank, tmp_path):
     """However it is asked for."""
     several = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "x"}
-    done = subprocess.run(command(sweeping, "seed=0,1"), cwd=tmp_path, env=ENVIRONMENT | several,
-                          capture_output=True, text=True)  # fmt: skip
     line = "! -m: is no sweep under torchrun; start torchrun once for each run\n"
     line = line if rank == 0 else ""
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    process = warm.Command(command(sweeping, "seed=0,1"), tmp_path, ENVIRONMENT | several)
+    assert finished(process) == (2, "", line)
     assert not [*tmp_path.iterdir()]

@@ -1,6 +1,7 @@
 """A few of what `make soak` tries, and that it would see a difference."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+import warm
 
 from sat.rundir import checkpoint
 
@@ -22,7 +24,13 @@ def elsewhere(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         patch.setenv("HYDRA_FULL_ERROR", "1")
+        patch.setattr(kills, "begin", begin)  # from here on: `make soak` kills while Python starts
         yield
+
+
+def begin(words, folder):
+    environment = os.environ | {"PYTHONPATH": str(kills.ROOT)}
+    return warm.Command(words, folder, environment, folder / "out", folder / "err")
 
 
 def alone_in(folder, sat, arguments) -> kills.Alone:
