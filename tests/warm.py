@@ -60,20 +60,15 @@ class Child:
 
 
 class Command(Child):
-    """`words` as command line of a process of its own session; what it says goes to files."""
+    """`words` as command line of a process of its own session; what it says goes to files, `out`
+    and `err` of the folder `said`."""
 
-    def __init__(
-        self,
-        words: list[str],
-        cwd: Path,
-        env: dict,
-        out: Path | None = None,
-        err: Path | None = None,
-    ):
+    def __init__(self, words: list[str], cwd: Path, env: dict, said: Path | None = None):
         assert words[0] == sys.executable, words
         server, folder = the_server()
         place = Path(tempfile.mkdtemp(dir=folder))
-        self.args, self.out, self.err = words, out or place / "out", err or place / "err"
+        self.args, said = words, said or place
+        self.out, self.err = said / "out", said / "err"
         asked = {"words": words[1:], "cwd": str(cwd), "env": dict(env)}
         asked |= {"out": str(self.out), "err": str(self.err), "code": str(place / "code")}
         print(json.dumps(asked), file=server.stdin, flush=True)

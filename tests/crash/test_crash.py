@@ -29,8 +29,7 @@ def elsewhere(tmp_path_factory):
 
 
 def begin(words, folder):
-    environment = os.environ | {"PYTHONPATH": str(kills.ROOT)}
-    return warm.Command(words, folder, environment, folder / "out", folder / "err")
+    return warm.Command(words, folder, os.environ | {"PYTHONPATH": str(kills.ROOT)}, folder)
 
 
 def alone_in(folder, sat, arguments) -> kills.Alone:
