@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -88,6 +89,27 @@ def sat(tmp_path, monkeypatch, capfd):
         return Answer(code, out, err, root)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def default_run(tmp_path_factory):
+    """The tiny run as `sat()` leaves it, made once for all that only begin from it; untouched."""
+    return made(tmp_path_factory.mktemp("default"), *TINY)
+
+
+@pytest.fixture
+def ran(default_run, tmp_path):
+    """What `sat()` leaves in tmp_path, without its words."""
+    shutil.copytree(default_run, tmp_path / "outputs" / default_run.name)
+    return Answer(0, "", "", tmp_path / "outputs")
+
+
+@pytest.fixture
+def watched_workers(monkeypatch):
+    """A data loader that looks every 0.1 s whether its workers live, not every 5."""
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Loader
+
+    monkeypatch.setattr(Loader._try_get_data, "__defaults__", (0.1,))
 
 
 def command(*arguments: str, module: bool = True) -> list[str]:

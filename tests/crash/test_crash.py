@@ -152,8 +152,8 @@ SAID = {
 }  # fmt: skip
 
 
-def test_differences_are_seen(sat, tmp_path):
-    whole = sat().run
+def test_differences_are_seen(ran, tmp_path):
+    whole = ran.run
     before = kills.times_of(whole.parents[1])
     for change, said in SAID.items():
         run = shutil.copytree(whole, tmp_path / change.__name__)
