@@ -77,8 +77,6 @@ def arguments(given: Sequence[str] | None = None) -> Namespace:
 
 def about(case: Any, own: Namespace) -> dict[str, Any]:
     """Machine, versions, command line and what is timed."""
-    import torch
-
     from sat.acceleration.processor import flags
     from sat.rundir.environment import environment
 
@@ -87,10 +85,7 @@ def about(case: Any, own: Namespace) -> dict[str, Any]:
         "rounds": own.rounds, "batch": case.batch, "shape": "x".join(map(str, case.sizes.shape)),
         "multiply_adds": case.cost.multiply_adds, "parameters": case.cost.parameters,
     }  # fmt: skip
-    if case.device.type == "cuda":
-        found["memory"] = torch.cuda.get_device_properties(case.device).total_memory
-        found["cuda"], found["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
-    else:
+    if case.device.type == "cpu":
         found["isa"] = ", ".join(name for name in ISA if name in flags())
         found["isa_limit"] = os.environ.get("ONEDNN_MAX_CPU_ISA")
     return found

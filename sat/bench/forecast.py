@@ -23,7 +23,7 @@ from typing import Any
 from sat import config, sweep
 from sat.bench.units import count, seconds_of, size
 from sat.config import Spec
-from sat.errors import Fault, Refused
+from sat.errors import Fault, Refused, refusing
 from sat.loggers.screen import duration, table
 
 LEGEND = """\
@@ -138,17 +138,14 @@ def paced(spec: Spec, sizes: Any, cost: Any, rates: Namespace) -> tuple[str, Any
     if rates.tflops:
         return "bf16" if asked == "auto" else asked, from_rate(cost, *rates.tflops), ""
     try:
-        device = find_device(spec.device)
-    except ValueError as error:
-        why = f"device{error}; --tflops X tells a time without one"
-        return "fp32" if asked == "auto" else asked, None, why
-    if asked == "auto":
-        small = is_small(cost.multiply_adds * spec.schedule.batch_size)
-        asked = auto_precision(device.type, cost.depthwise, small)
-    try:
+        with refusing("device"):
+            device = find_device(spec.device)
+        if asked == "auto":
+            small = is_small(cost.multiply_adds * spec.schedule.batch_size)
+            asked = auto_precision(device.type, cost.depthwise, small)
         return asked, tried(spec, sizes, cost), ""
     except ValueError as error:
-        return asked, None, f"{error}; --tflops X tells a time"
+        return "fp32" if asked == "auto" else asked, None, f"{error}; --tflops X tells a time"
 
 
 # what is printed ------------------------------------------------------------------------------
