@@ -19,6 +19,7 @@ from sat.attacks import FGSM, PGD, Clean, Curve, FastAutoAttack
 from sat.bench import budget, costs, pace, units
 from sat.config import composed
 from sat.errors import Refused
+from sat.loggers.screen import duration
 from sat.rundir import checkpoint
 
 
@@ -508,6 +509,8 @@ def test_runs_are_shared_out_to_the_gpu_that_is_free_first():
 def test_numbers_are_for_people():
     assert [units.count(n) for n in (359, 9999, 9999.6, 999_700, 25_557_032, 3.99e9)] == [
         "359", "9,999", "10 k", "1 M", "25.6 M", "3.99 G"]  # fmt: skip
+    assert [duration(s) for s in (26, 190, 3599.8, 12_000, 1_051_200)] == [
+        "26s", "3m10s", "1h00m", "3h20m", "12d04h"]  # fmt: skip
     assert [units.size(n) for n in (0, 2**20, 1.25 * 2**30, None)] == [
         "0 KiB", "1 MiB", "1.25 GiB", "-"]  # fmt: skip
 

@@ -98,15 +98,13 @@ def test_every_benchmark_and_the_projection_are_taken():
 def go(tmp_path, monkeypatch):
     """`go({code: minutes}, seconds)`: carries on with lines of Python code; their states."""
     monkeypatch.chdir(tmp_path)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background: ignored
 
     def call(codes: dict[str, float], seconds: float = float("inf")):
         lines = {f"-c {shlex.quote(code)}": minutes for code, minutes in codes.items()}
         return [*plan.carry_on(lines, tmp_path / "out/plan.json", seconds).values()]
 
     call.went = lambda: (tmp_path / "went").read_text().split()
-    yield call
-    signal.signal(signal.SIGINT, before)
+    return call
 
 
 def does(name: str, code: int = 0) -> str:
