@@ -21,7 +21,8 @@ from sat.rng import RowRng
 
 NEWTON = 30  # steps at most; the equation is piecewise linear, and three or four are usual
 # A round whose points have not crossed the boundary by a tenth of its length (at patience 2) is
-# over: of those that felled an image all had crossed it after two steps, on four networks of digits.
+# over. Of 466 rounds that felled an image, on two networks of digits in six balls, all had crossed
+# it after two steps.
 UNCROSSED = 1 / 20
 
 
