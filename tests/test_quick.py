@@ -1,5 +1,7 @@
 """PGD as an evaluation searches it, against PGD to the letter."""
 
+from dataclasses import field, make_dataclass
+
 import pytest
 import torch
 from conftest import small_network, trained_on_digits
@@ -108,6 +110,11 @@ def test_what_is_searched_so():
     assert is_quick(PGD(8, 20)) and not is_quick(PGD(8, 20, loss="kl", start="normal"))
     assert isinstance(ensemble_of(PGD(8), 2, 9, True), Quick)
     assert isinstance(ensemble_of(PGD(8), 2, 9), Series)
+    more = [("kept_off", float, field(default=0.0))]
+    later = make_dataclass("PGD", more, bases=(PGD,), frozen=True)
+    with pytest.MonkeyPatch.context() as patch:  # an option more, at its default and not
+        patch.setattr(module, "PGD", later)
+        assert is_quick(later(8, 20)) and not is_quick(later(8, 20, kept_off=0.1))
     auto = AutoAttack(8)
     assert ensemble_of(auto, 1, 9, True) is auto
 

@@ -8,7 +8,7 @@ question, on a point that differs by rounding.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -24,11 +24,17 @@ from sat.attacks.pgd import PGD
 from sat.attacks.pool import Pool
 from sat.rng import RowRng
 
+# The options of PGD that the search heeds; one that has another at work goes by the letter.
+HEEDED = {"eps", "steps", "step", "norm", "start", "noise", "clean_start", "batch_norm", "loss"}
+
 
 def is_quick(attack: Any) -> bool:
     """Whether an attack is an ascent that can be searched so: that of TRADES compares with what the
     network says of the clean images."""
-    return type(attack) is PGD and attack.loss != "kl"
+    if type(attack) is not PGD or attack.loss == "kl":
+        return False
+    others = (field for field in fields(attack) if field.name not in HEEDED)
+    return all(getattr(attack, field.name) == field.default for field in others)
 
 
 @dataclass(frozen=True)
