@@ -3,7 +3,6 @@
 import logging
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -106,9 +105,8 @@ class FastAutoAttack(Ensemble):
             network = Network(model, self._precision(model), few, self._ball, coarse)
             targets, size = self._targets(network, x, y), self._size(x, network)
             for k, name in enumerate(self.attacks):
-                left = partial(_left, outcomes, x)
                 own = rng.child(name).to("cpu")
-                pool = Pool(x, y, targets, own, left, size, patience)
+                pool = Pool(x, y, targets, own, outcomes.leave, size, patience)
                 with outcomes.attack(k) as images:
                     pool.run(self._search(name, own.key, coarse), network, images.tolist())
 
@@ -176,9 +174,3 @@ class FastAutoAttack(Ensemble):
 
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _left(outcomes, x: Tensor, images: Tensor, points: Tensor | None = None, tied=None) -> None:
-    """Decides images that left the pool; without points they stand."""
-    stand = torch.full((len(images),), points is None)
-    outcomes.decide(images, stand, x[:0] if points is None else points, tied)
