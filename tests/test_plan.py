@@ -33,7 +33,7 @@ def test_the_first_seed_of_every_row_comes_before_the_next():
     again = [[word.replace("seed=0", "seed=1") for word in line] for line in once]
     assert twice[len(once) :] == [line for line in again if "seed=1" in line]
     assert len({*map(tuple, twice)}) == len(twice)
-    assert "experiment=activations" in once[5] and once[1][0] == "scripts/benchmark.py"
+    assert "experiment=activations" in once[7] and once[1][0] == "scripts/benchmark.py"
 
 
 def test_equality_comes_first_and_eight_minutes_are_enough_for_the_times_that_have_aims():
@@ -55,7 +55,8 @@ def first_jobs(*lines: list[str]) -> list:
             if not swept:
                 hydra = compose("config", given, return_hydra_config=True).hydra
                 swept = {
-                    key: str(value).split(",")[0] for key, value in hydra.sweeper.params.items()
+                    key: str(value).split(",")[0]
+                    for key, value in (hydra.sweeper.params or {}).items()
                 }
             own = [f"{key}={value}" for key, value in swept.items() if key not in words]
             found.append(check(resolve(compose("config", [*own, *given]))))
@@ -64,7 +65,7 @@ def first_jobs(*lines: list[str]) -> list:
 
 
 def test_every_sweep_composes_and_its_strong_line_trains_nothing():
-    lines = [line for line in listed() if "sat.run" in line]
+    lines = [line for line in listed() if "sat.run" in line and "-m" in line[2:]]
     assert len(lines) == 20
     for line, strong in zip(lines[::2], lines[1::2], strict=True):
         run, again = first_jobs(line, strong)
@@ -75,6 +76,13 @@ def test_every_sweep_composes_and_its_strong_line_trains_nothing():
         assert run.record.checkpoint_minutes == 2 and str(run.record.root) == "outputs"
         assert run.config["dataset"]["root"] == ("D/photographs" if photographs else "D")
         assert not photographs or run.schedule.epochs == 100
+
+
+def test_the_speed_run_is_one_run_measured_twice():
+    run, again = (line for line in listed() if "experiment=speedrun" in line)
+    found = first_jobs(["-m", "sat.run", "-m", *run[2:]], ["-m", "sat.run", "-m", *again[2:]])
+    assert found[0].hash == found[1].hash and found[0].schedule.epochs == 15
+    assert set(found[1].evaluation.attacks) >= {"strong"}
 
 
 def test_every_benchmark_and_the_projection_are_taken():
