@@ -31,6 +31,7 @@ from sat.activations import ReLU, SiLU
 from sat.data import Batch, ImageFolder, Timm, UnreadableImage, evaluation_batches
 from sat.data.images import NUMBERS, PaddedCrop, ResizedCrop, opened, to_rgb
 from sat.models import ResNet
+from sat.models import Timm as TimmModel
 from sat.models.classifier import assemble
 from sat.models.weights import load_weights
 

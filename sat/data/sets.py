@@ -31,7 +31,7 @@ class Split(Protocol):
         ...
 
     def readable(self, indices: Tensor) -> Tensor:
-        """Those of some images that can be read: all, unless others are left out."""
+        """Indices of images that can be read: all of them, unless others are left out."""
         ...
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:

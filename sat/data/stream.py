@@ -152,7 +152,7 @@ class StreamSplit:
         return of(self._source.digest(), self._chosen, self.labels)
 
     def readable(self, indices: Tensor) -> Tensor:
-        """Those of some images that can be read, where others are left out; each is tried once."""
+        """Indices of images that can be read, where others are left out; each is tried once."""
         if not self._reading.skip_unreadable:
             return indices
         unknown = indices[self._is_readable[indices] == 0]
