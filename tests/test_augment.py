@@ -4,6 +4,7 @@ batch."""
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as V
@@ -503,3 +504,28 @@ def test_what_is_read_in_order_alone_is_not_read_twice(digits):
             wrong.check(processes=2, skips=False)
     with pytest.raises(Refused, match="dataset.skip_unreadable=true: would part the views"):
         loader(digits, Standard(), views=2).check(processes=1, skips=True)
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@on_gpu
+@pytest.mark.parametrize("augment", EVERY, ids=names)
+def test_a_gpu_gives_the_same_images_and_is_not_waited_for(augment, tmp_path):
+    """With images beside the set, whose pixels come from the host in each step."""
+    made = {"image": (WHOLE[:, 0, :8, :8] * 255).byte().numpy(), "label": soft(24).numpy()}
+    np.savez(tmp_path / "made.npz", **made)
+    found = []
+    for device in ("cpu", "cuda"):
+        data = Digits(crop=2, extra=str(tmp_path / "made.npz"))(torch.device(device), 0)
+        stream = Loader(data, augment, data.mixture, 20, seed=9).stream(torch.arange(20), 0, 4)
+        next(stream)  # what is kept from one step to the next
+        torch.cuda.set_sync_debug_mode("error" if device == "cuda" else "default")
+        try:
+            batches = list(stream)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append([torch.cat([t.cpu() for t in part]) for part in zip(*batches, strict=True)])
+    (x, y), (a, b) = found
+    assert (x - a).abs().gt(1e-6).float().mean() < 0.002  # a tie between two neighbours
+    torch.testing.assert_close(y, b)
