@@ -291,7 +291,7 @@ def test_mixup_mixes_images_and_labels_by_one_share():
 
 def test_cutmix_is_torchvisions_box_with_the_same_share_and_centre():
     """As `torchvision.transforms.v2.CutMix` has it, for one image with its own draws."""
-    x, y, rng = pixels(2 * 40), soft(2 * 40), RowRng(4, torch.arange(40))
+    x, y, rng = pixels(2 * 43), soft(2 * 43), RowRng(4, torch.arange(43))
     images, labels = CutMix(0.9)(x, y, rng)
     shares, centres = symmetric_beta(rng, 0.9), (rng.uniform("centre", 2) * SIZE).long()
     for k, (share, (row, column)) in enumerate(zip(shares, centres.tolist(), strict=True)):
@@ -299,9 +299,9 @@ def test_cutmix_is_torchvisions_box_with_the_same_share_and_centre():
         top, end = max(row - half, 0), min(row + half, SIZE)
         left, right = max(column - half, 0), min(column + half, SIZE)
         expected, kept = x[k].clone(), 1 - (end - top) * (right - left) / SIZE**2
-        expected[:, top:end, left:right] = x[40 + k][:, top:end, left:right]
+        expected[:, top:end, left:right] = x[43 + k][:, top:end, left:right]
         assert torch.equal(images[k], expected)
-        torch.testing.assert_close(labels[k], kept * y[k] + (1 - kept) * y[40 + k])
+        torch.testing.assert_close(labels[k], kept * y[k] + (1 - kept) * y[43 + k])
 
 
 def test_cutout_is_torchvisions_erasing_within_the_image():
