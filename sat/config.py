@@ -556,8 +556,7 @@ def one_line(error: BaseException) -> str:
             f" to conf/sizes/<dataset>.yaml; there are: {there}"
         )
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
-        given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])
-        given = given.split(": ")[-1].strip()
+        given = getattr(error, "override", None) or text.splitlines()[0].split(": ")[-1].strip()
         return f"{given}: can't be read; quote the value for Hydra and the shell: 'key=\"a~b\"'"
     if "Config group override must be" in text:  # Hydra does not say which
         listed = ", ".join(groups)
