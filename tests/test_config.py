@@ -14,8 +14,8 @@ from sat.errors import Refused
 from sat.identity import readable
 
 OPTIONS = {
-    "activation": 18, "augment": 7, "attack": 6, "model": 6, "dataset": 11, "schedule": 11, "objective": 2,
-    "validation": 2, "evaluation": 7, "record": 1, "experiment": 14,
+    "activation": 18, "augment": 7, "attack": 6, "model": 6, "dataset": 11, "schedule": 11,
+    "objective": 2, "validation": 2, "evaluation": 7, "record": 1, "experiment": 14,
     "sizes": 9, "sampler": 1, "logger": 3, "metrics": 2,
 }  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_the_command_line_wins():
         ("attack.eps=0.03", ["attack.eps=0.03", "1/255", "eps=7.65"]),
         (
             "+activation.alpha=2",
-            ["activation.alpha=2", "SiLU", "celu, elu, parametric_softplus, pssilu, smoothrelu"],
+            ["activation.alpha=2", "SiLU", "celu, elu, parametric_softplus, pssilu, rcr_af, smooth"],
         ),
         ("activation.alpha=2", ["activation.alpha", "no such key", "celu, elu, parametric"]),
         ("attacks.steps=2", ["attacks.steps", "did you mean attack?"]),

@@ -42,6 +42,9 @@ class MemorySplit:
         """Checks all pixels and labels."""
         return of(self._cut.images, self.labels)
 
+    def readable(self, indices: Tensor) -> Tensor:
+        return indices
+
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
             chosen = sent(batch.indices, self._labels.device)

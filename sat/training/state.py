@@ -104,7 +104,8 @@ class TrainState:
         share of it; `images` are what could be read of that."""
         rows, done = self.rows, 0
         if images != sum(map(len, rows)):
-            rows = torch.cat(rows)[:images].tensor_split(len(rows))
+            count = max(1, min(len(rows), images // 2))  # batch norm takes no part of one image
+            rows = torch.cat(rows)[:images].tensor_split(count)
         for part in rows:
             if len(part):
                 yield part, slice(done, done := done + len(part))

@@ -13,7 +13,7 @@ from sat.acceleration.compilation import forget
 from sat.acceleration.precision import set_tf32
 from sat.acceleration.recomputation import recompute
 from sat.config import Spec
-from sat.data import Data, Loader, first_images
+from sat.data import Data, Loader, some_images
 from sat.data.fingerprint import same_facts
 from sat.data.samplers import Epochs
 from sat.distributed import World, shared
@@ -62,7 +62,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
             recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
     if world.first and not begun:
-        preflight.preflight(model, attack, *first_images(data.train, 32))
+        preflight.preflight(model, attack, *some_images(data.train, 32))
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         preflight.warn_of_threat_models(spec.attack, measured)
     return data, model
