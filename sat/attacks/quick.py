@@ -9,7 +9,6 @@ question, on a point that differs by rounding.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import torch
@@ -60,16 +59,11 @@ class Quick(Ensemble):
             targets = torch.zeros(len(x), 1, dtype=torch.long)  # an ascent without a target
             for k in range(self.restarts):
                 own = (rng.child("series", k) if k else rng).to("cpu")
-                left = partial(_decided, outcomes)
-                pool = Pool(x, y, targets, own, left, self.batch_size, float("inf"), spread=1)
+                pool = Pool(
+                    x, y, targets, own, outcomes.leave, self.batch_size, float("inf"), spread=1
+                )
                 with outcomes.attack(k) as images:
                     pool.run(search, network, images.tolist())
-
-
-def _decided(
-    outcomes: AttackOutcomes, images: Tensor, points: Tensor | None = None, tied: Any = None
-) -> None:
-    outcomes.decide(images, torch.full((len(images),), points is None), tied)
 
 
 @dataclass(frozen=True)
