@@ -9,6 +9,7 @@ question, on a point that differs by rounding.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from sat.acceleration.auto import bf16_pays
 from sat.attacks.base import Ball, ball_of, frozen
-from sat.attacks.losses import named
+from sat.attacks.losses import LOSSES, ce
 from sat.attacks.network import Network
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.attacks.pgd import PGD
@@ -46,7 +47,7 @@ class Quick(Ensemble):
     batch_size: int
 
     @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+    def names(self) -> tuple[str, ...]:
         return tuple(f"restart {k + 1}" for k in range(self.restarts))
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
@@ -97,7 +98,7 @@ class PGDSearch:
         return points, network.may_fall(logits, y) | last, last
 
     def _loss(self, y: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda logits: named(self.attack.loss)(logits, y)
+        return partial(LOSSES.get(self.attack.loss, ce), y=y)
 
     def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
         return torch.zeros_like(state["y"], dtype=torch.bool)
