@@ -9,7 +9,6 @@ question, on a point that differs by rounding.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import torch
@@ -98,7 +97,8 @@ class PGDSearch:
         return points, network.may_fall(logits, y) | last, last
 
     def _loss(self, y: Tensor) -> Callable[[Tensor], Tensor]:
-        return partial(LOSSES.get(self.attack.loss, ce), y=y)
+        loss = LOSSES.get(self.attack.loss, ce)
+        return lambda logits: loss(logits, y)
 
     def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
         return torch.zeros_like(state["y"], dtype=torch.bool)
