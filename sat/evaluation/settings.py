@@ -84,9 +84,9 @@ class Evaluation:
         more: dict[str, Any] = {
             "restarts": self.restarts, "limit": self.limit, "subset_seed": self.subset_seed
         }  # fmt: skip
-        if is_quick(self.measured_by[name]):
+        if self.search == "exact" and is_quick(self.measured_by[name]):
             more["search"] = self.search
-        usual = {key for key in ("restarts", "search") if more.get(key) in (1, "fast")}
+        usual = {"restarts"} if self.restarts == 1 else ()
         return Settings({"attack": own.pop("_target_"), **own, **more}, {*own.usual, *usual})
 
 
