@@ -8,7 +8,7 @@ question, on a point that differs by rounding.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from sat.attacks.network import Network
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.attacks.pgd import PGD
 from sat.attacks.pool import Pool
+from sat.identity import settings_of
 from sat.rng import RowRng
 
 # The options of PGD that the search heeds; one that has another at work goes by the letter.
@@ -32,8 +33,8 @@ def is_quick(attack: Any) -> bool:
     network says of the clean images."""
     if type(attack) is not PGD or attack.loss == "kl":
         return False
-    others = (field for field in fields(attack) if field.name not in HEEDED)
-    return all(getattr(attack, field.name) == field.default for field in others)
+    own = settings_of(attack)
+    return own.keys() - own.usual <= HEEDED | {"_target_"}
 
 
 @dataclass(frozen=True)
