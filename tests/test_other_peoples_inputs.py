@@ -159,7 +159,6 @@ def test_a_set_whose_first_images_are_dark_is_trained_on(sat, tmp_path):
         assert ("as if divided by 255 twice" in done.err) == (code == 2)
 
 
-@faults(4, "dataset.root is no such key")
 def test_a_moved_set_is_named_by_its_key_when_a_run_is_evaluated(
     sat, shapes, tmp_path, monkeypatch
 ):
