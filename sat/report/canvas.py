@@ -1,21 +1,19 @@
 """What all figures share: one colour an activation, one marker a number of steps, the look, the
-head with its caption, and axes in percent."""
+head with its caption, and a mark with its bars."""
 
 import textwrap
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
-from sat.report.study import Table
-from sat.report.tables import Number, Row
+from sat.report.tables import Number, Row, Table
 
-WIDTH = 6.3  # inches; half a page holds 6.3 x 3.6
+WIDTH = 6.3  # inches
 # Okabe and Ito's colours, told apart by the colour-blind, for those that papers compare most.
 COLOURS = {
     "relu": "#000000", "silu": "#0072B2", "elu": "#D55E00", "celu": "#CC79A7", "gelu": "#E69F00",
@@ -23,7 +21,6 @@ COLOURS = {
     "mish": "#6A3D9A", "squareplus": "#9A8B00", "pssilu": "#00A0A8", "leaky_relu": "#8C8C8C",
     "prelu": "#5F6F52", "gelu_tanh": "#B07800", "surrogate_relu": "#4D4D4D",
 }  # fmt: skip
-SPARE = ("#1B6CA8", "#A83232", "#3E8E41", "#7B4B94", "#B5651D", "#2F8F8B")  # of a user's own
 MARKERS = {0: "P", 1: "o", 2: "s", 3: "^", 4: "v", 5: "p", 7: "h", 10: "D"}  # others: X
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
@@ -41,38 +38,38 @@ STYLE = {
 }
 
 
-class Undrawable(ValueError):
-    """A figure that lacks data, or that nothing here draws: one line of why."""
-
-
-def look(row: Row) -> tuple[str, str]:
+def look(row: Row) -> dict[str, Any]:
     """Its colour and its marker, the same in every figure: of its activation, and of the number of
-    steps of its training attack."""
-    spare = SPARE[zlib.crc32(row.activation.encode()) % len(SPARE)]
-    return COLOURS.get(row.activation, spare), MARKERS.get(row.steps, "X")
+    steps of its training attack. Hollow where it raised alarms."""
+    hue = zlib.crc32(row.activation.encode()) / 2**32  # of an activation of the user's own
+    colour = COLOURS.get(row.activation) or to_hex(hsv_to_rgb((hue, 0.7, 0.6)))
+    face = "white" if row.alarms else colour
+    return {"color": colour, "marker": MARKERS.get(row.steps, "X"), "markerfacecolor": face}
 
 
 def sheet(
-    table: Table, title: str, note: str, rows: Sequence[Row], height: float = 3.6,
+    table: Table, rows: Sequence[Row], note: str, height: float = 2.6,
     handles: Sequence[Line2D] = (),
 ) -> Figure:  # fmt: skip
-    """An empty figure under its title and a caption: setting, seeds, the note, and what is not
-    drawn; with a legend of the handles below, for which it gets higher."""
-    seeds = {len(number.seeds) for row in rows for number in row.numbers.values()} or {0}
-    many = " to ".join(str(count) for count in sorted({min(seeds), max(seeds)}))
+    """An empty figure with axes of that height, under the table's title and a caption: setting,
+    seeds, the note, and what is not drawn; with a legend of the handles below."""
+    seeds = sorted({len(number.seeds) for row in rows for number in row.numbers.values()})
+    many = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1]))) or "0"
     absent = ", ".join(row.label for row in table.rows if row not in rows)
-    said = f"{table.setting}; {many} seed{'s' * (many != '1')}. {note}."
+    said = f"{many} seed{'s' * (many != '1')}. {note}."
     said += f" Not drawn, for want of the numbers: {absent}." * bool(absent)
     said += " Hollow: raised alarms." * any(row.alarms for row in rows)
-    title = table.title if title in table.title else f"{table.title}: {title}"
-    head, caption = textwrap.wrap(title, 66), textwrap.wrap(said, 88)
-    wide = max((len(str(handle.get_label())) for handle in handles), default=0)
-    columns = max(1, min(len(handles), 84 // (wide + 8)))
-    height += 0.17 * -(-len(handles) // columns)
+    head, caption = (
+        textwrap.wrap(f"{table.experiment.title}, {table.dataset}", 66),
+        textwrap.wrap(said, 88),
+    )
+    widest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    columns = max(1, min(len(handles), 84 // (widest + 8)))
+    below = 0.1 + 0.19 * len(head)  # inches
+    top = below + 0.03 + 0.155 * len(caption)
+    height += top + 0.17 * -(-len(handles) // columns)
     figure = Figure(figsize=(WIDTH, height))
     FigureCanvasAgg(figure)
-    below = 0.1 + 0.19 * len(head)
-    top = below + 0.03 + 0.155 * len(caption)
     figure.text(0.013, 1 - 0.07 / height, "\n".join(head), va="top", size=11, weight="bold")
     figure.text(0.013, 1 - below / height, "\n".join(caption), va="top", color="#555555")
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - top / height))
@@ -81,85 +78,35 @@ def sheet(
     return figure
 
 
-def point(axes: Any, x: float, y: float, row: Row, number: int | None = None, **style: Any) -> None:
-    """The marker of a row, in which its number may stand; hollow where it raised alarms."""
-    (colour, marker), size = look(row), 6 if number is None else 11
-    face, ink = ("white", colour) if row.alarms else (colour, "white")
-    axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=size, zorder=4,
-              **style)  # fmt: skip
-    if number is not None:
-        axes.annotate(str(number), (x, y), ha="center", va="center_baseline", fontsize=7, zorder=5,
-                      color=ink, fontweight="bold")  # fmt: skip
+def mark(axes: Any, row: Row, x: float | Number, y: float | Number, text: str = "") -> None:
+    """A row's marker, in which a text may stand; where a coordinate is an accuracy, with the bar of
+    its interval and a small point for each seed."""
+    style, given = look(row), (x, y)
+    place = [100 * at.mean if isinstance(at, Number) else at for at in given]
+    bars = [
+        [[100 * (at.mean - at.low)], [100 * (at.high - at.mean)]]
+        if isinstance(at, Number)
+        else None
+        for at in given
+    ]
+    axes.errorbar(*place, bars[1], bars[0], color=style["color"], linewidth=1, alpha=0.6)
+    shared = set.intersection(*(set(at.seeds) for at in given if isinstance(at, Number)))
+    if len(shared) > 1:
+        dots = [
+            [100 * at.seeds[seed] if isinstance(at, Number) else at for seed in sorted(shared)]
+            for at in given
+        ]
+        axes.plot(*dots, ".", color=style["color"], alpha=0.4, markersize=5, markeredgewidth=0)
+    axes.plot(*place, **style, markersize=11 if text else 6, zorder=4, clip_on=False)
+    ink = style["color"] if row.alarms else "white"
+    axes.annotate(text, place, ha="center", va="center_baseline", fontsize=7, zorder=5, color=ink,
+                  fontweight="bold")  # fmt: skip
 
 
-def seeds(axes: Any, x: Sequence[float], y: Sequence[float], row: Row) -> None:
-    """Small points, one a seed, where there are several."""
-    if len(x) > 1:
-        axes.plot(x, y, ".", color=look(row)[0], alpha=0.4, markersize=5, markeredgewidth=0)
-
-
-def key(table: Table, rows: Sequence[Row]) -> list[Line2D]:
-    """A legend: what the numbers in the markers stand for."""
-    return [
-        Line2D([], [], color=look(row)[0], marker=look(row)[1], linestyle="none",
-               markerfacecolor="white" if row.alarms else look(row)[0],
-               label=f"{table.rows.index(row) + 1} {row.label}")
-        for row in rows
-    ]  # fmt: skip
-
-
-def wrapped(label: str, width: int = 34) -> str:
-    return "\n".join(textwrap.wrap(label, width)) or label
-
-
-def window(numbers: Iterable[Number]) -> tuple[float, float]:
-    """Limits in percent that hold means and seeds, and intervals unless these are far wider.
-
-    Student's interval of two seeds may be fifty times their distance; it would hide all else.
-    """
-    numbers = list(numbers)
-    shares = [100 * share for n in numbers for share in (n.mean, *n.seeds.values())]
-    low, high = min(shares), max(shares)
-    room = max(1.5 * (high - low), 6)
-    ends = [end for number in numbers for end in reach(number)]
-    low = min(low, max(min(ends), low - room))
-    high = max(high, min(max(ends), high + room))
-    few = max(0, 1 - (high - low)) / 2  # points; all may be equal
-    low, high = low - few, high + few
-    margin = 0.09 * (high - low)
-    return max(low - margin, -0.5 * margin), min(high + margin, 100 + 0.5 * margin)
-
-
-def bars_note(*panels: Sequence[Number]) -> str:
-    """What the bars of these panels, each in its window, mean."""
-    several = {len(number.seeds) > 1 for panel in panels for number in panel}
-    over = {
-        (True,): "of the mean over seeds",
-        (False,): "over test images",
-    }.get(tuple(several), "over seeds, or over test images where there is one")
-    note = f"Checkpoint chosen on held-out images; bars: 95 % intervals {over}"
-    for panel in panels:
-        low, high = window(panel)
-        if any(reach(n)[0] < low or reach(n)[1] > high for n in panel):
-            return f"{note}; bars that reach the frame go on"
-    return note
-
-
-def percent_axis(axis: Any, limits: tuple[float, float], label: str, bins: int = 6) -> None:
-    """Limits, label, and ticks between 0 and 100 alone."""
-    axis.set_label_text(label)
-    places = MaxNLocator(bins, steps=[1, 2, 5, 10]).tick_values(*limits)
-    kept = [p for p in places if max(limits[0], 0) <= p <= min(limits[1], 100)]
-    axis.set_ticks(kept, [f"{place:g}" for place in kept])
-    (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(*limits)
-
-
-def reach(number: Number) -> tuple[float, float]:
-    """The interval in percent, without what no accuracy can be: Student's of the mean knows not."""
-    return max(100 * number.low, 0.0), min(100 * number.high, 100.0)
-
-
-def bars(number: Number) -> np.ndarray:
-    """How far the interval reaches below and above the mean, [2, 1], in percent."""
-    mean, (low, high) = 100 * number.mean, reach(number)
-    return np.array([[max(mean - low, 0)], [max(high - mean, 0)]])
+def frame(axes: Any, side: str, numbers: Iterable[Number], label: str = "accuracy, %") -> None:
+    """The limits of an axis, x or y, in percent: what holds means and seeds, with some room; the
+    bars of few seeds may go on, for Student's interval of two would hide all else."""
+    shares = [100 * share for each in numbers for share in (each.mean, *each.seeds.values())]
+    room = max(0.3 * (max(shares) - min(shares)), 0.5)
+    limits = max(min(shares) - room, 0), min(max(shares) + room, 100)
+    axes.set(**{f"{side}lim": limits, f"{side}label": label})

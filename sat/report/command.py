@@ -30,7 +30,7 @@ def outcome(arguments: argparse.Namespace) -> None:
             raise Refused("--compare: takes two runs, and no folder beside them")
         from sat.report.compare import compare
 
-        return print(compare(*arguments.compare, arguments.checkpoint or "best"))
+        return print(pages.terminal(compare(*arguments.compare, arguments.checkpoint or "best")))
     if arguments.checkpoint:
         raise Refused(f"--checkpoint {arguments.checkpoint}: belongs to --compare")
     if (place := arguments.outputs) is None:
@@ -38,14 +38,14 @@ def outcome(arguments: argparse.Namespace) -> None:
     if arguments.status:
         return print(states(place))
     report = study.read(place, arguments.experiment)
-    print(pages.terminal(report))
+    print(pages.terminal(pages.markdown(report)))
     alone = place.is_file() or (place / "config.yaml").is_file()
     if alone and arguments.page and not arguments.to:
         raise Refused(f"--page {arguments.page}: {place} is no folder of runs; name --to FOLDER")
     try:
         if arguments.to or not alone:
             folder = arguments.to or place / "report" / (arguments.experiment or "")
-            print(f"\nwritten: {write(report, folder, arguments.page)}")
+            print(f"written: {write(report, folder, arguments.page or folder / 'report.md')}")
         if arguments.keep:
             kept.keep(report.runs, arguments.keep)
             print(f"kept: {arguments.keep}")
@@ -53,13 +53,11 @@ def outcome(arguments: argparse.Namespace) -> None:
         raise Refused(f"{error.filename}: can't be written ({error.strerror})") from error
 
 
-def write(report: study.Report, folder: Path, page: Path | None) -> Path:
+def write(report: study.Report, folder: Path, page: Path) -> Path:
     """Figures and a CSV file a table, into a folder; the page as Markdown and HTML, which is
     returned."""
     from sat.report.figures import draw
-    from sat.report.html import html
 
-    page = page or folder / "report.md"
     for place in (folder, page.parent):
         place.mkdir(parents=True, exist_ok=True)
     figures = draw(report.tables, folder / "figures") if report.tables else []
@@ -67,7 +65,7 @@ def write(report: study.Report, folder: Path, page: Path | None) -> Path:
         (folder / f"{table.name}.csv").write_text(pages.csv_of(table))
     text = pages.markdown(report, figures, page)
     page.write_text(text)
-    page.with_suffix(".html").write_text(html(text, figures, page))
+    page.with_suffix(".html").write_text(pages.html(text, figures, page))
     return page
 
 
