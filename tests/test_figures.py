@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from written import config
 
-from sat.report import canvas, figures
+from sat.report import figures
 from sat.report.runs import Measured
-from sat.report.study import Table
-from sat.report.tables import Difference, Number, Row
+from sat.report.spec import Experiment
+from sat.report.tables import Difference, Number, Row, Table
 
 LABELS = ["relu", "silu", "gelu", "elu alpha=1", "elu alpha=2", "celu alpha=2", "softplus",
           "parametric_softplus alpha=10", "smoothrelu", "mish", "leaky_relu", "pssilu"]  # fmt: skip
@@ -24,7 +24,7 @@ ALPHA = {"kind": "lines", "x": "activation.alpha", "series": ["activation"]}
 
 @pytest.fixture(autouse=True)
 def style():
-    with matplotlib.rc_context(canvas.STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         yield
 
 
@@ -40,8 +40,7 @@ def run(seed: int, epochs: int) -> Measured:
         {"epoch": e, "val/robust": 0.5 + 0.01 * seed - 0.02 * abs(e - epochs / 2), "val/clean": 0.9}
         for e in range(1, epochs + 1)
     ]
-    given = config("relu", seed)
-    return Measured("x", seed, "aa", {}, {}, given, {}, (), kept=rows)
+    return Measured("x", (), config("relu", seed), {}, {}, {}, kept=rows)
 
 
 def row(
@@ -91,7 +90,7 @@ def caption(figure) -> str:
 def words(figure) -> list[tuple[str, np.ndarray]]:
     """Every visible text of a figure and its box, in pixels, but for the numbers in markers."""
     figure.draw_without_rendering()
-    renderer, found = figure.canvas.get_renderer(), []
+    renderer, found = figure.figures.get_renderer(), []
     unseen = {
         label
         for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
@@ -110,7 +109,7 @@ def words(figure) -> list[tuple[str, np.ndarray]]:
 def collisions(figure) -> list[tuple[str, str]]:
     """Texts that cover each other, or leave the sheet."""
     found = words(figure)
-    wide, high = figure.canvas.get_width_height()
+    wide, high = figure.figures.get_width_height()
     out = [(a, "edge") for a, box in found
            if min(box[:2]) < -1 or box[2] > wide + 1 or box[3] > high + 1]  # fmt: skip
     return out + [
@@ -168,9 +167,9 @@ def test_an_activation_has_its_colour_and_a_number_of_steps_its_marker_everywher
             drawn = {(line.get_color(), line.get_marker())
                      for axes in kind(mine, entry).axes for line in axes.lines
                      if line.get_marker() in ("o", "^") and len(line.get_xdata()) == 1}  # fmt: skip
-            assert drawn == {canvas.look(each) for each in mine.rows}, kind
-    assert len(set(canvas.COLOURS.values())) == len(canvas.COLOURS)
-    assert canvas.look(one.rows[2])[0] in canvas.SPARE
+            assert drawn == {figures.look(each) for each in mine.rows}, kind
+    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+    assert figures.look(one.rows[2])[0] in figures.SPARE
 
 
 def test_the_pareto_front_by_hand():
@@ -230,7 +229,7 @@ def test_intervals_far_wider_than_the_points_leave_the_frame_and_it_says_so():
 
 def test_no_interval_leaves_what_an_accuracy_can_be():
     wide = dataclasses.replace(number(0.97, spread=0.02), low=0.9, high=1.04)
-    np.testing.assert_allclose(canvas.bars(wide), [[7], [3]])
+    np.testing.assert_allclose(figures.bars(wide), [[7], [3]])
     for kind, mine, entry in ((figures.scatter, table(2), {}), (figures.dots, table(2), {}),
                               (figures.lines, alphas(), ALPHA)):  # fmt: skip
         numbers = {"numbers": {("best", "clean"): wide, ("best", "pgd20"): wide}}

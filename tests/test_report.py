@@ -18,7 +18,7 @@ from written import CLAIM, PGD, Folder, change, write_flags
 
 from sat.report import figures, kept, study
 from sat.report.command import main
-from sat.report.html import html
+from sat.report.pages import html
 
 
 @pytest.fixture

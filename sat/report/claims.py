@@ -28,25 +28,20 @@ def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:
 
     Raises Refused where none fits or several do.
     """
-    wanted = {key: wanted_of(rows, key, value) for key, value in selector.items()}
+    wanted = {}
+    for key, value in selector.items():
+        if extreme := EXTREMES.get(str(value)):
+            found = [row.keys[key] for row in rows if row.keys.get(key) is not None]
+            value = extreme([each for each in found if is_number(each)] or found, default=value)
+        wanted[key] = value if isinstance(value, list) else [value]
     fitting = [row for row in rows if all(row.keys.get(k) in v for k, v in wanted.items())]
-    if not fitting:
-        named = ", ".join(f"{k}={' or '.join(map(str, v))}" for k, v in wanted.items())
-        raise Refused(f"no row {named}")
+    named = ", ".join(f"{k}={' or '.join(map(str, v))}" for k, v in wanted.items())
     if len(fitting) > 1:
         labels = ", ".join(row.label for row in fitting)
-        named = ", ".join(f"{key}={value}" for key, value in selector.items())
         raise Refused(f"{named} fits {len(fitting)} rows ({labels}); name more keys")
+    if not fitting:
+        raise Refused(f"no row {named}")
     return fitting[0]
-
-
-def wanted_of(rows: Sequence[Row], key: str, value: Any) -> list[Any]:
-    """The values that a selector allows of a key."""
-    if str(value) not in EXTREMES:
-        return value if isinstance(value, list) else [value]
-    found = [row.keys[key] for row in rows if row.keys.get(key) is not None]
-    found = [each for each in found if is_number(each)] or [e for e in found if isinstance(e, str)]
-    return [EXTREMES[value](found)] if found else [value]
 
 
 def difference(row: Row, reference: Row, measure: Measure) -> Difference | None:
@@ -74,13 +69,13 @@ def compared(
         reference = only(rows, selector)
     except Refused as error:
         return list(rows), None, [f"reference: {error}; no differences are told"]
-    told: list[dict[Measure, Difference]] = [{} for _ in rows]
+    told: dict[str, dict[Measure, Difference]] = {row.label: {} for row in rows}
     for measure in reference.numbers:
-        found = [None if r is reference else difference(r, reference, measure) for r in rows]
-        there = [k for k, each in enumerate(found) if each]
-        for k, each in zip(there, corrected([each for each in found if each]), strict=True):
-            told[k][measure] = each
-    return [replace(r, differences=d) for r, d in zip(rows, told, strict=True)], reference.label, []
+        found = {r.label: difference(r, reference, measure) for r in rows if r is not reference}
+        there = {label: each for label, each in found.items() if each}
+        for label, each in zip(there, corrected([*there.values()]), strict=True):
+            told[label][measure] = each
+    return [replace(row, differences=told[row.label]) for row in rows], reference.label, []
 
 
 def judged(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], attack: str) -> list[Verdict]:

@@ -77,7 +77,7 @@ def flags_of(run: Path, checkpoint: str) -> dict[str, Flags]:
     files = sorted((run / "flags").glob(f"{checkpoint}-*.npz"))
     if not files:
         raise Refused(f"{run}: holds no flags of {checkpoint!r}; evaluate it with an attack first")
-    found = {}
+    found: dict[str, Flags] = {}
     for path in files:
         whole = read_file(path) or {}
         try:

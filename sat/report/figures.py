@@ -1,136 +1,209 @@
 """The figures of tables, as PNG and SVG, the same bytes each time: `scatter` and `dots` of rows,
 `lines` over a number that rows differ in, `epochs` of trainings."""
 
-import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb, to_hex
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, NullLocator
 from PIL import Image
 
-from sat.report.canvas import STYLE, frame, look, mark, sheet
-from sat.report.rows import label_of, name_of
+from sat.report.rows import label_of
 from sat.report.runs import Measure
 from sat.report.spec import is_number
-from sat.report.tables import Row, Table
+from sat.report.tables import Number, Row, Table
 
-COSTS = ("gradients", "multiply_adds", "parameters")  # an image in training, a forward, all
+# Okabe and Ito's colours, told apart by the colour-blind, for those that papers compare most.
+COLOURS = {
+    "relu": "#000000", "silu": "#0072B2", "elu": "#D55E00", "celu": "#CC79A7", "gelu": "#E69F00",
+    "softplus": "#56B4E9", "parametric_softplus": "#009E73", "smoothrelu": "#8B5A2B",
+    "mish": "#6A3D9A", "squareplus": "#9A8B00", "pssilu": "#00A0A8", "leaky_relu": "#8C8C8C",
+    "prelu": "#5F6F52", "gelu_tanh": "#B07800", "surrogate_relu": "#4D4D4D",
+}  # fmt: skip
+MARKERS = {0: "P", 1: "o", 2: "s", 3: "^", 4: "v", 5: "p", 7: "h", 10: "D"}  # others: X
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "font.size": 9,
+    **dict.fromkeys(("axes.labelsize", "axes.titlesize", "legend.fontsize"), 9),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 9),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("figure.dpi", "savefig.dpi"), 200),
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#888888",
+    "grid.color": "#e4e4e4",
+    "text.parse_math": False,  # a name may hold $
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "sat",  # the same ids each time
+}
 NOTE = (
     "Checkpoint chosen on held-out images; bars: 95 % intervals over seeds, or over test images"
     " where there is one seed, as far as the frame; small: each seed"
 )
-
-
-class Undrawable(ValueError):
-    """A figure that lacks data: one line of why."""
+COSTS = ("gradients", "multiply_adds", "parameters")  # of an image in training, a forward, in all
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure's files and what it shows; or, without files, why it is not drawn."""
+    """A figure's file and what it shows; or, without a file, why it is not drawn."""
 
     table: str  # Table.name
     text: str
     png: Path | None = None
 
 
+class Undrawable(ValueError):
+    """A figure that lacks data: one line of why."""
+
+
 def draw(tables: Sequence[Table], folder: Path) -> list[Drawn]:
-    """Draws each table's figures into the folder, as PNG and SVG."""
+    """Draws each table's figures into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     with matplotlib.rc_context(STYLE):
         for table in tables:
             for n, entry in enumerate(table.experiment.spec.get("figures", ()), 1):
-                kind = entry["kind"]
-                text = f"{table.experiment.title}: {kind}"
-                text += f" over {axis_name(entry['x'])}" if "x" in entry else ""
+                kind, over = entry["kind"], f" over {entry['x']}" if "x" in entry else ""
+                text = f"{table.experiment.title}: {kind}{over}"
+                png, svg = (folder / f"{table.name}-{n}-{kind}.{end}" for end in ("png", "svg"))
                 try:
                     figure = KINDS[kind](table, entry)
                 except Undrawable as fault:
-                    drawn.append(Drawn(table.name, f"No figure {text}: {fault}."))
+                    drawn.append(Drawn(table.name, f"Not drawn: {text}: {fault}."))
                     continue
-                png, svg = (folder / f"{table.name}-{n}-{kind}.{end}" for end in ("png", "svg"))
                 figure.savefig(png)
-                Image.open(png).convert("RGB").quantize(64).save(
-                    png, optimize=True
-                )  # half as large
+                few = Image.open(png).convert("RGB").quantize(dither=Image.Dither.NONE)
+                few.save(png, optimize=True)  # a third of the bytes, and no eye sees it
                 figure.savefig(svg, metadata={"Date": None})
                 drawn.append(Drawn(table.name, text, png))
     return drawn
 
 
-def attack_name(attack: str) -> str:
-    """`pgd20` as it is written: PGD-20."""
-    found = re.fullmatch(r"(pgd|fgsm|apgd)(\d*)", attack)
-    shown = "-".join(filter(None, found.groups())).upper() if found else attack
-    return shown.replace("_", " ")
+def look(row: Row) -> dict[str, Any]:
+    """Its colour and its marker, the same in every figure: of its activation, and of the number of
+    steps of its training attack. Hollow where it raised alarms."""
+    hue = zlib.crc32(row.activation.encode()) / 2**32  # of an activation of the user's own
+    colour = COLOURS.get(row.activation) or to_hex(hsv_to_rgb((hue, 0.7, 0.6)))
+    face = "white" if row.alarms else colour
+    return {"color": colour, "marker": MARKERS.get(row.steps, "X"), "markerfacecolor": face}
 
 
-def axis_name(x: str) -> str:
-    return name_of(x).replace("_", " ")
-
-
-def measured(table: Table, x: str = "") -> dict[int, Any]:
-    """The rows whose best checkpoint was measured with the judging attack, by their place in the
-    table: with `x`, a number of theirs or clean accuracy; None where they lack it."""
-    found = {}
-    for k, row in enumerate(table.rows):
-        if x == "clean":
-            value = row.numbers.get(("best", "clean"))
-        else:
-            value = (getattr(row, x) or None) if x in COSTS else row.keys.get(x)
-            value = float(value) if is_number(value) else None
-        if ("best", table.attack) in row.numbers:
-            found[k] = value
-    if not found:
-        raise Undrawable(f"no row was measured with {table.attack or 'an attack of all rows'}")
-    return found
+def sheet(
+    table: Table, rows: Sequence[Row], note: str, height: float = 2.6,
+    handles: Sequence[Line2D] = (),
+) -> Figure:  # fmt: skip
+    """An empty figure with axes of that height in inches, under the table's title and a caption:
+    seeds, the note, and what is not drawn; with a legend of the handles below."""
+    seeds = sorted({len(number.seeds) for row in rows for number in row.numbers.values()}) or [0]
+    many = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1])))
+    absent = ", ".join(row.label for row in table.rows if row not in rows)
+    said = f"{many} seed{'s' * (many != '1')}. {note}."
+    said += f" Not drawn, for want of the numbers: {absent}." * bool(absent)
+    said += " Hollow: raised alarms." * any(row.alarms for row in rows)
+    head = textwrap.wrap(f"{table.experiment.title}, {table.dataset}", 66)
+    caption = textwrap.wrap(said, 88)
+    widest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    columns = max(1, min(len(handles), 84 // (widest + 8)))
+    below = 0.1 + 0.19 * len(head)
+    top = below + 0.03 + 0.155 * len(caption)
+    height += top + 0.17 * -(-len(handles) // columns)
+    figure = Figure(figsize=(6.3, height))
+    FigureCanvasAgg(figure)
+    figure.text(0.013, 1 - 0.07 / height, "\n".join(head), va="top", size=11, weight="bold")
+    figure.text(0.013, 1 - below / height, "\n".join(caption), va="top", color="#555555")
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - top / height))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=1.8)
+    return figure
 
 
 def panels(
     figure: Any, table: Table, rows: Sequence[Row], **shared: Any
-) -> Iterator[tuple[Any, Measure]]:
-    """Axes side by side, robust and then clean, with what they are to show of rows."""
-    titles = {table.attack: f"robust ({attack_name(table.attack)})", "clean": "clean"}
-    there = [name for name in titles if any(("best", name) in row.numbers for row in rows)]
+) -> Iterator[tuple[Any, Measure, list[Number]]]:
+    """Axes side by side, robust and then clean, with what they show of rows."""
+    titles = {("best", table.attack): f"robust ({table.attack})", ("best", "clean"): "clean"}
+    found = {m: [row.numbers[m] for row in rows if m in row.numbers] for m in titles}
+    there = [measure for measure in titles if found[measure]]
     grid = figure.subplots(1, len(there), squeeze=False, **shared)
-    for axes, name in zip(grid[0], there, strict=True):
-        axes.set_title(titles[name])
-        yield axes, ("best", name)
+    for axes, measure in zip(grid[0], there, strict=True):
+        axes.set_title(titles[measure])
+        yield axes, measure, found[measure]
+
+
+def mark(axes: Any, row: Row, x: float | Number, y: float | Number, text: str = "") -> None:
+    """A row's marker, in which a text may stand; where a coordinate is an accuracy, with the bar of
+    its interval and a small point for each seed."""
+    style, numbers = look(row), [at for at in (x, y) if isinstance(at, Number)]
+    place = [100 * at.mean if isinstance(at, Number) else at for at in (x, y)]
+    for at, bar in ((x, "xerr"), (y, "yerr")):
+        if isinstance(at, Number):
+            reach = {bar: [[100 * (at.mean - at.low)], [100 * (at.high - at.mean)]]}
+            axes.errorbar(*place, **reach, color=style["color"], linewidth=1, alpha=0.6)
+    seeds = sorted(set.intersection(*(set(number.seeds) for number in numbers)))
+    if len(seeds) > 1:
+        dots = [
+            [100 * at.seeds[seed] if isinstance(at, Number) else at for seed in seeds]
+            for at in (x, y)
+        ]
+        axes.plot(*dots, ".", color=style["color"], alpha=0.4, markersize=5, markeredgewidth=0)
+    axes.plot(*place, **style, markersize=11 if text else 6, zorder=4, clip_on=False)
+    axes.annotate(text, place, ha="center", va="center_baseline", fontsize=7, fontweight="bold",
+                  color=style["color"] if row.alarms else "white", zorder=5)  # fmt: skip
+
+
+def frame(axes: Any, side: str, numbers: Iterable[Number], label: str = "accuracy, %") -> None:
+    """The limits of an axis, x or y, in percent: what holds means and seeds, with some room; the
+    bars of few seeds may go on, for Student's interval of two would hide all else."""
+    shares = [100 * share for each in numbers for share in (each.mean, *each.seeds.values())]
+    room = max(0.3 * (max(shares) - min(shares)), 0.5)
+    limits = max(min(shares) - room, 0), min(max(shares) + room, 100)
+    axes.set(**{f"{side}lim": limits, f"{side}label": label})
+
+
+def measured(table: Table, x: str) -> dict[int, Any]:
+    """The value of each row, by its place in the table: a number of its own, or its clean accuracy;
+    without rows that lack it, or that the judging attack didn't measure."""
+    found: dict[int, Any] = {}
+    for k, row in enumerate(table.rows):
+        value = row.keys.get(x) if x not in COSTS else getattr(row, x) or None
+        value = row.numbers.get(("best", "clean")) if x == "clean" else value
+        there = is_number(value) or isinstance(value, Number)
+        if there and ("best", table.attack) in row.numbers:
+            found[k] = value
+    if not found:
+        raise Undrawable(f"no row has {x}, and accuracy under an attack that all rows have")
+    return found
 
 
 def scatter(table: Table, entry: Mapping[str, Any]) -> Any:
     """Robust over clean accuracy, or over a number: a numbered point a row, and the rows that no
     other beats in both accuracies."""
     x, robust = entry.get("x", "clean"), ("best", table.attack)
-    at = {k: value for k, value in measured(table, x).items() if value is not None}
-    rows = [table.rows[k] for k in at]
-    if not rows:
-        raise Undrawable(f"no row has {axis_name(x)}")
+    points = [(k, at, table.rows[k]) for k, at in measured(table, x).items()]
     handles = [
-        Line2D([], [], **look(table.rows[k]), linestyle="", label=f"{k + 1} {table.rows[k].label}")
-        for k in at
+        Line2D([], [], **look(row), linestyle="", label=f"{k + 1} {row.label}")
+        for k, _, row in points
     ]
     note = NOTE + "; dashed: what no other row beats in both" * (x == "clean")
-    figure = sheet(table, rows, note, handles=handles)
+    figure = sheet(table, [row for *_, row in points], note, handles=handles)
     axes = figure.subplots()
-    for k, value in at.items():
-        mark(axes, table.rows[k], value, table.rows[k].numbers[robust], str(k + 1))
-    label = f"robust accuracy ({attack_name(table.attack)}), %"
-    frame(axes, "y", [row.numbers[robust] for row in rows], label)
+    for k, at, row in points:
+        mark(axes, row, at, row.numbers[robust], str(k + 1))
+    frame(axes, "y", [row.numbers[robust] for *_, row in points], f"{table.attack} accuracy, %")
     if x != "clean":
-        number_axis(axes, list(at.values()), x)
+        number_axis(axes, [at for _, at, _ in points], x)
         return figure
-    frame(axes, "x", at.values(), "clean accuracy, %")
-    front = pareto(
-        [(100 * c.mean, 100 * table.rows[k].numbers[robust].mean) for k, c in at.items()]
-    )
+    frame(axes, "x", [at for _, at, _ in points], "clean accuracy, %")
+    front = pareto([(100 * at.mean, 100 * row.numbers[robust].mean) for _, at, row in points])
     corners = [(0, front[0][1]), *front, (front[-1][0], 0)]
     axes.plot(*zip(*corners, strict=True), "--", drawstyle="steps-pre", color="#999999", zorder=1,
               linewidth=1)  # fmt: skip
@@ -139,120 +212,112 @@ def scatter(table: Table, entry: Mapping[str, Any]) -> Any:
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points that no other beats (as good in both, better in one), by their first value."""
-    beaten = lambda x, y: any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)  # noqa: E731
-    return sorted({point for point in points if not beaten(*point)})
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not front or y > front[0][1]:
+            front.insert(0, (x, y))
+    return front
 
 
 def dots(table: Table, entry: Mapping[str, Any]) -> Any:
     """A line a row: robust beside clean."""
-    rows = [table.rows[k] for k in measured(table)]
+    rows = [table.rows[k] for k in measured(table, "clean")]
     labels = [textwrap.fill(row.label, 34) for row in rows]
     count = len(rows) + "".join(labels).count("\n")
     figure = sheet(table, rows, NOTE, 0.8 + 0.21 * count)
-    for axes, measure in panels(figure, table, rows, sharey=True):
+    for axes, measure, numbers in panels(figure, table, rows, sharey=True):
         for k, row in enumerate(rows):
-            if measure in row.numbers:
-                mark(axes, row, row.numbers[measure], k)
-        frame(axes, "x", [row.numbers[measure] for row in rows if measure in row.numbers])
+            mark(axes, row, row.numbers[measure], k)
+        frame(axes, "x", numbers)
     figure.axes[0].set_yticks(range(len(rows)), labels)
     figure.axes[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure
 
 
 def lines(table: Table, entry: Mapping[str, Any]) -> Any:
-    """Robust and, beside it, clean accuracy over a number that rows differ in, or over a cost. A row
-    that has no such number (ReLU, over alpha) is a horizontal line."""
+    """Robust and, beside it, clean accuracy over a number that rows differ in, or over a cost; of
+    lines of one colour the second is dashed, the third dotted."""
     x, labels = str(entry["x"]), table.experiment.spec.get("labels", {})
     at = measured(table, x)
-    values = sorted({value for value in at.values() if value is not None})
-    if len(values) < 2:
-        raise Undrawable(f"{axis_name(x)} has no two values among the rows")
-    series: dict[str, list[int]] = {}
-    for k in sorted((k for k in at if at[k] is not None), key=lambda k: at[k]):
-        keys = {key: table.rows[k].keys.get(key) for key in entry.get("series", ())}
-        series.setdefault(label_of(keys, labels), []).append(k)
-    level = [table.rows[k] for k in at if at[k] is None and x not in COSTS]
+    if len({*at.values()}) < 2:
+        raise Undrawable(f"{x} has no two values among the rows")
+    series: dict[str, list[tuple[float, Row]]] = {}
+    for k in sorted(at, key=lambda k: at[k]):
+        row = table.rows[k]
+        keys = {key: row.keys.get(key) for key in entry.get("series", ())}
+        series.setdefault(label_of(keys, labels), []).append((at[k], row))
     handles: list[Line2D] = []
-    for label, places in series.items():
-        style = look(table.rows[places[0]])
-        alike = sum(h.get_color() == style["color"] for h in handles) % 4
-        style["linestyle"] = ("-", "--", ":", "-.")[alike]
+    for label, line in series.items():
+        style = look(line[0][1])
+        before = sum(handle.get_color() == style["color"] for handle in handles)
+        style["linestyle"] = ("-", "--", ":", "-.")[before % 4]
         handles.append(Line2D([], [], **style, label=label))
-    grey = [Line2D([], [], color="#666666", linestyle="--", label=row.label) for row in level]
-    rows = [*(table.rows[k] for places in series.values() for k in places), *level]
-    figure = sheet(table, rows, NOTE, handles=[*handles, *grey])
-    for axes, measure in panels(figure, table, rows):
-        for places, handle in zip(series.values(), handles, strict=True):
-            there = [(at[k], table.rows[k]) for k in places if measure in table.rows[k].numbers]
-            means = [(value, 100 * row.numbers[measure].mean) for value, row in there]
-            axes.plot(*np.array(means).reshape(-1, 2).T, handle.get_linestyle(),
-                      color=handle.get_color())  # fmt: skip
+    rows = [table.rows[k] for k in at]
+    figure = sheet(table, rows, NOTE, handles=handles)
+    for axes, measure, numbers in panels(figure, table, rows):
+        for line, handle in zip(series.values(), handles, strict=True):
+            there = [(value, row) for value, row in line if measure in row.numbers]
+            means = [100 * row.numbers[measure].mean for _, row in there]
+            style = {"linestyle": handle.get_linestyle(), "color": handle.get_color()}
+            axes.plot([value for value, _ in there], means, **style)
             for value, row in there:
                 mark(axes, row, value, row.numbers[measure])
-        for number in (row.numbers[measure] for row in level if measure in row.numbers):
-            axes.axhspan(100 * number.low, 100 * number.high, color="#888888", alpha=0.12)
-            axes.axhline(100 * number.mean, color="#666666", linestyle="--")
-        frame(axes, "y", [row.numbers[measure] for row in rows if measure in row.numbers])
-        number_axis(axes, values, x)
+        frame(axes, "y", numbers)
+        number_axis(axes, list(at.values()), x)
     return figure
 
 
 def number_axis(axes: Any, values: Sequence[float], x: str) -> None:
     """Ticks at the values of a key, which are few; a log axis where they span much."""
-    values = sorted({*values})
+    axes.set_xlabel(x.replace("_", " "))
     if x in COSTS:
         axes.xaxis.set_major_formatter(EngFormatter())
-    elif values[0] > 0 and values[-1] > 8 * values[0]:
+        return
+    if min(values) > 0 and max(values) > 8 * min(values):
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
-    if x not in COSTS and len(values) <= 8:
-        axes.set_xticks(values, [f"{value:.4g}" for value in values])
-    axes.set_xlabel(axis_name(x))
+    if len(ticks := sorted({*values})) <= 8:
+        axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
 
 
 def epochs(table: Table, entry: Mapping[str, Any]) -> Any:
     """Held-out accuracy over the training: a panel a row, the others grey in it; the mean over
     seeds in a band from the lowest to the highest, with a mark at the best epoch."""
-    curves = {k: held_out(row) for k, row in enumerate(table.rows)}
-    there = [k for k, curve in curves.items() if len(curve["robust"])]
-    if not there:
+    curves = [(row, held_out(row, "robust"), held_out(row, "clean")) for row in table.rows]
+    curves = [curve for curve in curves if len(curve[1])]
+    if not curves:
         raise Undrawable("no run has val/robust in its metrics")
-    columns = min(len(there), 2 if len(there) == 4 else 3)
-    high = -(-len(there) // columns)
+    columns = min(len(curves), 2 if len(curves) == 4 else 3)
+    high = -(-len(curves) // columns)
     note = "On held-out images, under the attack of the validations; solid: robust, dashed: clean,"
     note += " grey: the other panels' robust; marked: best epoch; band: lowest to highest seed"
-    figure = sheet(table, [table.rows[k] for k in there], note, max(2.6, 0.5 + 1.35 * high))
+    figure = sheet(table, [row for row, *_ in curves], note, max(2.6, 0.5 + 1.35 * high))
     grid = figure.subplots(high, columns, sharex=True, sharey=True, squeeze=False)
-    for axes in grid.flat[len(there) :]:
+    for axes in grid.flat[len(curves) :]:
         axes.set_visible(False)
-    for k, axes in zip(there, grid.flat, strict=False):
-        for other in there:
-            axes.plot(*curves[other]["robust"][:, :2].T, color="#c4c4c4", linewidth=0.8, zorder=1)
-        style = look(table.rows[k])
-        for tag, line in (("clean", "--"), ("robust", "-")):
-            at, mean, low, top = curves[k][tag].T
+    for axes, (row, robust, clean) in zip(grid.flat, curves, strict=False):
+        for _, other, _ in curves:
+            axes.plot(*other[:, :2].T, color="#c4c4c4", linewidth=0.8, zorder=1)
+        style = look(row)
+        for curve, line in ((clean, "--"), (robust, "-")):
+            at, mean, low, top = curve.T
             axes.fill_between(at, low, top, color=style["color"], alpha=0.18, linewidth=0)
             axes.plot(at, mean, line, color=style["color"], linewidth=1.3, zorder=3)
-        axes.plot(at[mean.argmax()], mean.max(), **style, markersize=6.5, zorder=4)
-        axes.set_title(textwrap.fill(table.rows[k].label, 24))
-        axes.set_ylim(0, 100)
+        best = robust[robust[:, 1].argmax()]
+        axes.plot(*best[:2], **style, markersize=6.5, zorder=4)
+        axes.set_title(textwrap.fill(row.label, 24))
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("accuracy, %", fontsize=9)
     return figure
 
 
-def held_out(row: Row) -> dict[str, np.ndarray]:
-    """Of `robust` and `clean`: epoch, and mean, lowest and highest over the seeds in percent,
-    [N, 4]."""
-    found: dict[str, dict[float, list[float]]] = {"robust": {}, "clean": {}}
+def held_out(row: Row, tag: str) -> np.ndarray:
+    """Epoch, and mean, lowest and highest over the seeds in percent, [N, 4]."""
+    found: dict[float, list[float]] = {}
     for run in row.runs:
         for line in run.validations()[0]:
-            for tag, curve in found.items():
-                curve.setdefault(round(line["epoch"], 2), []).append(100 * line[f"val/{tag}"])
-    return {
-        tag: np.array([(e, np.mean(v), min(v), max(v)) for e, v in sorted(curve.items())])
-        for tag, curve in found.items()
-    }
+            found.setdefault(round(line["epoch"], 2), []).append(100 * line[f"val/{tag}"])
+    return np.array([(e, np.mean(v), min(v), max(v)) for e, v in sorted(found.items())])
 
 
 KINDS = {"scatter": scatter, "dots": dots, "lines": lines, "epochs": epochs}

@@ -29,10 +29,10 @@ nothing of other seeds. Differences in points, with 95 % intervals, are paired b
 t), so there is none where two rows share less than two; *: p < 0.05 after Holm's correction over \
 the differences of its column. (!): runs of this row raised alarms; its numbers are in doubt."""
 RULE = """\
-Verdicts are by the paired difference of two rows over seeds (Student's t). It supports a claim, or \
-contradicts it, where p < 0.05 after Holm's correction over the claims of its table, and else says \
-nothing; a claim of equality is supported where the 95 % interval lies within its bounds. Each \
-interval in brackets is of 95 % for itself. Not run: a row is missing."""
+Verdicts are by the paired difference of two rows over seeds (Student's t). It supports a claim, \
+or contradicts it, where p < 0.05 after Holm's correction over the claims of its table, and else \
+says nothing; a claim of equality is supported where the 95 % interval lies within its bounds. \
+Each interval in brackets is of 95 % for itself. Not run: a row is missing."""
 CSS = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 0 auto; padding: 1rem; }
@@ -120,7 +120,7 @@ def terminal(text: str) -> str:
     console = Console(width=None if sys.stdout.isatty() else 400, emoji=False, highlight=False)
     with console.capture() as shown:
         console.print(Terminal(text, hyperlinks=False))
-    return "\n".join(line.rstrip() for line in shown.get().splitlines())
+    return "\n".join(line.rstrip() for line in shown.get().strip().splitlines())
 
 
 def html(text: str, figures: Sequence[Any], page: Path) -> str:
@@ -156,7 +156,7 @@ def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
     for name in ("parameters", "multiply_adds", "gradients"):
         if len({getattr(row, name) for row in rows} - {None}) > 1:
             title = name.replace("_", "-")
-            columns.append((title, lambda row, name=name: f"{getattr(row, name) or 0:,.10g}"))
+            columns.append((title, lambda row, name=name: count(getattr(row, name))))
     columns.append(("seeds", lambda row: str(len(row.runs))))
     found = dict.fromkeys(measure for row in rows for measure in row.numbers)
     best = [measure for measure in found if measure[0] == "best"]
@@ -169,6 +169,10 @@ def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
             title = f"{measure[1]} - {table.reference}"
             columns.append((title, lambda row, m=measure: difference(row, m)))
     return [title for title, _ in columns], [[cell(row) for _, cell in columns] for row in rows]
+
+
+def count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.10g}"
 
 
 def number(row: Row, measure: Measure) -> str:

@@ -9,10 +9,10 @@ from sat.identity import NEUTRAL, data_name
 from sat.report.runs import Measured
 from sat.report.spec import OTHERS, Experiment, is_number
 
-# Activations as the literature writes them.
-NAMES = {"relu": "ReLU", "softplus": "Softplus", "parametric_softplus": "Parametric Softplus",
-         "smoothrelu": "SmoothReLU", "silu": "SiLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)",
-         "elu": "ELU", "celu": "CELU", "mish": "Mish", "leaky_relu": "LeakyReLU",
+# Activations as the literature writes them, in the order of rows.
+NAMES = {"relu": "ReLU", "parametric_softplus": "Parametric Softplus", "softplus": "Softplus",
+         "smoothrelu": "SmoothReLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "elu": "ELU",
+         "silu": "SiLU", "celu": "CELU", "mish": "Mish", "leaky_relu": "LeakyReLU",
          "prelu": "PReLU", "pssilu": "PSSiLU"}  # fmt: skip
 
 
@@ -28,6 +28,16 @@ def keys_of(config: Mapping[str, Any], rows: Iterable[str]) -> dict[str, Any]:
         simple = value is None or isinstance(value, str | int | float)
         found[key] = value if simple else json.dumps(value)
     return found
+
+
+def order(keys: Mapping[str, Any]) -> list[tuple[float, str]]:
+    """Where a row stands: by its numbers, its activation, its words."""
+    known = list(NAMES)
+    places = {text: float(place) for place, text in enumerate(known)}
+    return [
+        (float(value), "") if is_number(value) else (places.get(value, len(known)), str(value))
+        for value in keys.values()
+    ]
 
 
 def label_of(keys: Mapping[str, Any], labels: Mapping[str, Any]) -> str:
@@ -87,7 +97,7 @@ def others(runs: Sequence[Measured]) -> Experiment:
     """Stands for the experiment of runs on one data set that have none: rows are told apart by
     whatever is not the same in all of them, but for a key that varies just as one before does."""
     if runs[0].config.get("evaluate") is not None:
-        return Experiment(OTHERS, {"title": "Weights of files", "rows": ["evaluate"]}, {})
+        return Experiment(OTHERS, {"title": "Weights of files", "rows": ["evaluate"]})
     decided = {key for run in runs for key in run.decided}
     keys = sorted({*(key.split(".")[0] for key in decided), *decided})
     rows: list[str] = []
@@ -118,7 +128,7 @@ def others(runs: Sequence[Measured]) -> Experiment:
         "varying": [*rows, *with_another],
         "figures": figures,
     }
-    return Experiment(OTHERS, spec, {})
+    return Experiment(OTHERS, spec)
 
 
 def heading(setting: str) -> str:

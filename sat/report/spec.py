@@ -30,11 +30,10 @@ NODE = {  # see `misfit`
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment's name, its `report` node, and the values that its file sweeps a key over."""
+    """An experiment's name and its `report` node."""
 
     name: str
     spec: Mapping[str, Any]
-    swept: Mapping[str, Sequence[str]]
 
     @property
     def rows(self) -> Sequence[str]:
@@ -43,21 +42,6 @@ class Experiment:
     @property
     def title(self) -> str:
         return str(self.spec.get("title") or self.name)
-
-    def order(self, keys: Mapping[str, Any]) -> list[tuple[int, float, str]]:
-        """Where a row stands: as the file sweeps its values, or else as they were published; others
-        behind, by size or name."""
-        places = []
-        for key, value in keys.items():
-            if is_number(value):
-                places.append((0, float(value), ""))
-                continue
-            printed = self.spec.get("published", {}).get("rows", ())
-            known = [text for text in self.swept.get(key, ()) if not text.startswith("$")]
-            known = known or list(dict.fromkeys(str(row[key]) for row in printed if key in row))
-            text = str(value)
-            places.append((known.index(text) if text in known else len(known), 0.0, text))
-        return places
 
 
 def is_number(value: Any) -> bool:
@@ -82,9 +66,7 @@ def load(name: str) -> Experiment | None:
         check(node)
     except Refused as error:
         raise Refused(f"experiment {name}: {error}") from None
-    params = ((whole.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
-    swept = {key: [text.strip() for text in str(v).split(",")] for key, v in params.items()}
-    return Experiment(name, node, swept)
+    return Experiment(name, node)
 
 
 def check(node: Any) -> None:
@@ -104,7 +86,6 @@ def check(node: Any) -> None:
         names += [(f"{where}.{side}", claim[side], rows) for side in ("better", "than")]
         names.append((f"{where}.measure", [claim["measure"]], MEASURES))
         names.append((f"{where}.equal", [claim.get("equal", "gradients")], ["gradients"]))
-    for where, given, allowed in names:
-        for name in given:
-            if name not in allowed:
-                raise Refused(f"{where}={name}: unknown; {nearest(str(name), list(allowed))}")
+    for where, name, allowed in [(at, n, allowed) for at, given, allowed in names for n in given]:
+        if name not in allowed:
+            raise Refused(f"{where}={name}: unknown; {nearest(str(name), list(allowed))}")

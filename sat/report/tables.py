@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sat.loggers.screen import duration
-from sat.report.rows import apart, keys_of, label_of, split
+from sat.report.rows import apart, keys_of, label_of, order, split
 from sat.report.runs import Measure, Measured
 from sat.report.spec import Experiment
 from sat.rundir.result import AttackResult
@@ -113,7 +113,7 @@ def rows_of(
         more = apart(text, equal).items()
         extra = "".join(f" {key.removeprefix('activation.')}={value}" for key, value in more)
         rows[text] = replace(row, label=row.label + extra)
-    ordered = sorted(rows.values(), key=lambda row: experiment.order(row.keys))
+    ordered = sorted(rows.values(), key=lambda row: order(row.keys))
     return ordered, mine, alike, notes + unlike
 
 
