@@ -63,6 +63,7 @@ def markdown(report: Report, figures: Sequence[Any] = (), page: Path = Path("rep
         facts = "; ".join(f"{name}: {text}" for name, text in table.facts.items())
         parts += [items(verdicts), wrap(plain(published(experiment.spec)))]
         parts += [wrap(plain(f"{facts}.")), items(map(plain, table.notes))]
+    parts += [] if report.tables else ["No finished run."]
     parts += ["## In no table", items(map(plain, report.notes))] if report.notes else []
     return "\n\n".join(filter(None, parts)) + "\n"
 

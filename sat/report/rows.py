@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sat.identity import NEUTRAL, data_name
-from sat.report.runs import Measured
+from sat.report.runs import Measured, key_of
 from sat.report.spec import OTHERS, Experiment, is_number
 
 # Activations as the literature writes them, in the order of rows.
@@ -32,10 +32,9 @@ def keys_of(config: Mapping[str, Any], rows: Iterable[str]) -> dict[str, Any]:
 
 def order(keys: Mapping[str, Any]) -> list[tuple[float, str]]:
     """Where a row stands: by its numbers, its activation, its words."""
-    known = list(NAMES)
-    places = {text: float(place) for place, text in enumerate(known)}
+    places = {text: place for place, text in enumerate(NAMES)}
     return [
-        (float(value), "") if is_number(value) else (places.get(value, len(known)), str(value))
+        (float(value), "") if is_number(value) else (places.get(value, len(NAMES)), str(value))
         for value in keys.values()
     ]
 
@@ -62,7 +61,7 @@ def text_of(key: str, value: Any, labels: Mapping[str, Any]) -> str:
 
 
 def shown_as(key: str, value: Any) -> str:
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    shown = f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)
     return NAMES.get(shown, shown) if key == "activation" else shown
 
 
@@ -90,20 +89,23 @@ def apart(row: str, others: Iterable[str]) -> dict[str, Any]:
     one that is at its default."""
     mine = json.loads(row)
     keys = {k for o in map(json.loads, others) for k in {*mine, *o} if mine.get(k) != o.get(k)}
-    return {key: mine.get(key) for key in sorted(keys)}
+    return {key: mine.get(key) for key in sorted(keys - {"rows"})}
 
 
 def others(runs: Sequence[Measured]) -> Experiment:
     """Stands for the experiment of runs on one data set that have none: rows are told apart by
-    whatever is not the same in all of them, but for a key that varies just as one before does."""
+    whatever is not the same in all of them, what was typed first, but for a key that varies just
+    as one before does."""
     if runs[0].config.get("evaluate") is not None:
         return Experiment(OTHERS, {"title": "Weights of files", "rows": ["evaluate"]})
     decided = {key for run in runs for key in run.decided}
-    keys = sorted({*(key.split(".")[0] for key in decided), *decided})
+    groups = {key.split(".")[0] for key in decided}
+    typed = [key_of(word) for word in runs[0].result.overrides]
+    keys = dict.fromkeys([*typed, *sorted(groups | decided)])
     rows: list[str] = []
     patterns: dict[tuple[int, ...], str] = {}
     with_another: dict[str, str] = {}
-    for key in (key for key in keys if not key.endswith("_target_")):
+    for key in (k for k in keys if k in groups | decided and not k.endswith("_target_")):
         values = [json.dumps(keys_of(run.config, [key])[key]) for run in runs]
         options = [str(run.config["choices"].get(key.split(".")[0])) for run in runs]
         varies = len({*zip(options, values, strict=True)}) > len({*options})  # under one option

@@ -1,6 +1,7 @@
 """What `sat-report --status` prints: the runs below a folder, their state, and how far each came.
 Needs no torch."""
 
+import textwrap
 from pathlib import Path
 
 from sat.loggers.screen import duration
@@ -18,7 +19,10 @@ def states(root: Path) -> str:
         except FAULTS as error:
             state, told = "damaged", one_line(error)
         found.append(state)
-        lines += [name_in(run, root), f"    {state}, {told}"]
+        lines += [
+            name_in(run, root),
+            textwrap.indent(textwrap.fill(f"{state}, {told}", 75), "    "),
+        ]
     counts = ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found))
     return "\n".join([*lines, counts])
 

@@ -106,8 +106,9 @@ def table_of(
     attack, weaker = primary(alike, rows)
     rows, reference, missing = compared(rows, experiment.spec.get("reference"))
     notes += [*weaker, *missing]
+    curves = any(figure["kind"] == "epochs" for figure in experiment.spec.get("figures", ()))
     for run in mine:
-        if fault := run.validations()[1]:
+        if curves and (fault := run.validations()[1]):
             notes.append(f"{run.name}: {fault}")
         if names := sorted({alarm.name for alarm in run.result.alarms}):
             notes.append(f"! {run.name}: raised alarms ({', '.join(names)})")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sat.loggers.screen import duration
-from sat.report.rows import apart, keys_of, label_of, order, split
+from sat.report.rows import apart, keys_of, label_of, name_of, order, shown_as, split
 from sat.report.runs import Measure, Measured
 from sat.report.spec import Experiment
 from sat.rundir.result import AttackResult
@@ -107,13 +107,13 @@ def rows_of(
             group.append(run)
     mine = [run for group in groups.values() for run in group]
     alike, unlike = measured_alike(mine)
-    rows = {text: row_of(experiment, group, alike) for text, group in groups.items()}
-    for text, row in rows.items():
-        equal = [other for other in rows if other != text and rows[other].label == row.label]
-        more = apart(text, equal).items()
-        extra = "".join(f" {key.removeprefix('activation.')}={value}" for key, value in more)
-        rows[text] = replace(row, label=row.label + extra)
-    ordered = sorted(rows.values(), key=lambda row: order(row.keys))
+    found = {text: row_of(experiment, group, alike) for text, group in groups.items()}
+    rows = []
+    for text, row in found.items():
+        equal = [other for other in found if other != text and found[other].label == row.label]
+        extra = (f" {name_of(k)}={shown_as(k, v)}" for k, v in apart(text, equal).items())
+        rows.append(replace(row, label=row.label + "".join(extra)))
+    ordered = sorted(rows, key=lambda row: order(row.keys))
     return ordered, mine, alike, notes + unlike
 
 
@@ -176,7 +176,7 @@ def primary(alike: Alike, rows: Sequence[Row]) -> tuple[str, list[str]]:
     for (which, attack), entries in alike.items():
         dataset = runs[next(iter(entries))].config["dataset"]
         given = next(iter(entries.values())).settings or {}
-        own = all(dataset.get(k) in (None, given.get(k, dataset[k])) for k in ("eps", "norm"))
+        own = all(dataset.get(k) in (None, given.get(k, dataset.get(k))) for k in ("eps", "norm"))
         if which == "best" and own and isinstance(given.get("attack"), str):
             everywhere = all((which, attack) in row.numbers for row in rows)
             strength = (
@@ -215,7 +215,9 @@ def facts_of(runs: Sequence[Measured]) -> dict[str, str]:
         "commit": all_of("commit", 8),
         "training": f"{seconds} for {len(runs)} run{'s' * (len(runs) != 1)}",
         "seeds": ", ".join(map(str, sorted({run.seed for run in runs}))),
-        "training images": ", ".join({f"{run.result.dataset.get('train', '?'):,}" for run in runs}),
+        "training images": ", ".join(
+            sorted({str(r.result.dataset.get("train", "?")) for r in runs})
+        ),
         "test images": ", ".join(sorted(images)),
     }
     return {name: text for name, text in facts.items() if text}
