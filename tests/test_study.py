@@ -404,6 +404,8 @@ def damage(run: Path, how: str) -> None:
             (run / "config.yaml").write_text("a: [1\nb: {")
         case "foreign":
             (run / "config.yaml").write_text("- a list\n")
+        case "experiments":
+            (run / "experiments.txt").write_bytes(b"\xff\xfe\x00")
         case "metrics":
             (run / "metrics.jsonl").write_text('{"epoch": 1, "val/clean": 0.5\n')
         case "stopped":
@@ -417,7 +419,7 @@ SAID = {
     "result": "damaged: ", "number": "ValueError: last.clean.accuracy is 'nan'",
     "config": "config.yaml: can't be read (", "stopped": "stopped",
     "foreign": "config.yaml: is none of this program's",
-    "failed": "failed: the loss",
+    "experiments": "experiments.txt is damaged", "failed": "failed: the loss",
     "metrics": "metrics.jsonl is damaged in line 1",
 }  # fmt: skip
 

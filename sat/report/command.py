@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sat.errors import Refused
 from sat.report import kept, pages, study
+from sat.report.runs import printable
 from sat.report.status import states
 
 
@@ -36,7 +37,7 @@ def outcome(arguments: argparse.Namespace) -> None:
     if (place := arguments.outputs) is None:
         raise Refused("no folder is named; name the record.root of your runs: outputs")
     if arguments.status:
-        return print(states(place))
+        return print(printable(states(place)))
     report = study.read(place, arguments.experiment)
     print(pages.terminal(pages.markdown(report)))
     alone = place.is_file() or (place / "config.yaml").is_file()
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         outcome(parser.parse_args(arguments))
     except Refused as error:
-        print(error)
+        print(printable(str(error)))
         return 2
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sat.errors import Refused
-from sat.report.runs import FAULTS, PLACES, Left, Measured, key_of, measured, one_line
+from sat.report.runs import FAULTS, PLACES, Left, Measured, key_of, measured, named, one_line
 
 
 def read(file: Path) -> Iterator[Measured | Left]:
@@ -18,7 +18,7 @@ def read(file: Path) -> Iterator[Measured | Left]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             run = json.loads(line)
-            names = [str(name) for name in run["experiments"]]
+            names = named(run["experiments"])
             rows = [dict(row) for row in run["validations"]]
             yield measured(str(run["name"]), names, run["config"], run["result"], kept=rows)
         except FAULTS as error:

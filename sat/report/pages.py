@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markdown import Markdown as Terminal
 
 from sat.report.rows import label_of, name_of, shown_as
-from sat.report.runs import Measure
+from sat.report.runs import Measure, printable
 from sat.report.spec import OTHERS
 from sat.report.study import Report
 from sat.report.tables import Row, Table
@@ -111,8 +111,7 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]], side: str = "---:")
 def plain(text: str) -> str:
     """Text that Markdown takes as it is, whoever wrote it: in no cell a bar, nowhere emphasis, a
     tag, a formula or a sign that moves a terminal's cursor."""
-    text = "".join(sign if sign.isprintable() else " " for sign in text)
-    text = re.sub(r"([\\|*<\[\]`&~$])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\|*<\[\]`&~$])", r"\\\1", " ".join(printable(text).split()))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # within a word it is none
 
 

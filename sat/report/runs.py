@@ -6,6 +6,7 @@ Nothing here needs torch, which takes two seconds to import.
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,6 +112,11 @@ def key_of(override: str) -> str:
     return str(override).split("=", 1)[0].lstrip("+~")
 
 
+def printable(text: str) -> str:
+    """Text without the signs that move a terminal's cursor."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text)
+
+
 def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, Refused) else f"{type(error).__name__}: {text}"
@@ -119,10 +125,17 @@ def one_line(error: BaseException) -> str:
 def experiments_of(path: Path, config: Mapping[str, Any]) -> list[str]:
     """The experiments under which a run was asked for."""
     try:
-        names = (path / "experiments.txt").read_text(errors="replace").splitlines()
+        return named((path / "experiments.txt").read_text(errors="replace").splitlines())
     except FileNotFoundError:
-        names = [config["choices"].get("experiment") or ""]
-    return sorted({name.strip() for name in names} - {""})
+        return named([config["choices"].get("experiment") or ""])
+
+
+def named(names: Sequence[str]) -> list[str]:
+    """Experiments in order; a report's folder has the name of its own, so it must be one."""
+    for name in names:
+        if not re.fullmatch(r"([\w-]+([./][\w-]+)*)?", name):
+            raise Refused(f"experiments.txt is damaged: {name[:40]!r} is no experiment's name")
+    return sorted({*names} - {""})
 
 
 def status(run: Path) -> tuple[str, dict[str, Any]]:

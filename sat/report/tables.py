@@ -118,8 +118,8 @@ def rows_of(
 
 
 def measured_alike(runs: Sequence[Measured]) -> tuple[Alike, list[str]]:
-    """Of each measure the entries of the settings that most of the runs have, of as many those on
-    more images; and a line on each other entry."""
+    """Entries of each measure by the settings that most of the runs have, of as many those on more
+    images; and a line on each other entry."""
     alike, notes = {}, []
     for measure in dict.fromkeys(measure for run in runs for measure in run.entries):
         kinds: dict[str, list[Measured]] = {}
@@ -164,8 +164,9 @@ def number(entries: Mapping[int, AttackResult]) -> Number:
     """An accuracy over the seeds that have it."""
     seeds = {seed: float(entry.accuracy) for seed, entry in entries.items()}
     entry, found = next(iter(entries.values())), over_seeds(list(seeds.values()))
-    low, high = found["ci95"] or entry.ci95
-    return Number(found["mean"], max(low, 0.0), min(high, 1.0), seeds, entry.images)
+    mean, (low, high) = found["mean"], found["ci95"] or entry.ci95
+    low, high = max(0.0, min(low, mean)), min(1.0, max(high, mean))  # Wilson's ends are rounded
+    return Number(mean, low, high, seeds, entry.images)
 
 
 def primary(alike: Alike, rows: Sequence[Row]) -> tuple[str, list[str]]:
