@@ -140,6 +140,38 @@ def test_what_a_page_is_given_is_text():
     assert not any("javascript" in str(value) for name, value in read.given if name == "href")
 
 
+EVIL = r"$a$ <b>|*x*|</b> \frac{1} & `c` [d](e) _f_ #g ~~h~~ &amp; 1."
+
+
+def test_a_name_is_text_and_moves_no_cursor(report, folder):
+    """In Markdown, in HTML, in the terminal and in CSV; and where a run is told to be damaged."""
+    folder.add("relu", 0, 50, experiments=())
+    folder.add("silu", 0, 50, experiments=(), choices={"activation": f"{EVIL}\x1b[2J"})
+    (folder.outputs / "a\x1b[2Jb").mkdir()
+    (folder.outputs / "a\x1b[2Jb/config.yaml").write_text("- 1")
+    code, out = report(folder.outputs)
+    assert code == 0 and EVIL in " ".join(out.split()) and "a [2Jb" in out and "\x1b" not in out
+    place = folder.outputs / "report"
+    assert not any(b"\x1b" in (place / f"report.{end}").read_bytes() for end in ("md", "html"))
+    read = Reader((place / "report.html").read_text())
+    assert EVIL in "".join(read.said) and not {"b", "a", "code", "del"} & {*read.tags}
+    with open(next(place.glob("*.csv"))) as file:
+        assert {row["activation"] for row in csv.DictReader(file)} == {"relu", f"{EVIL}\x1b[2J"}
+    assert "\x1b" not in report("--status", folder.outputs)[1]
+
+
+def test_tables_fit_a_narrow_terminal(three, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    write_flags(next(three.outputs.glob("relu-s0*")), "best-pgd20", first(50))
+    a, b = (next(three.outputs.glob(f"{name}-s0*")) for name in ("relu", "silu"))
+    write_flags(b, "best-pgd20", first(60))
+    for words in ([str(a)], ["--status", str(three.outputs)], ["--compare", str(a), str(b)]):
+        assert main(words) == 0
+        lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+        assert max(map(len, lines)) <= 80 and len(lines) > 5
+
+
 def test_the_page_may_stand_elsewhere(report, three, tmp_path):
     page = tmp_path / "docs" / "results.md"
     code, out = report(three.outputs, "--to", tmp_path / "docs" / "figs", "--page", page)

@@ -49,7 +49,7 @@ def test_rows_are_runs_that_differ_in_the_seed_alone(folder, write):
     assert relu.gradients == 8  # 4 epochs of an attack step and an update
     assert (relu.activation, relu.steps) == ("relu", 1)
     assert table.setting == (
-        "attack sat.attacks.pgd.PGD eps=8 steps=1, dataset sat.data.memory.Digits limit=None,"
+        "attack sat.attacks.pgd.PGD eps=8 steps=1, dataset sat.data.memory.Digits limit=-,"
         " model sat.models.ResNet depth=10, schedule decay=cosine epochs=4, test images aa"
     )
     assert table.name == "x-digits" and table.facts["training"] == "7m00s for 7 runs"
