@@ -2,6 +2,7 @@
 tests that only look at it."""
 
 import dataclasses
+import io
 import xml.etree.ElementTree as ET
 from itertools import combinations
 
@@ -288,3 +289,18 @@ def test_epochs_are_means_over_seeds_and_trainings_of_any_length_share_an_axis()
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in shown] == ["relu", "silu"]
     assert len({axes.get_xlim() for axes in shown}) == 1 and shown[0].get_xlim()[1] >= 20
+
+
+def test_a_class_of_two_dollars_is_text_in_a_curve():
+    """Where the figure is written, too, by whoever has it then."""
+    from sat.evaluation.curves import figure
+    from sat.rundir.result import CurveResult, Point
+
+    share = {"accuracy": 0.5, "ci95": (0.4, 0.6), "images": 9, "steps": 5}
+    points = [Point(eps=float(eps), **share) for eps in (2, 4)]
+    found = CurveResult(over="eps", points=points, classes={r"$\frac$": [1, 0], "b": [1, 1]},
+                        clean=1, eps=4, norm="linf", images=9, seconds=1, settings={})  # fmt: skip
+    with matplotlib.rc_context({"text.parse_math": True}):
+        drawn = figure("$\\a$", found)
+        drawn.savefig(written := io.StringIO(), format="svg")
+    assert drawn.axes[1].get_yticklabels()[0].get_text() == r"$\frac$" and written.getvalue()
