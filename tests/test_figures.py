@@ -73,7 +73,11 @@ def table(rows: int = 4, seeds: int = 3, *, apart: float = 0.05, spread: float =
 
 def alphas(names=("elu", "celu"), values=(1.0, 1.5, 2.0)) -> Table:
     """ELU and CELU over alpha, and ReLU, which has none."""
-    rows = [row(f"{name} alpha={v:g}", 0.85, max(0.45 - 0.01 * v, 0.1)) for name in names for v in values]
+    rows = [
+        row(f"{name} alpha={v:g}", 0.85, max(0.45 - 0.01 * v, 0.1))
+        for name in names
+        for v in values
+    ]
     rows.append(row("relu", 0.8, 0.4))
     experiment = Experiment("elu_vs_celu", {"title": "ELU against CELU"})
     return Table(experiment, "digits", "eps 38", rows, "pgd20")

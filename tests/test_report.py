@@ -135,7 +135,7 @@ def test_the_html_page_says_what_the_markdown_says_and_stands_alone(report, thre
 
 def test_what_a_page_is_given_is_text():
     evil = '<script>alert("x")</script> & [a](javascript:x)'
-    read = Reader(html(f"# {evil}\n\n## {evil}\n\n| {evil} |\n| --- |\n| a |\n", [], Path("a.md")))
+    read = Reader(html(f"# {evil}\n\n## {evil}\n\n| {evil} |\n| --- |\n| a |\n", Path("a.md")))
     assert "script" not in read.tags and "a" not in read.tags
     assert not any("javascript" in str(value) for name, value in read.given if name == "href")
 

@@ -66,7 +66,7 @@ def write(report: study.Report, folder: Path, page: Path) -> Path:
         (folder / f"{table.name}.csv").write_text(pages.csv_of(table))
     text = pages.markdown(report, figures, page)
     page.write_text(text)
-    page.with_suffix(".html").write_text(pages.html(text, figures, page))
+    page.with_suffix(".html").write_text(pages.html(text, page))
     return page
 
 

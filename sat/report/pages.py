@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from markdown_it import MarkdownIt
 from rich.console import Console
@@ -58,7 +59,9 @@ def markdown(report: Report, figures: Sequence[Any] = (), page: Path = Path("rep
             before = experiment
         parts += [f"### {plain(table.dataset)}" + f" ({table.number})" * (table.number > 1)]
         parts += [wrap(plain(f"{table.setting}.")), grid(*cells_of(table))]
-        parts += [picture(figure, page) for figure in figures if figure.table == table.name]
+        for figure in (figure for figure in figures if figure.table == table.name):
+            link = quote(os.path.relpath(figure.png, page.parent)) if figure.png else ""
+            parts += [f"![{plain(figure.text)}]({link})" if link else wrap(plain(figure.text))]
         verdicts = [f"**{v.answer}**: {plain(f'{v.text} ({v.reason})')}" for v in table.verdicts]
         facts = "; ".join(f"{name}: {text}" for name, text in table.facts.items())
         parts += [items(verdicts), wrap(plain(published(experiment.spec)))]
@@ -79,16 +82,6 @@ def glance(tables: Sequence[Table]) -> str:
     columns = list(dict.fromkeys(column for told in claims.values() for column in told))
     rows = [[*claim, *(told.get(each, "-") for each in columns)] for claim, told in claims.items()]
     return grid(["experiment", "claim", *columns], rows, "---") if rows else ""
-
-
-def picture(figure: Any, page: Path) -> str:
-    if figure.png is None:
-        return wrap(plain(figure.text))
-    return f"![{plain(figure.text)}]({link_to(figure.png, page)})"
-
-
-def link_to(file: Path, page: Path) -> str:
-    return os.path.relpath(file, page.parent).replace(os.sep, "/").replace(" ", "%20")
 
 
 def wrap(text: str, first: str = "") -> str:
@@ -123,13 +116,17 @@ def terminal(text: str) -> str:
     return "\n".join(line.rstrip() for line in shown.get().strip().splitlines())
 
 
-def html(text: str, figures: Sequence[Any], page: Path) -> str:
-    """The Markdown of a page as one HTML file that needs nothing beside it: no network, script or
-    font; its figures are inside."""
-    for figure in (figure for figure in figures if figure.png):
-        data = base64.b64encode(figure.png.read_bytes()).decode()
-        text = text.replace(f"]({link_to(figure.png, page)})", f"](data:image/png;base64,{data})")
+def html(text: str, page: Path) -> str:
+    """The Markdown at `page` as one HTML file that needs nothing beside it: no network, script or
+    font; pictures are inside."""
+
+    def inside(link: re.Match[str]) -> str:
+        file = page.parent / unquote(link[1])
+        data = base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
+        return f'src="data:image/png;base64,{data}"'
+
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    body = re.sub(r'(?<=<img )src="([^":]+\.png)"', inside, body)
     title = re.search(r"<h1>(.*?)</h1>", body)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -113,7 +113,7 @@ def table_of(
         if names := sorted({alarm.name for alarm in run.result.alarms}):
             notes.append(f"! {run.name}: raised alarms ({', '.join(names)})")
     verdicts = judged(rows, experiment.spec.get("claims", ()), attack)
-    facts = facts_of(mine)
+    facts = facts_of(mine, attack)
     return Table(
         experiment, dataset, setting, rows, attack, verdicts, notes, facts, reference, number
     )

@@ -180,11 +180,8 @@ def primary(alike: Alike, rows: Sequence[Row]) -> tuple[str, list[str]]:
         own = all(dataset.get(k) in (None, given.get(k, dataset.get(k))) for k in ("eps", "norm"))
         if which == "best" and own and isinstance(given.get("attack"), str):
             everywhere = all((which, attack) in row.numbers for row in rows)
-            strength = (
-                RANKS.get(given["attack"], 0),
-                given.get("steps", 0),
-                given.get("restarts", 1),
-            )
+            strength = [given.get(key, 0) for key in ("steps", "restarts")]
+            strength = (RANKS.get(given["attack"], 0), *strength)
             found[attack] = everywhere, len(entries), strength
     best = max((attack for attack in found if found[attack][0]), key=found.__getitem__, default="")
     notes = [
@@ -196,29 +193,30 @@ def primary(alike: Alike, rows: Sequence[Row]) -> tuple[str, list[str]]:
     return best, notes
 
 
-def facts_of(runs: Sequence[Measured]) -> dict[str, str]:
+def facts_of(runs: Sequence[Measured], attack: str) -> dict[str, str]:
     """Where, with what and how long the runs of a table were made: `command` is what was typed for
     them; of kept runs, which don't hold it, `overrides` are those that they share."""
     told = [{**run.result.choices, **run.result.environment} for run in runs]
     words = [w for w in runs[0].result.overrides if all(w in r.result.overrides for r in runs)]
-    images = {f"{entry.images:,}" for run in runs for entry in run.entries.values()}
+    entries = [(name, entry) for run in runs for (_, name), entry in run.entries.items()]
+    sizes = {f"{e.eps:g}/255 {e.norm}" for name, e in entries if name == attack and e.eps}
 
     def all_of(key: str, length: int | None = None) -> str:
         return ", ".join(sorted({str(each[key])[:length] for each in told if each.get(key)}))
 
-    command = re.sub(r"(^|, )\S*run\.py(?= |$)", r"\1python -m sat.run", all_of("command"))
+    command = re.sub(r"(^|, )\S*/", r"\1", all_of("command"))
+    command = re.sub(r"(^|, )run\.py(?= |$)", r"\1python -m sat.run", command)
     seconds = duration(sum(run.result.wall_seconds for run in runs))
     facts = {
         "command": command,
         "overrides": " ".join(words) * (not command),
+        f"eps of {attack}": ", ".join(sorted(sizes)),
         "machine": all_of("device"),
         **{key: all_of(key) for key in ("python", "torch", "timm", "precision", "compile")},
         "commit": all_of("commit", 8),
         "training": f"{seconds} for {len(runs)} run{'s' * (len(runs) != 1)}",
         "seeds": ", ".join(map(str, sorted({run.seed for run in runs}))),
-        "training images": ", ".join(
-            sorted({str(r.result.dataset.get("train", "?")) for r in runs})
-        ),
-        "test images": ", ".join(sorted(images)),
+        "training images": ", ".join({f"{r.result.dataset.get('train') or 0:,}" for r in runs}),
+        "test images": ", ".join(sorted({f"{entry.images:,}" for _, entry in entries})),
     }
     return {name: text for name, text in facts.items() if text}
