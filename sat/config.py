@@ -45,7 +45,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 SCALARS = {"seed": int, "device": str, "evaluate": str | None}
 BESIDE = ("sizes", "report")  # of experiments: what a sweep varies, and what is told of it
-PATHS = ("dataset.root", "dataset.path", "record.root", "model.weights")
+PATHS = ("dataset.root", "dataset.path", "dataset.extra", "record.root", "model.weights")
 PARTIAL = ("activation",)  # built once a layer, by the model
 
 
@@ -81,6 +81,9 @@ class Spec:
             return {"weights": _file_digest(self.evaluate, "evaluate"), **told}
         if self.weights:
             told["model"]["weights"] = _file_digest(self.weights)
+        if self.config["dataset"].get("extra"):
+            with refusing("dataset."):
+                told["dataset"]["extra"] = self.parts["dataset"].extra_fingerprint()
         return {"seed": self.seed, **told}
 
     @cached_property
@@ -542,7 +545,8 @@ def one_line(error: BaseException) -> str:
         siblings = [name for name in parent or () if name not in ("_target_", "hydra")]
         if above in ([], [""]):  # a word of the first level is what nobody knows
             above, siblings = [], [*(siblings or [*SECTIONS, *SCALARS]), "experiment"]
-        return f"{key}: no such key; {_instead(key, key.split('.')[len(above)], siblings)}"
+        part = key.split(".")[len(above) :] or [key]  # nothing is left: a key of a mapping
+        return f"{key}: no such key; {_instead(key, part[0], siblings)}"
     if found := re.search(r"Error parsing override '([^'=]*)'", text):
         return f"{found[1]}: is no override; write group=option or key=value"
     if found := re.search(r"Interpolation key '(sizes[\w.]*)' not found", text):

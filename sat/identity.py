@@ -21,11 +21,11 @@ from typing import Any, Literal
 
 from sat.errors import Refused
 
-SECTIONS = "dataset sampler activation attack model schedule objective".split()
+SECTIONS = "dataset sampler augment activation attack model schedule objective".split()
 SECTIONS += "validation evaluation metrics record".split()
 UNTRAINED = ("evaluation", "metrics", "record")  # what these say moves no weight
 # Groups that came after the first runs: at this option, as it comes, they add nothing to a hash.
-NEUTRAL = {"sampler": "epochs"}
+NEUTRAL = {"sampler": "epochs", "augment": "standard"}
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
 FOLLOWED = {"eps": float | str, "norm": Literal["linf", "l2"], "depth": int, "width": float}
 # Keys of every model's option that say what it starts from: weights, and another normalisation.
@@ -225,7 +225,10 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
     dataset = config["dataset"]
     name = data_name(dataset) or choices.get("dataset", "data")
     size = dataset.get("image_size")
-    parts = [f"{name}-{size}px" if size else name, _network(config, choices)]
+    name = f"{name}-{size}px" if size else name
+    if dataset.get("extra"):
+        name += f"-{Path(dataset['extra']).stem}"
+    parts = [name, _network(config, choices)]
     parts.append(_activation(config["activation"], choices))
     if config.get("evaluate") is not None:
         parts += ["weights", Path(config["evaluate"]).stem]
@@ -235,6 +238,8 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
             attack += f"-eps{eps:g}" if isinstance(eps, float) else f"-eps{eps}"
         objective = _objective(config["objective"], choices)
         epochs, ema = f"{config['schedule']['epochs']:g}ep", config["schedule"]["ema"]
+        augment = choices.get("augment", "standard")
+        objective += [augment] if augment != NEUTRAL["augment"] else []
         parts += [attack, *objective, f"{epochs}-ema{ema:g}" if ema else epochs]
         parts.append(f"s{config['seed']}")
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).lstrip("._-")[:120]

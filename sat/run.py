@@ -7,7 +7,6 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
             if world.first:
                 record.enter(run.directory, spec.experiment)
             about = About(run.directory, spec.name, spec.hash, spec.experiment)
-            with closing(Loggers(spec.logger, about, world.first)) as loggers:
+            with Loggers(spec.logger, about, world.first) as loggers:
                 run.track(loggers)
                 result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
                 if result is None:
@@ -137,7 +136,8 @@ def main() -> None:
     os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
     os.environ[sweep.NAME] = Path(folder).name
     screen.set_up()
-    sys.argv[1:] = options_first(sys.argv[1:])
+    sys.argv[1:], keys = sweep.joined(options_first(sys.argv[1:]))
+    os.environ[sweep.JOINT] = ",".join(keys)
     code = 1
     try:
         refuse_pickles(sys.argv[1:])

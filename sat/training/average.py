@@ -16,12 +16,12 @@ class Average:
     def __init__(self, model: nn.Module, decay: float):
         self.module, self.decay = copy.deepcopy(model).eval(), decay
 
-    def update(self, model: nn.Module, step: int, broken: Tensor, local: Local) -> None:
-        """Follows update `step`, from 0; nothing where it was `broken`, a truth on the device.
+    def update(self, model: nn.Module, step: Tensor, broken: Tensor, local: Local) -> None:
+        """Follows update `step` [], from 0; nothing where it was `broken`, a truth on the device.
         `local` gives what this process holds of tensors."""
         own, new = (local([*m.state_dict().values()]) for m in (self.module, model))
         pairs = [*zip(own, new, strict=True)]
-        weight = torch.where(broken, 0.0, 1 - self.decay if step else 1.0)
+        weight = torch.where(broken, 0.0, torch.where(step > 0, 1 - self.decay, 1.0))
         floating = [pair for pair in pairs if pair[0].is_floating_point()]
         counters = [pair for pair in pairs if not pair[0].is_floating_point()]
         with torch.no_grad():

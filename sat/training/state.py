@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from sat.acceleration.auto import DTYPES
 from sat.acceleration.compilation import Warmup, compiled
-from sat.acceleration.folding import Folded, fold
+from sat.acceleration.folding import Folded, Unfolded, fold
+from sat.acceleration.graph import Graph
 from sat.acceleration.precision import lay_out
 from sat.activations.surrogate import phased
 from sat.distributed import ALONE, Replicas, World, local_statistics, normed_by_attack
 from sat.errors import Diverged
 from sat.objectives import Objective
-from sat.rng import generator_states, seed_of, set_generators
+from sat.rng import StepKey, generator_states, seed_of, set_generators
 from sat.training.average import Average
 from sat.training.metrics import Metrics, Totals
 from sat.training.optimizer import build_optimizer, load_optimizer, set_rate, skips_on_device
@@ -63,14 +64,17 @@ class TrainState:
             self.average.module = self.replicas.place(self.average.module)
         self.net = self._compiled(model)
         self._folds = bool(choices.get("fold")) and not shards
-        self._folded: Folded | None = None  # what the attack asks, see `attack_model`
+        self._folded: Folded | Unfolded | None = None  # what the attack asks, see `attack_model`
         self.phased = phased(model)
         self.optimizer = build_optimizer(model, schedule, bool(choices.get("fused")) and not shards)
         self.skips_on_device = skips_on_device(self.optimizer)
-        half = choices["precision"] == "fp16"
-        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.scaler = self._new_scaler()
         self.step, self.updating, self.applying = 0, False, False
-        self.progress = torch.zeros((), device=device)  # of the step that is taken, in [0, 1)
+        # Of the step that is taken: its share of all, in [0, 1), its number, the key of its noise.
+        self.progress = torch.zeros((), device=device)
+        self.number = torch.zeros((), dtype=torch.int64, device=device)
+        self.key = StepKey(device)
+        self.graph = Graph(bool(choices.get("graph")), self.key, self._clear, self._tell)
         self.sums = torch.zeros(3, device=device)  # its loss, right answers and images
         self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
         self.totals, self.skips = Totals(device), Skips(device)
@@ -86,15 +90,14 @@ class TrainState:
 
     # what a step asks -----------------------------------------------------------------------------
 
-    def begin(self) -> int:
-        """What the host says of the step to come, on the device; returns the key of its noise."""
+    def begin(self) -> None:
+        """Writes what the host says of the step to come into memory of the device."""
         set_rate(self.optimizer, self.plan.rate(self.step))
         self.progress.fill_(self.step / self.plan.steps)
+        self.number.fill_(self.step)
+        self.key.set(seed_of(self.plan.seed, "attack", self.step))
         if not self.model.training:  # half a millisecond on a CPU
             self.model.train()
-        self.sums.zero_()
-        self.statistics.keep()
-        return seed_of(self.plan.seed, "attack", self.step)
 
     def parts(self, images: int) -> Iterator[tuple[Tensor, slice]]:
         """The rows of each accumulation part in the whole batch, and their places in this process's
@@ -167,12 +170,27 @@ class TrainState:
     def _split(self) -> None:
         rows = self.world.rows(self.plan.schedule.batch_size, self.accumulate)
         self.rows = [part.to(self.device) for part in rows]
+        self.graph.forget()
 
     def put_back(self, generators: Mapping[str, Tensor]) -> None:
         """Stands again where the step began that an exception has ended, before its update."""
         set_generators(generators, self.device)
         self.statistics.put_back()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forgets what a step leaves behind that has ended before its end."""
         self.optimizer.zero_grad(set_to_none=True)
+        scaler = self._new_scaler()  # it counts on the update that follows
+        scaler.load_state_dict(self.scaler.state_dict())
+        self.scaler, self.applying = scaler, False
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        half = self.plan.choices["precision"] == "fp16"
+        return torch.amp.GradScaler(self.device.type, enabled=half)
+
+    def _tell(self, text: str) -> None:
+        self.news.append(f"step {self.step}: {text}")
 
     # what is told and kept ------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """One step of adversarial training, from a batch to new weights."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from sat.acceleration.recomputation import counted_once
@@ -12,12 +14,21 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     """Moves `state` by a batch x [B, C, H, W] in [0, 1], y [B]: this process's rows, as
     `world.rows` gives them, less those that can't be read.
 
-    A step whose loss or gradient is not finite changes nothing and is counted. After `begin`
-    nothing asks the host, unless attack or optimiser do, or it can't be told to skip on the device.
+    A step whose loss or gradient is not finite changes nothing and is counted.
     """
-    key = state.begin()
+    state.begin()
+    state.graph(partial(advance, state), x, y)
+    state.step += 1
+    state.applying = False
+
+
+def advance(state: TrainState, x: Tensor, y: Tensor) -> None:
+    """The device's part of the step: what depends on the step's number it reads from memory, and
+    nothing of it asks the host, unless attack or optimiser do, or it can't be told to skip."""
+    state.sums.zero_()
+    state.statistics.keep()
     for rows, part in state.parts(len(x)):
-        images, labels, rng = x[part], y[part], RowRng(key, rows)
+        images, labels, rng = x[part], y[part], RowRng(state.key, rows)
 
         with phase(state.phased, "inner"):
             x_adv = state.attack(state.attack_model(x), images, labels, rng, state.progress)
@@ -40,9 +51,7 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     state.apply(broken)
     state.statistics.put_back(broken)
     if state.average:
-        state.average.update(state.model, state.step, broken, state.replicas.local)
+        state.average.update(state.model, state.number, broken, state.replicas.local)
     state.skips.count(broken)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    state.applying = False
