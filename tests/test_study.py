@@ -542,3 +542,27 @@ def test_the_command_below_a_table_is_what_was_typed(folder):
     facts = only(folder).facts
     assert facts["command"] == "python -m sat.run -m seed=0,1, sat seed=2"
     assert "overrides" not in facts
+
+
+def test_a_group_that_came_later_is_told_where_it_differs(folder):
+    """Runs of before have no word of it: they are at the option that adds nothing."""
+    folder.add("relu", 0, 50, experiments=())
+    for name, size in (("cutout", 2), ("cutout", 4)):
+        run = folder.add("relu", 0, 60, experiments=(), choices={"augment": name})
+        written = yaml.safe_load((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(yaml.safe_dump({**written, "augment": {"size": size}}))
+        told = json.loads((run / "result.json").read_text())["identity"]
+        told["augment"] = {"_target_": name, "size": size}
+        change(run / "result.json", identity=told)
+    table = only(folder)
+    assert labels(table) == ["cutout size=2", "cutout size=4", "standard"]
+    head, rows = pages.cells_of(table)
+    assert head[:3] == ["augment", "size", ""] and rows[2][:2] == ["standard", "-"]
+
+
+def test_an_interval_ends_where_accuracies_do(folder, write):
+    for seed, right in enumerate((99, 100)):
+        folder.add("relu", seed, right)
+    found = only(folder).rows[0].numbers[BEST]
+    assert found.high == 1 and found.low == pytest.approx(0.995 - 12.7062 * 0.005)
+    assert "99.5 [93.1, 100.0]" in pages.markdown(study.read(folder.outputs)).replace("\\", "")

@@ -40,6 +40,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 0 auto; 
 table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto; }
 th, td { padding: .3rem .55rem .3rem 0; vertical-align: top; border-bottom: 1px solid #8888;
   font-variant-numeric: tabular-nums; text-align: left; } td:first-child { min-width: 7rem; }
+[style*="right"] { white-space: nowrap; }
 img { display: block; width: 100%; max-width: 720px; background: #fff; }
 @media print { img, li, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
