@@ -251,6 +251,8 @@ def test_lines_over_a_number():
     assert robust.get_xscale() == "linear" and robust.get_xlabel() == "activation.alpha"
     assert figures.lines(alphas(values=(0.1, 1.0, 10.0)), ALPHA).axes[0].get_xscale() == "log"
     assert {t.get_text() for t in figure.legends[0].get_texts()} == {"ELU", "CELU"}
+    alone = figures.lines(alphas(("elu",)), {"x": "activation.alpha", "series": []})
+    assert [t.get_text() for t in alone.legends[0].get_texts()] == ["ELU"]
 
 
 def test_lines_of_one_look_are_told_apart_and_points_over_a_number_are_numbered():

@@ -245,7 +245,8 @@ def lines(table: Table, entry: Mapping[str, Any]) -> Any:
     for k in sorted(at, key=lambda k: at[k]):
         row = table.rows[k]
         keys = {key: row.keys.get(key) for key in entry.get("series", ())}
-        series.setdefault(label_of(keys, labels), []).append((at[k], row))
+        name = label_of(keys or {"activation": row.activation}, labels)
+        series.setdefault(name, []).append((at[k], row))
     handles: list[Line2D] = []
     for label, line in series.items():
         style = look(line[0][1])

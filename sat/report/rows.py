@@ -43,7 +43,7 @@ def label_of(keys: Mapping[str, Any], labels: Mapping[str, Any]) -> str:
     """`ELU alpha=1.2`: options by their names, keys with their values; without absent ones, and
     without a group at the option that adds nothing, but where nothing is left."""
     parts = [text_of(key, value, labels) for key, value in keys.items()]
-    return " ".join(filter(None, parts)) or shown_as(*next(iter(keys.items())))
+    return " ".join(filter(None, parts)) or next((shown_as(*item) for item in keys.items()), "-")
 
 
 def text_of(key: str, value: Any, labels: Mapping[str, Any]) -> str:
