@@ -15,7 +15,7 @@ from sat.identity import readable
 
 OPTIONS = {
     "activation": 18, "augment": 7, "attack": 6, "model": 6, "dataset": 11, "schedule": 11, "objective": 2,
-    "validation": 2, "evaluation": 7, "record": 1, "experiment": 13,
+    "validation": 2, "evaluation": 7, "record": 1, "experiment": 14,
     "sizes": 9, "sampler": 1, "logger": 3, "metrics": 2,
 }  # fmt: skip
 
