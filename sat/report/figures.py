@@ -49,6 +49,7 @@ NOTE = (
     "Checkpoint chosen on held-out images; bars: 95 % intervals over seeds, or over test images"
     " where there is one seed, as far as the frame; small: each seed"
 )
+MOST = 60  # rows of a figure
 COSTS = ("gradients", "multiply_adds", "parameters")  # of an image in training, a forward, in all
 
 
@@ -76,6 +77,8 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Drawn]:
                 text = f"{table.experiment.title}: {kind}{over}"
                 png, svg = (folder / f"{table.name}-{n}-{kind}.{end}" for end in ("png", "svg"))
                 try:
+                    if len(table.rows) > MOST:
+                        raise Undrawable(f"more than {MOST} rows")
                     figure = KINDS[kind](table, entry)
                 except Undrawable as fault:
                     drawn.append(Drawn(table.name, f"Not drawn: {text}: {fault}."))
