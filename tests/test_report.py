@@ -283,17 +283,21 @@ def test_states_of_runs(report, three):
     (running / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     fresh = three.add("celu", 0, 50)
     (fresh / "result.json").unlink()
+    timeless = three.add("mish", 0, 50)
+    (timeless / "result.json").unlink()
+    (timeless / "metrics.jsonl").write_text('{"epoch": 1.5}\n{"epo')
     failed = three.add("gelu", 0, 50)
     change(failed / "result.json", status="failed", error="the loss\nis not finite")
     (next(three.outputs.glob("silu-s2*")) / "result.json").write_text("{")
     code, out = report("--status", three.outputs)
     assert max(map(len, out.splitlines())) <= 80
     told = dict(re.findall(r"^(\S+)\n    (.+(?:\n    .+)*)", out, re.M))
-    assert code == 0 and out.endswith("2 stopped, 1 failed, 5 finished, 1 damaged\n")
+    assert code == 0 and out.endswith("3 stopped, 1 failed, 5 finished, 1 damaged\n")
     assert told[running.name] == (
         "stopped, epoch 2 of 4, held out 75.0% clean 50.0% robust, 30s left"
     )
     assert told[fresh.name] == "stopped, no metrics yet"
+    assert told[timeless.name] == "stopped, epoch 1.5 of 4"
     assert told[failed.name] == "failed, the loss is not finite"
     assert told["relu-s0-0"] == "finished, clean 90.0%, pgd20 50.0%, took 1m00s"
 

@@ -42,11 +42,11 @@ def state_of(run: Path) -> tuple[str, str]:
     rows = [row for row in metrics(run)[0] if row.get("epoch")]
     if not rows:
         return state, "no metrics yet"
-    epochs, (epoch, seconds) = (
-        read_yaml(run / "config.yaml")["schedule"]["epochs"],
-        (rows[-1]["epoch"], rows[-1].get("seconds")),
-    )
+    epochs = read_yaml(run / "config.yaml")["schedule"]["epochs"]
+    epoch, seconds = rows[-1]["epoch"], rows[-1].get("seconds")
     told = f"epoch {epoch:g} of {epochs:g}"
     if held_out := next((row for row in reversed(rows) if "val/robust" in row), None):
         told += f", held out {held_out['val/clean']:.1%} clean {held_out['val/robust']:.1%} robust"
-    return state, told + f", {duration(seconds * (epochs / epoch - 1))} left" * bool(seconds)
+    if seconds:
+        told += f", {duration(seconds * (epochs / epoch - 1))} left"
+    return state, told
