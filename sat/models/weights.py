@@ -92,8 +92,8 @@ def load_weights(
         name, prefix, tensors = _find(state, own)
         weights = {key: tensors[prefix + key] for key in own if prefix + key in tensors}
         placed = {prefix + key for key in weights}
-        rest = {key: t for key, t in tensors.items() if key not in placed}
-        rest, beside = _beside(rest, prefix, weights)
+        unplaced = {key: t for key, t in tensors.items() if key not in placed}
+        rest, beside = _beside(unplaced, prefix, weights)
         scale = _normalisation(rest, model.mean.numel(), given)
         known = {*scale.values(), *beside}
         surplus = [k for k in rest if not k.endswith(_COUNTERS) and k not in known]
