@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble
-from sat.attacks.base import check_fields
+from sat.attacks.base import Loose, Replayed, Several, check_fields
 from sat.identity import Settings, settings_of
 from sat.rundir.result import CHECKPOINTS, CLEAN, WORST, Chosen
 
@@ -114,6 +114,7 @@ def check_attack(key: str, attack: Any) -> None:
         check_fields(attack)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
+    _check_measures(key, attack)
     if attack.batch_norm != "eval":
         raise ValueError(
             f"{key}.batch_norm={attack.batch_norm}: an image's verdict would depend on its batch;"
@@ -123,3 +124,20 @@ def check_attack(key: str, attack: Any) -> None:
         settings_of(attack)  # which are kept beside what it measures
     except ValueError as error:
         raise ValueError(f"{key}={error}") from None
+
+
+def _check_measures(key: str, attack: Any) -> None:
+    """Refuses what is for trainings alone."""
+    if isinstance(attack, Loose) and attack.reach > attack.eps:
+        raise ValueError(
+            f"{key}.project=false: no verdict is taken of an image outside of the ball; write true"
+        )
+    if isinstance(attack, Replayed | Several):
+        raise ValueError(
+            f"{key}={type(attack).__name__}: trains, and measures nothing; write attack=pgd, for"
+            " several norms each as an attack of its own"
+        )
+    given = asdict(attack)
+    for name in ("eps_warmup", "steps_warmup"):
+        if given.get(name):
+            raise ValueError(f"{key}.{name}={given[name]}: is for a training; write 0")

@@ -19,6 +19,9 @@ SECTIONS = [name for name in ALL if name not in ("evaluation", "record")]
 OTHERS = "other_runs"  # stands for an experiment, of runs that were asked for under none
 
 
+NORMS = {"linf": "L-inf", "l2": "L2", "l1": "L1"}
+
+
 def keys_of(config: Mapping[str, Any], rows: Sequence[str]) -> dict[str, Any]:
     """The value of each key: a group's option by its name; None for a key that is not there."""
     found = {}
@@ -118,7 +121,7 @@ def heading(
         parts["dataset.limit"] = f"{images:,} training images"
     settings = [e["settings"] for run in runs for (_, n), e in run.entries.items() if n == attack]
     sizes = {
-        f"{given['eps']:g}/255 {'L2' if given.get('norm') == 'l2' else 'L-inf'}"
+        f"{given['eps']:g}/255 {NORMS[given.get('norm') or 'linf']}"
         for given in settings if "eps" in given
     }  # fmt: skip
     if len(sizes) == 1:
