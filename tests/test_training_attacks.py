@@ -292,14 +292,14 @@ def test_multi_draws_a_ball_by_the_errors_under_it():
     broken = torch.tensor(False)
     for member, right in ((0, 90.0), (1, 30.0), (0, 90.0)):
         multi._chosen.fill_(member)
-        multi.learn(torch.tensor([1.0, right, 100.0]), broken)
-        multi.learn(torch.tensor([math.nan, 0.0, 100.0]), torch.tensor(True))  # a skipped step
+        multi.learn(torch.tensor([1.0, right, 7.0, 100.0]), broken)
+        multi.learn(torch.tensor([math.nan, 0.0, math.nan, 100.0]), torch.tensor(True))  # a skipped step
     shares = lambda: [  # noqa: E731
         sum(int(multi.choose(rng(key))) == k for key in range(1000)) / 1000 for k in range(3)
     ]
     assert shares() == pytest.approx([1 / 3] * 3, abs=0.05)  # until each has been drawn
     multi._chosen.fill_(2)
-    multi.learn(torch.tensor([1.0, 80.0, 100.0]), broken)
+    multi.learn(torch.tensor([1.0, 80.0, 7.0, 100.0]), broken)
     assert shares() == pytest.approx([0.1, 0.7, 0.2], abs=0.04)
     again = Multi({"linf": 8, "l1": 400, "l2": 128})
     again.load_state_dict(multi.state_dict())
