@@ -366,7 +366,7 @@ def summary(result: RunResult) -> str:
     for which, part in result.measured.items():
         label = f"{which} (epoch {part.epoch:.1f})" if part.step else "weights"
         for name, found in part.accuracies.items():
-            size = "" if found.eps is None else f"{found.eps:g}" + _BALL.get(found.norm, "")
+            size = "" if found.eps is None else f"{found.eps:g}" + _BALL.get(found.norm or "", "")
             rows.append([label, name, size, f"{found.images:,}", percent(vars(found))])
             label = ""
     return table(["checkpoint", "attack", "eps", "images", "accuracy (95 % interval)"], rows)

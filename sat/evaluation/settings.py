@@ -128,7 +128,8 @@ def check_attack(key: str, attack: Any) -> None:
 
 def _check_measures(key: str, attack: Any) -> None:
     """Refuses what is for trainings alone."""
-    if isinstance(attack, Loose) and attack.reach > attack.eps:
+    settings = asdict(attack)
+    if isinstance(attack, Loose) and attack.reach > settings["eps"]:
         raise ValueError(
             f"{key}.project=false: no verdict is taken of an image outside of the ball; write true"
         )
@@ -137,7 +138,6 @@ def _check_measures(key: str, attack: Any) -> None:
             f"{key}={type(attack).__name__}: trains, and measures nothing; write attack=pgd, for"
             " several norms each as an attack of its own"
         )
-    given = asdict(attack)
     for name in ("eps_warmup", "steps_warmup"):
-        if given.get(name):
-            raise ValueError(f"{key}.{name}={given[name]}: is for a training; write 0")
+        if settings.get(name):
+            raise ValueError(f"{key}.{name}={settings[name]}: is for a training; write 0")
