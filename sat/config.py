@@ -46,7 +46,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 SCALARS = {"seed": int, "device": str, "evaluate": str | None}
 BESIDE = ("sizes", "report")  # of experiments: what a sweep varies, and what is told of it
-PATHS = ("dataset.root", "dataset.path", "record.root", "model.weights")
+PATHS = ("dataset.root", "dataset.path", "dataset.extra", "record.root", "model.weights")
 PARTIAL = ("activation",)  # built once a layer, by the model
 
 
@@ -82,6 +82,9 @@ class Spec:
             return {"weights": _file_digest(self.evaluate, "evaluate"), **told}
         if self.weights:
             told["model"]["weights"] = _file_digest(self.weights)
+        if self.config["dataset"].get("extra"):
+            with refusing("dataset."):
+                told["dataset"]["extra"] = self.parts["dataset"].extra_fingerprint()
         return {"seed": self.seed, **told}
 
     @cached_property

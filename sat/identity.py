@@ -21,12 +21,13 @@ from typing import Any, Literal
 
 from sat.errors import Refused
 
-SECTIONS = "dataset sampler activation attack model schedule objective".split()
-SECTIONS += "regulariser weight_attack".split()
-SECTIONS += "validation evaluation metrics record".split()
+SECTIONS = "dataset sampler augment activation attack model schedule objective".split()
+SECTIONS += "regulariser weight_attack validation evaluation metrics record".split()
 UNTRAINED = ("evaluation", "metrics", "record")  # what these say moves no weight
 # Groups that came after the first runs: at this option, as it comes, they add nothing to a hash.
-NEUTRAL = {"sampler": "epochs", "regulariser": "none", "weight_attack": "none"}
+NEUTRAL = {
+    "sampler": "epochs", "augment": "standard", "regulariser": "none", "weight_attack": "none",
+}  # fmt: skip
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
 FOLLOWED = {"eps": float | str, "norm": Literal["linf", "l2", "l1"], "depth": int, "width": float}
 # Keys of every model's option that say what it starts from: weights, and another normalisation.
@@ -226,7 +227,10 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
     dataset = config["dataset"]
     name = data_name(dataset) or choices.get("dataset", "data")
     size = dataset.get("image_size")
-    parts = [f"{name}-{size}px" if size else name, _network(config, choices)]
+    name = f"{name}-{size}px" if size else name
+    if dataset.get("extra"):
+        name += f"-{Path(dataset['extra']).stem}"
+    parts = [name, _network(config, choices)]
     parts.append(_activation(config["activation"], choices))
     if config.get("evaluate") is not None:
         parts += ["weights", Path(config["evaluate"]).stem]
@@ -269,12 +273,12 @@ def _activation(activation: Mapping[str, Any], choices: Mapping[str, str]) -> st
 # how strong another one is.
 _METHOD = {
     "objective": ("adversarial", "beta"), "regulariser": ("none", "weight"),
-    "weight_attack": ("none", "gamma"),
+    "weight_attack": ("none", "gamma"), "augment": ("standard", ""),
 }  # fmt: skip
 
 
 def _method(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
-    """`trades6`, `awp0.01`; nothing for adversarial cross-entropy alone."""
+    """`trades6`, `awp0.01`, `cutmix`; nothing for adversarial cross-entropy alone."""
     words = []
     for group, (usual, key) in _METHOD.items():
         if (name := choices.get(group, usual)) != usual:

@@ -5,12 +5,12 @@ What a member has to be is what is written here, and nothing else: a class, and 
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from conftest import ROOT, TINY, command
 
 from sat import plugins
@@ -164,6 +164,18 @@ class WithReplacement:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """The upper half of an image over the lower half of the next one."""
+
+    crops, partners = False, True
+
+    def __call__(self, x, y, rng):
+        (x, other), (y, label) = x.chunk(2), y.chunk(2)
+        half = x.shape[2] // 2
+        return torch.cat([x[:, :, :half], other[:, :, half:]], 2), (y + label) / 2
+
+
+@dataclass(frozen=True)
 class Polynomial(Decay):
     """What is left, to a power."""
 
@@ -214,6 +226,7 @@ OPTIONS = {
     "eps: 20\nnorm: linf\ndepth: 10\nwidth: 0.25\n",
     "schedule/bars.yaml": "defaults:\n  - digits\n  - _self_\n\nepochs: 3.0\nbatch_size: 32\n",
     "sampler/with_replacement.yaml": "_target_: mypackage.WithReplacement\n",
+    "augment/halves.yaml": "_target_: mypackage.Halves\n",
     "schedule/decay/polynomial.yaml": "_target_: mypackage.Polynomial\npower: 2.0\n",
     "metrics/wrong.yaml": "_target_: mypackage.WrongShare\n",
     "logger/lines.yaml": "lines:\n  _target_: mypackage.Lines\n  prefix: my/\n",
@@ -221,7 +234,8 @@ OPTIONS = {
 EACH = [
     "activation=softsign", "attack=mifgsm", "objective=half", "regulariser=pairing",
     "weight_attack=uphill", "model=plain", "dataset=bars", "sampler=with_replacement",
-    "schedule/decay=polynomial", "metrics=wrong", "'logger=[tensorboard,lines]'",
+    "augment=halves", "schedule/decay=polynomial", "metrics=wrong",
+    "'logger=[tensorboard,lines]'",
 ]  # fmt: skip
 EACH = [word.strip("'") for word in EACH]
 FIXED = ["schedule.precision=fp32", "validation.attack.steps=2", "evaluation.masking_checks=0",
@@ -279,11 +293,9 @@ def test_all_together_are_killed_resumed_and_reported(sat, mine, tmp_path):
     words = ["--config-dir", str(mine / "conf"), *EACH, *FIXED, "record.checkpoint_minutes=0"]
     paths = os.pathsep.join([str(ROOT), str(mine)])
     assert sat(*words, tiny=False, root=whole).code == 0
-    struck = subprocess.run(
-        command(*words, f"record.root={killed}"), cwd=mine, capture_output=True, check=False,
-        env={**os.environ, "PYTHONPATH": paths, "MINE_KILL": "150"},
-    )  # fmt: skip
-    assert struck.returncode == -9
+    struck = warm.Command(command(*words, f"record.root={killed}"), mine,
+                          {**os.environ, "PYTHONPATH": paths, "MINE_KILL": "150"})  # fmt: skip
+    assert struck.wait(300) == -9
     done = sat(*words, tiny=False, root=killed)
     assert done.code == 0 and "resumed at step" in done.out, done.err
     (one,), (two,) = (list(root.glob("bars-plain2*")) for root in (whole, killed))
@@ -292,13 +304,12 @@ def test_all_together_are_killed_resumed_and_reported(sat, mine, tmp_path):
     weights = [state["model"] for state in states]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert lines_of(one) == lines_of(two)
-    report = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "report.py"), str(killed)], cwd=tmp_path,
-        env={k: v for k, v in os.environ.items() if k != plugins.VARIABLE}
-        | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True, check=False,
-    )  # fmt: skip
-    assert report.returncode == 0, report.stderr
-    assert "trained on mifgsm2" in report.stdout and "softsign" in report.stdout, report.stdout
+    given = [sys.executable, str(ROOT / "scripts" / "report.py"), str(killed)]
+    allowed = {k: v for k, v in os.environ.items() if k != plugins.VARIABLE}
+    report = warm.Command(given, tmp_path, allowed | {"PYTHONPATH": str(ROOT)})
+    out, err = report.communicate(300)
+    assert report.returncode == 0, err
+    assert "trained on mifgsm2" in out and "softsign" in out, out
 
 
 @pytest.mark.parametrize("variable", ["", "otherpackage"])

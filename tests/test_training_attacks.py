@@ -293,7 +293,9 @@ def test_multi_draws_a_ball_by_the_errors_under_it():
     for member, right in ((0, 90.0), (1, 30.0), (0, 90.0)):
         multi._chosen.fill_(member)
         multi.learn(torch.tensor([1.0, right, 7.0, 100.0]), broken)
-        multi.learn(torch.tensor([math.nan, 0.0, math.nan, 100.0]), torch.tensor(True))  # a skipped step
+        multi.learn(
+            torch.tensor([math.nan, 0.0, math.nan, 100.0]), torch.tensor(True)
+        )  # a skipped step
     shares = lambda: [  # noqa: E731
         sum(int(multi.choose(rng(key))) == k for key in range(1000)) / 1000 for k in range(3)
     ]

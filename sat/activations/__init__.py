@@ -14,12 +14,15 @@ from sat.activations.functions import (
     SmoothReLU,
     Softplus,
 )
+from sat.activations.recent import BentIdentity, CappedSoftplus, SmeLU, Squareplus
 from sat.activations.surrogate import SurrogateReLU
 
 __all__ = [
     "CELU",
     "ELU",
     "GELU",
+    "BentIdentity",
+    "CappedSoftplus",
     "LeakyReLU",
     "Mish",
     "PReLU",
@@ -27,7 +30,9 @@ __all__ = [
     "ParametricSoftplus",
     "ReLU",
     "SiLU",
+    "SmeLU",
     "SmoothReLU",
     "Softplus",
+    "Squareplus",
     "SurrogateReLU",
 ]

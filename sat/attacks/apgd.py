@@ -63,7 +63,10 @@ class APGD:
         if not self.eps:
             return x.detach()
         ball = Ball(float(self.eps) / 255 * risen(progress, self.eps_warmup), self.norm)
-        return ascended(self, [ball], model, x, y, row_rng(rng, x))
+        return ascended(self, ([ball], None), model, x, y, row_rng(rng, x))
+
+
+Among = tuple[Sequence[Ball], Tensor | None]  # balls, and the number [1] of that which is chosen
 
 
 class Ascending(Aim, Protocol):
@@ -78,15 +81,14 @@ class Ascending(Aim, Protocol):
 
 
 def ascended(
-    attack: Ascending, balls: Sequence[Ball], model: nn.Module, x: Tensor, y: Tensor, rng: RowRng,
-    chosen: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """The points of highest loss in the ball of number `chosen` [1], on the device, of `balls`.
+    attack: Ascending, among: Among, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng
+) -> Tensor:
+    """The points of highest loss in one of several balls.
 
     All are searched in lock-step, each as if the network had been asked at its own point, which is
     true of the chosen one; so the choice costs no second pass, and the host learns nothing of it.
     """
-    label = one_label(y)
+    (balls, chosen), label = among, one_label(y)
     searches = [search_in(ball, attack.steps, attack.start == "uniform") for ball in balls]
     with frozen(model, attack.batch_norm):
         network, (loss, compared) = Bare(model), aimed(attack, model, x, y)

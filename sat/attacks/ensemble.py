@@ -2,9 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -27,6 +25,7 @@ from sat.rng import Key, RowRng
 
 log = logging.getLogger("sat")
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+BATCH = 10**9  # multiply-adds of a batch's forward on a CPU: a tenth of a second, or less
 MORE = 3  # times Square, where logits are coarse
 
 
@@ -82,37 +81,33 @@ class FastAutoAttack(Ensemble):
     ) -> Tensor:
         """x [N, C, H, W] in [0, 1] and y [N] -> an adversarial image where one was found, the clean
         one elsewhere; detached, float32. The model is left as it was."""
-        x_adv = x.detach().clone()
+        x_adv, outcomes = x.detach().clone(), self._survey(model, x, y)
 
         def keep(images: Tensor, points: Tensor) -> None:
             x_adv[images.to(x_adv.device)] = points.to(x_adv.device)
 
-        self._run(model, x, y, rng, self._survey(model, x, y), keep)
+        outcomes.fallen = keep
+        self.run(model, x, y, row_rng(rng, x), outcomes)
         return x_adv
 
     def verdicts(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None) -> Tensor:
         """Verdicts of N images, int8 on the CPU: which of `attacks` felled it; STANDS, or WRONG."""
         outcomes = self._survey(model, x, y)
-        self._run(model, x, y, rng, outcomes)
+        self.run(model, x, y, row_rng(rng, x), outcomes)
         return outcomes.fell
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """Decides as `sat.attacks.outcomes.Ensemble` promises; goes on with what is open."""
-        self._run(model, x, y, rng, outcomes)
-
-    def _run(self, model, x, y, rng, outcomes, keep: Callable = lambda images, points: None):
-        rng = row_rng(rng, x)
         with frozen(model, "eval"), float32(model):
             few = x[:8].to(_device(model))
             check_repeats(model, few)
             coarse = self._coarse(model, few, rng)
             patience = math.inf if self.patience is None or coarse else self.patience
             network = Network(model, self._precision(model), few, self._ball, coarse)
-            targets = self._targets(network, x, y)
+            targets, size = self._targets(network, x, y), self._size(x, network)
             for k, name in enumerate(self.attacks):
-                left = partial(_left, outcomes, keep)
                 own = rng.child(name).to("cpu")
-                pool = Pool(x, y, targets, own, left, self._size(x, network.device), patience)
+                pool = Pool(x, y, targets, own, outcomes.leave, size, patience)
                 with outcomes.attack(k) as images:
                     pool.run(self._search(name, own.key, coarse), network, images.tolist())
 
@@ -163,12 +158,14 @@ class FastAutoAttack(Ensemble):
             targets.append(classes[:, : min(9, logits.shape[1] - 1)])
         return torch.cat(targets)
 
-    def _size(self, x: Tensor, device: torch.device) -> int:
-        """Images of a batch; no verdict depends on it. `auto` keeps a GPU busy, and fits it."""
+    def _size(self, x: Tensor, network: Network) -> int:
+        """Images of a batch; no verdict depends on it. `auto` keeps a GPU busy, and fits it; on a
+        CPU a step takes a tenth of a second or less, of which Python's part is small."""
         if self.batch_size != "auto":
             return self.batch_size
-        if device.type == "cpu":
-            return 64
+        if network.device.type == "cpu":
+            cost = network.multiply_adds(x[:1])
+            return min(max(BATCH // max(cost, 1), 64), 512)
         return 512 if x.shape[-1] <= 64 else 128
 
     @staticmethod
@@ -178,10 +175,3 @@ class FastAutoAttack(Ensemble):
 
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _left(outcomes, keep, images: Tensor, points: Tensor | None = None, tied=None) -> None:
-    """Decides images that left the pool, and keeps the points where they fell."""
-    if points is not None:
-        keep(images, points)
-    outcomes.decide(images, torch.full((len(images),), points is None), tied)

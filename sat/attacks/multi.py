@@ -88,7 +88,7 @@ class Multi:
         self.settle(x, len(x))
         balls = [Ball(ball.eps * rise, ball.norm) for ball in self.balls]
         self._chosen.copy_(self.choose(rng))
-        return ascended(self, balls, model, x, y, rng, self._chosen)
+        return ascended(self, (balls, self._chosen), model, x, y, rng)
 
     def choose(self, rng: RowRng) -> Tensor:
         """Draws a ball: its number [1]."""

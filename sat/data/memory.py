@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -12,15 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sat.data.batches import Batch
+from sat.data.batches import Batch, sent
 from sat.data.choice import check_choice, split_training
+from sat.data.cutter import Cutter
+from sat.data.extra import fingerprint_of, with_extra
 from sat.data.fingerprint import of
 from sat.data.sets import Data
-from sat.rng import RowRng
 
 
 class MemorySplit:
     """Images on the device; a batch costs a gather and no synchronisation with the host."""
+
+    in_order = False
 
     def __init__(self, images: Tensor, labels: Tensor, crop: int = 0, flip: bool = False):
         """`images` uint8 [N, C, S, S] on the device that batches are made on, `labels` anywhere.
@@ -30,34 +33,19 @@ class MemorySplit:
         """
         self.labels = labels.cpu()
         self._labels = labels.to(images.device)
-        self._crop, self._flip = crop, flip
-        size, padded = images.shape[-1], F.pad(images, [crop] * 4)
-        # a view [N, C, 2 crop + 1, 2 crop + 1, S, S]: the second pair says where the window begins
-        self._windows = padded.unfold(2, size, 1).unfold(3, size, 1)
+        self._cut = Cutter(images, crop, flip)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def digest(self) -> str:
         """Checks all pixels and labels."""
-        return of(self._windows[:, :, self._crop, self._crop], self.labels)
+        return of(self._cut.images, self.labels)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
-            chosen = batch.indices.to(self._labels.device, non_blocking=True)
-            pixels = self._pixels(chosen, batch.key, batch.rows)
-            yield pixels.float().div_(255), self._labels[chosen]
-
-    def _pixels(self, chosen: Tensor, key: int | None = None, rows: Tensor | None = None) -> Tensor:
-        if key is None or rows is None:
-            return self._windows[chosen, :, self._crop, self._crop]
-        rng = RowRng(key, rows.to(chosen.device, non_blocking=True))
-        corner = rng.uniform("crop", 2).mul_(2 * self._crop + 1).long()
-        pixels = self._windows[chosen, :, corner[:, 0], corner[:, 1]]
-        if self._flip:
-            mirrored = rng.uniform("flip", 1, 1, 1) < 0.5
-            pixels = torch.where(mirrored, pixels.flip(3), pixels)
-        return pixels
+            chosen = sent(batch.indices, self._labels.device)
+            yield self._cut(chosen, batch).float().div_(255), self._labels[chosen]
 
 
 class Arrays(NamedTuple):
@@ -80,6 +68,9 @@ class MemorySet(ABC):
     image_size: int | None = None  # None: as stored; else resized once (bilinear, antialiased)
     crop: int = 4  # pixels of padding for the random crop
     flip: bool = True  # random mirror images
+    # an .npz file of further training images, and what share of each batch they are; see `extra`
+    extra: str | None = field(default=None, metadata={"identity": False})
+    extra_fraction: float = field(default=0.7, metadata={"identity": lambda v: bool(v["extra"])})
 
     canonical = True  # the order of the test images is everybody's
     fixed = False  # whether the images are always the same, so that a name is enough
@@ -92,6 +83,10 @@ class MemorySet(ABC):
             )
         if self.crop < 0:
             raise ValueError(f"crop={self.crop}: write the pixels of padding; 0 for no crop")
+        if not 0 < self.extra_fraction < 1:
+            raise ValueError(
+                f"extra_fraction={self.extra_fraction}: is a share of each batch, above 0, below 1"
+            )
 
     @abstractmethod
     def load(self) -> Arrays: ...
@@ -99,6 +94,10 @@ class MemorySet(ABC):
     def fingerprint(self) -> str | None:
         """A checksum of all pixels and labels; None of a set that is always the same."""
         return None if self.fixed else of(*self.load()[:4])
+
+    def extra_fingerprint(self) -> str | None:
+        """A checksum of the images beside the set; None where there are none."""
+        return self.extra and fingerprint_of(self.extra)
 
     def __call__(self, device: torch.device, seed: int) -> Data:
         arrays = self.load()
@@ -110,7 +109,7 @@ class MemorySet(ABC):
 
         chosen = arrays.train[train], arrays.train_labels[train]
         held = arrays.train[held_out], arrays.train_labels[held_out]
-        return Data(
+        data = Data(
             name=arrays.name,
             classes=arrays.classes,
             channels=arrays.train.shape[1],
@@ -122,6 +121,10 @@ class MemorySet(ABC):
             test=part(arrays.test, arrays.test_labels),
             canonical=self.canonical,
         )
+        if self.extra is None:
+            return data
+        cut = lambda pixels: Cutter(pixels, self.crop, self.flip)  # noqa: E731
+        return with_extra(data, self.extra, self.extra_fraction, device, cut)
 
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

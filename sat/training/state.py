@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sat.acceleration.auto import DTYPES
 from sat.acceleration.compilation import Warmup, compiled
-from sat.acceleration.folding import Folded, fold
+from sat.acceleration.folding import Folded, Unfolded, fold
+from sat.acceleration.graph import Graph
 from sat.acceleration.precision import lay_out
 from sat.activations.surrogate import phased
 from sat.attacks.base import Replayed
@@ -86,17 +87,17 @@ class TrainState:
             self.average.module = self.replicas.place(self.average.module)
         self.net = self._compiled(model)
         self._folds = bool(choices.get("fold")) and not shards
-        self._folded: Folded | None = None  # what the attack asks, see `attack_model`
+        self._folded: Folded | Unfolded | None = None  # what the attack asks, see `attack_model`
         self.phased = phased(model)
         self.optimizer = build_optimizer(model, schedule, bool(choices.get("fused")) and not shards)
         self.skips_on_device = skips_on_device(self.optimizer)
-        half = choices["precision"] == "fp16"
-        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.scaler = self._new_scaler()
         self.step, self.updating, self.applying = 0, False, False
         # Of the step that is taken: its share of all, in [0, 1), its number, the key of its noise.
         self.progress = torch.zeros((), device=device)
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.key = StepKey(device)
+        self.graph = Graph(bool(choices.get("graph")), self.key, self._clear, self._tell)
         # Its sums: loss, right answers, the regulariser's error, images.
         self.sums = torch.zeros(4, device=device)
         self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
@@ -131,7 +132,8 @@ class TrainState:
         views, rows, done = self.objective.views, self.rows, 0
         x, y = (tensor.unflatten(0, (views, len(tensor) // views)) for tensor in (x, y))
         if x.shape[1] != sum(map(len, rows)):  # some could not be read
-            rows = torch.cat(rows)[: x.shape[1]].tensor_split(len(rows))
+            count = max(1, min(len(rows), x.shape[1] // 2))  # batch norm takes no part of one image
+            rows = torch.cat(rows)[: x.shape[1]].tensor_split(count)
         for part in rows:
             if len(part):
                 own = slice(done, done := done + len(part))
@@ -218,13 +220,29 @@ class TrainState:
     def _split(self) -> None:
         rows = self.world.rows(self.plan.schedule.batch_size, self.accumulate)
         self.rows = [part.to(self.device) for part in rows]
+        self.graph.forget()
 
     def put_back(self, generators: Mapping[str, Tensor]) -> None:
         """Stands again where the step began that an exception has ended, before its update."""
         set_generators(generators, self.device)
         self.perturbation.end()
         self.statistics.put_back()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forgets what a step leaves behind that has ended before its end."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.perturbation.standing = False
+        scaler = self._new_scaler()  # it counts on the update that follows
+        scaler.load_state_dict(self.scaler.state_dict())
+        self.scaler, self.applying = scaler, False
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        half = self.plan.choices["precision"] == "fp16"
+        return torch.amp.GradScaler(self.device.type, enabled=half)
+
+    def _tell(self, text: str) -> None:
+        self.news.append(f"step {self.step}: {text}")
 
     # what is told and kept ------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     """
     state.begin(x)
     for _ in range(state.replays):
-        advance(state, x, y)
+        state.graph(partial(advance, state), x, y)
     state.step += 1
     state.applying = False
 
