@@ -235,7 +235,9 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
             attack += f"-eps{eps:g}" if isinstance(eps, float) else f"-eps{eps}"
         objective = _objective(config["objective"], choices)
         epochs, ema = f"{config['schedule']['epochs']:g}ep", config["schedule"]["ema"]
-        parts += [attack, *objective, f"{epochs}-ema{ema:g}" if ema else epochs]
+        swa = config["schedule"].get("swa_start")
+        average = f"-ema{ema:g}" if ema else f"-swa{swa:g}" if swa else ""
+        parts += [attack, *objective, epochs + average]
         parts.append(f"s{config['seed']}")
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).lstrip("._-")[:120]
 

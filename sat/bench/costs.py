@@ -233,7 +233,7 @@ def state_bytes(model: nn.Module, schedule: Any) -> int | None:
         optimizer = build_optimizer(model, schedule)
     size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
     weights = size([*model.parameters(), *model.buffers()])
-    total = weights * (2 if schedule.ema else 1) + size(model.parameters())
+    total = weights * (2 if schedule.averages else 1) + size(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     try:
@@ -274,7 +274,7 @@ _COSTS: dict[str, Cost] = {}
 def cost_of(spec: Spec, sizes: Sizes) -> Cost:
     """Counted once for all runs of a sweep that share network, activation, images and optimiser."""
     config = spec.config
-    rest = [config["model"], config["activation"], spec.schedule.optimizer, spec.schedule.ema > 0]
+    rest = [config["model"], config["activation"], spec.schedule.optimizer, spec.schedule.averages]
     key = json.dumps([*rest, sizes.classes, *sizes.shape])
     if key not in _COSTS:
         model = build(spec, sizes, "meta")

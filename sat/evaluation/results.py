@@ -51,10 +51,11 @@ def finished(spec: Spec) -> RunResult | None:
     Raises Fault for a run that failed: it would fail again.
     """
     directory = Path(spec.record.root) / spec.name
-    unaveraged = spec.evaluate is not None or not spec.schedule.ema
+    unaveraged = spec.evaluate is not None or not spec.schedule.averages
     if LAST_RAW in spec.evaluation.checkpoints and unaveraged:
         raise Refused(
-            "evaluation.checkpoints=[last_raw]: the run averages no weights (schedule.ema=0);"
+            "evaluation.checkpoints=[last_raw]: the run averages no weights (schedule.ema,"
+            " schedule.swa_start);"
             " write last"
         )
     if spec.record.fresh:

@@ -17,7 +17,13 @@ from sat.objectives import Objective
 from sat.rng import generator_states, seed_of, set_generators
 from sat.training.average import Average
 from sat.training.metrics import Metrics, Totals
-from sat.training.optimizer import build_optimizer, load_optimizer, set_rate, skips_on_device
+from sat.training.optimizer import (
+    build_optimizer,
+    load_optimizer,
+    set_momentum,
+    set_rate,
+    skips_on_device,
+)
 from sat.training.plan import Plan
 from sat.training.skips import REMEDY, Skips, Statistics
 
@@ -51,7 +57,7 @@ class TrainState:
         self.device = device = next(model.parameters()).device
         model.autocast = DTYPES[choices["precision"]]
         lay_out(model, choices["channels_last"])
-        self.average = Average(model, schedule.ema) if schedule.ema else None
+        self.average = Average(model, plan.averaging) if plan.averaging else None
         self.replicas = Replicas(world)
         shards = schedule.shard and world.size > 1
         if shards:
@@ -71,6 +77,7 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.step, self.updating, self.applying = 0, False, False
         self.progress = torch.zeros((), device=device)  # of the step that is taken, in [0, 1)
+        self.number = torch.zeros((), dtype=torch.int64, device=device)  # its number, from 0
         self.sums = torch.zeros(3, device=device)  # its loss, right answers and images
         self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
         self.totals, self.skips = Totals(device), Skips(device)
@@ -89,7 +96,10 @@ class TrainState:
     def begin(self) -> int:
         """What the host says of the step to come, on the device; returns the key of its noise."""
         set_rate(self.optimizer, self.plan.rate(self.step))
+        if self.plan.schedule.cycles_momentum:
+            set_momentum(self.optimizer, self.plan.momentum(self.step))
         self.progress.fill_(self.step / self.plan.steps)
+        self.number.fill_(self.step)
         if not self.model.training:  # half a millisecond on a CPU
             self.model.train()
         self.sums.zero_()
@@ -222,6 +232,8 @@ class TrainState:
         named = {"model": self.model, "optimizer": self.optimizer, **self._stateful}
         state = {name: part.state_dict() for name, part in named.items()}
         plain = {"step": self.step, "choices": self.plan.choices, "generators": self.generators()}
+        if self.average:
+            plain["averaged"] = self.average.done
         return self.replicas.whole({**state, **plain})
 
     def generators(self) -> dict[str, Tensor]:
@@ -238,6 +250,8 @@ class TrainState:
             if part is self.average:
                 kept = self.replicas.share(kept, self.average.module)
             part.load_state_dict(kept)
+        if self.average:
+            self.average.done.copy_(state["averaged"])
         set_generators(state["generators"], self.device)
 
     def _compiled(self, net: nn.Module) -> nn.Module:

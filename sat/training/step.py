@@ -40,7 +40,7 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     state.apply(broken)
     state.statistics.put_back(broken)
     if state.average:
-        state.average.update(state.model, state.step, broken, state.replicas.local)
+        state.average.update(state.model, state.number, broken, state.replicas.local)
     state.skips.count(broken)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

@@ -90,8 +90,7 @@ FAULTS = [
           "tests/test_data.py -k step"),
     # training ---------------------------------------------------------------------------------
     Fault("a short training is all warm-up", "training",
-          "return min(asked, 0.2 * steps) if self.rise is None",
-          "return asked if self.rise is None",
+          "return min(asked, 0.2 * steps)", "return asked",
           "tests/test_schedule.py", "22e3fbc"),
     Fault("dropout draws anew after a resume", "training",
           'set_generators(state["generators"], self.device)', "pass",
