@@ -7,11 +7,12 @@ the same bits on every device, for any split of a batch. The hash is `lowbias32`
 "Prospecting for Hash Functions", 2018), applied once for the row and once for the position.
 """
 
+import copy
 import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,27 +35,99 @@ def _hash(x: Tensor) -> Tensor:
     return x
 
 
-@lru_cache(maxsize=16)
+@cache  # for good: a graph may read it
 def _positions(count: int, device: torch.device) -> Tensor:
     """The hashes of 0 to count - 1, the same for every draw."""
     return _hash(torch.arange(count, dtype=torch.int32, device=device))
+
+
+Path = tuple[tuple[Any, ...], ...]  # names, with their numbers, one below the other
+
+
+class StepKey:
+    """The key of a training's steps as tensors: the seed of each draw, by its name, int64 [].
+
+    The host `set`s it before each step. What draws with it asks nothing of the host, so that a
+    graph that was captured of one step draws what a later step is to have. A name that is first
+    heard in a step gets its tensor then; once `sealed`, while a graph is captured, it is refused.
+    """
+
+    def __init__(self, device: torch.device):
+        self.key, self.sealed = 0, False
+        self._device = device
+        self._path: Path = ()
+        self._seeds: dict[Path, Tensor] = {}
+
+    def set(self, key: int) -> None:
+        """Makes all seeds those of a step's key."""
+        self.key = key
+        for path, seed in self._seeds.items():
+            seed.fill_(self._follow(path))
+
+    def seed(self, name: str) -> Tensor:
+        """`seed_of(key, name)`, on the device."""
+        path = (*self._path, (name,))
+        if path not in self._seeds:
+            if self.sealed:
+                raise RuntimeError(f"{name}: is drawn in this step, and was not in those before")
+            seed = torch.full((), self._follow(path), dtype=torch.int64, device=self._device)
+            self._seeds[path] = seed
+        return self._seeds[path]
+
+    def child(self, name: str, *numbers: int) -> "StepKey":
+        """The key `seed_of(key, name, *numbers)`, for the time of the step."""
+        child = copy.copy(self)  # that has the same seeds
+        child._path = (*self._path, (name, *numbers))
+        return child
+
+    @property
+    def number(self) -> int:
+        """This key as a number of the host's, which holds for this step alone."""
+        if self.sealed:
+            raise RuntimeError("the key of a step is asked for as a number")
+        return self._follow(self._path)
+
+    def _follow(self, path: Path) -> int:
+        key = self.key
+        for name, *numbers in path:
+            key = seed_of(key, name, *numbers)
+        return key
+
+
+Key = int | StepKey
 
 
 @dataclass(frozen=True)
 class RowRng:
     """Random numbers for the rows `rows` (int64 [B], on the device that is drawn on)."""
 
-    key: int
+    key: Key
     rows: Tensor
 
     def __getitem__(self, chosen: Tensor | slice) -> "RowRng":
         """Draws for some of the rows: an index, a slice or a mask."""
         return RowRng(self.key, self.rows[chosen])
 
+    def child(self, name: str, *numbers: int) -> "RowRng":
+        """Draws of another kind for the same rows: with the key `seed_of(key, name, *numbers)`."""
+        if isinstance(self.key, int):
+            return RowRng(seed_of(self.key, name, *numbers), self.rows)
+        return RowRng(self.key.child(name, *numbers), self.rows)
+
+    def to(self, device: torch.device | str) -> "RowRng":
+        """Draws the same numbers on another device."""
+        key = self.key if self.rows.device == torch.device(device) else self.number
+        return RowRng(key, self.rows.to(device))
+
+    @property
+    def number(self) -> int:
+        """The key as a number, for what draws by itself."""
+        return self.key if isinstance(self.key, int) else self.key.number
+
     def uniform(self, name: str, *shape: int) -> Tensor:
         """float32 [B, *shape] in [0, 1), named so that two draws of one step differ."""
-        device, key = self.rows.device, seed_of(self.key, name)
-        row = _hash(self.rows.to(torch.int32) ^ key)
+        device, seed = self.rows.device, self._seed(name)
+        row = _hash((self.rows ^ seed).to(torch.int32))
         bits = _hash(_positions(math.prod(shape), device)[None, :] ^ row[:, None])
         return ((bits >> 8) & 0xFFFFFF).float().mul_(2.0**-24).view(len(row), *shape)
 
@@ -63,9 +136,15 @@ class RowRng:
         radius = torch.sqrt(-2 * torch.log1p(-self.uniform(name + ":radius", *shape)))
         return radius * torch.cos(2 * math.pi * self.uniform(name + ":angle", *shape))
 
-    def coin(self, name: str, probability: float) -> bool:
-        """One toss for all rows of this key; it asks nothing of the device."""
-        return seed_of(self.key, name) < probability * 2**31
+    def coin(self, name: str, probability: float) -> Tensor:
+        """One toss for all rows of this key, a truth [] on the device."""
+        seed = self._seed(name)
+        if isinstance(seed, int):
+            seed = torch.full((), seed, dtype=torch.int64, device=self.rows.device)
+        return seed < math.ceil(probability * 2**31)
+
+    def _seed(self, name: str) -> int | Tensor:
+        return seed_of(self.key, name) if isinstance(self.key, int) else self.key.seed(name)
 
 
 def generator_states(device: torch.device) -> dict[str, Tensor]:

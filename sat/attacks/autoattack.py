@@ -75,7 +75,7 @@ class AutoAttack(Ensemble):
         with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
             if self.version != "rand":
                 check_repeats(model, x[:8])
-            package = self._package(model, x, rng.key)
+            package = self._package(model, x, rng.number)
             for k, name in enumerate(self.names):
                 package.attacks_to_run = [name]
                 with outcomes.attack(k) as left:
@@ -116,7 +116,7 @@ class AutoAttack(Ensemble):
     ) -> Tensor:
         """x [N, C, H, W] in [0, 1] and y [N] -> adversarial images where the model is fooled."""
         with frozen(model, "eval"), torch.random.fork_rng(_gpus()), _warnings_logged():
-            package = self._package(model, x, rng.key if rng else 0)
+            package = self._package(model, x, rng.number if rng else 0)
             return package.run_standard_evaluation(x, y, batch_size=self.batch_size)[0]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.attacks.base import Ball
-from sat.rng import RowRng, seed_of
+from sat.rng import RowRng
 
 COARSE = 0.05  # of the logits repeat another; 16 bits of half precision give 2 %, 32 bits none
 POINTS = 4  # of each image's ball, to look at
@@ -18,7 +18,7 @@ POINTS = 4  # of each image's ball, to look at
 def repeated(model: nn.Module, x: Tensor, ball: Ball, rng: RowRng) -> float:
     """The share of logits that repeat another one exactly, over random points around images x
     [B, C, H, W]; classes whose logit never changes are left out."""
-    rows = [RowRng(seed_of(rng.key, "coarse", k), rng.rows.to(x.device)) for k in range(POINTS)]
+    rows = [rng.child("coarse", k).to(x.device) for k in range(POINTS)]
     return share_repeated(torch.cat([model(ball.surface(x, own)) for own in rows]))
 
 

@@ -22,7 +22,7 @@ from sat.attacks.network import Network
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.attacks.pool import Pool, Search
 from sat.attacks.square import SquareSearch
-from sat.rng import RowRng, seed_of
+from sat.rng import Key, RowRng
 
 log = logging.getLogger("sat")
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -110,7 +110,7 @@ class FastAutoAttack(Ensemble):
             targets = self._targets(network, x, y)
             for k, name in enumerate(self.attacks):
                 left = partial(_left, outcomes, keep)
-                own = RowRng(seed_of(rng.key, name), rng.rows.cpu())
+                own = rng.child(name).to("cpu")
                 pool = Pool(x, y, targets, own, left, self._size(x, network.device), patience)
                 with outcomes.attack(k) as images:
                     pool.run(self._search(name, own.key, coarse), network, images.tolist())
@@ -131,7 +131,7 @@ class FastAutoAttack(Ensemble):
             )  # fmt: skip
         return coarse
 
-    def _search(self, name: str, key: int, coarse: bool) -> Search:
+    def _search(self, name: str, key: Key, coarse: bool) -> Search:
         ball = self._ball
         if name == "apgd-ce":
             return APGDSearch(ball, cross_entropy)

@@ -102,7 +102,7 @@ class PGD:
 
     def begin(self, x: Tensor, rng: RowRng) -> Tensor:
         """Where the ascent begins: noise inside the ball, or x itself."""
-        if self.start == "none" or rng.coin("clean_start", self.clean_start):
+        if self.start == "none":
             return x.detach()
         eps, shape = float(self.eps) / 255, x.shape[1:]
         if self.start == "normal":
@@ -117,4 +117,7 @@ class PGD:
             size = norm_of(delta)
             linf = self.norm == "linf"
             delta = delta.clamp(-eps, eps) if linf else delta * (eps / size).clamp(max=1)
-        return (x + delta).clamp_(0, 1)
+        start = (x + delta).clamp_(0, 1)
+        if self.clean_start:
+            start = torch.where(rng.coin("clean_start", self.clean_start), x.detach(), start)
+        return start

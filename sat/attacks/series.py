@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sat.acceleration.folding import fold
 from sat.attacks.base import ball_of
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats, under_attack
-from sat.rng import RowRng, seed_of
+from sat.rng import RowRng
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Series(Ensemble):
         check_repeats(model, x[:8])
         attack_model = None
         for k, attack in enumerate(self.attacks):
-            key = rng.key if k == 0 else seed_of(rng.key, "series", k)
-            own, ball = RowRng(key, rng.rows.to(x.device)), ball_of(attack)
+            own = (rng.child("series", k) if k else rng).to(x.device)
+            ball = ball_of(attack)
             with outcomes.attack(k) as left:
                 for images in left.split(self.batch_size) if len(left) else ():
                     rows = images.to(x.device)

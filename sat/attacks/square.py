@@ -15,7 +15,7 @@ from sat.attacks.losses import one_label
 from sat.attacks.network import Network, constant
 from sat.attacks.outcomes import margins
 from sat.attacks.patience import by_doublings
-from sat.rng import RowRng
+from sat.rng import Key, RowRng
 
 # The squares cover 0.8 of the image at first; beyond each of these queries, half of what they did.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -65,7 +65,7 @@ class SquareSearch:
     """Changes one square a query and keeps what lowers the margin; `key` seeds its choices."""
 
     ball: Ball
-    key: int
+    key: Key
     rounds: int = 1
     iterations: int = 5000  # queries
 

@@ -18,7 +18,7 @@ from sat.attacks.pool import Pool
 from sat.attacks.square import SquareSearch
 from sat.evaluation.alarm import Alarm, beyond
 from sat.evaluation.measure import accuracy
-from sat.rng import RowRng, seed_of
+from sat.rng import RowRng
 from sat.rundir.result import CLEAN, MaskingChecks
 from sat.statistics import wilson
 
@@ -125,7 +125,7 @@ class Effort:
         attack = PGD(self.short.eps, steps, norm=self.short.norm)
         rng = self.rng
         if restart:
-            rng = RowRng(seed_of(rng.key, "restart", restart), rng.rows)
+            rng = rng.child("restart", restart)
         fell = torch.full(rows.shape, steps + 1, device=rows.device)
         left = rows.nonzero()[:, 0]
         point, length = attack.begin(self.x[left], rng[left]), attack.step_size / 255
@@ -144,7 +144,7 @@ class Effort:
     def by_square(self, stands: Tensor) -> tuple[list[dict[str, Any]], int]:
         """The curve's last point, and how many of the images that stand Square fells."""
         fallen: list[int] = []
-        rng = RowRng(seed_of(self.rng.key, "square"), self.rng.rows.cpu())
+        rng = self.rng.child("square").to("cpu")
         search = SquareSearch(self.ball, rng.key, iterations=QUERIES)
 
         def left(images: Tensor, points: Tensor | None = None, tied: Tensor | None = None) -> None:

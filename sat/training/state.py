@@ -14,7 +14,7 @@ from sat.activations.surrogate import phased
 from sat.distributed import ALONE, Replicas, World, local_statistics, normed_by_attack
 from sat.errors import Diverged
 from sat.objectives import Objective
-from sat.rng import generator_states, seed_of, set_generators
+from sat.rng import StepKey, generator_states, seed_of, set_generators
 from sat.training.average import Average
 from sat.training.metrics import Metrics, Totals
 from sat.training.optimizer import (
@@ -76,8 +76,10 @@ class TrainState:
         half = choices["precision"] == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.step, self.updating, self.applying = 0, False, False
-        self.progress = torch.zeros((), device=device)  # of the step that is taken, in [0, 1)
-        self.number = torch.zeros((), dtype=torch.int64, device=device)  # its number, from 0
+        # Of the step that is taken: its share of all, in [0, 1), its number, the key of its noise.
+        self.progress = torch.zeros((), device=device)
+        self.number = torch.zeros((), dtype=torch.int64, device=device)
+        self.key = StepKey(device)
         self.sums = torch.zeros(3, device=device)  # its loss, right answers and images
         self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
         self.totals, self.skips = Totals(device), Skips(device)
@@ -93,18 +95,16 @@ class TrainState:
 
     # what a step asks -----------------------------------------------------------------------------
 
-    def begin(self) -> int:
-        """What the host says of the step to come, on the device; returns the key of its noise."""
+    def begin(self) -> None:
+        """Writes what the host says of the step to come into memory of the device."""
         set_rate(self.optimizer, self.plan.rate(self.step))
         if self.plan.schedule.cycles_momentum:
             set_momentum(self.optimizer, self.plan.momentum(self.step))
         self.progress.fill_(self.step / self.plan.steps)
         self.number.fill_(self.step)
+        self.key.set(seed_of(self.plan.seed, "attack", self.step))
         if not self.model.training:  # half a millisecond on a CPU
             self.model.train()
-        self.sums.zero_()
-        self.statistics.keep()
-        return seed_of(self.plan.seed, "attack", self.step)
 
     def parts(self, images: int) -> Iterator[tuple[Tensor, slice]]:
         """The rows of each accumulation part in the whole batch, and their places in this process's

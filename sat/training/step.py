@@ -12,12 +12,21 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     """Moves `state` by a batch x [B, C, H, W] in [0, 1], y [B]: this process's rows, as
     `world.rows` gives them, less those that can't be read.
 
-    A step whose loss or gradient is not finite changes nothing and is counted. After `begin`
-    nothing asks the host, unless attack or optimiser do, or it can't be told to skip on the device.
+    A step whose loss or gradient is not finite changes nothing and is counted.
     """
-    key = state.begin()
+    state.begin()
+    advance(state, x, y)
+    state.step += 1
+    state.applying = False
+
+
+def advance(state: TrainState, x: Tensor, y: Tensor) -> None:
+    """The device's part of the step: what depends on the step's number it reads from memory, and
+    nothing of it asks the host, unless attack or optimiser do, or it can't be told to skip."""
+    state.sums.zero_()
+    state.statistics.keep()
     for rows, part in state.parts(len(x)):
-        images, labels, rng = x[part], y[part], RowRng(key, rows)
+        images, labels, rng = x[part], y[part], RowRng(state.key, rows)
 
         with phase(state.phased, "inner"):
             x_adv = state.attack(state.attack_model(x), images, labels, rng, state.progress)
@@ -44,5 +53,3 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     state.skips.count(broken)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    state.applying = False

@@ -1,0 +1,203 @@
+"""A step that can be one CUDA graph: nothing of it asks the host, and its random numbers, rates and
+counts are read from memory."""
+
+import pytest
+import torch
+from conftest import small_network
+from guard import (
+    COPYING,
+    DEPENDING,
+    INDEXING,
+    MAKING,
+    TELLING,
+    Functions,
+    HostAsked,
+    Operators,
+    nothing_asks_the_host,
+)
+from torch import Tensor, nn
+
+from sat.attacks import FGSM, PGD, Clean
+from sat.models import Classifier
+from sat.objectives import TRADES, Adversarial, training_attack
+from sat.rng import RowRng, StepKey, seed_of
+from sat.training.metrics import GradientNorm
+from sat.training.plan import Plan
+from sat.training.schedule import Schedule
+from sat.training.state import TrainState
+from sat.training.step import advance
+
+# What a step may be made of, each with the rest as usual: attack, objective, words of the schedule.
+CASES = {
+    "pgd1": (PGD(20, 1), Adversarial(), {}),
+    "pgd3": (PGD(20, 3), Adversarial(), {}),
+    "fgsm": (FGSM(20), Adversarial(), {}),
+    "clean": (Clean(), Adversarial(), {}),
+    "l2": (PGD(128, 2, norm="l2"), Adversarial(), {}),
+    "normal start": (PGD(20, 2, start="normal", noise=2.0), Adversarial(), {}),
+    "clean start": (PGD(20, 2, clean_start=0.5), Adversarial(), {}),
+    "batch's norm": (PGD(20, 2, batch_norm="train"), Adversarial(), {}),
+    "cw": (PGD(20, 2, loss="cw"), Adversarial(), {}),
+    "dlr": (PGD(20, 2, loss="dlr"), Adversarial(), {}),
+    "trades": (PGD(20, 2, start="normal", noise=0.255), TRADES(), {}),
+    "smoothing": (PGD(20, 1), Adversarial(0.1), {}),
+    "average": (PGD(20, 1), Adversarial(), {"ema": 0.9}),
+    "parts": (PGD(20, 1), Adversarial(), {"accumulate": 3}),
+    "clip": (PGD(20, 1), Adversarial(), {"clip": 0.5}),
+    "adamw": (PGD(20, 1), Adversarial(), {"optimizer": "adamw", "learning_rate": 0.01}),
+    "bf16": (PGD(20, 1), Adversarial(), {"precision": "bf16"}),
+    "fp16": (PGD(20, 1), Adversarial(), {"precision": "fp16"}),
+}
+BATCH = 12
+
+
+def started(attack, objective, words) -> TrainState:
+    words = {"learning_rate": 0.5, **words}
+    schedule = Schedule(batch_size=BATCH, epochs=10, **words)
+    choices = {"precision": words.get("precision", "fp32"), "channels_last": True,
+               "compile": False, "fold": True, "fused": True}  # fmt: skip
+    plan = Plan(schedule, BATCH, 0, choices)
+    attack = training_attack(attack, objective)
+    model = Classifier(small_network(), [0.5], [0.25])
+    return TrainState(model, attack, objective, plan, metrics=GradientNorm())
+
+
+def batch(step: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.rand(BATCH, 1, 8, 8, generator=generator)
+    return x, torch.randint(10, (BATCH,), generator=generator)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_step_asks_the_host(case):
+    state = started(*CASES[case])
+    for step in range(3):
+        x, y = batch(step)
+        state.begin()
+        if step < 2:  # the first ones make what the later ones have
+            advance(state, x, y)
+        else:
+            with nothing_asks_the_host():
+                advance(state, x, y)
+        state.step += 1
+    assert state.read()["train/gradient_norm"] > 0
+    assert not state.skips.skipped or case == "fp16"  # which begins with too large a scale
+
+
+# the guard ----------------------------------------------------------------------------------------
+
+aten = torch.ops.aten
+FUNCTIONS = {
+    "tolist": lambda t: t.tolist(),
+    "item": lambda t: t[0].item(),
+    "numpy": lambda t: t.numpy(),
+    "__array__": lambda t: t.__array__(),
+    "cpu": lambda t: t.cpu(),
+    "__bool__": lambda t: 1 if t[0] else 0,
+    "__float__": lambda t: float(t[0]),
+    "__int__": lambda t: int(t[0]),
+    "__complex__": lambda t: complex(t[0]),
+    "__index__": lambda t: [1, 2, 3, 4][t.long()[0]],
+    "__repr__": lambda t: repr(t),
+    "__format__": lambda t: f"{t[0]:.3f}",
+    "__contains__": lambda t: 1.0 in t,
+    "to": lambda t: t.to("meta"),
+    "tensor": lambda t: t + torch.tensor([1.0, 2.0, 3.0]),
+    "as_tensor": lambda t: t + torch.as_tensor([1.0, 2.0, 3.0]),
+    "asarray": lambda t: t + torch.asarray([1.0, 2.0, 3.0]),
+    "__getitem__": lambda t: t[None][:, t > 1],
+    "__setitem__": lambda t: t.__setitem__(t > 1, 0.0),
+}
+OPERATORS = {
+    "_local_scalar_dense": lambda t: nn.utils.clip_grad_norm_(t, 1, error_if_nonfinite=True),
+    "nonzero": lambda t: torch.where(t > 1),
+    "masked_select": lambda t: t.masked_select(t > 1),
+    "_unique2": lambda t: t.unique(),
+    "unique_dim": lambda t: t[None].unique(dim=0),
+    "unique_consecutive": lambda t: t.unique_consecutive(),
+    "equal": lambda t: torch.equal(t, t + 1),
+    "bincount": lambda t: t.long().bincount(),
+    "repeat_interleave": lambda t: t.repeat_interleave(t.long()),
+    "index": lambda t: t[t > 1],
+    "index_put": lambda t: t.index_put([t > 1], t[0]),
+    "index_put_": lambda t: t.index_put_([t > 1], t[0].clone()),
+    "_to_copy": lambda t: t.to("meta"),
+    "copy_": lambda t: torch.empty(3, device="meta").copy_(t),
+}
+
+
+def numbers() -> Tensor:
+    found = torch.tensor([1.0, 2.0, 3.0])
+    found.grad = torch.ones(3)
+    return found
+
+
+@pytest.mark.parametrize(
+    "mode, name, ask",
+    [(Functions, *pair) for pair in FUNCTIONS.items()]
+    + [(Operators, *pair) for pair in OPERATORS.items()],
+)
+def test_each_hook_of_the_guard_fires(mode, name, ask):
+    ask(numbers())
+    t = numbers()
+    with pytest.raises(HostAsked, match=f"^{name}\\b"), mode():
+        ask(t)
+    with pytest.raises(HostAsked), nothing_asks_the_host():
+        ask(t)
+
+
+def test_all_hooks_of_the_guard_are_tried():
+    assert {*FUNCTIONS} == TELLING | MAKING | {"to", "__getitem__", "__setitem__"}
+    assert {*OPERATORS} == DEPENDING | INDEXING | COPYING
+
+
+@pytest.mark.parametrize("index", [[0, 1], (slice(None), [0, 1])])
+def test_a_list_as_an_index_is_refused(index):
+    t = torch.zeros(2, 2)
+    with pytest.raises(HostAsked, match="a list"), Functions():
+        t[index]
+
+
+def test_the_guard_lets_pass_what_stays_on_the_device():
+    t, rows = torch.arange(6.0).view(2, 3), torch.tensor([1, 0])
+    with nothing_asks_the_host():
+        t[rows, 1:] += 1
+        chosen = t[rows].gather(1, rows[:, None])
+        assert t.shape == (2, 3) and t.device == chosen.device and len(t) == 2
+        torch.where(t > 1, t, 0.0).to(torch.float64).sum(), t.to("cpu"), str(t.dtype)
+
+
+# what a later step reads from memory --------------------------------------------------------------
+
+
+def test_the_seeds_of_a_step_are_those_of_its_key():
+    rows, key = torch.arange(5), StepKey(torch.device("cpu"))
+    for number in (11, 12):
+        key.set(number)
+        for own, told in (
+            (RowRng(key, rows), RowRng(number, rows)),
+            (
+                RowRng(key, rows).child("apgd", 3).child("x"),
+                RowRng(number, rows).child("apgd", 3).child("x"),
+            ),
+        ):
+            assert torch.equal(own.uniform("u", 4, 4), told.uniform("u", 4, 4))
+            assert torch.equal(own.normal("n", 4), told.normal("n", 4))
+            assert torch.equal(own.coin("c", 0.5), told.coin("c", 0.5))
+            assert own.number == told.number
+        child = RowRng(seed_of(seed_of(number, "apgd", 3), "x"), rows)
+        assert torch.equal(child.uniform("u", 4, 4), own.uniform("u", 4, 4))
+
+
+def test_a_sealed_key_takes_no_new_name():
+    key = StepKey(torch.device("cpu"))
+    rng = RowRng(key, torch.arange(2))
+    rng.uniform("known"), rng.child("below").uniform("known")
+    key.sealed = True
+    rng.uniform("known"), rng.child("below").uniform("known")
+    with pytest.raises(RuntimeError, match="new: is drawn in this step"):
+        rng.uniform("new")
+    with pytest.raises(RuntimeError, match="new: is drawn in this step"):
+        rng.child("below").uniform("new")
+    with pytest.raises(RuntimeError, match="as a number"):
+        rng.child("below").number  # noqa: B018
