@@ -303,7 +303,7 @@ def _value(given: Any, hint: Any, where: str) -> Built:
         built = _build(given, where)
         if not isinstance(built.part, part):
             raise Refused(f"{where}._target_={given['_target_']}: must be {part.__name__}")
-        word = _word(built.part, built.typed) if hint is not part else None
+        word = _word(built.part, built.settings) if hint is not part else None
         return built if word is None else Built(word, word, word)
     if isinstance(given, Mapping) and get_origin(hint) is dict:
         pairs = {key: _value(value, get_args(hint)[1], f"{where}.{key}") for key, value in
@@ -322,9 +322,11 @@ def _part(hint: Any) -> type | None:
     return next((c for c in classes if inspect.isclass(c) and c not in _SCALARS), None)
 
 
-def _word(built: Any, typed: Mapping[str, Any]) -> str | None:
-    """The word for a class of ours without settings, where a word may stand for a node."""
-    ours = type(built).__module__.startswith("sat.") and list(typed) == ["_target_"]
+def _word(built: Any, settings: Settings) -> str | None:
+    """The word for a class of ours as it comes, where a word may stand for a node."""
+    ours = type(built).__module__.startswith("sat.") and not settings.keys() - settings.usual - {
+        "_target_"
+    }
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(built).__name__).lower() if ours else None
 
 

@@ -11,6 +11,7 @@ from sat.attacks.base import Attack, check_attack, check_fields
 from sat.data.samplers import Sampler
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
+from sat.evaluation.settings import Validation
 from sat.objectives import Objective
 from sat.training.schedule import Schedule
 
@@ -25,6 +26,15 @@ def check_objective(attack: Attack, objective: Objective) -> None:
         raise Refused(
             f"objective={type(objective).__name__.lower()}: compares adversarial with clean images,"
             " and without an attack they are the same; write attack=pgd, or objective=adversarial"
+        )
+
+
+def check_validation(validation: Validation, schedule: Schedule) -> None:
+    """Raises Refused where `best` is to be chosen from what a run does not have."""
+    if validation.weights == "either" and not schedule.averages:
+        raise Refused(
+            "validation.weights=either: the run averages no weights; write validation.weights="
+            "average, or schedule.ema=0.995"
         )
 
 

@@ -39,6 +39,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     attack = spec.attack
     if spec.evaluate is None:
         preflight.check_objective(attack, spec.objective)
+        preflight.check_validation(spec.validation, spec.schedule)
         attack = training_attack(attack, spec.objective)
         on_gpu = device.type == "cuda"
         preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
