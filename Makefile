@@ -6,11 +6,11 @@ ARGS ?=
 TORCH ?=
 WORKERS ?= 2
 
-.PHONY: help setup run test check bench soak report results status clean
+.PHONY: help setup run test test-trackers check bench soak report results status clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/ready ## make .venv with all that runs and tests need: make setup TORCH=2.11.*
 
@@ -26,6 +26,10 @@ run: setup ## train, attack and record a run: make run ARGS="activation=gelu att
 
 test: setup ## run the tests: make test ARGS="-k attack"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+test-trackers: setup ## test W&B and MLflow, offline, with their packages (900 MB) in .venv
+	@$(BIN)/python -m pip install --quiet '.[wandb,mlflow]'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_trackers.py $(ARGS)
 
 check: setup ## lint, format and types (ruff, mypy)
 	@$(BIN)/ruff check .

@@ -544,7 +544,8 @@ def one_line(error: BaseException) -> str:
         siblings = [name for name in parent or () if name not in ("_target_", "hydra")]
         if above in ([], [""]):  # a word of the first level is what nobody knows
             above, siblings = [], [*(siblings or [*SECTIONS, *SCALARS]), "experiment"]
-        return f"{key}: no such key; {_instead(key, key.split('.')[len(above)], siblings)}"
+        part = key.split(".")[len(above) :] or [key]  # nothing is left: a key of a mapping
+        return f"{key}: no such key; {_instead(key, part[0], siblings)}"
     if found := re.search(r"Error parsing override '([^'=]*)'", text):
         return f"{found[1]}: is no override; write group=option or key=value"
     if found := re.search(r"Interpolation key '(sizes[\w.]*)' not found", text):

@@ -7,7 +7,6 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
             if world.first:
                 record.enter(run.directory, spec.experiment)
             about = About(run.directory, spec.name, spec.hash, spec.experiment)
-            with closing(Loggers(spec.logger, about, world.first)) as loggers:
+            with Loggers(spec.logger, about, world.first) as loggers:
                 run.track(loggers)
                 result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
                 if result is None:

@@ -9,8 +9,11 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
+
+from sat.errors import Refused
 
 log = logging.getLogger("sat")
 
@@ -57,8 +60,15 @@ class Logger:
     def flush(self) -> None:
         """Writes all before a checkpoint notes how long `files` are."""
 
-    def close(self) -> None:
-        """The run has ended, well or not."""
+    def close(self, code: int = 0) -> None:
+        """The run has ended, with this exit code; 130 and 143 are of a signal."""
+
+
+def needs_package(name: str) -> None:
+    """Raises Refused where the package of the tracker `name`, an extra of this program, is not
+    installed."""
+    if find_spec(name) is None:
+        raise Refused(f"logger={name}: needs the package {name}: pip install {name}")
 
 
 class Loggers:
@@ -122,10 +132,18 @@ class Loggers:
         if self._opened:
             self._tell("flush")
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:
         if self._opened:
-            self._tell("close")
+            self._tell("close", code)
             self._opened = False
+
+    def __enter__(self) -> "Loggers":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        """Closes, with the exit code that this exception makes of the run."""
+        stopped = 130 if isinstance(error, KeyboardInterrupt) else 1
+        self.close(0 if error is None else getattr(error, "code", None) or stopped)
 
     # --------------------------------------------------------------------------------------------
 

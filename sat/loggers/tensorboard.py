@@ -69,5 +69,5 @@ class TensorBoard(Logger):
     def flush(self) -> None:
         self.writer.flush()
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:
         self.writer.close()
