@@ -45,7 +45,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 SCALARS = {"seed": int, "device": str, "evaluate": str | None}
 BESIDE = ("sizes", "report")  # of experiments: what a sweep varies, and what is told of it
-PATHS = ("dataset.root", "dataset.path", "record.root", "model.weights")
+PATHS = ("dataset.root", "dataset.path", "record.root", "model.weights", "model.pretrained")
 PARTIAL = ("activation",)  # built once a layer, by the model
 
 
@@ -81,6 +81,8 @@ class Spec:
             return {"weights": _file_digest(self.evaluate, "evaluate"), **told}
         if self.weights:
             told["model"]["weights"] = _file_digest(self.weights)
+        if isinstance(pretrained := self.config["model"].get("pretrained"), str):
+            told["model"]["pretrained"] = _file_digest(pretrained, "model.pretrained")
         return {"seed": self.seed, **told}
 
     @cached_property

@@ -225,8 +225,10 @@ def test_equals_go_to_whom_the_run_says(swa):
         Validation(ties="last")
 
 
-@pytest.mark.parametrize("more", [["schedule.ema=0.9", "schedule.ema_ramp=true",
-                                   "schedule.ema_start=0.3"], ["schedule.swa_start=0.5"]])  # fmt: skip
+RAMPED = ["schedule.ema=0.9", "schedule.ema_ramp=true", "schedule.ema_start=0.3"]
+
+
+@pytest.mark.parametrize("more", [RAMPED, ["schedule.swa_start=0.5"]])
 def test_an_average_goes_on_where_it_was(more, tmp_path, monkeypatch):
     from sat.training.callbacks import Callbacks
 

@@ -42,6 +42,8 @@ CASES = {
     "trades": (PGD(20, 2, start="normal", noise=0.255), TRADES(), {}),
     "smoothing": (PGD(20, 1), Adversarial(0.1), {}),
     "average": (PGD(20, 1), Adversarial(), {"ema": 0.9}),
+    "ramp": (PGD(20, 1), Adversarial(), {"ema": 0.9, "ema_ramp": True, "ema_start": 0.1}),
+    "swa": (PGD(20, 1), Adversarial(), {"swa_start": 0.1}),
     "parts": (PGD(20, 1), Adversarial(), {"accumulate": 3}),
     "clip": (PGD(20, 1), Adversarial(), {"clip": 0.5}),
     "adamw": (PGD(20, 1), Adversarial(), {"optimizer": "adamw", "learning_rate": 0.01}),

@@ -66,8 +66,9 @@ ONCE_AN_EPOCH = dict(anneal="cosine", start=0.04, end=4e-6, momentum=(0.95, 0.85
 
 @pytest.mark.parametrize("rise, epochs", [(0.3, 100), (0.025, 400)])
 def test_one_cycle_once_an_epoch_is_torchs(rise, epochs):
+    shape = OneCycle(rise=rise, **ONCE_AN_EPOCH)
     given = Schedule(epochs=epochs, batch_size=128, learning_rate=0.1, learning_rate_batch=128,
-                     updates_per_epoch="whole", decay=OneCycle(rise=rise, **ONCE_AN_EPOCH))  # fmt: skip
+                     updates_per_epoch="whole", decay=shape)  # fmt: skip
     expected = torchs(torch.optim.lr_scheduler.OneCycleLR, epochs, max_lr=0.1, pct_start=rise,
                       total_steps=epochs)  # fmt: skip
     at_begin, at_end = ours(given, 1000, 8), ours(given, 1000)[7::8]
@@ -94,8 +95,8 @@ def test_cosine_ends_at_its_share():
 
 def test_a_milestone_may_come_an_update_early_and_is_not_missed_by_rounding():
     """Rice et al. 2020: the last batch of epoch 99 has a tenth of the rate already."""
-    rice = Schedule(epochs=200, batch_size=128, learning_rate=0.1, learning_rate_batch=128,
-                    updates_per_epoch="whole", decay=Step(lead=1), milestones=(0.5, 0.75))  # fmt: skip
+    given = dict(decay=Step(lead=1), milestones=(0.5, 0.75), updates_per_epoch="whole")
+    rice = Schedule(epochs=200, batch_size=128, learning_rate=0.1, learning_rate_batch=128, **given)
     changes = [39098, 39099, 58648, 58649]
     assert [rice.rate(k, 50_000) for k in changes] == pytest.approx([0.1, 0.01, 0.01, 0.001])
     seventh = Schedule(epochs=10, batch_size=10, decay="step", milestones=(0.07,))
@@ -221,7 +222,7 @@ def test_any_optimiser_timm_has(name):
         ({"ema_start": 0.5}, "ema_start=0.5: there is no average"),
         ({"ema": 0.9, "ema_start": 1.0}, "ema_start=1.0"),
         ({"swa_start": -0.5}, "swa_start=-0.5"),
-        ({"swa_start": 0.5, "ema": 0.9}, "swa_start=0.5: with ema=0.9"),
+        ({"swa_start": 0.5, "ema": 0.9}, "swa_start=0.5: and ema=0.9"),
         ({"swa_start": 0.5, "shard": True}, "swa_start=0.5"),
         ({"decay": OneCycle(momentum=(0.9, 0.8)), "optimizer": "adamw"}, "decay.momentum: adamw"),
     ],

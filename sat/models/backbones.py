@@ -11,12 +11,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from sat.arguments import check_choices
+from sat.models.files import read_tensors
 from sat.models.stems import Stem, fit_stem, stem_convolution
 
 _BLOCKS = {  # a stage, by depth
@@ -203,14 +204,19 @@ class EfficientNet:
 @dataclass(frozen=True)
 class Timm:
     """Any model timm knows, by name. A transformer gets the dataset's image size where it takes
-    one. With `pretrained` the weights are downloaded, and stem=auto keeps their stem."""
+    one. With `pretrained` the weights are downloaded, or come from a file of timm's weights for
+    this network, and stem=auto keeps their stem; a classifier of other classes begins anew.
+    `drop_path` is the stochastic depth of the last block; 0 is none."""
 
     name: str = "resnet18"
-    pretrained: bool = False
+    pretrained: bool | str = False
     stem: Stem = "auto"
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path={self.drop_path}: is a probability, from 0 to below 1")
 
     def __call__(self, channels: int, classes: int, image_size: int) -> nn.Module:
         import timm
@@ -223,21 +229,32 @@ class Timm:
             net = self._create(channels, classes, image_size)
         except Exception as error:  # a download fails in many ways, and so do timm's constructors
             reason = (str(error) or type(error).__name__).splitlines()[0]
+            if isinstance(self.pretrained, str):
+                raise ValueError(f"pretrained={self.pretrained}: {reason}") from error
+            if "drop_path_rate" in reason:
+                raise ValueError(
+                    f"drop_path={self.drop_path}: {self.name} has none; write drop_path=0"
+                ) from error
             if self.pretrained:
                 raise ValueError(
                     f"pretrained=true: no weights for {self.name} ({reason}); check the network "
-                    "and the name's tag, or write pretrained=false and give a file as weights"
+                    "and the name's tag, or name a file of its weights in their place"
                 ) from error
             raise ValueError(
                 f"name={self.name}: timm cannot build it for images of {image_size} pixels "
                 f"({reason}); choose another image size or another model"
             ) from error
-        return fit_stem(net, self.stem, image_size, self.pretrained)
+        return fit_stem(net, self.stem, image_size, bool(self.pretrained))
 
     def _create(self, channels: int, classes: int, image_size: int) -> nn.Module:
         import timm
 
-        given = {"pretrained": self.pretrained, "num_classes": classes, "in_chans": channels}
+        given: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+        given |= {"pretrained": bool(self.pretrained)}
+        if isinstance(self.pretrained, str):  # timm would unpickle whatever is in a file
+            given |= {"pretrained_cfg_overlay": {"state_dict": read_tensors(self.pretrained)}}
+        if self.drop_path:
+            given |= {"drop_path_rate": self.drop_path}
         try:
             return timm.create_model(self.name, img_size=image_size, **given)
         except TypeError as error:

@@ -313,11 +313,11 @@ class Callbacks:
             "wall_seconds": round(self.seconds, 3),
             "images_per_second": round(images / max(self.training_seconds, 1e-9), 1),
             "best": self.best and {
+                **{key: self.best[key] for key in ("of",) if key in self.best},
                 "step": self.best["step"],
                 "epoch": self.best["epoch"],
                 "selected_by": f"{self.selects} accuracy on held-out training images",
                 "held_out": {key: self.best[key] for key in ("clean", "robust")},
-                **{"of": of for of in [self.best.get("of")] if of},
             },
             "last": {"step": state.step, "epoch": self._epoch(state)},
             "alarms": self.alarms,

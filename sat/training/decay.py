@@ -107,8 +107,8 @@ class OneCycle(Decay):
 
     `start` and `end` are shares of the peak; the first update has `start`, without one its own
     share of the rise. `momentum` is that of the ends and that of the peak, between which it moves
-    as the rate does. With `by=epoch` the rate stays for an epoch, and both ends are reached: torch's
-    OneCycleLR stepped once an epoch is `rise=0.3 anneal=cosine start=0.04 end=4e-6
+    as the rate does. With `by=epoch` the rate stays for an epoch, and both ends are reached:
+    torch's OneCycleLR stepped once an epoch is `rise=0.3 anneal=cosine start=0.04 end=4e-6
     momentum=[0.95,0.85] by=epoch`; its CyclicLR is `rise=0.5 start=0 momentum=[0.9,0.8]`.
     """
 

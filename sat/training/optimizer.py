@@ -9,7 +9,6 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 from sat.acceleration.auto import FUSED
 
-
 SGDS = ("sgd", "momentum")  # Nesterov's, and the plain one
 
 

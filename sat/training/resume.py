@@ -27,7 +27,8 @@ _CALLBACKS = {
 }  # fmt: skip
 STATE = {
     "facts": FACTS, "step": int, "generators": [{"rng": Tensor, "rng_cuda?": Tensor}],
-    "model": {"*": Tensor}, "average?": {"*": Tensor}, "averaged?": Tensor, "scaler": {"*": _NUMBER},
+    "model": {"*": Tensor}, "average?": {"*": Tensor}, "averaged?": Tensor,
+    "scaler": {"*": _NUMBER},
     "optimizer": {"state": {"*": dict}, "param_groups": [dict]},
     "metrics": {"tags": [str], "values": Tensor}, "skips": {"counts": Tensor},
     "attack?": dict, "objective?": dict,

@@ -115,7 +115,7 @@ class Schedule:
             key = "ema_ramp=true" if self.ema_ramp else f"ema_start={self.ema_start}"
             raise ValueError(f"{key}: there is no average; write ema=0.995, or another decay")
         if self.ema and self.swa_start:
-            raise ValueError(f"swa_start={self.swa_start}: with ema={self.ema}; drop one of the two")
+            raise ValueError(f"swa_start={self.swa_start}: and ema={self.ema}; drop one of the two")
         if self.swa_start and self.shard:
             raise ValueError(
                 f"swa_start={self.swa_start}: its statistics can't be estimated with shard=true;"

@@ -57,8 +57,9 @@ def model_line(config: Mapping[str, Any], state: TrainState) -> str:
 def swap_line(config: Mapping[str, Any], swap: Any) -> str:
     gates = ", ".join(swap.gates[:3]) + ", ..." * (len(swap.gates) > 3)
     return (
-        f"activation: {described(config, 'activation')}: {swap.swapped} swapped, none left;"
-        f" {len(swap.gates)} gates left alone{': ' * bool(gates)}{gates}"
+        f"activation: {described(config, 'activation')}: "
+        + (f"{len(swap.places)} kept;" if swap.kept else f"{swap.swapped} swapped, none left;")
+        + f" {len(swap.gates)} gates left alone{': ' * bool(gates)}{gates}"
     )
 
 
