@@ -19,7 +19,7 @@ from sat.distributed.world import ALONE, World, join, shared
 from sat.evaluation.measure import joined, measure, share
 from sat.evaluation.store import digest_of
 from sat.launch import end, local_rank
-from sat.objectives import Adversarial
+from sat.objectives import Adversarial, Method
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 from sat.training.state import TrainState
@@ -97,7 +97,8 @@ def trained(world: World, case: str, broken: bool = False) -> TrainState:
     if world.size > 1:
         net = shared(net, schedule.sync_batch_norm, attack, world)
     counts.update({"collectives": 0, "in attacks": 0})
-    trainer = TrainState(net, attack, Adversarial(), Plan(schedule, IMAGES, 0, choices), world)
+    plan = Plan(schedule, IMAGES, 0, choices)
+    trainer = TrainState(net, Method(attack, Adversarial()), plan, world)
     rows = torch.cat(world.rows(BATCH, schedule.accumulate))
     x = torch.rand(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(device)
     y = torch.arange(IMAGES).to(device) % 10

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from sat.attacks import FGSM, PGD, Clean
 from sat.models import Classifier
-from sat.objectives import TRADES, Adversarial, training_attack
+from sat.objectives import AWP, MART, TRADES, Adversarial, Method, training_attack
+from sat.objectives import GradientNorm as SmallGradient
 from sat.rng import RowRng, StepKey, seed_of
 from sat.training.metrics import GradientNorm
 from sat.training.plan import Plan
@@ -27,7 +28,8 @@ from sat.training.schedule import Schedule
 from sat.training.state import TrainState
 from sat.training.step import advance
 
-# What a step may be made of, each with the rest as usual: attack, objective, words of the schedule.
+# What a step may be made of, each with the rest as usual: attack, objective, words of the schedule,
+# and what stands beside the objective.
 CASES = {
     "pgd1": (PGD(20, 1), Adversarial(), {}),
     "pgd3": (PGD(20, 3), Adversarial(), {}),
@@ -40,6 +42,9 @@ CASES = {
     "cw": (PGD(20, 2, loss="cw"), Adversarial(), {}),
     "dlr": (PGD(20, 2, loss="dlr"), Adversarial(), {}),
     "trades": (PGD(20, 2, start="normal", noise=0.255), TRADES(), {}),
+    "mart": (PGD(20, 1), MART(), {}),
+    "gradient norm": (Clean(), SmallGradient(20), {}),
+    "awp": (PGD(20, 1), Adversarial(), {"accumulate": 3}, {"weight_attack": AWP()}),
     "smoothing": (PGD(20, 1), Adversarial(0.1), {}),
     "average": (PGD(20, 1), Adversarial(), {"ema": 0.9}),
     "ramp": (PGD(20, 1), Adversarial(), {"ema": 0.9, "ema_ramp": True, "ema_start": 0.1}),
@@ -53,7 +58,7 @@ CASES = {
 BATCH = 12
 
 
-def started(attack, objective, words) -> TrainState:
+def started(attack, objective, words, beside=None) -> TrainState:
     words = {"learning_rate": 0.5, **words}
     schedule = Schedule(batch_size=BATCH, epochs=10, **words)
     choices = {"precision": words.get("precision", "fp32"), "channels_last": True,
@@ -61,7 +66,8 @@ def started(attack, objective, words) -> TrainState:
     plan = Plan(schedule, BATCH, 0, choices)
     attack = training_attack(attack, objective)
     model = Classifier(small_network(), [0.5], [0.25])
-    return TrainState(model, attack, objective, plan, metrics=GradientNorm())
+    method = Method(attack, objective, **(beside or {}))
+    return TrainState(model, method, plan, metrics=GradientNorm())
 
 
 def batch(step: int = 0) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,8 @@ from sat.errors import Refused
 from sat.identity import readable
 
 OPTIONS = {
-    "activation": 14, "attack": 6, "model": 6, "dataset": 11, "schedule": 11, "objective": 2,
+    "activation": 14, "attack": 6, "model": 6, "dataset": 11, "schedule": 11, "objective": 5,
+    "regulariser": 1, "weight_attack": 2,
     "validation": 2, "evaluation": 7, "record": 1, "experiment": 13,
     "sizes": 9, "sampler": 1, "logger": 3, "metrics": 2,
 }  # fmt: skip
@@ -99,7 +100,7 @@ def test_the_command_line_wins():
         ("activation.alpha=2", ["activation.alpha", "no such key", "celu, elu, parametric"]),
         ("attacks.steps=2", ["attacks.steps", "did you mean attack?"]),
         ("experment=alpha", ["experment", "did you mean experiment?"]),
-        ("objective.beta=6", ["objective.beta", "options of objective with beta: trades"]),
+        ("objective.beta=6", ["objective.beta", "options of objective with beta: consistency"]),
         ("attack.random_start=false", ["attack.random_start", "it is attack.start now"]),
         ("model.depth=19", ["model.depth=19", "18"]),
         ("model.width=-1", ["model.width=-1"]),

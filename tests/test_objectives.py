@@ -11,7 +11,7 @@ from torch import nn
 from sat import config
 from sat.attacks import FGSM, PGD, Clean
 from sat.errors import Refused
-from sat.objectives import TRADES, Adversarial, training_attack
+from sat.objectives import TRADES, Adversarial, Method, training_attack
 from sat.rng import RowRng, seed_of
 from sat.training.plan import Plan
 from sat.training.preflight import check_objective
@@ -116,7 +116,8 @@ def test_a_step_ascends_what_it_is_given():
     choices = {"precision": "fp32", "channels_last": False, "compile": False}
     plan = Plan(Schedule(batch_size=6, epochs=1), 6, 0, choices)
     objective = TRADES()
-    state = TrainState(small_network(), training_attack(PGD(20, 2), objective), objective, plan)
+    method = Method(training_attack(PGD(20, 2), objective), objective)
+    state = TrainState(small_network(), method, plan)
     x, _, y = batch()
     rng = RowRng(seed_of(0, "attack", 0), torch.arange(6))
     own, net = PGD(20, 2, loss="kl")(state.model, x.float(), y, rng), small_network()
@@ -180,7 +181,7 @@ def test_the_norm_of_the_gradient_is_averaged_over_the_steps_of_a_log():
             norms.append(gradient.double().norm().item())
             return super().__call__(state)
 
-    state = TrainState(small_network(), PGD(20, 1), Adversarial(), plan, metrics=Watched())
+    state = TrainState(small_network(), Method(PGD(20, 1), Adversarial()), plan, metrics=Watched())
     x, _, y = batch()
     for step in range(5):
         update(state, x.float() * (float("nan") if step == 2 else 1), y)

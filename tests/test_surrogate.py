@@ -17,7 +17,7 @@ from sat import activations as A
 from sat.activations.surrogate import Smooth, SurrogateReLU, phase, phased
 from sat.attacks import PGD
 from sat.attacks.base import input_gradient
-from sat.objectives import Adversarial
+from sat.objectives import Adversarial, Method
 from sat.rng import RowRng
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
@@ -154,7 +154,7 @@ class Recorded:
 def trainer_of(net, attack) -> TrainState:
     schedule = replace(Schedule(), epochs=1.0, batch_size=16, warmup_epochs=0.0, weight_decay=0.0)
     choices = {"precision": "fp32", "channels_last": False, "compile": False, "threads": 1}
-    return TrainState(net, attack, Adversarial(), Plan(schedule, 16, 0, choices))
+    return TrainState(net, Method(attack, Adversarial()), Plan(schedule, 16, 0, choices))
 
 
 @both

@@ -1,6 +1,8 @@
 """Is the set-up sound? One batch tells, before hours of training do."""
 
 import logging
+import re
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from sat.data.samplers import Sampler
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
 from sat.evaluation.settings import Validation
-from sat.objectives import Objective
+from sat.objectives import Method, Objective, Unperturbed
 from sat.training.schedule import Schedule
 
 log = logging.getLogger("sat")
@@ -22,10 +24,28 @@ def check_objective(attack: Attack, objective: Objective) -> None:
     """Raises Refused for a training whose objective and attack make no sense together."""
     with refusing("attack: "):
         check_fields(attack)
-    if objective.attack_loss != "ce" and not attack.eps:
+    told = ("views", "attack_loss", "attacked", "second_order")
+    if missing := [key for key in told if key not in dir(objective)]:
         raise Refused(
-            f"objective={type(objective).__name__.lower()}: compares adversarial with clean images,"
+            f"objective: {type(objective).__name__} lacks {' and '.join(missing)}; derive it from"
+            " sat.objectives.Objective, which says what goes without saying"
+        )
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(objective).__name__).lower()
+    if objective.attacked and not attack.eps:
+        raise Refused(
+            f"objective={name}: compares adversarial with clean images,"
             " and without an attack they are the same; write attack=pgd, or objective=adversarial"
+        )
+    if objective.attacked is False and attack.eps:
+        raise Refused(
+            f"objective={name}: looks at no adversarial image; write attack=none, or"
+            " objective=adversarial"
+        )
+    asked = "loss" in {field.name for field in fields(attack)}
+    if attack.eps and objective.attack_loss != "ce" and not asked:
+        raise Refused(
+            f"objective={name}: its attack ascends {objective.attack_loss}, and"
+            f" {type(attack).__name__} only {attack.loss}; write attack=pgd"
         )
 
 
@@ -47,6 +67,20 @@ def check_sampler(sampler: Sampler, seed: int, batch_size: int, images: int) -> 
         raise Refused(
             f"sampler: gives {indices.dtype} of shape {list(indices.shape)}; it must give"
             f" {batch_size} places, int64, of {images} images"
+        )
+
+
+def check_method(method: Method, schedule: Schedule) -> None:
+    """Raises Refused, naming the key, for what a schedule can't do with it."""
+    if method.second_order and schedule.compile not in (False, "auto"):
+        raise Refused(
+            f"schedule.compile={schedule.compile}: torch differentiates no gradient of a compiled"
+            " network, as this objective or regulariser asks for; write false"
+        )
+    if schedule.shard and not isinstance(method.weight_attack, Unperturbed):
+        raise Refused(
+            "schedule.shard=true: no process has whole weights to perturb; write"
+            " weight_attack=none, or schedule.shard=false"
         )
 
 

@@ -31,7 +31,7 @@ STATE = {
     "scaler": {"*": _NUMBER},
     "optimizer": {"state": {"*": dict}, "param_groups": [dict]},
     "metrics": {"tags": [str], "values": Tensor}, "skips": {"counts": Tensor},
-    "attack?": dict, "objective?": dict,
+    "attack?": dict, "objective?": dict, "regulariser?": dict, "weight_attack?": dict,
     "choices": {"precision": str, "channels_last": bool, "compile": (bool, str), "tf32": bool,
                 "threads": "threads", "accumulate": int, "fold": bool, "fused": bool},
     "callbacks": _CALLBACKS,

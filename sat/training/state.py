@@ -13,8 +13,8 @@ from sat.acceleration.precision import lay_out
 from sat.activations.surrogate import phased
 from sat.distributed import ALONE, Replicas, World, local_statistics, normed_by_attack
 from sat.errors import Diverged
-from sat.objectives import Objective
-from sat.rng import StepKey, generator_states, seed_of, set_generators
+from sat.objectives import Method
+from sat.rng import RowRng, StepKey, generator_states, seed_of, set_generators
 from sat.training.average import Average
 from sat.training.metrics import Metrics, Totals
 from sat.training.optimizer import (
@@ -24,6 +24,7 @@ from sat.training.optimizer import (
     set_rate,
     skips_on_device,
 )
+from sat.training.perturbation import Perturbation
 from sat.training.plan import Plan
 from sat.training.skips import REMEDY, Skips, Statistics
 
@@ -45,14 +46,15 @@ class TrainState:
     def __init__(
         self,
         model: nn.Module,
-        attack: Any,
-        objective: Objective,
+        method: Method,
         plan: Plan,
         world: World = ALONE,
         metrics: Metrics | None = None,
     ):
         choices, schedule = plan.choices, plan.schedule
-        self.attack, self.objective, self.plan, self.world = attack, objective, plan, world
+        self.plan, self.world = plan, world
+        self.attack, self.objective = method.attack, method.objective
+        self.regulariser, self.weight_attack = method.regulariser, method.weight_attack
         self.metrics = metrics or Metrics()
         self.device = device = next(model.parameters()).device
         model.autocast = DTYPES[choices["precision"]]
@@ -89,6 +91,7 @@ class TrainState:
         # Lists, because a walk through the modules costs as much as all of the rest.
         self.parameters, buffers = [*model.parameters()], [*model.buffers()]
         self.statistics = Statistics(buffers)
+        self.perturbation = Perturbation(self.weight_attack, model)
         self.local_statistics = local_statistics(model)  # of batch norms that see own images alone
         self.recomputed = buffers if getattr(model, "recomputes", False) else []
         self._split()
@@ -106,15 +109,19 @@ class TrainState:
         if not self.model.training:  # half a millisecond on a CPU
             self.model.train()
 
-    def parts(self, images: int) -> Iterator[tuple[Tensor, slice]]:
-        """The rows of each accumulation part in the whole batch, and their places in this process's
-        share of it; `images` are what could be read of that."""
-        rows, done = self.rows, 0
-        if images != sum(map(len, rows)):
-            rows = torch.cat(rows)[:images].tensor_split(len(rows))
+    def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, RowRng]]:
+        """Images, labels and random numbers of each accumulation part of this process's share of a
+        batch; of several views each part has all of its images, first views first."""
+        views, rows, done = self.objective.views, self.rows, 0
+        x, y = (tensor.unflatten(0, (views, len(tensor) // views)) for tensor in (x, y))
+        if x.shape[1] != sum(map(len, rows)):  # some could not be read
+            rows = torch.cat(rows)[: x.shape[1]].tensor_split(len(rows))
         for part in rows:
             if len(part):
-                yield part, slice(done, done := done + len(part))
+                own = slice(done, done := done + len(part))
+                size = self.plan.schedule.batch_size
+                of_views = torch.cat([part + view * size for view in range(views)])
+                yield x[:, own].flatten(0, 1), y[:, own].flatten(0, 1), RowRng(self.key, of_views)
 
     def attack_model(self, x: Tensor) -> nn.Module:
         """The network that the attack on x asks, with the weights of this moment: folded for eval
@@ -136,7 +143,14 @@ class TrainState:
 
     def weight(self, own: int, batch: int) -> float:
         """What the loss of `own` images counts among those of this process's part of a batch."""
-        return own / self.replicas.images(batch, self.plan.schedule.batch_size)
+        views = self.objective.views
+        images = self.replicas.images(batch // views, self.plan.schedule.batch_size)
+        return own / views / images
+
+    @property
+    def epoch(self) -> Tensor:
+        """How far the training is, in epochs [], on the device."""
+        return self.number * self.plan.epoch(1)
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -181,6 +195,7 @@ class TrainState:
     def put_back(self, generators: Mapping[str, Tensor]) -> None:
         """Stands again where the step began that an exception has ended, before its update."""
         set_generators(generators, self.device)
+        self.perturbation.end()
         self.statistics.put_back()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -223,6 +238,7 @@ class TrainState:
         named = {
             "average": self.average, "scaler": self.scaler, "metrics": self.totals,
             "skips": self.skips, "attack": self.attack, "objective": self.objective,
+            "regulariser": self.regulariser, "weight_attack": self.weight_attack,
         }  # fmt: skip
         return {name: part for name, part in named.items() if isinstance(part, Stateful)}
 

@@ -16,6 +16,11 @@ def summary(config: Mapping[str, Any], facts: Mapping[str, Any], state: TrainSta
         f"attack: {described(config, 'attack')}"
         + f" (here {state.attack.loss})" * (config["attack"].get("loss") == "auto"),
         f"objective: {described(config, 'objective')}",
+        *(
+            f"{group}: {described(config, group)}"
+            for group in ("regulariser", "weight_attack")
+            if config["choices"].get(group, "none") != "none"
+        ),
         training_line(state),
         f"on: {state.device}"
         + f", {state.world.size} processes" * (state.world.size > 1)
