@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sat.arguments import check_choices
 from sat.data.batches import Batch
-from sat.data.choice import check_choice, split_training
+from sat.data.choice import Place, check_choice, split_training
 from sat.data.fingerprint import of
 from sat.data.sets import Data
 from sat.rng import RowRng
@@ -76,7 +77,8 @@ class MemorySet(ABC):
     """What all small sets share; a subclass says in `load` where the arrays come from."""
 
     limit: int | None = None  # training images in use, the held-out ones among them
-    holdout: float = 0.01  # fraction of them, or how many
+    holdout: float = 0.01  # fraction of them, or how many; 0: none, and no `best`
+    holdout_from: Place = "drawn"  # or the first, or the last of them
     image_size: int | None = None  # None: as stored; else resized once (bilinear, antialiased)
     crop: int = 4  # pixels of padding for the random crop
     flip: bool = True  # random mirror images
@@ -85,6 +87,7 @@ class MemorySet(ABC):
     fixed = False  # whether the images are always the same, so that a name is enough
 
     def __post_init__(self):
+        check_choices(self)
         check_choice(self.limit, self.holdout)
         if self.image_size is not None and not 1 <= self.image_size <= 1024:
             raise ValueError(
@@ -102,7 +105,8 @@ class MemorySet(ABC):
 
     def __call__(self, device: torch.device, seed: int) -> Data:
         arrays = self.load()
-        train, held_out = split_training(arrays.train_labels, self.limit, self.holdout, seed)
+        given = self.limit, self.holdout, seed, self.holdout_from
+        train, held_out = split_training(arrays.train_labels, *given)
         mean, std = _moments(arrays.train)
 
         def part(images: Tensor, labels: Tensor, *augmentation) -> MemorySplit:

@@ -181,9 +181,12 @@ class Callbacks:
         self.write(state, values)
 
     def validate(self, state: TrainState) -> None:
-        """Clean and robust accuracy of the held-out images; the most robust weights are kept."""
+        """Clean and robust accuracy of the held-out images; the most robust weights are kept. Where
+        nothing is held out, the average is made ready at the end."""
         self._tick()
         estimate(state, self.data.train)
+        if not len(self.data.held_out):
+            return
         found = self._validated(state, "average" if state.average else "weights")
         accuracies = {"val/clean": found.clean, "val/robust": found.robust}
         accuracies |= found.diagnostics

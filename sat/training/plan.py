@@ -15,7 +15,7 @@ class Plan:
     images: int
     seed: int
     choices: dict[str, Any]  # what `auto` stands for
-    validate_every: float = 1.0  # epochs
+    validate_every: float | None = 1.0  # epochs; None: nothing is held out
     image_cost: int = 0  # multiply-adds of one image's forward
 
     @property
@@ -51,5 +51,7 @@ class Plan:
 
     def validates(self, step: int) -> bool:
         """Once every `validate_every` epochs, and at the end."""
+        if self.validate_every is None:
+            return step == self.steps
         done, before = (int(self.epoch(s) / self.validate_every + 1e-9) for s in (step, step - 1))
         return done > before or step == self.steps

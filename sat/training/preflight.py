@@ -13,7 +13,7 @@ from sat.attacks.base import Attack, check_attack, check_fields
 from sat.data.samplers import Sampler
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
-from sat.evaluation.settings import Validation
+from sat.evaluation.settings import Evaluation, Validation
 from sat.objectives import Method, Objective, Unperturbed
 from sat.training.schedule import Schedule
 
@@ -55,6 +55,14 @@ def check_validation(validation: Validation, schedule: Schedule) -> None:
         raise Refused(
             "validation.weights=either: the run averages no weights; write validation.weights="
             "average, or schedule.ema=0.995"
+        )
+
+
+def check_held_out(evaluation: Evaluation, images: int) -> None:
+    """Raises Refused where `best` is asked for and no images choose it."""
+    if not images and evaluation.checkpoints == ("best",):
+        raise Refused(
+            "evaluation.checkpoints=[best]: none is chosen with dataset.holdout=0; write [last]"
         )
 
 

@@ -42,6 +42,7 @@ def described(config: Mapping[str, Any], section: str) -> str:
 
 def data_line(dataset: Mapping[str, Any], shape: Mapping[str, Any]) -> str:
     few = " (few: `best` is a coarse choice)" if dataset["held_out"] < 100 else ""
+    few = few if dataset["held_out"] else " (no `best`, no alarm while it trains)"
     size = shape["image_size"]
     return (
         f"data: {dataset['name']}: {dataset['train']:,} training,"

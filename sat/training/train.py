@@ -50,6 +50,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         data = spec.dataset(device, spec.seed)
     if spec.evaluate is None:
         batch = spec.schedule.batch_size
+        preflight.check_held_out(spec.evaluation, len(data.held_out))
         preflight.check_sampler(spec.sampler, spec.seed, batch, len(data.train))
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
@@ -120,7 +121,8 @@ def plan_of(
     set_tf32(choices["tf32"])
     if choices["compile"]:
         forget()
-    return Plan(schedule, images, spec.seed, choices, spec.validation.every, cost)
+    every = spec.validation.every if len(data.held_out) else None
+    return Plan(schedule, images, spec.seed, choices, every, cost)
 
 
 def take_over(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> dict[str, Any]:
