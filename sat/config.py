@@ -122,6 +122,11 @@ class Spec:
         return self.config["evaluate"]
 
     @property
+    def recipe(self) -> str | None:
+        """The recipe that the run follows."""
+        return self.choices.get("recipe")
+
+    @property
     def experiment(self) -> str | None:
         """The experiment under which the run is asked for."""
         return self.choices.get("experiment")
@@ -141,7 +146,9 @@ class Spec:
             for section in SECTIONS
         }
         told["model"]["weights"] = self.weights
-        return {**self.config, **told}
+        told = {**self.config, **told}
+        told.pop("published", None)
+        return told
 
     @property
     def normalisation(self) -> dict[str, list[float]]:
@@ -184,7 +191,7 @@ def check(plain: Mapping[str, Any]) -> Spec:
     for group in NEUTRAL.keys() - plain.keys():  # a run from before there was the group
         choices[group] = NEUTRAL[group]
         plain[group] = yaml.safe_load((CONF / group / f"{NEUTRAL[group]}.yaml").read_text())
-    unknown(plain, [*SECTIONS, *SCALARS, *BESIDE, "logger"], "")
+    unknown(plain, [*SECTIONS, *SCALARS, *BESIDE, "logger", "published"], "")
     config: dict[str, Any] = {"choices": choices}
     for key, hint in SCALARS.items():
         config[key] = convert(plain.get(key), hint, key)
@@ -214,6 +221,8 @@ def check(plain: Mapping[str, Any]) -> Spec:
         settings[section] = told
     _check_dataset(parts["dataset"])
     parts["logger"], config["logger"] = _loggers(plain.get("logger"))
+    if plain.get("published") is not None:  # a recipe's, for the end of the run
+        config["published"] = plain["published"]
     return Spec(config["seed"], config["device"], parts, choices, config, settings)
 
 

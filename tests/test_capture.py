@@ -1,6 +1,9 @@
 """A step that can be one CUDA graph: nothing of it asks the host, and its random numbers, rates and
 counts are read from memory."""
 
+import copy
+from contextlib import contextmanager
+
 import pytest
 import torch
 from conftest import small_network
@@ -15,13 +18,17 @@ from guard import (
     Operators,
     nothing_asks_the_host,
 )
+from tape import Tape
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from sat.acceleration import graph
 from sat.attacks import FGSM, PGD, Clean
 from sat.models import Classifier
 from sat.objectives import AWP, MART, TRADES, Adversarial, Method, training_attack
 from sat.objectives import GradientNorm as SmallGradient
 from sat.rng import RowRng, StepKey, seed_of
+from sat.training.memory import attempt
 from sat.training.metrics import GradientNorm
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
@@ -58,14 +65,14 @@ CASES = {
 BATCH = 12
 
 
-def started(attack, objective, words, beside=None) -> TrainState:
+def started(attack, objective, words, beside=None, device="cpu", **more) -> TrainState:
     words = {"learning_rate": 0.5, **words}
     schedule = Schedule(batch_size=BATCH, epochs=10, **words)
     choices = {"precision": words.get("precision", "fp32"), "channels_last": True,
-               "compile": False, "fold": True, "fused": True}  # fmt: skip
+               "compile": False, "fold": True, "fused": True, **more}  # fmt: skip
     plan = Plan(schedule, BATCH, 0, choices)
     attack = training_attack(attack, objective)
-    model = Classifier(small_network(), [0.5], [0.25])
+    model = Classifier(small_network(), [0.5], [0.25]).to(device)
     method = Method(attack, objective, **(beside or {}))
     return TrainState(model, method, plan, metrics=GradientNorm())
 
@@ -90,6 +97,160 @@ def test_no_step_asks_the_host(case):
         state.step += 1
     assert state.read()["train/gradient_norm"] > 0
     assert not state.skips.skipped or case == "fp16"  # which begins with too large a scale
+
+
+# a graph ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def taped(monkeypatch):
+    """Graphs of a CPU; the number of operators in each."""
+    sizes = []
+
+    def record(call):
+        tape = Tape(call)
+        sizes.append(len(tape.calls))
+        return tape.replay
+
+    monkeypatch.setattr(graph, "record", record)
+    return sizes
+
+
+def trained(case: str, steps: int = 7, device: str = "cpu", **choices) -> TrainState:
+    state = started(*CASES[case], device=device, **choices)
+    for step in range(steps):
+        attempt(state, *(t.to(device) for t in batch(step)))
+    return state
+
+
+def memory_of(state: TrainState) -> list[Tensor]:
+    kept = state.state_dict()
+    flat, _ = torch.utils._pytree.tree_flatten([kept[k] for k in kept if k != "choices"])
+    return [value for value in flat if isinstance(value, Tensor)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_graph_computes_is_what_the_steps_do(case, taped):
+    """To the bit, over steps of other images, rates, noise and coins than those of the capture."""
+    replayed, eager = trained(case, graph=True), trained(case)
+    assert len(taped) == 1 and taped[0] > 50
+    assert replayed.news == ["step 3: taken as one CUDA graph from here on"]
+    ours, theirs = memory_of(replayed), memory_of(eager)
+    assert len(ours) == len(theirs) > 10
+    assert all(map(torch.equal, ours, theirs))
+    assert replayed.read() == eager.read()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", CASES)
+def test_a_gpu_captures_a_step_and_computes_the_same(case, monkeypatch):
+    """Within rounding: torch may take other kernels. The noise is the same, else no weight were."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    replayed, eager = (trained(case, 6, "cuda", graph=on) for on in (True, False))
+    assert replayed.news == ["step 3: taken as one CUDA graph from here on"]
+    torch.testing.assert_close(memory_of(replayed), memory_of(eager), rtol=1e-3, atol=1e-4)
+
+
+def test_a_replayed_step_runs_nothing_of_python(taped, monkeypatch):
+    state = trained("pgd1", 4, graph=True)
+    monkeypatch.setattr("sat.training.step.advance", lambda *_: 1 / 0)
+    before = [p.clone() for p in state.parameters]
+    attempt(state, *batch(4))
+    assert not any(map(torch.equal, before, state.parameters)) and state.step == 5
+
+
+def test_a_batch_that_is_shorter_is_taken_as_before_and_the_graph_again_after_it(taped):
+    states = [started(*CASES["parts"], graph=on) for on in (True, False)]
+    for state in states:
+        for step in range(8):
+            x, y = batch(step)
+            attempt(state, *(t[: BATCH - 1 - (step < 3)] if step in (1, 5) else t for t in (x, y)))
+    assert len(taped) == 1
+    assert all(map(torch.equal, *map(memory_of, states)))
+
+
+def test_other_parts_are_another_graph(taped):
+    states = [started(*CASES["average"], graph=on) for on in (True, False)]
+    for state in states:
+        for step in range(10):
+            if step == 5:
+                state.split(2)
+            attempt(state, *batch(step))
+    assert len(taped) == 2 and taped[1] > taped[0]
+    assert all(map(torch.equal, *map(memory_of, states)))
+
+
+def test_a_step_that_is_not_finite_is_skipped_by_a_graph_too(taped):
+    states = [started(*CASES["average"], graph=on) for on in (True, False)]
+    for state in states:
+        for step in range(8):
+            x, y = batch(step)
+            attempt(state, x * (float("nan") if step == 5 else 1), y)
+        assert state.read()["train/skipped_steps"] == 1
+        assert state.skips.last == 5
+    assert all(map(torch.equal, *map(memory_of, states)))
+
+
+def test_a_graph_goes_on_after_a_resume(taped):
+    whole = trained("average", 10, graph=True)
+    half = trained("average", 5, graph=True)
+    kept = copy.deepcopy({**half.state_dict(), "generators": half.generators()})
+    again = started(*CASES["average"], graph=True)
+    again.load_state_dict(kept)
+    for step in range(5, 10):
+        attempt(again, *batch(step))
+    assert len(taped) == 3
+    assert all(map(torch.equal, memory_of(whole), memory_of(again)))
+
+
+@pytest.mark.parametrize("case", ["pgd1", "fp16", "average"])
+def test_a_step_that_cannot_be_captured_goes_on_as_before(case, monkeypatch):
+    class Unable(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            if operator.overloadpacket.__name__ == "_fused_sgd_":  # gradients are there, unscaled
+                raise RuntimeError("operation not permitted\nwhen stream is capturing")
+            return operator(*args, **(kwargs or {}))
+
+    def record(call):
+        with Unable():
+            Tape(call)
+
+    monkeypatch.setattr(graph, "record", record)
+    failed, eager = trained(case, graph=True), trained(case)
+    assert all(map(torch.equal, memory_of(failed), memory_of(eager)))
+    (line,) = failed.news
+    assert "step 3: no CUDA graph of a step: RuntimeError: operation not permitted when" in line
+    assert "schedule.graph=false" in line and not failed.applying
+
+
+def test_a_step_that_asks_the_host_is_not_captured(taped, monkeypatch):
+    asked = contextmanager(lambda: iter([["average.py:37"]]))
+    monkeypatch.setattr(graph, "questions", asked)
+    state = trained("pgd1", 6, graph=True)
+    assert not taped and state.step == 6
+    assert state.news == [
+        "step 2: no CUDA graph of a step: it asks the host (average.py:37); steps go on without"
+        " (schedule.graph=false)"
+    ]
+
+
+def test_a_draw_that_a_graph_would_repeat_is_refused(taped):
+    """A name by the step's number has a seed of its own in each step."""
+
+    class Forgetful(PGD):
+        def begin(self, x, rng):
+            forgetful.append(1)
+            return x + 0.01 * rng.uniform(f"start {len(forgetful)}", *x.shape[1:])
+
+    forgetful = []
+    CASES["forgetful"] = (Forgetful(20, 1), Adversarial(), {})
+    try:
+        state = trained("forgetful", 6, graph=True)
+    finally:
+        del CASES["forgetful"]
+    assert "start 4: is drawn in this step, and was not in those before" in state.news[0]
+    assert state.step == 6
 
 
 # the guard ----------------------------------------------------------------------------------------

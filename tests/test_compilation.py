@@ -22,15 +22,50 @@ def machine(monkeypatch):
     monkeypatch.setattr(auto, "compiles", lambda device: True)
 
 
-def chosen(device: torch.device, cost: int = COST, **schedule):
-    return choose(Schedule(**schedule), device, IMAGES, cost, False)["compile"]
+def chosen(device: torch.device, cost: int = COST, key: str = "compile", **schedule):
+    return choose(Schedule(**schedule), device, IMAGES, cost, False)[key]
 
 
 def test_long_runs_are_compiled_and_short_ones_are_not():
-    assert chosen(CPU, epochs=30) and chosen(GPU, epochs=30)
-    assert not chosen(CPU, epochs=0.5) and not chosen(GPU, epochs=0.5)
+    assert chosen(CPU, epochs=30) and chosen(GPU, epochs=30, graph=False)
+    assert not chosen(CPU, epochs=0.5) and not chosen(GPU, epochs=0.5, graph=False)
     assert not chosen(CPU, cost=100_000, epochs=30)
-    assert chosen(GPU, cost=100_000, epochs=30)  # bound by launches
+    assert chosen(GPU, cost=100_000, epochs=30, graph=False)  # bound by launches
+
+
+def test_beside_a_graph_a_compiler_has_less_to_save():
+    assert not chosen(GPU, epochs=30) and chosen(GPU, epochs=200)
+    assert not chosen(GPU, cost=100_000, epochs=200)
+
+
+def test_a_step_is_one_graph_where_a_gpu_would_wait_for_launches(monkeypatch):
+    def graph(device=GPU, **words):
+        return chosen(device, key="graph", **words)
+
+    assert graph() and graph(optimizer="adamw") and graph(epochs=1, cost=100_000)
+    assert not graph(CPU) and graph(CPU, graph=True) and not graph(graph=False)
+    assert not graph(epochs=0.1)  # 39 updates
+    assert not graph(cost=4_000_000_000) and graph(cost=4_000_000_000, accumulate=4)
+    assert not graph(optimizer="lamb") and not graph(fused=False) and not graph(shard=True)
+    assert not graph(compile="reduce-overhead")
+    monkeypatch.setattr(auto, "processes", lambda: (0, 2))
+    assert not graph()
+
+
+@pytest.mark.parametrize("words", [{"optimizer": "lamb"}, {"fused": False}])
+def test_a_graph_needs_a_rate_on_the_device(words):
+    with pytest.raises(ValueError, match="^graph=true: needs a fused optimizer, sgd, momentum,"):
+        Schedule(graph=True, **words)
+
+
+def test_a_graph_holds_no_other_graphs():
+    with pytest.raises(ValueError, match="^graph=true: .* write compile=true"):
+        Schedule(graph=True, compile="reduce-overhead")
+
+
+def test_a_graph_of_a_cpu_is_refused(sat):
+    refused = sat("schedule.graph=true")
+    assert refused.code == 2 and "schedule.graph=true: is for one process on a GPU" in refused.err
 
 
 def test_nothing_is_compiled_by_itself_without_a_compiler_for_several_processes_or_shared_weights(

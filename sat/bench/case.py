@@ -77,8 +77,8 @@ class Case:
         return replace(self.spec.attack, steps=k) if k else Clean()
 
     def state(self, k: int = 0, **choices: Any) -> TrainState:
-        """A training of the program's own, eager unless `compile` is chosen."""
-        given = {**self.choices, "compile": False, **choices}
+        """A training of the program's own, eager unless `compile` or `graph` is chosen."""
+        given = {**self.choices, "compile": False, "graph": False, **choices}
         slow = {"learning_rate": RATE, "decay": "constant", "warmup_epochs": 0.0}
         # asked for, not by itself: a compilation that fails must not pass for one
         schedule = replace(self.spec.schedule, **slow, compile=given["compile"], accumulate=1)

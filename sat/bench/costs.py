@@ -167,7 +167,7 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
         seen, attack = updates * spec.schedule.batch_size, steps_of("attack", spec.attack)
         times = validations(spec.schedule, sizes.train, spec.validation.every)
         each = asked * steps_of("validation", spec.validation.attack)
-        if asked and spec.validation.attack.eps:  # the probe: gradients at the clean image and at the other
+        if asked and spec.validation.attack.eps:  # the probe: two gradients
             each += 2 * -(-asked // -(-asked // PROBED))
     checkpoints = len(set(evaluation.checkpoints)) if trained else 1
     tested = checkpoints * min(evaluation.limit or sizes.test, sizes.test)

@@ -137,6 +137,8 @@ def _begin(optimizer: Optimizer) -> None:
     tensor on the device."""
     for group in optimizer.param_groups:
         device = group["params"][0].device
+        if "capturable" in group:  # of Adam's, by which torch lets it be captured
+            group["capturable"] = device.type == "cuda"
         exact = torch.float64 if device.type == "cpu" else torch.float32  # what each kernel reads
         group["lr"] = torch.tensor(float(group["lr"]), device=device, dtype=exact)
     _rest(optimizer)
@@ -169,7 +171,7 @@ def set_momentum(optimizer: Optimizer, momentum: float) -> None:
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Loads a state dict that may be of another layout, and of a step that was fused where this one
     is not. What is kept of a weight gets its layout: a fused step takes memory as it lies."""
-    keys = ("fused", "lr", "lr_scale", "momentum")
+    keys = ("fused", "capturable", "lr", "lr_scale", "momentum")
     own = [{k: group[k] for k in keys if k in group} for group in optimizer.param_groups]
     groups = [{**kept, **mine} for kept, mine in zip(state["param_groups"], own, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})

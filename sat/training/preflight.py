@@ -104,6 +104,11 @@ def check_processes(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool,
             "schedule.sync_batch_norm=true: with attack.batch_norm=train each step of the attack"
             " would wait for all processes; write attack.batch_norm=eval"
         )
+    if schedule.graph is True and (not on_gpu or size > 1):
+        raise Refused(
+            "schedule.graph=true: is for one process on a GPU; write auto, which takes a step as a"
+            " graph where it can and pays"
+        )
     if schedule.shard and size == 1:
         raise Refused(
             "schedule.shard=true: shares out the weights over processes, and there is one; start"

@@ -33,7 +33,8 @@ STATE = {
     "metrics": {"tags": [str], "values": Tensor}, "skips": {"counts": Tensor},
     "attack?": dict, "objective?": dict, "regulariser?": dict, "weight_attack?": dict,
     "choices": {"precision": str, "channels_last": bool, "compile": (bool, str), "tf32": bool,
-                "threads": "threads", "accumulate": int, "fold": bool, "fused": bool},
+                "threads": "threads", "accumulate": int, "fold": bool, "fused": bool,
+                "graph?": bool},
     "callbacks": _CALLBACKS,
 }  # fmt: skip
 # What timm's optimisers of these names keep of each parameter, in its shape.
@@ -117,7 +118,8 @@ def _check_optimizer(state: Mapping[str, Any], model: nn.Module, schedule: Sched
     """What an optimiser would take and stumble over in its next step."""
     own, kept = build_optimizer(model, schedule), _KEPT.get(schedule.optimizer, set())
     # others count in them; what is set before each step, and what is chosen anew
-    fixed = {"params"} | ({*own.defaults} - {"lr", "fused", "momentum"} if kept else set())
+    free = {"lr", "momentum", "fused", "capturable"}
+    fixed = {"params"} | ({*own.defaults} - free if kept else set())
     groups = own.state_dict()["param_groups"]
     try:
         pairs = [*zip(state["param_groups"], groups, strict=True)]

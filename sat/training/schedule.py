@@ -36,8 +36,9 @@ class Schedule:
     for several processes, see `sat.distributed`; None: on GPUs, unless the attack's batch norm is
     in training mode. `shard` shares out weights and optimiser over them, see
     `sat.distributed.sharding`. `compile=reduce-overhead` takes CUDA graphs as well, for small
-    images. `fold` merges batch norms for attacks, see `sat.acceleration.folding`; `fused` is the
-    optimiser's own step in one launch; `tf32` is for products of float32 on a GPU.
+    images; `graph` takes a whole step as one, see `sat.acceleration.graph`. `fold` merges batch
+    norms for attacks, see `sat.acceleration.folding`; `fused` is the optimiser's own step in one
+    launch; `tf32` is for products of float32 on a GPU.
     `grad_checkpointing` keeps of each block its input alone and computes the rest again for the
     backward pass: one unit more for an update and for each step of an attack.
     """
@@ -67,6 +68,7 @@ class Schedule:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     compile: bool | Literal["auto", "reduce-overhead"] = "auto"
+    graph: bool | Literal["auto"] = field(default="auto", metadata={"identity": False})
     fold: bool | Literal["auto"] = "auto"
     fused: bool | Literal["auto"] = "auto"
     tf32: bool | Literal["auto"] = "auto"
@@ -95,6 +97,13 @@ class Schedule:
                 f"compile=reduce-overhead: with accumulate={self.accumulate} the graph of one part"
                 " would overwrite the gradients of the one before; write compile=true"
             )
+        if self.graph is True and (self.fused is False or self.optimizer not in FUSED):
+            raise ValueError(
+                f"graph=true: needs a fused optimizer, {', '.join(FUSED)}, whose learning rate is"
+                " read on the device; write graph=auto"
+            )
+        if self.graph is True and self.compile == "reduce-overhead":
+            raise ValueError("graph=true: can hold no compile=reduce-overhead; write compile=true")
         if self.fused is True and self.optimizer not in FUSED:
             known = ", ".join(FUSED)
             raise ValueError(f"fused=true: {self.optimizer} has no such step, only {known} have")

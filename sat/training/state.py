@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sat.acceleration.auto import DTYPES
 from sat.acceleration.compilation import Warmup, compiled
 from sat.acceleration.folding import Folded, fold
+from sat.acceleration.graph import Graph
 from sat.acceleration.precision import lay_out
 from sat.activations.surrogate import phased
 from sat.distributed import ALONE, Replicas, World, local_statistics, normed_by_attack
@@ -75,13 +76,13 @@ class TrainState:
         self.phased = phased(model)
         self.optimizer = build_optimizer(model, schedule, bool(choices.get("fused")) and not shards)
         self.skips_on_device = skips_on_device(self.optimizer)
-        half = choices["precision"] == "fp16"
-        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.scaler = self._new_scaler()
         self.step, self.updating, self.applying = 0, False, False
         # Of the step that is taken: its share of all, in [0, 1), its number, the key of its noise.
         self.progress = torch.zeros((), device=device)
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.key = StepKey(device)
+        self.graph = Graph(bool(choices.get("graph")), self.key, self._clear, self._tell)
         self.sums = torch.zeros(3, device=device)  # its loss, right answers and images
         self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
         self.totals, self.skips = Totals(device), Skips(device)
@@ -191,13 +192,28 @@ class TrainState:
     def _split(self) -> None:
         rows = self.world.rows(self.plan.schedule.batch_size, self.accumulate)
         self.rows = [part.to(self.device) for part in rows]
+        self.graph.forget()
 
     def put_back(self, generators: Mapping[str, Tensor]) -> None:
         """Stands again where the step began that an exception has ended, before its update."""
         set_generators(generators, self.device)
         self.perturbation.end()
         self.statistics.put_back()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forgets what a step leaves behind that has ended before its end."""
         self.optimizer.zero_grad(set_to_none=True)
+        scaler = self._new_scaler()  # it counts on the update that follows
+        scaler.load_state_dict(self.scaler.state_dict())
+        self.scaler, self.applying = scaler, False
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        half = self.plan.choices["precision"] == "fp16"
+        return torch.amp.GradScaler(self.device.type, enabled=half)
+
+    def _tell(self, text: str) -> None:
+        self.news.append(f"step {self.step}: {text}")
 
     # what is told and kept ------------------------------------------------------------------------
 

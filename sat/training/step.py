@@ -21,7 +21,7 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
     A step whose loss or gradient is not finite changes nothing and is counted.
     """
     state.begin()
-    advance(state, x, y)
+    state.graph(partial(advance, state), x, y)
     state.step += 1
     state.applying = False
 
