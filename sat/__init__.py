@@ -1,4 +1,5 @@
-"""Smooth Adversarial Training: `python -m sat.run` trains, `sat.load` gives the model."""
+"""Smooth Adversarial Training: `python -m sat.run` trains, `sat.load` gives the model, and
+`sat.evaluate` measures any network."""
 
 
 def load(run_directory, which="best", device="cpu"):
@@ -6,3 +7,13 @@ def load(run_directory, which="best", device="cpu"):
     from sat.models.weights import load
 
     return load(run_directory, which, device)
+
+
+def evaluate(model, images, labels, eps=8, norm="linf", attack="strong", **options):
+    """How robust any network is: see `sat.evaluation.robustness.evaluate` for what it takes.
+
+    print(sat.evaluate(model, images, labels, eps=8))
+    """
+    from sat.evaluation.robustness import evaluate
+
+    return evaluate(model, images, labels, eps, norm, attack, **options)

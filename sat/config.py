@@ -46,7 +46,8 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 SCALARS = {"seed": int, "device": str, "evaluate": str | None}
 BESIDE = ("sizes", "report")  # of experiments: what a sweep varies, and what is told of it
-PATHS = ("dataset.root", "dataset.path", "record.root", "model.weights", "model.pretrained")
+PATHS = ("dataset.root", "dataset.path", "dataset.extra", "record.root")
+PATHS += ("model.weights", "model.pretrained")
 PARTIAL = ("activation",)  # built once a layer, by the model
 
 
@@ -84,6 +85,9 @@ class Spec:
             told["model"]["weights"] = _file_digest(self.weights)
         if isinstance(pretrained := self.config["model"].get("pretrained"), str):
             told["model"]["pretrained"] = _file_digest(pretrained, "model.pretrained")
+        if self.config["dataset"].get("extra"):
+            with refusing("dataset."):
+                told["dataset"]["extra"] = self.parts["dataset"].extra_fingerprint()
         return {"seed": self.seed, **told}
 
     @cached_property
@@ -454,6 +458,8 @@ def nearest(word: str, allowed: list[str]) -> str:
     """`did you mean x? allowed: x, y, z`, for the end of a line."""
     close = get_close_matches(word, allowed, 1, 0.5)
     listed = "allowed: " + (", ".join(allowed) or "none")
+    if close and len(listed) > 300:
+        return f"did you mean {close[0]}? {len(allowed)} are allowed, see --help"
     return f"did you mean {close[0]}? {listed}" if close else listed
 
 

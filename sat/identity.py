@@ -21,12 +21,13 @@ from typing import Any, Literal
 
 from sat.errors import Refused
 
-SECTIONS = "dataset sampler activation attack model schedule objective".split()
+SECTIONS = "dataset sampler augment activation attack model schedule objective".split()
 SECTIONS += "regulariser weight_attack".split()
 SECTIONS += "validation evaluation metrics record".split()
 UNTRAINED = ("evaluation", "metrics", "record")  # what these say moves no weight
 # Groups that came after the first runs: at this option, as it comes, they add nothing to a hash.
-NEUTRAL = {"sampler": "epochs", "regulariser": "none", "weight_attack": "none"}
+NEUTRAL = {"sampler": "epochs", "augment": "standard"}
+NEUTRAL |= dict.fromkeys(("regulariser", "weight_attack"), "none")
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
 FOLLOWED = {"eps": float | str, "norm": Literal["linf", "l2"], "depth": int, "width": float}
 # Keys of every model's option that say what it starts from: weights, and another normalisation.
@@ -226,7 +227,10 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
     dataset = config["dataset"]
     name = data_name(dataset) or choices.get("dataset", "data")
     size = dataset.get("image_size")
-    parts = [f"{name}-{size}px" if size else name, _network(config, choices)]
+    name = f"{name}-{size}px" if size else name
+    if dataset.get("extra"):
+        name += f"-{Path(dataset['extra']).stem}"
+    parts = [name, _network(config, choices)]
     parts.append(_activation(config["activation"], choices))
     if config.get("evaluate") is not None:
         parts += ["weights", Path(config["evaluate"]).stem]
@@ -237,7 +241,9 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
         epochs, ema = f"{config['schedule']['epochs']:g}ep", config["schedule"]["ema"]
         swa = config["schedule"].get("swa_start")
         average = f"-ema{ema:g}" if ema else f"-swa{swa:g}" if swa else ""
-        parts += [attack, *_method(config, choices), epochs + average]
+        augment = choices.get("augment", "standard")
+        augmented = [augment] if augment != NEUTRAL["augment"] else []
+        parts += [attack, *_method(config, choices), *augmented, epochs + average]
         parts.append(f"s{config['seed']}")
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).lstrip("._-")[:120]
 

@@ -9,6 +9,7 @@ from typing import Any
 from sat import config, identity, sweep
 from sat.config import Spec
 from sat.errors import Busy, Diverged, Fault, Lost, Refused, Stopped
+from sat.identity import digest
 from sat.loggers import screen
 
 log = logging.getLogger("sat")
@@ -19,12 +20,13 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
     """What became of a job, which goes to the screen and to the ledger of the sweep, too; `at` is
     Hydra's account of it, and `execute` runs it."""
     sweeping = at.mode.name == "MULTIRUN"
-    number, overrides = at.job.num if sweeping else 0, list(at.overrides.task)
+    lacks = [*sweep.lacking(choices_of(at))]
+    number, overrides = at.job.num if sweeping else 0, sweep.plain(at.overrides.task, lacks)
     before = sweep.before(number)
     if before is not None and sweep.has_ended(before):
         return before
     told = {"overrides": overrides, "code": 1, "message": sweep.RUNNING}
-    outcome: dict[str, Any] = {"job": number, **told}
+    outcome: dict[str, Any] = {"job": number, "lacks": lacks, **told}
     sweep.note(outcome)
     try:
         if sweeping:
@@ -36,7 +38,7 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
             spec = spec.asked_again()
         if before is not None and before["message"] != sweep.PUT_OFF:  # killed, or requeued
             spec = spec.asked_again()
-        sweep.note(outcome := {**outcome, "name": spec.name})
+        sweep.note(outcome := {**outcome, "name": spec.name, "network": network_of(spec)})
         # A sweep takes what no other command line is at; what is left it waits for.
         wait = not sweeping or before is not None and before["message"] == sweep.PUT_OFF
         outcome |= {"code": 0, "message": "", **execute(spec, overrides, wait)}
@@ -81,13 +83,23 @@ def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:
     one_experiment(at, sweeping)
     choices = choices_of(at)
     if cfg.evaluate is None:
-        plain = {**config.resolve(cfg), "choices": choices}
+        for key in (lacks := [*sweep.lacking(choices)]):
+            log.info("job %d has no %s: it is the baseline of those that have", at.job.num, key)
+        plain = {**sweep.without(config.resolve(cfg), lacks), "choices": choices}
         if isinstance(told := plain.get("published"), Mapping):
             plain["published"] = {**told, "overridden": overridden(plain, list(at.overrides.task))}
         return config.check(plain)
     from sat.evaluation.reevaluate import reevaluated
 
     return reevaluated(cfg, choices, list(at.overrides.task))
+
+
+def network_of(spec: Spec) -> str:
+    """The hash of a run, shared with one whose activation is the same function by another name."""
+    activation = spec.identity["activation"]  # what differs from the default, alpha = 1
+    if len(activation) > 1 or activation["_target_"].lower() not in ("elu", "celu"):
+        return spec.hash
+    return digest({**spec.identity, "activation": "elu, celu"})
 
 
 def choices_of(at: Any) -> dict[str, str]:

@@ -136,7 +136,8 @@ def main() -> None:
     os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
     os.environ[sweep.NAME] = Path(folder).name
     screen.set_up()
-    sys.argv[1:] = options_first(sys.argv[1:])
+    sys.argv[1:], keys = sweep.joined(options_first(sys.argv[1:]))
+    os.environ[sweep.JOINT] = ",".join(keys)
     code = 1
     try:
         refuse_pickles(sys.argv[1:])

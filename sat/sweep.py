@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -19,12 +19,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from sat.config import CONF, options
 from sat.errors import SIGNALS, Fault, Refused
 from sat.loggers.screen import table
 
 log = logging.getLogger("sat")
 # Environment variables, so that worker processes inherit them.
-FOLDER, NAME = "SAT_SWEEP_DIR", "SAT_SWEEP_NAME"
+FOLDER, NAME, JOINT = "SAT_SWEEP_DIR", "SAT_SWEEP_NAME", "SAT_SWEEP_JOINT"
 RUNNING = "did not end"
 PUT_OFF = "was put off"
 SAVING = 60.0  # seconds that worker processes have to save themselves when the sweep is stopped
@@ -204,6 +207,8 @@ def summary(done: Sequence[dict[str, Any]]) -> str:
         job["job"]: " ".join(o for o in job["overrides"] if o not in shared) or "(as the others)"
         for job in done
     }
+    for job in done:
+        told[job["job"]] += "".join(f" (baseline: no {key})" for key in job.get("lacks", ()))
     first = {job.get("name"): job["job"] for job in reversed(done)}
     rows = []
     for job in done:
@@ -215,10 +220,82 @@ def summary(done: Sequence[dict[str, Any]]) -> str:
     width = max(len(row[-1]) for row in [head, *rows])
     lines = [table(head[:-1] + [head[-1].ljust(width)],
                    [row[:-1] + [row[-1].ljust(width)] for row in rows])]  # fmt: skip
+    lines += one_network(done)
     lines += [
         f"! job {job['job']} ({told[job['job']]}): {job['message']}" for job in done if job["code"]
     ]
     return "\n".join(lines)
+
+
+def one_network(done: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for jobs whose runs have two names and one function in the network."""
+    lines, first = [], {job.get("name"): job for job in reversed(done)}
+    for network in dict.fromkeys(job.get("network") for job in done if job.get("network")):
+        same = [job["job"] for job in first.values() if job.get("network") == network]
+        if len(same) > 1:
+            jobs = " and ".join(map(str, sorted(same)))
+            lines.append(f"jobs {jobs} are one network: ELU and CELU at alpha 1 are one function")
+    return lines
+
+
+# keys that some options lack ----------------------------------------------------------------------
+
+
+def joined(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line in a form that Hydra composes, and the keys that some of the
+    options swept have and others lack.
+
+    `-m activation=relu,elu,celu activation.alpha=1,2` composes, and the jobs whose option has no
+    such key are the baseline: one run, however many values there are. A single run is refused as
+    ever, and so is a sweep of which no option has the key.
+    """
+    if not {"-m", "--multirun"} & {*words}:
+        return list(words), []
+    pairs = dict(word.split("=", 1) for word in words if "=" in word)
+    keys = [key for key in pairs if key.count(".") == 1 and _some_have(key, pairs)]
+    told = [f"++{word}" if word.split("=", 1)[0] in keys else word for word in words]
+    return told, keys
+
+
+def _some_have(key: str, pairs: Mapping[str, str]) -> bool:
+    group, name = key.split(".")
+    chosen = pairs.get(group, "").split(",")
+    if not {*chosen} <= {*options().get(group, ())}:
+        return False
+    having = [name in _keys_of(group, option) for option in chosen]
+    return any(having) and not all(having)
+
+
+@cache
+def _keys_of(group: str, option: str) -> frozenset[str]:
+    """The keys in an option's file, and in those that it builds on."""
+    node = yaml.safe_load((CONF / group / f"{option}.yaml").read_text()) or {}
+    bases = [base for base in node.pop("defaults", ()) if base in options()[group]]
+    return frozenset(node).union(*(_keys_of(group, base) for base in bases))
+
+
+def lacking(choices: Mapping[str, str]) -> Iterator[str]:
+    """The keys of this sweep that the options of a job lack."""
+    for key in filter(None, os.environ.get(JOINT, "").split(",")):
+        group, name = key.split(".")
+        if name not in _keys_of(group, choices[group]):
+            yield key
+
+
+def without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """A resolved config without these keys."""
+    found = dict(config)
+    for key in keys:
+        group, name = key.split(".")
+        found[group] = {k: value for k, value in found[group].items() if k != name}
+    return found
+
+
+def plain(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The overrides of a job as they were written, less those of the keys that it lacks."""
+    swept = [f"++{key}=" for key in os.environ.get(JOINT, "").split(",") if key]
+    written = [word[2:] if word.startswith(tuple(swept)) else word for word in overrides]
+    return [word for word in written if word.split("=", 1)[0] not in keys]
 
 
 # without running --------------------------------------------------------------------------------
@@ -236,19 +313,21 @@ def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from sat.config import CONF, one_line
+    from sat.config import one_line
 
     def job(cfg: Any) -> None:
         at = HydraConfig.get()
         chosen = at.runtime.choices.items()
         choices = {k: v for k, v in chosen if "/" not in k and "@" not in k}
-        look(cfg, choices, list(at.overrides.task))
+        look(cfg, choices, plain(at.overrides.task, [*lacking(choices)]))
 
+    words, keys = joined(words)
     words = [w for w in words if not w.startswith(("hydra/launcher=", "hydra.launcher."))]
     words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
-    argv, before = sys.argv, {k: os.environ.get(k) for k in ("HYDRA_FULL_ERROR", FOLDER)}
+    changed = ("HYDRA_FULL_ERROR", FOLDER, JOINT)
+    argv, before = sys.argv, {k: os.environ.get(k) for k in changed}
     with tempfile.TemporaryDirectory(prefix="sat-") as folder:  # for Hydra's multirun.yaml
-        os.environ |= {"HYDRA_FULL_ERROR": "1", FOLDER: folder}
+        os.environ |= {"HYDRA_FULL_ERROR": "1", FOLDER: folder, JOINT: ",".join(keys)}
         sys.argv = [argv[0], *words, "hydra/launcher=basic"]
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()

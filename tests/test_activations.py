@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 from sat import activations as A
@@ -30,6 +30,10 @@ OPTIONS = {
     "leaky_relu": A.LeakyReLU,
     "prelu": A.PReLU,
     "pssilu": A.PSSiLU,
+    "squareplus": A.Squareplus,
+    "smelu": A.SmeLU,
+    "bent_identity": A.BentIdentity,
+    "rcr_af": A.CappedSoftplus,
 }
 every_option = pytest.mark.parametrize("build", OPTIONS.values(), ids=OPTIONS)
 custom = pytest.mark.parametrize("build", [A.SmoothReLU, A.PSSiLU])
@@ -65,11 +69,16 @@ def derivative_of_pssilu(x, a=2.0, b=0.3):
     return (s - b + a * x * s * (1 - s)) / (1 - b)
 
 
+def derivative_of_capped_softplus(x, a=3.0, cap=0.9):
+    below = torch.log1p(torch.exp((a * x).clamp(max=100))) / a < cap
+    return torch.where(below, sigma(a * x), 0.0)
+
+
 def test_the_folder_holds_exactly_these_options():
     """surrogate_relu is tested in test_surrogate.py; gelu_tanh is gelu with one argument."""
     others = {"surrogate_relu", "gelu_tanh"}
     assert {path.stem for path in FOLDER.iterdir()} == set(OPTIONS) | others
-    assert len(OPTIONS) == 12
+    assert len(OPTIONS) == 16
 
 
 def test_gelu_tanh_is_the_approximation_of_the_papers_code():
@@ -107,6 +116,12 @@ def test_a_yaml_file_gives_every_argument_its_default_but_inplace(name):
         (A.SmoothReLU(1.0), [0, 0, 0, 0.00469, 0.30685, 0.90139], (0, 0)),
         (A.SmoothReLU(1.0, learnable=False), [0, 0, 0, 0.00469, 0.30685, 0.90139], (0, 0)),
         (A.PSSiLU(), [-0.26894, -0.04750, 0, 0.05250, 0.73106, 1.76159], (0.5, 0.5)),
+        (A.Squareplus(), [0.61803, 0.95125, 1, 1.05125, 1.61803, 2.41421], (0.5, 0.5)),
+        (A.SmeLU(), [0, 0.2025, 0.25, 0.3025, 1, 2], (0.5, 0.5)),
+        (A.SmeLU(0.5), [0, 0.08, 0.125, 0.18, 1, 2], (0.5, 0.5)),
+        (A.BentIdentity(), [-0.79289, -0.09751, 0, 0.10249, 1.20711, 2.61803], (1, 1)),
+        (A.CappedSoftplus(), [4.54e-6, 0.03133, 0.06931, 0.13133, 1, 2], (0.5, 0.5)),
+        (A.CappedSoftplus(1.0, 1.0), [0.31326, 0.64440, 0.69315, 0.74440, 1, 1], (0.5, 0.5)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -135,6 +150,10 @@ DERIVATIVES = {
     "leaky_relu": (A.LeakyReLU(0.2), lambda x: 1 - 0.8 * (x < 0).double()),
     "prelu": (A.PReLU(0.5), lambda x: 1 - 0.5 * (x < 0).double()),
     "pssilu": (A.PSSiLU(2.0, 0.3), derivative_of_pssilu),
+    "squareplus": (A.Squareplus(0.7), lambda x: (1 + x / (x**2 + 0.7).sqrt()) / 2),
+    "smelu": (A.SmeLU(1.7), lambda x: ((x + 1.7) / 3.4).clamp(0, 1)),
+    "bent_identity": (A.BentIdentity(), lambda x: 1 + x / (2 * (x**2 + 1).sqrt())),
+    "rcr_af": (A.CappedSoftplus(3.0, 0.9), derivative_of_capped_softplus),
 }
 
 
@@ -243,7 +262,8 @@ def test_half_precision_stays_half_finite_and_near_the_formula(build, dtype):
     y, slope = module(x), gradient(module, x)
     assert y.dtype == slope.dtype == dtype
     exact = module.double()(x.double())
-    assert torch.allclose(y.double(), exact, rtol=2**-7, atol=2**-7)
+    fits = exact.abs() <= torch.finfo(dtype).max  # bent identity exceeds its input
+    assert torch.allclose(y.double()[fits], exact[fits], rtol=2**-7, atol=2**-7)
     exact = gradient(module, x.double())
     assert torch.allclose(slope.double(), exact, rtol=2**-7, atol=2**-6)
 
@@ -265,7 +285,8 @@ def test_scalar_gradients_of_half_inputs_are_summed_in_float32(build, dtype):
 @every_option
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_is_not_hidden(build, value):
-    assert not build()(torch.tensor([1.0, value])).isfinite().all()
+    hidden = build is A.CappedSoftplus and value == math.inf  # the cap is its value there
+    assert build()(torch.tensor([1.0, value])).isfinite().all() == hidden
 
 
 @every_option
@@ -289,7 +310,8 @@ def test_inplace_is_accepted_and_changes_no_result(build):
     assert torch.allclose(slope, gradient(build(), x), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("build", [A.ParametricSoftplus, A.SmoothReLU, A.ELU, A.CELU, A.PSSiLU])
+@pytest.mark.parametrize("build", [A.ParametricSoftplus, A.SmoothReLU, A.ELU, A.CELU,
+                                   A.PSSiLU, A.CappedSoftplus])  # fmt: skip
 def test_alpha_must_be_above_0_and_finite(build):
     for alpha in (-1, 0, math.inf, math.nan):
         with pytest.raises(ValueError, match=f"^alpha={alpha:g}: must be above 0"):
@@ -301,17 +323,36 @@ def test_other_values_out_of_range_are_refused_by_name():
         A.LeakyReLU(0)
     with pytest.raises(ValueError, match="^init=nan: "):
         A.PReLU(math.nan)
+    for build, key in ((A.Squareplus, "b"), (A.SmeLU, "beta"), (A.CappedSoftplus, "cap")):
+        for value in (0, -1, math.inf, math.nan):
+            with pytest.raises(ValueError, match=f"^{key}={value:g}: must be above 0"):
+                build(**{key: value})
     for beta in (-0.1, 0.0, 1.0, math.nan):
         with pytest.raises(ValueError, match=f"^beta={beta:g}: "):
             A.PSSiLU(beta=beta)
     A.PSSiLU(beta=0.0, learnable=False)
 
 
+@pytest.mark.parametrize("module", [A.Squareplus(0.3), A.SmeLU(1.5), A.BentIdentity(),
+                                    A.CappedSoftplus(2.0, 3.0)], ids=lambda m: type(m).__name__)  # fmt: skip
+def test_those_since_2020_are_differentiated_twice(module):
+    x = torch.tensor([[-3, -0.5, 0.02], [0.7, 2, 9]], dtype=torch.float64, requires_grad=True)
+    assert gradcheck(module, x) and gradgradcheck(module, x)
+
+
+@pytest.mark.parametrize("build", [A.Squareplus, A.BentIdentity, A.SmeLU])
+def test_what_cancels_keeps_its_digits(build):
+    """Small values of large negative x, and of small ones, in float32 as in float64."""
+    x = torch.tensor([-3e4, -300, -7, -1e-3, 1e-3, 5, 3e4])
+    module = build()
+    torch.testing.assert_close(module(x).double(), module(x.double()), rtol=1e-6, atol=0)
+
+
 def test_one_compiled_graph_with_frozen_scalars():
     """Dynamo's graph capture alone (backend aot_eager): no C++ compiler, a few seconds."""
     model = nn.Sequential(
         A.SmoothReLU(), A.PSSiLU(beta=0.2), A.ParametricSoftplus(), A.PReLU(), A.Mish(),
-        A.GELU("tanh"),
+        A.GELU("tanh"), A.Squareplus(), A.SmeLU(), A.BentIdentity(), A.CappedSoftplus(),
     )  # fmt: skip
     detached = {name: p.detach() for name, p in model.named_parameters()}
     x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()

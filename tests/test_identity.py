@@ -353,7 +353,7 @@ def test_facts_see_every_pixel_of_a_set_in_memory():
     for flipped in (None, 17):
         data = Digits()(torch.device("cpu"), 0)
         if flipped:
-            data.test._windows[flipped, 0, 0, 0, 3, 3] += 1
+            data.test._cut.images[flipped, 0, 3, 3] += 1
         facts.append(fingerprint.facts_of(data))
     assert facts[0]["test_content"] != facts[1]["test_content"]
     assert facts[0]["content"] != facts[1]["content"]

@@ -164,6 +164,18 @@ class WithReplacement:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """The upper half of an image over the lower half of the next one."""
+
+    crops, partners = False, True
+
+    def __call__(self, x, y, rng):
+        (x, other), (y, label) = x.chunk(2), y.chunk(2)
+        half = x.shape[2] // 2
+        return torch.cat([x[:, :, :half], other[:, :, half:]], 2), (y + label) / 2
+
+
+@dataclass(frozen=True)
 class Polynomial(Decay):
     """What is left, to a power."""
 
@@ -214,6 +226,7 @@ OPTIONS = {
     "eps: 20\nnorm: linf\ndepth: 10\nwidth: 0.25\n",
     "schedule/bars.yaml": "defaults:\n  - digits\n  - _self_\n\nepochs: 3.0\nbatch_size: 32\n",
     "sampler/with_replacement.yaml": "_target_: mypackage.WithReplacement\n",
+    "augment/halves.yaml": "_target_: mypackage.Halves\n",
     "schedule/decay/polynomial.yaml": "_target_: mypackage.Polynomial\npower: 2.0\n",
     "metrics/wrong.yaml": "_target_: mypackage.WrongShare\n",
     "logger/lines.yaml": "lines:\n  _target_: mypackage.Lines\n  prefix: my/\n",
@@ -221,7 +234,7 @@ OPTIONS = {
 EACH = [
     "activation=softsign", "attack=mifgsm", "objective=half", "regulariser=pairing",
     "weight_attack=uphill", "model=plain", "dataset=bars", "sampler=with_replacement",
-    "schedule/decay=polynomial", "metrics=wrong", "'logger=[tensorboard,lines]'",
+    "augment=halves", "schedule/decay=polynomial", "metrics=wrong", "'logger=[tensorboard,lines]'",
 ]  # fmt: skip
 EACH = [word.strip("'") for word in EACH]
 FIXED = ["schedule.precision=fp32", "validation.attack.steps=2", "evaluation.masking_checks=0",

@@ -2,6 +2,7 @@
 since in eval mode they are linear, and every weight frozen and cast once."""
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -13,7 +14,18 @@ from torch.autograd.graph import Node
 
 from sat.acceleration.precision import float32
 
+log = logging.getLogger("sat")
 Pairs = Sequence[tuple[str, str]]  # names of convolutions and of the batch norms that they feed
+
+
+class Unfolded:
+    """`net`: a model that can't be copied, as it is. What asks it sets its mode."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.net = model
+
+    def follow(self) -> None:
+        """It has the weights of this moment."""
 
 
 class Folded:
@@ -79,21 +91,27 @@ class Folded:
             module.eval()
 
 
-def fold(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Folded:
+def fold(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Folded | Unfolded:
     """The folded model; `x` [B, C, H, W] are a few images, of which one forward shows which
     convolution feeds which batch norm.
 
     Nothing is merged where that moves a logit by more than rounding, nor for float16, whose range
-    merged weights may leave. Tried once for a model, whose layers must stay those that they are.
+    merged weights may leave. A model that can't be copied (a stored graph, a lock) stays as it is,
+    which is said. Tried once for a model, whose layers must stay those that they are.
     """
-    if dtype is torch.float16:
-        return Folded(model, [], dtype)
     if model not in _TRIED:
-        _TRIED[model] = _tried(model, x)
-    return Folded(model, _TRIED[model], dtype)
+        try:
+            _TRIED[model] = _tried(model, x)
+        except Exception as error:  # of any kind: the code is the user's
+            reason = (str(error).strip().splitlines() or [""])[0]
+            log.info("the network is attacked as it is, not a faster copy of it (%s)", reason[:200])
+            _TRIED[model] = None
+    if (pairs := _TRIED[model]) is None:
+        return Unfolded(model)
+    return Folded(model, [] if dtype is torch.float16 else pairs, dtype)
 
 
-_TRIED: WeakKeyDictionary[nn.Module, Pairs] = WeakKeyDictionary()
+_TRIED: WeakKeyDictionary[nn.Module, Pairs | None] = WeakKeyDictionary()
 
 
 def _tried(model: nn.Module, x: Tensor) -> Pairs:
@@ -136,7 +154,7 @@ def _pairs(model: nn.Module, x: Tensor) -> tuple[Tensor, Pairs]:
 
     def after(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         calls[module] += 1
-        if type(module) is nn.Conv2d:
+        if type(module) is nn.Conv2d and not module._forward_pre_hooks:  # as weight_norm has them
             outputs[id(output)] = (output, module, output.grad_fn)
         elif (fed := outputs.get(id(inputs[0]))) and module.affine and module.track_running_stats:
             if inputs[0].grad_fn is fed[2]:  # else something has changed it in place

@@ -15,6 +15,7 @@ from sat.activations.functions import (
     SmoothReLU,
     Softplus,
 )
+from sat.activations.recent import BentIdentity, CappedSoftplus, SmeLU, Squareplus
 from sat.activations.surrogate import SurrogateReLU
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "ELU",
     "GELU",
     "Keep",
+    "BentIdentity",
+    "CappedSoftplus",
     "LeakyReLU",
     "Mish",
     "PReLU",
@@ -29,7 +32,9 @@ __all__ = [
     "ParametricSoftplus",
     "ReLU",
     "SiLU",
+    "SmeLU",
     "SmoothReLU",
     "Softplus",
+    "Squareplus",
     "SurrogateReLU",
 ]

@@ -89,7 +89,7 @@ class AutoAttack(Ensemble):
                         )
                         # the package takes a point of NaN for a fall
                         stand = (found == y[rows]) | ~ball.holds(points, x[rows])
-                        outcomes.decide(images, stand)
+                        outcomes.decide(images, stand, points)
 
     def _package(self, model: nn.Module, x: Tensor, seed: int) -> Any:
         from pyautoattack import AutoAttack as Package

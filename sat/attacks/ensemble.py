@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
@@ -81,26 +80,23 @@ class FastAutoAttack(Ensemble):
     ) -> Tensor:
         """x [N, C, H, W] in [0, 1] and y [N] -> an adversarial image where one was found, the clean
         one elsewhere; detached, float32. The model is left as it was."""
-        x_adv = x.detach().clone()
+        x_adv, outcomes = x.detach().clone(), self._survey(model, x, y)
 
         def keep(images: Tensor, points: Tensor) -> None:
             x_adv[images.to(x_adv.device)] = points.to(x_adv.device)
 
-        self._run(model, x, y, rng, self._survey(model, x, y), keep)
+        outcomes.fallen = keep
+        self.run(model, x, y, row_rng(rng, x), outcomes)
         return x_adv
 
     def verdicts(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None) -> Tensor:
         """Verdicts of N images, int8 on the CPU: which of `attacks` felled it; STANDS, or WRONG."""
         outcomes = self._survey(model, x, y)
-        self._run(model, x, y, rng, outcomes)
+        self.run(model, x, y, row_rng(rng, x), outcomes)
         return outcomes.fell
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """Decides as `sat.attacks.outcomes.Ensemble` promises; goes on with what is open."""
-        self._run(model, x, y, rng, outcomes)
-
-    def _run(self, model, x, y, rng, outcomes, keep: Callable = lambda images, points: None):
-        rng = row_rng(rng, x)
         with frozen(model, "eval"), float32(model):
             few = x[:8].to(_device(model))
             check_repeats(model, few)
@@ -109,7 +105,7 @@ class FastAutoAttack(Ensemble):
             network = Network(model, self._precision(model), few, self._ball, coarse)
             targets = self._targets(network, x, y)
             for k, name in enumerate(self.attacks):
-                left = partial(_left, outcomes, keep)
+                left = partial(_left, outcomes, x)
                 own = rng.child(name).to("cpu")
                 pool = Pool(x, y, targets, own, left, self._size(x, network.device), patience)
                 with outcomes.attack(k) as images:
@@ -179,8 +175,7 @@ def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _left(outcomes, keep, images: Tensor, points: Tensor | None = None, tied=None) -> None:
-    """Decides images that left the pool, and keeps the points where they fell."""
-    if points is not None:
-        keep(images, points)
-    outcomes.decide(images, torch.full((len(images),), points is None), tied)
+def _left(outcomes, x: Tensor, images: Tensor, points: Tensor | None = None, tied=None) -> None:
+    """Decides images that left the pool; without points they stand."""
+    stand = torch.full((len(images),), points is None)
+    outcomes.decide(images, stand, x[:0] if points is None else points, tied)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sat.acceleration.folding import fold
 from sat.acceleration.precision import lay_out
-from sat.attacks.base import Ball
+from sat.attacks.base import Ball, input_gradient
 from sat.attacks.coarse import Tap
 from sat.attacks.outcomes import Verdicts, margins, of_logits, under_attack
 
@@ -35,26 +35,24 @@ class Network:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.fast = self.low = fold(model, x.to(self.device)).net
         self.near = 0.0
-        if self.precision is not None:
-            self.near, self.low = NEAR, self._lower(model, x.to(self.device))
+        if self.precision and self.fast is not model and (low := self._lower(model, x)):
+            self.near, self.low = NEAR, low
         self.taps = {net: Tap.of(net, x.to(self.device)) if coarse else None
                      for net in (self.fast, self.low)}  # fmt: skip
 
-    def _lower(self, model: nn.Module, x: Tensor) -> nn.Module:
+    def _lower(self, model: nn.Module, x: Tensor) -> nn.Module | None:
         """A copy that computes in `precision`, with weights in it unless the model has a part that
-        autocast leaves alone."""
+        autocast leaves alone; None for a network that takes no fewer bits, or no such layout."""
         for dtype in (self.precision, None):
-            net = fold(model, x, dtype).net
+            net = fold(model, x.to(self.device), dtype).net
             net.autocast = self.precision
             lay_out(net, channels_last=True)
             try:
-                with torch.no_grad():
-                    net(x)
-                break
+                input_gradient(net, x.to(self.device), net(x.to(self.device)).argmax(1))
             except RuntimeError:
-                if dtype is None:
-                    raise
-        return net
+                continue
+            return net
+        return None
 
     def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]):
         """Logits [B, K], loss(logits) [B] and the gradient of each loss by its image, 0 where it is

@@ -30,7 +30,8 @@ class AttackOutcomes:
 
     `tied` bool: it is wrong, or fell, by a tie that `argmax` takes for right. `seconds` float64
     [attacks] adds up over restarts. `begin(attack, images)` is told of each attack that starts,
-    `changed(images)` of images decided in it.
+    `changed(images)` of how many were decided in it, `fallen(images, points)` of which [M] fell,
+    and where [M, C, H, W].
     """
 
     names: tuple[str, ...]
@@ -40,6 +41,7 @@ class AttackOutcomes:
     tied: Tensor = None  # none, where it is not given
     begin: Callable[[str, int], object] = lambda name, images: None
     changed: Callable[[int], object] = lambda images: None
+    fallen: Callable[[Tensor, Tensor], object] = lambda images, points: None
     _since: float = field(default=0.0, repr=False)
     _attack: int = field(default=0, repr=False)
 
@@ -55,9 +57,10 @@ class AttackOutcomes:
 
     def part(self, rows: slice) -> "AttackOutcomes":
         """Some of the images; what is decided there is decided here."""
+        first = rows.start or 0
         return AttackOutcomes(
             self.names, self.fell[rows], self.passed[rows], self.seconds, self.tied[rows],
-            self.begin, self.changed,
+            self.begin, self.changed, lambda images, points: self.fallen(first + images, points),
         )  # fmt: skip
 
     def joined(self, other: "AttackOutcomes") -> "AttackOutcomes":
@@ -81,9 +84,14 @@ class AttackOutcomes:
         """All images [M] that attack `k` has to deal with, those it has decided included."""
         return ((self.fell == STANDS) | (self.fell >= k)).nonzero()[:, 0]
 
-    def decide(self, images: Tensor, stand: Tensor, tied: Tensor | None = None) -> None:
-        """Notes of the attack that runs: whether each of `images` withstood it, and whether it fell
-        by a tie alone (all [M])."""
+    def decide(
+        self, images: Tensor, stand: Tensor, points: Tensor, tied: Tensor | None = None
+    ) -> None:
+        """Notes of the attack that runs: whether each of `images` withstood it, where it was led
+        [M, C, H, W] (where none fell, that may be empty), and whether it fell by a tie alone."""
+        if not stand.all():
+            fell = ~stand
+            self.fallen(images[fell.to(images.device)].cpu(), points[fell.to(points.device)])
         images, stand = images.cpu(), stand.cpu()
         self.fell[images[~stand]] = self._attack
         self.passed[images[stand]] = self._attack + 1

@@ -40,7 +40,7 @@ class Series(Ensemble):
                     )
                     x_adv = attack(attack_model, x[rows], y[rows], own[rows])
                     verdict = under_attack(model, x_adv, x[rows], y[rows], ball)
-                    outcomes.decide(images, verdict.right, verdict.tied)
+                    outcomes.decide(images, verdict.right, x_adv, verdict.tied)
 
 
 def ensemble_of(attack: Any, restarts: int, batch_size: int) -> Ensemble:

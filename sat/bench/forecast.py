@@ -252,7 +252,8 @@ def main(given: Sequence[str] | None = None) -> int:
         jobs.append(told := Told(len(jobs), overrides))
         try:
             if cfg.evaluate is None:
-                spec = config.check({**config.resolve(cfg), "choices": choices})
+                plain = sweep.without(config.resolve(cfg), [*sweep.lacking(choices)])
+                spec = config.check({**plain, "choices": choices})
             else:
                 from sat.evaluation.reevaluate import reevaluated
 

@@ -1,7 +1,7 @@
 """The order in which images are seen: a pure function of seed and step."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class Batch:
     key: int | None  # seeds the augmentation, with the row in the batch; None: no augmentation
     start: int = 0  # place of its row 0 in the endless sequence of epochs
     own: Tensor | None = None  # int64 [B], their rows in the whole batch; None: it is the whole
+    crops: bool = True  # with a key: whether the set's own random crop and mirror are done
 
     @property
     def rows(self) -> Tensor:
@@ -28,18 +29,30 @@ class Batch:
 
     def part(self, rows: Tensor) -> "Batch":
         """Some rows of a whole batch, with the same images and the same augmentation."""
-        return Batch(self.indices[rows], self.key, self.start, rows)
+        return replace(self, indices=self.indices[rows], own=self.rows[rows])
 
 
 def epoch_batches(
-    n: int, batch_size: int, seed: int, start: int, stop: int, sampler: Sampler | None = None
+    images: int | tuple[int, ...],
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    sampler: Sampler | None = None,
 ) -> Iterator[Batch]:
-    """The batches of the steps `start` <= step < `stop` over `n` images, as the sampler takes them;
-    a step depends on no other."""
-    sampler = sampler or Epochs()
+    """The batches of the steps `start` <= step < `stop` over so many images, of several sets one
+    after the other, as the sampler takes them; a step depends on no other."""
+    sampler, sizes = sampler or Epochs(), (images,) if isinstance(images, int) else images
     for step in range(start, stop):
-        indices = sampler(seed, step, batch_size, (n,))
+        indices = sampler(seed, step, batch_size, sizes)
         yield Batch(indices, seed_of(seed, "augment", step), step * batch_size)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; the host does not wait for the copy."""
+    if device.type == "cuda":  # from other memory the copy is waited for
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def evaluation_batches(indices: Tensor, batch_size: int) -> Iterator[Batch]:

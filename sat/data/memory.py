@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,52 +13,47 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sat.arguments import check_choices
-from sat.data.batches import Batch
+from sat.data.batches import Batch, sent
 from sat.data.choice import Place, check_choice, split_training
+from sat.data.cutter import Cutter
+from sat.data.extra import fingerprint_of, with_extra
 from sat.data.fingerprint import of
 from sat.data.sets import Data
-from sat.rng import RowRng
 
 
 class MemorySplit:
     """Images on the device; a batch costs a gather and no synchronisation with the host."""
 
-    def __init__(self, images: Tensor, labels: Tensor, crop: int = 0, flip: bool = False):
+    in_order = False
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        crop: int = 0,
+        flip: bool = False,
+        reflect: bool = False,
+    ):
         """`images` uint8 [N, C, S, S] on the device that batches are made on, `labels` anywhere.
 
-        With a batch's key each image is padded with `crop` black pixels and cut to its size again
+        With a batch's key each image is padded with `crop` pixels (see `Cutter`) and cut to its size again
         at random, and mirrored with probability 1/2 if `flip`.
         """
         self.labels = labels.cpu()
         self._labels = labels.to(images.device)
-        self._crop, self._flip = crop, flip
-        size, padded = images.shape[-1], F.pad(images, [crop] * 4)
-        # a view [N, C, 2 crop + 1, 2 crop + 1, S, S]: the second pair says where the window begins
-        self._windows = padded.unfold(2, size, 1).unfold(3, size, 1)
+        self._cut = Cutter(images, crop, flip, reflect)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def digest(self) -> str:
         """Checks all pixels and labels."""
-        return of(self._windows[:, :, self._crop, self._crop], self.labels)
+        return of(self._cut.images, self.labels)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
-            chosen = batch.indices.to(self._labels.device, non_blocking=True)
-            pixels = self._pixels(chosen, batch.key, batch.rows)
-            yield pixels.float().div_(255), self._labels[chosen]
-
-    def _pixels(self, chosen: Tensor, key: int | None = None, rows: Tensor | None = None) -> Tensor:
-        if key is None or rows is None:
-            return self._windows[chosen, :, self._crop, self._crop]
-        rng = RowRng(key, rows.to(chosen.device, non_blocking=True))
-        corner = rng.uniform("crop", 2).mul_(2 * self._crop + 1).long()
-        pixels = self._windows[chosen, :, corner[:, 0], corner[:, 1]]
-        if self._flip:
-            mirrored = rng.uniform("flip", 1, 1, 1) < 0.5
-            pixels = torch.where(mirrored, pixels.flip(3), pixels)
-        return pixels
+            chosen = sent(batch.indices, self._labels.device)
+            yield self._cut(chosen, batch).float().div_(255), self._labels[chosen]
 
 
 class Arrays(NamedTuple):
@@ -81,7 +76,11 @@ class MemorySet(ABC):
     holdout_from: Place = "drawn"  # or the first, or the last of them
     image_size: int | None = None  # None: as stored; else resized once (bilinear, antialiased)
     crop: int = 4  # pixels of padding for the random crop
+    pad: Literal["black", "reflect"] = "black"
     flip: bool = True  # random mirror images
+    # an .npz file of further training images, and what share of each batch they are; see `extra`
+    extra: str | None = field(default=None, metadata={"identity": False})
+    extra_fraction: float = field(default=0.7, metadata={"identity": lambda v: bool(v["extra"])})
 
     canonical = True  # the order of the test images is everybody's
     fixed = False  # whether the images are always the same, so that a name is enough
@@ -95,6 +94,10 @@ class MemorySet(ABC):
             )
         if self.crop < 0:
             raise ValueError(f"crop={self.crop}: write the pixels of padding; 0 for no crop")
+        if not 0 < self.extra_fraction < 1:
+            raise ValueError(
+                f"extra_fraction={self.extra_fraction}: is a share of each batch, above 0, below 1"
+            )
 
     @abstractmethod
     def load(self) -> Arrays: ...
@@ -102,6 +105,10 @@ class MemorySet(ABC):
     def fingerprint(self) -> str | None:
         """A checksum of all pixels and labels; None of a set that is always the same."""
         return None if self.fixed else of(*self.load()[:4])
+
+    def extra_fingerprint(self) -> str | None:
+        """A checksum of the images beside the set; None where there are none."""
+        return self.extra and fingerprint_of(self.extra)
 
     def __call__(self, device: torch.device, seed: int) -> Data:
         arrays = self.load()
@@ -114,18 +121,23 @@ class MemorySet(ABC):
 
         chosen = arrays.train[train], arrays.train_labels[train]
         held = arrays.train[held_out], arrays.train_labels[held_out]
-        return Data(
+        data = Data(
             name=arrays.name,
             classes=arrays.classes,
             channels=arrays.train.shape[1],
             image_size=self.image_size or arrays.train.shape[-1],
             mean=mean,
             std=std,
-            train=part(*chosen, self.crop, self.flip),
+            train=part(*chosen, self.crop, self.flip, self.pad == "reflect"),
             held_out=part(*held),
             test=part(arrays.test, arrays.test_labels),
             canonical=self.canonical,
         )
+        if self.extra is None:
+            return data
+        edge = self.pad == "reflect"
+        cut = lambda pixels: Cutter(pixels, self.crop, self.flip, edge)  # noqa: E731
+        return with_extra(data, self.extra, self.extra_fraction, device, cut)
 
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

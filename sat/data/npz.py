@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from sat.data.fingerprint import of, remembered
 from sat.data.memory import Arrays, MemorySet
+from sat.data.npz_file import check_images, opened, read_array
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -55,35 +55,14 @@ def _images(x: NDArray) -> torch.Tensor:
 
 
 def _read(path: Path) -> dict[str, NDArray]:
-    if not path.is_file():
-        raise ValueError("no such file")
-    with path.open("rb") as content:
-        try:
-            file = np.load(content, allow_pickle=False)
-        except Exception:  # whatever the format that it is not makes of it
-            raise ValueError("not an .npz file; write one with numpy.savez") from None
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError(f"a single array; write {', '.join(KEYS)} with numpy.savez")
-        if missing := [key for key in KEYS if key not in file]:
-            held = ", ".join(file) or "nothing"
-            raise ValueError(f"{', '.join(missing)} missing; the file holds {held}")
-        return {key: _array(file, key) for key in KEYS}
-
-
-def _array(file: np.lib.npyio.NpzFile, key: str) -> NDArray:
-    try:
-        return file[key]
-    except Exception as fault:  # zip, zlib and numpy each have their own
-        reason = shorten(str(fault), 200)
-        raise ValueError(
-            f"{key} cannot be read ({reason}); save plain arrays, no objects"
-        ) from None
+    with opened(path, KEYS) as file:
+        return {key: read_array(file, key) for key in KEYS}
 
 
 def _check(arrays: dict[str, NDArray]) -> None:
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        _check_images(f"x_{part}", x)
+        check_images(f"x_{part}", x)
         if y.ndim != 1 or y.dtype.kind not in "iu":
             raise ValueError(f"y_{part} is {y.dtype} {list(y.shape)}; save integers, one an image")
         if len(x) != len(y):
@@ -99,16 +78,3 @@ def _check(arrays: dict[str, NDArray]) -> None:
         raise ValueError(f"y_train holds {shown}; number the classes 0 to {len(classes) - 1}")
     if unknown := sorted({*arrays["y_test"].tolist()} - {*classes.tolist()}):
         raise ValueError(f"label {unknown[0]} in y_test is not one of y_train's")
-
-
-def _check_images(key: str, x: NDArray) -> None:
-    if x.dtype != np.uint8:
-        raise ValueError(f"{key} is {x.dtype}; save pixels as uint8, 0 to 255")
-    if x.ndim not in (3, 4) or not len(x):
-        raise ValueError(f"{key} has shape {list(x.shape)}; save [N, S, S] or [N, S, S, 3]")
-    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] not in (1, 3):
-        raise ValueError(f"{key} has its channels first; save {key}.transpose(0, 2, 3, 1)")
-    if x.shape[1] != x.shape[2] or not x.shape[1]:
-        raise ValueError(f"{key} has images of {x.shape[1]}x{x.shape[2]}; make them square")
-    if x.ndim == 4 and x.shape[3] not in (1, 3):
-        raise ValueError(f"{key} has {x.shape[3]} channels; save 1 (grey) or 3 (RGB), last")

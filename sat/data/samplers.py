@@ -6,7 +6,9 @@ one after the other: (50000,), or (50000, 1000000) with further ones; the indice
 through all of them. A new sampler is one class here and one YAML file in `conf/sampler`.
 """
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Protocol
 
@@ -42,7 +44,8 @@ class Epochs:
 @dataclass(frozen=True)
 class Mixture:
     """Two sets at a ratio: floor(fraction * batch_size) images of a batch come from the second one,
-    drawn with replacement, behind those of the first one, which come in epochs of their own."""
+    drawn with replacement; those of the first come in epochs of their own. They lie in a batch in
+    any order, so that its parts and processes have their share of both."""
 
     fraction: float = 0.7
 
@@ -56,11 +59,14 @@ class Mixture:
                 f"fraction={self.fraction}: a mixture takes two sets, not {len(images)}"
             )
         first, second = images
-        extra = int(self.fraction * batch_size)
+        extra = math.floor(Fraction(str(self.fraction)) * batch_size)  # 0.29 * 100 is 29
+        if not extra:
+            raise ValueError(f"fraction={self.fraction}: of {batch_size} images a batch is not one")
         real = Epochs()(seed, step, batch_size - extra, (first,))
         generator = torch.Generator().manual_seed(seed_of(seed, "extra", step))
         drawn = torch.randint(second, (extra,), generator=generator)
-        return torch.cat([real, first + drawn])
+        both = torch.cat([real, first + drawn])
+        return both[torch.randperm(batch_size, generator=generator)]
 
 
 @lru_cache(maxsize=4)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sat.data.batches import Batch
 from sat.data.choice import stratified
+from sat.data.samplers import Mixture
 from sat.errors import Fault
 from sat.rng import seed_of
 
@@ -17,6 +18,11 @@ class Split(Protocol):
     """A part of a set: training, held-out or test images."""
 
     labels: Tensor  # int64 [N] on the CPU; -1 where the reader cannot say before it has read
+
+    @property
+    def in_order(self) -> bool:
+        """Whether its images can be read in their order alone, each once a pass."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -44,6 +50,13 @@ class Data:
     held_out: Split
     test: Split
     canonical: bool  # the first n test images are everybody's choice of n
+    beside: int = 0  # further training images, by index behind the set's own, and how each batch
+    mixture: Mixture | None = None  # takes of both
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The training images of the set, and those beside it if there are any."""
+        return (len(self.train), self.beside) if self.beside else (len(self.train),)
 
     def test_subset(self, limit: int | None, seed: int | None = None) -> Tensor:
         """Ascending int64 indices of `limit` test images (None: all of them).

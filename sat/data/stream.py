@@ -52,8 +52,9 @@ class Part(NamedTuple):
 
     numbers: np.ndarray  # int64, for `Source.open`
     rows: np.ndarray  # int64, their rows in the batch
-    key: int | None  # as in `Batch`
+    key: int | None  # as in `Batch`, as is `crops`
     last: bool  # of its batch
+    crops: bool = True
 
 
 class PartRead(NamedTuple):
@@ -75,7 +76,7 @@ class _Reader(Dataset):
         y: list[int] = []
         unreadable: list[str] = []
         numbers: list[list[float] | None] = [None] * count
-        if part.key is not None:
+        if part.key is not None and part.crops:
             rng = RowRng(part.key, torch.from_numpy(part.rows))
             numbers = rng.uniform("augment", NUMBERS).tolist()
         for number, drawn in zip(part.numbers.tolist(), numbers, strict=True):
@@ -135,6 +136,11 @@ class StreamSplit:
         return len(self.labels)
 
     @property
+    def in_order(self) -> bool:
+        """Whether images can be read in their order alone."""
+        return self._source.sequential
+
+    @property
     def workers(self) -> int:
         """Processes that read."""
         return self._reading.workers
@@ -166,7 +172,7 @@ class StreamSplit:
             count = max(1, min(self._reading.workers, len(numbers)))
             shares = zip(numbers.tensor_split(count), batch.rows.tensor_split(count), strict=True)
             for i, (own, rows) in enumerate(shares, 1):
-                yield Part(own.numpy(), rows.numpy(), batch.key, i == count)
+                yield Part(own.numpy(), rows.numpy(), batch.key, i == count, batch.crops)
 
     def _read(self, batches: Iterable[Batch]) -> Iterator[PartRead]:
         """The parts, in order, at most two batches ahead."""

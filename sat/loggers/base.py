@@ -202,7 +202,7 @@ class _Sent:
 
 # what runs are compared by ----------------------------------------------------------------------
 
-_TRAINING = ("attack", "objective", "regulariser", "weight_attack", "schedule")
+_TRAINING = ("augment", "attack", "objective", "regulariser", "weight_attack", "schedule")
 _COMPARED = ("dataset", "activation", "model", *_TRAINING)
 # Groups that follow the dataset, or say nothing about what was trained.
 _UNTOLD = ("schedule", "sampler", "validation", "evaluation", "metrics", "record")

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
 from sat.attacks.base import Attack, check_attack, check_fields
-from sat.data.samplers import Sampler
+from sat.data import Loader
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
 from sat.evaluation.settings import Evaluation, Validation
 from sat.objectives import Method, Objective, Unperturbed
+from sat.rng import RowRng
 from sat.training.schedule import Schedule
 
 log = logging.getLogger("sat")
@@ -66,15 +67,37 @@ def check_held_out(evaluation: Evaluation, images: int) -> None:
         )
 
 
-def check_sampler(sampler: Sampler, seed: int, batch_size: int, images: int) -> None:
+def check_sampler(loader: Loader) -> None:
     """Raises Refused for a sampler that gives no batch of this set, by its first step."""
-    with refusing("sampler."):
-        indices = sampler(seed, 0, batch_size, (images,))
-    whole = indices.dtype == torch.int64 and indices.shape == (batch_size,)
-    if not whole or not 0 <= int(indices.min()) <= int(indices.max()) < images:
+    sizes, size = loader.data.sizes, loader.batch_size
+    mixed = {"fraction": "extra_fraction"} if loader.sampler is loader.data.mixture else {}
+    with refusing("dataset." if mixed else "sampler.", **mixed):
+        indices = loader.sampler(loader.seed, 0, size, sizes)
+    whole = indices.dtype == torch.int64 and indices.shape == (size,)
+    if not whole or not 0 <= int(indices.min()) <= int(indices.max()) < sum(sizes):
         raise Refused(
             f"sampler: gives {indices.dtype} of shape {list(indices.shape)}; it must give"
-            f" {batch_size} places, int64, of {images} images"
+            f" {size} places, int64, of {sum(sizes)} images"
+        )
+
+
+def check_augment(loader: Loader) -> None:
+    """Raises Refused for an augmentation that breaks its contract, as two images tell."""
+    given = loader.augment
+    kind, data = type(given).__name__, loader.data
+    if missing := [key for key in ("crops", "partners") if not hasattr(given, key)]:
+        raise Refused(f"augment: {kind} does not say {missing[0]}; see sat.data.Augment")
+    count, classes = 2 * (1 + given.partners), len(data.classes)
+    x = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
+    x = x.expand(-1, data.channels, data.image_size, data.image_size).contiguous()
+    y = torch.eye(classes)[:1].expand(count, -1) if given.partners else torch.zeros(count).long()
+    x, y = given(x, y, RowRng(0, torch.arange(2)))
+    labels = (2, classes) if given.partners else (2,)
+    shape = (2, data.channels, data.image_size, data.image_size)
+    if x.shape != shape or y.shape != labels or not (x >= 0).all() or not (x <= 1).all():
+        raise Refused(
+            f"augment: {kind} makes images of {list(x.shape)} and labels of {list(y.shape)} where"
+            f" {list(shape)}, from 0 to 1, and {list(labels)} are due"
         )
 
 

@@ -102,6 +102,8 @@ class Schedule:
                 f"graph=true: needs a fused optimizer, {', '.join(FUSED)}, whose learning rate is"
                 " read on the device; write graph=auto"
             )
+        if self.graph is True and self.cycles_momentum:
+            raise ValueError("graph=true: would hold decay.momentum fast; write graph=auto")
         if self.graph is True and self.compile == "reduce-overhead":
             raise ValueError("graph=true: can hold no compile=reduce-overhead; write compile=true")
         if self.fused is True and self.optimizer not in FUSED:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sat.acceleration.auto import DTYPES
 from sat.acceleration.compilation import Warmup, compiled
-from sat.acceleration.folding import Folded, fold
+from sat.acceleration.folding import Folded, Unfolded, fold
 from sat.acceleration.graph import Graph
 from sat.acceleration.precision import lay_out
 from sat.activations.surrogate import phased
@@ -72,7 +72,7 @@ class TrainState:
             self.average.module = self.replicas.place(self.average.module)
         self.net = self._compiled(model)
         self._folds = bool(choices.get("fold")) and not shards
-        self._folded: Folded | None = None  # what the attack asks, see `attack_model`
+        self._folded: Folded | Unfolded | None = None  # what the attack asks, see `attack_model`
         self.phased = phased(model)
         self.optimizer = build_optimizer(model, schedule, bool(choices.get("fused")) and not shards)
         self.skips_on_device = skips_on_device(self.optimizer)

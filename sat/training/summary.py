@@ -10,7 +10,7 @@ def summary(config: Mapping[str, Any], facts: Mapping[str, Any], state: TrainSta
     """`config` is the run's resolved config, `facts` what its callbacks know of data and shape."""
     choices = state.plan.choices
     lines = [
-        data_line(facts["dataset"], facts["shape"]),
+        data_line(facts["dataset"], facts["shape"]) + extra_words(config["dataset"]),
         model_line(config, state),
         swap_line(config, state.model.swap),
         f"attack: {described(config, 'attack')}"
@@ -21,6 +21,7 @@ def summary(config: Mapping[str, Any], facts: Mapping[str, Any], state: TrainSta
             for group in ("regulariser", "weight_attack")
             if config["choices"].get(group, "none") != "none"
         ),
+        f"augment: {described(config, 'augment')}",
         training_line(state),
         f"on: {state.device}"
         + f", {state.world.size} processes" * (state.world.size > 1)
@@ -49,6 +50,13 @@ def data_line(dataset: Mapping[str, Any], shape: Mapping[str, Any]) -> str:
         f" {dataset['held_out']:,} held-out{few}, {dataset['test']:,} test images"
         f" of {dataset['classes']} classes, {shape['channels']}x{size}x{size}"
     )
+
+
+def extra_words(dataset: Mapping[str, Any]) -> str:
+    """How much of a batch comes from a file beside the set, where there is one."""
+    if not dataset.get("extra"):
+        return ""
+    return f"; {dataset['extra_fraction']:.3g} of each batch from {dataset['extra']}"
 
 
 def model_line(config: Mapping[str, Any], state: TrainState) -> str:

@@ -14,8 +14,9 @@ from sat.acceleration.compilation import forget
 from sat.acceleration.precision import set_tf32
 from sat.acceleration.recomputation import recompute
 from sat.config import Spec
-from sat.data import Data, epoch_batches, first_images
+from sat.data import Data, Loader, first_images
 from sat.data.fingerprint import same_facts
+from sat.data.samplers import Epochs
 from sat.distributed import World, shared
 from sat.errors import Diverged, refusing
 from sat.models import Classifier, weights
@@ -49,9 +50,11 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     with refusing("dataset."), world.in_turn():
         data = spec.dataset(device, spec.seed)
     if spec.evaluate is None:
-        batch = spec.schedule.batch_size
         preflight.check_held_out(spec.evaluation, len(data.held_out))
-        preflight.check_sampler(spec.sampler, spec.seed, batch, len(data.train))
+        loader = loader_of(spec, data)
+        preflight.check_sampler(loader)
+        loader.check(world.size, getattr(spec.dataset, "skip_unreadable", False))
+        preflight.check_augment(loader)
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
     if spec.evaluate is not None:
@@ -77,12 +80,10 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
     model = shared(model, spec.schedule.sync_batch_norm, spec.attack, world)
     state = TrainState(model, Method.of(spec), plan, world, spec.metrics)
     callbacks.resume(state, kept)
-    rows = torch.cat(state.rows).cpu()
+    rows, loader = torch.cat(state.rows).cpu(), loader_of(spec, data)
 
     def stream(step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        size = plan.schedule.batch_size
-        batches = epoch_batches(plan.images, size, spec.seed, step, plan.steps, spec.sampler)
-        return data.train.stream(batch.part(rows) for batch in batches)
+        return loader.stream(rows, step, plan.steps)
 
     text = summary(spec.config, callbacks.facts, state)
     log.info("%s\n%s", run.directory, text)
@@ -94,6 +95,15 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
         run.write_result(RunResult.from_json(failed))
         raise
     return callbacks.result(state, status="trained")
+
+
+def loader_of(spec: Spec, data: Data) -> Loader:
+    """What gives the training its batches. A sampler of one set makes room for a mixture of two."""
+    sampler = spec.sampler
+    if data.mixture is not None and isinstance(sampler, Epochs):
+        sampler = data.mixture
+    size, views = spec.schedule.batch_size, spec.objective.views
+    return Loader(data, spec.augment, sampler, size, spec.seed, views)
 
 
 def last_checkpoint(

@@ -1,0 +1,308 @@
+"""The robustness of any network, in one call: `sat.evaluate(model, images, labels)`."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sat.acceleration.precision import float32
+from sat.attacks import PGD, AutoAttack, FastAutoAttack
+from sat.attacks.outcomes import AttackOutcomes
+from sat.attacks.series import ensemble_of
+from sat.evaluation.alarm import Alarm
+from sat.evaluation.masking_checks import masking_checks as look_for_masking
+from sat.evaluation.masking_checks import square_alarm
+from sat.evaluation.measure import accuracy
+from sat.evaluation.settings import check_attack
+from sat.evaluation.state import State
+from sat.evaluation.store import digest_of
+from sat.loggers.screen import percent, table
+from sat.models.foreign import adopt, as_images, resting
+from sat.rng import RowRng, seed_of
+from sat.rundir.checkpoint import write_whole
+from sat.rundir.result import Accuracy, MaskingChecks
+
+CHUNK = 2**30  # bytes of images that are attacked at once
+NAMED: dict[str, Callable[..., Any]] = {
+    "strong": FastAutoAttack,
+    "autoattack": AutoAttack,
+    "pgd20": lambda eps, norm: PGD(eps, 20, norm=norm),
+}
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What an attack left of a network's right answers; printed, a table.
+
+    `standing` bool [N]: right before and under the attack. `adversarial`, float32 like the images
+    and on the CPU, holds a point of the ball that is misclassified where one was found, the image
+    elsewhere. `felled` counts for each attack of an ensemble the images that fell to it first.
+    `classes` is the robust accuracy of each class among the labels. `alarms` are reasons to doubt
+    the numbers, those of `masking_checks` among them.
+    """
+
+    clean: Accuracy
+    robust: Accuracy
+    standing: Tensor
+    felled: dict[str, int]
+    classes: dict[int, float]
+    masking_checks: MaskingChecks | None
+    alarms: list[Alarm]
+    ties: dict[str, int]
+    adversarial: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    attack: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def worst_class(self) -> int:
+        """The class of the lowest robust accuracy."""
+        return min(self.classes, key=lambda label: self.classes[label])
+
+    def __str__(self) -> str:
+        images, worst = self.clean.images, self.worst_class
+        rows = [["clean", "", percent(self.clean.as_json())]]
+        left = self.clean.accuracy * images
+        for name, felled in self.felled.items():
+            left -= felled
+            rows.append([name, str(felled), f"{left / images:.1%}".replace("%", " %")])
+        rows.append(["robust", "", percent(self.robust.as_json())])
+        how = f"{self.attack['name']}, {self.attack['norm']}, eps {self.attack['eps']:g}/255"
+        lines = [f"{how}: {images:,} images in {self.seconds:.0f} s"]
+        lines.append(table(["attack", "felled", "accuracy (95 % interval)"], rows))
+        spread = (
+            f"worst class {worst}: {self.classes[worst]:.1%}, best {max(self.classes.values()):.1%}"
+        )
+        lines.append(spread.replace("%", " %"))
+        if ties := sum(self.ties.values()):
+            lines.append(f"{ties} images count as wrong by a tie, where argmax says right")
+        return "\n".join([*lines, *(f"! {alarm.name}: {alarm.message}" for alarm in self.alarms)])
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the images, as plain values."""
+        checks = self.masking_checks
+        return {
+            "clean": self.clean.as_json(), "robust": self.robust.as_json(), "felled": self.felled,
+            "classes": {str(label): share for label, share in self.classes.items()},
+            "attack": self.attack, "masking_checks": checks.as_json() if checks else None,
+            "alarms": [alarm.as_json() for alarm in self.alarms], "ties": self.ties,
+            "seconds": self.seconds,
+        }  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Writes `path`.json, all numbers, and `path`.npz, `standing` and `adversarial`."""
+        path = Path(path)
+        text = json.dumps(self.as_json(), indent=1) + "\n"
+        arrays = {"standing": self.standing.numpy(), "adversarial": self.adversarial.numpy()}
+        write_whole(path.with_name(path.name + ".json"), lambda file: file.write(text.encode()))
+        write_whole(path.with_name(path.name + ".npz"), lambda file: np.savez(file, **arrays))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `evaluate` may be told beside the attack; see there."""
+
+    seed: int = 0
+    batch_size: int | None = None
+    masking_checks: int = 128
+    state: str | Path | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
+        if self.masking_checks < 0:
+            raise ValueError(f"masking_checks={self.masking_checks}: is a number of images, or 0")
+
+
+def evaluate(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    eps: float | str = 8,
+    norm: str = "linf",
+    attack: Any = "strong",
+    **options: Any,
+) -> Robustness:
+    """Measures how robust `model` is on `images`.
+
+    `model`: a module, or any function, from images in [0, 1] to logits [N, K]; modes, gradients and
+    statistics are left as they were. It must normalise by itself. `images` [N, C, H, W], or flat
+    [N, F], float in [0, 1]; `labels` [N]. Both may lie on any device; a function is asked on that
+    of the images. `eps` is in 1/255, or has its unit written: `"0.25/255"`, `"0.5/1"`.
+
+    `attack`: `strong`, AutoAttack's ensemble in less time (Croce and Hein 2020; see
+    `sat.attacks.FastAutoAttack`), `autoattack`, as its authors publish it, `pgd20`, or an attack of
+    `sat.attacks` with settings of its own, which `eps` and `norm` are not asked for.
+
+    Options: `seed`; `batch_size`, which bounds the images of a forward; `masking_checks`, on how
+    many images, spread over the set, it is asked afterwards whether the numbers are to be believed
+    (128; 0: not asked); `progress` (a bar); `state`, a file from which an evaluation that was
+    killed goes on, and a finished one is read.
+
+    Raises ValueError, in one line, for images, labels or a model that it can't take, for a model
+    that answers otherwise each time, and for a state of something else.
+    """
+    began, asked = time.monotonic(), Options(**options)
+    attack, name = _attack(attack, eps, norm, asked.batch_size)
+    labels = _checked(images, labels)
+    device = images.device
+    if isinstance(model, nn.Module):
+        device = next(model.parameters(), images).device
+    with resting(model):
+        net = adopt(model, images, device).eval()
+        x, y = as_images(images.detach()), labels.to(device)
+        _check_classes(net, x, y, attack)
+        ensemble = ensemble_of(attack, 1, asked.batch_size or 256)
+        kept = State(AttackOutcomes.new(ensemble.names, len(x)))
+        settings = _settings(attack, name, asked.seed)
+        if asked.state is not None:
+            kept.follow(Path(asked.state), _identity(model, images, labels, settings))
+        rng = RowRng(seed_of(asked.seed, "evaluation", 0), torch.arange(len(x), device=device))
+        with float32(net), _told(kept, name, asked.progress):
+            for rows in _chunks(x):
+                part, own = kept.outcomes.part(rows), x[rows].to(device)
+                part.survey(net, own, y[rows])
+                ensemble.run(net, own, y[rows], rng[rows], part)
+            checks = None
+            if asked.masking_checks:
+                at = torch.arange(0, len(x), -(-len(x) // asked.masking_checks))
+                few, stands, at = x[at.to(x.device)], kept.outcomes.robust[at], at.to(device)
+                few, stands = few.to(device), stands.to(device)
+                checks = look_for_masking(net, few, y[at], attack, rng[at], stands)
+    return replace(
+        _result(kept.outcomes, labels.cpu(), checks), adversarial=kept.images(images),
+        attack=settings, seconds=round(kept.before + time.monotonic() - began, 3),
+    )  # fmt: skip
+
+
+def _attack(attack: Any, eps: float | str, norm: str, batch_size: int | None) -> tuple[Any, str]:
+    """The attack, and what it is called."""
+    if isinstance(attack, str):
+        if attack not in NAMED:
+            known = ", ".join(NAMED)
+            raise ValueError(f"attack={attack}: choose from {known}, or give one of sat.attacks")
+        name, attack = attack, NAMED[attack](eps=eps, norm=norm)
+    else:
+        name = type(attack).__name__
+    check_attack("attack", attack)
+    if batch_size and isinstance(attack, FastAutoAttack | AutoAttack):
+        attack = replace(attack, batch_size=batch_size)
+    return attack, name
+
+
+def _checked(images: Any, labels: Any) -> Tensor:
+    """The labels, int64. Raises ValueError for images or labels that are none."""
+    if not isinstance(images, Tensor) or images.ndim not in (2, 4) or not len(images):
+        what = list(images.shape) if hasattr(images, "shape") else type(images).__name__
+        raise ValueError(f"images: {what}; give a tensor [N, C, H, W], or flat [N, F]")
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images: are {images.dtype}; give floats in [0, 1] (images.float() / 255)"
+        )
+    low, high = images.min().item(), images.max().item()
+    if not (0 <= low and high <= 1):
+        raise ValueError(
+            f"images: lie in [{low:.3g}, {high:.3g}], not in [0, 1]; let the model normalise:"
+            " torch.nn.Sequential(torchvision.transforms.Normalize(mean, std), model)"
+        )
+    labels = torch.as_tensor(labels)
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"labels: {labels.dtype} {list(labels.shape)}; give one whole number an image"
+            f" [{len(images)}]"
+        )
+    return labels.long()
+
+
+def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Any) -> None:
+    few = x[:2].to(y.device).requires_grad_()
+    with torch.enable_grad():
+        logits = net(few)
+    classes = logits.shape[1]
+    if not (0 <= int(y.min()) and int(y.max()) < classes):
+        raise ValueError(
+            f"labels: lie in [{int(y.min())}, {int(y.max())}], and the model has {classes} classes"
+        )
+    blind = isinstance(attack, FastAutoAttack) and attack.attacks == ("square",)
+    slope = None
+    if logits.requires_grad:
+        (slope,) = torch.autograd.grad(logits.sum(), few, allow_unused=True)
+    if slope is None and not blind:
+        raise ValueError(
+            "model: its logits have no gradient by the images (no_grad, numpy or argmax inside?);"
+            " without one only attack=FastAutoAttack(eps, norm, attacks=('square',)) measures it"
+        )
+
+
+def _chunks(x: Tensor) -> Iterator[slice]:
+    size = max(1, CHUNK // (x[0].numel() * 4))
+    for start in range(0, len(x), size):
+        yield slice(start, start + size)
+
+
+def _settings(attack: Any, name: str, seed: int) -> dict[str, Any]:
+    return {"name": name, **json.loads(json.dumps(asdict(attack), default=str)), "seed": seed}
+
+
+def _result(outcomes: AttackOutcomes, labels: Tensor, checks: MaskingChecks | None) -> Robustness:
+    stands = outcomes.robust
+    felled = {name: int((outcomes.fell == k).sum()) for k, name in enumerate(outcomes.names)}
+    alarms = list(checks.alarms) if checks else []
+    if (found := square_alarm([*felled], [*felled.values()], len(stands))) is not None:
+        alarms = [alarm for alarm in alarms if alarm.name != found.name] + [found]
+    return Robustness(
+        clean=Accuracy(**accuracy(outcomes.clean)),
+        robust=Accuracy(**accuracy(stands)),
+        standing=stands,
+        felled=felled,
+        classes={k: float(stands[labels == k].float().mean()) for k in labels.unique().tolist()},
+        masking_checks=checks,
+        alarms=alarms,
+        ties=outcomes.ties,
+    )
+
+
+def _identity(
+    model: Any, images: Tensor, labels: Tensor, settings: dict[str, Any]
+) -> dict[str, str]:
+    """What an evaluation is of; nothing can be told of a function."""
+    pixels = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes())
+    pixels.update(labels.cpu().numpy().tobytes())
+    weights = digest_of(model.state_dict()) if isinstance(model, nn.Module) else "a function"
+    return {"attack": json.dumps(settings), "model": weights, "images": pixels.hexdigest()}
+
+
+@contextmanager
+def _told(kept: State, name: str, progress: bool) -> Iterator[None]:
+    """Shows a bar for each attack; keeps the state now and then, and at the end, well or not."""
+    bars: list[tqdm] = []
+
+    def begin(member: str, images: int) -> None:
+        end()
+        hidden = None if progress else True  # None: where there is no terminal
+        what = f"{name}: {member}"
+        bars.append(tqdm(total=images, desc=what, unit=" images", leave=False, disable=hidden))
+
+    def end() -> None:
+        while bars:
+            bars.pop().close()
+
+    def changed(images: int) -> None:
+        bars[0].update(images)
+        kept.keep_now_and_then()
+
+    kept.outcomes.begin, kept.outcomes.changed = begin, changed
+    try:
+        yield
+    finally:
+        end()
+        kept.keep()

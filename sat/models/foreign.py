@@ -1,0 +1,143 @@
+"""Networks from anywhere, as the attacks here want one: a module that takes any batch of images."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+LARGEST_BATCH = 1024  # of an exported graph that takes one size alone
+PATIENCE = 10.0  # seconds to look for that size; a wrong one is refused at once
+
+
+class Foreign(nn.Module):
+    """Images [B, C, H, W] in [0, 1], in any number, to float32 logits [B, K], by `function`.
+
+    What stands between the two: images that `function` takes flat, `shape` [F]; a batch of `fixed`
+    size, filled up with the first image; `autocast`, where the search runs in fewer bits. A
+    function that is no module, or whose modes can't be set (an exported or frozen graph), is kept
+    out of sight of what walks through modules, and is shared by copies.
+    """
+
+    autocast: torch.dtype | None = None
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], shape: torch.Size, device: torch.device
+    ):
+        super().__init__()
+        self.flat, self.fixed = len(shape) == 1, 0
+        self.place = nn.Parameter(torch.zeros((), device=device), requires_grad=False)
+        can_be_walked = isinstance(function, nn.Module)
+        if isinstance(function, nn.Module):
+            try:
+                function.eval()
+            except Exception:  # exported and frozen graphs: modes are part of them
+                can_be_walked = False
+        if can_be_walked and not isinstance(function, torch.jit.ScriptModule):
+            self.function = function
+        else:
+            self.__dict__["function"] = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1) if self.flat else x.contiguous()
+        if not self.fixed:
+            return self._ask(x)
+        short = -len(x) % self.fixed
+        x = torch.cat([x, x[:1].expand(short, *x.shape[1:])]) if short else x
+        return torch.cat([self._ask(part) for part in x.split(self.fixed)])[: len(x) - short]
+
+    def _ask(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return self.function(x).float()
+
+    def __deepcopy__(self, memo: dict) -> "Foreign":
+        """A copy, which shares a function that is kept out of sight."""
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        nn.Module.__init__(copied)
+        if "function" in self.__dict__:
+            copied.__dict__ |= {"function": self.function, "flat": self.flat, "fixed": self.fixed}
+            copied.place = self.place
+            return copied.train(self.training)
+        copied.__dict__ = deepcopy(self.__dict__, memo)
+        return copied
+
+
+def adopt(model: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) -> nn.Module:
+    """The network `model` as a module for images like x [N, C, H, W] or [N, F], float in [0, 1].
+
+    Raises ValueError, in one line, for one that gives no logits.
+    """
+    if not callable(model):
+        raise ValueError(f"model: {type(model).__name__} is no function of images")
+    net = Foreign(model, x.shape[1:], device)
+    few = as_images(x[:3]).to(device)
+    try:
+        logits = _logits(net, few)
+    except Exception as error:  # of any kind: the code is the user's
+        logits = _with_fixed_batch(net, few, error)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(few):
+        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"model: gives {found} for {len(few)} images; it must give [{len(few)}, K]"
+        )
+    if logits.shape[1] < 2:
+        raise ValueError(
+            "model: gives one number an image; it must give a logit a class, two or more"
+        )
+    return net
+
+
+@torch.no_grad()
+def _logits(net: nn.Module, x: Tensor) -> Tensor:
+    """Logits of x in a batch and alone; raises what either raises."""
+    net(x[:1])
+    return net(x)
+
+
+def _with_fixed_batch(net: Foreign, x: Tensor, first: Exception) -> Tensor:
+    """Logits of x by the one size of a batch that it takes, which is tried for; 1 for a network
+    that takes one image alone."""
+    sizes = [1, *(2**k for k in range(1, 11)), *range(3, LARGEST_BATCH)]
+    until = time.monotonic() + PATIENCE
+    for net.fixed in dict.fromkeys(sizes):
+        with suppress(Exception):
+            return _logits(net, x)
+        if time.monotonic() > until:
+            break
+    reason = (str(first).strip().splitlines() or [type(first).__name__])[0]
+    raise ValueError(
+        f"model: fails on images [{len(x)}, {', '.join(map(str, x.shape[1:]))}]"
+        f" ({type(first).__name__}: {reason[:200]})"
+    ) from first
+
+
+def as_images(x: Tensor) -> Tensor:
+    """Images [N, C, H, W] of flat ones [N, F], as square as F allows; any others as they are."""
+    if x.ndim != 2:
+        return x
+    height = next(h for h in range(math.isqrt(x.shape[1]), 0, -1) if x.shape[1] % h == 0)
+    return x.view(len(x), 1, height, -1)
+
+
+@contextmanager
+def resting(model: object) -> Iterator[None]:
+    """A module in eval mode and without gradients of its own, for a time; a function is left
+    alone."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = [(module, getattr(module, "training", None)) for module in model.modules()]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for module, mode in modes:
+            if mode is not None and getattr(module, "training", mode) != mode:
+                module.training = mode

@@ -1,0 +1,296 @@
+"""`sat.evaluate`: any network that maps images to logits, measured in one call."""
+
+import json
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_network, trained_on_digits
+from torch import nn
+
+import sat
+from sat.attacks import PGD, FastAutoAttack
+from sat.attacks.square import SquareSearch
+from sat.models.foreign import as_images
+
+EPS = 25
+QUICK = FastAutoAttack(EPS, attacks=("apgd-ce", "square"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_search():
+    """A hundred queries in place of 5,000."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sat.attacks.ensemble.SquareSearch", partial(SquareSearch, iterations=100))
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """A robust network, and 60 images with labels; some are wrong when clean, some fall."""
+    model, x, y = trained_on_digits(small_network(), 6, 64)
+    return model, x[:60], y[:60]
+
+
+@pytest.fixture(scope="module")
+def plain(digits):
+    return sat.evaluate(*digits, attack=QUICK, masking_checks=0, progress=False)
+
+
+def quick(model, x, y, **options):
+    options = {"attack": QUICK, "masking_checks": 0, "progress": False, **options}
+    return sat.evaluate(model, x, y, **options)
+
+
+def test_what_it_says_is_so(digits, plain):
+    model, x, y = digits
+    with torch.no_grad():
+        clean, attacked = (model(images).argmax(1) == y for images in (x, plain.adversarial))
+    assert plain.clean.accuracy == int(clean.sum()) / 60 < 1
+    assert torch.equal(attacked, plain.standing) and 0 < plain.standing.sum() < clean.sum()
+    assert plain.robust.accuracy == int(plain.standing.sum()) / 60
+    assert (plain.adversarial - x).abs().max() <= EPS / 255 + 1e-6
+    assert plain.adversarial.min() >= 0 and plain.adversarial.max() <= 1
+    assert torch.equal(plain.adversarial[plain.standing], x[plain.standing])
+    assert sum(plain.felled.values()) == clean.sum() - plain.standing.sum()
+    assert [*plain.felled] == ["apgd-ce", "square"]
+    low, high = plain.robust.ci95
+    assert low < plain.robust.accuracy < high
+    own = {k: plain.standing[y == k].float().mean().item() for k in range(10)}
+    assert plain.classes == pytest.approx(own) and own[plain.worst_class] == min(own.values())
+
+
+def test_the_table_has_every_number(digits, plain):
+    text = str(plain)
+    assert "FastAutoAttack, linf, eps 25/255: 60 images" in text
+    for word in ("clean", "apgd-ce", "square", "robust", f"worst class {plain.worst_class}"):
+        assert word in text
+    for part in (plain.clean, plain.robust):
+        assert f"{part.accuracy:.1%}".replace("%", " %") in text
+
+
+def test_it_is_saved_as_json_and_npz(plain, tmp_path):
+    plain.save(tmp_path / "out.v1")
+    told = json.loads((tmp_path / "out.v1.json").read_text())
+    assert told["robust"]["accuracy"] == plain.robust.accuracy
+    assert told["attack"]["eps"] == EPS and told["felled"] == plain.felled
+    arrays = np.load(tmp_path / "out.v1.npz")
+    assert np.array_equal(arrays["standing"], plain.standing.numpy())
+    assert np.array_equal(arrays["adversarial"], plain.adversarial.numpy())
+
+
+def test_a_network_with_masked_gradients_is_doubted(digits):
+    model, x, y = digits
+    flat = nn.Sequential(model, nn.Softmax(1))
+    found = sat.evaluate(flat, x, y, attack=PGD(EPS, 5), masking_checks=40, progress=False)
+    assert "saturated" in [alarm.name for alarm in found.alarms]
+    assert "! saturated: attacks by gradients are blind" in str(found)
+    honest = sat.evaluate(model, x, y, EPS, attack="pgd20", masking_checks=40, progress=False)
+    assert honest.masking_checks.images == 30 and "saturated" not in str(honest)
+    assert honest.attack["name"] == "pgd20"
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("attack, after", [(QUICK, 500), (PGD(EPS, 3), 200)])
+def test_a_killed_evaluation_goes_on(digits, tmp_path, attack, after, monkeypatch):
+    model, x, y = digits
+    whole = quick(lambda images: model(images), x, y, attack=attack, batch_size=20)
+    monkeypatch.setattr("sat.evaluation.state.KEEP_EVERY", 0.0)
+    calls, state = [], tmp_path / "state.npz"
+
+    def dying(images):
+        calls.append(len(images))
+        if sum(calls) > after:
+            raise Killed
+        return model(images)
+
+    with pytest.raises(Killed):
+        quick(dying, x, y, attack=attack, batch_size=20, state=state)
+    with np.load(state) as kept:
+        decided = int(((kept["fell"] >= 0) | (kept["passed"] > 0)).sum())
+    assert 0 < decided
+    calls.clear()
+    dying_no_more = lambda images: calls.append(len(images)) or model(images)  # noqa: E731
+    again = quick(dying_no_more, x, y, attack=attack, batch_size=20, state=state)
+    assert torch.equal(again.standing, whole.standing)
+    assert again.felled == whole.felled
+    with torch.no_grad():  # in batches of other sizes the search rounds otherwise
+        assert torch.equal(model(again.adversarial).argmax(1) == y, whole.standing)
+    calls.clear()
+    quick(
+        dying_no_more, x, y, attack=attack, batch_size=20, state=state
+    )  # nothing is attacked any more
+    assert sum(calls) < 300
+    for key, other in (("attack", {"seed": 1}), ("images", {})):
+        pixels = x if key == "attack" else x.flip(0)
+        with pytest.raises(ValueError, match=rf"state=.*is of another {key}; name another file"):
+            quick(dying_no_more, pixels, y, attack=attack, batch_size=20, state=state, **other)
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="is no state of an evaluation"):
+        quick(model, x, y, state=tmp_path / "junk.npz")
+
+
+# networks of every kind --------------------------------------------------------------------------
+
+
+class Remembering(nn.Module):
+    """Keeps a tensor of its last graph, and a lock: no copy can be made."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.lock, self.last = net, threading.Lock(), None
+
+    def forward(self, x):
+        with self.lock:
+            self.last = self.net[0](x)
+            return self.net[1:](self.last)
+
+
+class Viewing(nn.Module):
+    """Flattens by a view, which wants the usual layout."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        for layer in self.net:
+            x = x.view(len(x), -1) if isinstance(layer, nn.Flatten) else layer(x)
+        return x
+
+
+class Single(nn.Module):
+    """Takes batches of one size alone."""
+
+    def __init__(self, net, size):
+        super().__init__()
+        self.net, self.size = net, size
+
+    def forward(self, x):
+        if len(x) != self.size:
+            raise RuntimeError(f"expected {self.size} images, got {len(x)}")
+        return self.net(x)
+
+
+def copied(model):
+    other = small_network()
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
+def pruned(net):
+    from torch.nn.utils import prune
+
+    prune.identity(net[0], "weight")  # a hook that makes the weight in each forward
+    return net
+
+
+def weight_normed(net):
+    with torch.no_grad():
+        net(torch.zeros(1, 1, 8, 8))
+    torch.nn.utils.weight_norm(net[0])
+    return net
+
+
+def traced(net):
+    return torch.jit.trace(net, torch.zeros(4, 1, 8, 8))
+
+
+def exported(net, **dynamic):
+    return torch.export.export(net, (torch.zeros(7, 1, 8, 8),), **dynamic).module()
+
+
+KINDS = {
+    "a function": lambda net: lambda x: net(x),
+    "pruned": pruned,
+    "parametrised": lambda net: (
+        nn.utils.parametrizations.weight_norm(net[0]), net)[1],
+    "weight_norm": pytest.param(weight_normed),
+    "stored graph and lock": Remembering,
+    "views": Viewing,
+    "traced": traced,
+    "frozen": lambda net: torch.jit.freeze(traced(net)),
+    "exported for 7": exported,
+    "exported for any": lambda net: exported(
+        net, dynamic_shapes=({0: torch.export.Dim("n")},)
+    ),
+    "one at a time": lambda net: Single(net, 1),
+    "37 at a time": lambda net: Single(net, 37),
+    "in train mode": lambda net: net.train(),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_every_kind_are_measured_alike(digits, plain, kind):
+    model, x, y = digits
+    build = KINDS[kind].values[0] if hasattr(KINDS[kind], "values") else KINDS[kind]
+    net = build(copied(model))
+    walked = isinstance(net, nn.Module) and kind != "frozen"
+    modes = [m.training for m in net.modules()] if walked else []
+    found = quick(net, x, y)
+    assert torch.equal(found.standing, plain.standing)
+    assert found.clean.accuracy == plain.clean.accuracy
+    if modes:
+        assert [m.training for m in net.modules()] == modes
+        assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+def test_flat_images(digits, plain):
+    model, x, y = digits
+    found = quick(nn.Sequential(nn.Unflatten(1, (1, 8, 8)), model), x.flatten(1), y)
+    assert torch.equal(found.standing, plain.standing)
+    assert torch.equal(found.adversarial, plain.adversarial.flatten(1))
+    assert as_images(torch.zeros(2, 12)).shape == (2, 1, 3, 4)
+
+
+def test_a_network_without_gradient_is_measured_by_square_alone(digits):
+    model, x, y = digits
+    blind = lambda images: model(images).detach()  # noqa: E731
+    with pytest.raises(ValueError, match=r"model: its logits have no gradient .*'square'"):
+        quick(blind, x, y)
+    found = quick(blind, x, y, attack=FastAutoAttack(EPS, attacks=("square",)))
+    assert 0 < found.felled["square"]
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (
+            dict(images=lambda x: x * 255),
+            r"images: lie in \[0, 255\], not in \[0, 1\]; let the model",
+        ),
+        (dict(images=lambda x: (x * 255).byte()), "images: are torch.uint8; give floats"),
+        (dict(images=lambda x: x[0]), r"images: \[1, 8, 8\]; give a tensor \[N, C, H, W\]"),
+        (dict(images=lambda x: x[:0]), r"images: \[0, 1, 8, 8\]; give"),
+        (dict(images=lambda x: x * torch.nan), r"images: lie in \[nan, nan\]"),
+        (dict(labels=lambda y: y[:3]), r"labels: torch.int64 \[3\]; give one whole number"),
+        (dict(labels=lambda y: y.float()), "labels: torch.float32"),
+        (dict(labels=lambda y: y + 9), r"labels: lie in \[9, 18\], and the model has 10 classes"),
+        (dict(model=lambda m: 3), "model: int is no function of images"),
+        (dict(model=lambda m: lambda x: x), r"model: gives \[3, 1, 8, 8\] for 3 images"),
+        (dict(model=lambda m: lambda x: m(x)[:, :1]), "model: gives one number an image"),
+        (dict(model=lambda m: nn.Conv2d(3, 4, 1)), r"model: fails on images \[3, 1, 8, 8\] \(Run"),
+        (dict(model=lambda m: lambda x: m(x) + torch.randn(10)), "model: its logits change by"),
+        (dict(attack="linf"), "attack=linf: choose from strong, autoattack, pgd20"),
+        (dict(attack=3), "attack=3: is no attack; name"),
+        (dict(attack=PGD(8, batch_norm="train")), "attack.batch_norm=train: an image"),
+        (dict(attack="pgd20", eps=0.03), "eps=0.03"),
+        (dict(attack="pgd20", norm="Linf"), "norm=Linf: choose from linf, l2"),
+        (dict(batch_size=0), "batch_size=0"),
+    ],
+)
+def test_what_it_refuses(digits, change, match, monkeypatch):
+    monkeypatch.setattr("sat.models.foreign.PATIENCE", 0.1)
+    model, x, y = digits
+    own = {"model": model, "images": x, "labels": y}
+    given = {key: change[key](value) if key in change else value for key, value in own.items()}
+    options = {key: value for key, value in change.items() if key not in own}
+    with pytest.raises(ValueError, match=match) as error:
+        quick(*given.values(), **options)
+    assert "\n" not in str(error.value)
