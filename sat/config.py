@@ -322,7 +322,7 @@ def _value(given: Any, hint: Any, where: str) -> Built:
         built = _build(given, where)
         if not isinstance(built.part, part):
             raise Refused(f"{where}._target_={given['_target_']}: must be {part.__name__}")
-        word = _word(built.part, built.settings) if hint is not part else None
+        word = _word(built.part, built.settings) if str in get_args(hint) else None
         return built if word is None else Built(word, word, word)
     if isinstance(given, Mapping) and get_origin(hint) is dict:
         pairs = {key: _value(value, get_args(hint)[1], f"{where}.{key}") for key, value in

@@ -36,8 +36,8 @@ class MemorySplit:
     ):
         """`images` uint8 [N, C, S, S] on the device that batches are made on, `labels` anywhere.
 
-        With a batch's key each image is padded with `crop` pixels (see `Cutter`) and cut to its size again
-        at random, and mirrored with probability 1/2 if `flip`.
+        With a batch's key each image is padded with `crop` pixels (see `Cutter`) and cut to its
+        size again at random, and mirrored with probability 1/2 if `flip`.
         """
         self.labels = labels.cpu()
         self._labels = labels.to(images.device)

@@ -141,7 +141,7 @@ def _differs(number: Number, found: AttackResult) -> str | None:
 # what is told ---------------------------------------------------------------------------------
 
 
-def told(name: str, published: Published, result: RunResult, root: Path) -> str:
+def beside(name: str, published: Published, result: RunResult, root: Path) -> str:
     """The recipe's numbers beside those of this run and of its other seeds under `root`."""
     results = seeds_of(result, root)
     lines = [f"recipe {name}: {published.network}; {published.source}"]
