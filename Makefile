@@ -25,7 +25,7 @@ run: setup ## train, attack and record a run: make run ARGS="activation=gelu att
 	@$(BIN)/python -m sat.run $(ARGS)
 
 test: setup ## run the tests: make test ARGS="-k attack"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-trackers: setup ## test W&B and MLflow, offline, with their packages (900 MB) in .venv
 	@$(BIN)/python -m pip install --quiet '.[wandb,mlflow]'

@@ -3,7 +3,7 @@
 import io
 import json
 import os
-import subprocess
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from written import folder, write  # noqa: F401, fixtures of reports
 
 ROOT = Path(__file__).parents[1]
@@ -90,17 +91,35 @@ def sat(tmp_path, monkeypatch, capfd):
     return call
 
 
+@pytest.fixture(scope="session")
+def default_run(tmp_path_factory):
+    """The tiny run as `sat()` leaves it, made once for all that only begin from it; untouched."""
+    return made(tmp_path_factory.mktemp("default"), *TINY)
+
+
+@pytest.fixture
+def ran(default_run, tmp_path):
+    """What `sat()` leaves in tmp_path, without its words."""
+    shutil.copytree(default_run, tmp_path / "outputs" / default_run.name)
+    return Answer(0, "", "", tmp_path / "outputs")
+
+
+@pytest.fixture
+def watched_workers(monkeypatch):
+    """A data loader that looks every 0.1 s whether its workers live, not every 5."""
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Loader
+
+    monkeypatch.setattr(Loader._try_get_data, "__defaults__", (0.1,))
+
+
 def command(*arguments: str, module: bool = True) -> list[str]:
     """The real command, for a process of its own."""
     return [sys.executable, "-m", "sat.run", *arguments] if module else ["sat", *arguments]
 
 
-def start(cwd: Path, *arguments: str) -> subprocess.Popen:
+def start(cwd: Path, *arguments: str) -> warm.Command:
     """The tiny run as a process of its own, results in cwd/outputs."""
-    return subprocess.Popen(
-        command(*TINY, *arguments), cwd=cwd, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    return warm.Command(command(*TINY, *arguments), cwd, os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def trained_on_digits(model, epochs: int, batch: int):

@@ -250,6 +250,7 @@ class Slow:
         return str(number)
 
 
+@pytest.mark.usefixtures("watched_workers")
 def test_a_killed_worker_is_one_clear_line():
     reading = Reading(PaddedCrop(8, 0), CPU, 1, False)
     split = StreamSplit(Slow(), torch.arange(4), torch.zeros(4), reading)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import warm
 from conftest import ROOT, TINY, command
 from processes import CASES, STEPS
 
@@ -36,16 +37,14 @@ def torchrun(count: int, *words: str) -> list[str]:
             "--standalone", *words]  # fmt: skip
 
 
-def started(cwd: Path, count: int, *arguments: str) -> subprocess.Popen:
+def started(cwd: Path, count: int, *arguments: str) -> warm.Command:
     """The tiny run in so many processes, results in cwd/outputs."""
     words = torchrun(count, *command(*TINY, *NETWORK, *arguments)[1:])
-    return subprocess.Popen(
-        [word for word in words if not word.startswith("model.width")], cwd=cwd, text=True,
-        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    words = [word for word in words if not word.startswith("model.width")]
+    return warm.Command(words, cwd, ENVIRONMENT)
 
 
-def finished(process: subprocess.Popen) -> tuple[int, str, str]:
+def finished(process: warm.Command) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
@@ -193,9 +192,9 @@ def answer(request):
 
 def answered(count: int, *words: str) -> dict:
     words = torchrun(count, str(Path(__file__).with_name("processes.py")), *words)
-    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    code, out, err = finished(warm.Command(words, ROOT, ENVIRONMENT))
+    assert code == 0, err
+    return json.loads(out)
 
 
 def test_the_same_batches_give_the_same_weights(answer):
@@ -253,7 +252,7 @@ def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True)["model"]
 
 
-def wait_for(path: Path, process: subprocess.Popen, newer: float = 0.0) -> None:
+def wait_for(path: Path, process: warm.Command, newer: float = 0.0) -> None:
     until = time.monotonic() + 240
     while not path.exists() or path.stat().st_mtime <= newer:
         assert process.poll() is None, process.communicate()

@@ -233,8 +233,8 @@ def test_a_run_from_pretrained_weights_keeps_their_stem(trained):
     assert torch.equal(package.load(run)(images), before)
 
 
-def test_the_script_on_a_real_run(sat, tmp_path, capfd, monkeypatch):
-    run = sat().run
+def test_the_script_on_a_real_run(ran, tmp_path, capfd, monkeypatch):
+    run = ran.run
     spec = importlib.util.spec_from_file_location("export_script", ROOT / "scripts/export.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

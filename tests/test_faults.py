@@ -422,6 +422,7 @@ def test_outputs_that_are_read_only(sat, disk, whole):
 # processes, memory, clocks ------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("watched_workers")
 def test_a_worker_that_dies_is_a_fault_with_a_checkpoint(sat, tmp_path, at_step):
     root = photographs(tmp_path / "photos")
     arguments = [*FOLDER, f"dataset.root={root}", "schedule.epochs=1", "validation.every=9"]

@@ -348,30 +348,27 @@ def without_time(monkeypatch):
     monkeypatch.setattr(pace, "try_out", lambda *a: pace.Pace(1e-4, 1e-4, 1e-4))
 
 
-def test_runs_are_told_apart_by_how_far_they_are(sat, forecast, tmp_path, monkeypatch):
+def test_runs_are_told_apart_by_how_far_they_are(ran, forecast, monkeypatch):
     without_time(monkeypatch)
-    done = sat()
-    assert done.code == 0, done.err
-    given = [*TINY, f"record.root={done.root}"]
+    given = [*TINY, f"record.root={ran.root}"]
     code, out, _ = forecast(*given)
-    assert code == 0 and told(out)["state"] == "finished" and told(out)["run"] == done.run.name
+    assert code == 0 and told(out)["state"] == "finished" and told(out)["run"] == ran.run.name
     assert "still missing: nothing" in out
     assert told(forecast(*given, "seed=1")[1])["state"] == "not begun"
     assert told(forecast(*given, "record.fresh=true")[1])["state"] == "not begun"
     assert told(forecast(*given, "evaluation.limit=60")[1])["state"] == "trained"
-    assert told(forecast(f"evaluate={done.run}", "evaluation=pgd200")[1])["state"] == "trained"
-    (done.run / "result.json").unlink()
+    assert told(forecast(f"evaluate={ran.run}", "evaluation=pgd200")[1])["state"] == "trained"
+    (ran.run / "result.json").unlink()
     assert told(forecast(*given)[1])["state"] == "stopped"
     _, out, _ = forecast(*given, "-m", "seed=0,0,1")
     assert "3 runs, 2 distinct: 1 stopped, 1 not begun" in out
 
 
-def test_what_is_missing_of_a_stopped_run_is_the_rest_of_it(sat, forecast, monkeypatch):
+def test_what_is_missing_of_a_stopped_run_is_the_rest_of_it(ran, forecast, monkeypatch):
     without_time(monkeypatch)
-    done = sat()
-    given = [*TINY, f"record.root={done.root}"]
-    (done.run / "result.json").unlink()
-    last = done.run / "checkpoints/last.pt"
+    given = [*TINY, f"record.root={ran.root}"]
+    (ran.run / "result.json").unlink()
+    last = ran.run / "checkpoints/last.pt"
     state = checkpoint.read(last)
     jobs, missing = [], {}
     monkeypatch.setattr(module, "summary", lambda told, own: jobs.extend(told) or "")
@@ -389,16 +386,15 @@ def files(folder: Path) -> list[tuple[str, int | bool]]:
     return sorted((str(p), p.is_file() and p.stat().st_mtime_ns) for p in folder.rglob("*"))
 
 
-def test_nothing_is_left_behind(sat, forecast, tmp_path, monkeypatch):
+def test_nothing_is_left_behind(ran, forecast, tmp_path, monkeypatch):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    done = sat()
     before = files(tmp_path)
-    code, out, _ = forecast(*TINY, f"record.root={done.root}")  # the network is tried
+    code, out, _ = forecast(*TINY, f"record.root={ran.root}")  # the network is tried
     assert code == 0 and 0 < float(re.fullmatch(r"([\d.]+) s", told(out)["time"])[1]) < 60
     without_time(monkeypatch)
-    assert forecast(*TINY, f"record.root={done.root}", "-m", "seed=0,1")[0] == 0
+    assert forecast(*TINY, f"record.root={ran.root}", "-m", "seed=0,1")[0] == 0
     assert forecast(*TINY, "-m", "seed=0,1")[0] == 0
     assert files(tmp_path) == before
 

@@ -178,11 +178,10 @@ def test_alarms_and_facts_are_text(tmp_path):
     assert texts(events, "run") == [(0, "data: digits  \nmodel: resnet")]  # lines in Markdown
 
 
-def test_a_run_is_one_row_and_its_charts_name_what_there_is(sat):
+def test_a_run_is_one_row_and_its_charts_name_what_there_is(ran):
     from tensorboard.plugins.custom_scalar import layout_pb2
 
-    done = sat()
-    events = accumulated(done.run)
+    events = accumulated(ran.run)
     tags = set(events.Tags()["scalars"])
     layout = layout_pb2.Layout.FromString(
         events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
@@ -195,16 +194,16 @@ def test_a_run_is_one_row_and_its_charts_name_what_there_is(sat):
     for tag in sorted(tags - {"test/clean", "test/robust/pgd20"}):  # two checkpoints may be one
         steps = [point.step for point in events.Scalars(tag)]
         assert len(steps) == len(set(steps)), tag
-    experiment, rows = hyperparameters(done.root)
+    experiment, rows = hyperparameters(ran.root)
     (row,) = rows.values()
     final = numbers(row)
     for which in ("best", "last"):
-        part = done.result[which]
+        part = ran.result[which]
         assert final[f"at_end/{which}/clean"] == pytest.approx(part["clean"]["accuracy"])
         robust = part["robust"]["pgd20"]["accuracy"]
         assert final[f"at_end/{which}/pgd20"] == pytest.approx(robust)
-    assert final["at_end/alarms"] == len(done.result["alarms"])
-    assert row.name == done.run.name and row.hparams["activation"].string_value == "silu"
+    assert final["at_end/alarms"] == len(ran.result["alarms"])
+    assert row.name == ran.run.name and row.hparams["activation"].string_value == "silu"
     ((_, config),) = texts(events, "config")
     assert config.startswith("    choices:") and "\n    seed: 0" in config
 

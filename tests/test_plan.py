@@ -92,6 +92,7 @@ def test_every_benchmark_and_the_projection_are_taken():
 def go(tmp_path, monkeypatch):
     """`go({code: minutes}, seconds)`: carries on with lines of Python code; their ledger."""
     monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background: ignored
 
     def call(codes: dict[str, float], seconds: float = float("inf")):
         lines = {f"-c {shlex.quote(code)}": minutes for code, minutes in codes.items()}
@@ -101,7 +102,8 @@ def go(tmp_path, monkeypatch):
         return [ledger.state(line) for line in lines]
 
     call.went = lambda: (tmp_path / "went").read_text().split()
-    return call
+    yield call
+    signal.signal(signal.SIGINT, before)
 
 
 def does(name: str, code: int = 0) -> str:

@@ -5,12 +5,12 @@ What a member has to be is what is written here, and nothing else: a class, and 
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from conftest import ROOT, TINY, command
 
 from sat import plugins
@@ -292,11 +292,9 @@ def test_all_together_are_killed_resumed_and_reported(sat, mine, tmp_path):
     words = ["--config-dir", str(mine / "conf"), *EACH, *FIXED, "record.checkpoint_minutes=0"]
     paths = os.pathsep.join([str(ROOT), str(mine)])
     assert sat(*words, tiny=False, root=whole).code == 0
-    struck = subprocess.run(
-        command(*words, f"record.root={killed}"), cwd=mine, capture_output=True, check=False,
-        env={**os.environ, "PYTHONPATH": paths, "MINE_KILL": "150"},
-    )  # fmt: skip
-    assert struck.returncode == -9
+    struck = warm.Command(command(*words, f"record.root={killed}"), mine,
+                          {**os.environ, "PYTHONPATH": paths, "MINE_KILL": "150"})  # fmt: skip
+    assert struck.wait(300) == -9
     done = sat(*words, tiny=False, root=killed)
     assert done.code == 0 and "resumed at step" in done.out, done.err
     (one,), (two,) = (list(root.glob("bars-plain2*")) for root in (whole, killed))
@@ -305,13 +303,12 @@ def test_all_together_are_killed_resumed_and_reported(sat, mine, tmp_path):
     weights = [state["model"] for state in states]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert lines_of(one) == lines_of(two)
-    report = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "report.py"), str(killed)], cwd=tmp_path,
-        env={k: v for k, v in os.environ.items() if k != plugins.VARIABLE}
-        | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True, check=False,
-    )  # fmt: skip
-    assert report.returncode == 0, report.stderr
-    assert "trained on mifgsm2" in report.stdout and "softsign" in report.stdout, report.stdout
+    given = [sys.executable, str(ROOT / "scripts" / "report.py"), str(killed)]
+    allowed = {k: v for k, v in os.environ.items() if k != plugins.VARIABLE}
+    report = warm.Command(given, tmp_path, allowed | {"PYTHONPATH": str(ROOT)})
+    out, err = report.communicate(300)
+    assert report.returncode == 0, err
+    assert "trained on mifgsm2" in out and "softsign" in out, out
 
 
 @pytest.mark.parametrize("variable", ["", "otherpackage"])

@@ -4,12 +4,14 @@ another evaluation, an evaluation that is killed, a training that diverges, drop
 import json
 import shutil
 import signal
-import subprocess
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import TINY, command, made
 from crash.equality import differences
 from test_distributed import ENVIRONMENT, NETWORK, finished, started, torchrun, weights
@@ -32,8 +34,7 @@ BOTH = [
 
 def told(folder: Path, *words: str) -> tuple[int, str, str]:
     """What becomes of a command in `folder`: its exit code, and what it says."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return finished(subprocess.Popen(words, cwd=folder, text=True, env=ENVIRONMENT, **streams))
+    return finished(warm.Command([*words], folder, ENVIRONMENT))
 
 
 def run_in(folder: Path) -> Path:
@@ -212,12 +213,14 @@ def test_dropout_resumed_by_as_many_processes_equals_never_stopped(tmp_path):
 
 
 @pytest.mark.parametrize("sweeping, rank", [("-m", 0), ("hydra.mode=MULTIRUN", 0), ("-m", 1)])
-def test_a_sweep_in_several_processes_is_refused_once(sweeping, rank, tmp_path):
-    """However it is asked for."""
-    several = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "x"}
-    done = subprocess.run(command(sweeping, "seed=0,1"), cwd=tmp_path, env=ENVIRONMENT | several,
-                          capture_output=True, text=True)  # fmt: skip
+def test_a_sweep_in_several_processes_is_refused_once(sat, sweeping, rank, monkeypatch):
+    """However it is asked for. Who does not tell why waits: torchrun ends all with the first."""
+    for key, value in {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(key, value)
+    waits: list[float] = []
+    monkeypatch.setattr("sat.run.time", types.SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr("sat.run.end", sys.exit)
+    done = sat(sweeping, "seed=0,1")
     line = "! -m: is no sweep under torchrun; start torchrun once for each run\n"
-    line = line if rank == 0 else ""
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
-    assert not [*tmp_path.iterdir()]
+    assert (done.code, done.out, done.err) == (2, "", "" if rank else line)
+    assert waits == [10] * rank and not done.root.exists()

@@ -90,16 +90,15 @@ def test_a_run_writes_all_it_promises(sat):
         assert words in done.out, words
 
 
-def test_the_dashboard_holds_scalars_config_images_and_hyperparameters(sat):
+def test_the_dashboard_holds_scalars_config_images_and_hyperparameters(ran):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = sat()
-    events = EventAccumulator(str(done.run), size_guidance={"images": 0, "scalars": 0})
+    events = EventAccumulator(str(ran.run), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
     tags = events.Tags()
     for tag in ("train/loss", "val/clean", "val/robust", "test/clean", "test/robust/pgd20"):
         assert tag in tags["scalars"]
-    rows = [row for row in metrics(done.run) if "train/loss" in row]
+    rows = [row for row in metrics(ran.run) if "train/loss" in row]
     points = events.Scalars("train/loss")
     assert [p.step for p in points] == [row["images"] for row in rows]
     assert [p.value for p in points] == pytest.approx([row["train/loss"] for row in rows])
@@ -110,17 +109,16 @@ def test_the_dashboard_holds_scalars_config_images_and_hyperparameters(sat):
             "_hparams_/session_end_info"} <= events.summary_metadata.keys()  # fmt: skip
 
 
-def test_a_finished_run_returns_at_once(sat):
-    first = sat()
-    before = {p: p.stat().st_mtime_ns for p in first.run.rglob("*") if p.is_file()}
+def test_a_finished_run_returns_at_once(sat, ran):
+    before = {p: p.stat().st_mtime_ns for p in ran.run.rglob("*") if p.is_file()}
     again = sat()
     assert again.code == 0 and "is finished" in again.out and "pgd20" in again.out
-    assert {p: p.stat().st_mtime_ns for p in first.run.rglob("*") if p.is_file()} == before
+    assert {p: p.stat().st_mtime_ns for p in ran.run.rglob("*") if p.is_file()} == before
 
 
-def test_another_evaluation_trains_nothing_and_adds_its_results(sat):
-    first = sat().result
-    weights = sat().run / "checkpoints/best.pt"
+def test_another_evaluation_trains_nothing_and_adds_its_results(sat, ran):
+    first = ran.result
+    weights = ran.run / "checkpoints/best.pt"
     before = weights.read_bytes()
     added = sat("+attack@evaluation.attacks.pgd4=pgd", "evaluation.attacks.pgd4.steps=4")
     assert added.code == 0, added.err
@@ -133,14 +131,14 @@ def test_another_evaluation_trains_nothing_and_adds_its_results(sat):
     assert other.result == added.result
 
 
-def test_fresh_moves_the_old_run_aside(sat):
-    first = sat()
-    old = (first.run / "log.txt").read_text()
+def test_fresh_moves_the_old_run_aside(sat, ran):
+    before = ran.result
+    old = (ran.run / "log.txt").read_text()
     again = sat("record.fresh=true")
     assert again.code == 0
     (aside,) = (again.root / ".replaced").iterdir()
     assert (aside / "log.txt").read_text() == old
-    assert again.result["best"]["clean"] == first.result["best"]["clean"]
+    assert again.result["best"]["clean"] == before["best"]["clean"]
 
 
 @pytest.mark.parametrize(
@@ -251,12 +249,11 @@ def test_load_gives_the_model_that_was_measured(sat):
         package.load(done.root)
 
 
-def test_training_from_given_weights(sat, tmp_path):
-    first = sat()
-    for place in (first.run, first.run / "checkpoints/last.pt"):
+def test_training_from_given_weights(sat, ran, tmp_path):
+    for place in (ran.run, ran.run / "checkpoints/last.pt"):
         second = sat(f"model.weights={place}", "schedule.epochs=0.2", root=tmp_path / place.name)
         assert second.code == 0, second.err
-    other = sat(f"model.weights={first.run}", "activation=smoothrelu", root=tmp_path / "other")
+    other = sat(f"model.weights={ran.run}", "activation=smoothrelu", root=tmp_path / "other")
     assert other.code == 2 and "model.weights" in other.err and "lacks" in other.err
     (tmp_path / "bad.pt").write_text("no checkpoint")
     bad = sat(f"model.weights={tmp_path / 'bad.pt'}", root=tmp_path / "other")
@@ -305,35 +302,31 @@ def test_a_root_that_is_no_directory_is_refused(sat, tmp_path):
     assert done.code == 2 and "record.root" in done.err and "Traceback" not in done.err
 
 
-def test_a_checkpoint_of_another_config_is_refused(sat, tmp_path):
-    first, second = sat(root=tmp_path / "a"), sat("seed=1", root=tmp_path / "b")
+def test_a_checkpoint_of_another_config_is_refused(sat, ran, tmp_path):
+    second = sat("seed=1", root=tmp_path / "b")
     (second.run / "result.json").unlink()
-    state = (first.run / "checkpoints/last.pt").read_bytes()
+    state = (ran.run / "checkpoints/last.pt").read_bytes()
     (second.run / "checkpoints/last.pt").write_bytes(state)
     refused = sat("seed=1", root=tmp_path / "b")
     assert refused.code == 2 and "another config" in refused.err
     assert (second.run / "checkpoints/last.pt").read_bytes() == state
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(sat, tmp_path):
-    done = sat("record.checkpoint_minutes=0", root=tmp_path / "a")
-    whole = sat(root=tmp_path / "b")
-    for run in (done.run, whole.run):
-        (run / "result.json").unlink()
-    last = done.run / "checkpoints/last.pt"
-    (done.run / "checkpoints/previous.pt").write_bytes(last.read_bytes())
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(sat, ran):
+    (ran.run / "result.json").unlink()
+    last = ran.run / "checkpoints/last.pt"
+    (ran.run / "checkpoints/previous.pt").write_bytes(last.read_bytes())
     last.write_bytes(last.read_bytes()[:1000])
-    again = sat("record.checkpoint_minutes=0", root=tmp_path / "a")
+    again = sat("record.checkpoint_minutes=0")
     assert again.code == 0 and "going on from previous.pt" in again.err
     last.write_bytes(b"x")
-    (done.run / "result.json").unlink()
-    lost = sat(root=tmp_path / "a")
+    (ran.run / "result.json").unlink()
+    lost = sat()
     assert lost.code == 2 and "damaged" in lost.err and "record.fresh=true" in lost.err
 
 
-def test_a_damaged_result_is_named(sat):
-    done = sat()
-    (done.run / "result.json").write_text("{")
+def test_a_damaged_result_is_named(sat, ran):
+    (ran.run / "result.json").write_text("{")
     again = sat()
     assert again.code == 2 and "result.json" in again.err and "record.fresh" in again.err
 
@@ -365,7 +358,7 @@ FOLDER = [
     "dataset=imagefolder", "dataset.image_size=16", "dataset.holdout=8", "dataset.workers=1",
     "model.depth=10", "model.width=0.0625", "schedule.epochs=2", "schedule.batch_size=16",
     "schedule.warmup_epochs=0", "validation.attack.steps=2", "evaluation.attacks.pgd20.steps=2",
-    "schedule.precision=fp32",
+    "schedule.precision=fp32", "evaluation.masking_checks=0",
 ]  # fmt: skip
 
 
@@ -519,14 +512,13 @@ def test_two_averages_differ(sat, tmp_path):
     assert not torch.equal(*results)
 
 
-def test_best_is_what_the_checkpoint_says_after_a_kill(sat, tmp_path):
+def test_best_is_what_the_checkpoint_says_after_a_kill(sat, ran):
     """A kill between a `best` and the next checkpoint must not mix two of them."""
-    done = sat(root=tmp_path / "a")
-    (done.run / "result.json").unlink()
-    best = done.run / "checkpoints/best.pt"
+    (ran.run / "result.json").unlink()
+    best = ran.run / "checkpoints/best.pt"
     content = torch.load(best)
     torch.save({**content, "step": 999}, best)
-    again = sat(root=tmp_path / "a")
+    again = sat()
     assert again.code == 0
     assert torch.load(best)["step"] == content["step"] == again.result["best"]["step"]
 
@@ -596,20 +588,19 @@ def test_a_sweep_over_processes(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 
-def test_status_lists_every_state(sat, tmp_path, capfd):
+def test_status_lists_every_state(sat, ran, tmp_path, capfd):
     from sat.report.command import main as report
 
-    done = sat()
     sat("schedule.learning_rate=1e30", "schedule.warmup_epochs=0")
-    stopped = done.root / "half"
+    stopped = ran.root / "half"
     stopped.mkdir()
     (stopped / "config.yaml").write_text("seed: 0\n")
     for name, text in (("torn", "{"), ("odd", '{"status": {"a": 1}}')):
-        damaged = done.root / name
+        damaged = ran.root / name
         damaged.mkdir()
         (damaged / "config.yaml").write_text("seed: 0\n")
         (damaged / "result.json").write_text(text)
-    assert report(["--status", str(done.root)]) == 0
+    assert report(["--status", str(ran.root)]) == 0
     listed = capfd.readouterr().out
     for state in ("1 finished", "1 failed", "1 stopped", "2 damaged"):
         assert state in listed, listed

@@ -135,15 +135,14 @@ def test_who_does_not_wait_is_told_who_runs_it(tmp_path):
         assert run.directory == tmp_path / "run"
 
 
-def test_a_sweep_leaves_to_another_what_that_is_at(sat, tmp_path):
+def test_a_sweep_leaves_to_another_what_that_is_at(sat, ran, tmp_path):
     """Started twice, on one machine or two, it is shared: what is locked comes last."""
     root = tmp_path / "outputs"
-    first = sat("seed=0")  # its directory, as another process holds it
-    (first.run / "result.json").unlink()
-    log = first.run / "log.txt"
+    (ran.run / "result.json").unlink()
+    log = ran.run / "log.txt"
     log.write_text("")
     ended = []
-    with record.claim(record.Record(root=str(root)), first.run.name, "") as run:
+    with record.claim(record.Record(root=str(root)), ran.run.name, "") as run:
         lock = next(f for f in os.listdir("/proc/self/fd") if _is_open(f, run.directory / "lock"))
         copy = os.dup(int(lock))  # holds it on after the end of this block
 
@@ -241,15 +240,14 @@ def test_nothing_begins_once_a_worker_was_stopped(ledger, monkeypatch):
     assert stopped.value.code == 143
 
 
-def test_what_was_begun_afresh_is_not_begun_afresh_again(sat, monkeypatch):
+def test_what_was_begun_afresh_is_not_begun_afresh_again(sat, ran, monkeypatch):
     """A requeued job goes on, whatever its command line says."""
-    first = sat()
     monkeypatch.setattr(
         sweep, "before", lambda number: job(0, "stopped by SIGUSR2") | {"code": 140}
     )
     again = sat("record.fresh=true")
     assert again.code == 0 and "is finished" in again.out
-    assert again.runs == first.runs and not (again.root / ".replaced").exists()
+    assert again.runs == ran.runs and not (again.root / ".replaced").exists()
 
 
 def test_a_launcher_that_fails_is_one_line(sat, monkeypatch):
@@ -261,7 +259,7 @@ def test_a_launcher_that_fails_is_one_line(sat, monkeypatch):
 
 # clusters -----------------------------------------------------------------------------------------
 
-LIMIT = ["schedule.epochs=60", "validation.every=20", "schedule.ema=0.99", "device=cpu"]
+LIMIT = ["schedule.epochs=30", "validation.every=10", "schedule.ema=0.99", "device=cpu"]
 
 
 def test_a_job_at_its_time_limit_is_requeued_and_goes_on(sat, tmp_path):

@@ -69,6 +69,15 @@ CASES = {
 }  # fmt: skip
 
 
+def begin(words: list[str], folder: Path) -> subprocess.Popen:
+    """A process of its own session in the folder, and what it says in `out` and `err` there."""
+    with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
+        return subprocess.Popen(
+            words, cwd=folder, stdout=out, stderr=err,
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
+        )  # fmt: skip
+
+
 class Process:
     """A command in a folder of its own; what it says goes to files, since workers that outlive a
     killed process would keep a pipe open."""
@@ -80,11 +89,7 @@ class Process:
             program = [str(Path(__file__).with_name("strikes.py")), words]
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.begun = folder, time.monotonic()
-        with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, *program, *arguments], cwd=folder, stdout=out, stderr=err,
-                env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
-            )  # fmt: skip
+        self.process = begin([sys.executable, *program, *arguments], folder)
 
     def ended(self, deadline: float = LONGEST) -> int:
         """Its exit code; killed where it hangs."""

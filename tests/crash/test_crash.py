@@ -1,6 +1,7 @@
 """A few of what `make soak` tries, and that it would see a difference."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+import warm
 
 from sat.rundir import checkpoint
 
@@ -22,7 +24,12 @@ def elsewhere(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         patch.setenv("HYDRA_FULL_ERROR", "1")
+        patch.setattr(kills, "begin", begin)  # from here on: `make soak` kills while Python starts
         yield
+
+
+def begin(words, folder):
+    return warm.Command(words, folder, os.environ | {"PYTHONPATH": str(kills.ROOT)}, folder)
 
 
 def alone_in(folder, sat, arguments) -> kills.Alone:
@@ -145,8 +152,8 @@ SAID = {
 }  # fmt: skip
 
 
-def test_differences_are_seen(sat, tmp_path):
-    whole = sat().run
+def test_differences_are_seen(ran, tmp_path):
+    whole = ran.run
     before = kills.times_of(whole.parents[1])
     for change, said in SAID.items():
         run = shutil.copytree(whole, tmp_path / change.__name__)
