@@ -46,8 +46,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 SCALARS = {"seed": int, "device": str, "evaluate": str | None}
 BESIDE = ("sizes", "report")  # of experiments: what a sweep varies, and what is told of it
-PATHS = ("dataset.root", "dataset.path", "dataset.extra", "record.root")
-PATHS += ("model.weights", "model.pretrained")
+PATHS = "dataset.root dataset.path dataset.extra record.root model.weights model.pretrained".split()
 PARTIAL = ("activation",)  # built once a layer, by the model
 
 

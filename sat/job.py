@@ -120,7 +120,7 @@ def overridden(plain: Mapping[str, Any], overrides: list[str]) -> list[str]:
         key = word.split("=", 1)[0].lstrip("+~")
         group, _, name = key.partition(".")
         node = plain.get(group)
-        silent = {}
+        silent: Mapping[str, Any] = {}
         if name and isinstance(node, Mapping):
             silent = identity.silent(config.target(node.get("_target_"), group))
         if re.split("[@/.]", key)[0] not in FREE and silent.get(name) is not False:

@@ -215,8 +215,7 @@ def test_equals_go_to_whom_the_run_says(swa):
 
     def beats(ties, score, step):
         best = {"score": [0.5, 0.9], "step": 10}
-        held = Names(validation=Names(ties=ties), best=best)
-        return Callbacks._beats(held, score, step)
+        return Callbacks._beats(Names(validation=Names(ties=ties)), best, score, step)
 
     assert not beats("earlier", [0.5, 0.9], 20) and beats("earlier", [0.5, 0.95], 20)
     assert beats("later", [0.5, 0.1], 20) and not beats("later", [0.4, 0.95], 20)

@@ -214,7 +214,7 @@ class Callbacks:
     ) -> None:
         clean, robust = found.clean, found.robust
         score = [clean, robust] if self.selects == "clean" else [robust, clean]
-        if self.best is not None and not self._beats(score, state.step):
+        if self.best is not None and not self._beats(self.best, score, state.step):
             return
         state.check_finite()
         weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -224,11 +224,11 @@ class Callbacks:
             self.best["of"] = of
         self._write_best()
 
-    def _beats(self, score: list[float], step: int) -> bool:
+    def _beats(self, best: Mapping[str, Any], score: list[float], step: int) -> bool:
         """Whether what was measured after `step` takes the place of `best`."""
-        if self.validation.ties == "later" and step > self.best["step"]:
-            return score[0] >= self.best["score"][0]
-        return score > self.best["score"]
+        if self.validation.ties == "later" and step > best["step"]:
+            return score[0] >= best["score"][0]
+        return score > best["score"]
 
     def _epoch(self, state: TrainState) -> float:
         return round(state.plan.epoch(state.step), 4)

@@ -173,8 +173,9 @@ class Schedule:
         """Updates that so many epochs of `images` images take."""
         if self.updates_per_epoch == "auto":
             return epochs * images / self.batch_size
-        whole = self.updates_per_epoch == "whole"
-        return epochs * (math.ceil(images / self.batch_size) if whole else self.updates_per_epoch)
+        if self.updates_per_epoch == "whole":
+            return epochs * math.ceil(images / self.batch_size)
+        return epochs * self.updates_per_epoch
 
     def steps(self, images: int) -> int:
         """Updates in all, for a training set of so many images."""

@@ -17,14 +17,14 @@ def estimate(state: TrainState, train: Split) -> None:
     """Batch norm's statistics of the average become their means over one pass through the training
     images, not augmented, under the training's attack on it. Does nothing for another average than
     SWA, and before that begins; draws from no generator of the training."""
-    averaging, world, plan = state.plan.averaging, state.world, state.plan
-    if averaging is None or averaging.decay or state.step <= averaging.start:
+    average, world, plan = state.average, state.world, state.plan
+    if average is None or average.averaging.decay or state.step <= average.averaging.start:
         return
     own = len(train) // world.size
     size = min(own, max(2, plan.schedule.batch_size // (state.accumulate * world.size)))
     chosen = torch.arange(len(train))[world.own][: own // size * size]  # whole batches, of all
     key = seed_of(plan.seed, "statistics", state.step)
-    net, attack = state.average.module, copy.deepcopy(state.attack)  # it may have a memory
+    net, attack = average.module, copy.deepcopy(state.attack)  # it may have a memory
 
     def batches() -> Iterator[Tensor]:
         for indices, x, y in indexed(train, chosen, size):
