@@ -117,7 +117,9 @@ def _reason(number: Number, published: Published, here: Sequence[AttackResult]) 
     if number.checkpoint is None:
         return "how its checkpoint was chosen could not be read"
     if published.overridden:
-        return f"{', '.join(published.overridden)} is not the recipe's"
+        first, *others = published.overridden
+        more = f" and {len(others)} more are" if others else " is"
+        return f"{first}{more} not the recipe's"
     if not here:
         return "not measured here"
     if other := next(filter(None, (_differs(number, found) for found in here)), None):
