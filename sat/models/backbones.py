@@ -264,7 +264,7 @@ class Timm:
             if self.pretrained:
                 raise ValueError(
                     f"pretrained=true: no weights for {self.name} ({reason}); check the network "
-                    "and the name's tag, or name a file of its weights in their place"
+                    "and the name's tag, or write a file of its weights in place of true"
                 ) from error
             raise ValueError(
                 f"name={self.name}: timm cannot build it for images of {image_size} pixels "
