@@ -48,6 +48,7 @@ class Answer:
 
 def ended(*arguments: str) -> int:
     """The command in this process; its exit code."""
+    from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
 
     from sat.loggers import screen
@@ -57,6 +58,8 @@ def ended(*arguments: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYDRA_FULL_ERROR", "1")
         patch.setattr(sys, "argv", ["sat", *arguments])
+        if not any("hydra.mode" in word or "experiment" in word for word in arguments):
+            patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # composes all to learn that
         for handler in list(screen.log.handlers):  # its streams belong to an earlier test
             screen.log.removeHandler(handler)
         try:

@@ -12,7 +12,7 @@ from sat import config
 from sat.config import CONF, check, resolve
 
 FILES = sorted((CONF / "experiment").glob("*.yaml"))
-SWEEPS = [path.stem for path in FILES if path.stem != "imagenet_resnet50"]
+SWEEPS = [path.stem for path in FILES if path.stem not in ("imagenet_resnet50", "speedrun")]
 RUNS = {  # on digits
     "activations": 8, "alpha": 8, "attack_steps": 6, "compound": 5, "depth": 6, "efficientnet": 3,
     "elu_vs_celu": 12, "equal_cost": 4, "gradient_quality": 4, "longer_training": 6,
@@ -208,3 +208,20 @@ def test_a_list_of_experiments_is_refused(sat):
 def test_a_misspelt_report_is_named(sat):
     answer = sat("+reprot.title=x")
     assert answer.code == 2 and "did you mean report?" in answer.err
+
+
+def test_the_speed_run_waits_for_nothing_but_its_training():
+    """One validation, at its end; a graph and no compiler; ten restarts of PGD-50 at 8/255."""
+    import torch
+
+    from sat.acceleration.auto import choose
+    from sat.training.plan import Plan
+
+    run = spec("experiment=speedrun")
+    choices = choose(run.schedule, torch.device("cuda"), 49_500, 555_000_000, False)
+    assert choices["graph"] and not choices["compile"]
+    plan = Plan(run.schedule, 49_500, 0, choices, run.validation.every)
+    assert [step for step in range(plan.steps + 1) if plan.validates(step)] == [plan.steps]
+    (attack,) = run.evaluation.attacks.values()
+    assert (attack.eps, attack.steps, run.evaluation.restarts) == (8, 50, 10)
+    assert run.evaluation.checkpoints == ("last",)

@@ -401,7 +401,7 @@ def test_other_images_under_the_same_name_are_another_run(sat, tmp_path):
 
 # stopped and killed ----------------------------------------------------------------------------
 
-LONG = ["schedule.epochs=40", "schedule.ema=0.99", "validation.every=5"]
+LONG = ["schedule.epochs=24", "schedule.ema=0.99", "validation.every=4"]
 
 
 def rows_of(folder: Path) -> int:
@@ -415,7 +415,7 @@ def test_stopped_and_resumed_equals_never_stopped(sat, tmp_path):
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         before = rows_of(tmp_path)
         process = start(tmp_path, *arguments)
-        while rows_of(tmp_path) < before + 6 and process.poll() is None:
+        while rows_of(tmp_path) < before + 3 and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)

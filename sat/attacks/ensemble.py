@@ -3,7 +3,6 @@
 import logging
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -25,6 +24,7 @@ from sat.rng import Key, RowRng
 
 log = logging.getLogger("sat")
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+BATCH = 10**9  # multiply-adds of a batch's forward on a CPU: a tenth of a second, or less
 MORE = 3  # times Square, where logits are coarse
 
 
@@ -103,11 +103,10 @@ class FastAutoAttack(Ensemble):
             coarse = self._coarse(model, few, rng)
             patience = math.inf if self.patience is None or coarse else self.patience
             network = Network(model, self._precision(model), few, self._ball, coarse)
-            targets = self._targets(network, x, y)
+            targets, size = self._targets(network, x, y), self._size(x, network)
             for k, name in enumerate(self.attacks):
-                left = partial(_left, outcomes, x)
                 own = rng.child(name).to("cpu")
-                pool = Pool(x, y, targets, own, left, self._size(x, network.device), patience)
+                pool = Pool(x, y, targets, own, outcomes.leave, size, patience)
                 with outcomes.attack(k) as images:
                     pool.run(self._search(name, own.key, coarse), network, images.tolist())
 
@@ -158,12 +157,14 @@ class FastAutoAttack(Ensemble):
             targets.append(classes[:, : min(9, logits.shape[1] - 1)])
         return torch.cat(targets)
 
-    def _size(self, x: Tensor, device: torch.device) -> int:
-        """Images of a batch; no verdict depends on it. `auto` keeps a GPU busy, and fits it."""
+    def _size(self, x: Tensor, network: Network) -> int:
+        """Images of a batch; no verdict depends on it. `auto` keeps a GPU busy, and fits it; on a
+        CPU a step takes a tenth of a second or less, of which Python's part is small."""
         if self.batch_size != "auto":
             return self.batch_size
-        if device.type == "cpu":
-            return 64
+        if network.device.type == "cpu":
+            cost = network.multiply_adds(x[:1])
+            return min(max(BATCH // max(cost, 1), 64), 512)
         return 512 if x.shape[-1] <= 64 else 128
 
     @staticmethod
@@ -173,9 +174,3 @@ class FastAutoAttack(Ensemble):
 
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _left(outcomes, x: Tensor, images: Tensor, points: Tensor | None = None, tied=None) -> None:
-    """Decides images that left the pool; without points they stand."""
-    stand = torch.full((len(images),), points is None)
-    outcomes.decide(images, stand, x[:0] if points is None else points, tied)

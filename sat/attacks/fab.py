@@ -20,6 +20,10 @@ from sat.attacks.patience import by_doublings
 from sat.rng import RowRng
 
 NEWTON = 30  # steps at most; the equation is piecewise linear, and three or four are usual
+# A round whose points have not crossed the boundary by a tenth of its length (at patience 2) is
+# over. Of 466 rounds that felled an image, on two networks of digits in six balls, all had crossed
+# it after two steps.
+UNCROSSED = 1 / 20
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ class FABSearch:
         return point, may_fall, over
 
     def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
-        return by_doublings(state, self.iterations, patience)
+        late = state["iteration"] > UNCROSSED * patience * self.iterations
+        return by_doublings(state, self.iterations, patience) | (state["short"].isinf() & late)
 
     def _advance(self, x: Tensor, point: Tensor, difference: Tensor, gradient: Tensor) -> Tensor:
         """Onto the hyperplane where the linearised difference is 0, with a bias towards x."""
@@ -134,14 +139,22 @@ def onto_hyperplane(t: Tensor, w: Tensor, c: Tensor, norm: str) -> Tensor:
     direction = -torch.sign(w) * torch.sign(c)[:, None]
     room = torch.where(direction > 0, 1 - t, t)
     weight, c = w.abs(), c.abs()
-    speed = torch.ones_like(w) if norm == "linf" else weight
-    length = torch.zeros_like(c)
+    lengths = torch.zeros_like(c)
+    out = (weight * room).sum(1) <= c  # of the box's reach: to its corner
+    left = (~out).nonzero()[:, 0]
+    own = [room[left], weight[left], c[left]]
     for _ in range(NEWTON):
-        way = length[:, None] * speed
-        lacking = c - (weight * torch.minimum(way, room)).sum(1)
-        open_ended = way < room
-        slope = (weight * speed * open_ended).sum(1)
-        if not ((lacking > 1e-6 * c) & (slope > 0)).any():
+        if not len(left):
             break
-        length = length + lacking.clamp_(min=0) / slope.clamp_(min=1e-30)
-    return (direction * torch.minimum(length[:, None] * speed, room)).view(shape)
+        space, gain, asked = own
+        speed = torch.ones_like(gain) if norm == "linf" else gain
+        way = lengths[left, None] * speed
+        lacking = asked - (gain * torch.minimum(way, space)).sum(1)
+        slope = (gain * speed * (way < space)).sum(1)
+        goes_on = (lacking > 1e-6 * asked) & (slope > 0)
+        lengths[left] += (lacking.clamp_(min=0) / slope.clamp_(min=1e-30)) * goes_on
+        if not goes_on.all():
+            left, own = left[goes_on], [part[goes_on] for part in own]
+    speed = torch.ones_like(weight) if norm == "linf" else weight
+    way = torch.where(out[:, None], room, torch.minimum(lengths[:, None] * speed, room))
+    return (direction * way).view(shape)

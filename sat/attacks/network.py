@@ -74,6 +74,15 @@ class Network:
         tap = self.taps[net]
         return tap(net, x) if tap else (logits := net(x), logits)
 
+    @torch.no_grad()
+    def multiply_adds(self, x: Tensor) -> int:
+        """Multiply-adds of the forward of x: convolutions and matrix products, by torch's count."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            self.fast(x.to(self.device))
+        return counter.get_total_flops() // 2
+
     def may_fall(self, logits: Tensor, y: Tensor) -> Tensor:
         """Which images [B] are wrong by these logits of a search, or nearly."""
         wrong = ~of_logits(logits, y).right

@@ -100,6 +100,13 @@ class AttackOutcomes:
         self._tick()
         self.changed(len(images))
 
+    def leave(
+        self, images: Tensor, points: Tensor | None = None, tied: Tensor | None = None
+    ) -> None:
+        """Decides images that left a pool: where they fell [M, C, H, W], or that they stand."""
+        stand = torch.full((len(images),), points is None)
+        self.decide(images, stand, torch.empty(0) if points is None else points, tied)
+
     def survey(self, model: nn.Module, x: Tensor, y: Tensor, device: torch.device | None = None):
         """Finds before any attack which of images [N, C, H, W] are wrong when clean. What is known
         already stays. The model is in eval mode, on `device` (the images', unless given)."""

@@ -66,12 +66,14 @@ def by_doublings(state: dict[str, Tensor], iterations: int, patience: float) -> 
     short, iteration, then = state["short"], state["iteration"], state["then"]
     soon = max(int(SOON * iterations), 1)
     due = iteration >= state["due"].clamp(min=soon)
+    renew = due | (then == 0)
+    if not renew.any():  # as in most steps
+        return due
     doublings = torch.log2(iteration / then.clamp(min=1)).clamp_(min=1e-6)
     left = torch.log2(iterations / iteration.clamp(min=1))
     ahead = (state["short_then"] - short) * left / doublings
     far = (short > patience * ahead) & (short > patience * NEAR * state["first"])
     over = far & due & (then >= soon)
-    renew = due | (then == 0)
     state["then"] = torch.where(renew, iteration, then)
     state["short_then"] = torch.where(renew, short, state["short_then"])
     state["due"] = torch.where(renew, 2 * iteration, state["due"])
@@ -81,6 +83,8 @@ def by_doublings(state: dict[str, Tensor], iterations: int, patience: float) -> 
 def _remember(state: dict[str, Tensor]) -> None:
     """The first distance is that of the first point whose distance is known."""
     unknown = state["first"].isinf()
+    if not unknown.any():
+        return
     for key in ("first", "short_then"):
         state[key] = torch.where(unknown, state["short"], state[key])
     state["then"] = torch.where(unknown, state["iteration"], state["then"])

@@ -47,7 +47,8 @@ class Search(Protocol):
 class Pool:
     """Images [N] with their labels, targets [N, rounds] and random numbers.
 
-    A target of -1 is none. `left(images, points, tied)` is told of images that fell, where, and
+    A target of -1 is none. An image's rounds draw with `spread` times its row, and their number.
+    `left(images, points, tied)` is told of images that fell, where, and
     which of them by a tie; without points, of those that stand.
     """
 
@@ -58,6 +59,7 @@ class Pool:
     left: Callable[..., None]
     size: int  # of a batch
     patience: float
+    spread: int = 16
 
     def run(self, search: Search, network: Network, images: list[int]) -> None:
         """Puts `images` through the search's rounds: the first of all of them, then the second.
@@ -100,7 +102,7 @@ class Pool:
         own = {"image": images, "round": rounds, "x": self.x[images.to(self.x.device)]}
         own |= {"y": self.y[images], "target": self.targets[images, rounds]}
         own = {key: rows.to(network.device) for key, rows in own.items()}
-        rows = self.rng.rows[images].to(network.device) * 16 + own["round"]
+        rows = self.rng.rows[images].to(network.device) * self.spread + own["round"]
         own |= search.begin(own["x"], own["y"], own["target"], RowRng(self.rng.key, rows))
         own |= fields(own["iteration"], own["short"])
         return {key: torch.cat([state[key], rows]) for key, rows in own.items()} if state else own

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sat.acceleration.folding import fold
 from sat.attacks.base import ball_of
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats, under_attack
+from sat.attacks.quick import Quick, is_quick
 from sat.rng import RowRng
 
 
@@ -43,9 +44,12 @@ class Series(Ensemble):
                     outcomes.decide(images, verdict.right, x_adv, verdict.tied)
 
 
-def ensemble_of(attack: Any, restarts: int, batch_size: int) -> Ensemble:
-    """The attack itself, if it is an ensemble; else as many restarts of it."""
+def ensemble_of(attack: Any, restarts: int, batch_size: int, quick: bool = False) -> Ensemble:
+    """The attack itself, if it is an ensemble; else as many restarts of it, by its letter or as
+    `sat.attacks.quick` searches."""
     if isinstance(attack, Ensemble):
         return attack
+    if quick and is_quick(attack):
+        return Quick(attack, restarts, batch_size)
     names = tuple(f"restart {k + 1}" for k in range(restarts))
     return Series(names, [attack] * restarts, batch_size)

@@ -19,6 +19,7 @@ from sat.rng import Key, RowRng
 
 # The squares cover 0.8 of the image at first; beyond each of these queries, half of what they did.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+AHEAD = 32  # queries whose random numbers are drawn at once, which costs hardly more than for one
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,23 @@ class Square:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """Random numbers of B rows, of which those in `ahead` (by name, [B, n]) are drawn already."""
+
+    rng: RowRng
+    ahead: dict[str, Tensor]
+
+    def __getitem__(self, rows: Tensor) -> "Drawn":
+        return Drawn(self.rng[rows], {name: drawn[rows] for name, drawn in self.ahead.items()})
+
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        """See `RowRng.uniform`."""
+        if name in self.ahead:
+            return self.ahead[name].view(-1, *shape)
+        return self.rng.uniform(name, *shape)
+
+
+@dataclass(frozen=True)
 class SquareSearch:
     """Changes one square a query and keeps what lowers the margin; `key` seeds its choices."""
 
@@ -70,24 +88,46 @@ class SquareSearch:
     iterations: int = 5000  # queries
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, rng: RowRng) -> dict[str, Tensor]:
+        drawn = {
+            name: torch.empty(len(x), AHEAD, count, device=x.device)
+            for name, count in self._drawn(x).items()
+        }
         return {
             "best": x, "short": torch.full(y.shape, torch.inf, device=x.device),
-            "iteration": torch.zeros_like(y), "row": rng.rows,
+            "iteration": torch.zeros_like(y), "row": rng.rows, **drawn,
         }  # fmt: skip
+
+    def _drawn(self, x: Tensor) -> dict[str, int]:
+        """How many numbers a query takes, by their name."""
+        one = {"colour": x.shape[1], "corner": 2}
+        return one if self.ball.norm == "linf" else {**one, "other": 2, "turn": 1}
+
+    def _draws(self, state: dict[str, Tensor]) -> "Drawn":
+        """The random numbers of each row's query; now and then those of AHEAD queries are drawn."""
+        iteration = state["iteration"]
+        at, slot = state["row"] * (self.iterations + 1) + iteration, iteration % AHEAD
+        names = self._drawn(state["x"])
+        if len(rows := (slot == 0).nonzero()[:, 0]):
+            coming = torch.arange(AHEAD, device=at.device)
+            rng = RowRng(self.key, (at[rows, None] + coming).flatten())
+            for name, count in names.items():
+                state[name][rows] = rng.uniform(name, count).view(len(rows), AHEAD, count)
+        own = torch.arange(len(at), device=at.device)
+        return Drawn(RowRng(self.key, at), {name: state[name][own, slot] for name in names})
 
     def step(self, network: Network | Bare, state: dict[str, Tensor]):
         """Evaluates one proposal a row."""
         x, y, iteration = state["x"], state["y"], state["iteration"]
-        rng = RowRng(self.key, state["row"] * (self.iterations + 1) + iteration)
         propose = self._stripes_or_squares if self.ball.norm == "linf" else self._bumps
-        point = propose(x, state["best"], iteration, rng)
+        point = propose(x, state["best"], iteration, self._draws(state))
         logits, basis = network.logits(point)
         margin = margins(basis, y)
+        may_fall = network.may_fall(logits, y) if basis is not logits else ~(margin > 0)
         better = margin <= state["short"]  # on a plateau it wanders on
         state["best"] = torch.where(better.view(-1, 1, 1, 1), point, state["best"])
         state["short"] = torch.where(better, margin, state["short"])
         state["iteration"] = iteration + 1
-        return point, network.may_fall(logits, y), iteration == self.iterations
+        return point, may_fall, iteration == self.iterations
 
     def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
         return by_doublings(state, self.iterations, patience)
@@ -134,12 +174,12 @@ class SquareSearch:
         return (x + eps * moved / self.ball.size(moved)).clamp_(0, 1)
 
 
-def signs(rng: RowRng, name: str, *shape: int) -> Tensor:
+def signs(rng: RowRng | Drawn, name: str, *shape: int) -> Tensor:
     """-1 or 1, as likely [B, *shape]."""
     return 1 - 2 * (rng.uniform(name, *shape) < 0.5).float()
 
 
-def corners(rng: RowRng, name: str, sides: Tensor, shape: torch.Size) -> Tensor:
+def corners(rng: RowRng | Drawn, name: str, sides: Tensor, shape: torch.Size) -> Tensor:
     """The upper left pixel [B, 2] of a square anywhere in an image."""
     room = constant(tuple(shape[-2:]), sides.device) - sides[:, None] + 1
     return (rng.uniform(name, 2) * room).long()
@@ -176,7 +216,7 @@ def _hill(height: int, width: int) -> Tensor:
     return hill / hill.norm().clamp_min(1e-12)
 
 
-def bumps_at(corner: Tensor, sides: Tensor, shape: torch.Size, rng: RowRng) -> Tensor:
+def bumps_at(corner: Tensor, sides: Tensor, shape: torch.Size, rng: RowRng | Drawn) -> Tensor:
     """Makes for each image a bump in the square at `corner`, upright or on its side [B, 1, H,
     W]."""
     placed = torch.zeros(len(sides), 1, *shape[-2:], device=sides.device)
@@ -190,7 +230,7 @@ def bumps_at(corner: Tensor, sides: Tensor, shape: torch.Size, rng: RowRng) -> T
     return placed
 
 
-def bump_grid(shape: torch.Size, rng: RowRng) -> Tensor:
+def bump_grid(shape: torch.Size, rng: RowRng | Drawn) -> Tensor:
     """Five times five bumps of random signs and turns over the whole image [B, C, H, W]."""
     batch, channels, height, width = shape
     side = max(min(height, width) // 5, 1)

@@ -122,7 +122,8 @@ class Evaluator:
         ensemble: Ensemble = Series((), (), evaluation.batch_size)
         if of.attack != CLEAN:
             attack = evaluation.measured_by[of.attack]
-            ensemble = ensemble_of(attack, evaluation.restarts, evaluation.batch_size)
+            quick = evaluation.search == "fast"
+            ensemble = ensemble_of(attack, evaluation.restarts, evaluation.batch_size, quick)
         self.world.broadcast_(self.model)
         own = share(self.world, ensemble)
         images = chunks(self.data.test, self.indices[own], evaluation.batch_size)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from sat.arguments import check_choices
 from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble
 from sat.attacks.base import check_fields
+from sat.attacks.quick import is_quick
 from sat.identity import Settings, settings_of
 from sat.rundir.result import CHECKPOINTS, CLEAN, WORST, Chosen
 
@@ -20,7 +21,8 @@ class Evaluation:
     of a run with weight averaging, `last_raw`, the last weights themselves. `limit` takes the
     first test images of a set with a canonical order, a class-balanced part of any other;
     `subset_seed` draws another part. On `masking_checks` of them (0: none) it is asked afterwards
-    whether the numbers are to be believed.
+    whether the numbers are to be believed. `search=fast` lets PGD search as `sat.attacks.quick`
+    says; `exact` takes it to the letter: all steps with every image, in float32.
     """
 
     attacks: dict[str, Any] = field(default_factory=dict)
@@ -31,8 +33,10 @@ class Evaluation:
     subset_seed: int | None = None
     masking_checks: int = 128
     batch_size: int = 256
+    search: Literal["fast", "exact"] = "fast"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if (images := self.masking_checks) < 0:
             raise ValueError(f"masking_checks={images}: is a number of images; 0 checks nothing")
         for key in ("restarts", "batch_size", "limit"):
@@ -78,7 +82,9 @@ class Evaluation:
         """All that decides the outcomes of that attack or curve, to be kept beside them."""
         own = settings_of(self.measured_by[name])
         more = {"restarts": self.restarts, "limit": self.limit, "subset_seed": self.subset_seed}
-        usual = {"restarts"} if self.restarts == 1 else ()
+        if is_quick(self.measured_by[name]):
+            more["search"] = self.search
+        usual = {key for key in ("restarts", "search") if more.get(key) in (1, "fast")}
         return Settings({"attack": own.pop("_target_"), **own, **more}, {*own.usual, *usual})
 
 
