@@ -166,7 +166,8 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
         updates = spec.schedule.steps(sizes.train)
         seen, attack = updates * spec.schedule.batch_size, steps_of("attack", spec.attack)
         times = validations(spec.schedule, sizes.train, spec.validation.every)
-        each = asked * steps_of("validation", spec.validation.attack)
+        nets = 2 if spec.validation.weights == "either" else 1
+        each = nets * asked * steps_of("validation", spec.validation.attack)
         if asked and spec.validation.attack.eps:  # the probe: two gradients
             each += 2 * -(-asked // -(-asked // PROBED))
     checkpoints = len(set(evaluation.checkpoints)) if trained else 1

@@ -79,14 +79,16 @@ def swap_line(config: Mapping[str, Any], swap: Any) -> str:
 
 def training_line(state: TrainState) -> str:
     plan, schedule = state.plan, state.plan.schedule
-    off = {"warmup_epochs": 0, "ema": 0, "accumulate": 1, "clip": 0}
+    off: dict[str, Any] = {"warmup_epochs": 0, "layer_decay": 1, "ema": 0, "ema_ramp": False}
+    off |= {"ema_start": 0, "swa_start": 0, "accumulate": 1, "clip": 0}
     extras = "".join(
-        f", {key}={value if isinstance(value, str) else f'{value:g}'}"
+        f", {key}={value if isinstance(value, str | bool) else f'{value:g}'}"
         for key, usual in off.items()
         if (value := getattr(schedule, key)) != usual
     )
     return (
         f"training: {plan.steps:,} steps of {schedule.batch_size} images,"
         f" {plan.epoch(plan.steps):.2f} epochs; {schedule.optimizer}, {schedule.decay},"
-        f" learning_rate={schedule.learning_rate:g} for 256 images{extras}"
+        f" learning_rate={schedule.learning_rate:g} for {schedule.learning_rate_batch} images"
+        + extras
     )
