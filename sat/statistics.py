@@ -148,3 +148,21 @@ def paired(
 def _taken(flags: Mapping[str, np.ndarray], at: np.ndarray) -> dict[str, np.ndarray]:
     images = np.shape(flags["indices"])
     return {key: np.asarray(v)[at] for key, v in flags.items() if np.shape(v) == images}
+
+
+def detectable(sd: float, seeds: int) -> float:
+    """The difference of two configurations that Student's paired test over so many seeds (two and
+    more) shows at 0.05 with a probability of 0.8; `sd` is of one configuration over its seeds, and
+    what two do with one seed is taken to be unrelated."""
+    from scipy.stats import t
+
+    quantiles = float(t.ppf(0.975, seeds - 1) + t.ppf(0.8, seeds - 1))
+    return quantiles * sd * math.sqrt(2 / seeds)
+
+
+def seeds_needed(sd: float, difference: float) -> int:
+    """The fewest seeds whose `detectable` difference is at most this one, above 0."""
+    seeds = max(2, int(2 * (1.96 + 0.84) ** 2 * (sd / difference) ** 2))  # fewer with any t
+    while detectable(sd, seeds) > difference:
+        seeds += 1
+    return seeds

@@ -7,32 +7,32 @@ import json
 import sys
 import time
 import types
+from functools import partial
 from multiprocessing import active_children
 
-import numpy as np
 import pytest
 import torch
 import torch._inductor.compile_fx
+from PIL import Image
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from sat.acceleration.graph import Graph
 from sat.bench import (
     activations,
     benchmark,
     book,
-    costs,
+    counting,
     loading,
     loops,
-    memory,
-    program,
     stages,
+    steps,
     stopwatch,
+    units,
 )
 from sat.bench.case import case_of
-from sat.errors import Fault, Refused
+from sat.errors import Refused
 from sat.models import Classifier
 
 TINY = ["dataset=digits", "model=resnet_cifar", "model.depth=8", "model.width=0.25",
@@ -77,19 +77,8 @@ def quick(monkeypatch):
     """Blocks of one call and small products: the numbers mean nothing."""
     monkeypatch.setattr(stopwatch, "SECONDS", 0.0)
     monkeypatch.setattr(stopwatch, "SIDE", {"cpu": 16, "cuda": 16})
-
-
-class Flop(TorchDispatchMode):
-    """By torch's own formulas. `FlopCounterMode` can't watch gradients of the images alone: its
-    hooks on modules want those of leaves."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
+    monkeypatch.setattr(stopwatch, "COPIED", {"cpu": 2**8, "cuda": 2**8})
+    monkeypatch.setattr(steps, "COPIED", {"cpu": 2**8, "cuda": 2**8})
 
 
 # the loops --------------------------------------------------------------------------------------
@@ -163,9 +152,8 @@ def test_work_is_counted_as_torch_counts_it(torchattacks):
     for k in (0, 1, 2):
         counted = {}
         for loop in (ours, loops.published(case), loops.torchattacks(case)):
-            with Flop() as counter:
-                loop.step(k, *images)
-            counted[loop.name] = counter.total
+            passes = counting.passes(stopwatch.Timed(partial(loop.step, k, *images)))
+            counted[loop.name] = sum(flop for flop, _ in passes)
         assert counted["ours"] == counted["torchattacks"] == case.flop(k) - first
         assert case.flop(k) == (2 * k + 3) * unit
         assert counted["published"] == (3 * k + 3) * unit - first
@@ -173,7 +161,7 @@ def test_work_is_counted_as_torch_counts_it(torchattacks):
 
 def test_what_can_be_compared_here(torchattacks, monkeypatch):
     case = case_of(TINY)
-    monkeypatch.setattr(loops, "failing", lambda loop, case: [])  # compiles nothing
+    monkeypatch.setattr(loops, "tried", lambda loop, case: loop)  # compiles nothing
     names = ["sat", "sat, compiled", "sat, no trick", "published", "torchattacks"]
     found, notes = loops.loops_of(case, compiled=True)
     assert [loop.name for loop in found] == names and not notes
@@ -185,20 +173,11 @@ def test_what_can_be_compared_here(torchattacks, monkeypatch):
 
 
 def test_a_loop_that_fails_is_told_and_memory_that_runs_out_is_not_hidden():
-    case = case_of(TINY)
-
-    def failing(error: Exception) -> list[str]:
-        def step(k, x, y):
-            raise error
-
-        return loops.failing(loops.Loop("graphs", step, {"threads": 1}), case)
-
-    assert failing(RuntimeError("no capture\nsecond line")) == [
+    assert book.left_out("graphs", RuntimeError("no capture\nsecond line")) == (
         "graphs is left out: it failed (no capture)"
-    ]
+    )
     with pytest.raises(torch.OutOfMemoryError):
-        failing(torch.OutOfMemoryError("CUDA out of memory"))
-    assert loops.failing(loops.ours(case, "ours"), case) == []
+        book.left_out("graphs", torch.OutOfMemoryError("CUDA out of memory"))
 
 
 def test_a_compilation_that_fails_does_not_pass_for_one(monkeypatch):
@@ -209,22 +188,27 @@ def test_a_compilation_that_fails_does_not_pass_for_one(monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", broken)
-    (told,) = loops.failing(loops.ours(case, "sat, compiled", compile=True), case)
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    found, (told, _) = loops.loops_of(case, compiled=True)
     assert told.startswith("sat, compiled is left out: it failed (")
+    assert [loop.name for loop in found] == ["sat", "sat, no trick", "published"]
 
 
-# verdicts ---------------------------------------------------------------------------------------
+def test_a_graph_that_gave_up_does_not_pass_for_one():
+    """On a CPU none can be captured: the steps would go on eagerly."""
+    case = case_of(TINY)
+    with pytest.raises(RuntimeError, match="no CUDA graph of a step"):
+        loops.tried(loops.ours(case, "sat, one graph", graph=True), case)
 
 
-def test_disagreements_with_a_peer_are_counted_in_both_directions():
-    from sat.bench import agreement
-
-    ours = torch.tensor([-1, -1, 0, 1, 4]), np.array([2.0, 1.0])
-    theirs = torch.tensor([-1, 0, -1, -1, 4]), np.array([6.0, 5.0])
-    clean = torch.tensor([True, True, True, True, False])
-    assert agreement.line("it", ours, theirs, clean) == [
-        "it", "5", "80.0 %", "40.0 %", "60.0 %", "1", "2", "1 s", "5 s", "5.0"
-    ]  # fmt: skip
+def test_an_attack_of_its_own_begins_a_graph_anew(monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(loops, "update", lambda state, x, y: None)
+    loop = loops.ours(case_of(TINY), "sat")
+    monkeypatch.setattr(Graph, "forget", lambda self: forgotten.append(self))
+    for k in (1, 1, 2, 1):
+        loop.step(k, None, None)
+    assert len(forgotten) == 3
 
 
 # time -------------------------------------------------------------------------------------------
@@ -257,7 +241,7 @@ def test_each_round_times_each_call_in_blocks_that_are_long_enough(monkeypatch):
         def __exit__(self, *_):
             entered.append(1)
 
-    calls["within"] = stopwatch.Timed(clock.call("within", 0.3), Within)
+    calls["within"] = stopwatch.Timed(clock.call("within", 0.3), (Within,))
     times = stopwatch.interleaved(calls, torch.device("cpu"), 12)
     assert {name: len(rounds) for name, rounds in times.items()} == dict.fromkeys(calls, 12)
     assert times["long"] == pytest.approx([1.0] * 12)
@@ -307,9 +291,39 @@ def test_settings_are_as_before(tf32):
 def test_a_product_has_2n3_operations(quick):
     device = torch.device("cpu")
     for product in stopwatch.products(device).values():
-        with Flop() as counter:
-            product.run()
-        assert counter.total == stopwatch.product_flop(device) == 2 * 16**3
+        ((flop, moved),) = counting.passes(product)
+        assert flop == stopwatch.product_flop(device) == 2 * 16**3
+        assert moved in (4 * 4 * 16**2, 2 * 4 * 16**2)  # two factors, a result and its place
+    ((flop, moved),) = counting.passes(stopwatch.copying(device))
+    assert (flop, moved) == (0, 3 * 2**8 // 2)  # as torch hands it over, the target twice
+
+
+def test_operations_and_bytes_are_counted_and_the_slower_binds():
+    a, b, layer = torch.ones(8, 4), torch.ones(8, 4), nn.Linear(4, 2)
+    calls = lambda: layer(a + b).t().relu_()  # noqa: E731  # a view moves nothing
+    added, multiplied, cut = counting.passes(stopwatch.Timed(calls))
+    assert added == (0, 3 * 4 * 32) and cut == (0, 2 * 4 * 16)
+    assert multiplied == (2 * 8 * 4 * 2, 4 * (32 + 8 + 2 + 16))
+    work = [(100, 10), (0, 30), (10, 40)]
+    assert counting.limits(work, product=10, memory=2) == {
+        "limit": (10 + 15 + 20, 35 / 45), "limit, fused": (30, 20 / 30)
+    }  # fmt: skip
+    assert counting.size_of(torch.ones(1, 5).expand(9, 5)) == 20
+
+
+def test_a_fused_step_moves_what_its_products_do_and_ours_moves_more():
+    """Batch norms, activations and the update are the rest; more steps of the attack are more."""
+    case = case_of(TINY)
+    loop = loops.ours(case, "sat")
+    loop.step(1, *case.images())  # folds for the first time, which is tried
+    found = {}
+    for k in (1, 2):
+        work = counting.passes(stopwatch.Timed(partial(loop.step, k, *case.images())))
+        limit = counting.limits(work, 1e12, 1e9)
+        found[k] = limit["limit"][0], limit["limit, fused"][0]
+        assert limit["limit"][0] > 2 * limit["limit, fused"][0] > 0
+        assert limit["limit, fused"][1] > 0.9, "at these rates memory binds"
+    assert found[2][0] > 1.2 * found[1][0] and found[2][1] > 1.2 * found[1][1]
 
 
 def test_stages_add_up_to_the_step():
@@ -339,47 +353,13 @@ def test_memory_that_is_known():
         del b, c
         torch.ones(500_000)
 
-    assert 3e6 <= stopwatch.peak_bytes(three_megabytes, torch.device("cpu")) < 3.01e6
+    assert counting.peak_bytes(three_megabytes) == 3_000_000
     held = torch.ones(250_000)
-    with costs.Live([held]) as live:
+    with counting.Live([held]) as live:
         three_megabytes()
         held.add_(1)
         held.view(5, -1)
     assert (live.most, live.now) == (3_000_000, 0)
-
-
-def test_counted_memory_is_that_of_a_real_step():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(),
-                        nn.Linear(512, 10))  # fmt: skip
-    model = Classifier(net, [0.5], [0.25])
-    x, y = torch.rand(256, 1, 8, 8), torch.arange(256) % 10
-    for step in (memory.update, memory.attack):
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        counted = memory.live_bytes(step, model, x, y)
-        real = stopwatch.peak_bytes(lambda s=step: s(model, x, y), torch.device("cpu"))
-        assert counted == pytest.approx(real, rel=0.1)
-
-
-def test_large_networks_are_counted_without_memory(monkeypatch):
-    case = case_of(["dataset=imagenet", "model.depth=18", "dataset.image_size=64",
-                    "schedule.optimizer=momentum", "schedule.precision=fp32"])  # fmt: skip
-    measure = lambda case, less=False: memory.measure("it", case, less)[0]  # noqa: E731
-    whole, less = measure(case), measure(case, True)
-    half = measure(case.varied("schedule.precision=bf16"))
-    alone = measure(case.varied("schedule.fold=false"))
-    copied = whole["fixed MiB"] - alone["fixed MiB"]
-    parameters = 4 * case.cost.parameters / 2**20
-    assert copied == pytest.approx(parameters, rel=0.01)
-    for step in ("attack, MiB an image", "update, MiB an image"):
-        assert less[step] < 0.6 * whole[step] and 0.4 < half[step] / whole[step] < 0.65
-    assert whole["fixed MiB"] >= 3 * parameters  # weights, gradients, momentum
-    # a convolution keeps its input, whether or not its weights are frozen
-    attacked, updated = whole["attack, MiB an image"], whole["update, MiB an image"]
-    assert attacked == pytest.approx(updated, rel=0.1)
-    most = (24 * 2**10 - whole["fixed MiB"]) / max(attacked, updated)
-    assert whole["batch in 24 GiB"] == pytest.approx(most, rel=0.01)
-    assert whole["batch in 80 GiB"] > 2 * whole["batch in 24 GiB"]
 
 
 # the command ------------------------------------------------------------------------------------
@@ -389,10 +369,9 @@ def test_large_networks_are_counted_without_memory(monkeypatch):
 def bench(quick, tmp_path, monkeypatch, capfd):
     """`bench("--steps", "0,1")` in this process, on tiny networks: code, output, errors."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
     few = lambda: {"activation": ["gelu", "relu"]}  # noqa: E731
     monkeypatch.setattr(activations, "options", few)
+    monkeypatch.setattr(activations, "FIRST", ("relu",))
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
@@ -427,7 +406,7 @@ def test_the_command_from_end_to_end(bench, tmp_path, monkeypatch):
     assert about["batch"] == 8 and about["shape"] == "1x8x8"
     note, *rows = found["steps"]
     assert "torchattacks is left out" in note["note"] and note["note"] in out
-    timed = [row for row in rows if "images/s" in row]
+    timed = [row for row in rows if "TFLOP/s" in row and "images/s" in row]
     assert [(row["name"], row["k"]) for row in timed] == [
         (name, k) for k in (1, 0) for name in ("sat", "sat, no trick", "published")
     ]
@@ -436,8 +415,16 @@ def test_the_command_from_end_to_end(bench, tmp_path, monkeypatch):
         assert is_spread(row["ms"]) and is_spread(row["times published"])
         assert "times torchattacks" not in row and ("MiB an image" in row) == (row["k"] == 1)
     assert {row["k"] for row in rows if row["name"].endswith("product")} == {0, 1}
+    limits = [row for row in rows if row.get("binds")]
+    assert [row["name"] for row in limits] == ["limit", "limit, fused"] * 2
+    for whole, fused in zip(limits[::2], limits[1::2], strict=True):
+        assert whole["ms"] > fused["ms"] > 0
+    assert sum("GB/s" in row for row in rows) == 2
     *staged, whole = found["stages"]
     assert whole["name"] == "PGD-1: all" and sum(row["units"] for row in staged) == 5
+    assert {row["binds"] for row in staged[1:]} <= {"memory", "product"} and not staged[0]["binds"]
+    optimizer = next(row for row in staged if row["name"].endswith("optimizer"))
+    assert optimizer["binds"] == "memory" and is_spread(optimizer["% of memory"])
     relu, gelu = found["activations"]
     assert (relu["name"], gelu["name"]) == ("relu", "gelu") and is_spread(gelu["update"])
     assert gelu["saved, MiB an image"] > relu["saved, MiB an image"]
@@ -446,7 +433,7 @@ def test_the_command_from_end_to_end(bench, tmp_path, monkeypatch):
     assert (tmp_path / "kept/benchmark.md").read_text() == out
 
 
-def counting(log: list[str], seconds: float = 0.0, keys=("a", "b", "c")):
+def counting_rows(log: list[str], seconds: float = 0.0, keys=("a", "b", "c")):
     """As many rows, each of which says that it was measured; at `stop` it is killed."""
 
     def measure(key: str) -> list[dict]:
@@ -456,7 +443,7 @@ def counting(log: list[str], seconds: float = 0.0, keys=("a", "b", "c")):
         time.sleep(seconds)
         return [{"name": key, "value": 1}]
 
-    return ((key, lambda key=key: measure(key)) for key in keys)
+    return ((key, 1, lambda key=key: measure(key)) for key in keys)
 
 
 def test_a_row_is_kept_when_it_is_measured_and_measured_once(tmp_path, capsys):
@@ -464,25 +451,25 @@ def test_a_row_is_kept_when_it_is_measured_and_measured_once(tmp_path, capsys):
     about = {"device": "x", "time": "now"}
     first = book.Book(tmp_path, about)
     with pytest.raises(KeyboardInterrupt):
-        first.measure("count", "", counting(log, keys=("a", "stop", "c")))
+        first.measure("count", "", counting_rows(log, keys=("a", "stop", "c")))
     assert [row["name"] for row in kept(tmp_path)["count"]] == ["a"]
     assert "| a " in (tmp_path / "benchmark.md").read_text() and "| a " in capsys.readouterr().out
     again = book.Book(tmp_path, about | {"time": "later"})
-    assert again.measure("count", "", counting(log)) == [] and log == ["a", "b", "c"]
+    assert again.measure("count", "", counting_rows(log)) == [] and log == ["a", "b", "c"]
     assert (tmp_path / "benchmark.md").read_text().count("| a ") == 1
     other = book.Book(tmp_path, about | {"device": "y"})
-    other.measure("count", "", counting(log))
+    other.measure("count", "", counting_rows(log))
     assert log[3:] == ["a", "b", "c"], "another machine's rows are none of these"
     other.found["left"] = []
     other.write()
-    book.Book(tmp_path, about | {"device": "y"}).measure("count", "", counting(log))
+    book.Book(tmp_path, about | {"device": "y"}).measure("count", "", counting_rows(log))
     assert log[6:] == ["a", "b", "c"], "what came to its end is measured anew"
 
 
 def test_rows_are_told_as_they_are_kept(tmp_path, capsys):
     ratio = {"median": 2.0, "low": 1.5, "high": 1234.0}
     rows = [{"name": "a", "ms": ratio, "about": 1}, {"note": "a line"}, {"name": "b", "ms": None}]
-    book.Book(tmp_path, {}).measure("count", "what it is", iter([("all", lambda: rows)]))
+    book.Book(tmp_path, {}).measure("count", "what it is", iter([("all", 1, lambda: rows)]))
     assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line] == [
         "## Count", "what it is", "| name | ms |", "| --- | ---: |", "| a | 2 (1.5 to 1,234) |",
         "a line", "| b | - |",
@@ -492,21 +479,57 @@ def test_rows_are_told_as_they_are_kept(tmp_path, capsys):
 def test_a_budget_ends_between_rows_and_says_what_is_left(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     log: list[str] = []
-    short = book.Book(tmp_path, {}, seconds=0.15)
-    left = short.measure("count", "", counting(log, seconds=0.1))
+    short = book.Book(tmp_path, {}, time.monotonic() + 0.15)
+    left = short.measure("count", "", counting_rows(log, seconds=0.1))
     assert log == ["a"] and left == ["count b", "count c"]
-    part = types.SimpleNamespace(measurements=lambda *_: counting(log, seconds=0.1))
+    part = types.SimpleNamespace(measurements=lambda *_: counting_rows(log, seconds=0.1))
     monkeypatch.setattr(benchmark, "import_module", lambda name: part)
     assert benchmark.main([*TINY, "--parts", "stages", "--budget", "0.1s", "--out", "o"]) == 143
-    assert capsys.readouterr().out.endswith("same command again: stages b, stages c\n")
+    assert capsys.readouterr().out.endswith("same command again: stages a, stages b, stages c\n")
     assert benchmark.main([*TINY, "--parts", "stages", "--out", "o"]) == 0
-    assert [benchmark.duration(text) for text in ("90s", "10m", "1.5h")] == [90, 600, 5400]
+    assert [units.seconds_of(text) for text in ("90s", "10m", "1.5h")] == [90, 600, 5400]
 
 
-def test_a_folder_is_read_beside_the_step(bench, tmp_path):
-    folder = ["dataset=imagenet", "dataset.image_size=32", "dataset.workers=1", *TINY[1:-1]]
+def test_a_row_that_would_take_too_long_is_left_for_a_cheaper_one(tmp_path, monkeypatch):
+    """Ten times the work takes ten times as long; the clock is the test's."""
+    now, log = [0.0], []
+    monkeypatch.setattr(book.time, "monotonic", lambda: now[0])
+
+    def work(key: str, seconds: float) -> list[dict]:
+        now[0] += seconds
+        return log.append(key) or [{"name": key}]
+
+    rows = (("a", 1, 10), ("dear", 10, 100), ("b", 1, 10))
+    keep = book.Book(tmp_path, {}, until=60.0)
+    given = ((key, cost, lambda key=key, s=s: work(key, s)) for key, cost, s in rows)
+    assert keep.measure("count", "", given) == ["count dear"] and log == ["a", "b"]
+
+
+def test_rounds_end_with_the_time_but_for_the_first(monkeypatch):
+    clock = Clock(monkeypatch, stopwatch)
+    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: clock.now)
+    calls = {"a": stopwatch.Timed(clock.call("a", 1.0))}
+    for until, rounds in ((0.0, 1), (3.5, 3), (99.0, 5)):
+        clock.now = 0.0
+        times = stopwatch.interleaved(calls, torch.device("cpu"), 5, until)
+        assert len(times["a"]) == rounds
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    for part in ("train", "val"):
+        for number in range(8):
+            place = tmp_path / "photographs" / part / "ab"[number % 2] / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 36), (number, 0, 0)).save(place)
+    root = f"dataset.root={tmp_path / 'photographs'}"
+    return ["dataset=imagefolder", root, "dataset.image_size=32", "dataset.workers=1",
+            "dataset.holdout=2", *TINY[1:-1]]  # fmt: skip
+
+
+def test_a_folder_is_read_beside_the_step(bench, tmp_path, photographs):
     own = ["--parts", "stages", "--steps", "1", "--rounds", "1", "--batch", "4"]
-    code, out, err = bench(*folder, *own)
+    code, out, err = bench(*photographs, *own)
     assert code == 0, err
     first, *_, last = kept(tmp_path / "outputs/benchmark")["stages"]
     assert first["name"] == "PGD-1: data"
@@ -514,19 +537,22 @@ def test_a_folder_is_read_beside_the_step(bench, tmp_path):
     assert not active_children()
 
 
-def test_readers_end_with_the_step_that_fails_and_are_used_up_before_the_clock_starts(tmp_path):
-    words = ["dataset=tiny_imagenet", "dataset.workers=1", *TINY[1:-1]]
-    case = case_of([*words, "schedule.batch_size=4"])
-    images = loading.training_images(case, tmp_path)
-    assert loading.stored(case.spec.dataset) == (64, 64)
-    steps = []
-    timed = loading.fed(case, images, lambda x, y: steps.append(len(x)))
-    with timed.within():
-        assert steps == [4, 4]
+def test_readers_end_with_the_step_that_fails_and_are_used_up_before_the_clock_starts(photographs):
+    case = case_of([*photographs, "schedule.batch_size=4"])
+    images = loading.training_images(case)
+    seen = []
+    timed = loading.fed(case, images, lambda x, y: seen.append(len(x)))
+    with timed.entered():
+        assert seen == [4, 4]
     broken = loading.fed(case, images, lambda x, y: 1 / 0)
-    with pytest.raises(ZeroDivisionError), broken.within():
+    with pytest.raises(ZeroDivisionError), broken.entered():
         pass
     assert not active_children()
+
+
+def test_images_that_are_not_here_are_random_pixels():
+    case = case_of(["dataset=imagenet", "dataset.image_size=16", *TINY[1:]])
+    assert type(loading.training_images(case)).__name__ == "MemorySplit"
 
 
 def test_a_compiler_that_fails_costs_no_eager_number(bench, tmp_path, monkeypatch):
@@ -543,67 +569,6 @@ def test_a_compiler_that_fails_costs_no_eager_number(bench, tmp_path, monkeypatc
     assert eager == ["relu", "gelu"] and out.count(" is left out: it failed (") == 3
 
 
-def test_large_networks_are_a_part_of_their_own(bench, tmp_path, monkeypatch):
-    small = {"digits": ("model=resnet", "model.depth=10", "dataset.image_size=32")}
-    monkeypatch.setattr(memory, "LARGE", small)
-    code, out, err = bench(*TINY, "--parts", "memory", "--rounds", "1")
-    assert code == 0, err
-    found = kept(tmp_path / "outputs/benchmark")
-    assert found.keys() == {"about", "memory", "left"} and "## Memory" in out
-    whole, less = found["memory"]
-    assert (whole["name"], less["name"]) == ("digits", "digits, checkpointed")
-    assert whole["batch in 24 GiB"] < less["batch in 24 GiB"]
-
-
-# whole commands ---------------------------------------------------------------------------------
-
-
-def test_whole_commands_are_a_part_of_their_own(bench, tmp_path, monkeypatch):
-    asked = []
-    timed = lambda command, *_: asked.append(" ".join(command)) or 2.0  # noqa: E731
-    monkeypatch.setattr(program, "seconds", timed)
-    monkeypatch.setattr(program, "first_step", timed)
-    code, out, err = bench(*TINY, "device=cpu", "--parts", "program", "--rounds", "1")
-    assert code == 0, err
-    rows = {row["name"]: row for row in kept(tmp_path / "outputs/benchmark")["program"]}
-    assert {what: row["aim"] for what, row in rows.items()} == {
-        "help": 2, "import sat.run": None, "first step": 8, "finished run again": None,
-        "sweep again (100 runs)": 120, "report (100 runs)": None,
-    }  # fmt: skip
-    assert all(row["seconds"] == stopwatch.spread([2.0]) for row in rows.values())
-    assert "program" not in benchmark.arguments([]).parts and len(asked) == 7
-    trained = [words for words in asked if "record.root=sweep" in words]
-    assert len(trained) == 3 and all(words.endswith("device=cpu") for words in trained)
-
-
-def test_the_first_step_is_seen_while_the_run_goes_on(sat, tmp_path):
-    """Of a command that stands in, and a real run has its metrics where they are looked for."""
-    folder = tmp_path / "bench"
-    folder.mkdir()
-    stand_in = [
-        "-c",
-        """if True:
-        import pathlib, sys, time
-        run = pathlib.Path(sys.argv[1].split("=")[1]) / "run"
-        run.mkdir(parents=True)
-        (run / "metrics.jsonl").write_text("{}")
-        time.sleep(0.5)
-        (run / "ended").touch()""",
-    ]
-    begun = program.time.perf_counter()
-    taken = program.first_step(stand_in, folder, "first")
-    assert 0 < taken < program.time.perf_counter() - begun - 0.4
-    assert (folder / "first/run/ended").exists()
-    done = sat(*program.SHORT)
-    assert done.code == 0 and program.has_logged(done.root), done.err
-    assert json.loads((done.run / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
-    wrong = ["-c", "print('a line'); raise SystemExit('epohcs: no such key')"]
-    with pytest.raises(Fault, match="ended with 1: .*epohcs"):
-        program.seconds(wrong, folder)
-    with pytest.raises(Fault, match="ended with 1: .*epohcs"):
-        program.first_step(wrong, folder, "x")
-
-
 # refused ----------------------------------------------------------------------------------------
 
 
@@ -613,7 +578,7 @@ def test_the_first_step_is_seen_while_the_run_goes_on(sat, tmp_path):
         (["--steps", "one"], "--steps: invalid steps value: 'one'"),
         (["--steps", "-1"], "-1: must be 0 or above"),
         (["--rounds", "0"], "--rounds: 0: must be 1 or above"),
-        (["--parts", "step"], "step: is none of steps, stages"),
+        (["--parts", "step"], "step: is none of steps, stages, activations"),
         (["--budget", "10"], "--budget: 10: write a time"),
         (["--batch", "1"], "schedule.batch_size=1"),
         (["device=tpu"], "device=tpu"),

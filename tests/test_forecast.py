@@ -2,7 +2,10 @@
 
 import json
 import re
+import shlex
+import types
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,10 @@ from PIL import Image
 
 import sat.bench.forecast as module
 from sat.attacks import FGSM, PGD, Clean, Curve, FastAutoAttack
-from sat.bench import costs, pace, units
+from sat.bench import budget, costs, pace, units
 from sat.config import composed
 from sat.errors import Refused
+from sat.loggers.screen import duration
 from sat.rundir import checkpoint
 
 
@@ -44,7 +48,7 @@ def spec_of(*words: str):
 
 def told(out: str) -> dict[str, str]:
     """The list of what all runs share."""
-    return {line[:22].strip(): line[22:].strip() for line in out.split("\n\n")[0].splitlines()}
+    return {line[:24].strip(): line[24:].strip() for line in out.split("\n\n")[0].splitlines()}
 
 
 # sizes ----------------------------------------------------------------------------------------
@@ -162,7 +166,7 @@ def counted(monkeypatch):
 def test_a_real_run_computes_as_many_gradients(sat, counted, attack, steps):
     more = ["attack.steps=3"] if attack == "pgd" else []
     given = [f"attack={attack}", *more, "schedule.batch_size=34", "schedule.accumulate=3",
-             "evaluation.checkpoints=[last]"]  # fmt: skip
+             "evaluation.checkpoints=[last]", "evaluation.search=exact"]  # fmt: skip
     done = sat(*given)
     assert done.code == 0, done.err
     spec = spec_of(*TINY, *given)
@@ -216,8 +220,33 @@ def test_activations_are_what_a_forward_leaves_allocated(given):
         logits = model(x)
     left = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
     del logits
-    assert costs.cost_of(spec, sizes).kept(64, "fp32") == pytest.approx(left, rel=0.05)
-    assert costs.cost_of(spec, sizes).kept(64, "bf16") == pytest.approx(left / 2, rel=0.05)
+    assert 64 * costs.cost_of(spec, sizes).saved == pytest.approx(left, rel=0.05)
+
+
+def real_update(model, x, y) -> None:
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+
+
+def test_memory_that_is_told_is_that_of_a_real_update_and_recomputation_needs_less():
+    """Counted on shapes, beside tensors that are there: an SGD step's forward and backward."""
+    from sat.bench.counting import peak_bytes
+
+    most = {}
+    for less in ("false", "true"):
+        spec = spec_of("model=resnet", "model.depth=18", "dataset.image_size=32",
+                       "model.width=0.25", f"schedule.grad_checkpointing={less}")  # fmt: skip
+        sizes = costs.sizes_of(spec.dataset)
+        cost = costs.cost_of(spec, sizes)
+        model = costs.build(spec, sizes, "cpu").train()
+        if less == "true":
+            costs.recompute(model)
+        x, y = torch.rand(128, *sizes.shape), torch.arange(128) % 10
+        work = partial(real_update, model, x, y)
+        work()  # gradients are there from here on, and belong to the state
+        most[less] = cost.beside(128, "fp32")
+        assert most[less] == pytest.approx(peak_bytes(work), rel=0.02)
+        assert cost.beside(128, "bf16") == most[less] / 2
+    assert most["true"] < 0.7 * most["false"]
 
 
 @pytest.mark.parametrize("optimizer, ema", [("sgd", 0.0), ("adamw", 0.99), ("lookahead_sgd", 0.0)])
@@ -274,7 +303,7 @@ def test_a_surrogate_gradient_keeps_what_its_update_needs():
     kept = {}
     for outer in ("true", "false"):
         spec = spec_of("activation=surrogate_relu", f"activation.outer={outer}")
-        kept[outer] = costs.cost_of(spec, costs.sizes_of(spec.dataset)).activations
+        kept[outer] = costs.cost_of(spec, costs.sizes_of(spec.dataset)).saved
     assert kept["true"] > 1.2 * kept["false"]
 
 
@@ -296,11 +325,12 @@ def test_the_largest_networks_of_the_study_need_no_memory(monkeypatch):
 
 def test_time_adds_up():
     work = costs.Work(updates=10, images=100, attack=300, validation=40, validated=10,
-                      evaluation=50, evaluated=5, checked=0, untold=())  # fmt: skip
+                      evaluation=50, evaluated=5, ensembled=0, checked=0, untold=())  # fmt: skip
     speed = pace.Pace(update=3.0, attack=2.0, evaluation=4.0)
     assert speed.training(work) == 300 + 600 + 100
     assert speed.measuring(work) == 4 * 55
     assert speed.doubting(replace(work, checked=2)) == 4 * 2 * 310
+    assert speed.attacking(work) == 0 and speed.attacking(replace(work, ensembled=3)) == 4 * 3 * 170
 
 
 def test_a_rate_tells_the_time_without_trying(forecast, monkeypatch):
@@ -312,14 +342,14 @@ def test_a_rate_tells_the_time_without_trying(forecast, monkeypatch):
     assert here["multiply-adds"] == "4.09 G" and here["precision"] == "bf16"
     updates = round(100 * (1_281_167 - 12_812) / 256)
     hours = updates * 256 * (2 * 1 + 3) * 2 * 4.089e9 / 300e12 / 3600
-    found = re.fullmatch(r"(\d+) h (\d+) min", here["time"])
+    found = re.fullmatch(r"(\d+)h(\d+)m", here["time"])
     assert int(found[1]) + int(found[2]) / 60 == pytest.approx(hours, rel=0.02)
     assert "Precision\nauto is taken to be bf16" in out
     # 100,000 images under 200 steps, at a hundredth of the rate
     out = forecast("experiment=imagenet_resnet50", "--tflops=300,3")[1]
     more = 2 * 50_000 * 201 * 2 * 2 * 4.089e9 / 3e12 / 3600
     validations = 100 * 12_812 * 11 * 2 * 2 * 4.089e9 / 300e12 / 3600
-    found = re.fullmatch(r"(\d+) h (\d+) min", told(out)["time"])
+    found = re.fullmatch(r"(\d+)h(\d+)m", told(out)["time"])
     measured = int(found[1]) + int(found[2]) / 60 - hours - validations
     assert measured == pytest.approx(more, rel=0.02)
 
@@ -392,7 +422,7 @@ def test_nothing_is_left_behind(ran, forecast, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     before = files(tmp_path)
     code, out, _ = forecast(*TINY, f"record.root={ran.root}")  # the network is tried
-    assert code == 0 and 0 < float(re.fullmatch(r"([\d.]+) s", told(out)["time"])[1]) < 60
+    assert code == 0 and re.fullmatch(r"\d+s", told(out)["time"])
     without_time(monkeypatch)
     assert forecast(*TINY, f"record.root={ran.root}", "-m", "seed=0,1")[0] == 0
     assert forecast(*TINY, "-m", "seed=0,1")[0] == 0
@@ -480,14 +510,114 @@ def test_runs_are_shared_out_to_the_gpu_that_is_free_first():
 def test_numbers_are_for_people():
     assert [units.count(n) for n in (359, 9999, 9999.6, 999_700, 25_557_032, 3.99e9)] == [
         "359", "9,999", "10 k", "1 M", "25.6 M", "3.99 G"]  # fmt: skip
+    assert [duration(s) for s in (26, 190, 3599.8, 12_000, 1_051_200)] == [
+        "26s", "3m10s", "1h00m", "3h20m", "12d04h"]  # fmt: skip
     assert [units.size(n) for n in (0, 2**20, 1.25 * 2**30, None)] == [
         "0 KiB", "1 MiB", "1.25 GiB", "-"]  # fmt: skip
-    assert [units.span(s) for s in (0.34, 26, 190, 12_000, 1_051_200, None)] == [
-        "0.3 s", "26 s", "3 min 10 s", "3 h 20 min", "12 d 4 h", "-"]  # fmt: skip
-    assert units.span(59.7) == "1 min 0 s" and units.span(3599.8) == "1 h 0 min"
 
 
 def test_an_unmet_limit_is_a_refusal():
     with pytest.raises(Refused, match="^dataset.holdout=40000: "):
         costs.sizes_of(replace(spec_of("dataset=cifar100").dataset,
                                           limit=30_000, holdout=40_000))  # fmt: skip
+
+
+# what fits --------------------------------------------------------------------------------------
+
+
+def job(name: str, seed: int = 0, epochs: float = 40.0, parts=(300.0, 60.0, 0.0)):
+    """A run that trains for 300 seconds and is measured for 60."""
+    schedule, limit = types.SimpleNamespace(epochs=epochs), types.SimpleNamespace(limit=None)
+    spec = types.SimpleNamespace(seed=seed, schedule=schedule, evaluation=limit)
+    sizes = costs.Sizes(
+        train=45_000, held_out=5_000, test=10_000, classes=10, channels=3, pixels=32
+    )
+    return types.SimpleNamespace(name=name, spec=spec, sizes=sizes, parts=parts, notes=["no rate"])
+
+
+def fitting(seconds: float, *jobs) -> dict[int, tuple]:
+    asked, found = budget.plans(jobs, seconds)
+    assert asked.images == 50_000 and all(plan.seconds <= seconds + 1e-6 for plan in found)
+    return {plan.seeds: (plan.epochs, plan.images, plan.tested) for plan in found}
+
+
+def test_what_fits_is_cut_in_the_order_that_costs_least(monkeypatch):
+    monkeypatch.setattr(budget, "BEGINNING", 0.0)
+    two = [job("a"), job("b")]  # 720 seconds a seed
+    assert fitting(7200, *two) == dict.fromkeys((1, 2, 3, 5, 10), (40, 50_000, 10_000))
+    found = fitting(720, *two)
+    assert found[1] == (40, 50_000, 10_000)
+    assert found[2] == (16, 50_000, 10_000)  # 360: 120 of tests, 240 of 600
+    assert found[3] == (10, 50_000, 6_600)  # 240: 80 of tests, 160 of 600
+    assert 10 not in found or found[10][1] < 50_000
+    seeds = [job("a", 0), job("a-1", 1)]
+    assert fitting(360, *seeds)[1] == (40, 50_000, 10_000), "one seed of what is asked"
+    studied = fitting(360, job("a", epochs=20), job("b", epochs=40))
+    assert studied[1][0] is None and studied[1][1] < 50_000, "epochs are what is studied"
+    assert fitting(3, *two) == {}
+
+
+def test_a_plan_becomes_the_words_that_make_it():
+    asked = budget.Plan(1, 40.0, 50_000, 10_000, 1.0)
+    assert asked.words(asked) == ["seed=0"]
+    assert budget.Plan(3, 12, 25_000, 1000, 1.0).words(asked) == [
+        "seed=0,1,2", "schedule.epochs=12", "dataset.limit=25000", "evaluation.limit=1000"
+    ]  # fmt: skip
+    assert [budget.part(w, s) for w, s in ((50_000, 0.777), (40.0, 0.3), (7, 1.0), (359, 0.5))] == [
+        38_000, 12, 7, 170
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def finished(monkeypatch):
+    """Finished runs stand in: `finished({"a": [0.4, 0.42]})`, robust accuracies by seed."""
+
+    def give(groups: dict[str, list[float]]) -> None:
+        class Run(types.SimpleNamespace):
+            pass
+
+        runs = [
+            Run(seed=seed, images="x", decided={"model": name},
+                config={"choices": {"dataset": "digits"}},
+                entries={("best", "clean"): entry(0.9), ("best", "pgd20"): entry(value + 0.1),
+                         ("best", "strong"): entry(value), ("last", "strong"): entry(0.0)})
+            for name, values in groups.items() for seed, value in enumerate(values)
+        ]  # fmt: skip
+        monkeypatch.setattr(budget, "Measured", Run)
+        monkeypatch.setattr(budget, "runs_of", lambda place: [*runs, "no run"])
+
+    entry = lambda value: {"accuracy": value}  # noqa: E731
+    return give
+
+
+def test_the_spread_over_seeds_is_pooled_over_what_differs_in_nothing_else(finished):
+    finished({"a": [0.40, 0.42], "b": [0.6, 0.6, 0.66], "alone": [0.1]})
+    sd, runs, kinds = budget.spread_of(Path("."), "digits")
+    assert (runs, kinds) == (5, 2) and sd == pytest.approx(((2 + 24) / 3) ** 0.5)
+    assert budget.spread_of(Path("."), "cifar10") is None
+    finished({"a": [0.4]})
+    assert budget.spread_of(Path("."), "digits") is None
+    assert budget.spread_of(Path("nowhere"), "digits") is None
+
+
+def test_the_answer_is_a_command_line_that_composes_and_what_it_can_show(
+    forecast, finished, monkeypatch
+):
+    without_time(monkeypatch)
+    finished({"a": [0.40, 0.42], "b": [0.5, 0.55]})
+    words = [*TINY, "activation=relu,silu", "attack.steps=2", "--spread", "."]
+    code, out, err = forecast("--budget", "1h", *words)
+    assert code == 0, err
+    line = next(line for line in out.splitlines() if line.startswith("python -m sat.run -m "))
+    assert "seed=0,1,2,3,4,5,6,7,8,9" in line and "schedule.epochs" not in line.split("seed=0")[1]
+    assert "to see 2 points you need about" in out and "this network tried" in out
+    short = forecast("--budget", "20s", *words)[1]
+    line = next(line for line in short.splitlines() if line.startswith("python -m sat.run -m "))
+    assert "seed=0 " in line + " "
+    assert forecast(*shlex.split(line)[3:])[0] == 0, "the line composes"
+    assert "too little of them fits" in forecast("--budget", "1s", *words)[1]
+    finished({})
+    assert "isn't known" in forecast("--budget", "1h", *words)[1]
+    code, _, err = forecast("--budget", "10m", *TINY, "device=cuda:9")
+    assert code == 2 and err.startswith("--budget: device=cuda:9")
+    assert len(err.strip().splitlines()) == 1

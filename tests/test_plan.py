@@ -1,9 +1,11 @@
 """The plan for a GPU: its list of lines, and the loop that goes on with it."""
 
+import os
 import shlex
 import signal
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -12,30 +14,35 @@ from hydra import compose, initialize_config_dir
 
 from sat.bench import benchmark, forecast, plan
 from sat.bench.case import case_of
-from sat.config import CONF, check, resolve
-from sat.errors import Refused
+from sat.bench.costs import without_images
+from sat.config import CONF, check, composed, resolve
 
 LIST = ROOT / "scripts/gpu_plan.txt"
-PLACES = {"data": "D", "photographs": "D/photos", "out": "outputs", "jobs": 3}
 
 
-def listed(seeds=(0,), places=PLACES) -> list[list[str]]:
-    return [shlex.split(line) for line in plan.lines(LIST.read_text(), places, seeds)]
+def listed(seeds: str = "0") -> list[list[str]]:
+    own = plan.arguments(["D", "--seeds", seeds], LIST)
+    return [shlex.split(line) for line in plan.lines(LIST.read_text(), own)]
 
 
 # the list -----------------------------------------------------------------------------------------
 
 
 def test_the_first_seed_of_every_row_comes_before_the_next():
-    once, twice = listed(), listed((0, 1))
+    once, twice = listed(), listed("0,1")
     assert twice[: len(once)] == once
     again = [[word.replace("seed=0", "seed=1") for word in line] for line in once]
     assert twice[len(once) :] == [line for line in again if "seed=1" in line]
     assert len({*map(tuple, twice)}) == len(twice)
-    assert "experiment=activations" in once[3] and once[0][0] == "scripts/benchmark.py"
-    photographs = [line for line in once if "dataset.root=D/photos" in line]
-    left = listed(places={k: v for k, v in PLACES.items() if k != "photographs"})
-    assert left == [line for line in once if line not in photographs] and len(photographs) == 4
+    assert "experiment=activations" in once[7] and once[1][0] == "scripts/benchmark.py"
+
+
+def test_equality_comes_first_and_eight_minutes_are_enough_for_the_times_that_have_aims():
+    own = plan.arguments(["D"], LIST)
+    (first, minutes), *timed = [*plan.lines(LIST.read_text(), own).items()][:4]
+    assert first.startswith("-m pytest") and "test_capture.py" in first
+    assert all(line.startswith("scripts/benchmark.py") for line, _ in timed)
+    assert minutes + sum(each for _, each in timed) <= 8
 
 
 def first_jobs(*lines: list[str]) -> list:
@@ -58,7 +65,7 @@ def first_jobs(*lines: list[str]) -> list:
 
 
 def test_every_sweep_composes_and_its_strong_line_trains_nothing():
-    lines = [line for line in listed() if "sat.run" in line]
+    lines = [line for line in listed() if "sat.run" in line and "-m" in line[2:]]
     assert len(lines) == 20
     for line, strong in zip(lines[::2], lines[1::2], strict=True):
         run, again = first_jobs(line, strong)
@@ -67,18 +74,25 @@ def test_every_sweep_composes_and_its_strong_line_trains_nothing():
         assert set(again.evaluation.attacks) == {"strong"} and again.evaluation.limit == 1000
         assert list(run.evaluation.attacks) == ["pgd200" if photographs else "pgd20"]
         assert run.record.checkpoint_minutes == 2 and str(run.record.root) == "outputs"
-        assert run.config["dataset"]["root"] == ("D/photos" if photographs else "D")
+        assert run.config["dataset"]["root"] == ("D/photographs" if photographs else "D")
         assert not photographs or run.schedule.epochs == 100
 
 
+def test_the_speed_run_is_one_run_measured_twice():
+    run, again = (line for line in listed() if "experiment=speedrun" in line)
+    found = [without_images(composed(words[2:])) for words in (run, again)]
+    assert found[0].hash == found[1].hash and found[0].schedule.epochs == 15
+    assert [set(spec.evaluation.attacks) for spec in found] == [{"pgd50_10"}, {"strong"}]
+
+
 def test_every_benchmark_and_the_projection_are_taken():
-    timed = [line[1:] for line in listed() if line[0] == "scripts/benchmark.py"]
-    minutes = plan.lines(LIST.read_text(), PLACES, [0])
+    own = plan.arguments(["D"], LIST)
+    minutes = {tuple(shlex.split(line)): m for line, m in plan.lines(LIST.read_text(), own).items()}
+    timed = [line for line in listed() if line[0] == "scripts/benchmark.py"]
     for words in timed:
-        own = benchmark.arguments(words)
-        assert own.compile and case_of(own.words).batch in (128, 256, 512)
-        budget = minutes[" ".join(["scripts/benchmark.py", *words])]
-        assert own.budget < 60 * budget, "it ends by itself before it is stopped"
+        own = benchmark.arguments(words[1:])
+        assert case_of(own.words).batch in (128, 256, 512)
+        assert own.budget < 60 * minutes[tuple(words)], "it ends by itself before it is stopped"
     (projection,) = (line[1:] for line in listed() if line[0] == "scripts/forecast.py")
     own, words = forecast.arguments(projection)
     assert own.gpus == 8 and words == ["-m", "experiment=activations", "dataset=imagenet"]
@@ -90,65 +104,67 @@ def test_every_benchmark_and_the_projection_are_taken():
 
 @pytest.fixture
 def go(tmp_path, monkeypatch):
-    """`go({code: minutes}, seconds)`: carries on with lines of Python code; their ledger."""
+    """`go({code: minutes}, seconds)`: carries on with lines of Python code; their states."""
     monkeypatch.chdir(tmp_path)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background: ignored
 
     def call(codes: dict[str, float], seconds: float = float("inf")):
         lines = {f"-c {shlex.quote(code)}": minutes for code, minutes in codes.items()}
-        ledger = plan.Ledger(tmp_path / "out/plan.json")
-        call.code = plan.carry_on(lines, ledger, seconds)
-        call.summary = plan.summary(lines, ledger)
-        return [ledger.state(line) for line in lines]
+        return [*plan.carry_on(lines, tmp_path / "out/plan.json", seconds).values()]
 
     call.went = lambda: (tmp_path / "went").read_text().split()
-    yield call
-    signal.signal(signal.SIGINT, before)
+    return call
 
 
 def does(name: str, code: int = 0) -> str:
     return f"import sys; print('{name}', file=open('went', 'a')); sys.exit({code})"
 
 
-def saves(then: str = "", deaf: bool = False) -> str:
-    """The first time it waits to be stopped, and saves; the second time it ends."""
-    return f"""
+SAVES = """
 import os, signal, sys, time
 print("saves", file=open("went", "a"))
 if os.path.exists("saved"): sys.exit(0)
 def stop(*_):
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(9))  # twice is once too often
     open("saved", "w").close()
-    time.sleep(0.2)
     sys.exit(143)
-signal.signal(signal.SIGTERM, {"signal.SIG_IGN" if deaf else "stop"})
+signal.signal(signal.SIGTERM, stop)
 open("ready", "w").close()
-{then}
-while True: time.sleep(0.01)
-"""
+time.sleep(60)
+"""  # the first time it waits to be stopped, and saves; the second time it ends
 
 
 @pytest.fixture
 def over_when_ready(tmp_path, monkeypatch):
-    """The time is over when a line is at work."""
-    clock = lambda: 100.0 if (tmp_path / "ready").exists() else 0.0  # noqa: E731
-    stand_in = types.SimpleNamespace(monotonic=clock, sleep=lambda seconds: None)
-    monkeypatch.setattr(plan, "time", stand_in)
+    """A line's time, and that of the call if it has one, is over when the line is at work."""
+    ready = tmp_path / "ready"
+
+    class Impatient(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            self.late = ready.exists()
+            super().__init__(*args, **kwargs)
+
+        def wait(self, timeout=None):
+            while timeout is not None and timeout < plan.SAVING and self.poll() is None:
+                if ready.exists() and not self.late:
+                    raise subprocess.TimeoutExpired("", timeout)
+                time.sleep(0.01)
+            return super().wait(timeout)
+
+    monkeypatch.setattr(plan.subprocess, "Popen", Impatient)
+    clock = types.SimpleNamespace(monotonic=lambda: 100.0 if ready.exists() else 0.0)
+    monkeypatch.setattr(plan, "time", clock)
 
 
-@pytest.mark.parametrize(("minutes", "seconds"), [(99, 50.0), (0.5, float("inf"))])
+@pytest.mark.parametrize("seconds", [50.0, float("inf")])
 def test_when_the_time_is_over_a_line_saves_itself_and_goes_on_next_time(
-    go, over_when_ready, tmp_path, minutes, seconds
+    go, over_when_ready, tmp_path, seconds
 ):
     """The time of the call, or the line's own: then the next lines have theirs."""
-    lines = {does("a"): 99, saves(): minutes, does("c"): 99}
-    rest = ["left"] if seconds == 50 else ["done"]
-    assert go(lines, seconds) == ["done", "stopped", *rest] and go.code == 143
-    assert (tmp_path / "saved").exists() and "1 stopped, 0 failed" in go.summary
-    assert go(lines, 0.0) == ["done", "stopped", *rest] and go.code == 143  # no time at all
-    assert go.went() == ["a", "saves", "c"][: 3 - (rest == ["left"])]
+    lines = {does("a"): 1, SAVES: 1, does("c"): 1}
+    rest = "left" if seconds == 50 else "done"
+    assert go(lines, seconds) == ["done", "stopped", rest] and (tmp_path / "saved").exists()
+    assert go(lines, 0.0) == ["done", "stopped", rest]  # no time at all
     (tmp_path / "ready").unlink()
-    assert go(lines, seconds) == ["done"] * 3 and go.code == 0
+    assert go(lines) == ["done"] * 3
     assert sorted(go.went()) == ["a", "c", "saves", "saves"]
 
 
@@ -159,47 +175,54 @@ def test_what_is_done_starts_no_process_and_a_changed_line_does(go, tmp_path):
     assert go({does("a"): 1}) == ["done"] and go.went()[-1] == "a"
 
 
-def test_a_line_that_fails_is_told_and_keeps_no_other_waiting(go, tmp_path):
+def test_a_line_that_fails_keeps_no_other_waiting(go, tmp_path):
     lines = {does("a", 1): 1, does("b"): 1, does("c", 2): 1}
-    assert go(lines) == ["failed", "done", "failed"] and go.code == 1
-    assert go.summary.count("! failed: python -c") == 2
+    assert go(lines) == ["failed", "done", "failed"]
     assert "$ python -c" in (tmp_path / "out/plan.log").read_text()
     go(lines | {does("d"): 1})
     assert go.went() == ["a", "b", "c", "d", "a", "c"]  # what failed comes last
 
 
-def test_a_signal_reaches_the_line_once_and_a_deaf_one_is_killed(go, tmp_path, monkeypatch):
-    ask = "os.kill(os.getppid(), signal.SIGINT)"  # as Ctrl-C does
-    assert go({saves(f"{ask}; {ask}"): 1, does("b"): 1}) == ["stopped", "left"]
-    assert go.code == 130 and go.went() == ["saves"] and (tmp_path / "saved").exists()
-    (tmp_path / "saved").unlink()
+def test_a_line_that_does_not_stop_is_killed(go, monkeypatch):
     monkeypatch.setattr(plan, "SAVING", 0.1)
-    deaf = saves("os.kill(os.getppid(), signal.SIGTERM)", deaf=True)
-    assert go({deaf: 1}) == ["stopped"] and go.code == 143
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    assert go({deaf: 0.005}) == ["stopped"]
 
 
-def test_a_dry_run_prints_what_can_be_typed_and_writes_nothing(tmp_path):
-    for folder in ("data/photos/train", "data/photos/val", "data/other/train"):
-        (tmp_path / folder).mkdir(parents=True)
-    words = [sys.executable, "scripts/gpu_plan.py", str(tmp_path / "data"), "--dry-run"]
-    done = subprocess.run([*words, "--out", str(tmp_path / "out"), "--seeds", "7"], cwd=ROOT,
-                          text=True, capture_output=True, timeout=60)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    commands = [line for line in done.stdout.splitlines() if line[0] != "#"]
-    assert all(line.startswith(("python -m sat.run -m ", "python scripts/")) for line in commands)
-    assert sum("seed=7" in line for line in commands) == 20
-    assert f"dataset.root={tmp_path}/data/photos dataset" in done.stdout
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_line_and_the_command(tmp_path, monkeypatch, number, code):
+    monkeypatch.chdir(tmp_path)
+    asks = SAVES.replace("time.sleep", f"os.kill(os.getppid(), {int(number)}); time.sleep")
+    (tmp_path / "list.txt").touch()
+    code_of = f"""
+import signal, sys
+from pathlib import Path
+from sat.bench import plan
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored, from outside
+plan.lines = lambda text, own: {{{"-c " + shlex.quote(asks)!r}: 1, "-c pass": 1}}
+sys.exit(plan.main(Path("list.txt"), ["."]))"""
+    done = subprocess.run([sys.executable, "-c", code_of], cwd=tmp_path, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == code and (tmp_path / "saved").exists()
 
 
-def test_bad_input_is_refused(tmp_path, capsys):
-    assert plan.main(LIST, [str(tmp_path / "none")]) == 2
-    assert "no such folder" in capsys.readouterr().err
-    for name in ("a", "b"):
-        for part in ("train", "val"):
-            (tmp_path / name / part).mkdir(parents=True)
-    assert plan.main(LIST, [str(tmp_path)]) == 2
-    assert "more than one folder of photographs" in capsys.readouterr().err
-    with pytest.raises(Refused, match="write `minutes: words`"):
-        plan.lines("ten: -c pass", {}, [0])
+def test_the_command_tells_what_is_left_and_how_it_ended(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    (tmp_path / "list.txt").write_text("# a remark\n\n1: -c pass\n1: -c {seed}\n")
+    call = lambda *more: plan.main(tmp_path / "list.txt", [".", "--seeds", "0,x", *more])  # noqa: E731
+    assert call("--dry-run") == 0 and not (tmp_path / "outputs").exists()
+    assert capsys.readouterr().out == "python -c pass\npython -c 0\npython -c x\n"
+    assert call("--minutes", "0") == 143 and "0 done, 0 stopped, 0 failed, 3 left" in (
+        capsys.readouterr().out
+    )
+    assert call() == 1 and "2 done, 0 stopped, 1 failed, 0 left" in capsys.readouterr().out
+    assert call("--seeds", "0") == 0
+
+
+@pytest.mark.parametrize("line", ["ten: -c pass", "1: -c {jobs}", "-c pass"])
+def test_bad_input_is_refused(tmp_path, capsys, line):
+    (tmp_path / "list.txt").write_text(line)
+    assert plan.main(tmp_path / "list.txt", ["."]) == 2
+    assert "write `minutes: words`" in capsys.readouterr().err
+    assert plan.main(tmp_path / "none.txt", ["."]) == 2

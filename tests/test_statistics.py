@@ -1,5 +1,6 @@
 """Intervals and tests against published tables, SciPy, and simulated coverage."""
 
+import math
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sat import statistics
 from sat.statistics import holm, mcnemar, newcombe, over_seeds, paired, paired_seeds, wilson
 
 # Fagerland, Lydersen & Laake (2017), Statistical Analysis of Contingency Tables, chapter 8: the
@@ -150,3 +152,22 @@ def test_holm_is_wrong_no_more_often_than_it_says():
     rng = np.random.default_rng(3).uniform(size=(20000, 9))
     wrong = [min(holm([1e-9, *p])[1:]) < 0.05 for p in rng.tolist()]
     assert 0.044 < np.mean(wrong) < 0.054  # 0.0489, standard error 0.0015; uncorrected 0.37
+
+
+def test_a_difference_that_seeds_can_show_is_shown_four_times_in_five():
+    """Simulated: two configurations of unit spread, compared seed by seed."""
+    draw = np.random.default_rng(0)
+    for seeds in (3, 10):
+        gap = statistics.detectable(1.0, seeds)
+        pairs = draw.normal(gap, math.sqrt(2), (2000, seeds))
+        error = pairs.std(1, ddof=1) / math.sqrt(seeds)
+        shown = np.abs(pairs.mean(1)) / error > stats.t.ppf(0.975, seeds - 1)
+        assert 0.75 < shown.mean() < 0.87
+    assert statistics.detectable(2.0, 5) == 2 * statistics.detectable(1.0, 5)
+
+
+@pytest.mark.parametrize("difference", [0.3, 1.0, 2.0, 50.0])
+def test_seeds_that_are_needed_are_the_fewest(difference):
+    seeds = statistics.seeds_needed(1.0, difference)
+    assert statistics.detectable(1.0, seeds) <= difference
+    assert seeds == 2 or statistics.detectable(1.0, seeds - 1) > difference

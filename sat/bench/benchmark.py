@@ -1,29 +1,29 @@
-"""What a training step costs, beside the machine's limit and beside what people use today:
+"""What a training step costs, beside the machine's limits and beside what people use today:
 
     sat-benchmark                                            # ResNet-18 on CIFAR-10's sizes
     sat-benchmark model.depth=50 dataset=imagenet --steps 0,1 --batch 256 --compile --budget 10m
-    sat-benchmark --parts memory,program                     # large networks; whole commands
 
 Words are those of `python -m sat.run`; images are random pixels, and nothing is downloaded. Each
 row goes to the screen, and with all numbers (`benchmark.json`) and a figure into the folder of
---out, when it is measured; what was stopped goes on with the same command. `torchattacks` is
-compared where it is installed. `python scripts/benchmark.py` is the same.
+--out, when it is measured, the most telling first; what was stopped goes on with the same command.
+`torchattacks` is compared where it is installed. `python scripts/benchmark.py` is the same.
 """
 
 import argparse
 import os
-import re
 import sys
-from argparse import Namespace
-from collections.abc import Sequence
+import time
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sat.bench.units import span
+from sat.bench.units import seconds_of
 from sat.errors import Fault, Refused
 
-PARTS = ("steps", "stages", "activations", "memory", "program")
+PARTS = ("steps", "stages", "activations")
 ISA = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")  # what a product's rate is by
 
 
@@ -31,29 +31,21 @@ def steps(text: str) -> tuple[int, ...]:
     """`0,1,2` as distinct numbers in ascending order."""
     found = tuple(sorted({int(part) for part in text.split(",")}))
     if found[0] < 0:
-        raise argparse.ArgumentTypeError(f"{text}: must be 0 or above")
+        raise ArgumentTypeError(f"{text}: must be 0 or above")
     return found
 
 
 def positive(text: str) -> int:
     if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be 1 or above")
+        raise ArgumentTypeError(f"{text}: must be 1 or above")
     return number
 
 
 def parts(text: str) -> tuple[str, ...]:
     chosen = tuple(text.split(","))
-    for part in chosen:
-        if part not in PARTS:
-            raise argparse.ArgumentTypeError(f"{part}: is none of {', '.join(PARTS)}")
+    if wrong := {*chosen} - {*PARTS}:
+        raise ArgumentTypeError(f"{', '.join(wrong)}: is none of {', '.join(PARTS)}")
     return chosen
-
-
-def duration(text: str) -> float:
-    """Seconds of `90s`, `10m`, `1.5h`."""
-    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)):
-        raise argparse.ArgumentTypeError(f"{text}: write a time, such as 90s, 10m, 1.5h")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def arguments(given: Sequence[str] | None = None) -> Namespace:
@@ -71,56 +63,65 @@ def arguments(given: Sequence[str] | None = None) -> Namespace:
     add("--threads", type=positive, help="of a CPU (as many as torch takes)")
     add("--compile", action="store_true", help="times this program compiled as well, which takes"
         " up to a minute, of each network")  # fmt: skip
-    add("--parts", type=parts, default=PARTS[:3], help=f"of {','.join(PARTS)} (the first three)")
-    add("--budget", type=duration, default=float("inf"), metavar="10m", help="then stop")
+    add("--parts", type=parts, default=PARTS, help=f"of {','.join(PARTS)} (all)")
+    add("--budget", type=seconds_of, default=float("inf"), metavar="10m", help="then stop")
     add("--out", type=Path, default=Path("outputs/benchmark"), help="folder (outputs/benchmark)")
     own = parser.parse_intermixed_args(given)
     for word in own.words:
         if "=" not in word:
             parser.error(f"{word}: is no key=value")
     own.words += [f"schedule.batch_size={own.batch}"] if own.batch else []
+    own.until = time.monotonic() + own.budget
     return own
 
 
 def about(case: Any, own: Namespace) -> dict[str, Any]:
     """Machine, versions, command line and what is timed."""
-    import torch
-
     from sat.acceleration.processor import flags
     from sat.rundir.environment import environment
 
-    told = environment(case.device) | {
+    found = environment(case.device) | {
         "command": " ".join(["python", *sys.argv]), "words": " ".join(case.words),
         "rounds": own.rounds, "batch": case.batch, "shape": "x".join(map(str, case.sizes.shape)),
         "multiply_adds": case.cost.multiply_adds, "parameters": case.cost.parameters,
     }  # fmt: skip
-    if case.device.type == "cuda":
-        told["memory"] = torch.cuda.get_device_properties(case.device).total_memory
-        told["cuda"], told["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
-    else:
-        told["isa"] = ", ".join(name for name in ISA if name in flags())
-        told["isa_limit"] = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    return told
+    if case.device.type == "cpu":
+        found["isa"] = ", ".join(name for name in ISA if name in flags())
+        found["isa_limit"] = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return found
+
+
+@contextmanager
+def many_networks(compiled: bool) -> Iterator[None]:
+    """Allows many compiled networks of one process, each with graphs of its own shapes: torch
+    counts all of a class as one that is compiled again and again, and would give up."""
+    if not compiled:
+        yield
+        return
+    import torch._dynamo  # takes a second to import
+
+    with torch._dynamo.config.patch(recompile_limit=256, automatic_dynamic_shapes=False):
+        yield
 
 
 def measure(case: Any, own: Namespace) -> int:
     from sat.bench.book import Book
     from sat.bench.steps import draw
 
-    told = about(case, own)
-    book, left = Book(own.out, told, own.budget), []
+    machine = about(case, own)
+    book, left = Book(own.out, machine, own.until), []
     book.say("# Benchmark\n")
-    for key, value in told.items():
+    for key, value in machine.items():
         book.say(f"- {key}: {value:,}" if isinstance(value, int) else f"- {key}: {value}")
-    for name in own.parts:
-        part = import_module(f"sat.bench.{name}")
-        left += book.measure(name, part.__doc__ or "", part.measurements(case, own))
+    with many_networks(own.compile):
+        for name in own.parts:
+            part = import_module(f"sat.bench.{name}")
+            left += book.measure(name, part.__doc__ or "", part.measurements(case, own))
     if any("images/s" in row for row in book.found.get("steps", [])):
-        title = f"{told['device']}, torch {told['torch']}; {told['words']}"
-        draw(book.found["steps"], case, title, own.out)
+        title = f"{machine['device']}, torch {machine['torch']}; {machine['words']}"
+        draw(book.found["steps"], title, own.out)
     if left:
-        names = ", ".join(left)
-        book.say(f"\n{span(own.budget)} are over; left, for the same command again: {names}")
+        book.say(f"\nThe time is over; left, for the same command again: {', '.join(left)}")
     book.found["left"] = left
     book.write()
     return 143 if left else 0
@@ -130,8 +131,6 @@ def main(given: Sequence[str] | None = None) -> int:
     """Exit codes: 0, 1 where memory runs out, 2 where the command line is refused, 143 where the
     budget is used up and rows are left."""
     own = arguments(given)
-    for key, value in (("KINETO_LOG_LEVEL", "99"), ("TORCH_CPP_LOG_LEVEL", "ERROR")):
-        os.environ.setdefault(key, value)  # the profiler's libraries talk to the screen
     import torch
 
     from sat.acceleration import auto

@@ -15,18 +15,20 @@ from sat.bench.units import digits
 from sat.errors import is_out_of_memory
 
 Row = dict[str, Any]
-Measurements = Iterator[tuple[str, Callable[[], list[Row]]]]  # name, and what gives rows
+# The most valuable first: name, cost beside the others of its part, and what gives rows.
+Measurements = Iterator[tuple[str, float, Callable[[], list[Row]]]]
 MOMENT = ("time", "command")  # of the account of a machine: another in each call
 
 
 class Book:
     """`benchmark.md` and `benchmark.json` of a folder, and the screen.
 
-    What stands there of the same benchmark, stopped before its end, is not measured again.
+    What stands there of the same benchmark, stopped before its end, is not measured again; after
+    `until`, of the monotonic clock, nothing is begun.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], seconds: float = float("inf")):
-        self.begun, self.seconds, self.longest = time.monotonic(), seconds, 0.0
+    def __init__(self, folder: Path, about: dict[str, Any], until: float = float("inf")):
+        self.until = until
         self.file, self.text = folder / "benchmark.json", folder / "benchmark.md"
         self.kept = self._stopped(about)
         self.found: dict[str, Any] = {"about": about, "left": ["all"]}
@@ -47,20 +49,21 @@ class Book:
             file.write(line + "\n")
 
     def measure(self, part: str, note: str, measurements: Measurements) -> list[str]:
-        """One table; the names of the measurements that are left when the time is over."""
+        """One table; the names of the measurements that are left when the time is over, or that
+        would take longer than it is, by those before."""
         self.say(f"\n## {part.capitalize()}\n\n{note}")
         rows: list[Row] = []
         self.found[part] = rows
-        left: list[str] = []
-        head: list[str] = []
-        for key, work in measurements:
+        left, head, slowest = list[str](), list[str](), 0.0
+        for key, cost, work in measurements:
             new = [row for row in self.kept.get(part, []) if row["key"] == key]
             begun = time.monotonic()
-            if not new and begun - self.begun + self.longest > self.seconds:
+            if not new and begun + slowest * cost > self.until:
                 left.append(f"{part} {key}")
                 continue
-            new = new or [{"key": key, **row} for row in measured(key, work)]
-            self.longest = max(self.longest, time.monotonic() - begun)
+            if not new:
+                new = [{"key": key, **row} for row in measured(key, work)]
+                slowest = max(slowest, (time.monotonic() - begun) / max(cost, 1))
             rows += new
             head = self._tell(new, head)
             self.write()
@@ -75,8 +78,8 @@ class Book:
             self.say("\n" + line_of(head, head))
             self.say(line_of(head, ["---", *("---:" for _ in head[1:])]))
         for row in rows:
-            told = "note" in row
-            self.say(row["note"] if told else line_of(head, [cell(row.get(key)) for key in head]))
+            cells = [cell(row.get(key)) for key in head]
+            self.say(row["note"] if "note" in row else line_of(head, cells))
         return head
 
     def write(self) -> None:

@@ -2,8 +2,6 @@
 the folder or file of a set of the user's own."""
 
 import json
-import weakref
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -11,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from sat.acceleration.auto import depthwise, multiply_adds
+from sat.acceleration.recomputation import recompute
 from sat.activations.surrogate import phase, phased
 from sat.activations.swap import swap_activations
 from sat.attacks import FGSM, Clean, Curve
+from sat.bench.counting import Live
 from sat.config import Spec, check
 from sat.data import SVHN, Cifar10, Cifar100, Digits, FashionMNIST, ImageNet, TinyImageNet
 from sat.data.choice import split_training
@@ -42,6 +39,7 @@ PUBLISHED: dict[type, tuple[int, int, int, int, int]] = {
     ImageNet: (1_281_167, 50_000, 1_000, 3, 224),
 }
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+IMAGES = 64  # of the batch whose memory is counted
 
 
 @dataclass(frozen=True)
@@ -136,6 +134,7 @@ class Work:
     validated: int  # images, each time anew
     evaluation: int  # input gradients, at most
     evaluated: int  # images under an attack or a curve, for each checkpoint
+    ensembled: int  # images under an ensemble, at most, for each checkpoint
     checked: int  # images on which a measurement is doubted, for each checkpoint
     untold: tuple[str, ...]
 
@@ -175,54 +174,25 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
     checked = checkpoints * min(evaluation.masking_checks, tested // checkpoints)
     attacks = evaluation.measured_by
     steps = evaluation.restarts * sum(steps_of(name, a) for name, a in attacks.items())
+    ensembles = sum(name in untold for name in attacks)
     return Work(updates, seen, seen * attack, times * each, times * asked,
-                tested * steps, tested * max(1, len(attacks)),
+                tested * steps, tested * max(1, len(attacks)), tested * ensembles,
                 checked if evaluation.attacks else 0, tuple(untold))  # fmt: skip
 
 
 # memory ---------------------------------------------------------------------------------------
 
 
-class Live(TorchDispatchMode):
-    """Bytes of storages that are alive and were made within: `now`, and at most so far, `most`.
-
-    Of `held` none counts. Memory that a kernel takes for itself and gives back is not seen.
-    """
-
-    def __init__(self, held: Iterable[Tensor]):
-        super().__init__()
-        self.now = self.most = 0
-        self._known = WeakIdKeyDictionary()
-        for tensor in held:
-            self._known[tensor.untyped_storage()] = True
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._meet(tensor.untyped_storage())
-        return made
-
-    def _meet(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self._known:
-            self._known[storage] = True
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._part, storage.nbytes())
-
-    def _part(self, count: int) -> None:
-        self.now -= count
-
-
-def saved_bytes(model: nn.Module, x: Tensor) -> int:
-    """What autograd keeps for the backward of one training forward of x [B, C, H, W]."""
-    training = model.training
-    with Live([*model.parameters(), *model.buffers(), x]) as live, phase(phased(model), "outer"):
-        logits = model.train()(x)
-    model.train(training)
-    saved = live.now
-    del logits
-    return saved
+def update_bytes(model: nn.Module, shape: tuple[int, int, int]) -> tuple[float, float]:
+    """Bytes an image that autograd keeps for the backward of a training forward, and the most that
+    is alive in both, of a model on `meta`: of a large batch, beside which weights count little."""
+    x = torch.zeros(IMAGES, *shape, device="meta")
+    held = [*model.parameters(), *model.buffers(), x]
+    with Live(held) as live, phase(phased(model), "outer"):
+        loss = model.train()(x).sum()
+        saved = live.now
+        torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+    return saved / IMAGES, live.most / IMAGES
 
 
 def state_bytes(model: nn.Module, schedule: Any) -> int | None:
@@ -256,7 +226,8 @@ class Cost:
     parameters: int
     multiply_adds: int  # of one image's forward
     state: int | None  # bytes
-    activations: float  # bytes an image that an update keeps, in float32
+    saved: float  # bytes an image that autograd keeps for an update, in float32
+    most: float  # bytes an image that are alive at once in an update, in float32
     depthwise: bool  # whether it has such convolutions
 
     def fixed(self, schedule: Any, precision: str) -> int | None:
@@ -265,8 +236,9 @@ class Cost:
             return None
         return self.state + (schedule.fold is not False) * self.parameters * BYTES[precision]
 
-    def kept(self, images: int, precision: str) -> float:
-        return self.activations * images * BYTES[precision] / 4
+    def beside(self, images: int, precision: str) -> float:
+        """Bytes of activations and intermediates of so many images."""
+        return self.most * images * BYTES[precision] / 4
 
 
 _COSTS: dict[str, Cost] = {}
@@ -274,14 +246,17 @@ _COSTS: dict[str, Cost] = {}
 
 def cost_of(spec: Spec, sizes: Sizes) -> Cost:
     """Counted once for all runs of a sweep that share network, activation, images and optimiser."""
-    config = spec.config
-    rest = [config["model"], config["activation"], spec.schedule.optimizer, spec.schedule.averages]
-    key = json.dumps([*rest, sizes.classes, *sizes.shape])
+    config, schedule = spec.config, spec.schedule
+    rest = [config["model"], config["activation"], schedule.optimizer, schedule.averages]
+    key = json.dumps([*rest, schedule.grad_checkpointing, sizes.classes, *sizes.shape])
     if key not in _COSTS:
         model = build(spec, sizes, "meta")
+        if schedule.grad_checkpointing:
+            with refusing("schedule."):
+                recompute(model)
         try:
             multiplied = multiply_adds(model, sizes.shape)
-            saved = saved_bytes(model, torch.zeros(2, *sizes.shape, device="meta")) / 2
+            saved, most = update_bytes(model, sizes.shape)
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise Refused(
@@ -290,5 +265,5 @@ def cost_of(spec: Spec, sizes: Sizes) -> Cost:
             ) from error
         parameters = sum(p.numel() for p in model.parameters())
         state = state_bytes(model, spec.schedule)
-        _COSTS[key] = Cost(parameters, multiplied, state, saved, depthwise(model))
+        _COSTS[key] = Cost(parameters, multiplied, state, saved, most, depthwise(model))
     return _COSTS[key]

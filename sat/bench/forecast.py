@@ -2,6 +2,7 @@
 
     sat-forecast activation=gelu attack.steps=2
     sat-forecast -m activation=relu,silu seed=0,1,2              # a sweep
+    sat-forecast --budget 10m experiment=activations dataset=cifar10    # what fits ten minutes
     sat-forecast experiment=imagenet_resnet50 --tflops 300       # for another machine
     sat-forecast -m experiment=depth --measured outputs/benchmark --gpus 8
 
@@ -20,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from sat import config, sweep
-from sat.bench.units import count, size, span
+from sat.bench.units import count, seconds_of, size
 from sat.config import Spec
-from sat.errors import Fault, Refused
-from sat.loggers.screen import table
+from sat.errors import Fault, Refused, refusing
+from sat.loggers.screen import duration, table
 
 LEGEND = """\
 Multiply-adds: of an image's forward. Gradients are counted image by image: of the training, k of
 the input and one of the weights for PGD-k; of validations (with their probe) and of the evaluation
 at most so many, as if every image were right when clean and stood, and best and last were two.
 Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what
-an update keeps beside them for its backward pass; what a layer needs for a moment is not counted.
+an update of a batch has beside them; a kernel's own scratch memory comes on top.
 The time is of training, validations and evaluation. Beside it: masking checks (at most so long),
 reading and decoding images, compilation, and the start of the program (some seconds)."""
 ENSEMBLE = "+: and what an ensemble needs, which goes by the image and can't be told: {}."
@@ -39,6 +40,7 @@ RATED = """\
 Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32;
 2 FLOP a multiply-add; a forward is one unit, an input gradient two, an update three. Precision
 auto is taken to be bf16."""
+GIB = (24, 80, 141)  # of a GPU
 
 
 @dataclass
@@ -51,8 +53,11 @@ class Told:
     state: str = ""
     refused: str = ""
     columns: dict[str, str] = field(default_factory=dict)
+    parts: tuple[float, float, float] | None = None  # seconds: training, evaluation, checks
     missing: float | None = None  # seconds of what is left of it
     notes: list[str] = field(default_factory=list)
+    spec: Any = None
+    sizes: Any = None
 
 
 def standing(spec: Spec) -> tuple[str, int]:
@@ -65,44 +70,45 @@ def standing(spec: Spec) -> tuple[str, int]:
     from sat.rundir.record import is_running
     from sat.rundir.result import read_result
 
-    directory = Path(spec.record.root) / spec.name
+    directory, step = Path(spec.record.root) / spec.name, 0
     if (done := results.finished(spec)) is not None:
         return "finished", done.steps
     if spec.record.fresh:
         return "not begun", 0
     if (result := read_result(directory)) is not None:
         return "trained", result["steps"]
-    step = None
+    begun = False
     for name in ("previous.pt", "last.pt"):
         try:
-            step = checkpoint.read(directory / "checkpoints" / name)["step"]
+            step, begun = checkpoint.read(directory / "checkpoints" / name)["step"], True
         except (OSError, ValueError, KeyError):
             continue
-    if is_running(directory):
-        return "running", step or 0
-    return ("not begun", 0) if step is None else ("stopped", step)
+    return "running" if is_running(directory) else "stopped" if begun else "not begun", step
 
 
 def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
     """Fills in what is told of a run."""
     from sat.bench.costs import cost_of, gradients_of, sizes_of, without_images, work_of
 
-    spec = without_images(spec)
-    told.name = spec.name
-    told.state, step = standing(spec)
-    sizes = sizes_of(spec.dataset)
+    told.spec = spec = without_images(spec)
+    told.name, (told.state, step) = spec.name, standing(spec)
+    told.sizes = sizes = sizes_of(spec.dataset)
     cost, work = cost_of(spec, sizes), work_of(spec, sizes)
-    part = -(-spec.schedule.batch_size // spec.schedule.parts)
     precision, pace, why = paced(spec, sizes, cost, rates)
     more = lambda *names: "+" * any(name in work.untold for name in names)  # noqa: E731
     judged, k = more(*spec.evaluation.measured_by), gradients_of(spec.attack)
     told.notes = [why] * bool(why) + [ENSEMBLE.format(name) for name in work.untold]
-    seconds = doubting = None
+    time = checks = "-"
     if pace is not None:
         training, measuring = pace.training(work), pace.measuring(work)
-        seconds, doubting = training + measuring, pace.doubting(work)
+        told.parts = training, measuring + pace.attacking(work), pace.doubting(work)
         left = 1 - step / work.updates if work.updates and told.state != "trained" else 0
         told.missing = 0.0 if told.state == "finished" else training * left + measuring
+        time = duration(training + measuring) + (judged or more("attack", "validation"))
+        checks = duration(told.parts[2])
+    fixed = cost.fixed(spec.schedule, precision)
+    part = -(-spec.schedule.batch_size // spec.schedule.parts)
+    most = [(2**30 * gib - (fixed or 0)) // cost.beside(1, precision) for gib in GIB]
     told.columns = {
         "parameters": count(cost.parameters),
         "multiply-adds": count(cost.multiply_adds),
@@ -114,10 +120,11 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
         "validation gradients": count(work.validation) + more("validation"),
         "evaluation gradients": count(work.evaluation) + judged,
         "precision": precision,
-        "memory": size(cost.fixed(spec.schedule, precision)),
-        "activations": size(cost.kept(part, precision)),
-        "masking checks": span(doubting),
-        "time": span(seconds) + (judged or more("attack", "validation")) * bool(pace),
+        "memory": size(fixed),
+        "activations": size(cost.beside(part, precision)),
+        f"batch in {', '.join(map(str, GIB))} GiB": " ".join(count(max(0, n)) for n in most),
+        "masking checks": checks,
+        "time": time,
     }
 
 
@@ -131,36 +138,33 @@ def paced(spec: Spec, sizes: Any, cost: Any, rates: Namespace) -> tuple[str, Any
     if rates.tflops:
         return "bf16" if asked == "auto" else asked, from_rate(cost, *rates.tflops), ""
     try:
-        device = find_device(spec.device)
-    except ValueError as error:
-        why = f"device{error}; --tflops X tells a time without one"
-        return "fp32" if asked == "auto" else asked, None, why
-    if asked == "auto":
-        small = is_small(cost.multiply_adds * spec.schedule.batch_size)
-        asked = auto_precision(device.type, cost.depthwise, small)
-    try:
+        with refusing("device"):
+            device = find_device(spec.device)
+        if asked == "auto":
+            small = is_small(cost.multiply_adds * spec.schedule.batch_size)
+            asked = auto_precision(device.type, cost.depthwise, small)
         return asked, tried(spec, sizes, cost), ""
     except ValueError as error:
-        return asked, None, f"{error}; --tflops X tells a time"
+        return "fp32" if asked == "auto" else asked, None, f"{error}; --tflops X tells a time"
 
 
 # what is printed ------------------------------------------------------------------------------
 
 
-def summary(jobs: list[Told], rates: Namespace) -> str:
+def summary(jobs: list[Told], own: Namespace) -> str:
     """What all runs share, a table of what they do not, the totals, and what the numbers mean."""
     good, lines = [job for job in jobs if not job.refused], []
     if good:
         rows = [{"run": job.name, "state": job.state, **job.columns} for job in good]
-        own = [] if len(rows) == 1 else ["run", "state", "time"]  # in the table whatever they are
-        shared = [key for key in rows[0] if key not in own and len({row[key] for row in rows}) == 1]
-        lines += [f"{key.ljust(22)}{rows[0][key]}" for key in shared]
-        if own:
+        mine = [] if len(rows) == 1 else ["run", "state", "time"]  # in the table, whatever they are
+        shared = [key for key in rows[0] if key not in mine and len({r[key] for r in rows}) == 1]
+        lines += [f"{key.ljust(24)}{rows[0][key]}" for key in shared]
+        if mine:
             told = [key for key in rows[0] if key not in shared]
             lines += ["", table(told, [[row[key] for key in told] for row in rows])]
-        lines += ["", totals(jobs, rates.gpus), ""]
+        lines += ["", totals(jobs, own.gpus), ""]
         lines += list(dict.fromkeys(note for job in good for note in job.notes))
-        lines += [LEGEND, RATED.format(*rates.tflops) if rates.tflops else TRIED]
+        lines += [LEGEND, RATED.format(*own.tflops) if own.tflops else TRIED]
     for job in jobs:
         if job.refused:
             which = f"job {job.job} ({' '.join(job.overrides)}): " * (len(jobs) > 1)
@@ -175,14 +179,14 @@ def totals(jobs: list[Told], gpus: int) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     known = [job for job in runs if job.missing is not None]
     each = [job.missing or 0 for job in known]
-    missing = ("nothing" if known and not any(each) else span(sum(each))) if known else "-"
+    missing = ("nothing" if known and not any(each) else duration(sum(each))) if known else "-"
     plus = "+" * any(job.columns["time"].endswith("+") and job.missing for job in known)
     more = f" and {len(runs) - len(known)} of unknown time" if 0 < len(known) < len(runs) else ""
     asked = f"{len(jobs)} run{'s' * (len(jobs) != 1)}"
     distinct = f", {len(runs)} distinct" * (len(jobs) > 1)
     line = f"{asked}{distinct}: {counts}; still missing: {missing}{plus}{more}"
     if any(each) and gpus > 1:
-        line += f"; on {gpus} GPUs, each run on one: {span(shared_out(each, gpus))}{plus}"
+        line += f"; on {gpus} GPUs, each run on one: {duration(shared_out(each, gpus))}{plus}"
     return line
 
 
@@ -226,18 +230,17 @@ def arguments(given: Sequence[str]) -> tuple[Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add(
-        "--tflops",
-        type=rates,
-        metavar="X[,Y]",
-        help="TFLOP/s sustained in training and, in float32, in the evaluation; tries nothing",
-    )
-    add("--measured", type=Path, metavar="DIR", help="those of a benchmark's folder")  # fmt: skip
+    add("--tflops", type=rates, metavar="X[,Y]", help="TFLOP/s sustained in training and, in"
+        " float32, in the evaluation; tries nothing")  # fmt: skip
+    add("--measured", type=Path, metavar="DIR", help="those of a benchmark's folder")
     add("--gpus", type=int, default=1, help="that share the runs of a sweep (1)")
+    add("--budget", type=seconds_of, metavar="10m", help="what of the sweep fits on one device")
+    add("--spread", type=Path, metavar="PLACE", help="finished runs, a folder or a file of kept"
+        " ones, whose seeds tell what --budget can show (record.root)")  # fmt: skip
     own, words = parser.parse_known_args(given)
     if own.gpus < 1:
         parser.error(f"--gpus {own.gpus}: must be at least 1")
-    return own, words
+    return own, ["-m", *words] if own.budget and "-m" not in words else words
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -266,11 +269,17 @@ def main(given: Sequence[str] | None = None) -> int:
         if own.measured:
             own.tflops = measured(own.measured)
         sweep.each_job(words, tell)
+        text = summary(jobs, own)
+        if own.budget and not any(job.refused for job in jobs):
+            from sat.bench.budget import answer
+
+            rated = RATED.format(*own.tflops) if own.tflops else TRIED
+            text = f"{answer(jobs, words, own)}\n\n{rated}"
     except ValueError as error:  # while composing
         print(error, file=sys.stderr)
         return 2
     try:
-        print(summary(jobs, own), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2 if any(job.refused for job in jobs) else 0

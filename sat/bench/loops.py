@@ -13,7 +13,6 @@ from sat.bench.case import RATE, Case
 from sat.bench.stopwatch import settings
 from sat.training.step import update
 
-GRAPHS = "sat, CUDA graphs"
 PEERS = ("published", "torchattacks")
 TRICKS = ("channels_last", "fold", "fused", "tf32")
 
@@ -33,8 +32,12 @@ def ours(case: Case, name: str, **choices: Any) -> Loop:
     attacks: dict[int, Any] = {}
 
     def step(k: int, x: Tensor, y: Tensor) -> None:
-        state.attack = attacks.setdefault(k, case.attack(k))
+        if state.attack is not attacks.setdefault(k, case.attack(k)):
+            state.attack = attacks[k]
+            state.graph.forget()
         update(state, x, y)
+        if state.plan.choices["graph"] and not state.graph.on:
+            raise RuntimeError(state.news[-1])  # it says why none could be captured
 
     return Loop(name, step, state.plan.choices)
 
@@ -51,7 +54,7 @@ def theirs(case: Case, name: str, attack_on: Callable[..., Callable[..., Tensor]
         F.cross_entropy(model(x_adv), y).backward()
         optimizer.step()
 
-    choices = {"precision": "fp32", "channels_last": False, "compile": False}
+    choices = {"precision": "fp32", "channels_last": False, "compile": False, "graph": False}
     return Loop(name, step, choices | {"threads": torch.get_num_threads()})
 
 
@@ -96,28 +99,19 @@ def torchattacks(case: Case) -> Loop:
     return theirs(case, "torchattacks", attack_on)
 
 
-def failing(loop: Loop, case: Case) -> list[str]:
-    """A line where a loop can't take a step: not every network can be compiled or captured as a
-    CUDA graph."""
-    try:
-        with settings(loop.choices):  # a graph is for these
-            for k in (1, 1, 2):
-                loop.step(k, *case.images())
-    except Exception as error:  # torch's compiler raises many kinds
-        return [left_out(loop.name, error)]
-    return []
-
-
 def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
-    """All that can be compared here, and a line for each that can't."""
+    """All that can be compared here, and a line for each that can't: not every network can be
+    compiled or captured as a CUDA graph."""
     found, notes = [ours(case, "sat")], []
-    kinds: dict[str, Any] = {"sat, compiled": True} if compiled else {}
-    if compiled and case.device.type == "cuda":
-        kinds[GRAPHS] = "reduce-overhead"
+    kinds = {"sat, compiled": {"compile": True}} if compiled else {}
+    if case.device.type == "cuda":
+        kinds |= {f"{name}, one graph": {**kind, "graph": True}
+                  for name, kind in {"sat": {}, **kinds}.items()}  # fmt: skip
     for name, kind in kinds.items():
-        loop = ours(case, name, compile=kind)
-        notes += (told := failing(loop, case))
-        found += [loop] * (not told)
+        try:
+            found.append(tried(ours(case, name, **kind), case))
+        except Exception as error:  # torch's compiler raises many kinds
+            notes.append(left_out(name, error))
     found.append(ours(case, "sat, no trick", precision="fp32", **dict.fromkeys(TRICKS, False)))
     found.append(published(case))
     try:
@@ -125,3 +119,11 @@ def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
     except ImportError as error:
         notes.append(f"torchattacks is left out: it can't be imported ({error})")
     return found, notes
+
+
+def tried(loop: Loop, case: Case) -> Loop:
+    """The loop, once it has taken steps; raises whatever they raise."""
+    with settings(loop.choices):  # what is compiled is for these
+        for k in (1, 1, 1, 1, 2):
+            loop.step(k, *case.images())
+    return loop

@@ -5,7 +5,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median, quantiles
@@ -17,10 +17,13 @@ from sat.acceleration.auto import bf16_pays
 from sat.acceleration.precision import set_tf32
 
 SECONDS = 0.2  # of a block of calls: a thousand times the clock's and the synchronisation's cost
-WARMING = {"cpu": 1, "cuda": 3}  # calls; a CUDA graph is recorded in the second, replayed after it
+WARMING = {"cpu": 1, "cuda": 5}  # calls; a step becomes a CUDA graph in the fourth
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
+COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes that a copy reads and writes: no cache holds them
+COPY = "memory copy"
 Spread = dict[str, float]  # median, and the quartiles low and high
 Times = dict[str, list[float]]  # seconds of one call in each round
+Within = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,27 @@ class Timed:
     """A call, and what it runs within: that is entered before the clock starts."""
 
     run: Callable[[], object]
-    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    within: tuple[Within, ...] = ()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for enter in self.within:
+                stack.enter_context(enter())
+            yield
+
+    def under(self, choices: Mapping[str, Any]) -> "Timed":
+        """Puts a loop's settings around the call."""
+        return Timed(self.run, (partial(settings, choices), *self.within))
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine can do at best, in each round: FLOP/s of the fastest large matrix product,
+    and bytes/s, read and written, of a large copy."""
+
+    product: list[float]
+    memory: list[float]
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -47,15 +70,20 @@ def milliseconds(rounds: Sequence[float]) -> Spread:
     return spread([1e3 * seconds for seconds in rounds])
 
 
-def interleaved(calls: Mapping[str, Timed], device: torch.device, rounds: int) -> Times:
+def interleaved(
+    calls: Mapping[str, Timed], device: torch.device, rounds: int, until: float = math.inf
+) -> Times:
     """Seconds of one call of each, for every round; before them each is called untimed, which
-    compiles it and fills what it keeps. A call is repeated until a block takes SECONDS."""
+    compiles it and fills what it keeps. A call is repeated until a block takes SECONDS. No round
+    but the first begins after `until`, of the monotonic clock."""
     order, draw = [*calls], random.Random(0)
     times: Times = {key: [] for key in calls}
     blocks: dict[str, int] = {}
     for key in order:
         clocked(calls[key], WARMING[device.type], device)
-    for _ in range(rounds):
+    for number in range(rounds):
+        if number and time.monotonic() > until:
+            break
         draw.shuffle(order)
         for key in order:
             taken = clocked(calls[key], blocks.get(key, 1), device)
@@ -69,7 +97,7 @@ def interleaved(calls: Mapping[str, Timed], device: torch.device, rounds: int) -
 
 def clocked(call: Timed, block: int, device: torch.device) -> float:
     """Seconds of a call, from one block of them; a GPU is waited for around the block alone."""
-    with call.within():
+    with call.entered():
         wait(device)
         begun = time.perf_counter()
         for _ in range(block):
@@ -83,15 +111,15 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def beside_products(
-    calls: Mapping[str, Timed], device: torch.device, rounds: int
-) -> tuple[Times, list[float]]:
-    """Seconds of the calls and of large matrix products, and FLOP/s of the fastest of these in each
-    round: what the machine can do at best."""
+def beside_ceilings(
+    calls: Mapping[str, Timed], device: torch.device, rounds: int, until: float = math.inf
+) -> tuple[Times, Ceilings]:
+    """Seconds of the calls, and of what tells the machine's ceilings."""
     tops = products(device)
-    times = interleaved({**calls, **tops}, device, rounds)
+    times = interleaved({**calls, **tops, COPY: copying(device)}, device, rounds, until)
     best = min(tops, key=lambda name: min(times[name]))
-    return times, [product_flop(device) / seconds for seconds in times[best]]
+    product = [product_flop(device) / seconds for seconds in times[best]]
+    return times, Ceilings(product, [COPIED[device.type] / seconds for seconds in times[COPY]])
 
 
 def products(device: torch.device) -> dict[str, Timed]:
@@ -111,6 +139,11 @@ def product_flop(device: torch.device) -> int:
     return 2 * SIDE[device.type] ** 3
 
 
+def copying(device: torch.device) -> Timed:
+    source, target = torch.randn(2, COPIED[device.type] // 8, device=device)
+    return Timed(partial(target.copy_, source))
+
+
 @contextmanager
 def settings(choices: Mapping[str, Any]) -> Iterator[None]:
     """Sets as many threads as a loop has, TF32 as it has it, if it says; afterwards all as
@@ -126,36 +159,3 @@ def settings(choices: Mapping[str, Any]) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = cudnn
-
-
-def under(choices: Mapping[str, Any], call: Timed) -> Timed:
-    """A call with settings around what it runs within."""
-
-    @contextmanager
-    def within() -> Iterator[None]:
-        with settings(choices), call.within():
-            yield
-
-    return Timed(call.run, within)
-
-
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """The most that torch's allocator holds during a call beside what it held before: activations,
-    gradients and intermediates, but for libraries' own scratch memory on a CPU."""
-    if device.type == "cuda":
-        wait(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        wait(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    events = profiled.profiler.kineto_results.events()
-    held = most = 0
-    for _, change in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
-        held += change
-        most = max(most, held)
-    return most

@@ -1,5 +1,8 @@
 """Numbers for people, three digits of each."""
 
+import re
+from argparse import ArgumentTypeError
+
 
 def digits(number: float) -> str:
     if abs(number) >= 99.95:
@@ -24,17 +27,8 @@ def scaled(number: float, step: int, units: list[str]) -> str:
     return scaled(number / step, step, larger)
 
 
-def span(seconds: float | None) -> str:
-    """`26 s`, `3 min 10 s`, `3 h 20 min`, `12 d 4 h`; `-` where it is not known."""
-    if seconds is None:
-        return "-"
-    if seconds < 9.5:
-        return f"{seconds:.1f} s"
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    for unit, part, smaller, most in (("min", 1, "s", 60), ("h", 60, "min", 48)):
-        whole, rest = divmod(round(seconds / part), 60)
-        if whole < most:
-            return f"{whole} {unit} {rest} {smaller}"
-    whole, rest = divmod(round(seconds / 3600), 24)
-    return f"{whole} d {rest} h"
+def seconds_of(text: str) -> float:
+    """`90s`, `10m`, `1.5h` of a command line, in seconds."""
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)):
+        raise ArgumentTypeError(f"{text}: write a time, such as 90s, 10m, 1.5h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]

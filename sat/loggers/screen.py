@@ -103,12 +103,15 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """`45s`, `3m10s`, `2h05m`."""
+    """`45s`, `3m10s`, `2h05m`, `12d04h`."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
     minutes, rest = divmod(seconds, 60)
-    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours}h{rest:02d}m" if hours < 48 else f"{hours // 24}d{hours % 24:02d}h"
 
 
 def percent(entry: dict[str, Any] | None) -> str:

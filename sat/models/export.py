@@ -1,4 +1,5 @@
 """A run's model for whoever has timm: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+`sat-export outputs/<run>` (or `python scripts/export.py outputs/<run>`) writes the folder.
 
 The folder holds the backbone, whose images are normalised by the `mean` and `std` of its
 `pretrained_cfg`. What timm can build by itself needs nothing of this package. For anything else the
@@ -6,10 +7,12 @@ folder names the architecture `sat`, which importing this module registers with 
 the run's own model, activation and shape.
 """
 
+import argparse
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +174,33 @@ def _gives_the_logits_of(model: Classifier, folder: Path, shape: Mapping[str, An
     with torch.no_grad():
         ours, theirs = model(images), net((images - mean) / std)
     return torch.allclose(theirs, ours, rtol=1e-5, atol=1e-5 * ours.abs().max().item())
+
+
+def how_to_load(folder: Path) -> str:
+    """The lines of Python that give the model, ready for images in [0, 1]."""
+    needs = json.loads((folder / CONFIG).read_text())["architecture"] == "sat"
+    lines = ["import timm, torch"]
+    lines += ["import sat.models.export  # registers `sat` with timm"] if needs else []
+    return "\n".join([
+        *lines,
+        f'net = timm.create_model("local-dir:{folder}", pretrained=True).eval()',
+        'mean, std = (torch.tensor(net.pretrained_cfg[k]).view(-1, 1, 1) for k in ("mean", "std"))',
+        "logits = net((images - mean) / std)  # images [B, C, H, W] in [0, 1]",
+    ])  # fmt: skip
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="export.py", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run's directory")
+    parser.add_argument("--which", choices=("best", "last"), default="best", help="the checkpoint")
+    parser.add_argument("--to", type=Path, help="a folder (default: <run>/export-<which>)")
+    own = parser.parse_args(given)
+    folder = own.to or own.run / f"export-{own.which}"
+    try:
+        folder = export(own.run, folder, own.which)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{folder}: written, loaded by timm, and its logits are those of the run\n")
+    print(how_to_load(folder))
+    return 0

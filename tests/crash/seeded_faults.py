@@ -71,8 +71,8 @@ FAULTS = [
           "tests/test_distributed.py -k put_together"),
     # objectives -------------------------------------------------------------------------------
     Fault("the clean images are trained on", "objectives",
-          "logits = model(x_adv)\n        return F.cross",
-          "logits = model(x)\n        return F.cross",
+          "logits = model(x_adv)\n        with torch",
+          "logits = model(x)\n        with torch",
           "tests/test_objectives.py -k adversarial_is"),
     Fault("labels are not smoothed", "objectives",
           "F.cross_entropy(logits, y, label_smoothing=self.label_smoothing), logits",

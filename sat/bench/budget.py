@@ -1,0 +1,137 @@
+"""What of a command line fits a time: epochs, images and seeds, and what so many seeds can show.
+
+Training takes as long as epochs and images are many, the evaluation as test images are; a third of
+the time at most is for the evaluation. Epochs go down to a quarter of those asked for before
+training images do.
+"""
+
+import json
+import shlex
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sat.errors import Refused
+from sat.loggers.screen import duration, table
+from sat.report.runs import Measured
+from sat.report.study import runs_of
+from sat.statistics import detectable, over_seeds, seeds_needed
+
+SEEDS = (1, 2, 3, 5, 10)
+BEGINNING = 5.0  # seconds of a run before its first step, in a sweep that is under way
+LEAST_EPOCHS, LEAST_IMAGES, LEAST_TESTED = 0.25, 0.1, 100  # shares, and a number
+POINTS = 2.0  # of robust accuracy: a difference that people look for
+CHOSEN = ("seed", "schedule.epochs", "dataset.limit", "evaluation.limit")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of so many seeds, with what each has; `seconds` are of all of them."""
+
+    seeds: int
+    epochs: float | None  # None: runs differ in them, so they stay
+    images: int  # for training, those held out among them
+    tested: int
+    seconds: float
+
+    def words(self, asked: "Plan") -> list[str]:
+        """Overrides that make the plan of what was asked for."""
+        found = {"seed": ",".join(map(str, range(self.seeds)))}
+        cuts = zip(CHOSEN[1:], ("epochs", "images", "tested"), strict=True)
+        for key, name in cuts:
+            if (value := getattr(self, name)) != getattr(asked, name):
+                found[key] = f"{value:g}" if name == "epochs" else str(value)
+        return [f"{key}={value}" for key, value in found.items()]
+
+
+def plans(jobs: Sequence[Any], budget: float) -> tuple[Plan, list[Plan]]:
+    """One seed of the runs as they are asked for, and for each number of seeds the most that fits;
+    those with which too little does are left out."""
+    runs = {job.name: job for job in jobs if job.spec.seed == jobs[0].spec.seed}.values()
+    if any(job.parts is None for job in runs):
+        raise Refused(f"--budget: {next(job.notes[0] for job in runs if job.parts is None)}")
+    training, measuring, checks = (sum(each) for each in zip(*(j.parts for j in runs), strict=True))
+    fixed, epochs = checks + BEGINNING * len(runs), {job.spec.schedule.epochs for job in runs}
+    sizes, limit = jobs[0].sizes, jobs[0].spec.evaluation.limit
+    asked = Plan(1, epochs.pop() if len(epochs) == 1 else None, sizes.train + sizes.held_out,
+                 min(limit or sizes.test, sizes.test), training + measuring + fixed)  # fmt: skip
+    found = []
+    for seeds in SEEDS:
+        room = budget / seeds - fixed
+        judged = min(1.0, room / 3 / max(measuring, 1e-9))
+        share = min(1.0, (room - judged * measuring) / max(training, 1e-9))
+        least = LEAST_EPOCHS if asked.epochs else 1.0
+        images, tested = min(1.0, share / least), part(asked.tested, judged)
+        if images < LEAST_IMAGES or tested < min(LEAST_TESTED, asked.tested):
+            break
+        epochs_of = asked.epochs and (part(asked.epochs, max(share, least)) or asked.epochs)
+        seconds = seeds * (fixed + judged * measuring + share * training)
+        found.append(Plan(seeds, epochs_of, part(asked.images, images), tested, seconds))
+    return asked, found
+
+
+def part(whole: float, share: float) -> Any:
+    """A share of a number, rounded down to two digits; the number itself if it is all of it."""
+    if share >= 1:
+        return whole
+    step = 10 ** max(0, len(str(int(whole * share))) - 2)
+    return int(whole * share) // step * step
+
+
+def spread_of(place: Path, dataset: str) -> tuple[float, int, int] | None:
+    """How robust accuracy varies over seeds, in points: the standard deviation pooled over finished
+    runs on a data set that differ in the seed alone; how many runs and groups they are."""
+    groups: dict[str, dict[int, float]] = {}
+    for run in runs_of(place) if place.exists() else ():
+        if not isinstance(run, Measured) or run.config["choices"].get("dataset") != dataset:
+            continue
+        robust = {name: entry["accuracy"] for (which, name), entry in run.entries.items()
+                  if which == next(iter(run.entries))[0] and name != "clean"}  # fmt: skip
+        if robust:
+            worst = min(robust, key=lambda name: robust[name])
+            key = json.dumps([run.decided, run.images, worst], sort_keys=True)
+            groups.setdefault(key, {})[run.seed] = 100 * robust[worst]
+    each = [over_seeds([*seeds.values()]) for seeds in groups.values() if len(seeds) > 1]
+    if not each:
+        return None
+    freedom = sum(group["n"] - 1 for group in each)
+    pooled = sum((group["n"] - 1) * group["sd"] ** 2 for group in each) / freedom
+    return pooled**0.5, sum(group["n"] for group in each), len(each)
+
+
+def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
+    """A row for each number of seeds, the command line of the one to take, and what it can show."""
+    asked, found = plans(jobs, own.budget)
+    runs = f"{len({job.name for job in jobs})} runs as asked for: {duration(asked.seconds)} a seed"
+    if not found:
+        return f"{runs}; too little of them fits {duration(own.budget)}"
+    spec = jobs[0].spec
+    place = own.spread or Path(spec.record.root)
+    spread = spread_of(place, spec.config["choices"]["dataset"])
+    rows = []
+    for plan in found:
+        shown = "-"
+        if spread and plan.seeds > 1:
+            shown = f"{detectable(spread[0], plan.seeds):.1f} points"
+        epochs = f"{plan.epochs:g}" if plan.epochs else "as asked"
+        counts = [str(plan.seeds), epochs, str(plan.images), str(plan.tested)]
+        rows.append([*counts, duration(plan.seconds), shown])
+    head = ["seeds", "epochs", "training images", "test images", "time", "shows a difference of"]
+    uncut = [plan for plan in found if (plan.epochs, plan.images) == (asked.epochs, asked.images)]
+    three = [plan for plan in found if plan.seeds <= 3]
+    best = uncut[-1] if uncut and uncut[-1].seeds >= 3 else three[-1]
+    chosen = best.words(asked)
+    keys = {word.split("=")[0] for word in chosen}
+    kept = [word for word in words if word.split("=")[0] not in keys]
+    line = shlex.join(["python", "-m", "sat.run", *kept, *chosen])
+    told = f"no two finished runs in {place} differ in the seed alone: what seeds show isn't known"
+    if spread:
+        needed = seeds_needed(spread[0], POINTS)
+        told = (
+            f"Over seeds the robust accuracy varies by {spread[0]:.2g} points (sd; {spread[1]} runs"
+            f" of {spread[2]} kinds in {place}): to see {POINTS:g} points you need about {needed}"
+            " seeds (paired test at 0.05, power 0.8)."
+        )
+    return "\n".join([runs, "", table(head, rows), "", told, "", line])
