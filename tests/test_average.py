@@ -224,10 +224,11 @@ def test_equals_go_to_whom_the_run_says(swa):
         Validation(ties="last")
 
 
+CYCLED = ["schedule/decay=one_cycle", "schedule.decay.momentum=[0.9,0.8]", "schedule.ema=0.9"]
 RAMPED = ["schedule.ema=0.9", "schedule.ema_ramp=true", "schedule.ema_start=0.3"]
 
 
-@pytest.mark.parametrize("more", [RAMPED, ["schedule.swa_start=0.5"]])
+@pytest.mark.parametrize("more", [RAMPED, ["schedule.swa_start=0.5"], CYCLED])
 def test_an_average_goes_on_where_it_was(more, tmp_path, monkeypatch):
     from sat.training.callbacks import Callbacks
 

@@ -118,7 +118,7 @@ def _check_optimizer(state: Mapping[str, Any], model: nn.Module, schedule: Sched
     """What an optimiser would take and stumble over in its next step."""
     own, kept = build_optimizer(model, schedule), _KEPT.get(schedule.optimizer, set())
     # others count in them; what is set before each step, and what is chosen anew
-    free = {"lr", "momentum", "fused", "capturable"}
+    free = {"lr", "fused", "capturable", *["momentum"] * schedule.cycles_momentum}
     fixed = {"params"} | ({*own.defaults} - free if kept else set())
     groups = own.state_dict()["param_groups"]
     try:
