@@ -116,7 +116,8 @@ class TrainState:
         views, rows, done = self.objective.views, self.rows, 0
         x, y = (tensor.unflatten(0, (views, len(tensor) // views)) for tensor in (x, y))
         if x.shape[1] != sum(map(len, rows)):  # some could not be read
-            rows = torch.cat(rows)[: x.shape[1]].tensor_split(len(rows))
+            count = max(1, min(len(rows), x.shape[1] // 2))  # batch norm takes no part of one image
+            rows = torch.cat(rows)[: x.shape[1]].tensor_split(count)
         for part in rows:
             if len(part):
                 own = slice(done, done := done + len(part))
