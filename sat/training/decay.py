@@ -12,7 +12,7 @@ from typing import Literal
 
 from sat.arguments import check_choices
 
-ROUNDING = 1e-6  # updates: 0.07 * 100 is above 7
+ROUNDING = 1e-3  # updates: 0.07 * 100 is above 7, and so is 0.0700000001 * 100
 
 
 @dataclass(frozen=True)
