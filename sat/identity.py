@@ -22,14 +22,14 @@ from typing import Any, Literal
 from sat.errors import Refused
 
 SECTIONS = "dataset sampler augment activation attack model schedule objective".split()
-SECTIONS += "regulariser weight_attack".split()
-SECTIONS += "validation evaluation metrics record".split()
+SECTIONS += "regulariser weight_attack validation evaluation metrics record".split()
 UNTRAINED = ("evaluation", "metrics", "record")  # what these say moves no weight
 # Groups that came after the first runs: at this option, as it comes, they add nothing to a hash.
-NEUTRAL = {"sampler": "epochs", "augment": "standard"}
-NEUTRAL |= dict.fromkeys(("regulariser", "weight_attack"), "none")
+NEUTRAL = {
+    "sampler": "epochs", "augment": "standard", "regulariser": "none", "weight_attack": "none",
+}  # fmt: skip
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
-FOLLOWED = {"eps": float | str, "norm": Literal["linf", "l2"], "depth": int, "width": float}
+FOLLOWED = {"eps": float | str, "norm": Literal["linf", "l2", "l1"], "depth": int, "width": float}
 # Keys of every model's option that say what it starts from: weights, and another normalisation.
 START = {"weights": str | None, "mean": list[float] | None, "std": list[float] | None}
 
@@ -241,9 +241,7 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
         epochs, ema = f"{config['schedule']['epochs']:g}ep", config["schedule"]["ema"]
         swa = config["schedule"].get("swa_start")
         average = f"-ema{ema:g}" if ema else f"-swa{swa:g}" if swa else ""
-        augment = choices.get("augment", "standard")
-        augmented = [augment] if augment != NEUTRAL["augment"] else []
-        parts += [attack, *_method(config, choices), *augmented, epochs + average]
+        parts += [attack, *_method(config, choices), epochs + average]
         parts.append(f"s{config['seed']}")
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).lstrip("._-")[:120]
 
@@ -277,12 +275,12 @@ def _activation(activation: Mapping[str, Any], choices: Mapping[str, str]) -> st
 # how strong another one is.
 _METHOD = {
     "objective": ("adversarial", "beta"), "regulariser": ("none", "weight"),
-    "weight_attack": ("none", "gamma"),
+    "weight_attack": ("none", "gamma"), "augment": ("standard", ""),
 }  # fmt: skip
 
 
 def _method(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
-    """`trades6`, `awp0.01`; nothing for adversarial cross-entropy alone."""
+    """`trades6`, `awp0.01`, `cutmix`; nothing for adversarial cross-entropy alone."""
     words = []
     for group, (usual, key) in _METHOD.items():
         if (name := choices.get(group, usual)) != usual:

@@ -19,7 +19,7 @@ from sat.distributed.world import ALONE, World, join, shared
 from sat.evaluation.measure import joined, measure, share
 from sat.evaluation.store import digest_of
 from sat.launch import end, local_rank
-from sat.objectives import Adversarial, Method
+from sat.objectives import AWP, TRADES, Adversarial, Consistency, Method
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 from sat.training.state import TrainState
@@ -35,7 +35,13 @@ CASES = {
     "adamw": {"optimizer": "adamw", "learning_rate": 0.01},
     "batch norm": {},
     "compiled": {"compile": True},
+    "perturbed weights": {"accumulate": 2},
+    "two views": {"accumulate": 2},
     "sharded": {"shard": True, "accumulate": 2, "ema": 0.5, "clip": 0.1},
+}
+METHODS = {  # beside the attack, where it is not the usual
+    "perturbed weights": {"objective": TRADES(), "weight_attack": AWP(0.05)},
+    "two views": {"objective": Consistency()},
 }
 counts = {"collectives": 0}
 
@@ -98,7 +104,8 @@ def trained(world: World, case: str, broken: bool = False) -> TrainState:
         net = shared(net, schedule.sync_batch_norm, attack, world)
     counts.update({"collectives": 0, "in attacks": 0})
     plan = Plan(schedule, IMAGES, 0, choices)
-    trainer = TrainState(net, Method(attack, Adversarial()), plan, world)
+    method = Method(attack, **{"objective": Adversarial(), **METHODS.get(case, {})})
+    trainer = TrainState(net, method, plan, world)
     rows = torch.cat(world.rows(BATCH, schedule.accumulate))
     x = torch.rand(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(device)
     y = torch.arange(IMAGES).to(device) % 10
@@ -107,7 +114,8 @@ def trained(world: World, case: str, broken: bool = False) -> TrainState:
         batch = x[own].clone()
         if broken and step == 1 and 0 in rows:
             batch[0] = torch.nan
-        update(trainer, batch, y[own])
+        views = method.objective.views
+        update(trainer, torch.cat([batch, batch.flip(3)][:views]), torch.cat([y[own]] * views))
     return trainer
 
 

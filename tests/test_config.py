@@ -14,9 +14,9 @@ from sat.errors import Refused
 from sat.identity import readable
 
 OPTIONS = {
-    "activation": 19, "augment": 7, "attack": 6, "model": 6, "dataset": 11, "schedule": 11,
-    "objective": 5, "regulariser": 1, "weight_attack": 2,
-    "validation": 2, "evaluation": 7, "record": 1, "experiment": 14, "recipe": 12,
+    "activation": 19, "augment": 7, "attack": 10, "model": 6, "dataset": 11, "schedule": 11,
+    "objective": 5, "regulariser": 4, "weight_attack": 2, "validation": 2, "evaluation": 7,
+    "record": 1, "experiment": 14, "recipe": 12,
     "sizes": 9, "sampler": 1, "logger": 3, "metrics": 2,
 }  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_the_command_line_wins():
         ("schedule.epochs=many", ["schedule.epochs=many", "a number"]),
         ("attack.steps=1.5", ["attack.steps=1.5", "a whole number"]),
         ("attack.start=3", ["attack.start=3", "uniform or normal or none"]),
-        ("attack.norm=l1", ["attack.norm=l1", "linf or l2"]),
+        ("attack.norm=l3", ["attack.norm=l3", "linf or l2 or l1"]),
         ("attack.step=car", ["attack.step=car", "a number", "auto"]),
         ("attack.eps=0.03", ["attack.eps=0.03", "1/255", "eps=7.65"]),
         (
@@ -126,7 +126,7 @@ def test_the_command_line_wins():
         ("attack.eps=8/256", ["attack.eps=8/256", "0.25/255"]),
         ("dataset.root=~/data", ["dataset.root=~/data", "quote"]),
         ("dataset.eps=0.03", ["dataset.eps=0.03", "1/255"]),
-        ("dataset.norm=l1", ["dataset.norm=l1", "linf or l2"]),
+        ("dataset.norm=l3", ["dataset.norm=l3", "linf or l2 or l1"]),
         ("evaluation.attacks.pgd20.batch_norm=train", ["pgd20.batch_norm=train", "eval"]),
         ("+attack@evaluation.attacks.mine=none", ["evaluation.attacks.mine", "no attack"]),
         ("record.root=''", ["record.root", "folder"]),

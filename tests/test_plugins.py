@@ -234,7 +234,8 @@ OPTIONS = {
 EACH = [
     "activation=softsign", "attack=mifgsm", "objective=half", "regulariser=pairing",
     "weight_attack=uphill", "model=plain", "dataset=bars", "sampler=with_replacement",
-    "augment=halves", "schedule/decay=polynomial", "metrics=wrong", "'logger=[tensorboard,lines]'",
+    "augment=halves", "schedule/decay=polynomial", "metrics=wrong",
+    "'logger=[tensorboard,lines]'",
 ]  # fmt: skip
 EACH = [word.strip("'") for word in EACH]
 FIXED = ["schedule.precision=fp32", "validation.attack.steps=2", "evaluation.masking_checks=0",

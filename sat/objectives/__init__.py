@@ -13,11 +13,16 @@ from sat.objectives.base import (
     training_attack,
 )
 from sat.objectives.consistency import Consistency
+from sat.objectives.elle import ELLE, AdaptiveELLE
+from sat.objectives.gradalign import GradAlign
 from sat.objectives.gradient_norm import GradientNorm
 from sat.objectives.mart import MART
 from sat.objectives.trades import TRADES
 
 __all__ = [
+    "ELLE",
+    "AdaptiveELLE",
+    "GradAlign",
     "AWP",
     "MART",
     "TRADES",

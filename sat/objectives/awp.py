@@ -38,9 +38,9 @@ class AWP:
             if "weight" in name and weight.ndim > 1 and weight.grad is not None
         ]
         weights, ascent = map(list, zip(*moved, strict=True))
-        gamma = self.gamma * (epoch >= self.warmup_epochs - 1e-4)
         sizes = torch._foreach_norm(weights)
-        torch._foreach_mul_(sizes, gamma)
+        torch._foreach_mul_(sizes, self.gamma)
+        torch._foreach_mul_(sizes, (epoch >= self.warmup_epochs - 1e-4).float())
         lengths = torch._foreach_norm(ascent)
         torch._foreach_add_(lengths, 1e-20)
         torch._foreach_div_(sizes, lengths)

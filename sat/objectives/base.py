@@ -31,9 +31,14 @@ class Objective(Protocol):
 
 
 class Regulariser(Protocol):
-    """A term that is added to the objective's loss."""
+    """A term that is added to the objective's loss: an error, times its `strength`."""
 
     second_order: ClassVar[bool] = False  # as an objective's
+
+    @property
+    def strength(self) -> float | Tensor:
+        """How much the error counts in this step; a tensor [] where it is not always the same."""
+        ...
 
     def __call__(
         self,
@@ -45,7 +50,7 @@ class Regulariser(Protocol):
         epoch: Tensor | None = None,
     ) -> Tensor:
         """Images x and x_adv [B, C, H, W], y [B] or soft [B, K], the rows' random numbers, `epoch`
-        as an objective's -> the term [], a mean over the batch."""
+        as an objective's -> the error [], a mean over the batch."""
         ...
 
 
@@ -64,6 +69,10 @@ class WeightAttack(Protocol):
 @dataclass(frozen=True)
 class Unregularised(Regulariser):
     """Adds nothing."""
+
+    @property
+    def strength(self) -> float:
+        return 0.0
 
     def __call__(
         self,

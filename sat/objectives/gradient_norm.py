@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices
-from sat.attacks.base import Norm
+from sat.attacks.ball import Norm
 from sat.objectives.base import Objective, check_beta, check_smoothing
 from sat.objectives.second_order import input_gradient
 

@@ -13,9 +13,11 @@ def input_gradient(
     """The logits of images x [B, C, H, W], and the gradient of the summed loss(logits) with respect
     to x, in the shape of x; both can be differentiated. In training mode images share batch norm's
     statistics, and an image's gradient is that of all their losses. Attention is written out: its
-    fused kernels have no second derivative."""
+    fused kernels have no second derivative. float16 would round small gradients to 0, so there the
+    loss is scaled up meanwhile."""
     x = x.detach().requires_grad_()
+    scale = 2.0**10 if getattr(model, "autocast", None) is torch.float16 else 1.0
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         logits = model(x)
-        (gradient,) = torch.autograd.grad(loss(logits).sum(), x, create_graph=True)
-    return logits, gradient
+        (gradient,) = torch.autograd.grad(scale * loss(logits).sum(), x, create_graph=True)
+    return logits, gradient / scale

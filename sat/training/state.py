@@ -12,6 +12,7 @@ from sat.acceleration.folding import Folded, Unfolded, fold
 from sat.acceleration.graph import Graph
 from sat.acceleration.precision import lay_out
 from sat.activations.surrogate import phased
+from sat.attacks.base import Replayed
 from sat.distributed import ALONE, Replicas, World, local_statistics, normed_by_attack
 from sat.errors import Diverged
 from sat.objectives import Method
@@ -38,6 +39,21 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
 
 
+@runtime_checkable
+class Learning(Stateful, Protocol):
+    """What learns from the training's steps, in place and on the device."""
+
+    def settle(self, x: Tensor, batch: int) -> None:
+        """Makes room before a step on a batch of so many images like x; changes nothing later."""
+        ...
+
+    def learn(self, sums: Tensor, broken: Tensor) -> None:
+        """Told of a step, of all processes: loss, right answers, the regulariser's error and
+        images, summed up; and whether it was skipped. What it reads in a step it changes here
+        alone, so that parts and processes agree."""
+        ...
+
+
 class TrainState:
     """The network in training and what goes with it; `sat.training.step.update` moves it.
 
@@ -56,6 +72,12 @@ class TrainState:
         self.plan, self.world = plan, world
         self.attack, self.objective = method.attack, method.objective
         self.regulariser, self.weight_attack = method.regulariser, method.weight_attack
+        self.replayed = method.attack if isinstance(method.attack, Replayed) else None
+        self.learning = [
+            part
+            for part in (self.attack, self.objective, self.regulariser, self.weight_attack)
+            if isinstance(part, Learning)
+        ]
         self.metrics = metrics or Metrics()
         self.device = device = next(model.parameters()).device
         model.autocast = DTYPES[choices["precision"]]
@@ -83,7 +105,8 @@ class TrainState:
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.key = StepKey(device)
         self.graph = Graph(bool(choices.get("graph")), self.key, self._clear, self._tell)
-        self.sums = torch.zeros(3, device=device)  # its loss, right answers and images
+        # Its sums: loss, right answers, the regulariser's error, images.
+        self.sums = torch.zeros(4, device=device)
         self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
         self.totals, self.skips = Totals(device), Skips(device)
         self.warmup = Warmup(bool(choices["compile"]))
@@ -99,8 +122,10 @@ class TrainState:
 
     # what a step asks -----------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Writes what the host says of the step to come into memory of the device."""
+    def begin(self, x: Tensor) -> None:
+        """Writes what the host says of the step to come, on x, into memory of the device."""
+        for part in self.learning:
+            part.settle(x, self.objective.views * self.plan.schedule.batch_size)
         set_rate(self.optimizer, self.plan.rate(self.step))
         if self.plan.schedule.cycles_momentum:
             set_momentum(self.optimizer, self.plan.momentum(self.step))
@@ -137,11 +162,22 @@ class TrainState:
         self._folded.follow()
         return self._attacked
 
-    def count(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
-        """Adds a part of the batch to the step's sums."""
+    def count(self, loss: Tensor, error: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Adds a part of the batch to the step's sums: its loss, and the regulariser's error."""
         labels = y if y.ndim == 1 else y.argmax(1)
         right = (logits.detach().argmax(1) == labels).sum()
-        self.sums += torch.stack([loss.detach() * len(y), right, torch.full_like(right, len(y))])
+        means = loss.detach() * len(y), error.detach() * len(y)
+        self.sums += torch.stack([means[0], right, means[1], torch.full_like(right, len(y))])
+
+    @property
+    def replays(self) -> int:
+        """How often a step takes its batch."""
+        return self.replayed.replays if self.replayed else 1
+
+    def learn(self, broken: Tensor) -> None:
+        """Lets all that learns know of the step."""
+        for part in self.learning:
+            part.learn(self.sums, broken)
 
     def weight(self, own: int, batch: int) -> float:
         """What the loss of `own` images counts among those of this process's part of a batch."""
@@ -205,6 +241,7 @@ class TrainState:
     def _clear(self) -> None:
         """Forgets what a step leaves behind that has ended before its end."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.perturbation.standing = False
         scaler = self._new_scaler()  # it counts on the update that follows
         scaler.load_state_dict(self.scaler.state_dict())
         self.scaler, self.applying = scaler, False

@@ -20,8 +20,9 @@ def update(state: TrainState, x: Tensor, y: Tensor) -> None:
 
     A step whose loss or gradient is not finite changes nothing and is counted.
     """
-    state.begin()
-    state.graph(partial(advance, state), x, y)
+    state.begin(x)
+    for _ in range(state.replays):
+        state.graph(partial(advance, state), x, y)
     state.step += 1
     state.applying = False
 
@@ -34,7 +35,7 @@ def advance(state: TrainState, x: Tensor, y: Tensor) -> None:
     for images, labels, rng in state.parts(x, y):
         with phase(state.phased, "inner"):
             x_adv = state.attack(state.attack_model(images), images, labels, rng, state.progress)
-        batch.append((images, x_adv, labels, rng))
+        batch.append((images, x_adv.requires_grad_(bool(state.replayed)), labels, rng))
 
     state.perturbation.begin(partial(differentiate, state, batch), state.epoch)
     differentiate(state, batch)
@@ -49,6 +50,7 @@ def advance(state: TrainState, x: Tensor, y: Tensor) -> None:
     state.apply(broken)
     state.perturbation.end(broken)
     state.statistics.put_back(broken)
+    state.learn(broken)
     if state.average:
         state.average.update(state.model, state.number, broken, state.replicas.local)
     state.skips.count(broken)
@@ -63,9 +65,11 @@ def differentiate(state: TrainState, batch: Sequence[Part]) -> None:
     for images, x_adv, labels, rng in batch:
         with phase(state.phased, "outer"):
             loss, logits = state.objective(state.net, images, x_adv, labels, state.epoch)
-            term = state.regulariser(state.net, images, x_adv, labels, rng, state.epoch)
-            loss = loss + term
+            error = state.regulariser(state.net, images, x_adv, labels, rng, state.epoch)
+            loss = loss + state.regulariser.strength * error
             with counted_once(state.recomputed):
                 state.scaler.scale(loss * state.weight(len(images), total)).backward()
-        state.count(loss, logits, labels)
+        if state.replayed:
+            state.replayed.ascend(images, x_adv.grad, rng)
+        state.count(loss, error, logits, labels)
     state.replicas.reduce_(state.gradients, state.local_statistics, state.sums)
