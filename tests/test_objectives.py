@@ -155,6 +155,7 @@ def test_what_makes_no_sense_together_is_refused(sat):
         (["objective=gradient_norm"], "objective=gradient_norm: looks at no adversarial image"),
         (["objective=gradient_norm", "attack=none", "schedule.compile=true"], "schedule.compile"),
         (["objective=consistency", "objective.temperature=0"], "objective.temperature=0"),
+        (["objective=mart", "augment=cutmix"], "objective=mart: weighs an image by"),
         (["objective=mart", "objective.label_smoothing=-1"], "objective.label_smoothing=-1"),
         (["objective=trades", "attack=fgsm"], "attack.start=none"),
         (["objective.label_smoothing=1"], "objective.label_smoothing=1"),

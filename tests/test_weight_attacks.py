@@ -207,12 +207,26 @@ def test_loaded_it_goes_on_as_if_never_stopped(objective, attack):
 
 def test_it_begins_after_the_warm_up():
     """In whose epochs it changes no bit; one update is an epoch here."""
-    warm, plain = state_of(AWP(0.05, warmup_epochs=2)), state_of(AWP(0.05, warmup_epochs=9))
+    warm, plain = state_of(AWP(0.05, warmup_epochs=2)), state_of(Unperturbed())
     for step in range(3):
         for state in (warm, plain):
             update(state, *batch(step))
-        same = torch.equal(warm.model[3].weight, plain.model[3].weight)
-        assert same == (step < 2), step
+        pairs = zip(warm.model.parameters(), plain.model.parameters(), strict=True)
+        assert all(map(torch.equal, *zip(*pairs, strict=True))) == (step < 2), step
+
+
+def test_where_no_weight_is_of_its_kind_it_moves_none():
+    net = nn.BatchNorm2d(1)
+    with torch.no_grad():
+        AWP().perturb(net, lambda: None, torch.zeros(()))
+    assert torch.equal(net.weight, torch.ones(1))
+
+
+def test_an_ascent_of_the_warm_up_that_is_not_finite_skips_no_step():
+    state = state_of(AWP(0.05, warmup_epochs=9), objective=Failing(at=2))
+    for step in range(2):
+        update(state, *batch(step))
+    assert state.skips.counts[1] == 0
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,14 @@ class AWP:
             for name, weight in model.named_parameters()
             if "weight" in name and weight.ndim > 1 and weight.grad is not None
         ]
+        if not moved:
+            return
         weights, ascent = map(list, zip(*moved, strict=True))
         sizes = torch._foreach_norm(weights)
         torch._foreach_mul_(sizes, self.gamma)
-        torch._foreach_mul_(sizes, (epoch >= self.warmup_epochs - 1e-4).float())
         lengths = torch._foreach_norm(ascent)
         torch._foreach_add_(lengths, 1e-20)
         torch._foreach_div_(sizes, lengths)
         torch._foreach_mul_(ascent, sizes)
-        torch._foreach_add_(weights, ascent)
+        begun = epoch >= self.warmup_epochs - 1e-4
+        torch._foreach_add_(weights, [torch.where(begun, each, 0.0) for each in ascent])

@@ -14,7 +14,8 @@ from sat.objectives.base import Objective, check_beta, check_smoothing
 class TRADES(Objective):
     """CE(f(x), y) + beta KL(p(x) || p(x')), means over the batch; the gradient flows into both
     sides of the divergence, and the attack ascends it. `beta` is the paper's 1/lambda. The form
-    of Gowal et al. (2010.03593) is beta=5, label_smoothing=0.1 and attack.batch_norm=train.
+    of Gowal et al. (2010.03593) is beta=5, label_smoothing=0.1 and attack.batch_norm=train, from a
+    uniform start; with attack.loss=ce the attack ascends cross-entropy in the divergence's place.
 
     `forwards=3` computes the clean logits once more for the divergence, as the published code does:
     the same numbers, but the running statistics move once more.

@@ -40,14 +40,14 @@ class Perturbation:
     def end(self, broken: Tensor | None = None) -> None:
         """The weights from before and what the optimiser's step has added to the perturbed ones; to
         the bit those from before where the step was `broken`, a truth on the device, or never came
-        (None). Subtracting the perturbation would not restore a bit, nor a number that is none."""
+        (None). Subtracting the perturbation would not restore a bit, nor a number that is none. A
+        weight that was not perturbed is what the step has made of it."""
         if not self.standing:
             return
         if broken is None:
             torch._foreach_copy_(self.parameters, self.kept)
         else:
-            torch._foreach_sub_(self.parameters, self.moved)
-            torch._foreach_add_(self.parameters, self.kept)
-            for parameter, kept in zip(self.parameters, self.kept, strict=True):
-                parameter.copy_(torch.where(broken, kept, parameter))
+            for weight, kept, moved in zip(self.parameters, self.kept, self.moved, strict=True):
+                after = torch.where(kept == moved, weight, kept + (weight - moved))
+                weight.copy_(torch.where(broken, kept, after))
         self.standing = False

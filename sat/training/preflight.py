@@ -16,7 +16,7 @@ from sat.data import Loader
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
 from sat.evaluation.settings import Evaluation, Validation
-from sat.objectives import Method, Objective, Unperturbed
+from sat.objectives import MART, Method, Objective, Unperturbed
 from sat.rng import RowRng
 from sat.training.schedule import Schedule
 
@@ -80,6 +80,15 @@ def check_sampler(loader: Loader) -> None:
         raise Refused(
             f"sampler: gives {indices.dtype} of shape {list(indices.shape)}; it must give"
             f" {size} places, int64, of {sum(sizes)} images"
+        )
+
+
+def check_labels(objective: Objective, loader: Loader) -> None:
+    """Raises Refused for mixed images where an objective is about one label of each."""
+    if isinstance(objective, MART) and loader.augment.partners:
+        raise Refused(
+            "objective=mart: weighs an image by the answer to its one label, and this augment mixes"
+            " two images and their labels; write augment=standard, or another that mixes none"
         )
 
 

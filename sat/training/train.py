@@ -55,6 +55,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         preflight.check_sampler(loader)
         loader.check(world.size, getattr(spec.dataset, "skip_unreadable", False))
         preflight.check_augment(loader)
+        preflight.check_labels(spec.objective, loader)
     attacks = {f"evaluation.attacks.{name}": a for name, a in spec.evaluation.attacks.items()}
     preflight.check_classes(attacks, len(data.classes))
     with refusing("model."):

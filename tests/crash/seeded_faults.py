@@ -103,7 +103,7 @@ FAULTS = [
           "(number < self.averaging.start) | (number == 0)",
           "tests/test_average.py -k initial"),
     Fault("weights keep what a skipped step made of them", "training",
-          "parameter.copy_(torch.where(broken, kept, parameter))", "pass",
+          "weight.copy_(torch.where(broken, kept, after))", "weight.copy_(after)",
           "tests/test_weight_attacks.py -k skipped"),
     Fault("the ascent of weights moves statistics", "training",
           "self.statistics.put_back()\n        self.model.zero_grad", "self.model.zero_grad",
