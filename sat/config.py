@@ -561,8 +561,11 @@ def one_line(error: BaseException) -> str:
         )
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
         given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])
-        given = given.split(": ")[-1].strip()
-        return f"{given}: can't be read; quote the value for Hydra and the shell: 'key=\"a~b\"'"
+        given = getattr(error, "override", None) or given.split(": ")[-1].strip()
+        key, _, value = given.partition("=")
+        return (
+            f"{given}: can't be read; quote the value for Hydra and the shell: '{key}=\"{value}\"'"
+        )
     if "Config group override must be" in text:  # Hydra does not say which
         listed = ", ".join(groups)
         return f"a group can't be null or a number; write group=option; groups: {listed}"

@@ -5,11 +5,20 @@ the group in front. What knows the whole key raises Refused itself.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # What asks a run to stop: people, and clusters that warn of the time limit.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def on_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Has `handler` answer what stops a run; returns the handlers of before. A hang-up that is
+    ignored, as under nohup, stays ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [n for n in SIGNALS if not (n == signal.SIGHUP and ignored)]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 class Refused(ValueError):

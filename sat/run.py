@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -20,11 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sat import config, job, sweep
 from sat.config import CONF, Spec
-from sat.errors import SIGNALS, Fault, Refused, refusing
+from sat.errors import Fault, Refused, on_signals, refusing
 from sat.launch import end, local_rank, processes
 from sat.loggers import screen
 
 log = logging.getLogger("sat")
+HYDRAS_OWN = "hydra.job.chdir hydra.run.dir hydra.sweep.dir hydra.sweep.subdir hydra.output_subdir"
+MOVES = "results lie where record.root says, and Hydra makes no folder; write record.root=DIR"
 
 
 def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, Any]:
@@ -105,23 +106,42 @@ def options_first(words: list[str]) -> list[str]:
     return first + rest
 
 
-def refuse_pickles(words: list[str]) -> None:
-    """Hydra would unpickle the file that `--experimental-rerun` names, shortened or not."""
-    for option in (word.split("=", 1)[0] for word in words):
+def refuse_words(words: list[str]) -> None:
+    """Raises Refused for what Hydra would do with files: unpickle the one that
+    `--experimental-rerun` names, shortened or not, and make or enter folders of its own."""
+    for option in (word.split("=", 1)[0].lstrip("+~") for word in words):
         if option.startswith("--e") and "--experimental-rerun".startswith(option):
             raise Refused(
                 f"{option}: would unpickle a file, which can run any code; write the overrides of"
                 " that run instead (they are in its result.json)"
             )
+        if option in HYDRAS_OWN.split():
+            raise Refused(f"{option}: {MOVES}")
+
+
+def refuse_moves(own: DictConfig) -> None:
+    """Raises Refused where a file of the user's sets what `refuse_words` refuses."""
+    if own.job.chdir:
+        raise Refused(f"hydra.job.chdir={own.job.chdir}: {MOVES}")
+    if own.output_subdir is not None:
+        raise Refused(f"hydra.output_subdir={own.output_subdir}: {MOVES}")
+
+
+def place_keys_added(words: list[str]) -> list[str]:
+    """The words, with those of a dataset added where its option, which `evaluate=RUN` does not
+    take, lacks the key: the run's own dataset has it."""
+    if not any(word.startswith("evaluate=") for word in words):
+        return words
+    return [f"++{word}" if word.startswith("dataset.") else word for word in words]
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def app(cfg: DictConfig) -> float | None:
     screen.set_up()
     if sweep.is_worker():  # a process that begins here
-        for number in SIGNALS:
-            signal.signal(number, leave)
+        on_signals(leave)
         sweep.follow_the_command_line()
+    refuse_moves(HydraConfig.get())
     return job.attempt(cfg, HydraConfig.get(), execute).get("score")
 
 
@@ -136,11 +156,11 @@ def main() -> None:
     os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
     os.environ[sweep.NAME] = Path(folder).name
     screen.set_up()
-    sys.argv[1:], keys = sweep.joined(options_first(sys.argv[1:]))
+    sys.argv[1:], keys = sweep.joined(place_keys_added(options_first(sys.argv[1:])))
     os.environ[sweep.JOINT] = ",".join(keys)
     code = 1
     try:
-        refuse_pickles(sys.argv[1:])
+        refuse_words(sys.argv[1:])
         with sweep.stopping():
             sweep.run(app)
         code = sweep.exit_code(sweep.jobs())

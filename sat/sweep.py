@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from sat.config import CONF, options
-from sat.errors import SIGNALS, Fault, Refused
+from sat.errors import Fault, Refused, on_signals
 from sat.loggers.screen import table
 
 log = logging.getLogger("sat")
@@ -152,7 +152,7 @@ def stopping() -> Iterator[None]:
             _stop_workers(number)
         sys.exit(128 + number)
 
-    found = {number: signal.signal(number, stop) for number in SIGNALS}
+    found = on_signals(stop)
     try:
         yield
     finally:

@@ -371,8 +371,11 @@ def test_other_values_out_of_range_are_refused_by_name():
     A.PSSiLU(beta=0.0, learnable=False)
 
 
-@pytest.mark.parametrize("module", [A.Squareplus(0.3), A.SmeLU(1.5), A.BentIdentity(),
-                                    A.CappedSoftplus(2.0, 3.0)], ids=lambda m: type(m).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "module",
+    [A.Squareplus(0.3), A.SmeLU(1.5), A.BentIdentity(), A.CappedSoftplus(2.0, 3.0)],
+    ids=lambda module: type(module).__name__,
+)
 def test_those_since_2020_are_differentiated_twice(module):
     x = torch.tensor([[-3, -0.5, 0.02], [0.7, 2, 9]], dtype=torch.float64, requires_grad=True)
     assert gradcheck(module, x) and gradgradcheck(module, x)

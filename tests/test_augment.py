@@ -4,6 +4,7 @@ batch."""
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as V
@@ -290,7 +291,7 @@ def test_mixup_mixes_images_and_labels_by_one_share():
 
 def test_cutmix_is_torchvisions_box_with_the_same_share_and_centre():
     """As `torchvision.transforms.v2.CutMix` has it, for one image with its own draws."""
-    x, y, rng = pixels(2 * 40), soft(2 * 40), RowRng(4, torch.arange(40))
+    x, y, rng = pixels(2 * 43), soft(2 * 43), RowRng(4, torch.arange(43))
     images, labels = CutMix(0.9)(x, y, rng)
     shares, centres = symmetric_beta(rng, 0.9), (rng.uniform("centre", 2) * SIZE).long()
     for k, (share, (row, column)) in enumerate(zip(shares, centres.tolist(), strict=True)):
@@ -298,9 +299,9 @@ def test_cutmix_is_torchvisions_box_with_the_same_share_and_centre():
         top, end = max(row - half, 0), min(row + half, SIZE)
         left, right = max(column - half, 0), min(column + half, SIZE)
         expected, kept = x[k].clone(), 1 - (end - top) * (right - left) / SIZE**2
-        expected[:, top:end, left:right] = x[40 + k][:, top:end, left:right]
+        expected[:, top:end, left:right] = x[43 + k][:, top:end, left:right]
         assert torch.equal(images[k], expected)
-        torch.testing.assert_close(labels[k], kept * y[k] + (1 - kept) * y[40 + k])
+        torch.testing.assert_close(labels[k], kept * y[k] + (1 - kept) * y[43 + k])
 
 
 def test_cutout_is_torchvisions_erasing_within_the_image():
@@ -503,3 +504,28 @@ def test_what_is_read_in_order_alone_is_not_read_twice(digits):
             wrong.check(processes=2, skips=False)
     with pytest.raises(Refused, match="dataset.skip_unreadable=true: would part the views"):
         loader(digits, Standard(), views=2).check(processes=1, skips=True)
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@on_gpu
+@pytest.mark.parametrize("augment", EVERY, ids=names)
+def test_a_gpu_gives_the_same_images_and_is_not_waited_for(augment, tmp_path):
+    """With images beside the set, whose pixels come from the host in each step."""
+    made = {"image": (WHOLE[:, 0, :8, :8] * 255).byte().numpy(), "label": soft(24).numpy()}
+    np.savez(tmp_path / "made.npz", **made)
+    found = []
+    for device in ("cpu", "cuda"):
+        data = Digits(crop=2, extra=str(tmp_path / "made.npz"))(torch.device(device), 0)
+        stream = Loader(data, augment, data.mixture, 20, seed=9).stream(torch.arange(20), 0, 4)
+        next(stream)  # what is kept from one step to the next
+        torch.cuda.set_sync_debug_mode("error" if device == "cuda" else "default")
+        try:
+            batches = list(stream)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append([torch.cat([t.cpu() for t in part]) for part in zip(*batches, strict=True)])
+    (x, y), (a, b) = found
+    assert (x - a).abs().gt(1e-6).float().mean() < 0.002  # a tie between two neighbours
+    torch.testing.assert_close(y, b)

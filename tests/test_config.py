@@ -95,11 +95,7 @@ def test_the_command_line_wins():
         ("attack.eps=0.03", ["attack.eps=0.03", "1/255", "eps=7.65"]),
         (
             "+activation.alpha=2",
-            [
-                "activation.alpha=2",
-                "SiLU",
-                "celu, elu, parametric_softplus, pssilu, rcr_af, smoothrelu",
-            ],
+            ["activation.alpha=2", "SiLU", "celu, elu, parametric_softplus, pssilu, rcr_af, smoo"],
         ),
         ("activation.alpha=2", ["activation.alpha", "no such key", "celu, elu, parametric"]),
         ("attacks.steps=2", ["attacks.steps", "did you mean attack?"]),

@@ -586,7 +586,7 @@ def finished(monkeypatch):
         monkeypatch.setattr(budget, "Measured", Run)
         monkeypatch.setattr(budget, "runs_of", lambda place: [*runs, "no run"])
 
-    entry = lambda value: {"accuracy": value}  # noqa: E731
+    entry = lambda value: types.SimpleNamespace(accuracy=value)  # noqa: E731
     return give
 
 

@@ -20,6 +20,7 @@ CONFIG = {
     "dataset": {"_target_": "sat.data.memory.Digits", "limit": None,
                 "flip": False},
     "activation": {"_target_": "sat.activations.ReLU"},
+    "augment": {"_target_": "sat.data.Standard"},
     "attack": {"_target_": "sat.attacks.PGD", "eps": 38.0, "steps": 1, "start": "uniform"},
     "objective": {"_target_": "sat.objectives.Adversarial", "label_smoothing": 0.0},
     "model": {"_target_": "sat.models.ResNet", "depth": 10, "mean": [0.5]},

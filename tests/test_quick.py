@@ -126,5 +126,6 @@ def test_the_letter_is_another_measurement():
     assert exact.settings("pgd").difference()["search"] == "exact"
     assert exact.settings("auto") == fast.settings("auto")
     assert exact.settings("pgd").changes(fast.settings("pgd")) == ["search"]
+    assert fast.settings("pgd").changes(exact.settings("pgd")) == ["search"]
     with pytest.raises(ValueError, match="search=slow"):
         Evaluation(search="slow")

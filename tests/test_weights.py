@@ -310,3 +310,26 @@ def test_given_weights_with_a_given_normalisation(theirs, tmp_path, caplog):
     net = build_model(spec(*start), SHAPE, torch.device("cpu")).eval()
     assert torch.equal(net.backbone.fc.weight, theirs.backbone.fc.weight)
     assert net.mean.sum() == 0 and net.std.sum() == 3 and "normalisation" not in caplog.text
+
+
+def test_parts_of_a_training_are_left_out_and_others_are_not(tmp_path, caplog):
+    """A loss beside the network is no part of it; a denoiser before it is."""
+    net = classifier(3).backbone
+    state = {f"net.{key}": value for key, value in net.state_dict().items()}
+    torch.save({**state, "criterion.weight": torch.ones(5)}, tmp_path / "loss.pt")
+    mine = classifier(4)
+    with caplog.at_level(logging.INFO, "sat"):
+        load_weights(mine, str(tmp_path / "loss.pt"))
+    assert "left out criterion.weight" in caplog.text
+    torch.save({**state, "denoise.weight": torch.ones(5)}, tmp_path / "more.pt")
+    with pytest.raises(ValueError, match="has no place for denoise.weight"):
+        load_weights(mine, str(tmp_path / "more.pt"))
+
+
+def test_two_networks_of_one_kind_are_told_apart(tmp_path):
+    """A student beside its teacher: which is meant only the user knows."""
+    state = {f"{name}.{key}": value for name, seed in (("student", 3), ("teacher", 4))
+             for key, value in classifier(seed).backbone.state_dict().items()}  # fmt: skip
+    torch.save(state, tmp_path / "both.pt")
+    with pytest.raises(ValueError, match="two networks .*'student.' and 'teacher.'; save the one"):
+        load_weights(classifier(5), str(tmp_path / "both.pt"))

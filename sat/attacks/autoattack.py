@@ -69,6 +69,11 @@ class AutoAttack(Ensemble):
     def names(self) -> tuple[str, ...]:
         return self.attacks or VERSIONS[self.version]
 
+    @property
+    def fewest_classes(self) -> int:
+        """As many logits as its losses look at."""
+        return 4 if "apgd-t" in self.names else 3 if "apgd-dlr" in self.names else 2
+
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """Decides as `sat.attacks.outcomes.Ensemble` promises. A batch is decided as a whole: one
         that was begun and not ended is begun again."""

@@ -230,6 +230,11 @@ class Ensemble:
     names: tuple[str, ...]
     by_batch = False  # a verdict depends on the images beside it, so that one process takes all
 
+    @property
+    def fewest_classes(self) -> int:
+        """How many classes a network must tell apart."""
+        return 2
+
     def run(
         self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
     ) -> None:

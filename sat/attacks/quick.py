@@ -8,20 +8,26 @@ question, on a point that differs by rounding.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sat.acceleration.auto import bf16_pays
+<<<<<<< HEAD
 from sat.attacks.ball import Ball
 from sat.attacks.base import ball_of, frozen
 from sat.attacks.losses import LOSSES
+=======
+from sat.attacks.base import Ball, ball_of, frozen
+from sat.attacks.losses import LOSSES, ce
+>>>>>>> fdc393e09de14dbdfa4b93dfa783f1a520dca464
 from sat.attacks.network import Network
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.attacks.pgd import PGD
 from sat.attacks.pool import Pool
+from sat.identity import settings_of
 from sat.rng import RowRng
 
 # The options of PGD that the search heeds; one that has another at work goes by the letter.
@@ -33,8 +39,8 @@ def is_quick(attack: Any) -> bool:
     network says of the clean images."""
     if type(attack) is not PGD or attack.loss == "kl":
         return False
-    others = (field for field in fields(attack) if field.name not in HEEDED)
-    return all(getattr(attack, field.name) == field.default for field in others)
+    own = settings_of(attack)
+    return own.keys() - own.usual <= HEEDED | {"_target_"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Quick(Ensemble):
     batch_size: int
 
     @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+    def names(self) -> tuple[str, ...]:
         return tuple(f"restart {k + 1}" for k in range(self.restarts))
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
@@ -98,7 +104,7 @@ class PGDSearch:
         return points, network.may_fall(logits, y) | last, last
 
     def _loss(self, y: Tensor) -> Callable[[Tensor], Tensor]:
-        loss = LOSSES["ce" if self.attack.loss == "auto" else self.attack.loss]
+        loss = LOSSES.get(self.attack.loss, ce)
         return lambda logits: loss(logits, y)
 
     def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:

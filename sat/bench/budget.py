@@ -87,7 +87,7 @@ def spread_of(place: Path, dataset: str) -> tuple[float, int, int] | None:
     for run in runs_of(place) if place.exists() else ():
         if not isinstance(run, Measured) or run.config["choices"].get("dataset") != dataset:
             continue
-        robust = {name: entry["accuracy"] for (which, name), entry in run.entries.items()
+        robust = {name: entry.accuracy for (which, name), entry in run.entries.items()
                   if which == next(iter(run.entries))[0] and name != "clean"}  # fmt: skip
         if robust:
             worst = min(robust, key=lambda name: robust[name])

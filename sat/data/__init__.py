@@ -10,8 +10,8 @@ from sat.data.batches import (
     chunks,
     epoch_batches,
     evaluation_batches,
-    first_images,
     indexed,
+    some_images,
 )
 from sat.data.folders import ImageFolder, ImageNet, TinyImageNet
 from sat.data.loader import Loader
@@ -49,6 +49,6 @@ __all__ = [
     "chunks",
     "epoch_batches",
     "evaluation_batches",
-    "first_images",
     "indexed",
+    "some_images",
 ]

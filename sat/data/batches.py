@@ -81,8 +81,12 @@ def chunks(split: Any, indices: Tensor, size: int) -> Iterator[tuple[Tensor, Ten
         yield tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
-def first_images(split: Any, count: int) -> tuple[Tensor, Tensor]:
-    """The first readable images of a split, x and y, as `split.stream` gives them."""
-    chosen = torch.arange(min(count, len(split)))
+def some_images(split: Any, count: int) -> tuple[Tensor, Tensor]:
+    """Readable images spread over a split, the first ones of what is read in order alone; x and y,
+    as `split.stream` gives them."""
+    count = min(count, len(split))
+    chosen = torch.arange(count)
+    if not split.in_order:
+        chosen = chosen * len(split) // count
     ((x, y),) = split.stream([Batch(chosen, None)])
     return x[y >= 0], y[y >= 0]

@@ -128,6 +128,9 @@ class Mixed:
     def digest(self) -> str:
         return of(self._own.digest(), self._extra.digest())
 
+    def readable(self, indices: Tensor) -> Tensor:
+        return indices
+
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         first, second = tee(batches)
         is_own = lambda batch: (batch.indices < len(self)).nonzero()[:, 0]  # noqa: E731

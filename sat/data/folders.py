@@ -1,11 +1,15 @@
 """Sets of image files in a folder for each class."""
 
+import logging
 import os
 import stat
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -18,7 +22,9 @@ from sat.data.images import PaddedCrop, opened
 from sat.data.sets import Data
 from sat.data.stream import StreamedSet, StreamSplit, Transform
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+log = logging.getLogger("sat")
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif",
+           ".tiff", ".gif")  # fmt: skip
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of RGB
 PLUS_MINUS_ONE = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
@@ -50,7 +56,10 @@ def class_folders(folder: Path) -> list[str]:
     """Sorted names of the sub-folders; ValueError if there are fewer than two."""
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; images belong in train/<class>/ and val/<class>/")
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    except OSError as error:
+        _refuse(error)
     names = [name for name in names if not name.startswith(".")]
     if not names:
         raise ValueError(f"{folder} holds no class folders")
@@ -60,31 +69,54 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each folder below one, and its files; links are followed, and no folder is entered twice."""
+    """Each folder below one, and its files; links are followed, and no folder is entered twice.
+
+    What is hidden is left out: systems and programs keep copies, thumbnails and forks there. Raises
+    ValueError for a folder that can't be listed, which os.walk would take for an empty one.
+    """
     entered = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         at = os.stat(place)
         if (at.st_dev, at.st_ino) in entered:
             folders.clear()
             continue
         entered.add((at.st_dev, at.st_ino))
-        folders.sort()
-        yield place, files
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield place, [name for name in files if not name.startswith(".")]
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise ValueError(f"{error.filename} can't be listed ({error.strerror or error})")
 
 
 def sorted_files(folder: Path, classes: list[str]) -> Files:
     """The images of `classes`, each in a folder of its name, at any depth; in sorted order."""
-    paths, labels = [], []
+    paths, labels, others = [], [], Counter[str]()
     for label, name in enumerate(classes):
         found = []
         for place, files in walk(folder / name):
             below = os.path.relpath(place, folder)
-            found += [os.path.join(below, f) for f in files if f.lower().endswith(ENDINGS)]
+            images = [file for file in files if file.lower().endswith(ENDINGS)]
+            found += [os.path.join(below, file) for file in images]
+            others.update(os.path.splitext(file)[1].lower() for file in {*files} - {*images})
         if not found:
             raise ValueError(f"no images in {folder / name}; endings read: {' '.join(ENDINGS)}")
         paths += sorted(found)
         labels += [label] * len(found)
+    _tell_of_others(folder, others)
     return Files(folder, paths, labels)
+
+
+@cache
+def _said(folder: Path, told: str) -> None:
+    log.warning("%s: %s are passed over; endings read: %s", folder, told, " ".join(ENDINGS))
+
+
+def _tell_of_others(folder: Path, others: Counter[str]) -> None:
+    """Once, of files that are not read, by their endings."""
+    most = [f"{count:,} {ending or 'without one'}" for ending, count in others.most_common(5)]
+    if most:
+        _said(folder, f"{others.total():,} files of other endings ({', '.join(most)})")
 
 
 @dataclass(frozen=True)

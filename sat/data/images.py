@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image
 
 TRIES = 10
@@ -27,6 +28,22 @@ def opened(source: str | Path | BinaryIO) -> Image.Image:
         return Image.open(source, formats=FORMATS)
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of 8 bits a channel: 16 bits of grey are scaled, which Pillow would cut off at 255.
+
+    Raises ValueError for one of whole or broken numbers of 32 bits, whose range nobody knows. What
+    is transparent becomes what lies below it; EXIF's orientation is left alone, as it is by
+    torchvision and in the published numbers of ImageNet.
+    """
+    if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
+        levels = np.asarray(image).astype(np.uint32)
+        # of more than 255 levels: PPM says how many, PNG has 16 bits
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"holds numbers of 32 bits (mode {image.mode}); save it with 8 a channel")
+    return image.convert("RGB")
+
+
 @dataclass(frozen=True)
 class ResizedCrop:
     """Training: a random window resized to `size` pixels, mirrored half of the time (Szegedy et
@@ -39,7 +56,7 @@ class ResizedCrop:
     def __call__(self, image: Image.Image, numbers: Sequence[float] | None) -> Image.Image:
         """`image` opened, not yet decoded; `numbers` NUMBERS draws, or None for evaluation."""
         if numbers is None:
-            return self._centre(image.convert("RGB"))
+            return self._centre(to_rgb(image))
         whole = image.size
         left, top, width, height = random_window(image.width, image.height, numbers)
         # a JPEG is decoded at 1/2, 1/4 or 1/8 where the window keeps `size` pixels: up to 3 times
@@ -48,16 +65,27 @@ class ResizedCrop:
         x, y = (now / before for now, before in zip(image.size, whole, strict=True))
         box = left * x, top * y, (left + width) * x, (top + height) * y
         box = (*box[:2], min(box[2], image.width), min(box[3], image.height))
-        image = image.convert("RGB")
+        image = to_rgb(image)
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
         return _mirrored(image, numbers[-1])
 
     def _centre(self, image: Image.Image) -> Image.Image:
+        image = _less_thin(image)
         shorter, short = min(image.size), int(self.size / 0.875)
         scaled = [short if side == shorter else int(short * side / shorter) for side in image.size]
         image = image.resize(scaled, Image.Resampling.BILINEAR)
         left, top = (round((side - self.size) / 2) for side in image.size)
         return image.crop((left, top, left + self.size, top + self.size))
+
+
+def _less_thin(image: Image.Image) -> Image.Image:
+    """The middle of an image that is more than eight times as long as wide, since enlarging all of
+    it could take any memory."""
+    most = 8 * min(image.size)
+    if max(image.size) <= most:
+        return image
+    left, top = (max(0, (side - most) // 2) for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 def random_window(width: int, height: int, numbers: Sequence[float]) -> tuple[int, int, int, int]:
@@ -86,7 +114,7 @@ class PaddedCrop:
 
     def __call__(self, image: Image.Image, numbers: Sequence[float] | None) -> Image.Image:
         """`image` opened, not yet decoded; `numbers` NUMBERS draws, or None for evaluation."""
-        image = image.convert("RGB")
+        image = to_rgb(image)
         if image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         if numbers is None:

@@ -56,6 +56,8 @@ class Loader:
         for batch, (x, y) in zip(same, self.data.train.stream(batches), strict=True):
             if rows.device != x.device:
                 rows, partners = rows.to(x.device), partners.to(x.device)
+            if len(x) == 1 < len(read):  # which batch norm would not take
+                x, y = x.repeat(2, 1, 1, 1), y.repeat(2)
             if len(x) < len(read):  # what can't be read is left out, of one process and one view
                 own = rows[: len(x)]
                 yield self._augmented(batch, x, y, own, torch.arange(len(x)).roll(-1))

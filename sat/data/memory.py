@@ -42,6 +42,9 @@ class MemorySplit:
         """Checks all pixels and labels."""
         return of(self._cut.images, self.labels)
 
+    def readable(self, indices: Tensor) -> Tensor:
+        return indices
+
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
             chosen = sent(batch.indices, self._labels.device)
@@ -133,9 +136,16 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     Of all training images, so that neither `limit` nor the held-out part moves them. A constant
     channel gets the deviation 1/255, the unit of its pixels.
     """
-    pairs = [torch.std_mean(images[:, c].float()) for c in range(images.shape[1])]
-    mean = tuple(round(float(mean) / 255, 4) for _, mean in pairs)
-    return mean, tuple(round(max(float(std), 1) / 255, 4) for std, _ in pairs)
+    values = torch.arange(256, dtype=torch.float64)
+    counts = torch.stack(
+        [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]
+    ).double()  # a tenth of the time that sums over all pixels take
+    pixels = counts.sum(1)
+    mean = counts @ values / pixels
+    squares = (counts * (values - mean[:, None]) ** 2).sum(1)
+    std = (squares / (pixels - 1)).sqrt().clamp(min=1)
+    mean, std = ((numbers / 255).round(decimals=4) for numbers in (mean, std))
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _resized(images: Tensor, size: int | None) -> Tensor:

@@ -30,6 +30,10 @@ class Split(Protocol):
         """A checksum of the labels and of what is in the images, see `sat.data.fingerprint`."""
         ...
 
+    def readable(self, indices: Tensor) -> Tensor:
+        """Indices of images that can be read: all of them, unless others are left out."""
+        ...
+
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields for each batch in order x, float32 [B, C, H, W] in [0, 1], and y, int64 [B], on
         the device. `batches` may be endless: it is read a bounded number of batches ahead."""
@@ -59,11 +63,15 @@ class Data:
         return (len(self.train), self.beside) if self.beside else (len(self.train),)
 
     def test_subset(self, limit: int | None, seed: int | None = None) -> Tensor:
-        """Ascending int64 indices of `limit` test images (None: all of them).
+        """Ascending int64 indices of `limit` test images (None: all of them), less those that are
+        left out because they can't be read.
 
         Without a seed always the same: the first ones of a canonical set, else a choice with every
         class in proportion. A seed draws others: at random from a canonical set, else stratified.
         """
+        return self.test.readable(self._chosen(limit, seed))
+
+    def _chosen(self, limit: int | None, seed: int | None) -> Tensor:
         count = len(self.test)
         if limit is None or limit >= count:
             return torch.arange(count)

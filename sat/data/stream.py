@@ -26,6 +26,7 @@ from sat.launch import local_size
 from sat.rng import RowRng
 
 Transform = ResizedCrop | PaddedCrop
+TRIED = 256  # images at a time, to see whether they can be read
 
 
 class Source(Protocol):
@@ -131,6 +132,7 @@ class StreamSplit:
         self.labels = labels
         self._source, self._chosen, self._reading = source, chosen, reading
         self._named: set[str] = set()
+        self._is_readable = torch.zeros(len(labels), dtype=torch.int8)  # 1; -1: no; 0: not known
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -148,6 +150,19 @@ class StreamSplit:
     def digest(self) -> str:
         """A checksum of what the source tells of its images, of which are chosen, and of labels."""
         return of(self._source.digest(), self._chosen, self.labels)
+
+    def readable(self, indices: Tensor) -> Tensor:
+        """Indices of images that can be read, where others are left out; each is tried once."""
+        if not self._reading.skip_unreadable:
+            return indices
+        unknown = indices[self._is_readable[indices] == 0]
+        batches = [Batch(part, None) for part in unknown.split(TRIED)] if len(unknown) else []
+        for batch, (_, y) in zip(batches, self.stream(batches), strict=True):
+            self._is_readable[batch.indices] = torch.where(y.cpu() < 0, -1, 1).to(torch.int8)
+        found = indices[self._is_readable[indices] > 0]
+        if len(indices) and not len(found):
+            raise UnreadableImage(f"none of {len(indices)} images can be read; see the log")
+        return found
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         device, xs, ys = self._reading.device, [], []

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from sat.data.choice import held_out_count, split_training, stratified, take_limit
 from sat.data.fingerprint import of, of_files
-from sat.data.folders import IMAGENET
+from sat.data.folders import ENDINGS, IMAGENET, walk
 from sat.data.records import Passes, Records, class_names
 from sat.data.sets import Data
 from sat.data.stream import StreamedSet, StreamSplit
@@ -171,7 +171,19 @@ class Timm(StreamedSet):
         if self.name.lower() in FOLDERS or not self._prefix():
             if Path(getattr(found, "reader", found).root) == Path(self.root):
                 raise ValueError(f"root={self.root}: no folder {split!r} in it")  # timm takes all
+            self._check_folder(Path(getattr(found, "reader", found).root))
         return found
+
+    def _check_folder(self, folder: Path) -> None:
+        """timm takes hidden files for images, and passes over what it can't list."""
+        for place, _ in walk(folder):
+            names = [e.name for e in os.scandir(place) if e.name.startswith(".")]
+            if hidden := [name for name in names if name.lower().endswith(ENDINGS)
+                          or os.path.isdir(os.path.join(place, name))]:  # fmt: skip
+                raise ValueError(
+                    f"name={self.name}: timm would read {os.path.join(place, hidden[0])} as"
+                    " images; remove what is hidden, or take dataset=imagefolder"
+                )
 
     def _check_reader(self) -> None:
         prefix = self._prefix()

@@ -67,16 +67,18 @@ def write(folder: Path, name: str, title: str, found: CurveResult) -> Any:
 
 def figure(title: str, found: CurveResult) -> Any:
     """The curve with its 95 % band beside a heat map of the classes, the hardest on top."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     shown = hardest(found)
-    drawn = Figure(figsize=(11, 4.6) if shown else (6, 4.6), layout="constrained")
-    drawn.suptitle(title, fontsize=10)
-    widths = (1, 1.15) if shown else (1,)
-    ((curve, *classes),) = drawn.subplots(1, len(widths), width_ratios=widths, squeeze=False)
-    plot_curve(curve, found)
-    for ax in classes:
-        plot_classes(ax, found, shown)
+    with rc_context({"text.parse_math": False}):  # a class may be named with $
+        drawn = Figure(figsize=(11, 4.6) if shown else (6, 4.6), layout="constrained")
+        drawn.suptitle(title, fontsize=10)
+        widths = (1, 1.15) if shown else (1,)
+        ((curve, *classes),) = drawn.subplots(1, len(widths), width_ratios=widths, squeeze=False)
+        plot_curve(curve, found)
+        for ax in classes:
+            plot_classes(ax, found, shown)
     return drawn
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from sat import config
 from sat.config import SCALARS, Spec
 from sat.errors import Refused
-from sat.identity import NEUTRAL, SECTIONS, silent
+from sat.identity import NEUTRAL, SECTIONS, data_name, silent
 from sat.models.weights import without_weights
 from sat.rundir.record import CHECKPOINTS
 from sat.rundir.result import RunResult
@@ -101,6 +101,8 @@ def composed(cfg: Any, own: dict[str, Any], choices: dict[str, str], overrides: 
         section, _, name = key.partition(".")
         if key in places_of(own):
             under[section] = {**under[section], name: cfg[section][name]}
+    if "name" in under["dataset"]:  # it may be that of the folder where the images were
+        under["dataset"] = {**under["dataset"], "name": data_name(own["dataset"])}
     chosen = {**NEUTRAL, **own.get("choices", {}), "evaluation": choices["evaluation"]}
     return {**config.resolve(cfg, under), "choices": chosen}
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from sat.acceleration.precision import float32
 from sat.attacks import PGD, AutoAttack, FastAutoAttack
-from sat.attacks.outcomes import AttackOutcomes
+from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.series import ensemble_of
 from sat.evaluation.alarm import Alarm
 from sat.evaluation.masking_checks import masking_checks as look_for_masking
@@ -231,6 +231,11 @@ def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Any) -> None:
     if not (0 <= int(y.min()) and int(y.max()) < classes):
         raise ValueError(
             f"labels: lie in [{int(y.min())}, {int(y.max())}], and the model has {classes} classes"
+        )
+    if isinstance(attack, Ensemble) and classes < attack.fewest_classes:
+        raise ValueError(
+            f"attack: {type(attack).__name__} needs {attack.fewest_classes} classes, and the model"
+            f" has {classes}; take attack='strong'"
         )
     blind = isinstance(attack, FastAutoAttack) and attack.attacks == ("square",)
     slope = None

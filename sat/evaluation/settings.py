@@ -81,10 +81,12 @@ class Evaluation:
     def settings(self, name: str) -> Settings:
         """All that decides the outcomes of that attack or curve, to be kept beside them."""
         own = settings_of(self.measured_by[name])
-        more = {"restarts": self.restarts, "limit": self.limit, "subset_seed": self.subset_seed}
-        if is_quick(self.measured_by[name]):
+        more: dict[str, Any] = {
+            "restarts": self.restarts, "limit": self.limit, "subset_seed": self.subset_seed
+        }  # fmt: skip
+        if self.search == "exact" and is_quick(self.measured_by[name]):
             more["search"] = self.search
-        usual = {key for key in ("restarts", "search") if more.get(key) in (1, "fast")}
+        usual = {"restarts"} if self.restarts == 1 else ()
         return Settings({"attack": own.pop("_target_"), **own, **more}, {*own.usual, *usual})
 
 

@@ -24,6 +24,7 @@ Tensors = Mapping[str, Tensor]
 
 # Counters of updates: no output of a trained model depends on them.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
+_HELPER = re.compile(r"(^|\.)(criterion|loss\w*|metrics?|attacker|optimizer)\.")
 _AVERAGE = re.compile("average|avg|ema|swa")
 _MEAN = re.compile(r"(?!running).*(mean|(^|_)mu($|_))")
 _STD = re.compile(r"(?!running).*(std|sigma)")
@@ -91,9 +92,11 @@ def load_weights(
         name, prefix, tensors = _find(state, own)
         weights = {key: tensors[prefix + key] for key in own if prefix + key in tensors}
         placed = {prefix + key for key in weights}
-        rest = {key: t for key, t in tensors.items() if key not in placed}
+        unplaced = {key: t for key, t in tensors.items() if key not in placed}
+        rest, beside = _beside(unplaced, prefix, weights)
         scale = _normalisation(rest, model.mean.numel(), given)
-        surplus = [k for k in rest if not k.endswith(_COUNTERS) and k not in scale.values()]
+        known = {*scale.values(), *beside}
+        surplus = [k for k in rest if not k.endswith(_COUNTERS) and k not in known]
         _refuse_misfits(model, weights, [key.removeprefix(prefix) for key in surplus])
     except OSError as error:
         raise ValueError(f"weights={place}: {error.strerror or error}") from None
@@ -101,6 +104,8 @@ def load_weights(
         raise ValueError(f"weights={place}: {error}") from None
     model.backbone.load_state_dict({**own, **weights})
     taken = {what: rest[key] for what, key in scale.items() if what not in given}
+    if left_out := [key for key in beside if key not in scale.values()]:
+        log.info("weights=%s: left out %s, beside the network", place, _listed(left_out))
     for what, values in taken.items():
         getattr(model, what).copy_(values.detach().view(1, -1, 1, 1))
     _tell(place, name, prefix, taken, given)
@@ -190,13 +195,37 @@ def _prefix(names: Iterable[str], wanted: Collection[str]) -> tuple[int, str]:
     return counts[prefix], prefix
 
 
+def _beside(rest: Tensors, prefix: str, weights: Tensors) -> tuple[Tensors, list[str]]:
+    """What has no place in the network, less second copies of it; and the keys that are no part of
+    it: those, and parts of the training (a loss) that lie outside of its prefix. Raises
+    ValueError for a second network of this kind, with other values."""
+    ends: dict[str, list[str]] = {}
+    for key in rest:
+        for own in weights:
+            if key.endswith("." + own) or key == own:
+                ends.setdefault(key.removesuffix(own), []).append(own)
+    copies = []
+    for other, keys in ends.items():
+        if len(keys) < len(weights):
+            continue
+        if not all(torch.equal(rest[other + key], weights[key]) for key in keys):
+            raise ValueError(
+                f"holds two networks of this kind with other values, {prefix!r} and {other!r};"
+                " save the one that is meant"
+            )
+        copies += [other + key for key in keys]
+    left = {key: tensor for key, tensor in rest.items() if key not in copies}
+    outside = [key for key in left if not key.startswith(prefix) and _HELPER.search(key)]
+    return left, [*copies, *outside]
+
+
 def _normalisation(rest: Tensors, channels: int, given: Collection[str]) -> dict[str, str]:
     """The keys, among tensors with no other place, of a mean and a standard deviation."""
     found = {}
     for what, pattern in (("mean", _MEAN), ("std", _STD)):
         keys = [k for k, t in rest.items() if t.numel() == channels]
         keys = [k for k in keys if pattern.match(k.rpartition(".")[2].lower())]
-        if len(keys) != 1:
+        if not keys or any(not torch.equal(rest[k].view(-1), rest[keys[0]].view(-1)) for k in keys):
             return {}
         found[what] = keys[0]
     for what, key in found.items():

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sat.errors import Refused
 from sat.report import kept, pages, study
+from sat.report.runs import printable
 from sat.report.status import states
 
 
@@ -30,22 +31,22 @@ def outcome(arguments: argparse.Namespace) -> None:
             raise Refused("--compare: takes two runs, and no folder beside them")
         from sat.report.compare import compare
 
-        return print(compare(*arguments.compare, arguments.checkpoint or "best"))
+        return print(pages.terminal(compare(*arguments.compare, arguments.checkpoint or "best")))
     if arguments.checkpoint:
         raise Refused(f"--checkpoint {arguments.checkpoint}: belongs to --compare")
     if (place := arguments.outputs) is None:
         raise Refused("no folder is named; name the record.root of your runs: outputs")
     if arguments.status:
-        return print(states(place))
+        return print(printable(states(place)))
     report = study.read(place, arguments.experiment)
-    print(pages.terminal(report))
+    print(pages.terminal(pages.markdown(report)))
     alone = place.is_file() or (place / "config.yaml").is_file()
     if alone and arguments.page and not arguments.to:
         raise Refused(f"--page {arguments.page}: {place} is no folder of runs; name --to FOLDER")
     try:
         if arguments.to or not alone:
             folder = arguments.to or place / "report" / (arguments.experiment or "")
-            print(f"\nwritten: {write(report, folder, arguments.page)}")
+            print(f"written: {write(report, folder, arguments.page or folder / 'report.md')}")
         if arguments.keep:
             kept.keep(report.runs, arguments.keep)
             print(f"kept: {arguments.keep}")
@@ -53,13 +54,11 @@ def outcome(arguments: argparse.Namespace) -> None:
         raise Refused(f"{error.filename}: can't be written ({error.strerror})") from error
 
 
-def write(report: study.Report, folder: Path, page: Path | None) -> Path:
+def write(report: study.Report, folder: Path, page: Path) -> Path:
     """Figures and a CSV file a table, into a folder; the page as Markdown and HTML, which is
     returned."""
     from sat.report.figures import draw
-    from sat.report.html import html
 
-    page = page or folder / "report.md"
     for place in (folder, page.parent):
         place.mkdir(parents=True, exist_ok=True)
     figures = draw(report.tables, folder / "figures") if report.tables else []
@@ -67,7 +66,7 @@ def write(report: study.Report, folder: Path, page: Path | None) -> Path:
         (folder / f"{table.name}.csv").write_text(pages.csv_of(table))
     text = pages.markdown(report, figures, page)
     page.write_text(text)
-    page.with_suffix(".html").write_text(html(text, figures, page))
+    page.with_suffix(".html").write_text(pages.html(text, page))
     return page
 
 
@@ -87,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         outcome(parser.parse_args(arguments))
     except Refused as error:
-        print(error)
+        print(printable(str(error)))
         return 2
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

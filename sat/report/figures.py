@@ -1,355 +1,327 @@
 """The figures of tables, as PNG and SVG, the same bytes each time: `scatter` and `dots` of rows,
 `lines` over a number that rows differ in, `epochs` of trainings."""
 
-import logging
-import re
-from collections.abc import Mapping, Sequence
+import textwrap
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb, to_hex
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.ticker import EngFormatter, NullLocator
 from PIL import Image
 
-from sat.report import canvas
-from sat.report.canvas import (
-    Undrawable,
-    bars,
-    bars_note,
-    look,
-    percent_axis,
-    point,
-    reach,
-    sheet,
-    window,
-    wrapped,
-)
-from sat.report.rows import text_of
-from sat.report.study import Table
-from sat.report.tables import Number, Row
+from sat.report.rows import label_of
+from sat.report.runs import Measure
+from sat.report.spec import is_number
+from sat.report.tables import Number, Row, Table
 
-log = logging.getLogger("sat")
-COSTS = {
-    "gradients": "gradient computations in training, per image",
-    "multiply_adds": "multiply-adds of one image's forward",
-    "parameters": "parameters",
+# Okabe and Ito's colours, told apart by the colour-blind, for those that papers compare most.
+COLOURS = {
+    "relu": "#000000", "silu": "#0072B2", "elu": "#D55E00", "celu": "#CC79A7", "gelu": "#E69F00",
+    "softplus": "#56B4E9", "parametric_softplus": "#009E73", "smoothrelu": "#8B5A2B",
+    "mish": "#6A3D9A", "squareplus": "#9A8B00", "pssilu": "#00A0A8", "leaky_relu": "#8C8C8C",
+    "prelu": "#5F6F52", "gelu_tanh": "#B07800", "surrogate_relu": "#4D4D4D",
+}  # fmt: skip
+MARKERS = {0: "P", 1: "o", 2: "s", 3: "^", 4: "v", 5: "p", 7: "h", 10: "D"}  # others: X
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "font.size": 9,
+    **dict.fromkeys(("axes.labelsize", "axes.titlesize", "legend.fontsize"), 9),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 9),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("figure.dpi", "savefig.dpi"), 200),
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#888888",
+    "grid.color": "#e4e4e4",
+    "text.parse_math": False,  # a name may hold $
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "sat",  # the same ids each time
 }
-NAMES = {"attack.steps": "attack steps", "dataset.image_size": "image size, pixels"}
-Points = list[tuple[float, Row]]  # of a line, by x
+NOTE = (
+    "Checkpoint chosen on held-out images; bars: 95 % intervals over seeds, or over test images"
+    " where there is one seed, as far as the frame; small: each seed"
+)
 MOST = 60  # rows of a figure
+COSTS = ("gradients", "multiply_adds", "parameters")  # of an image in training, a forward, in all
 
 
 @dataclass(frozen=True)
-class Figure:
+class Drawn:
+    """A figure's file and what it shows; or, without a file, why it is not drawn."""
+
     table: str  # Table.name
-    png: Path
-    svg: Path
-    text: str  # its title
+    text: str
+    png: Path | None = None
 
 
-def draw(tables: Sequence[Table], folder: Path) -> list[Figure]:
-    """Draws each table's figures into the folder; what can't be drawn is logged in a line."""
+class Undrawable(ValueError):
+    """A figure that lacks data: one line of why."""
+
+
+def draw(tables: Sequence[Table], folder: Path) -> list[Drawn]:
+    """Draws each table's figures into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
-    with matplotlib.rc_context(canvas.STYLE):
+    with matplotlib.rc_context(STYLE):
         for table in tables:
-            for n, entry in enumerate(table.spec.get("figures", ()), 1):
-                kind = entry.get("kind")
+            for n, entry in enumerate(table.experiment.spec.get("figures", ()), 1):
+                kind, over = entry["kind"], f" over {entry['x']}" if "x" in entry else ""
+                text = f"{table.experiment.title}: {kind}{over}"
+                png, svg = (folder / f"{table.name}-{n}-{kind}.{end}" for end in ("png", "svg"))
                 try:
                     if len(table.rows) > MOST:
                         raise Undrawable(f"more than {MOST} rows")
-                    made = KINDS[kind](table, entry)
+                    figure = KINDS[kind](table, entry)
                 except Undrawable as fault:
-                    log.warning("%s: figure %d (%s) left out: %s", table.name, n, kind, fault)
+                    drawn.append(Drawn(table.name, f"Not drawn: {text}: {fault}."))
                     continue
-                stem = f"{table.name}-{n}-{kind}"
-                png, svg = (folder / f"{stem}.{ending}" for ending in ("png", "svg"))
-                save(made, png, svg)
-                title = made.texts[0].get_text().replace("\n", " ")
-                drawn.append(Figure(table.name, png, svg, title))
+                figure.savefig(png)
+                few = Image.open(png).convert("RGB").quantize(dither=Image.Dither.NONE)
+                few.save(png, optimize=True)  # a third of the bytes, and no eye sees it
+                figure.savefig(svg, metadata={"Date": None})
+                drawn.append(Drawn(table.name, text, png))
     return drawn
 
 
-def save(figure: Any, png: Path, svg: Path) -> None:
-    """A PNG of 256 colours, and paths of the SVG to a hundredth of a point: half the bytes of each,
-    and no eye sees it."""
-    figure.canvas.draw()
-    drawn = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-    few = drawn.quantize(256, dither=Image.Dither.NONE)
-    few.save(png, optimize=True, dpi=(figure.dpi, figure.dpi))
-    figure.savefig(svg, metadata={"Date": None})
-    shorten = lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0])  # noqa: E731
-    svg.write_text(re.sub(r' d="[^"]*"', shorten, svg.read_text("utf-8")), "utf-8")
+def look(row: Row) -> dict[str, Any]:
+    """Its colour and its marker, the same in every figure: of its activation, and of the number of
+    steps of its training attack. Hollow where it raised alarms."""
+    hue = zlib.crc32(row.activation.encode()) / 2**32  # of an activation of the user's own
+    colour = COLOURS.get(row.activation) or to_hex(hsv_to_rgb((hue, 0.7, 0.6)))
+    face = "white" if row.alarms else colour
+    return {"color": colour, "marker": MARKERS.get(row.steps, "X"), "markerfacecolor": face}
 
 
-def measured(table: Table, *names: str) -> list[Row]:
-    """The rows whose best checkpoint was measured with each of these."""
-    rows = [row for row in table.rows if all(("best", name) in row.numbers for name in names)]
-    if not rows:
-        raise Undrawable(f"no row was measured with {' and '.join(names)}")
-    return rows
-
-
-def best(row: Row, name: str) -> Number:
-    return row.numbers["best", name]
-
-
-def percent(row: Row, name: str) -> float:
-    return 100 * best(row, name).mean
-
-
-def attack_name(attack: str) -> str:
-    """`pgd20` as it is written: PGD-20."""
-    found = re.fullmatch(r"(pgd|fgsm|apgd)(\d*)", attack)
-    shown = "-".join(filter(None, found.groups())).upper() if found else attack
-    return shown.replace("_", " ")
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points no other beats (as good in both, better in one), by their first value."""
-    found = [
-        k
-        for k, (x, y) in enumerate(points)
-        if not any(a >= x and b >= y and (a > x or b > y) for a, b in points)
-    ]
-    return sorted(found, key=lambda k: (points[k][0], -points[k][1]))
-
-
-def panels_of(
-    table: Table, rows: Sequence[Row]
-) -> tuple[list[tuple[str, str, list[Row]]], list[list[Number]]]:
-    """What stands side by side: measure, title and the rows that have it, robust and then clean;
-    and the numbers of each."""
-    titles = {table.attack: f"robust ({attack_name(table.attack)})", "clean": "clean"}
-    found = [
-        (name, title, mine)
-        for name, title in titles.items()
-        if (mine := [row for row in rows if ("best", name) in row.numbers])
-    ]
-    return found, [[best(row, name) for row in mine] for name, _, mine in found]
-
-
-def scatter(table: Table, entry: Mapping[str, Any]) -> Any:
-    """Clean against robust: a point a row, bars of both intervals, seeds faint, the front."""
-    rows = measured(table, "clean", table.attack)
-    (robust, clean), numbers = panels_of(table, rows)
-    y, x = map(window, numbers)
-    note = bars_note(*numbers) + "; small: each seed; dashed: Pareto front"
-    figure = sheet(table, "clean against robust", note, rows, handles=canvas.key(table, rows))
-    axes = figure.subplots()
-    percent_axis(axes.xaxis, x, "clean accuracy, %")
-    percent_axis(axes.yaxis, y, f"robust accuracy ({attack_name(table.attack)}), %")
-    means = [(percent(row, "clean"), percent(row, table.attack)) for row in rows]
-    front = pareto(means)
-    corners = [(x[0], means[front[0]][1]), *(means[k] for k in front), (means[front[-1]][0], y[0])]
-    axes.plot(*zip(*corners, strict=True), "--", drawstyle="steps-pre", color="#999999",
-              linewidth=1, zorder=1)  # fmt: skip
-    for row, up, along, mean in zip(rows, *numbers, means, strict=True):
-        axes.errorbar(*mean, bars(up), bars(along), color=look(row)[0], linewidth=1, alpha=0.5)
-        shared = [seed for seed in along.seeds if seed in up.seeds]
-        places = ([100 * number.seeds[seed] for seed in shared] for number in (along, up))
-        canvas.seeds(axes, *places, row)
-        point(axes, *mean, row, table.rows.index(row) + 1)
+def sheet(
+    table: Table, rows: Sequence[Row], note: str, height: float = 2.6,
+    handles: Sequence[Line2D] = (),
+) -> Figure:  # fmt: skip
+    """An empty figure with axes of that height in inches, under the table's title and a caption:
+    seeds, the note, and what is not drawn; with a legend of the handles below."""
+    seeds = sorted({len(number.seeds) for row in rows for number in row.numbers.values()}) or [0]
+    many = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1])))
+    absent = ", ".join(row.label for row in table.rows if row not in rows)
+    said = f"{many} seed{'s' * (many != '1')}. {note}."
+    said += f" Not drawn, for want of the numbers: {absent}." * bool(absent)
+    said += " Hollow: raised alarms." * any(row.alarms for row in rows)
+    head = textwrap.wrap(f"{table.experiment.title}, {table.dataset}", 66)
+    caption = textwrap.wrap(said, 88)
+    widest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    columns = max(1, min(len(handles), 84 // (widest + 8)))
+    below = 0.1 + 0.19 * len(head)
+    top = below + 0.03 + 0.155 * len(caption)
+    height += top + 0.17 * -(-len(handles) // columns)
+    figure = Figure(figsize=(6.3, height))
+    FigureCanvasAgg(figure)
+    figure.text(0.013, 1 - 0.07 / height, "\n".join(head), va="top", size=11, weight="bold")
+    figure.text(0.013, 1 - below / height, "\n".join(caption), va="top", color="#555555")
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - top / height))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=1.8)
     return figure
 
 
+def panels(
+    figure: Any, table: Table, rows: Sequence[Row], **shared: Any
+) -> Iterator[tuple[Any, Measure, list[Number]]]:
+    """Axes side by side, robust and then clean, with what they show of rows."""
+    titles = {("best", table.attack): f"robust ({table.attack})", ("best", "clean"): "clean"}
+    found = {m: [row.numbers[m] for row in rows if m in row.numbers] for m in titles}
+    there = [measure for measure in titles if found[measure]]
+    grid = figure.subplots(1, len(there), squeeze=False, **shared)
+    for axes, measure in zip(grid[0], there, strict=True):
+        axes.set_title(titles[measure])
+        yield axes, measure, found[measure]
+
+
+def mark(axes: Any, row: Row, x: float | Number, y: float | Number, text: str = "") -> None:
+    """A row's marker, in which a text may stand; where a coordinate is an accuracy, with the bar of
+    its interval and a small point for each seed."""
+    style, numbers = look(row), [at for at in (x, y) if isinstance(at, Number)]
+    place = [100 * at.mean if isinstance(at, Number) else at for at in (x, y)]
+    for at, bar in ((x, "xerr"), (y, "yerr")):
+        if isinstance(at, Number):
+            reach = {bar: [[100 * (at.mean - at.low)], [100 * (at.high - at.mean)]]}
+            axes.errorbar(*place, **reach, color=style["color"], linewidth=1, alpha=0.6)
+    seeds = sorted(set.intersection(*(set(number.seeds) for number in numbers)))
+    if len(seeds) > 1:
+        dots = [
+            [100 * at.seeds[seed] if isinstance(at, Number) else at for seed in seeds]
+            for at in (x, y)
+        ]
+        axes.plot(*dots, ".", color=style["color"], alpha=0.4, markersize=5, markeredgewidth=0)
+    axes.plot(*place, **style, markersize=11 if text else 6, zorder=4, clip_on=False)
+    axes.annotate(text, place, ha="center", va="center_baseline", fontsize=7, fontweight="bold",
+                  color=style["color"] if row.alarms else "white", zorder=5)  # fmt: skip
+
+
+def frame(axes: Any, side: str, numbers: Iterable[Number], label: str = "accuracy, %") -> None:
+    """The limits of an axis, x or y, in percent: what holds means and seeds, with some room; the
+    bars of few seeds may go on, for Student's interval of two would hide all else."""
+    shares = [100 * share for each in numbers for share in (each.mean, *each.seeds.values())]
+    room = max(0.3 * (max(shares) - min(shares)), 0.5)
+    limits = max(min(shares) - room, 0), min(max(shares) + room, 100)
+    axes.set(**{f"{side}lim": limits, f"{side}label": label})
+
+
+def measured(table: Table, x: str) -> dict[int, Any]:
+    """The value of each row, by its place in the table: a number of its own, or its clean accuracy;
+    without rows that lack it, or that the judging attack didn't measure."""
+    found: dict[int, Any] = {}
+    for k, row in enumerate(table.rows):
+        value = row.keys.get(x) if x not in COSTS else getattr(row, x) or None
+        value = row.numbers.get(("best", "clean")) if x == "clean" else value
+        there = is_number(value) or isinstance(value, Number)
+        if there and ("best", table.attack) in row.numbers:
+            found[k] = value
+    if not found:
+        raise Undrawable(f"no row has {x}, and accuracy under an attack that all rows have")
+    return found
+
+
+def scatter(table: Table, entry: Mapping[str, Any]) -> Any:
+    """Robust over clean accuracy, or over a number: a numbered point a row, and the rows that no
+    other beats in both accuracies."""
+    x, robust = entry.get("x", "clean"), ("best", table.attack)
+    points = [(k, at, table.rows[k]) for k, at in measured(table, x).items()]
+    handles = [
+        Line2D([], [], **look(row), linestyle="", label=f"{k + 1} {row.label}")
+        for k, _, row in points
+    ]
+    note = NOTE + "; dashed: what no other row beats in both" * (x == "clean")
+    figure = sheet(table, [row for *_, row in points], note, handles=handles)
+    axes = figure.subplots()
+    for k, at, row in points:
+        mark(axes, row, at, row.numbers[robust], str(k + 1))
+    frame(axes, "y", [row.numbers[robust] for *_, row in points], f"{table.attack} accuracy, %")
+    if x != "clean":
+        number_axis(axes, [at for _, at, _ in points], x)
+        return figure
+    frame(axes, "x", [at for _, at, _ in points], "clean accuracy, %")
+    front = pareto([(100 * at.mean, 100 * row.numbers[robust].mean) for _, at, row in points])
+    corners = [(0, front[0][1]), *front, (front[-1][0], 0)]
+    axes.plot(*zip(*corners, strict=True), "--", drawstyle="steps-pre", color="#999999", zorder=1,
+              linewidth=1)  # fmt: skip
+    return figure
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats (as good in both, better in one), by their first value."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not front or y > front[0][1]:
+            front.insert(0, (x, y))
+    return front
+
+
 def dots(table: Table, entry: Mapping[str, Any]) -> Any:
-    """A line a row: robust beside clean with intervals and seeds."""
-    rows = measured(table, table.attack)
-    parts, numbers = panels_of(table, rows)
-    found = [row.differences.get(("best", table.attack)) for row in rows]
-    starred = [k for k, d in enumerate(found) if d and d.marked and d.test == "seeds"]
-    note = bars_note(*numbers) + "; small: each seed"
-    note += "; *: differs from the reference, p < 0.05 after Holm's correction" * bool(starred)
-    labels = [wrapped(row.label) + " *" * (k in starred) for k, row in enumerate(rows)]
+    """A line a row: robust beside clean."""
+    rows = [table.rows[k] for k in measured(table, "clean")]
+    labels = [textwrap.fill(row.label, 34) for row in rows]
     count = len(rows) + "".join(labels).count("\n")
-    figure = sheet(table, "robust and clean", note, rows, max(2.9, 1.9 + 0.21 * count))
-    panels: Any = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
-    for axes, (name, title, mine), shown in zip(panels, parts, numbers, strict=True):
-        percent_axis(axes.xaxis, window(shown), "accuracy, %", bins=5)
-        axes.set_title(title)
-        axes.tick_params(axis="y", length=0)
-        for row in mine:
-            k, number = rows.index(row), best(row, name)
-            shares = [100 * share for share in number.seeds.values()]
-            canvas.seeds(axes, shares, [k + 0.27] * len(shares), row)
-            axes.errorbar(100 * number.mean, k, xerr=bars(number), color=look(row)[0])
-            point(axes, 100 * number.mean, k, row)
-    panels[0].set_yticks(range(len(rows)), labels)
-    panels[0].set_ylim(len(rows) - 0.3, -0.6)
+    figure = sheet(table, rows, NOTE, 0.8 + 0.21 * count)
+    for axes, measure, numbers in panels(figure, table, rows, sharey=True):
+        for k, row in enumerate(rows):
+            mark(axes, row, row.numbers[measure], k)
+        frame(axes, "x", numbers)
+    figure.axes[0].set_yticks(range(len(rows)), labels)
+    figure.axes[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure
 
 
 def lines(table: Table, entry: Mapping[str, Any]) -> Any:
-    """Robust and, beside it, clean accuracy over a number that rows differ in, or over a cost.
-
-    A row that has no such number (ReLU, over alpha) is a horizontal line. With `join: false`
-    numbered points stand for lines.
-    """
-    x, joined = str(entry.get("x")), entry.get("join", True)
-    rows = measured(table, table.attack)
-    series, level = grouped(rows, x, entry.get("series", ()), table.spec)
-    values = sorted({value for points in series.values() for value, _ in points})
-    if len(values) < 2:
+    """Robust and, beside it, clean accuracy over a number that rows differ in, or over a cost; of
+    lines of one colour the second is dashed, the third dotted."""
+    x, labels = str(entry["x"]), table.experiment.spec.get("labels", {})
+    at = measured(table, x)
+    if len({*at.values()}) < 2:
         raise Undrawable(f"{x} has no two values among the rows")
-    drawn = [row for line in series.values() for _, row in line]
-    handles = strokes(series, level)
-    if not joined:
-        series = {row.label: [(value, row)] for line in series.values() for value, row in line}
-        handles = canvas.key(table, drawn) + strokes({}, level)
-    parts, numbers = panels_of(table, drawn + level)
-    note = bars_note(*numbers) + "; grey: the same" * bool(level)
-    figure = sheet(table, f"over {axis_name(x)}", note, drawn + level, handles=handles)
-    panels: Any = figure.subplots(1, len(parts), squeeze=False)[0]
-    for axes, (name, title, mine), shown in zip(panels, parts, numbers, strict=True):
-        percent_axis(axes.yaxis, window(shown), "accuracy, %")
-        axes.set_title(title)
-        number_axis(axes, values, x)
-        for k, (points, handle) in enumerate(zip(series.values(), handles, strict=False)):
-            there = [(value, row) for value, row in points if row in mine]
-            aside = (2.5 * k - 1.25 * (len(series) - 1)) * joined
-            curve(axes, name, there, handle, aside, None if joined else table)
-        for row in (row for row in level if row in mine):
-            axes.axhspan(*reach(best(row, name)), color="#888888", alpha=0.12, linewidth=0)
-            axes.axhline(percent(row, name), color="#666666", linestyle="--")
+    series: dict[str, list[tuple[float, Row]]] = {}
+    for k in sorted(at, key=lambda k: at[k]):
+        row = table.rows[k]
+        keys = {key: row.keys.get(key) for key in entry.get("series", ())}
+        name = label_of(keys or {"activation": row.activation}, labels)
+        series.setdefault(name, []).append((at[k], row))
+    handles: list[Line2D] = []
+    for label, line in series.items():
+        style = look(line[0][1])
+        before = sum(handle.get_color() == style["color"] for handle in handles)
+        style["linestyle"] = ("-", "--", ":", "-.")[before % 4]
+        handles.append(Line2D([], [], **style, label=label))
+    rows = [table.rows[k] for k in at]
+    figure = sheet(table, rows, NOTE, handles=handles)
+    for axes, measure, numbers in panels(figure, table, rows):
+        for line, handle in zip(series.values(), handles, strict=True):
+            there = [(value, row) for value, row in line if measure in row.numbers]
+            means = [100 * row.numbers[measure].mean for _, row in there]
+            style = {"linestyle": handle.get_linestyle(), "color": handle.get_color()}
+            axes.plot([value for value, _ in there], means, **style)
+            for value, row in there:
+                mark(axes, row, value, row.numbers[measure])
+        frame(axes, "y", numbers)
+        number_axis(axes, list(at.values()), x)
     return figure
 
 
-def strokes(series: Mapping[str, Points], level: Sequence[Row]) -> list[Line2D]:
-    """The lines of a legend; of those of one look the second is dashed, the third dotted."""
-    looks = [look(points[0][1]) for points in series.values()]
-    styles = [("-", "--", ":", "-.")[looks[:k].count(each) % 4] for k, each in enumerate(looks)]
-    return [
-        *(Line2D([], [], color=colour, marker=marker, linestyle=style, label=name)
-          for (colour, marker), style, name in zip(looks, styles, series, strict=True)),
-        *(Line2D([], [], color="#666666", linestyle="--", label=row.label) for row in level),
-    ]  # fmt: skip
-
-
-def curve(
-    axes: Any, name: str, points: Points, handle: Line2D, aside: float, numbered: Table | None
-) -> None:
-    """A line with its bars, some points to the side so that these don't hide each other's; or
-    points alone, with their numbers in a table."""
-    moved = axes.transData + ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)
-    if len(points) > 1:
-        places = [(x, percent(row, name)) for x, row in points]
-        axes.plot(*zip(*places, strict=True), handle.get_linestyle(), color=handle.get_color(),
-                  transform=moved)  # fmt: skip
-    for x, row in points:
-        axes.errorbar(x, percent(row, name), bars(best(row, name)), color=look(row)[0],
-                      linewidth=0.8, transform=moved)  # fmt: skip
-        number = numbered and numbered.rows.index(row) + 1
-        point(axes, x, percent(row, name), row, number, transform=moved)
-
-
-def grouped(
-    rows: Sequence[Row], x: str, keys: Sequence[str], spec: Mapping[str, Any]
-) -> tuple[dict[str, Points], list[Row]]:
-    """The points of each line by its name, along x; and the rows that have no x."""
-    found: dict[str, Points] = {}
-    level, labels = [], spec.get("labels", {})
-    for row in rows:
-        value = getattr(row, x) or None if x in COSTS else row.keys.get(x)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            told = (text_of(key, row.keys.get(key), labels) for key in keys)
-            found.setdefault(" ".join(filter(None, told)), []).append((float(value), row))
-        elif x not in COSTS:
-            level.append(row)
-    return {name: sorted(points, key=lambda p: p[0]) for name, points in found.items()}, level
-
-
-def axis_name(x: str) -> str:
-    return COSTS.get(x) or NAMES.get(x) or x.rsplit(".", 1)[-1].replace("_", " ")
-
-
-def amount(value: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e4)):
-        if abs(value) >= size:
-            return f"{value / min(size, 1e3 if unit == 'k' else size):.3g} {unit}"
-    return f"{value:.4g}"
-
-
 def number_axis(axes: Any, values: Sequence[float], x: str) -> None:
-    """Ticks at values that occur, where their labels have room; a log axis where they span much."""
-    log_scale = values[0] > 0 and values[-1] / values[0] > 8
-    at = np.log(values) if log_scale else np.asarray(values)
-    span, ticks = at[-1] - at[0], []
-    wide = 0.05 + 0.035 * max(len(amount(value)) for value in values)  # of a panel, at 9 pt
-    for place, value in zip(at[::-1], values[::-1], strict=True):
-        if not ticks or ticks[-1][0] - place > wide * span:
-            ticks.append((place, value))
-    if log_scale:
+    """Ticks at the values of a key, which are few; a log axis where they span much."""
+    axes.set_xlabel(x.replace("_", " "))
+    if x in COSTS:
+        axes.xaxis.set_major_formatter(EngFormatter())
+        return
+    if min(values) > 0 and max(values) > 8 * min(values):
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks([value for _, value in ticks], [amount(value) for _, value in ticks])
-    axes.set_xlabel(wrapped(axis_name(x) + ", log axis" * log_scale, 30))
-    ends = at[0] - 0.07 * span, at[-1] + 0.07 * span
-    axes.set_xlim(*(np.exp(ends) if log_scale else ends))
+    if len(ticks := sorted({*values})) <= 8:
+        axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
 
 
 def epochs(table: Table, entry: Mapping[str, Any]) -> Any:
-    """Held-out accuracy over the training: a panel a row, the others grey in it.
-
-    Mean over seeds in a band from the lowest seed to the highest; a mark at the best epoch.
-    """
-    curves = {row.label: held_out(row) for row in table.rows}
-    rows = [row for row in table.rows if "robust" in curves[row.label]]
-    if not rows:
+    """Held-out accuracy over the training: a panel a row, the others grey in it; the mean over
+    seeds in a band from the lowest to the highest, with a mark at the best epoch."""
+    curves = [(row, held_out(row, "robust"), held_out(row, "clean")) for row in table.rows]
+    curves = [curve for curve in curves if len(curve[1])]
+    if not curves:
         raise Undrawable("no run has val/robust in its metrics")
-    columns = min(len(rows), 2 if len(rows) == 4 else 3)
-    high = -(-len(rows) // columns)
+    columns = min(len(curves), 2 if len(curves) == 4 else 3)
+    high = -(-len(curves) // columns)
     note = "On held-out images, under the attack of the validations; solid: robust, dashed: clean,"
     note += " grey: the other panels' robust; marked: best epoch; band: lowest to highest seed"
-    figure = sheet(table, "over the training", note, rows, max(3.6, 1.3 + 1.35 * high))
-    grid: Any = figure.subplots(high, columns, sharex=True, sharey=True, squeeze=False)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(rows):
-            axes.set_visible(False)
-            continue
-        for other in rows:
-            axes.plot(*curves[other.label]["robust"][:2], color="#c4c4c4", linewidth=0.8, zorder=1)
-        _epochs_panel(axes, rows[place], curves[rows[place].label])
-        axes.tick_params(labelbottom=place + columns >= len(rows))
-    every = [curve for row in rows for curve in curves[row.label].values()]
-    low, high = min(curve[2].min() for curve in every), max(curve[3].max() for curve in every)
-    percent_axis(grid[0, 0].yaxis, (low - 0.07 * (high - low) - 1, high + 0.07 * (high - low) + 1),
-                 "", bins=4)  # fmt: skip
+    figure = sheet(table, [row for row, *_ in curves], note, max(2.6, 0.5 + 1.35 * high))
+    grid = figure.subplots(high, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(curves) :]:
+        axes.set_visible(False)
+    for axes, (row, robust, clean) in zip(grid.flat, curves, strict=False):
+        for _, other, _ in curves:
+            axes.plot(*other[:, :2].T, color="#c4c4c4", linewidth=0.8, zorder=1)
+        style = look(row)
+        for curve, line in ((clean, "--"), (robust, "-")):
+            at, mean, low, top = curve.T
+            axes.fill_between(at, low, top, color=style["color"], alpha=0.18, linewidth=0)
+            axes.plot(at, mean, line, color=style["color"], linewidth=1.3, zorder=3)
+        best = robust[robust[:, 1].argmax()]
+        axes.plot(*best[:2], **style, markersize=6.5, zorder=4)
+        axes.set_title(textwrap.fill(row.label, 24))
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("accuracy, %", fontsize=9)
     return figure
 
 
-def _epochs_panel(axes: Any, row: Row, found: Mapping[str, np.ndarray]) -> None:
-    colour, marker = look(row)
-    for tag, style in (("clean", "--"), ("robust", "-")):
-        if tag in found:
-            at, mean, low, high = found[tag]
-            axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(at, mean, style, color=colour, linewidth=1.3, zorder=3)
-    at, mean = found["robust"][:2]
-    top = int(np.argmax(mean))
-    axes.plot(at[top], mean[top], marker, color=colour, markersize=6.5, zorder=4,
-              markerfacecolor="white" if row.alarms else colour)  # fmt: skip
-    axes.set_title(wrapped(row.label, 24), fontsize=9)
-
-
-def held_out(row: Row) -> dict[str, np.ndarray]:
-    """Of `robust` and `clean`: epochs, and mean, lowest and highest over the seeds, in percent."""
-    found: dict[str, dict[float, list[float]]] = {"robust": {}, "clean": {}}
+def held_out(row: Row, tag: str) -> np.ndarray:
+    """Epoch, and mean, lowest and highest over the seeds in percent, [N, 4]."""
+    found: dict[float, list[float]] = {}
     for run in row.runs:
         for line in run.validations()[0]:
-            for tag, curve in found.items():
-                curve.setdefault(round(line["epoch"], 2), []).append(100 * line[f"val/{tag}"])
-    return {
-        tag: np.array([(e, np.mean(v), min(v), max(v)) for e, v in sorted(curve.items())]).T
-        for tag, curve in found.items()
-        if curve
-    }
+            found.setdefault(round(line["epoch"], 2), []).append(100 * line[f"val/{tag}"])
+    return np.array([(e, np.mean(v), min(v), max(v)) for e, v in sorted(found.items())])
 
 
 KINDS = {"scatter": scatter, "dots": dots, "lines": lines, "epochs": epochs}

@@ -18,10 +18,9 @@ def read(file: Path) -> Iterator[Measured | Left]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             run = json.loads(line)
-            names = named(run["experiments"], "experiments")
-            yield measured(
-                str(run["name"]), run["config"], run["result"], names, kept=run["validations"]
-            )
+            names = named(run["experiments"])
+            rows = [dict(row) for row in run["validations"]]
+            yield measured(str(run["name"]), names, run["config"], run["result"], kept=rows)
         except FAULTS as error:
             yield Left(f"{file.name}:{number}", (), one_line(error))
 
@@ -48,27 +47,19 @@ def kept_of(run: Measured) -> dict[str, Any]:
     config["dataset"] = {**dataset, **names}  # the last part may be the set's name
     if config.get("evaluate") is not None:
         config["evaluate"] = run.name
-    result = nameless(run.result.as_json())
+    result = run.result.as_json()
     result.pop("lengths", None)  # by names of files that hold the host's
     words = result.get("overrides") or ()
     result["overrides"] = [word for word in words if key_of(word) not in PLACES]
-    for which in ("best", "last"):
-        part = result.get(which) or {}
-        for bulky in ("masking_checks", "curves"):
+    machine = ("host", "command")
+    told = result["environment"].items()
+    result["environment"] = {key: value for key, value in told if key not in machine}
+    for part in (result.get("best") or {}, result.get("last") or {}):
+        for bulky in ("masking_checks", "curves", "environment"):
             part.pop(bulky, None)
-        for entry in part.get("robust", {}).values():
+        for entry in [part.get("clean") or {}, *part.get("robust", {}).values()]:
             entry.pop("environment", None)
-    told = ("step", "epoch", "images", "val/clean", "val/robust")
-    rows = [{key: row[key] for key in told if key in row} for row in run.validations()[0]]
+    keys = ("step", "epoch", "images", "val/clean", "val/robust")
+    rows = [{key: row[key] for key in keys if key in row} for row in run.validations()[0]]
     return {"name": run.name, "experiments": list(run.experiments), "config": config,
             "result": result, "validations": rows}  # fmt: skip
-
-
-def nameless(value: Any) -> Any:
-    """JSON in which no environment, of the training or of an evaluation, names host and command."""
-    if isinstance(value, list):
-        return [nameless(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    hidden = ("host", "command") if "torch" in value else ()
-    return {key: nameless(each) for key, each in value.items() if key not in hidden}

@@ -1,162 +1,150 @@
 """What tells rows of a table apart, and what tables: parts of the configs of their runs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sat.identity import SECTIONS as ALL
-from sat.identity import data_name
-from sat.report.runs import Measured
-from sat.report.spec import Experiment, is_number
+from sat.identity import NEUTRAL, data_name
+from sat.report.runs import Measured, key_of
+from sat.report.spec import OTHERS, Experiment, is_number
 
-# Activations as the literature writes them.
-NAMES = {"relu": "ReLU", "softplus": "Softplus", "parametric_softplus": "Parametric Softplus",
-         "smoothrelu": "SmoothReLU", "silu": "SiLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)",
-         "elu": "ELU", "celu": "CELU", "mish": "Mish", "leaky_relu": "LeakyReLU",
+# Activations as the literature writes them, in the order of rows.
+NAMES = {"relu": "ReLU", "parametric_softplus": "Parametric Softplus", "softplus": "Softplus",
+         "smoothrelu": "SmoothReLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "elu": "ELU",
+         "silu": "SiLU", "celu": "CELU", "mish": "Mish", "leaky_relu": "LeakyReLU",
          "prelu": "PReLU", "pssilu": "PSSiLU"}  # fmt: skip
-SECTIONS = [name for name in ALL if name not in ("evaluation", "record")]
-OTHERS = "other_runs"  # stands for an experiment, of runs that were asked for under none
 
 
-NORMS = {"linf": "L-inf", "l2": "L2", "l1": "L1"}
-
-
-def keys_of(config: Mapping[str, Any], rows: Sequence[str]) -> dict[str, Any]:
+def keys_of(config: Mapping[str, Any], rows: Iterable[str]) -> dict[str, Any]:
     """The value of each key: a group's option by its name; None for a key that is not there."""
     found = {}
     for key in rows:
         value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
         if "." not in key:
-            value = config["choices"].get(key, config.get(key))
-        else:
-            for part in key.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
+            value = config["choices"].get(key, NEUTRAL.get(key, value))
         simple = value is None or isinstance(value, str | int | float)
         found[key] = value if simple else json.dumps(value)
     return found
 
 
+def order(keys: Mapping[str, Any]) -> list[tuple[float, str]]:
+    """Where a row stands: by its numbers, its activation, its words."""
+    places = {text: place for place, text in enumerate(NAMES)}
+    return [
+        (float(value), "") if is_number(value) else (places.get(value, len(NAMES)), str(value))
+        for value in keys.values()
+    ]
+
+
 def label_of(keys: Mapping[str, Any], labels: Mapping[str, Any]) -> str:
-    """`elu alpha=1.2`: options by their names, keys with their values; without absent ones."""
+    """`ELU alpha=1.2`: options by their names, keys with their values; without absent ones, and
+    without a group at the option that adds nothing, but where nothing is left."""
     parts = [text_of(key, value, labels) for key, value in keys.items()]
-    return " ".join(filter(None, parts)) or "-"
+    return " ".join(filter(None, parts)) or next((shown_as(*item) for item in keys.items()), "-")
 
 
 def text_of(key: str, value: Any, labels: Mapping[str, Any]) -> str:
-    """A key's value for people: `silu`, `alpha=1.2`, or as `labels` has it: by a template with {}
+    """A key's value for people: `SiLU`, `alpha=1.2`, or as `labels` has it: by a template with {}
     in the value's place, or a text of its own for some values."""
     label = labels.get(key)
     if isinstance(label, Mapping) and value in label:
         return str(label[value])
-    if value is None:
+    if value is None or (key in NEUTRAL and value == NEUTRAL[key]):
         return ""
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
-    shown = NAMES.get(shown, shown) if key == "activation" else shown
+    shown = shown_as(key, value)
     if isinstance(label, str):
         return label.replace("{}", shown)
-    return f"{key.rsplit('.', 1)[1]}={shown}" if "." in key else shown
+    return f"{name_of(key)}={shown}" if "." in key else shown
 
 
-def split(run: Measured, rows: Sequence[str]) -> tuple[str, str]:
+def shown_as(key: str, value: Any) -> str:
+    shown = f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)
+    return NAMES.get(shown, shown) if key == "activation" else shown
+
+
+def name_of(key: str) -> str:
+    """`alpha` of activation.alpha."""
+    return key.rsplit(".", 1)[-1]
+
+
+def split(run: Measured, experiment: Experiment) -> tuple[str, str]:
     """What all runs of a table share, and what those of a row do, as JSON: all that decided the
-    trained weights but the seed, by dotted keys. A group among `rows` belongs to the row with all
+    trained weights but the seed, by dotted keys. A group among the rows belongs to the row with all
     its arguments; so does a digest of the test images where rows differ in their data."""
     table: dict[str, Any] = {}
-    row: dict[str, Any] = {"rows": keys_of(run.config, rows)}
-    for key, value in run.decided.items():
-        section = key.split(".")[0]
-        mine = section in rows or any(key == r or key.startswith(f"{r}.") for r in rows)
-        (row if mine else table)[key] = value
-    own_images = any(key.split(".")[0] == "dataset" for key in rows)
-    (row if own_images else table)["test images"] = run.images
+    row: dict[str, Any] = {"rows": keys_of(run.config, experiment.rows)}
+    varying = experiment.spec.get("varying", experiment.rows)
+    for key, value in {**run.decided, "test images": run.images}.items():
+        mine = any(f"{key}.".startswith(f"{part}.") for part in varying)
+        data = key == "test images" and any(part.split(".")[0] == "dataset" for part in varying)
+        (row if mine or data else table)[key] = value
     return json.dumps(table, sort_keys=True), json.dumps(row, sort_keys=True)
 
 
-def apart(setting: str, others: Sequence[str]) -> dict[str, Any]:
-    """The keys in which a setting differs from any of the others, with its values; None for one
-    that is at its default."""
-    mine = json.loads(setting)
+def apart(row: str, others: Iterable[str]) -> dict[str, Any]:
+    """The keys in which one of `split` differs from any of the others, with its values; None for
+    one that is at its default."""
+    mine = json.loads(row)
     keys = {k for o in map(json.loads, others) for k in {*mine, *o} if mine.get(k) != o.get(k)}
-    return {key: mine.get(key) for key in sorted(keys)}
+    return {key: mine.get(key) for key in sorted(keys - {"rows"})}
 
 
 def others(runs: Sequence[Measured]) -> Experiment:
-    """Stands for the experiment of runs on one data set that have none: rows differ in whatever
-    is not the same in all of them. A key that varies just as another does is not told."""
+    """Stands for the experiment of runs on one data set that have none: rows are told apart by
+    whatever is not the same in all of them, what was typed first, but for a key that varies just
+    as one before does."""
     if runs[0].config.get("evaluate") is not None:
-        return Experiment(OTHERS, {"title": "Weights of files", "rows": ["evaluate"]}, {})
-    choices = [run.config["choices"] for run in runs]
-    groups = [name for name in SECTIONS if len({str(c.get(name)) for c in choices}) > 1]
-    groups = [name for name in groups if name not in ("dataset", "schedule", "validation")]
-    keys = list(dict.fromkeys(key for run in runs for key in run.decided))
-    configs = [keys_of(run.config, keys) for run in runs]
-    rows, told, labels = list(groups), set(), {}
-    for key in keys:
-        of_option: dict[str, set[str]] = {}
-        for choice, config in zip(choices, configs, strict=True):
-            option = str(choice.get(key.split(".")[0]))
-            of_option.setdefault(option, set()).add(json.dumps(config.get(key)))
-        if max(map(len, of_option.values())) > 1 and not key.endswith("_target_"):
+        return Experiment(OTHERS, {"title": "Weights of files", "rows": ["evaluate"]})
+    decided = {key for run in runs for key in run.decided}
+    groups = {key.split(".")[0] for key in decided}
+    typed = [key_of(word) for word in runs[0].result.overrides]
+    keys = dict.fromkeys([*typed, *sorted(groups | decided)])
+    rows: list[str] = []
+    patterns: dict[tuple[int, ...], str] = {}
+    with_another: dict[str, str] = {}
+    for key in (k for k in keys if k in groups | decided and not k.endswith("_target_")):
+        values = [json.dumps(keys_of(run.config, [key])[key]) for run in runs]
+        options = [str(run.config["choices"].get(key.split(".")[0])) for run in runs]
+        varies = len({*zip(options, values, strict=True)}) > len({*options})  # under one option
+        pattern = tuple(map(values.index, values))
+        if not any(pattern) or "." in key and not varies:
+            continue
+        if (other := patterns.setdefault(pattern, key)) != key:
+            with_another[key] = other
+        else:
             rows.append(key)
-            values = [json.dumps(config.get(key)) for config in configs]
-            if (pattern := tuple(map(values.index, values))) in told:
-                labels[key] = ""
-            told.add(pattern)
-    shown = [key for key in rows if key not in labels]
-    numbers = [key for key in shown if sum(is_number(c.get(key)) for c in configs) > 1]
-    figures = [{"kind": "dots"}, {"kind": "scatter"}] * (len(runs) > 1)
-    figures += [{"kind": "lines", "x": k, "series": [s for s in shown if s != k]} for k in numbers]
-    spec = {"title": "Other runs", "rows": rows or ["activation"], "labels": labels}
-    return Experiment(OTHERS, {**spec, "figures": figures}, {})
+    rows = rows or ["activation"]
+    configs = [keys_of(run.config, rows) for run in runs]
+    numbers = [key for key in rows if len({c[key] for c in configs if is_number(c[key])}) > 1]
+    figures: list[dict[str, Any]] = [{"kind": "dots"}, {"kind": "scatter"}, {"kind": "epochs"}]
+    figures += [{"kind": "lines", "x": k, "series": [s for s in rows if s != k]} for k in numbers]
+    spec = {
+        "title": f"Runs by {', '.join(map(name_of, rows))}",
+        "question": "; ".join(
+            f"{key} varies as {other} does" for key, other in with_another.items()
+        ),
+        "rows": rows,
+        "varying": [*rows, *with_another],
+        "figures": figures,
+    }
+    return Experiment(OTHERS, spec)
 
 
-def heading(
-    runs: Sequence[Measured], attack: str, rows: Sequence[str], differing: Mapping[str, Any]
-) -> str:
-    """A table's heading: `digits, eps 38/255, resnet10, 40 epochs`, and what else sets it apart."""
-    config, result, choices = runs[0].config, runs[0].result, runs[0].config["choices"]
-    parts = {"dataset.name": set_of(runs[0])}
-    if isinstance(images := result.dataset.get("train"), int):
-        parts["dataset.limit"] = f"{images:,} training images"
-    settings = [e["settings"] for run in runs for (_, n), e in run.entries.items() if n == attack]
-    sizes = {
-        f"{given['eps']:g}/255 {NORMS[given.get('norm') or 'linf']}"
-        for given in settings if "eps" in given
-    }  # fmt: skip
-    if len(sizes) == 1:
-        parts["evaluation.eps"] = f"eps {sizes.pop()}"
-    if config.get("evaluate") is None:
-        count = config["schedule"]["epochs"]
-        steps = "" if "attack.steps" in rows else config["attack"].get("steps", "")
-        parts |= {
-            "model.depth": network(config, rows),
-            "attack.steps": f"trained on {choices.get('attack')}{steps}" * ("attack" not in rows),
-            "activation._target_": choices.get("activation", "") * ("activation" not in rows),
-            "schedule.epochs": f"{count:g} epoch{'s' * (count != 1)}"
-            * ("schedule.epochs" not in rows),
-        }
-    shown = {key for key, text in parts.items() if text}
-    usual = keys_of(config, [key for key in differing if "." in key])
-    more = [
-        f"{key} {usual.get(key) if value is None else value}"
-        for key, value in differing.items()
-        if key not in shown
-    ]
-    return ", ".join([*filter(None, parts.values()), *more])
-
-
-def network(config: Mapping[str, Any], rows: Sequence[str]) -> str:
-    """`resnet10 of width 0.25`, but for what rows differ in."""
-    if "model" in rows:
-        return ""
-    model = config["model"]
-    name = str(model.get("name") or config["choices"].get("model", "model"))
-    sizes = [key for key in ("depth", "variant") if model.get(key) and f"model.{key}" not in rows]
-    name += "".join(str(model[key]) for key in sizes)
-    if model.get("width", 1) != 1 and "model.width" not in rows:
-        name += f" of width {model['width']:g}"
-    return name
+def heading(setting: str) -> str:
+    """What all runs of a table share, for people, group by group, without what is at its default:
+    `attack pgd eps=38, model resnet depth=10, schedule digits epochs=40`."""
+    groups: dict[str, list[str]] = {}
+    for key, value in json.loads(setting).items():
+        group, _, rest = key.partition(".")
+        parts = groups.setdefault(group, [group])
+        if rest == "_target_":
+            parts.insert(1, str(value))
+        elif not rest.endswith("_target_"):
+            parts.append(f"{rest}={shown_as(key, value)}" if rest else str(value))
+    return ", ".join(" ".join(parts) for parts in groups.values())
 
 
 def set_of(run: Measured) -> str:

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sat.errors import Refused
 from sat.identity import SECTIONS
 from sat.rundir import untrusted
 from sat.rundir.record import is_running
-from sat.rundir.result import RunResult, read_result
+from sat.rundir.result import AttackResult, RunResult, read_result
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -38,23 +38,31 @@ PLACES = ("record.root", "dataset.root", "dataset.path")  # overrides that name 
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished run. `entries` has `accuracy`, `ci95`, `images` of each measure and, under
-    `settings`, all that must be equal for a mean."""
+    """A finished run."""
 
     name: str
-    seed: int
-    images: str  # a digest of the test images
-    entries: dict[Measure, dict[str, Any]]
-    decided: Mapping[str, Any]  # what decided the weights but the seed, by difference, dotted keys
+    experiments: Sequence[str]
     config: Mapping[str, Any]
     result: RunResult
-    experiments: Sequence[str]
+    entries: Mapping[Measure, AttackResult]  # their settings are all that must be equal for a mean
+    decided: Mapping[str, Any]  # what decided the weights but the seed, by difference, dotted keys
     path: Path | None = None  # its directory; None of a kept run
     kept: Sequence[dict[str, Any]] = ()  # the validations of a kept run
 
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def images(self) -> str:
+        """A digest of the test images."""
+        return str(self.result.dataset.get("test_content") or "unknown")
+
     def validations(self) -> tuple[Sequence[dict[str, Any]], str | None]:
         """Held-out accuracies by epoch, and what is wrong with the file that tells them."""
-        return (self.kept, None) if self.path is None else validations(self.path)
+        rows, fault = (self.kept, None) if self.path is None else metrics(self.path)
+        needed = ("epoch", "val/clean", "val/robust")
+        return [row for row in rows if all(_finite(row.get(key)) for key in needed)], fault
 
 
 @dataclass(frozen=True)
@@ -67,25 +75,33 @@ class Left:
 
 
 def runs_in(root: Path) -> list[Path]:
-    """Run directories below `root`, by name; those set aside by record.fresh are left out."""
+    """Run directories below `root`, by name, without those set aside by record.fresh. Raises
+    Refused where there is none."""
+    if not root.is_dir():
+        raise Refused(f"{root}: no such folder; name the record.root of your runs")
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name != ".replaced"]
         if "config.yaml" in files:
             found.append(Path(folder))
+    if not found:
+        raise Refused(f"{root}: holds no run; a run's directory has a config.yaml")
     return sorted(found)
+
+
+def name_in(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path != root else path.name
 
 
 def look(path: Path, root: Path) -> Measured | Left:
     """What a run directory below `root` holds; every file is read once."""
-    name = " ".join(str(path.relative_to(root) if path != root else path.name).split())
-    experiments: Sequence[str] = ()
+    name, experiments = name_in(path, root), list[str]()
     try:
         config = untrusted.read_yaml(path / "config.yaml")
         experiments = experiments_of(path, config)
         state, result = status(path)
         if state == "finished":
-            return measured(name, config, result, experiments, path=path)
+            return measured(name, experiments, config, result, path=path)
         reason = ": ".join([state, *filter(None, [result.get("error")])])
     except FAULTS as error:
         reason = one_line(error).replace(f"{path}/", "")
@@ -96,6 +112,11 @@ def key_of(override: str) -> str:
     return str(override).split("=", 1)[0].lstrip("+~")
 
 
+def printable(text: str) -> str:
+    """Text without the signs that move a terminal's cursor."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text)
+
+
 def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, Refused) else f"{type(error).__name__}: {text}"
@@ -104,21 +125,17 @@ def one_line(error: BaseException) -> str:
 def experiments_of(path: Path, config: Mapping[str, Any]) -> list[str]:
     """The experiments under which a run was asked for."""
     try:
-        names = (path / "experiments.txt").read_text().splitlines()
+        return named((path / "experiments.txt").read_text(errors="replace").splitlines())
     except FileNotFoundError:
-        names = [config["choices"].get("experiment") or ""]
-    except UnicodeDecodeError:
-        raise Refused("experiments.txt is damaged; write one name a line") from None
-    return named(names, "experiments.txt")
+        return named([config["choices"].get("experiment") or ""])
 
 
-def named(names: Sequence[str], where: str) -> list[str]:
+def named(names: Sequence[str]) -> list[str]:
     """Experiments in order; a report's folder has the name of its own, so it must be one."""
-    found = sorted({name.strip() for name in names} - {""})
-    for name in found:
-        if not re.fullmatch(r"[\w-]+([./][\w-]+)*", name):
-            raise Refused(f"{where} is damaged: {name[:40]!r} is no experiment's name")
-    return found
+    for name in names:
+        if not re.fullmatch(r"([\w-]+([./][\w-]+)*)?", name):
+            raise Refused(f"experiments.txt is damaged: {name[:40]!r} is no experiment's name")
+    return sorted({*names} - {""})
 
 
 def status(run: Path) -> tuple[str, dict[str, Any]]:
@@ -129,73 +146,60 @@ def status(run: Path) -> tuple[str, dict[str, Any]]:
         return "damaged", {"error": str(error)}
     if is_running(run):
         return "running", result
-    if not result and (fault := last_error(run)):
-        return "failed", {"error": f"{fault} (resumable)"}
+    try:
+        _, fault, error = (run / "log.txt").read_text().splitlines()[-1].partition(" ERROR ")
+    except (OSError, IndexError, UnicodeDecodeError):
+        fault = error = ""
+    if fault and not result:
+        return "failed", {"error": f"{error} (resumable)"}
     return result.get("status", "stopped"), result
 
 
-def last_error(run: Path) -> str | None:
-    """The fault that a run's log ends with, if it does."""
-    try:
-        last = (run / "log.txt").read_text().splitlines()[-1]
-    except (OSError, IndexError, UnicodeDecodeError):
-        return None
-    return last.split(" ERROR ", 1)[1] if " ERROR " in last else None
-
-
 def measured(
-    name: str,
-    config: dict[str, Any],
-    result: dict[str, Any],
-    experiments: Sequence[str],
+    name: str, experiments: Sequence[str], config: dict[str, Any], result: dict[str, Any],
     **more: Any,
-) -> Measured:
+) -> Measured:  # fmt: skip
     """Raises ValueError where config or result are not as a run writes them."""
     if wrong := untrusted.misfit(config, CONFIG, ""):
         raise Refused(f"config.yaml is damaged: {wrong}")
     told = RunResult.from_json(result)
-    entries: dict[Measure, dict[str, Any]] = {}
+    entries: dict[Measure, AttackResult] = {}
     for which, part in told.measured.items():
         for attack, entry in part.accuracies.items():
             settings: Mapping[str, Any] = entry.settings or {"subset": entry.subset}
             if isinstance(entry.attacks, list):  # the worst case over several
                 settings = {other: part.robust[other].settings for other in entry.attacks}
-            entries[which, attack] = {
-                "accuracy": entry.accuracy,
-                "ci95": entry.ci95,
-                "images": entry.images,
-                "settings": {**settings, "images": entry.images},
-            }
-    images = str(told.dataset.get("test_content") or "unknown")
+            settings = {**settings, "images": entry.images}
+            entries[which, attack] = replace(entry, settings=settings)
     decided = {key: value for key, value in told.identity.items() if key != "seed"}
     if (weights := config.get("evaluate")) is not None:  # a file's: no training has a part in it
-        decided = {"evaluate": {"": weights}}
-    return Measured(
-        name, config["seed"], images, entries, flat("", decided), config, told, experiments, **more
-    )
+        decided = {"evaluate": weights}
+    return Measured(name, experiments, config, told, entries, flat(decided), **more)
 
 
-def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted keys."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         nested = isinstance(value, Mapping)
-        found |= flat(f"{prefix}{key}.", value) if nested else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
 
 
-def validations(run: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """The lines of `metrics.jsonl` that a validation wrote, and what is wrong with the file."""
+def metrics(run: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """The lines of `metrics.jsonl` that are whole, and what is wrong with the file."""
     rows, fault = [], None
     try:
-        text = (run / "metrics.jsonl").read_text()
+        lines = (run / "metrics.jsonl").read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         return [], f"metrics.jsonl can't be read ({one_line(error)})"
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            if "val/clean" in row:
-                wanted = [row[key] for key in ("epoch", "val/clean", "val/robust")]
-                rows += [row] * all(value is not None and math.isfinite(value) for value in wanted)
-        except (ValueError, TypeError, KeyError) as error:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
             fault = fault or f"metrics.jsonl is damaged in line {number} ({one_line(error)})"
     return rows, fault
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -12,13 +12,14 @@ from sat.rundir.untrusted import misfit, read_yaml
 KINDS = ("scatter", "dots", "lines", "epochs")
 MEASURES = ("robust", "clean", "last robust", "last clean")
 EXTREMES = {"lowest": min, "highest": max}
+OTHERS = "other_runs"  # stands for an experiment, of runs that were asked for under none
 NODE = {  # see `misfit`
     "title?": str,
     "question?": str,
     "rows": [str],
     "labels?": {"*": (str, {"*": str})},
     "reference?": dict,
-    "figures?": [{"kind": str, "x?": str, "series?": [str], "join?": bool}],
+    "figures?": [{"kind": str, "x?": str, "series?": [str]}],
     "published?": {"setting?": str, "source?": str,
                    "rows": [{"clean?": int | float, "robust?": int | float}]},
     "claims?": [{"text": str, "measure": str, "better": dict, "than": dict,
@@ -29,41 +30,18 @@ NODE = {  # see `misfit`
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment's name, its `report` node, and the values that its file sweeps a key over."""
+    """An experiment's name and its `report` node."""
 
     name: str
     spec: Mapping[str, Any]
-    swept: Mapping[str, Sequence[str]]
-
-    @property
-    def also(self) -> Sequence[str]:
-        """Other experiments whose runs have a row, too, where their setting is this one's."""
-        return self.spec.get("also", ())
 
     @property
     def rows(self) -> Sequence[str]:
         return self.spec["rows"]
 
     @property
-    def printed(self) -> Sequence[Mapping[str, Any]]:
-        """The rows of published numbers."""
-        return self.spec.get("published", {}).get("rows", ())
-
-    def order(self, keys: Mapping[str, Any]) -> list[tuple[int, float, str]]:
-        """Where a row stands: as the file sweeps its values; others behind, by size or name."""
-        places = []
-        for key, value in keys.items():
-            if is_number(value):
-                places.append((0, float(value), ""))
-                continue
-            known, text = self._known(key), str(value)
-            places.append((known.index(text) if text in known else len(known), 0.0, text))
-        return places
-
-    def _known(self, key: str) -> list[str]:
-        """The values of a key in the order of the sweep, else in that of the published table."""
-        swept = [text for text in self.swept.get(key, ()) if not text.startswith("$")]
-        return swept or list(dict.fromkeys(str(row[key]) for row in self.printed if key in row))
+    def title(self) -> str:
+        return str(self.spec.get("title") or self.name)
 
 
 def is_number(value: Any) -> bool:
@@ -88,16 +66,7 @@ def load(name: str) -> Experiment | None:
         check(node)
     except Refused as error:
         raise Refused(f"experiment {name}: {error}") from None
-    return Experiment(name, node, swept(whole))
-
-
-def swept(whole: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The values of each key that the file sweeps over, in its order."""
-    try:
-        params = whole["hydra"]["sweeper"]["params"]
-        return {key: [text.strip() for text in str(v).split(",")] for key, v in params.items()}
-    except (KeyError, TypeError, AttributeError):
-        return {}
+    return Experiment(name, node)
 
 
 def check(node: Any) -> None:
@@ -117,7 +86,6 @@ def check(node: Any) -> None:
         names += [(f"{where}.{side}", claim[side], rows) for side in ("better", "than")]
         names.append((f"{where}.measure", [claim["measure"]], MEASURES))
         names.append((f"{where}.equal", [claim.get("equal", "gradients")], ["gradients"]))
-    for where, given, allowed in names:
-        for name in given:
-            if name not in allowed:
-                raise Refused(f"{where}={name}: unknown; {nearest(str(name), list(allowed))}")
+    for where, name, allowed in [(at, n, allowed) for at, given, allowed in names for n in given]:
+        if name not in allowed:
+            raise Refused(f"{where}={name}: unknown; {nearest(str(name), list(allowed))}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def environment(device: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": processes()[1],
         "host": socket.gethostname(),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -303,10 +303,13 @@ def _take(file: TextIO, directory: Path, wait: bool) -> None:
 
 
 def _set_aside(root: Path, directory: Path) -> None:
-    """Moves a whole run to `.replaced`, where nothing looks for runs."""
+    """Moves a whole run to `.replaced`, where nothing looks for runs but TensorBoard, which looks
+    for names of files."""
     aside = root / ".replaced" / f"{directory.name}.{datetime.now():%Y%m%d-%H%M%S-%f}"
     aside.parent.mkdir(exist_ok=True)
     directory.rename(aside)
+    for events in aside.glob("*tfevents*"):
+        events.rename(events.with_name(events.name.replace("tfevents", "replaced")))
     log.info("the run of before is now %s", aside)
 
 

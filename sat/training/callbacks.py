@@ -16,7 +16,7 @@ from sat.config import Spec
 from sat.data import Data
 from sat.data.fingerprint import facts_of, same_facts
 from sat.distributed import ALONE, World
-from sat.errors import SIGNALS, Diverged, Fault, Lost, Stopped, is_out_of_memory
+from sat.errors import Diverged, Fault, Lost, Stopped, is_out_of_memory, on_signals
 from sat.evaluation.alarm import Alarm
 from sat.loggers.screen import Progress
 from sat.models.weights import shape_of
@@ -98,7 +98,7 @@ class Callbacks:
         self.began = self.saved = self.ticked = time.monotonic()
         self.progress = Progress("training", plan.steps * batch, state.step * batch)
         self.last_images, self.last_training = state.step * batch, self.training_seconds
-        before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        before = on_signals(self._ask)
         try:
             if state.step == 0:
                 self.run.loggers.introduce(self.spec.compared, self.spec.yaml(), summary)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
 from sat.attacks.base import Attack, Loose, Replayed, check_attack, check_fields
+from sat.attacks.outcomes import Ensemble
 from sat.data import Loader
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
@@ -186,6 +188,17 @@ def preflight(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
             check_attack(attack, model, x, y)
         finally:
             model.train(training)
+
+
+def check_classes(measured: Mapping[str, Any], classes: int) -> None:
+    """Raises Refused for an attack, by its key, that can't be had for so few classes."""
+    for key, attack in measured.items():
+        if isinstance(attack, Ensemble) and classes < attack.fewest_classes:
+            raise Refused(
+                f"{key}: {type(attack).__name__} compares {attack.fewest_classes} logits, and the"
+                f" set has {classes} classes; write evaluation=strong, or for the package"
+                f" {key}.version=custom '{key}.attacks=[apgd-ce,fab-t,square]'"
+            )
 
 
 def warn_of_threat_models(training: Any, others: dict[str, Any]) -> None:

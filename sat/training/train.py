@@ -14,7 +14,7 @@ from sat.acceleration.compilation import forget
 from sat.acceleration.precision import set_tf32
 from sat.acceleration.recomputation import recompute
 from sat.config import Spec
-from sat.data import Data, Loader, first_images
+from sat.data import Data, Loader, some_images
 from sat.data.fingerprint import same_facts
 from sat.data.samplers import Epochs
 from sat.distributed import World, shared
@@ -53,6 +53,8 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         preflight.check_sampler(loader)
         loader.check(world.size, getattr(spec.dataset, "skip_unreadable", False))
         preflight.check_augment(loader)
+    attacks = {f"evaluation.attacks.{name}": a for name, a in spec.evaluation.attacks.items()}
+    preflight.check_classes(attacks, len(data.classes))
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
     if spec.evaluate is not None:
@@ -63,7 +65,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
             recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
     if world.first and not begun:
-        preflight.preflight(model, attack, *first_images(data.train, 32))
+        preflight.preflight(model, attack, *some_images(data.train, 32))
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         preflight.warn_of_threat_models(spec.attack, measured)
     return data, model

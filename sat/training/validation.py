@@ -41,7 +41,7 @@ def validate(
 ) -> Validated:
     """Measures `model` on the held-out images, of which each process takes its share. Changes
     nothing of it, and draws from no generator of the training."""
-    chosen = split_part(split, given.limit)
+    chosen = split.readable(split_part(split, given.limit))
     attack, probe = given.attack, None
     if attack.eps:
         attack = probe = Probe(attack, training_attack, chosen)
