@@ -29,6 +29,7 @@ from sat.arguments import Written, check_unit
 from sat.errors import Refused, refusing
 from sat.identity import (
     FOLLOWED,
+    NEUTRAL,
     SECTIONS,
     START,
     Settings,
@@ -181,6 +182,9 @@ def check(plain: Mapping[str, Any]) -> Spec:
     """Builds every part of a resolved config and names the run; raises `Refused`."""
     plain = dict(plain)
     choices = dict(plain.pop("choices", {}))
+    for group in NEUTRAL.keys() - plain.keys():  # a run from before there was the group
+        choices[group] = NEUTRAL[group]
+        plain[group] = yaml.safe_load((CONF / group / f"{NEUTRAL[group]}.yaml").read_text())
     unknown(plain, [*SECTIONS, *SCALARS, *BESIDE, "logger"], "")
     config: dict[str, Any] = {"choices": choices}
     for key, hint in SCALARS.items():

@@ -22,12 +22,14 @@ from typing import Any, Literal
 from sat.errors import Refused
 
 SECTIONS = "dataset sampler augment activation attack model schedule objective".split()
-SECTIONS += "validation evaluation metrics record".split()
+SECTIONS += "regulariser weight_attack validation evaluation metrics record".split()
 UNTRAINED = ("evaluation", "metrics", "record")  # what these say moves no weight
 # Groups that came after the first runs: at this option, as it comes, they add nothing to a hash.
-NEUTRAL = {"sampler": "epochs", "augment": "standard"}
+NEUTRAL = {
+    "sampler": "epochs", "augment": "standard", "regulariser": "none", "weight_attack": "none",
+}  # fmt: skip
 # Keys that a dataset's option carries for other groups to follow, as ${dataset.eps}.
-FOLLOWED = {"eps": float | str, "norm": Literal["linf", "l2"], "depth": int, "width": float}
+FOLLOWED = {"eps": float | str, "norm": Literal["linf", "l2", "l1"], "depth": int, "width": float}
 # Keys of every model's option that say what it starts from: weights, and another normalisation.
 START = {"weights": str | None, "mean": list[float] | None, "std": list[float] | None}
 
@@ -236,11 +238,8 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
         attack = choices.get("attack", "attack") + str(config["attack"].get("steps", ""))
         if (eps := config["attack"].get("eps")) not in (None, dataset["eps"]):
             attack += f"-eps{eps:g}" if isinstance(eps, float) else f"-eps{eps}"
-        objective = _objective(config["objective"], choices)
         epochs, ema = f"{config['schedule']['epochs']:g}ep", config["schedule"]["ema"]
-        augment = choices.get("augment", "standard")
-        objective += [augment] if augment != NEUTRAL["augment"] else []
-        parts += [attack, *objective, f"{epochs}-ema{ema:g}" if ema else epochs]
+        parts += [attack, *_method(config, choices), f"{epochs}-ema{ema:g}" if ema else epochs]
         parts.append(f"s{config['seed']}")
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).lstrip("._-")[:120]
 
@@ -270,9 +269,19 @@ def _activation(activation: Mapping[str, Any], choices: Mapping[str, str]) -> st
     return name
 
 
-def _objective(objective: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
-    """`trades6`; nothing for adversarial cross-entropy, which goes without saying."""
-    name, beta = choices.get("objective", "adversarial"), objective.get("beta")
-    if name == "adversarial":
-        return []
-    return [name if beta is None else f"{name}{beta:g}"]
+# What a training has beside its attack: the option that goes without saying, and the key that says
+# how strong another one is.
+_METHOD = {
+    "objective": ("adversarial", "beta"), "regulariser": ("none", "weight"),
+    "weight_attack": ("none", "gamma"), "augment": ("standard", ""),
+}  # fmt: skip
+
+
+def _method(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
+    """`trades6`, `awp0.01`, `cutmix`; nothing for adversarial cross-entropy alone."""
+    words = []
+    for group, (usual, key) in _METHOD.items():
+        if (name := choices.get(group, usual)) != usual:
+            size = config[group].get(key)
+            words.append(name if size is None else f"{name}{size:g}")
+    return words

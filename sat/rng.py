@@ -136,11 +136,14 @@ class RowRng:
         radius = torch.sqrt(-2 * torch.log1p(-self.uniform(name + ":radius", *shape)))
         return radius * torch.cos(2 * math.pi * self.uniform(name + ":angle", *shape))
 
-    def coin(self, name: str, probability: float) -> Tensor:
-        """One toss for all rows of this key, a truth [] on the device."""
+    def coin(self, name: str, probability: float | Tensor) -> Tensor:
+        """One toss for all rows of this key, a truth [] on the device; held against each of several
+        probabilities, a truth for each."""
         seed = self._seed(name)
         if isinstance(seed, int):
             seed = torch.full((), seed, dtype=torch.int64, device=self.rows.device)
+        if isinstance(probability, Tensor):
+            return seed < (probability.double() * 2**31).ceil()
         return seed < math.ceil(probability * 2**31)
 
     def _seed(self, name: str) -> int | Tensor:

@@ -19,7 +19,7 @@ from sat.distributed.world import ALONE, World, join, shared
 from sat.evaluation.measure import joined, measure, share
 from sat.evaluation.store import digest_of
 from sat.launch import end, local_rank
-from sat.objectives import Adversarial
+from sat.objectives import AWP, TRADES, Adversarial, Consistency, Method
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 from sat.training.state import TrainState
@@ -35,7 +35,13 @@ CASES = {
     "adamw": {"optimizer": "adamw", "learning_rate": 0.01},
     "batch norm": {},
     "compiled": {"compile": True},
+    "perturbed weights": {"accumulate": 2},
+    "two views": {"accumulate": 2},
     "sharded": {"shard": True, "accumulate": 2, "ema": 0.5, "clip": 0.1},
+}
+METHODS = {  # beside the attack, where it is not the usual
+    "perturbed weights": {"objective": TRADES(), "weight_attack": AWP(0.05)},
+    "two views": {"objective": Consistency()},
 }
 counts = {"collectives": 0}
 
@@ -97,7 +103,9 @@ def trained(world: World, case: str, broken: bool = False) -> TrainState:
     if world.size > 1:
         net = shared(net, schedule.sync_batch_norm, attack, world)
     counts.update({"collectives": 0, "in attacks": 0})
-    trainer = TrainState(net, attack, Adversarial(), Plan(schedule, IMAGES, 0, choices), world)
+    plan = Plan(schedule, IMAGES, 0, choices)
+    method = Method(attack, **{"objective": Adversarial(), **METHODS.get(case, {})})
+    trainer = TrainState(net, method, plan, world)
     rows = torch.cat(world.rows(BATCH, schedule.accumulate))
     x = torch.rand(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(device)
     y = torch.arange(IMAGES).to(device) % 10
@@ -106,7 +114,8 @@ def trained(world: World, case: str, broken: bool = False) -> TrainState:
         batch = x[own].clone()
         if broken and step == 1 and 0 in rows:
             batch[0] = torch.nan
-        update(trainer, batch, y[own])
+        views = method.objective.views
+        update(trainer, torch.cat([batch, batch.flip(3)][:views]), torch.cat([y[own]] * views))
     return trainer
 
 
@@ -153,12 +162,12 @@ def compare(world: World) -> dict[str, Any]:
     return found
 
 
-def evaluated(world: World) -> dict[str, Any]:
-    """An attack on 37 images by all processes and by one."""
+def evaluated(world: World, quick: bool) -> dict[str, Any]:
+    """An attack on 37 images by all processes and by one, by its letter or searched quickly."""
     net = Network(normed=False)
     x = torch.rand(37, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     y = net(x).argmax(1)
-    judge, tallies = ensemble_of(PGD(20, 3), 2, 5), []
+    judge, tallies = ensemble_of(PGD(20, 3), 2, 5, quick), []
     for these in (world, ALONE):
         own, outcomes = share(these, judge), AttackOutcomes.new(judge.names, 37)
         seen = []
@@ -180,7 +189,8 @@ if __name__ == "__main__":
     device = find_device(sys.argv[1], local_rank())
     torch.backends.cudnn.allow_tf32 = False
     with join(device) as world:
-        answer = {"training": compare(world), "evaluation": evaluated(world)}
+        answer = {"training": compare(world), "evaluation": evaluated(world, False),
+                  "quick evaluation": evaluated(world, True)}  # fmt: skip
         answer["told"] = world.gather(world.on_rank0(lambda: "by the first"))
         answer["most"] = world.all_max(world.rank, 5 - world.rank)
         with Collectives() as told:

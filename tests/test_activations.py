@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from sat import activations as A
 from sat.activations import functions
+from sat.activations.curvature import is_flat
 
 FOLDER = Path(__file__).parents[1] / "conf" / "activation"
 OPTIONS = {
@@ -164,6 +165,43 @@ def test_the_gradient_is_the_closed_derivative(name):
     x = torch.linspace(-45, 45, 2000, dtype=torch.float64)  # an even count: 0 is not among them
     rounded = {"pssilu": 1e-6}.get(name, 1e-8)  # its float32 parameters hold 0.3 to 1e-8
     assert torch.allclose(gradient(module.double(), x), derivative(x), rtol=0, atol=rounded)
+
+
+def second(module, x, along):
+    """The gradient of <module'(x), along> by x."""
+    x = x.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
+    return torch.autograd.grad((slope * along).sum(), x, allow_unused=True)[0]
+
+
+@every_option
+def test_it_can_be_differentiated_twice(build):
+    """In the input and in what is learned; the gradient by finite differences of the first."""
+    module = build().double()
+    x = torch.tensor([[-3, -0.5, -0.02], [0.02, 0.7, 4]], dtype=torch.float64, requires_grad=True)
+    named = dict(module.named_parameters())
+    start = [p.detach().abs().clamp(1e-3, 20).requires_grad_() for p in named.values()]
+
+    def call(x, *scalars):
+        return functional_call(module, dict(zip(named, scalars, strict=True)), (x,))
+
+    assert gradgradcheck(call, (x, *start))
+
+
+@every_option
+def test_its_second_derivative_in_bf16_is_that_of_float64(build):
+    x, along = torch.linspace(-3, 3, 40), torch.linspace(0.5, 2, 40)
+    exact = second(build().double(), x.double(), along)
+    coarse = second(build(), x.bfloat16(), along.bfloat16())
+    exact, coarse = (torch.zeros(40) if t is None else t for t in (exact, coarse))
+    sharp = build in (A.SmoothReLU, A.ParametricSoftplus)  # 200 and 2.5 at 0
+    away = x.abs() > (0.5 if sharp else 0.1)
+    assert torch.allclose(coarse.double()[away], exact.double()[away], rtol=0.05, atol=0.05)
+
+
+@every_option
+def test_what_bends_nowhere_is_known(build):
+    assert is_flat(build()) == (build in (A.ReLU, A.LeakyReLU, A.PReLU))
 
 
 @pytest.mark.parametrize("x", [20.5, 30.0, 39.0, 41.0])

@@ -13,7 +13,7 @@ import sat
 import sat.activations
 from sat.arguments import check_arguments, check_choice, choices_of
 from sat.attacks import APGD, FAB, FGSM, PGD, AutoAttack, Curve, FastAutoAttack, Square
-from sat.attacks.base import Ball
+from sat.attacks.ball import Ball
 
 
 def classes():

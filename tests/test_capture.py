@@ -23,9 +23,20 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sat.acceleration import graph
-from sat.attacks import FGSM, PGD, Clean
+from sat.attacks import APGD, FGSM, PGD, Clean, Free, Multi
 from sat.models import Classifier
-from sat.objectives import TRADES, Adversarial, training_attack
+from sat.objectives import (
+    AWP,
+    ELLE,
+    MART,
+    TRADES,
+    AdaptiveELLE,
+    Adversarial,
+    GradAlign,
+    Method,
+    training_attack,
+)
+from sat.objectives import GradientNorm as SmallGradient
 from sat.rng import RowRng, StepKey, seed_of
 from sat.training.memory import attempt
 from sat.training.metrics import GradientNorm
@@ -34,7 +45,8 @@ from sat.training.schedule import Schedule
 from sat.training.state import TrainState
 from sat.training.step import advance
 
-# What a step may be made of, each with the rest as usual: attack, objective, words of the schedule.
+# What a step may be made of, each with the rest as usual: attack, objective, words of the schedule,
+# and what stands beside the objective.
 CASES = {
     "pgd1": (PGD(20, 1), Adversarial(), {}),
     "pgd3": (PGD(20, 3), Adversarial(), {}),
@@ -47,6 +59,22 @@ CASES = {
     "cw": (PGD(20, 2, loss="cw"), Adversarial(), {}),
     "dlr": (PGD(20, 2, loss="dlr"), Adversarial(), {}),
     "trades": (PGD(20, 2, start="normal", noise=0.255), TRADES(), {}),
+    "mart": (PGD(20, 1), MART(), {}),
+    "gradient norm": (Clean(), SmallGradient(20), {}),
+    "awp": (PGD(20, 1), Adversarial(), {"accumulate": 3}, {"weight_attack": AWP()}),
+    "n-fgsm": (
+        PGD(20, 1, noise=2.0, project=False, batch_norm="train", update_statistics=True),
+        Adversarial(),
+        {},
+    ),
+    "ramps": (PGD(20, 3, "1*eps", eps_warmup=0.5, steps_warmup=0.5), Adversarial(), {}),
+    "l1": (PGD(400, 2, norm="l1"), Adversarial(), {}),
+    "apgd": (APGD(20, 2, start="none", eps_warmup=0.5), Adversarial(), {}),
+    "multi": (Multi({"linf": 20, "l1": 400, "l2": 128}, 2), Adversarial(), {"accumulate": 3}),
+    "free": (Free(20, 2), Adversarial(), {"accumulate": 3}),
+    "gradalign": (PGD(20, 1), Adversarial(), {}, {"regulariser": GradAlign()}),
+    "elle": (PGD(20, 1), Adversarial(), {}, {"regulariser": ELLE(10.0)}),
+    "elle-a": (PGD(20, 1), Adversarial(), {"accumulate": 3}, {"regulariser": AdaptiveELLE(10.0)}),
     "smoothing": (PGD(20, 1), Adversarial(0.1), {}),
     "average": (PGD(20, 1), Adversarial(), {"ema": 0.9}),
     "parts": (PGD(20, 1), Adversarial(), {"accumulate": 3}),
@@ -58,7 +86,7 @@ CASES = {
 BATCH = 12
 
 
-def started(attack, objective, words, device="cpu", **more) -> TrainState:
+def started(attack, objective, words, beside=None, device="cpu", **more) -> TrainState:
     words = {"learning_rate": 0.5, **words}
     schedule = Schedule(batch_size=BATCH, epochs=10, **words)
     choices = {"precision": words.get("precision", "fp32"), "channels_last": True,
@@ -66,7 +94,8 @@ def started(attack, objective, words, device="cpu", **more) -> TrainState:
     plan = Plan(schedule, BATCH, 0, choices)
     attack = training_attack(attack, objective)
     model = Classifier(small_network(), [0.5], [0.25]).to(device)
-    return TrainState(model, attack, objective, plan, metrics=GradientNorm())
+    method = copy.deepcopy(Method(attack, objective, **(beside or {})))  # some have a memory
+    return TrainState(model, method, plan, metrics=GradientNorm())
 
 
 def batch(step: int = 0) -> tuple[Tensor, Tensor]:
@@ -80,7 +109,7 @@ def test_no_step_asks_the_host(case):
     state = started(*CASES[case])
     for step in range(3):
         x, y = batch(step)
-        state.begin()
+        state.begin(x)
         if step < 2:  # the first ones make what the later ones have
             advance(state, x, y)
         else:
@@ -109,7 +138,7 @@ def taped(monkeypatch):
 
 
 def trained(case: str, steps: int = 7, device: str = "cpu", **choices) -> TrainState:
-    state = started(*CASES[case], device, **choices)
+    state = started(*CASES[case], device=device, **choices)
     for step in range(steps):
         attempt(state, *(t.to(device) for t in batch(step)))
     return state
@@ -126,7 +155,8 @@ def test_what_a_graph_computes_is_what_the_steps_do(case, taped):
     """To the bit, over steps of other images, rates, noise and coins than those of the capture."""
     replayed, eager = trained(case, graph=True), trained(case)
     assert len(taped) == 1 and taped[0] > 50
-    assert replayed.news == ["step 3: taken as one CUDA graph from here on"]
+    first = graph.FIRST // replayed.replays
+    assert replayed.news == [f"step {first}: taken as one CUDA graph from here on"]
     ours, theirs = memory_of(replayed), memory_of(eager)
     assert len(ours) == len(theirs) > 10
     assert all(map(torch.equal, ours, theirs))
@@ -140,7 +170,8 @@ def test_a_gpu_captures_a_step_and_computes_the_same(case, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     replayed, eager = (trained(case, 6, "cuda", graph=on) for on in (True, False))
-    assert replayed.news == ["step 3: taken as one CUDA graph from here on"]
+    first = graph.FIRST // replayed.replays
+    assert replayed.news == [f"step {first}: taken as one CUDA graph from here on"]
     torch.testing.assert_close(memory_of(replayed), memory_of(eager), rtol=1e-3, atol=1e-4)
 
 
@@ -231,7 +262,7 @@ def test_a_draw_that_a_graph_would_repeat_is_refused(taped):
     """A name by the step's number has a seed of its own in each step."""
 
     class Forgetful(PGD):
-        def begin(self, x, rng):
+        def begin(self, x, rng, rise=1.0):
             forgetful.append(1)
             return x + 0.01 * rng.uniform(f"start {len(forgetful)}", *x.shape[1:])
 

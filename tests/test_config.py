@@ -14,8 +14,9 @@ from sat.errors import Refused
 from sat.identity import readable
 
 OPTIONS = {
-    "activation": 18, "augment": 7, "attack": 6, "model": 6, "dataset": 11, "schedule": 11,
-    "objective": 2, "validation": 2, "evaluation": 7, "record": 1, "experiment": 14,
+    "activation": 18, "augment": 7, "attack": 10, "model": 6, "dataset": 11, "schedule": 11,
+    "objective": 5, "regulariser": 4, "weight_attack": 2, "validation": 2, "evaluation": 7,
+    "record": 1, "experiment": 14,
     "sizes": 9, "sampler": 1, "logger": 3, "metrics": 2,
 }  # fmt: skip
 
@@ -89,7 +90,7 @@ def test_the_command_line_wins():
         ("schedule.epochs=many", ["schedule.epochs=many", "a number"]),
         ("attack.steps=1.5", ["attack.steps=1.5", "a whole number"]),
         ("attack.start=3", ["attack.start=3", "uniform or normal or none"]),
-        ("attack.norm=l1", ["attack.norm=l1", "linf or l2"]),
+        ("attack.norm=l3", ["attack.norm=l3", "linf or l2 or l1"]),
         ("attack.step=car", ["attack.step=car", "a number", "auto"]),
         ("attack.eps=0.03", ["attack.eps=0.03", "1/255", "eps=7.65"]),
         (
@@ -99,7 +100,7 @@ def test_the_command_line_wins():
         ("activation.alpha=2", ["activation.alpha", "no such key", "celu, elu, parametric"]),
         ("attacks.steps=2", ["attacks.steps", "did you mean attack?"]),
         ("experment=alpha", ["experment", "did you mean experiment?"]),
-        ("objective.beta=6", ["objective.beta", "options of objective with beta: trades"]),
+        ("objective.beta=6", ["objective.beta", "options of objective with beta: consistency"]),
         ("attack.random_start=false", ["attack.random_start", "it is attack.start now"]),
         ("model.depth=19", ["model.depth=19", "18"]),
         ("model.width=-1", ["model.width=-1"]),
@@ -125,7 +126,7 @@ def test_the_command_line_wins():
         ("attack.eps=8/256", ["attack.eps=8/256", "0.25/255"]),
         ("dataset.root=~/data", ["dataset.root=~/data", "quote"]),
         ("dataset.eps=0.03", ["dataset.eps=0.03", "1/255"]),
-        ("dataset.norm=l1", ["dataset.norm=l1", "linf or l2"]),
+        ("dataset.norm=l3", ["dataset.norm=l3", "linf or l2 or l1"]),
         ("evaluation.attacks.pgd20.batch_norm=train", ["pgd20.batch_norm=train", "eval"]),
         ("+attack@evaluation.attacks.mine=none", ["evaluation.attacks.mine", "no attack"]),
         ("record.root=''", ["record.root", "folder"]),

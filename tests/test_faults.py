@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sat.attacks import PGD
 from sat.errors import Diverged
-from sat.objectives import Adversarial
+from sat.objectives import Adversarial, Method
 from sat.rng import RowRng, seed_of
 from sat.training import memory, skips
 from sat.training.memory import attempt, starved
@@ -34,7 +34,7 @@ def state_of(precision: str = "fp32", objective=None, fused: bool = True, **sche
     choices = {"precision": precision, "channels_last": False, "compile": False, "fused": fused}
     plan = Plan(Schedule(batch_size=12, epochs=1, **schedule), 120, 0, choices)
     model = nn.Sequential(*small_network()[:-1], nn.Dropout(0.2), nn.Linear(256, 10))
-    return TrainState(model, PGD(20, 2), objective or Adversarial(), plan)
+    return TrainState(model, Method(PGD(20, 2), objective or Adversarial()), plan)
 
 
 def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,10 +97,10 @@ def test_a_step_without_fault_is_the_plain_one_to_the_bit(parts, optimizer):
             group["lr"] = plain.plan.rate(step)
         rng = RowRng(seed_of(0, "attack", step), torch.arange(12))
         model.train()
-        for rows in torch.arange(12).tensor_split(parts):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            x_adv = plain.attack(model, x[part], y[part], rng[part])
-            loss, _ = plain.objective(model, x[part], x_adv, y[part])
+        all_rows = torch.arange(12).tensor_split(parts)
+        x_advs = [plain.attack(model, x[rows], y[rows], rng[rows]) for rows in all_rows]
+        for rows, x_adv in zip(all_rows, x_advs, strict=True):
+            loss, _ = plain.objective(model, x[rows], x_adv, y[rows])
             (loss * (len(rows) / 12)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         own.step()

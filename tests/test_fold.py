@@ -19,7 +19,7 @@ from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import Series
 from sat.models.backbones import EfficientNet, PreActResNet, ResNet, WideResNet
 from sat.models.classifier import assemble
-from sat.objectives import Adversarial
+from sat.objectives import Adversarial, Method
 from sat.rng import RowRng
 from sat.training.optimizer import load_optimizer
 from sat.training.plan import Plan
@@ -228,7 +228,7 @@ def test_what_a_network_keeps_in_eval_mode_is_renewed():
 def trainer(**choices) -> TrainState:
     model = trained("resnet")
     given = {"precision": "fp32", "channels_last": True, "compile": False, **choices}
-    return TrainState(model, PGD(8, 2), Adversarial(), Plan(Schedule(), 64, 0, given))
+    return TrainState(model, Method(PGD(8, 2), Adversarial()), Plan(Schedule(), 64, 0, given))
 
 
 def after(trainer: TrainState, steps: int = 3) -> torch.Tensor:
@@ -269,7 +269,8 @@ def test_the_phase_of_a_training_reaches_the_folded_network():
             return super().__call__(net, *given)
 
     choices = {"precision": "fp32", "channels_last": False, "compile": False, "fold": True}
-    update(TrainState(model, Watched(8, 1), Adversarial(), Plan(Schedule(), 64, 0, choices)), x, y)
+    plan = Plan(Schedule(), 64, 0, choices)
+    update(TrainState(model, Method(Watched(8, 1), Adversarial()), plan), x, y)
     assert seen == [(True, ["inner"])]
     folded = fold(model.eval(), x[:2]).net
     plain = input_gradient(folded, x, y)

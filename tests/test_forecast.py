@@ -251,6 +251,7 @@ def test_memory_that_is_told_is_that_of_a_real_update_and_recomputation_needs_le
 
 @pytest.mark.parametrize("optimizer, ema", [("sgd", 0.0), ("adamw", 0.99), ("lookahead_sgd", 0.0)])
 def test_memory_is_that_of_the_tensors_of_a_training(optimizer, ema):
+    from sat.objectives import Method
     from sat.training.plan import Plan
     from sat.training.state import TrainState
     from sat.training.step import update
@@ -260,7 +261,7 @@ def test_memory_is_that_of_the_tensors_of_a_training(optimizer, ema):
     model = costs.build(spec, sizes, "cpu")
     choices = {"precision": "fp32", "channels_last": False, "compile": False}
     schedule = replace(spec.schedule, batch_size=4)
-    trainer = TrainState(model, Clean(), spec.objective, Plan(schedule, 400, 0, choices))
+    trainer = TrainState(model, Method(Clean(), spec.objective), Plan(schedule, 400, 0, choices))
     for _ in range(7):  # lookahead makes its slow weights at the sixth
         update(trainer, torch.rand(4, *sizes.shape), torch.arange(4))
     held = [*model.parameters(), *model.buffers(), *model.parameters()]  # once for the gradients

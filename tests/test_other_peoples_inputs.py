@@ -422,17 +422,22 @@ def dark_and_bright():
 BALLS = {"linf": 8.0, "l2": 128.0}
 
 
-@faults(14, "an image that is NaN")
-def test_pgd_without_a_gradient_stays_in_the_ball():
-    """Verdicts that don't look at the point."""
-    from sat.attacks import PGD
+def test_no_attack_makes_an_image_of_a_gradient_that_is_none():
+    """Verdicts that don't look at the point: the same images go on where there is a gradient."""
+    from sat.attacks import APGD, FAB, FGSM, PGD, Multi
 
     x, y = dark_and_bright()
-    for norm, eps in BALLS.items():
-        x_adv = PGD(eps, 5, norm=norm)(Root().eval(), x, y)
-        moved = (x_adv - x).flatten(1)
-        size = moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
-        assert (size <= eps / 255 + 1e-5).all() and (x_adv >= 0).all() and (x_adv <= 1).all(), norm
+    attacks = [Multi({"linf": 8.0, "l1": 800.0}, 3)]
+    for norm, eps in {**BALLS, "l1": 800.0}.items():
+        attacks += [PGD(eps, 5, norm=norm), FGSM(eps, norm), APGD(eps, 3, norm=norm)]
+        attacks += [FAB(eps, 3, norm)] if norm != "l1" else []
+    for attack in attacks:
+        x_adv = attack(Root().eval(), x, y)
+        moved, size = (x_adv - x).flatten(1), attack.eps / 255 + 1e-5
+        order = {"linf": float("inf"), "l2": 2, "l1": 1}[attack.norm]
+        assert (x_adv >= 0).all() and (x_adv <= 1).all(), attack
+        assert isinstance(attack, Multi) or (moved.norm(p=order, dim=1) <= size).all(), attack
+        assert isinstance(attack, FAB) or (moved[4:] != 0).any(1).all(), attack
 
 
 def test_no_image_outside_the_ball_decides():

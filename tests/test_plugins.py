@@ -29,6 +29,7 @@ from torch import nn
 from sat.attacks.base import frozen, input_gradient
 from sat.data.memory import Arrays, MemorySet
 from sat.loggers import Logger
+from sat.objectives import Objective, Regulariser
 from sat.rng import seed_of
 from sat.training.decay import Decay
 from sat.training.metrics import Metrics
@@ -69,17 +70,51 @@ class MIFGSM:
 
 
 @dataclass(frozen=True)
-class Half:
+class Half(Objective):
     """Half of the loss on clean images, half of that on adversarial ones (Goodfellow 2015)."""
 
     share: float = 0.5
-    views = 1
-    attack_loss = "ce"
 
-    def __call__(self, model, x, x_adv, y):
+    def __call__(self, model, x, x_adv, y, epoch=None):
         logits = model(x_adv)
         clean = F.cross_entropy(model(x), y)
         return self.share * clean + (1 - self.share) * F.cross_entropy(logits, y), logits
+
+
+@dataclass(frozen=True)
+class Pairing(Regulariser):
+    """Adversarial logits near the clean ones (Kannan et al. 2018); `weight` times their distance
+    to the running mean of it, which is kept."""
+
+    weight: float = 0.5
+
+    def __post_init__(self):
+        object.__setattr__(self, "mean", torch.zeros(()))
+
+    def __call__(self, model, x, x_adv, y, rng, epoch=None):
+        distance = (model(x_adv) - model(x)).square().mean()
+        self.mean.lerp_(distance.detach(), 0.5)
+        return self.weight * (distance - self.mean).square()
+
+    def state_dict(self):
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state):
+        self.mean.copy_(state["mean"])
+
+
+@dataclass(frozen=True)
+class Uphill:
+    """Sharpness-aware minimisation (Foret et al. 2021)."""
+
+    rho: float = 0.05
+
+    def perturb(self, model, loss, epoch):
+        loss()
+        moved = [p for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in moved])
+        for parameter in moved:
+            parameter.add_(parameter.grad * (self.rho / norm))
 
 
 @dataclass(frozen=True)
@@ -183,6 +218,8 @@ OPTIONS = {
     "activation/softsign.yaml": "_target_: mypackage.Softsign\nslope: 2.0\n",
     "attack/mifgsm.yaml": "_target_: mypackage.MIFGSM\neps: ${dataset.eps}\nsteps: 2\n",
     "objective/half.yaml": "_target_: mypackage.Half\n",
+    "regulariser/pairing.yaml": "_target_: mypackage.Pairing\nweight: 0.5\n",
+    "weight_attack/uphill.yaml": "_target_: mypackage.Uphill\nrho: 0.05\n",
     "model/plain.yaml": "_target_: mypackage.Plain\ndepth: 2\nwidth: ${dataset.width}\n"
     "weights: null\nmean: null\nstd: null\n",
     "dataset/bars.yaml": "_target_: mypackage.Bars\nlimit: null\nholdout: 30\n"
@@ -195,8 +232,9 @@ OPTIONS = {
     "logger/lines.yaml": "lines:\n  _target_: mypackage.Lines\n  prefix: my/\n",
 }
 EACH = [
-    "activation=softsign", "attack=mifgsm", "objective=half", "model=plain", "dataset=bars",
-    "sampler=with_replacement", "augment=halves", "schedule/decay=polynomial", "metrics=wrong",
+    "activation=softsign", "attack=mifgsm", "objective=half", "regulariser=pairing",
+    "weight_attack=uphill", "model=plain", "dataset=bars", "sampler=with_replacement",
+    "augment=halves", "schedule/decay=polynomial", "metrics=wrong",
     "'logger=[tensorboard,lines]'",
 ]  # fmt: skip
 EACH = [word.strip("'") for word in EACH]
@@ -234,6 +272,10 @@ def test_a_member_of_each_group_trains_without_an_edit_here(sat, mine, member):
     assert done.result["status"] == "finished"
     if member == "attack=mifgsm":
         assert "-mifgsm2-" in done.run.name and done.result["attack"]["option"] == "mifgsm"
+    if member in ("regulariser=pairing", "weight_attack=uphill"):
+        group, option = member.split("=")
+        assert f"-{option}" in done.run.name and f"{group}: {option} " in done.out
+        assert done.result[group]["option"] == option
     if member == "metrics=wrong":
         rows = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
         shares = [(r["train/wrong"], r["train/adversarial_accuracy"]) for r in rows

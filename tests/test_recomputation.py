@@ -11,7 +11,7 @@ from sat.activations.surrogate import SurrogateReLU
 from sat.activations.swap import swap_activations
 from sat.attacks import PGD
 from sat.models import CifarResNet, Classifier, EfficientNet, PreActResNet, ResNet, WideResNet
-from sat.objectives import Adversarial
+from sat.objectives import Adversarial, Method
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 from sat.training.state import TrainState
@@ -37,7 +37,7 @@ def trained(family, checkpointed: bool, activation=SiLU, attack=None, **schedule
     block.register_forward_pre_hook(lambda *_: runs.append(1))  # it may be left before its end
     choices = {"precision": "fp32", "channels_last": False, "compile": False, "threads": 1}
     plan = Plan(Schedule(batch_size=4, learning_rate=1.0, **schedule), 1000, 0, choices)
-    trainer = TrainState(model, attack or PGD(8, 2), Adversarial(), plan)
+    trainer = TrainState(model, Method(attack or PGD(8, 2), Adversarial()), plan)
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):
         update(trainer, torch.rand(4, 3, 16, 16, generator=generator), torch.arange(4))

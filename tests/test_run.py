@@ -166,7 +166,7 @@ def test_accumulated_parts_see_the_noise_of_the_whole_batch(tmp_path):
     from torch import nn
 
     from sat.attacks import PGD
-    from sat.objectives import Adversarial
+    from sat.objectives import Adversarial, Method
     from sat.training.plan import Plan
     from sat.training.schedule import Schedule
     from sat.training.state import TrainState
@@ -177,7 +177,7 @@ def test_accumulated_parts_see_the_noise_of_the_whole_batch(tmp_path):
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.SiLU(), nn.Linear(8, 3)).double()
         choices = {"precision": "fp32", "channels_last": False, "compile": False}
         plan = Plan(Schedule(batch_size=10, accumulate=parts), 10, 0, choices)
-        trainer = TrainState(model, PGD(38, 2), Adversarial(), plan)
+        trainer = TrainState(model, Method(PGD(38, 2), Adversarial()), plan)
         generator = torch.Generator().manual_seed(1)
         for _ in range(3):
             x = torch.rand(10, 1, 4, 4, generator=generator, dtype=torch.float64)
@@ -197,7 +197,7 @@ def test_a_compiled_update_is_the_plain_one(activation):
 
     from sat.activations.surrogate import SurrogateReLU
     from sat.attacks import PGD
-    from sat.objectives import Adversarial
+    from sat.objectives import Adversarial, Method
     from sat.training.plan import Plan
     from sat.training.schedule import Schedule
     from sat.training.state import TrainState
@@ -211,7 +211,8 @@ def test_a_compiled_update_is_the_plain_one(activation):
             nn.Flatten(), nn.Linear(16, 3),
         )  # fmt: skip
         choices = {"precision": "fp32", "channels_last": False, "compile": compiled}
-        trainer = TrainState(model, PGD(38, 2), Adversarial(), Plan(Schedule(), 1000, 0, choices))
+        plan = Plan(Schedule(), 1000, 0, choices)
+        trainer = TrainState(model, Method(PGD(38, 2), Adversarial()), plan)
         generator = torch.Generator().manual_seed(1)
         for _ in range(3):
             update(trainer, torch.rand(8, 1, 4, 4, generator=generator), torch.arange(8) % 3)

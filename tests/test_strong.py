@@ -11,7 +11,7 @@ from torch import nn
 
 from sat.attacks import PGD, FastAutoAttack, ensemble
 from sat.attacks.apgd import APGDSearch
-from sat.attacks.base import Ball
+from sat.attacks.ball import Ball
 from sat.attacks.ensemble import ATTACKS
 from sat.attacks.fab import FABSearch, onto_hyperplane
 from sat.attacks.network import Network

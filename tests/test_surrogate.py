@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import nn
+from torch.autograd import gradgradcheck
 
 import sat as package
 from sat import activations as A
+from sat.activations.curvature import is_flat
 from sat.activations.surrogate import Smooth, SurrogateReLU, phase, phased
 from sat.attacks import PGD
 from sat.attacks.base import input_gradient
-from sat.objectives import Adversarial
+from sat.objectives import Adversarial, Method
 from sat.rng import RowRng
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
@@ -64,6 +66,19 @@ def test_forward_is_relu_and_backward_the_smooth_derivative(name, alpha, dtype):
     rounded = 1e-2 if dtype == torch.bfloat16 else 1e-5
     assert torch.allclose(torch.autograd.grad(y, x, weight)[0], expected, rtol=0, atol=rounded)
     assert not torch.allclose(expected, (x > 0) * weight, atol=0.01) or name == "smoothrelu"
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_the_gradient_that_stands_in_can_be_differentiated(name):
+    """It is that of the smooth function, whose second derivative it then has."""
+    module, smooth = SurrogateReLU(name), SMOOTH[name]().double()
+    x = torch.linspace(-3, 3, 40, dtype=torch.float64).requires_grad_()
+    with phase([module], "outer"):
+        assert gradgradcheck(module, x)
+        firsts = [torch.autograd.grad(f(x).sum(), x, create_graph=True) for f in (module, smooth)]
+    found, wanted = (torch.autograd.grad(first.sum(), x)[0] for (first,) in firsts)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6) and found.any()
+    assert is_flat(SurrogateReLU(name, outer=False)) and not is_flat(module)
 
 
 def test_one_tensor_is_saved():
@@ -154,7 +169,7 @@ class Recorded:
 def trainer_of(net, attack) -> TrainState:
     schedule = replace(Schedule(), epochs=1.0, batch_size=16, warmup_epochs=0.0, weight_decay=0.0)
     choices = {"precision": "fp32", "channels_last": False, "compile": False, "threads": 1}
-    return TrainState(net, attack, Adversarial(), Plan(schedule, 16, 0, choices))
+    return TrainState(net, Method(attack, Adversarial()), Plan(schedule, 16, 0, choices))
 
 
 @both

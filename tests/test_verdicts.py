@@ -10,7 +10,7 @@ from torch import nn
 
 from sat.attacks import PGD, AutoAttack, Clean, FastAutoAttack, ensemble
 from sat.attacks.apgd import APGDSearch
-from sat.attacks.base import Ball
+from sat.attacks.ball import Ball
 from sat.attacks.coarse import COARSE, Tap, repeated, share_repeated
 from sat.attacks.fab import FABSearch
 from sat.attacks.losses import targeted_dlr

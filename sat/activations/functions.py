@@ -8,17 +8,16 @@ derivative needs the input, of which torch would save a copy.
 
 Input and output have one shape and one dtype, bf16 and fp16 included. Learnable scalars are
 float32 parameters without a second dimension, one set a layer: no weight decay should fall on them.
-SmoothReLU, PSSiLU and, on a CPU, PReLU and Mish in bf16 are first-order: not to be differentiated
-again.
+All can be differentiated twice.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from sat.arguments import check_arguments
 
@@ -42,6 +41,21 @@ def _total(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.sum(tuple(range(1, x.dim()))).sum(dtype=dtype)
 
 
+def is_differentiated() -> bool:
+    """Whether the backward pass that is running will itself be differentiated."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def differentiable(
+    plain: Callable[..., Tensor], given: tuple[Tensor, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The backward pass of plain(*given) by autograd itself, for whom differentiates it; what needs
+    no gradient gets None."""
+    wanted = [tensor for tensor in given if tensor.requires_grad]
+    found = iter(torch.autograd.grad(plain(*given), wanted, grad, create_graph=True))
+    return tuple(next(found) if tensor.requires_grad else None for tensor in given)
+
+
 class ReLU(nn.ReLU):
     """max(0, x)."""
 
@@ -62,9 +76,11 @@ class _PReLU(torch.autograd.Function):
         return F.leaky_relu(x, w.item())
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
+        if is_differentiated():
+            plain = lambda x, w: torch.where(x > 0, x, w.to(x.dtype) * x)  # noqa: E731
+            return differentiable(plain, (x, w), grad)
         grad_x = torch.ops.aten.leaky_relu_backward(grad, x, w.item(), False)
         if not ctx.needs_input_grad[1]:
             return grad_x, None
@@ -151,9 +167,10 @@ class _Mish(torch.autograd.Function):
         return n.div_(torch.add(n, 2, out=e)).mul_(x)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx, grad: Tensor) -> Tensor | None:
         (x,) = ctx.saved_tensors
+        if is_differentiated():
+            return differentiable(F.mish, (x,), grad)[0]
         low = x.clamp(max=20)
         e = low.exp()
         n = (2 * e).addcmul_(e, e)
@@ -199,6 +216,12 @@ def _scaled(x: Tensor, alpha: Tensor) -> Tensor:
     return torch.mul(x, alpha).clamp_(0, torch.finfo(x.dtype).max)
 
 
+def smoothrelu(x: Tensor, alpha: Tensor | float) -> Tensor:
+    """SmoothReLU in operations that autograd knows."""
+    u = torch.mul(x, alpha).clamp(0, torch.finfo(x.dtype).max)
+    return x.clamp(min=0) - u.log1p() / alpha
+
+
 class _SmoothReLU(torch.autograd.Function):
     """Saves x alone."""
 
@@ -209,8 +232,10 @@ class _SmoothReLU(torch.autograd.Function):
         return _scaled(x, alpha).log1p_().mul_(-1 / alpha).add_(x).clamp_min(0)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, alpha = ctx.saved_tensors
+        if is_differentiated():
+            return differentiable(smoothrelu, (x, alpha), grad)
         v = _scaled(x, alpha).add_(1)
         grad_x = torch.addcdiv(grad, grad, v, value=-1)  # df/dx = u / v = 1 - 1/v
         if not ctx.needs_input_grad[1]:
@@ -235,6 +260,11 @@ class SmoothReLU(nn.Module):
         return _SmoothReLU.apply(x, self.beta.square())
 
 
+def _pssilu(x: Tensor, alpha: Tensor, w: Tensor) -> Tensor:
+    p = x * torch.sigmoid(x * alpha)
+    return p + w.to(x.dtype) * (x - p)
+
+
 class _PSSiLU(torch.autograd.Function):
     """p + w (x - p) with p = x sigma(alpha x) and w = -b / (1 - b). Saves x alone."""
 
@@ -245,8 +275,10 @@ class _PSSiLU(torch.autograd.Function):
         return (x * alpha).sigmoid_().mul_(x).lerp(x, w.to(x.dtype))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, alpha, w = ctx.saved_tensors
+        if is_differentiated():
+            return differentiable(_pssilu, (x, alpha, w), grad)
         z = x * alpha
         # dp/dx = silu'(z), so df/dx = silu'(z) + w (1 - silu'(z))
         grad_x = torch.ops.aten.silu_backward(grad, z).lerp_(grad, w.to(x.dtype))

@@ -5,12 +5,15 @@ is smooth, in the attacker's steps (inner), in the update (outer), or in both. W
 which of the two is going on, by `phase`; at all other times the network is plain ReLU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sat.activations.functions import differentiable, is_differentiated, smoothrelu
 
 Phase = Literal["inner", "outer"]
 Smooth = Literal[
@@ -39,8 +42,21 @@ _BACKWARD = {
 _ALPHA = {"parametric_softplus": 10.0, "smoothrelu": 400.0, "elu": 1.0, "celu": 1.0}
 
 
+# f itself, for a backward pass that is differentiated.
+_FORWARD: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "parametric_softplus": lambda x, alpha: F.softplus(x, alpha, 40.0),
+    "softplus": lambda x, alpha: F.softplus(x, alpha, 40.0),
+    "smoothrelu": smoothrelu,
+    "silu": lambda x, alpha: F.silu(x),
+    "gelu": lambda x, alpha: F.gelu(x),
+    "elu": F.elu,
+    "celu": F.celu,
+    "mish": lambda x, alpha: F.mish(x),
+}
+
+
 class _Surrogate(torch.autograd.Function):
-    """Saves x alone; not to be differentiated twice."""
+    """Saves x alone."""
 
     @staticmethod
     def forward(ctx, x: Tensor, name: str, alpha: float) -> Tensor:
@@ -49,8 +65,11 @@ class _Surrogate(torch.autograd.Function):
         return x.relu()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None]:
         (x,) = ctx.saved_tensors
+        if is_differentiated():
+            smooth, alpha = _FORWARD[ctx.name], ctx.alpha
+            return differentiable(lambda x: smooth(x, alpha), (x,), grad)[0], None, None
         return _BACKWARD[ctx.name](grad, x, ctx.alpha), None, None
 
 

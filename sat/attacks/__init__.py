@@ -8,6 +8,8 @@ from sat.attacks.curve import Curve
 from sat.attacks.ensemble import FastAutoAttack
 from sat.attacks.fab import FAB
 from sat.attacks.fgsm import FGSM
+from sat.attacks.free import Free
+from sat.attacks.multi import Multi
 from sat.attacks.outcomes import Ensemble
 from sat.attacks.pgd import PGD
 from sat.attacks.square import Square
@@ -23,5 +25,7 @@ __all__ = [
     "Curve",
     "Ensemble",
     "FastAutoAttack",
+    "Free",
+    "Multi",
     "Square",
 ]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices
-from sat.attacks.base import Norm, ball_of, frozen
+from sat.attacks.ball import Norm
+from sat.attacks.base import ball_of, frozen
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.rng import RowRng
 

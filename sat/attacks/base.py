@@ -1,4 +1,4 @@
-"""What an attack is; the ball it stays in, and the network it asks.
+"""What an attack is, and the network it asks.
 
 A new attack is a frozen dataclass with the fields and the call of `Attack`, and a YAML file in
 `conf/attack` (see docs/attacks.md).
@@ -6,22 +6,21 @@ A new attack is a frozen dataclass with the fields and the call of `Attack`, and
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sat.arguments import check_choices
+from sat.attacks.ball import Ball
 from sat.attacks.losses import LOSSES, Loss, ce, reference
 from sat.errors import Refused
 from sat.rng import RowRng
 
 log = logging.getLogger("sat")
-Norm = Literal["linf", "l2"]
 Mode = Literal["eval", "train"]
 
 
@@ -54,6 +53,38 @@ class Attack(Protocol):
     ) -> Tensor:
         """y is [B], or soft [B, K]. `rng` has the rows' random numbers; `progress`, a tensor of no
         dimensions on the device, is the share of the training that is done."""
+        ...
+
+
+@runtime_checkable
+class Loose(Protocol):
+    """What an attack says that may break a promise on purpose: how far it moves an image at most,
+    in 1/255, and whether its forwards move batch-norm statistics."""
+
+    @property
+    def reach(self) -> float: ...
+    @property
+    def update_statistics(self) -> bool: ...
+
+
+@runtime_checkable
+class Several(Protocol):
+    """An attack that takes a batch to one of several balls."""
+
+    @property
+    def balls(self) -> Sequence[Ball]: ...
+
+
+@runtime_checkable
+class Replayed(Protocol):
+    """An attack by the gradient of the update itself: a step trains on its batch `replays` times,
+    and after each gradient of the loss the attack moves on by that of the images."""
+
+    @property
+    def replays(self) -> int: ...
+
+    def ascend(self, x: Tensor, gradient: Tensor, rng: RowRng) -> None:
+        """Told of rows x [B, C, H, W] and the gradient of their loss at what it made of them."""
         ...
 
 
@@ -116,8 +147,10 @@ def check_attack(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> None:
     try:
         model.train()
         x_adv = attack(model, x, y, rng)
-        _check_images(attack, x, x_adv)
-        if any(not torch.equal(buffer, state[name]) for name, buffer in model.named_buffers()):
+        loose = isinstance(attack, Loose)
+        _check_images(attack, x, x_adv, attack.reach if loose else attack.eps)
+        moved = any(not torch.equal(buffer, state[name]) for name, buffer in model.named_buffers())
+        if moved and not (loose and attack.update_statistics):
             raise Refused(
                 "attack: moves the model's batch-norm statistics; ask it inside of"
                 " sat.attacks.base.frozen(model, self.batch_norm)"
@@ -129,7 +162,7 @@ def check_attack(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> None:
             )
         if [parameter.requires_grad for parameter in model.parameters()] != trained:
             raise Refused("attack: leaves parameters with another requires_grad than they had")
-        if attack.eps and not torch.allclose(replace(attack, eps=0)(model, x, y, rng), x, 0, 1e-6):
+        if not _projects(attack, model, x, y, rng):
             raise Refused("attack: changes the images at eps=0; the perturbation is not projected")
         _warn_of_no_effect(attack, model.eval(), x, x_adv, y)
     finally:
@@ -143,17 +176,30 @@ def check_attack(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> None:
             module.training = mode
 
 
-def _check_images(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
+def _projects(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng) -> bool:
+    """Whether the attack leaves images alone at eps=0, which one that leaves the ball on purpose,
+    or whose eps is no field of its own, is not asked."""
+    loose = isinstance(attack, Loose) and attack.reach > attack.eps
+    if not attack.eps or loose or "eps" not in {field.name for field in fields(attack)}:  # type: ignore[arg-type]
+        return True
+    still = replace(attack, eps=0)(model, x, y, rng)  # type: ignore[type-var]
+    return torch.allclose(still, x, 0, 1e-6)
+
+
+def _check_images(attack: Attack, x: Tensor, x_adv: Tensor, reach: float) -> None:
     if x_adv.shape != x.shape or x_adv.dtype != torch.float32 or x_adv.requires_grad:
         raise Refused(
             f"attack: gives {x_adv.dtype} of shape {list(x_adv.shape)}"
             f"{', with a gradient' * x_adv.requires_grad}; it must give detached float32 of the"
             f" images' shape {list(x.shape)}"
         )
-    size = ball_of(attack).size(x_adv - x).max().item()
-    if size > attack.eps / 255 + 1e-5:
+    balls = (
+        attack.balls if isinstance(attack, Several) else [replace(ball_of(attack), eps=reach / 255)]
+    )
+    sizes = [ball.size(x_adv - x).max().item() for ball in balls]
+    if all(size > ball.eps * (1 + 1e-5) + 1e-5 for size, ball in zip(sizes, balls, strict=True)):
         raise Refused(
-            f"attack.eps={attack.eps:g}: the attack moves an image by {255 * size:.4g}/255"
+            f"attack.eps={attack.eps:g}: the attack moves an image by {255 * sizes[0]:.4g}/255"
         )
     if not (0 <= x_adv.min() and x_adv.max() <= 1):
         raise Refused("attack: leaves the range [0, 1] of the images; it must clamp to it")
@@ -173,74 +219,42 @@ def _warn_of_no_effect(
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Ball:
-    """The eps-ball around an image, cut by [0, 1]: radius `eps`, as a share of the pixel range."""
-
-    eps: float
-    norm: Norm
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-
-    def size(self, d: Tensor) -> Tensor:
-        """The norm of each row [B, 1, 1, 1], kept off 0 so that it can divide."""
-        order = torch.inf if self.norm == "linf" else 2
-        return d.flatten(1).norm(p=order, dim=1).clamp_min_(1e-12).view(-1, 1, 1, 1)
-
-    def project(self, point: Tensor, x: Tensor) -> Tensor:
-        """The nearest point of the ball around x for Linf; scaled towards x for L2."""
-        if self.norm == "linf":
-            low, high = (x - self.eps).clamp_(min=0), (x + self.eps).clamp_(max=1)
-            return torch.minimum(torch.maximum(point, low), high)
-        d = point - x
-        return (x + d * (self.eps / self.size(d)).clamp_(max=1)).clamp_(0, 1)
-
-    def steepest(self, gradient: Tensor) -> Tensor:
-        """The direction of length 1 that rises the most."""
-        return gradient.sign() if self.norm == "linf" else gradient / self.size(gradient)
-
-    def surface(self, x: Tensor, rng: RowRng) -> Tensor:
-        """A random point at distance eps of x, then cut by [0, 1]."""
-        shape = x.shape[1:]
-        noise = rng.normal("start", *shape)
-        if self.norm == "linf":
-            noise = 2 * rng.uniform("start", *shape) - 1
-        return (x + self.eps * noise / self.size(noise)).clamp_(0, 1)
-
-    def holds(self, point: Tensor, x: Tensor) -> Tensor:
-        """Which points [B] are finite, in [0, 1] and, but for rounding, in the ball around x."""
-        within = ((point >= 0) & (point <= 1)).flatten(1).all(1)  # False for NaN
-        return within & (self.size(point - x).flatten() <= self.eps * (1 + 1e-5) + 1e-6)
-
-
 def ball_of(attack: Any) -> Ball:
     """The ball that an attack promises to stay in."""
     return Ball(float(attack.eps) / 255, attack.norm)
 
 
-def norm_of(x: Tensor) -> Tensor:
-    """The L2 norm of each image [B, 1, 1, 1], kept off 0 so that it can divide."""
-    return x.flatten(1).norm(dim=1).clamp_min_(1e-12).view(-1, 1, 1, 1)
+def risen(progress: Tensor | None, warmup: float) -> float | Tensor:
+    """How much of a size is reached that rises from 0 during the first `warmup` of a training, a
+    share of it; all of it outside of a training."""
+    return 1.0 if progress is None or not warmup else (progress / warmup).clamp(max=1)
+
+
+def check_warmup(key: str, warmup: float) -> None:
+    """Raises ValueError for a warm-up that is no share of the training."""
+    if not 0 <= warmup <= 1:
+        raise ValueError(
+            f"{key}={warmup}: is a share of the training, from 0 to 1; of 100 epochs 10 are 0.1"
+        )
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss = ce) -> Tensor:
     """The gradient of the summed loss(model(x), y) with respect to x, and of nothing else.
 
     The sum makes an image's gradient independent of its batch. float16 would round small
-    gradients to 0, so there the loss is scaled up; only the direction is used.
+    gradients to 0, so there the loss is scaled up; only the direction is used. Entries that are no
+    number are 0: the ascent goes on with the other pixels.
     """
     x = x.detach().requires_grad_()
-    total = loss(model(x), y).sum()
-    if getattr(model, "autocast", None) is torch.float16:
-        (gradient,) = torch.autograd.grad(total * 2.0**10, x)
-        return torch.nan_to_num_(gradient)
-    return torch.autograd.grad(total, x)[0]
+    scale = 2.0**10 if getattr(model, "autocast", None) is torch.float16 else 1.0
+    (gradient,) = torch.autograd.grad(loss(model(x), y).sum() * scale, x)
+    return gradient.nan_to_num_(0.0)
 
 
 @contextmanager
-def frozen(model: nn.Module, batch_norm: str) -> Iterator[None]:
-    """Parameters without gradients and batch-norm statistics at rest, for the time of an attack.
+def frozen(model: nn.Module, batch_norm: str, update_statistics: bool = False) -> Iterator[None]:
+    """Parameters without gradients and batch-norm statistics at rest, unless they are to be
+    updated, for the time of an attack.
 
     Frozen parameters save the work of weight gradients, and a compiled model
     gets a graph of input gradients alone. On leaving, also by an exception, all is as before.
@@ -259,7 +273,7 @@ def frozen(model: nn.Module, batch_norm: str) -> Iterator[None]:
             model.eval()
         else:
             for norm in norms:
-                norm.train().track_running_stats = False
+                norm.train().track_running_stats = update_statistics
         yield
     finally:
         for parameter in trained:

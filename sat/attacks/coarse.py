@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sat.attacks.base import Ball
+from sat.attacks.ball import Ball
 from sat.rng import RowRng
 
 COARSE = 0.05  # of the logits repeat another; 16 bits of half precision give 2 %, 32 bits none

@@ -12,7 +12,8 @@ from sat.acceleration.auto import bf16_pays
 from sat.acceleration.precision import float32
 from sat.arguments import check_ball, check_choices
 from sat.attacks.apgd import APGDSearch, cross_entropy
-from sat.attacks.base import Ball, Norm, frozen, row_rng
+from sat.attacks.ball import Ball
+from sat.attacks.base import frozen, row_rng
 from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.fab import FABSearch
 from sat.attacks.losses import targeted_dlr
@@ -46,7 +47,7 @@ class FastAutoAttack(Ensemble):
     """
 
     eps: float | str = 8.0
-    norm: Norm = "linf"
+    norm: Literal["linf", "l2"] = "linf"
     attacks: tuple[str, ...] = ATTACKS
     batch_size: int | Literal["auto"] = field(default="auto", metadata={"identity": False})
     patience: float | None = 2.0

@@ -5,14 +5,15 @@ gives the same verdict.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices
 from sat.attacks.alone import Bare
-from sat.attacks.base import Ball, Mode, Norm, frozen, row_rng
+from sat.attacks.ball import Ball
+from sat.attacks.base import Mode, frozen, row_rng
 from sat.attacks.losses import one_label
 from sat.attacks.network import Network
 from sat.attacks.outcomes import margins
@@ -33,7 +34,7 @@ class FAB:
 
     eps: float | str = 8.0
     steps: int = 10
-    norm: Norm = "linf"
+    norm: Literal["linf", "l2"] = "linf"
     batch_norm: Mode = "eval"
 
     loss: ClassVar[str] = "margin"

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sat.attacks.base import Mode, Norm
+from sat.attacks.ball import Norm
+from sat.attacks.base import Mode
 from sat.attacks.losses import LossName
 from sat.attacks.pgd import PGD
 from sat.rng import RowRng
@@ -18,6 +19,8 @@ class FGSM:
     norm: Norm = "linf"
     batch_norm: Mode = "eval"
     loss: LossName = "auto"
+    label_smoothing: float = 0.0
+    target: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", self.pgd.eps)  # its checks are ours
@@ -25,7 +28,8 @@ class FGSM:
     @property
     def pgd(self) -> PGD:
         return PGD(self.eps, 1, "auto", self.norm, "none", batch_norm=self.batch_norm,
-                   loss=self.loss)  # fmt: skip
+                   loss=self.loss, label_smoothing=self.label_smoothing,
+                   target=self.target)  # fmt: skip
 
     def __call__(
         self,

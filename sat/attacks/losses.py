@@ -2,24 +2,28 @@
 
 Each takes logits [B, K] and labels, [B] or soft [B, K] (`margin`, `cw` and `dlr`, which are about
 one label, take the likeliest), and gives [B]. `kl` takes what the model says of the clean images
-in the place of labels: see `reference`. The targeted forms take a target class [B] as well.
+in the place of labels: see `reference`. The targeted forms take a target class [B] as well. What an
+attack says of its loss becomes one of these in `aimed`.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sat.errors import Refused
 
 LossName = Literal["auto", "ce", "kl", "cw", "dlr", "margin"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def ce(logits: Tensor, y: Tensor) -> Tensor:
+def ce(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy."""
-    return F.cross_entropy(logits, y, reduction="none")
+    return F.cross_entropy(logits, y, reduction="none", label_smoothing=label_smoothing)
 
 
 def kl(logits: Tensor, clean: Tensor) -> Tensor:
@@ -61,6 +65,11 @@ def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
 
 
+def targeted_cw(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The targeted margin, cut at 0: an image that is taken for the target is left alone."""
+    return targeted_margin(logits, y, target).clamp(max=0)
+
+
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """The targeted difference of logits ratio; where fewer than 4 classes have a finite logit there
     is no scale, and it is the plain difference, whose gradient has the same direction."""
@@ -74,13 +83,65 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 LOSSES: dict[str, Loss] = {"ce": ce, "kl": kl, "cw": cw, "dlr": dlr, "margin": margin}
 TARGETED: dict[str, TargetedLoss] = {
-    "ce": targeted_ce, "dlr": targeted_dlr, "margin": targeted_margin,
+    "ce": targeted_ce, "cw": targeted_cw, "dlr": targeted_dlr, "margin": targeted_margin,
 }  # fmt: skip
 
 
-def named(loss: str) -> Loss:
-    """The loss of that name; `auto` is cross-entropy where no objective has resolved it."""
-    return LOSSES["ce" if loss == "auto" else loss]
+class Aim(Protocol):
+    """What an attack says of the loss that it ascends."""
+
+    @property
+    def loss(self) -> str: ...
+    @property
+    def label_smoothing(self) -> float: ...  # of cross-entropy
+    @property
+    def target(self) -> int | None: ...  # a class to be taken for: the k-th likeliest wrong one
+
+
+def check_aim(attack: Aim) -> None:
+    """Raises ValueError, beginning with the key, for what no loss of its kind can be."""
+    if not 0 <= attack.label_smoothing < 1:
+        raise ValueError(f"label_smoothing={attack.label_smoothing}: from 0 to below 1")
+    if attack.label_smoothing and (attack.loss not in ("auto", "ce") or attack.target):
+        ascended = "a target's" if attack.target else attack.loss
+        raise ValueError(
+            f"label_smoothing={attack.label_smoothing}: is of the loss ce, and this attack ascends"
+            f" {ascended}; write 0"
+        )
+    if attack.target is not None and attack.target < 1:
+        raise ValueError(
+            f"target={attack.target}: is the rank of a wrong class, 1 for the likeliest; null for"
+            " no target"
+        )
+    if attack.target and attack.loss == "kl":
+        raise ValueError(
+            f"target={attack.target}: the loss kl leads away from the clean answer, and to no"
+            " class; write loss=ce, cw, dlr or margin"
+        )
+
+
+def aimed(attack: Aim, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Loss, Tensor]:
+    """The loss that the attack ascends, and what it compares logits with: the labels, or for `kl`
+    what the model says of the clean images. `auto` is cross-entropy where no objective has resolved
+    it. A target is chosen by the model's answer to the clean images."""
+    name = "ce" if attack.loss == "auto" else attack.loss
+    if attack.target:
+        loss, target = TARGETED[name], likely_wrong(model, x, y, attack.target)
+        return lambda logits, y: loss(logits, y, target), y
+    if attack.label_smoothing:
+        return partial(ce, label_smoothing=attack.label_smoothing), y
+    return LOSSES[name], reference(LOSSES[name], model, x, y)
+
+
+@torch.no_grad()
+def likely_wrong(model: nn.Module, x: Tensor, y: Tensor, rank: int) -> Tensor:
+    """The class [B] of that rank, from 1, among those but the label's, by the clean images. Raises
+    Refused where there are fewer."""
+    logits = model(x)
+    if rank >= logits.shape[1]:
+        raise Refused(f"attack.target={rank}: there are {logits.shape[1] - 1} wrong classes")
+    others = logits.scatter(1, one_label(y)[:, None], -torch.inf)
+    return others.topk(rank, dim=1).indices[:, -1]
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from sat.acceleration.folding import fold
 from sat.acceleration.precision import lay_out
-from sat.attacks.base import Ball, input_gradient
+from sat.attacks.ball import Ball
+from sat.attacks.base import input_gradient
 from sat.attacks.coarse import Tap
 from sat.attacks.outcomes import Verdicts, margins, of_logits, under_attack
 

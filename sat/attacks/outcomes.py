@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sat.attacks.base import Ball
+from sat.attacks.ball import Ball
 from sat.errors import Refused
 from sat.rng import RowRng
 

@@ -1,6 +1,8 @@
 """Projected gradient descent (Madry et al. 2018), with gradients of the input alone."""
 
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,25 +10,37 @@ import torch
 from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices, check_unit
-from sat.attacks.base import Mode, Norm, frozen, input_gradient, norm_of, row_rng
-from sat.attacks.losses import LossName, named, reference
+from sat.attacks.ball import Ball, Norm
+from sat.attacks.base import Mode, check_warmup, frozen, input_gradient, risen, row_rng
+from sat.attacks.losses import LossName, aimed, check_aim
 from sat.rng import RowRng
 
 Start = Literal["uniform", "normal", "none"]
+_MULTIPLE = re.compile(r"\s*([^\s*]+)\s*\*\s*eps\s*")
 
 
 @dataclass(frozen=True)
 class PGD:
-    """Ascends `loss` inside the eps-ball around x and inside [0, 1]; untargeted.
+    """Ascends `loss` inside the eps-ball around x and inside [0, 1].
 
-    `eps` and `step` are in 1/255, for L2 as well. `step: auto` is eps * max(1/steps, 1/4): the
-    ball is crossed once at least. `start` is where it begins: `uniform` at a uniform point of the
-    ball of radius noise * eps; `normal` at normal noise with a deviation of noise / 255 (TRADES'
-    0.001 is noise=0.255), either cut by the ball; `none` at x. With probability `clean_start` a
-    whole batch begins at the clean images all the same (Xie et al. 2020 use 0.2). `batch_norm:
-    eval` attacks the network that will be deployed, with running statistics; `train` with the
-    batch's own. Neither changes a statistic. `loss` is one of `sat.attacks.losses`; `auto` is what
-    the objective of a training says, and cross-entropy elsewhere.
+    `eps` and `step` are in 1/255, for L2 and L1 as well. `step: auto` is eps * max(1/steps, 1/4):
+    the ball is crossed once at least; `step: 1.25*eps` a multiple of eps. `start` is where it
+    begins: `uniform` at a uniform point of the ball of radius noise * eps; `normal` at normal noise
+    with a deviation of noise / 255 (TRADES' 0.001 is noise=0.255), either cut by the ball; `none`
+    at x. With probability `clean_start` a whole batch begins at the clean images all the same (Xie
+    et al. 2020 use 0.2). With `project=false` nothing is cut by the ball: the result lies within
+    noise * eps + steps * step (N-FGSM, de Jorge et al. 2022).
+
+    `batch_norm: eval` attacks the network that will be deployed, with running statistics; `train`
+    with the batch's own. Neither changes a statistic, but for `update_statistics=true`: there each
+    forward of a `train` attack moves them, as in some published trainings. `loss` is one of
+    `sat.attacks.losses`; `auto` is what the objective of a training says, and cross-entropy
+    elsewhere, of labels with `label_smoothing`. `target: k` leads each image towards the k-th
+    likeliest of its wrong classes, by the loss's targeted form, for a forward more.
+
+    In a training, eps and with it steps and noise of `uniform` rise from 0 during the first
+    `eps_warmup` of it, a share from 0 to 1; the number of steps from 1 during its first
+    `steps_warmup`: each batch costs what `steps` cost, and those too many change nothing.
     """
 
     eps: float | str = 8.0
@@ -38,20 +52,36 @@ class PGD:
     clean_start: float = 0.0
     batch_norm: Mode = "eval"
     loss: LossName = "auto"
+    project: bool = True
+    update_statistics: bool = False
+    eps_warmup: float = 0.0
+    steps_warmup: float = 0.0
+    label_smoothing: float = 0.0
+    target: int | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_aim(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
-        if self.step != "auto":
-            object.__setattr__(self, "step", check_unit("step", self.step))
-            if self.step == 0:
-                raise ValueError("step=0: moves nothing; write step=auto, or a size in 1/255")
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: must be at least 1; for no attack: attack=none")
+        if self.step != "auto" and self._multiple is None:
+            object.__setattr__(self, "step", check_unit("step", self.step))
+        if self.eps and self.step_size == 0:
+            raise ValueError(
+                f"step={self.step}: moves nothing; write step=auto, or a size in 1/255"
+            )
         if not 0 < self.noise < math.inf:
             raise ValueError(f"noise={self.noise}: must be above 0; for no noise: start=none")
         if not 0 <= self.clean_start <= 1:
             raise ValueError(f"clean_start={self.clean_start}: is a probability, from 0 to 1")
+        for key in ("eps_warmup", "steps_warmup"):
+            check_warmup(key, getattr(self, key))
+        if self.update_statistics and self.batch_norm != "train":
+            raise ValueError(
+                "update_statistics=true: with batch_norm=eval the attack's forwards use running"
+                " statistics and move none; write batch_norm=train as well"
+            )
         if self.start == "none":
             self._check_clean()
 
@@ -72,7 +102,29 @@ class PGD:
         """The size of a step in 1/255."""
         if self.step == "auto":
             return float(self.eps) * max(1 / self.steps, 1 / 4)
-        return float(self.step)
+        multiple = self._multiple
+        return float(self.step) if multiple is None else multiple * float(self.eps)
+
+    @property
+    def _multiple(self) -> float | None:
+        """How many times eps a step is, where it is given so. Raises ValueError for no number."""
+        if not isinstance(self.step, str) or not (found := _MULTIPLE.fullmatch(self.step)):
+            return None
+        try:
+            multiple = float(found[1])
+        except ValueError:
+            multiple = math.nan
+        if not 0 <= multiple < math.inf:
+            raise ValueError(f"step={self.step}: a multiple of eps is written as 1.25*eps")
+        return multiple
+
+    @property
+    def reach(self) -> float:
+        """How far, in 1/255, an image may be moved."""
+        if self.project:
+            return float(self.eps)
+        noise = {"uniform": self.noise * float(self.eps), "normal": math.inf, "none": 0.0}
+        return noise[self.start] + self.steps * self.step_size
 
     def __call__(
         self,
@@ -84,40 +136,47 @@ class PGD:
     ) -> Tensor:
         """x [B, C, H, W] in [0, 1] and y [B] or [B, K] -> adversarial images, detached, float32.
 
-        Leaves every module's mode, every `requires_grad` and every statistic as they were.
+        Leaves every module's mode and every `requires_grad` as they were, and every statistic,
+        unless it is to update them.
         """
         rng = row_rng(rng, x)
-        eps, step, loss = float(self.eps) / 255, self.step_size / 255, named(self.loss)
-        x_adv, low, high = self.begin(x, rng), (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
-        with frozen(model, self.batch_norm), torch.enable_grad():
-            target = reference(loss, model, x, y)
-            for _ in range(self.steps):
-                gradient = input_gradient(model, x_adv, target, loss)
-                if self.norm == "linf":
-                    x_adv = torch.add(x_adv, gradient.sign_(), alpha=step).clamp_(low, high)
-                else:
-                    delta = x_adv - x + step * gradient / norm_of(gradient)
-                    x_adv = (x + delta * (eps / norm_of(delta)).clamp(max=1)).clamp_(0, 1)
+        rise = risen(progress, self.eps_warmup)
+        ball, step, steps = Ball(float(self.eps) / 255 * rise, self.norm), *self._steps(progress)
+        inside, x_adv = self._inside(ball, x), self.begin(x, rng, rise)
+        with frozen(model, self.batch_norm, self.update_statistics), torch.enable_grad():
+            loss, compared = aimed(self, model, x, y)
+            for k in range(self.steps):
+                way = ball.steepest(input_gradient(model, x_adv, compared, loss))
+                ahead = inside(x_adv + step * rise * way)
+                x_adv = ahead if steps is None else torch.where(k < steps, ahead, x_adv)
         return x_adv
 
-    def begin(self, x: Tensor, rng: RowRng) -> Tensor:
-        """Where the ascent begins: noise inside the ball, or x itself."""
+    def begin(self, x: Tensor, rng: RowRng, rise: float | Tensor = 1.0) -> Tensor:
+        """Where the ascent begins: noise inside the ball of `rise` times eps, or x itself."""
         if self.start == "none":
             return x.detach()
-        eps, shape = float(self.eps) / 255, x.shape[1:]
+        ball, shape = Ball(float(self.eps) / 255 * rise, self.norm), x.shape[1:]
         if self.start == "normal":
             delta = self.noise / 255 * rng.normal("start", *shape)
-        elif self.norm == "linf":
-            delta = self.noise * eps * (2 * rng.uniform("start", *shape) - 1)
         else:
-            direction = rng.normal("start", *shape)
-            radius = rng.uniform("radius", 1, 1, 1) ** (1 / math.prod(shape))
-            delta = self.noise * eps * radius * direction / norm_of(direction)
-        if self.start == "normal" or self.noise > 1:
-            size = norm_of(delta)
-            linf = self.norm == "linf"
-            delta = delta.clamp(-eps, eps) if linf else delta * (eps / size).clamp(max=1)
-        start = (x + delta).clamp_(0, 1)
+            delta = self.noise * ball.eps * ball.noise(shape, rng)
+        beyond = self.start == "normal" or self.noise > 1
+        start = self._inside(ball, x)(x + delta) if beyond else (x + delta).clamp_(0, 1)
         if self.clean_start:
             start = torch.where(rng.coin("clean_start", self.clean_start), x.detach(), start)
         return start
+
+    def _inside(self, ball: Ball, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """What draws points back to where they may be."""
+        return ball.around(x) if self.project else lambda point: point.clamp(0, 1)
+
+    def _steps(self, progress: Tensor | None) -> tuple[float | Tensor, Tensor | None]:
+        """The size of a step as a share of the pixel range, at the full eps, and how many of the
+        steps are taken; None: all."""
+        share = risen(progress, self.steps_warmup)
+        if not isinstance(share, Tensor):
+            return self.step_size / 255, None
+        steps = (self.steps * share).ceil().clamp(min=1)
+        if self.step != "auto":
+            return self.step_size / 255, steps
+        return float(self.eps) / 255 * (1 / steps).clamp(min=1 / 4), steps

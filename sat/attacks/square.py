@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices
 from sat.attacks.alone import Bare
-from sat.attacks.base import Ball, Mode, Norm, frozen, row_rng
+from sat.attacks.ball import Ball
+from sat.attacks.base import Mode, frozen, row_rng
 from sat.attacks.losses import one_label
 from sat.attacks.network import Network, constant
 from sat.attacks.outcomes import margins
@@ -28,7 +29,7 @@ class Square:
 
     eps: float | str = 8.0
     queries: int = 100
-    norm: Norm = "linf"
+    norm: Literal["linf", "l2"] = "linf"
     batch_norm: Mode = "eval"
 
     loss: ClassVar[str] = "margin"

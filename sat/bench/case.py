@@ -15,7 +15,7 @@ from sat.bench.costs import Cost, Sizes, build, cost_of, sizes_of, without_image
 from sat.config import Spec, composed
 from sat.errors import Refused, refusing
 from sat.models import Classifier
-from sat.objectives import training_attack
+from sat.objectives import Method
 from sat.training.plan import Plan
 from sat.training.state import TrainState
 
@@ -83,8 +83,7 @@ class Case:
         # asked for, not by itself: a compilation that fails must not pass for one
         schedule = replace(self.spec.schedule, **slow, compile=given["compile"], accumulate=1)
         plan = Plan(schedule, self.sizes.train, self.spec.seed, given)
-        attack = training_attack(self.attack(k), self.spec.objective)
-        return TrainState(self.model(), attack, self.spec.objective, plan)
+        return TrainState(self.model(), Method.of(self.spec, self.attack(k)), plan)
 
     def varied(self, *words: str) -> "Case":
         """This case but for what these words say."""

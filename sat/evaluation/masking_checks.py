@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.attacks import PGD
-from sat.attacks.base import Ball, ball_of, frozen
+from sat.attacks.ball import Ball
+from sat.attacks.base import ball_of, frozen
 from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.network import Network
 from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits

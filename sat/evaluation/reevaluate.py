@@ -7,7 +7,7 @@ from typing import Any
 from sat import config
 from sat.config import SCALARS, Spec
 from sat.errors import Refused
-from sat.identity import SECTIONS, data_name, silent
+from sat.identity import NEUTRAL, SECTIONS, data_name, silent
 from sat.models.weights import without_weights
 from sat.rundir.record import CHECKPOINTS
 from sat.rundir.result import RunResult
@@ -82,7 +82,7 @@ def of_file(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:
 def read_config(directory: Path) -> dict[str, Any] | None:
     """The config.yaml of a run; None where it is none of this program's."""
     own = read_sections(directory / "config.yaml", [*SECTIONS, "choices"])
-    return own if own.keys() >= {*SECTIONS, "seed"} else None
+    return own if own.keys() >= {*SECTIONS, "seed"} - NEUTRAL.keys() else None
 
 
 def places_of(own: dict[str, Any]) -> set[str]:
@@ -103,7 +103,7 @@ def composed(cfg: Any, own: dict[str, Any], choices: dict[str, str], overrides: 
             under[section] = {**under[section], name: cfg[section][name]}
     if "name" in under["dataset"]:  # it may be that of the folder where the images were
         under["dataset"] = {**under["dataset"], "name": data_name(own["dataset"])}
-    chosen = {**own.get("choices", {}), "evaluation": choices["evaluation"]}
+    chosen = {**NEUTRAL, **own.get("choices", {}), "evaluation": choices["evaluation"]}
     return {**config.resolve(cfg, under), "choices": chosen}
 
 

@@ -202,7 +202,7 @@ class _Sent:
 
 # what runs are compared by ----------------------------------------------------------------------
 
-_TRAINING = ("augment", "attack", "objective", "schedule")
+_TRAINING = ("augment", "attack", "objective", "regulariser", "weight_attack", "schedule")
 _COMPARED = ("dataset", "activation", "model", *_TRAINING)
 # Groups that follow the dataset, or say nothing about what was trained.
 _UNTOLD = ("schedule", "sampler", "validation", "evaluation", "metrics", "record")
@@ -219,7 +219,7 @@ def compared(config: Mapping[str, Any]) -> dict[str, int | float | str]:
     for section in _COMPARED:
         if section in _TRAINING and "weights" in table:
             continue
-        for key, value in config[section].items():
+        for key, value in config.get(section, {}).items():
             if key != "_target_":
                 table[f"{section}.{key}"] = value
     return {key: _plain(value) for key, value in table.items() if value is not None}

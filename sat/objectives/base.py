@@ -1,29 +1,122 @@
-"""What an objective is, and which loss the training's attack ascends for it."""
+"""What a training minimises, what it adds to that, and what moves its weights meanwhile."""
 
-from typing import ClassVar, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
 from sat.attacks.base import Attack, resolved
 from sat.errors import refusing
+from sat.rng import RowRng
 
 
 class Objective(Protocol):
     """What is minimised: the batch's mean loss, and the logits that accuracy is counted on.
 
-    `views` is how many augmentations of an image a batch holds, first views first; `attack_loss`
-    what the attack ascends under `attack.loss=auto`. An objective that asks for another loss than
-    `ce` compares adversarial with clean images, and goes with no training without an attack.
+    Whoever derives from it need only say what differs from the values below.
     """
 
-    views: ClassVar[int]
-    attack_loss: ClassVar[str]
+    views: ClassVar[int] = 1  # augmentations of an image in a batch, first views first
+    attack_loss: ClassVar[str] = "ce"  # what the attack ascends under `attack.loss=auto`
+    attacked: ClassVar[bool | None] = None  # True: goes with no attack=none; False: with that alone
+    second_order: ClassVar[bool] = False  # differentiates a gradient, which no compiled network can
 
     def __call__(
-        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, epoch: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Images x and x_adv [B, C, H, W], y [B] or soft [B, K] -> loss [], logits [B, K]."""
+        """Images x and x_adv [B, C, H, W], y [B] or soft [B, K] -> loss [], logits [B, K]. `epoch`
+        [], on the device, is how far the training is; None: at its end."""
         ...
+
+
+class Regulariser(Protocol):
+    """A term that is added to the objective's loss: an error, times its `strength`."""
+
+    second_order: ClassVar[bool] = False  # as an objective's
+
+    @property
+    def strength(self) -> float | Tensor:
+        """How much the error counts in this step; a tensor [] where it is not always the same."""
+        ...
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        rng: RowRng,
+        epoch: Tensor | None = None,
+    ) -> Tensor:
+        """Images x and x_adv [B, C, H, W], y [B] or soft [B, K], the rows' random numbers, `epoch`
+        as an objective's -> the error [], a mean over the batch."""
+        ...
+
+
+class WeightAttack(Protocol):
+    """Moves the weights for the time of an update: its gradient and the optimiser's step are taken
+    where they then are. The training puts them back, to the bit, and adds what the step has added;
+    it also keeps batch-norm statistics at rest meanwhile."""
+
+    def perturb(self, model: nn.Module, loss: Callable[[], None], epoch: Tensor) -> None:
+        """Changes parameters of `model` in place, without a gradient. `loss()` leaves in their
+        `grad` that of the whole loss, of the batch of all processes (under fp16 times a positive
+        number); `epoch` [] is how far the training is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unregularised(Regulariser):
+    """Adds nothing."""
+
+    @property
+    def strength(self) -> float:
+        return 0.0
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        rng: RowRng,
+        epoch: Tensor | None = None,
+    ) -> Tensor:
+        """0, of no gradient."""
+        return x_adv.new_zeros(())
+
+
+@dataclass(frozen=True)
+class Unperturbed:
+    """Leaves the weights alone."""
+
+    def perturb(self, model: nn.Module, loss: Callable[[], None], epoch: Tensor) -> None:
+        """Does nothing."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a network is trained: who attacks images and weights, and what is minimised."""
+
+    attack: Any
+    objective: Objective
+    regulariser: Regulariser = Unregularised()
+    weight_attack: WeightAttack = Unperturbed()
+
+    @classmethod
+    def of(cls, spec: Any, attack: Attack | None = None) -> Self:
+        """The method of a checked config; `attack` takes the place of the config's."""
+        parts = spec.objective, spec.regulariser, spec.weight_attack
+        return cls(training_attack(attack or spec.attack, spec.objective), *parts)
+
+    @property
+    def second_order(self) -> bool:
+        """Whether a gradient is differentiated."""
+        return self.objective.second_order or self.regulariser.second_order
+
+    def with_attack(self, attack: Attack) -> Self:
+        return replace(self, attack=attack)
 
 
 def training_attack(attack: Attack, objective: Objective) -> Attack:
@@ -31,6 +124,11 @@ def training_attack(attack: Attack, objective: Objective) -> Attack:
     evaluation keep the attack that they were given, for which `auto` is cross-entropy."""
     with refusing("attack."):
         return resolved(attack, objective.attack_loss)
+
+
+def check_beta(beta: float) -> None:
+    if not 0 <= beta < float("inf"):
+        raise ValueError(f"beta={beta}: must be finite, 0 or above")
 
 
 def check_smoothing(label_smoothing: float) -> None:

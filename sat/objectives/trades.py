@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.arguments import check_choices
-from sat.objectives.base import check_smoothing
+from sat.objectives.base import Objective, check_beta, check_smoothing
 
 
 @dataclass(frozen=True)
-class TRADES:
+class TRADES(Objective):
     """CE(f(x), y) + beta KL(p(x) || p(x')), means over the batch; the gradient flows into both
-    sides of the divergence, and the attack ascends it. `beta` is the paper's 1/lambda.
+    sides of the divergence, and the attack ascends it. `beta` is the paper's 1/lambda. The form
+    of Gowal et al. (2010.03593) is beta=5, label_smoothing=0.1 and attack.batch_norm=train.
 
     `forwards=3` computes the clean logits once more for the divergence, as the published code does:
     the same numbers, but the running statistics move once more.
@@ -23,17 +24,16 @@ class TRADES:
     forwards: Literal[2, 3] = 2
     label_smoothing: float = 0.0
 
-    views: ClassVar[int] = 1
     attack_loss: ClassVar[str] = "kl"
+    attacked: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if not 0 <= self.beta < float("inf"):
-            raise ValueError(f"beta={self.beta}: must be finite, 0 or above")
+        check_beta(self.beta)
         check_smoothing(self.label_smoothing)
 
     def __call__(
-        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, epoch: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The batch's mean loss, and the logits [B, K] of the adversarial images."""
         clean = model(x)

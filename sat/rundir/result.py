@@ -220,6 +220,8 @@ class RunResult(_Plain):
     activation: dict[str, Any] = field(default_factory=dict)  # option, arguments; swapped, gates
     attack: dict[str, Any] | None  # the training's: option, arguments
     objective: dict[str, Any] | None = None
+    regulariser: dict[str, Any] | None = None
+    weight_attack: dict[str, Any] | None = None
     choices: Choices  # what `auto` has chosen: threads, precision, ...
     steps: int  # updates taken
     skipped_steps: Count = 0  # something was not finite

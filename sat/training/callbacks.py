@@ -27,6 +27,7 @@ from sat.rundir.record import Run
 from sat.training.loop import Stream
 from sat.training.memory import starved
 from sat.training.overfitting import Overfitting, chance_of
+from sat.training.set_up import no_curvature, separate_batch_norm
 from sat.training.state import TrainState
 from sat.training.validation import Validated, validate
 
@@ -47,7 +48,8 @@ class Callbacks:
         self.facts = {"hash": spec.hash, "dataset": facts_of(data), "shape": shape_of(data)}
         self.best: dict[str, Any] | None = None
         # Without adversarial training the most robust weights are those that learned nothing.
-        self.selects = "clean" if isinstance(spec.attack, Clean) else "robust"
+        hardens = spec.objective.attacked is False  # by other means
+        self.selects = "clean" if isinstance(spec.attack, Clean) and not hardens else "robust"
         self.overfitting = Overfitting(chance_of(data.held_out.labels, len(data.classes)))
         self.alarms: list[dict[str, Any]] = []
         self.seconds = self.training_seconds = 0.0
@@ -209,19 +211,15 @@ class Callbacks:
 
     def _say_once(self, state: TrainState) -> None:
         """What a run is told of its set-up: once, however often it is resumed."""
-        name, size = "separate_batch_norm", self.world.size
         if not state.skips_on_device and state.step == 0:
             log.info(
                 "schedule.optimizer=%s: can't skip a step by itself that is not finite; the host"
                 " looks at each", state.plan.schedule.optimizer,
             )  # fmt: skip
-        if size == 1 or not state.local_statistics or any(a["name"] == name for a in self.alarms):
-            return
-        message = (
-            f"each of {size} processes normalises its own images of a batch: other weights than one"
-            " process would train, under the same name"
-        )
-        self._warn(state, Alarm(name, message, {"processes": size}))
+        told = {alarm["name"] for alarm in self.alarms}
+        for alarm in (separate_batch_norm(state), no_curvature(state, self.spec.activation())):
+            if alarm and alarm.name not in told:
+                self._warn(state, alarm)
 
     def _warn(self, state: TrainState, alarm: Alarm | None) -> None:
         """An alarm goes to the log, the trackers and, in the end, the result."""
@@ -282,6 +280,8 @@ class Callbacks:
             **more,
             "attack": chosen("attack"),
             "objective": chosen("objective"),
+            "regulariser": chosen("regulariser"),
+            "weight_attack": chosen("weight_attack"),
             "choices": state.plan.choices,
             "steps": state.step,
             "skipped_steps": state.skips.skipped,
@@ -317,6 +317,8 @@ class Callbacks:
                            "swapped": model.swap.swapped, "gates": list(model.swap.gates)},
             "attack": None,
             "objective": None,
+            "regulariser": None,
+            "weight_attack": None,
             "choices": {"threads": THREADS},
             "steps": 0,
             "images": 0,

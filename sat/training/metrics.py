@@ -13,7 +13,7 @@ Figures = Mapping[str, tuple[Tensor, Tensor]]  # of a step, by tag: a sum, and h
 class Stepped(Protocol):
     """What a step has computed, before its gradients are clipped."""
 
-    sums: Tensor  # [3]: loss, right answers and images, summed over the batch of all processes
+    sums: Tensor  # [4]: loss, right answers, a regulariser's error, images; of all processes
 
     def gradient_norm(self) -> Tensor: ...
 
@@ -25,7 +25,7 @@ class Metrics:
     before, of the steps that changed the weights."""
 
     def __call__(self, state: Stepped) -> Figures:
-        loss, right, images = state.sums.unbind()
+        loss, right, _, images = state.sums.unbind()
         return {"train/loss": (loss, images), "train/adversarial_accuracy": (right, images)}
 
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.attacks.base import Ball, frozen, input_gradient
+from sat.attacks.ball import Ball
+from sat.attacks.base import frozen, input_gradient
 from sat.attacks.outcomes import AttackOutcomes
 from sat.distributed import World
 from sat.evaluation.alarm import Alarm

@@ -1,19 +1,21 @@
 """Is the set-up sound? One batch tells, before hours of training do."""
 
 import logging
+import re
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
-from sat.attacks.base import Attack, check_attack, check_fields
+from sat.attacks.base import Attack, Loose, Replayed, check_attack, check_fields
 from sat.attacks.outcomes import Ensemble
 from sat.data import Loader
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
-from sat.objectives import Objective
+from sat.objectives import Method, Objective, Unperturbed
 from sat.rng import RowRng
 from sat.training.schedule import Schedule
 
@@ -24,10 +26,28 @@ def check_objective(attack: Attack, objective: Objective) -> None:
     """Raises Refused for a training whose objective and attack make no sense together."""
     with refusing("attack: "):
         check_fields(attack)
-    if objective.attack_loss != "ce" and not attack.eps:
+    told = ("views", "attack_loss", "attacked", "second_order")
+    if missing := [key for key in told if key not in dir(objective)]:
         raise Refused(
-            f"objective={type(objective).__name__.lower()}: compares adversarial with clean images,"
+            f"objective: {type(objective).__name__} lacks {' and '.join(missing)}; derive it from"
+            " sat.objectives.Objective, which says what goes without saying"
+        )
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(objective).__name__).lower()
+    if objective.attacked and not attack.eps:
+        raise Refused(
+            f"objective={name}: compares adversarial with clean images,"
             " and without an attack they are the same; write attack=pgd, or objective=adversarial"
+        )
+    if objective.attacked is False and attack.eps:
+        raise Refused(
+            f"objective={name}: looks at no adversarial image; write attack=none, or"
+            " objective=adversarial"
+        )
+    asked = "loss" in signature(type(attack)).parameters
+    if attack.eps and objective.attack_loss != "ce" and not asked:
+        raise Refused(
+            f"objective={name}: its attack ascends {objective.attack_loss}, and"
+            f" {type(attack).__name__} only {attack.loss}; write attack=pgd"
         )
 
 
@@ -65,6 +85,44 @@ def check_augment(loader: Loader) -> None:
         )
 
 
+def check_method(method: Method, schedule: Schedule) -> None:
+    """Raises Refused, naming the key, for what a schedule can't do with it."""
+    if method.second_order:
+        check_second_order(schedule)
+    unperturbed = isinstance(method.weight_attack, Unperturbed)
+    if isinstance(method.attack, Replayed) and not unperturbed:
+        raise Refused(
+            "weight_attack: moves the weights after the attack, and attack=free is the update's own"
+            " gradient; write weight_attack=none, or attack=pgd"
+        )
+    loose = isinstance(method.attack, Loose) and method.attack.update_statistics
+    if loose and schedule.grad_checkpointing:
+        raise Refused(
+            "schedule.grad_checkpointing=true: computes each forward of the attack twice, and with"
+            " attack.update_statistics=true both would move the statistics; write false for one"
+        )
+    if schedule.shard and not unperturbed:
+        raise Refused(
+            "schedule.shard=true: no process has whole weights to perturb; write"
+            " weight_attack=none, or schedule.shard=false"
+        )
+
+
+def check_second_order(schedule: Schedule) -> None:
+    """Raises Refused for what no gradient can be differentiated under."""
+    why = {
+        "compile": "torch differentiates no gradient of a compiled network",
+        "grad_checkpointing": "forwards that are computed again would move statistics again",
+        "shard": "weights are gathered for one backward pass, and this takes two",
+    }
+    for key, reason in why.items():
+        if (value := getattr(schedule, key)) not in (False, "auto"):
+            raise Refused(
+                f"schedule.{key}={value}: {reason}, as this objective or regulariser asks for;"
+                " write false"
+            )
+
+
 def check_processes(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool, size: int) -> None:
     """Raises Refused, naming the key, for what `size` processes can't do."""
     if schedule.sync_batch_norm and not on_gpu:
@@ -76,6 +134,11 @@ def check_processes(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool,
         raise Refused(
             "schedule.sync_batch_norm=true: with attack.batch_norm=train each step of the attack"
             " would wait for all processes; write attack.batch_norm=eval"
+        )
+    if isinstance(attack, Replayed) and size > 1:
+        raise Refused(
+            "attack=free: keeps a perturbation for each place of the batch, and a checkpoint has"
+            " those of one process alone; start one"
         )
     if schedule.graph is True and (not on_gpu or size > 1):
         raise Refused(

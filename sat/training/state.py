@@ -1,5 +1,6 @@
 """What a training holds: the network and all that a checkpoint must keep of it."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,13 +13,15 @@ from sat.acceleration.folding import Folded, Unfolded, fold
 from sat.acceleration.graph import Graph
 from sat.acceleration.precision import lay_out
 from sat.activations.surrogate import phased
+from sat.attacks.base import Replayed
 from sat.distributed import ALONE, Replicas, World, local_statistics, normed_by_attack
 from sat.errors import Diverged
-from sat.objectives import Objective
-from sat.rng import StepKey, generator_states, seed_of, set_generators
+from sat.objectives import Method
+from sat.rng import RowRng, StepKey, generator_states, seed_of, set_generators
 from sat.training.average import Average
 from sat.training.metrics import Metrics, Totals
 from sat.training.optimizer import build_optimizer, load_optimizer, set_rate, skips_on_device
+from sat.training.perturbation import Perturbation
 from sat.training.plan import Plan
 from sat.training.skips import REMEDY, Skips, Statistics
 
@@ -31,6 +34,21 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
 
 
+@runtime_checkable
+class Learning(Stateful, Protocol):
+    """What learns from the training's steps, in place and on the device."""
+
+    def settle(self, x: Tensor, batch: int) -> None:
+        """Makes room before a step on a batch of so many images like x; changes nothing later."""
+        ...
+
+    def learn(self, sums: Tensor, broken: Tensor) -> None:
+        """Told of a step, of all processes: loss, right answers, the regulariser's error and
+        images, summed up; and whether it was skipped. What it reads in a step it changes here
+        alone, so that parts and processes agree."""
+        ...
+
+
 class TrainState:
     """The network in training and what goes with it; `sat.training.step.update` moves it.
 
@@ -40,14 +58,19 @@ class TrainState:
     def __init__(
         self,
         model: nn.Module,
-        attack: Any,
-        objective: Objective,
+        method: Method,
         plan: Plan,
         world: World = ALONE,
         metrics: Metrics | None = None,
     ):
         choices, schedule = plan.choices, plan.schedule
-        self.attack, self.objective, self.plan, self.world = attack, objective, plan, world
+        self.plan, self.world = plan, world
+        method = copy.deepcopy(method)  # a memory belongs to one training
+        self.attack, self.objective = method.attack, method.objective
+        self.regulariser, self.weight_attack = method.regulariser, method.weight_attack
+        parts = self.attack, self.objective, self.regulariser, self.weight_attack
+        self.replayed = self.attack if isinstance(self.attack, Replayed) else None
+        self.learning = [part for part in parts if isinstance(part, Learning)]
         self.metrics = metrics or Metrics()
         self.device = device = next(model.parameters()).device
         model.autocast = DTYPES[choices["precision"]]
@@ -75,7 +98,8 @@ class TrainState:
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.key = StepKey(device)
         self.graph = Graph(bool(choices.get("graph")), self.key, self._clear, self._tell)
-        self.sums = torch.zeros(3, device=device)  # its loss, right answers and images
+        # Its sums: loss, right answers, the regulariser's error, images.
+        self.sums = torch.zeros(4, device=device)
         self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
         self.totals, self.skips = Totals(device), Skips(device)
         self.warmup = Warmup(bool(choices["compile"]))
@@ -84,14 +108,17 @@ class TrainState:
         # Lists, because a walk through the modules costs as much as all of the rest.
         self.parameters, buffers = [*model.parameters()], [*model.buffers()]
         self.statistics = Statistics(buffers)
+        self.perturbation = Perturbation(self.weight_attack, model)
         self.local_statistics = local_statistics(model)  # of batch norms that see own images alone
         self.recomputed = buffers if getattr(model, "recomputes", False) else []
         self._split()
 
     # what a step asks -----------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Writes what the host says of the step to come into memory of the device."""
+    def begin(self, x: Tensor) -> None:
+        """Writes what the host says of the step to come, on x, into memory of the device."""
+        for part in self.learning:
+            part.settle(x, self.objective.views * self.plan.schedule.batch_size)
         set_rate(self.optimizer, self.plan.rate(self.step))
         self.progress.fill_(self.step / self.plan.steps)
         self.number.fill_(self.step)
@@ -99,16 +126,20 @@ class TrainState:
         if not self.model.training:  # half a millisecond on a CPU
             self.model.train()
 
-    def parts(self, images: int) -> Iterator[tuple[Tensor, slice]]:
-        """The rows of each accumulation part in the whole batch, and their places in this process's
-        share of it; `images` are what could be read of that."""
-        rows, done = self.rows, 0
-        if images != sum(map(len, rows)):
-            count = max(1, min(len(rows), images // 2))  # batch norm takes no part of one image
-            rows = torch.cat(rows)[:images].tensor_split(count)
+    def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, RowRng]]:
+        """Images, labels and random numbers of each accumulation part of this process's share of a
+        batch; of several views each part has all of its images, first views first."""
+        views, rows, done = self.objective.views, self.rows, 0
+        x, y = (tensor.unflatten(0, (views, len(tensor) // views)) for tensor in (x, y))
+        if x.shape[1] != sum(map(len, rows)):  # some could not be read
+            count = max(1, min(len(rows), x.shape[1] // 2))  # batch norm takes no part of one image
+            rows = torch.cat(rows)[: x.shape[1]].tensor_split(count)
         for part in rows:
             if len(part):
-                yield part, slice(done, done := done + len(part))
+                own = slice(done, done := done + len(part))
+                size = self.plan.schedule.batch_size
+                of_views = torch.cat([part + view * size for view in range(views)])
+                yield x[:, own].flatten(0, 1), y[:, own].flatten(0, 1), RowRng(self.key, of_views)
 
     def attack_model(self, x: Tensor) -> nn.Module:
         """The network that the attack on x asks, with the weights of this moment: folded for eval
@@ -122,15 +153,33 @@ class TrainState:
         self._folded.follow()
         return self._attacked
 
-    def count(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
-        """Adds a part of the batch to the step's sums."""
+    def count(self, loss: Tensor, error: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Adds a part of the batch to the step's sums: its loss, and the regulariser's error."""
         labels = y if y.ndim == 1 else y.argmax(1)
         right = (logits.detach().argmax(1) == labels).sum()
-        self.sums += torch.stack([loss.detach() * len(y), right, torch.full_like(right, len(y))])
+        means = loss.detach() * len(y), error.detach() * len(y)
+        self.sums += torch.stack([means[0], right, means[1], torch.full_like(right, len(y))])
+
+    @property
+    def replays(self) -> int:
+        """How often a step takes its batch."""
+        return self.replayed.replays if self.replayed else 1
+
+    def learn(self, broken: Tensor) -> None:
+        """Lets all that learns know of the step."""
+        for part in self.learning:
+            part.learn(self.sums, broken)
 
     def weight(self, own: int, batch: int) -> float:
         """What the loss of `own` images counts among those of this process's part of a batch."""
-        return own / self.replicas.images(batch, self.plan.schedule.batch_size)
+        views = self.objective.views
+        images = self.replicas.images(batch // views, self.plan.schedule.batch_size)
+        return own / views / images
+
+    @property
+    def epoch(self) -> Tensor:
+        """How far the training is, in epochs [], on the device."""
+        return self.number * self.plan.epoch(1)
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -176,12 +225,14 @@ class TrainState:
     def put_back(self, generators: Mapping[str, Tensor]) -> None:
         """Stands again where the step began that an exception has ended, before its update."""
         set_generators(generators, self.device)
+        self.perturbation.end()
         self.statistics.put_back()
         self._clear()
 
     def _clear(self) -> None:
         """Forgets what a step leaves behind that has ended before its end."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.perturbation.standing = False
         scaler = self._new_scaler()  # it counts on the update that follows
         scaler.load_state_dict(self.scaler.state_dict())
         self.scaler, self.applying = scaler, False
@@ -232,6 +283,7 @@ class TrainState:
         named = {
             "average": self.average, "scaler": self.scaler, "metrics": self.totals,
             "skips": self.skips, "attack": self.attack, "objective": self.objective,
+            "regulariser": self.regulariser, "weight_attack": self.weight_attack,
         }  # fmt: skip
         return {name: part for name, part in named.items() if isinstance(part, Stateful)}
 

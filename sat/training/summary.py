@@ -13,9 +13,14 @@ def summary(config: Mapping[str, Any], facts: Mapping[str, Any], state: TrainSta
         data_line(facts["dataset"], facts["shape"]) + extra_words(config["dataset"]),
         model_line(config, state),
         swap_line(config, state.model.swap),
-        f"attack: {described(config, 'attack')}"
-        + f" (here {state.attack.loss})" * (config["attack"].get("loss") == "auto"),
+        "attack: "
+        + described(config, "attack").replace("loss=auto", f"loss=auto (here {state.attack.loss})"),
         f"objective: {described(config, 'objective')}",
+        *(
+            f"{group}: {described(config, group)}"
+            for group in ("regulariser", "weight_attack")
+            if config["choices"].get(group, "none") != "none"
+        ),
         f"augment: {described(config, 'augment')}",
         training_line(state),
         f"on: {state.device}"

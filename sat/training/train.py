@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sat.data.samplers import Epochs
 from sat.distributed import World, shared
 from sat.errors import Diverged, refusing
 from sat.models import Classifier, weights
-from sat.objectives import training_attack
+from sat.objectives import Method
 from sat.rundir import checkpoint
 from sat.rundir.record import Run
 from sat.rundir.result import RunResult
@@ -28,7 +29,7 @@ from sat.training.callbacks import Callbacks
 from sat.training.loop import fit
 from sat.training.optimizer import build_optimizer
 from sat.training.plan import Plan
-from sat.training.resume import check_state, facts_in
+from sat.training.resume import check_memories, check_state, facts_in
 from sat.training.state import TrainState
 from sat.training.summary import summary
 
@@ -40,7 +41,9 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     attack = spec.attack
     if spec.evaluate is None:
         preflight.check_objective(attack, spec.objective)
-        attack = training_attack(attack, spec.objective)
+        method = Method.of(spec)
+        preflight.check_method(method, spec.schedule)
+        attack = method.attack
         on_gpu = device.type == "cuda"
         preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
     with refusing("dataset."), world.in_turn():
@@ -75,8 +78,7 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
     kept = last_checkpoint(spec, run, model, callbacks.facts, world)
     plan = plan_of(spec, model, data, kept, world)
     model = shared(model, spec.schedule.sync_batch_norm, spec.attack, world)
-    attack = training_attack(spec.attack, spec.objective)
-    state = TrainState(model, attack, spec.objective, plan, world, spec.metrics)
+    state = TrainState(model, Method.of(spec), plan, world, spec.metrics)
     callbacks.resume(state, kept)
     rows, loader = torch.cat(state.rows).cpu(), loader_of(spec, data)
 
@@ -108,7 +110,12 @@ def last_checkpoint(
     spec: Spec, run: Run, model: Classifier, facts: dict[str, Any], world: World
 ) -> dict[str, Any] | None:
     """Where this training stood when it was stopped; None where it has not begun."""
-    check = lambda state: check_state(state, facts, model, spec.schedule)  # noqa: E731
+    method = Method.of(spec)
+
+    def check(state: dict[str, Any]) -> None:
+        check_state(state, facts, model, spec.schedule)
+        check_memories(state, method)
+
     return world.on_rank0(lambda: checkpoint.newest(run.checkpoints, check))
 
 
@@ -120,7 +127,8 @@ def plan_of(
 
     schedule, device, images = spec.schedule, next(model.parameters()).device, len(data.train)
     cost = multiply_adds(model, (data.channels, data.image_size, data.image_size))
-    new = lambda: choose(schedule, device, images, cost, depthwise(model))  # noqa: E731
+    chosen = replace(schedule, compile=False) if Method.of(spec).second_order else schedule
+    new = lambda: choose(chosen, device, images, cost, depthwise(model))  # noqa: E731
     choices = world.on_rank0(lambda: kept["choices"] if kept else new())
     if kept and len(kept["generators"]) != world.size:
         choices = {**choices, "threads": THREADS}  # these have another share of the cores

@@ -63,7 +63,7 @@ CASES = {
     "folder dropout one_cycle": [*FOLDER, *DROPOUT, "dataset.workers=0",
                                  "schedule.decay=one_cycle"],
     "digits trades norms, no tracker": [*DIGITS, *RESNET, "objective=trades", "schedule.ema=0.9",
-                                        "metrics=gradient_norm", "logger=[]"],
+                                        "weight_attack=awp", "metrics=gradient_norm", "logger=[]"],
     "sweep of 6, 2 workers": ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *DIGITS,
                               *RESNET, "evaluation.masking_checks=0", "seed=0,1,2,3,4,5"],
 }  # fmt: skip
