@@ -15,14 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.auto import bf16_pays
-<<<<<<< HEAD
 from sat.attacks.ball import Ball
 from sat.attacks.base import ball_of, frozen
-from sat.attacks.losses import LOSSES
-=======
-from sat.attacks.base import Ball, ball_of, frozen
 from sat.attacks.losses import LOSSES, ce
->>>>>>> fdc393e09de14dbdfa4b93dfa783f1a520dca464
 from sat.attacks.network import Network
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.attacks.pgd import PGD
