@@ -46,7 +46,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 SCALARS = {"seed": int, "device": str, "evaluate": str | None}
 BESIDE = ("sizes", "report")  # of experiments: what a sweep varies, and what is told of it
-PATHS = ("dataset.root", "dataset.path", "dataset.extra", "record.root", "model.weights")
+PATHS = "dataset.root dataset.path dataset.extra record.root model.weights model.pretrained".split()
 PARTIAL = ("activation",)  # built once a layer, by the model
 
 
@@ -82,6 +82,8 @@ class Spec:
             return {"weights": _file_digest(self.evaluate, "evaluate"), **told}
         if self.weights:
             told["model"]["weights"] = _file_digest(self.weights)
+        if isinstance(pretrained := self.config["model"].get("pretrained"), str):
+            told["model"]["pretrained"] = _file_digest(pretrained, "model.pretrained")
         if self.config["dataset"].get("extra"):
             with refusing("dataset."):
                 told["dataset"]["extra"] = self.parts["dataset"].extra_fingerprint()
@@ -123,6 +125,11 @@ class Spec:
         return self.config["evaluate"]
 
     @property
+    def recipe(self) -> str | None:
+        """The recipe that the run follows."""
+        return self.choices.get("recipe")
+
+    @property
     def experiment(self) -> str | None:
         """The experiment under which the run is asked for."""
         return self.choices.get("experiment")
@@ -142,7 +149,9 @@ class Spec:
             for section in SECTIONS
         }
         told["model"]["weights"] = self.weights
-        return {**self.config, **told}
+        told = {**self.config, **told}
+        told.pop("published", None)
+        return told
 
     @property
     def normalisation(self) -> dict[str, list[float]]:
@@ -185,7 +194,7 @@ def check(plain: Mapping[str, Any]) -> Spec:
     for group in NEUTRAL.keys() - plain.keys():  # a run from before there was the group
         choices[group] = NEUTRAL[group]
         plain[group] = yaml.safe_load((CONF / group / f"{NEUTRAL[group]}.yaml").read_text())
-    unknown(plain, [*SECTIONS, *SCALARS, *BESIDE, "logger"], "")
+    unknown(plain, [*SECTIONS, *SCALARS, *BESIDE, "logger", "published"], "")
     config: dict[str, Any] = {"choices": choices}
     for key, hint in SCALARS.items():
         config[key] = convert(plain.get(key), hint, key)
@@ -215,6 +224,8 @@ def check(plain: Mapping[str, Any]) -> Spec:
         settings[section] = told
     _check_dataset(parts["dataset"])
     parts["logger"], config["logger"] = _loggers(plain.get("logger"))
+    if plain.get("published") is not None:  # a recipe's, for the end of the run
+        config["published"] = plain["published"]
     return Spec(config["seed"], config["device"], parts, choices, config, settings)
 
 
@@ -310,7 +321,7 @@ def _value(given: Any, hint: Any, where: str) -> Built:
         built = _build(given, where)
         if not isinstance(built.part, part):
             raise Refused(f"{where}._target_={given['_target_']}: must be {part.__name__}")
-        word = _word(built.part, built.typed) if hint is not part else None
+        word = _word(built.part, built.settings) if str in get_args(hint) else None
         return built if word is None else Built(word, word, word)
     if isinstance(given, Mapping) and get_origin(hint) is dict:
         pairs = {key: _value(value, get_args(hint)[1], f"{where}.{key}") for key, value in
@@ -329,9 +340,11 @@ def _part(hint: Any) -> type | None:
     return next((c for c in classes if inspect.isclass(c) and c not in _SCALARS), None)
 
 
-def _word(built: Any, typed: Mapping[str, Any]) -> str | None:
-    """The word for a class of ours without settings, where a word may stand for a node."""
-    ours = type(built).__module__.startswith("sat.") and list(typed) == ["_target_"]
+def _word(built: Any, settings: Settings) -> str | None:
+    """The word for a class of ours as it comes, where a word may stand for a node."""
+    ours = type(built).__module__.startswith("sat.") and not settings.keys() - settings.usual - {
+        "_target_"
+    }
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(built).__name__).lower() if ours else None
 
 
@@ -444,6 +457,8 @@ def nearest(word: str, allowed: list[str]) -> str:
     """`did you mean x? allowed: x, y, z`, for the end of a line."""
     close = get_close_matches(word, allowed, 1, 0.5)
     listed = "allowed: " + (", ".join(allowed) or "none")
+    if close and len(listed) > 300:
+        return f"did you mean {close[0]}? {len(allowed)} are allowed, see --help"
     return f"did you mean {close[0]}? {listed}" if close else listed
 
 

@@ -239,7 +239,9 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
         if (eps := config["attack"].get("eps")) not in (None, dataset["eps"]):
             attack += f"-eps{eps:g}" if isinstance(eps, float) else f"-eps{eps}"
         epochs, ema = f"{config['schedule']['epochs']:g}ep", config["schedule"]["ema"]
-        parts += [attack, *_method(config, choices), f"{epochs}-ema{ema:g}" if ema else epochs]
+        swa = config["schedule"].get("swa_start")
+        average = f"-ema{ema:g}" if ema else f"-swa{swa:g}" if swa else ""
+        parts += [attack, *_method(config, choices), epochs + average]
         parts.append(f"s{config['seed']}")
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).lstrip("._-")[:120]
 

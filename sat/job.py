@@ -1,11 +1,12 @@
 """One job of a command line: from its composed config to what became of it."""
 
 import logging
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from sat import config, sweep
+from sat import config, identity, sweep
 from sat.config import Spec
 from sat.errors import Busy, Diverged, Fault, Lost, Refused, Stopped
 from sat.identity import digest
@@ -84,7 +85,10 @@ def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:
     if cfg.evaluate is None:
         for key in (lacks := [*sweep.lacking(choices)]):
             log.info("job %d has no %s: it is the baseline of those that have", at.job.num, key)
-        return config.check({**sweep.without(config.resolve(cfg), lacks), "choices": choices})
+        plain = {**sweep.without(config.resolve(cfg), lacks), "choices": choices}
+        if isinstance(told := plain.get("published"), Mapping):
+            plain["published"] = {**told, "overridden": overridden(plain, list(at.overrides.task))}
+        return config.check(plain)
     from sat.evaluation.reevaluate import reevaluated
 
     return reevaluated(cfg, choices, list(at.overrides.task))
@@ -100,8 +104,28 @@ def network_of(spec: Spec) -> str:
 
 def choices_of(at: Any) -> dict[str, str]:
     """The option of each group of a run, by Hydra's account."""
-    groups = {*config.SECTIONS, "experiment"}
+    groups = {*config.SECTIONS, "experiment", "recipe"}
     return {group: option for group, option in at.runtime.choices.items() if group in groups}
+
+
+# Groups and keys that a recipe leaves to its user.
+FREE = {"recipe", "seed", "device", "record", "logger", "evaluation", "evaluate", "published"}
+
+
+def overridden(plain: Mapping[str, Any], overrides: list[str]) -> list[str]:
+    """The words of a command line, of a sweep's job too, that change what a recipe says: all but
+    those that move no number of the training."""
+    changed = []
+    for word in overrides:
+        key = word.split("=", 1)[0].lstrip("+~")
+        group, _, name = key.partition(".")
+        node = plain.get(group)
+        silent: Mapping[str, Any] = {}
+        if name and isinstance(node, Mapping):
+            silent = identity.silent(config.target(node.get("_target_"), group))
+        if re.split("[@/.]", key)[0] not in FREE and silent.get(name) is not False:
+            changed.append(word)
+    return changed
 
 
 def one_experiment(at: Any, sweeping: bool) -> None:

@@ -77,6 +77,8 @@ CASES = {
     "elle-a": (PGD(20, 1), Adversarial(), {"accumulate": 3}, {"regulariser": AdaptiveELLE(10.0)}),
     "smoothing": (PGD(20, 1), Adversarial(0.1), {}),
     "average": (PGD(20, 1), Adversarial(), {"ema": 0.9}),
+    "ramp": (PGD(20, 1), Adversarial(), {"ema": 0.9, "ema_ramp": True, "ema_start": 0.1}),
+    "swa": (PGD(20, 1), Adversarial(), {"swa_start": 0.1}),
     "parts": (PGD(20, 1), Adversarial(), {"accumulate": 3}),
     "clip": (PGD(20, 1), Adversarial(), {"clip": 0.5}),
     "adamw": (PGD(20, 1), Adversarial(), {"optimizer": "adamw", "learning_rate": 0.01}),

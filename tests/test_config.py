@@ -14,9 +14,9 @@ from sat.errors import Refused
 from sat.identity import readable
 
 OPTIONS = {
-    "activation": 18, "augment": 7, "attack": 10, "model": 6, "dataset": 11, "schedule": 11,
+    "activation": 19, "augment": 7, "attack": 10, "model": 6, "dataset": 11, "schedule": 11,
     "objective": 5, "regulariser": 4, "weight_attack": 2, "validation": 2, "evaluation": 7,
-    "record": 1, "experiment": 14,
+    "record": 1, "experiment": 14, "recipe": 12,
     "sizes": 9, "sampler": 1, "logger": 3, "metrics": 2,
 }  # fmt: skip
 
@@ -108,7 +108,7 @@ def test_the_command_line_wins():
         ("schedule.milestones=[30,60]", ["schedule.milestones", "fractions"]),
         ("schedule.milestones=3", ["schedule.milestones=3", "a list"]),
         ("schedule.optimizer=sdg", ["schedule.optimizer=sdg", "sgd"]),
-        ("dataset.holdout=0", ["dataset.holdout=0"]),
+        ("dataset.holdout=-1", ["dataset.holdout=-1"]),
         ("dataset.eps=big", ["dataset.eps=big", "a number, in 1/255"]),
         ("record.keep=[first]", ["record.keep", "best"]),
         ("evaluation.restarts=0", ["evaluation.restarts=0"]),

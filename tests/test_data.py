@@ -81,7 +81,6 @@ def test_an_option_gives_every_argument_its_default(name):
     ("option", "wrong"),
     [
         (Digits, {"limit": 0}),
-        (Digits, {"holdout": 0}),
         (Digits, {"holdout": -0.1}),
         (Digits, {"holdout": 1.5}),
         (Digits, {"holdout": float("inf")}),
@@ -89,7 +88,7 @@ def test_an_option_gives_every_argument_its_default(name):
         (Digits, {"image_size": 0}),
         (Digits, {"crop": -1}),
         (ImageFolder, {"limit": -5}),
-        (ImageFolder, {"holdout": 0.0}),
+        (ImageFolder, {"holdout": -1.0}),
         (ImageFolder, {"image_size": 0}),
         (ImageFolder, {"workers": -1}),
         (TinyImageNet, {"crop": -1}),

@@ -47,7 +47,7 @@ def put(monkeypatch, later: type) -> None:
 
 LATER = (
     grown(PGD, ("momentum", float, 0.0), ("loss", str, "auto")),
-    grown(Schedule, ("swa_start", float, 1.0)),
+    grown(Schedule, ("sharpness", float, 1.0)),
     grown(Evaluation, ("bootstrap", int, 1000)),
 )
 
@@ -62,8 +62,8 @@ def test_an_option_that_is_added_with_a_default_moves_no_hash(monkeypatch):
         put(monkeypatch, later)
     after = [spec(*these) for these in overrides]
     assert [run.hash for run in after] == before
-    assert after[0].attack.momentum == 0 and "swa_start" in after[0].config["schedule"]
-    assert spec("+attack.momentum=0.5").hash != before[0] != spec("+schedule.swa_start=0.5").hash
+    assert after[0].attack.momentum == 0 and "sharpness" in after[0].config["schedule"]
+    assert spec("+attack.momentum=0.5").hash != before[0] != spec("+schedule.sharpness=0.5").hash
     assert spec("+evaluation.bootstrap=1").hash == before[0]
 
 

@@ -45,6 +45,8 @@ class Asked(Protocol):
     shard: bool
 
     @property
+    def cycles_momentum(self) -> bool: ...
+    @property
     def parts(self) -> int: ...
 
     def steps(self, images: int) -> int: ...
@@ -93,6 +95,7 @@ def is_small(batch_cost: float) -> bool:
 def _captured(schedule: Asked, device: torch.device, images: int, image_cost: int) -> bool:
     """Whether a step is taken as one graph: on a GPU that would wait for its launches."""
     possible = schedule.fused is not False and schedule.optimizer in FUSED
+    possible = possible and not schedule.cycles_momentum  # which a graph would hold fast
     if device.type != "cuda" or not possible or schedule.compile == "reduce-overhead":
         return False
     alone = not schedule.shard and processes()[1] == 1

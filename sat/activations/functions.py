@@ -318,3 +318,11 @@ class PSSiLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b = self.beta.abs().clamp(max=0.9)
         return _PSSiLU.apply(x, self.alpha.abs(), b / (b - 1))
+
+
+class Keep(nn.Module):
+    """Leaves a network the activations that it has, as pretrained weights want them: nothing is
+    put in their place."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()

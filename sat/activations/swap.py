@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from sat.activations.functions import Keep
+
 # ReLU6 is a Hardtanh to torch.
 _ACTIVATIONS = (
     *(nn.ReLU, nn.RReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU),
@@ -44,16 +46,17 @@ class SwapReport:
     """What a swap did: the places it filled, and the gates it left alone, as 'name (type)'.
 
     `called` is the number of swapped modules that ran in the proof (None before it): a network may
-    hold modules that it does not use.
+    hold modules that it does not use. `kept`: the places hold what was there.
     """
 
     places: tuple[str, ...]
     gates: tuple[str, ...]
     called: int | None = None
+    kept: bool = False
 
     @property
     def swapped(self) -> int:
-        return len(self.places)
+        return 0 if self.kept else len(self.places)
 
 
 def swap_activations(net: nn.Module, activation: Callable[[], nn.Module]) -> SwapReport:
@@ -63,7 +66,8 @@ def swap_activations(net: nn.Module, activation: Callable[[], nn.Module]) -> Swa
     modules; a place that is called several times in a forward (torchvision's `self.relu`) stays one
     module, so a learnable activation shares its parameter among those calls. An activation that is
     of the asked kind already is replaced like the others; where one works in place, so does
-    the new one if its input then needs no memory. `net` is changed in place.
+    the new one if its input then needs no memory. `net` is changed in place; `Keep` leaves it as it
+    is.
     """
     activations, gates = _kinds()
     found: list[tuple[nn.Module, str, str]] = []
@@ -75,17 +79,19 @@ def swap_activations(net: nn.Module, activation: Callable[[], nn.Module]) -> Swa
                 found.append((parent, key, name))
             elif isinstance(child, gates):
                 left.append(f"{name} ({type(child).__name__})")
-    for parent, key, _ in found:
+    kept = getattr(activation, "func", activation) is Keep
+    for parent, key, _ in found if not kept else ():
         new, old = activation().train(parent.training), getattr(parent, key)
         if isinstance(new, _READ_OUTPUT):
             new.inplace = getattr(old, "inplace", False)
         setattr(parent, key, new)
-    return SwapReport(tuple(name for *_, name in found), tuple(left))
+    return SwapReport(tuple(name for *_, name in found), tuple(left), kept=kept)
 
 
 def prove_swap(net: nn.Module, x: Tensor, report: SwapReport) -> SwapReport:
     """Run `net` once on `x` and raise ValueError if an activation is called outside the swapped
-    modules, naming the function and the innermost module that calls it.
+    modules, naming the function and the innermost module that calls it; none may, where they were
+    kept.
 
     The forward is in eval mode without gradients; modes and batch-norm statistics are as before.
     Returns the report with `called` and with the gates that are called
@@ -111,6 +117,9 @@ def prove_swap(net: nn.Module, x: Tensor, report: SwapReport) -> SwapReport:
         net.train()  # clears what some transformers cache in eval mode (LeViT's attention biases)
         for module, training in modes.items():
             module.training = training
+    gates = dict.fromkeys((*report.gates, *watch.gates))
+    if report.kept:
+        return replace(report, gates=tuple(gates), called=len(watch.called))
     if watch.missed:
         raise ValueError(f"name={_title(net)}: {watch.complaint()}; choose another model")
     if not watch.called:
@@ -118,7 +127,6 @@ def prove_swap(net: nn.Module, x: Tensor, report: SwapReport) -> SwapReport:
             f"name={_title(net)}: runs no activation that can be swapped ({report.swapped} such "
             "modules found); choose another model"
         )
-    gates = dict.fromkeys((*report.gates, *watch.gates))
     return replace(report, gates=tuple(gates), called=len(watch.called))
 
 

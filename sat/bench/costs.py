@@ -165,8 +165,9 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
         updates = spec.schedule.steps(sizes.train)
         seen, attack = updates * spec.schedule.batch_size, steps_of("attack", spec.attack)
         times = validations(spec.schedule, sizes.train, spec.validation.every)
-        each = asked * steps_of("validation", spec.validation.attack)
-        if spec.validation.attack.eps:  # the probe: gradients at the clean image and at the other
+        nets = 2 if spec.validation.weights == "either" else 1
+        each = nets * asked * steps_of("validation", spec.validation.attack)
+        if asked and spec.validation.attack.eps:  # the probe: two gradients
             each += 2 * -(-asked // -(-asked // PROBED))
     checkpoints = len(set(evaluation.checkpoints)) if trained else 1
     tested = checkpoints * min(evaluation.limit or sizes.test, sizes.test)
@@ -203,7 +204,7 @@ def state_bytes(model: nn.Module, schedule: Any) -> int | None:
         optimizer = build_optimizer(model, schedule)
     size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
     weights = size([*model.parameters(), *model.buffers()])
-    total = weights * (2 if schedule.ema else 1) + size(model.parameters())
+    total = weights * (2 if schedule.averages else 1) + size(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     try:
@@ -246,7 +247,7 @@ _COSTS: dict[str, Cost] = {}
 def cost_of(spec: Spec, sizes: Sizes) -> Cost:
     """Counted once for all runs of a sweep that share network, activation, images and optimiser."""
     config, schedule = spec.config, spec.schedule
-    rest = [config["model"], config["activation"], schedule.optimizer, schedule.ema > 0]
+    rest = [config["model"], config["activation"], schedule.optimizer, schedule.averages]
     key = json.dumps([*rest, schedule.grad_checkpointing, sizes.classes, *sizes.shape])
     if key not in _COSTS:
         model = build(spec, sizes, "meta")

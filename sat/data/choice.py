@@ -1,6 +1,6 @@
 """Which images are trained on and which are held out: exact stratified choices."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ def check_choice(limit: int | None, holdout: float) -> None:
     """Refuse a `limit` or `holdout` that suits no set."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: write a number of training images, or null for all")
-    if not holdout > 0 or (holdout > 1 and not float(holdout).is_integer()):
+    if not holdout >= 0 or (holdout > 1 and not float(holdout).is_integer()):
         raise ValueError(
             f"holdout={holdout:g}: write a fraction of the training images (0.1) or a whole number "
-            "of them; 0 is refused because the best checkpoint is chosen on held-out images"
+            "of them; 0 trains on all, and chooses no best checkpoint"
         )
 
 
@@ -75,17 +75,23 @@ def split_part(split: Any, limit: int | None) -> Tensor:
 
 def held_out_count(holdout: float, images: int) -> int:
     """How many images `holdout` means, given that many training images."""
-    return int(holdout) if holdout >= 1 else max(round(holdout * images), 1)
+    return int(holdout) if holdout >= 1 or holdout == 0 else max(round(holdout * images), 1)
+
+
+Place = Literal["drawn", "first", "last"]
 
 
 def split_training(
-    labels: Tensor, limit: int | None, holdout: float, seed: int
+    labels: Tensor, limit: int | None, holdout: float, seed: int, place: Place = "drawn"
 ) -> tuple[Tensor, Tensor]:
-    """Ascending indices of the images to train on and of those held out of them.
+    """Ascending indices of the images to train on and of those held out of them, which may be the
+    set's `first` or `last`. None are with holdout=0.
 
-    At least one image of every class is in each. The seed moves the held-out part, never the
-    choice that `limit` makes. `ValueError` where the images do not suffice.
+    Of drawn ones at least one image of every class is in each part, and the seed moves them, never
+    the choice that `limit` makes. `ValueError` where the images do not suffice.
     """
+    if holdout == 0:
+        return take_limit(labels, limit), torch.empty(0, dtype=torch.int64)
     sizes = torch.bincount(labels)
     scarce = int(sizes.argmin())
     if sizes[scarce] < 2:
@@ -102,6 +108,10 @@ def split_training(
             f"holdout={holdout:g}: {count} of {len(chosen)} training images; at least one of each "
             f"of the {len(sizes)} classes must be held out, and one must remain"
         )
+    if place != "drawn":
+        ends = torch.arange(len(chosen)) < count
+        held = ends if place == "first" else ends.flip(0)
+        return chosen[~held], chosen[held]
     generator = torch.Generator().manual_seed(seed_of(seed, "held-out"))
     held_out = stratified(labels[chosen], count, generator, least=1, spare=1)
     remains = torch.ones(len(chosen), dtype=torch.bool)

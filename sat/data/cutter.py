@@ -8,12 +8,25 @@ from sat.data.batches import Batch, sent
 from sat.rng import RowRng
 
 
-class Cutter:
-    """Cuts images out of uint8 pixels [N, C, S, S], at random where a batch asks for it."""
+def mirrored(images: Tensor, width: int) -> Tensor:
+    """Images whose edges are mirrored, the outermost pixel once (torch has that for no uint8).
+    Raises ValueError for a width that they have not."""
+    last = images.shape[-1] - 1
+    if width > last:
+        raise ValueError(f"crop={width}: images of {last + 1} pixels mirror {last} at most")
+    places = torch.arange(-width, last + 1 + width, device=images.device).abs()
+    places = last - (last - places).abs()
+    return images[:, :, places][:, :, :, places]
 
-    def __init__(self, images: Tensor, crop: int, flip: bool):
+
+class Cutter:
+    """Cuts images out of uint8 pixels [N, C, S, S], at random where a batch asks for it: around
+    them are `crop` pixels, black or mirrored at the edge (`reflect`)."""
+
+    def __init__(self, images: Tensor, crop: int, flip: bool, reflect: bool = False):
         self.crop, self.flip = crop, flip
-        size, padded = images.shape[-1], F.pad(images, [crop] * 4)
+        padded = mirrored(images, crop) if reflect else F.pad(images, [crop] * 4)
+        size = images.shape[-1]
         # a view [N, C, 2 crop + 1, 2 crop + 1, S, S]: the second pair says where the window begins
         self._windows = padded.unfold(2, size, 1).unfold(3, size, 1)
 

@@ -5,15 +5,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sat.arguments import check_choices
 from sat.data.batches import Batch, sent
-from sat.data.choice import check_choice, split_training
+from sat.data.choice import Place, check_choice, split_training
 from sat.data.cutter import Cutter
 from sat.data.extra import fingerprint_of, with_extra
 from sat.data.fingerprint import of
@@ -25,15 +26,22 @@ class MemorySplit:
 
     in_order = False
 
-    def __init__(self, images: Tensor, labels: Tensor, crop: int = 0, flip: bool = False):
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        crop: int = 0,
+        flip: bool = False,
+        reflect: bool = False,
+    ):
         """`images` uint8 [N, C, S, S] on the device that batches are made on, `labels` anywhere.
 
-        With a batch's key each image is padded with `crop` black pixels and cut to its size again
-        at random, and mirrored with probability 1/2 if `flip`.
+        With a batch's key each image is padded with `crop` pixels (see `Cutter`) and cut to its
+        size again at random, and mirrored with probability 1/2 if `flip`.
         """
         self.labels = labels.cpu()
         self._labels = labels.to(images.device)
-        self._cut = Cutter(images, crop, flip)
+        self._cut = Cutter(images, crop, flip, reflect)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,9 +75,11 @@ class MemorySet(ABC):
     """What all small sets share; a subclass says in `load` where the arrays come from."""
 
     limit: int | None = None  # training images in use, the held-out ones among them
-    holdout: float = 0.01  # fraction of them, or how many
+    holdout: float = 0.01  # fraction of them, or how many; 0: none, and no `best`
+    holdout_from: Place = "drawn"  # or the first, or the last of them
     image_size: int | None = None  # None: as stored; else resized once (bilinear, antialiased)
     crop: int = 4  # pixels of padding for the random crop
+    pad: Literal["black", "reflect"] = "black"
     flip: bool = True  # random mirror images
     # an .npz file of further training images, and what share of each batch they are; see `extra`
     extra: str | None = field(default=None, metadata={"identity": False})
@@ -79,6 +89,7 @@ class MemorySet(ABC):
     fixed = False  # whether the images are always the same, so that a name is enough
 
     def __post_init__(self):
+        check_choices(self)
         check_choice(self.limit, self.holdout)
         if self.image_size is not None and not 1 <= self.image_size <= 1024:
             raise ValueError(
@@ -104,7 +115,8 @@ class MemorySet(ABC):
 
     def __call__(self, device: torch.device, seed: int) -> Data:
         arrays = self.load()
-        train, held_out = split_training(arrays.train_labels, self.limit, self.holdout, seed)
+        given = self.limit, self.holdout, seed, self.holdout_from
+        train, held_out = split_training(arrays.train_labels, *given)
         mean, std = _moments(arrays.train)
 
         def part(images: Tensor, labels: Tensor, *augmentation) -> MemorySplit:
@@ -119,14 +131,15 @@ class MemorySet(ABC):
             image_size=self.image_size or arrays.train.shape[-1],
             mean=mean,
             std=std,
-            train=part(*chosen, self.crop, self.flip),
+            train=part(*chosen, self.crop, self.flip, self.pad == "reflect"),
             held_out=part(*held),
             test=part(arrays.test, arrays.test_labels),
             canonical=self.canonical,
         )
         if self.extra is None:
             return data
-        cut = lambda pixels: Cutter(pixels, self.crop, self.flip)  # noqa: E731
+        edge = self.pad == "reflect"
+        cut = lambda pixels: Cutter(pixels, self.crop, self.flip, edge)  # noqa: E731
         return with_extra(data, self.extra, self.extra_fraction, device, cut)
 
 

@@ -94,6 +94,7 @@ def places_of(own: dict[str, Any]) -> set[str]:
 def composed(cfg: Any, own: dict[str, Any], choices: dict[str, str], overrides: list[str]):
     """The run's config with the command line's evaluation, which follows the run's dataset."""
     under = {key: own[key] for key in [*SECTIONS, *SCALARS] if key in own}
+    under |= {"published": own.get("published")}  # of the recipe that it follows
     under |= {"model": without_weights(own["model"])}  # they are in the run's checkpoints
     for key in ("evaluation", "record", "device", "evaluate"):
         under.pop(key, None)

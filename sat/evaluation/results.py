@@ -20,6 +20,7 @@ from sat.evaluation import curves
 from sat.evaluation.evaluator import Evaluator
 from sat.evaluation.masking_checks import square_alarm
 from sat.evaluation.measure import accuracy
+from sat.evaluation.reproduction import Published, beside
 from sat.evaluation.settings import Evaluation
 from sat.evaluation.store import changes, taken
 from sat.loggers.screen import percent, table
@@ -51,10 +52,12 @@ def finished(spec: Spec) -> RunResult | None:
     Raises Fault for a run that failed: it would fail again.
     """
     directory = Path(spec.record.root) / spec.name
-    unaveraged = spec.evaluate is not None or not spec.schedule.ema
+    Published.of(spec.config.get("published"))
+    unaveraged = spec.evaluate is not None or not spec.schedule.averages
     if LAST_RAW in spec.evaluation.checkpoints and unaveraged:
         raise Refused(
-            "evaluation.checkpoints=[last_raw]: the run averages no weights (schedule.ema=0);"
+            "evaluation.checkpoints=[last_raw]: the run averages no weights (schedule.ema,"
+            " schedule.swa_start);"
             " write last"
         )
     if spec.record.fresh:
@@ -69,6 +72,7 @@ def finished(spec: Spec) -> RunResult | None:
     note = " (the program's code has changed since)" if changed else ""
     log.info("%s: is finished%s; record.fresh=true runs it again", directory, note)
     tell(result)
+    compare(spec, result)
     return result
 
 
@@ -120,6 +124,7 @@ def conclude(
     run.write_result(result)
     run.drop_checkpoints(spec.record.keep)
     tell(result)
+    compare(spec, result)
     log.info("\nresults in %s", run.directory)
     if spec.evaluation.curves:
         log.info("figures and data of the curves in %s", run.directory / "curves")
@@ -358,6 +363,13 @@ def tell(result: RunResult) -> None:
 
 
 _BALL = {"l2": " L2", "l1": " L1"}  # what is said beside an eps that is not of L-inf
+
+
+def compare(spec: Spec, result: RunResult) -> None:
+    """The published numbers of the run's recipe beside its own."""
+    if (published := Published.of(spec.config.get("published"))) is not None:
+        name, root = spec.recipe or "given", Path(spec.record.root)
+        log.info("\n%s", beside(name, published, result, root))
 
 
 def summary(result: RunResult) -> str:

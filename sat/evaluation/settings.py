@@ -93,14 +93,22 @@ class Evaluation:
 @dataclass(frozen=True)
 class Validation:
     """How `best` is chosen: an attack on the held-out images, or on `limit` of them, every so many
-    epochs."""
+    epochs.
+
+    Where a run averages its weights, `best` is an average, or, with `weights=either`, the better of
+    both, which costs a second measurement. Of equals the one with more clean accuracy is kept, then
+    the earlier one; with `ties=later` the later one at once.
+    """
 
     attack: Any = None
     every: float = 1.0
     batch_size: int = field(default=256, metadata={"identity": False})
     limit: int | None = None
+    weights: Literal["average", "either"] = "average"
+    ties: Literal["earlier", "later"] = "earlier"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not 0 < self.every < math.inf:
             raise ValueError(f"every={self.every}: is a number of epochs above 0")
         for key in ("batch_size", "limit"):

@@ -11,12 +11,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from sat.arguments import check_choices
+from sat.models.files import read_tensors
+from sat.models.initialisation import Init, initialise
+from sat.models.preactivation import pad_right, raw_shortcuts
 from sat.models.stems import Stem, fit_stem, stem_convolution
 
 _BLOCKS = {  # a stage, by depth
@@ -57,6 +60,7 @@ class ResNet:
     cardinality: int = 1
     base_width: int = 64
     stem: Stem = "auto"
+    init: Init = "timm"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -87,7 +91,7 @@ class ResNet:
         widths = _widened((64, 128, 256, 512), self.width)
         groups = {"cardinality": self.cardinality, "base_width": self.base_width}
         net = _resnet(block, _BLOCKS[self.depth], widths, channels, classes, **groups)
-        return fit_stem(net, self.stem, image_size)
+        return initialise(fit_stem(net, self.stem, image_size), self.init)
 
 
 @dataclass(frozen=True)
@@ -117,15 +121,22 @@ class CifarResNet:
 
 @dataclass(frozen=True)
 class PreActResNet:
-    """ResNet v2 (He et al., 2016, "Identity Mappings"): batch norm and activation come first."""
+    """ResNet v2 (He et al., 2016, "Identity Mappings"): batch norm and activation come first.
+
+    A shortcut that changes width takes the activated input, or the raw one (Wong et al. 2020).
+    """
 
     depth: int = 18
     width: float = 1.0
     stem: Stem = "auto"
+    shortcut: Literal["activated", "raw"] = "activated"
+    init: Init = "timm"
 
     def __post_init__(self) -> None:
         check_choices(self)
         _check_depth(self.depth, (18, 34, 50, 101, 152))
+        if self.shortcut == "raw" and self.depth not in _BASIC:
+            raise ValueError("shortcut=raw: is of basic blocks; write depth=18 or depth=34")
         _widened((64,), self.width, multiple=8)
 
     def __call__(self, channels: int, classes: int, image_size: int) -> nn.Module:
@@ -133,7 +144,9 @@ class PreActResNet:
         stem, *stages = _widened((64, 64, 128, 256, 512), self.width, multiple=8)
         stages = stages if basic else [4 * c for c in stages]
         net = _resnet_v2(_BLOCKS[self.depth], stages, stem, channels, classes, basic)
-        return fit_stem(net, self.stem, image_size)
+        if self.shortcut == "raw":
+            raw_shortcuts(net)
+        return initialise(fit_stem(net, self.stem, image_size), self.init)
 
 
 @dataclass(frozen=True)
@@ -141,13 +154,21 @@ class WideResNet:
     """Wide ResNet (Zagoruyko and Komodakis, 2016): WRN-28-10 is depth=28, width=10.
 
     depth is 6n + 4; three pre-activation stages of 16, 32, 64 times `width` channels after a 3x3
-    stem of 16. WRN-28-10 on CIFAR-10 has the published 36,479,194 parameters.
+    stem of 16. WRN-28-10 on CIFAR-10 has the published 36,479,194 parameters. `padding=same` pads a
+    strided convolution at the right and below alone, and `norm_momentum` is batch norm's, as Gowal
+    et al. (2020) have both.
     """
 
     depth: int = 28
     width: float = 10.0
+    init: Init = "timm"
+    padding: Literal["symmetric", "same"] = "symmetric"
+    norm_momentum: float = 0.1
 
     def __post_init__(self) -> None:
+        check_choices(self)
+        if not 0 < self.norm_momentum <= 1:
+            raise ValueError(f"norm_momentum={self.norm_momentum}: above 0, up to 1")
         if self.depth < 10 or self.depth % 6 != 4:
             raise ValueError(
                 f"depth={self.depth}: not of the form 6n + 4; choose 10, 16, 28, 34 or 70"
@@ -158,7 +179,13 @@ class WideResNet:
         blocks = ((self.depth - 4) // 6,) * 3
         stages = _widened((16, 32, 64), self.width, multiple=8)
         net = _resnet_v2(blocks, stages, 16, channels, classes, basic=True)
-        return fit_stem(net, "small", image_size)
+        net = fit_stem(net, "small", image_size)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = self.norm_momentum
+        if self.padding == "same":
+            pad_right(net)
+        return initialise(net, self.init, zero_bias=True)
 
 
 @dataclass(frozen=True)
@@ -203,14 +230,19 @@ class EfficientNet:
 @dataclass(frozen=True)
 class Timm:
     """Any model timm knows, by name. A transformer gets the dataset's image size where it takes
-    one. With `pretrained` the weights are downloaded, and stem=auto keeps their stem."""
+    one. With `pretrained` the weights are downloaded, or come from a file of timm's weights for
+    this network, and stem=auto keeps their stem; a classifier of other classes begins anew.
+    `drop_path` is the stochastic depth of the last block; 0 is none."""
 
     name: str = "resnet18"
-    pretrained: bool = False
+    pretrained: bool | str = False
     stem: Stem = "auto"
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path={self.drop_path}: is a probability, from 0 to below 1")
 
     def __call__(self, channels: int, classes: int, image_size: int) -> nn.Module:
         import timm
@@ -223,21 +255,32 @@ class Timm:
             net = self._create(channels, classes, image_size)
         except Exception as error:  # a download fails in many ways, and so do timm's constructors
             reason = (str(error) or type(error).__name__).splitlines()[0]
+            if isinstance(self.pretrained, str):
+                raise ValueError(f"pretrained={self.pretrained}: {reason}") from error
+            if "drop_path_rate" in reason:
+                raise ValueError(
+                    f"drop_path={self.drop_path}: {self.name} has none; write drop_path=0"
+                ) from error
             if self.pretrained:
                 raise ValueError(
                     f"pretrained=true: no weights for {self.name} ({reason}); check the network "
-                    "and the name's tag, or write pretrained=false and give a file as weights"
+                    "and the name's tag, or write a file of its weights in place of true"
                 ) from error
             raise ValueError(
                 f"name={self.name}: timm cannot build it for images of {image_size} pixels "
                 f"({reason}); choose another image size or another model"
             ) from error
-        return fit_stem(net, self.stem, image_size, self.pretrained)
+        return fit_stem(net, self.stem, image_size, bool(self.pretrained))
 
     def _create(self, channels: int, classes: int, image_size: int) -> nn.Module:
         import timm
 
-        given = {"pretrained": self.pretrained, "num_classes": classes, "in_chans": channels}
+        given: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+        given |= {"pretrained": bool(self.pretrained)}
+        if isinstance(self.pretrained, str):  # timm would unpickle whatever is in a file
+            given |= {"pretrained_cfg_overlay": {"state_dict": read_tensors(self.pretrained)}}
+        if self.drop_path:
+            given |= {"drop_path_rate": self.drop_path}
         try:
             return timm.create_model(self.name, img_size=image_size, **given)
         except TypeError as error:

@@ -153,9 +153,10 @@ def _descriptions(recipe: Mapping[str, Any], model: Classifier) -> Iterator[dict
     if pair[0] == "SurrogateReLU":  # what is trained with it is a ReLU network
         pair = ("ReLU", {})
     name = next((name for name, made in _NAMED.items() if made == pair), None)
-    if recipe["model"]["_target_"].rpartition(".")[2] == "Timm" and name:
+    if recipe["model"]["_target_"].rpartition(".")[2] == "Timm" and (name or pair[0] == "Keep"):
         architecture = recipe["model"]["name"].partition(".")[0]
-        yield {"architecture": architecture, "model_args": {"act_layer": name}, **described}
+        given = {"act_layer": name} if name else {}
+        yield {"architecture": architecture, "model_args": given, **described}
     yield {"architecture": "sat", "model_args": {"recipe": recipe}, **described}
 
 

@@ -1,23 +1,27 @@
 """Stems: small images keep their size, large ones are halved twice."""
 
 import logging
+import math
 from typing import Literal
 
 from torch import nn
 
 log = logging.getLogger("sat")
-Stem = Literal["auto", "small", "large"]
+Stem = Literal["auto", "small", "large", "conv"]
 
 
 def fit_stem(net: nn.Module, stem: Stem, image_size: int, pretrained: bool = False) -> nn.Module:
     """Give `net` the stem asked for, in place: small is a 3x3 convolution of stride 1 without
     pooling, large what the family has. auto is small for images of at most 64 pixels, and large
     for pretrained weights or where this function knows no small one. A small stem that would lose
-    pretrained weights is refused.
+    pretrained weights is refused. conv is a stack of 3x3 convolutions in the place of large
+    patches, for ConvNeXt and ViT; it begins anew.
     """
     from timm.models.resnet import ResNet
     from timm.models.resnetv2 import ResNetV2
 
+    if stem == "conv":
+        return _convolutional(net)
     if stem == "large" or (stem == "auto" and (pretrained or image_size > 64)):
         return net
     if isinstance(net, ResNet):
@@ -38,6 +42,44 @@ def fit_stem(net: nn.Module, stem: Stem, image_size: int, pretrained: bool = Fal
             " %d pixels; dataset.image_size=224 enlarges them", type(net).__name__, image_size,
         )  # fmt: skip
     return net
+
+
+def _convolutional(net: nn.Module) -> nn.Module:
+    """ConvStem (Singh et al. 2023, as ConvNeXt-T-CvSt and ViT-S-CvSt have it): each 3x3 convolution
+    of stride 2 doubles the channels, with layer norm and activation after it; a ViT's ends in a 1x1
+    one."""
+    from timm.models.convnext import ConvNeXt
+    from timm.models.vision_transformer import VisionTransformer
+
+    if isinstance(net, ConvNeXt):
+        first, last = net.stem[0], next(m for m in net.stem[::-1] if isinstance(m, nn.Conv2d))
+        stride = math.prod(m.stride[0] for m in net.stem if isinstance(m, nn.Conv2d))
+        net.stem = _stack(first.in_channels, last.out_channels, stride)
+    elif isinstance(net, VisionTransformer):
+        patches = net.patch_embed.proj
+        stack = _stack(patches.in_channels, patches.out_channels, patches.stride[0])
+        width = patches.out_channels
+        net.patch_embed.proj = nn.Sequential(*stack, nn.Conv2d(width, width, 1))
+    else:
+        raise ValueError(
+            f"stem=conv: not known for {type(net).__name__}, only for ConvNeXt and ViT; write"
+            " stem=auto"
+        )
+    return net
+
+
+def _stack(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    from timm.layers import LayerNorm2d
+
+    layers: list[nn.Module] = []
+    halvings = stride.bit_length() - 1
+    if stride < 4 or 2**halvings != stride or outputs % stride:
+        raise ValueError(f"stem=conv: no patches of {stride} pixels; they must be of 4, 8, 16, ...")
+    for left in reversed(range(halvings)):
+        width = outputs >> left
+        layers += [nn.Conv2d(inputs, width, 3, 2, 1), LayerNorm2d(width), nn.GELU()]
+        inputs = width
+    return nn.Sequential(*layers)
 
 
 def _shrink(owner: nn.Module, name: str, pools: tuple[str, ...], pretrained: bool) -> None:

@@ -1,11 +1,9 @@
 """Models from specs, and weights from files: nothing but tensors is ever unpickled."""
 
-import json
 import logging
 import re
-import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,10 @@ from torch import Tensor
 from sat.errors import Refused, refusing
 from sat.identity import SECTIONS
 from sat.models.classifier import Classifier, assemble
+from sat.models.files import read_file, state_dicts
 from sat.rundir import checkpoint
 from sat.rundir.record import weights_file
-from sat.rundir.untrusted import check_sums, read_sections
+from sat.rundir.untrusted import read_sections
 
 log = logging.getLogger("sat")
 Tensors = Mapping[str, Tensor]
@@ -28,12 +27,6 @@ _HELPER = re.compile(r"(^|\.)(criterion|loss\w*|metrics?|attacker|optimizer)\.")
 _AVERAGE = re.compile("average|avg|ema|swa")
 _MEAN = re.compile(r"(?!running).*(mean|(^|_)mu($|_))")
 _STD = re.compile(r"(?!running).*(std|sigma)")
-
-# How torch says that a pickle is more than tensors. Operands from 140 on are of pickle protocols 4
-# and 5, in which torch itself writes nothing.
-_OBJECTS = re.compile(
-    r"GLOBAL (\S+)|(TorchScript)|operand 1[45]\d|Can only (?:create|build)|call reduce"
-)
 
 
 def shape_of(data: Any) -> dict[str, Any]:
@@ -88,7 +81,7 @@ def load_weights(
     """
     own = model.backbone.state_dict()
     try:
-        state = _read(weights_file(place))
+        state = read_file(weights_file(place))
         name, prefix, tensors = _find(state, own)
         weights = {key: tensors[prefix + key] for key in own if prefix + key in tensors}
         placed = {prefix + key for key in weights}
@@ -125,44 +118,11 @@ def load_evaluated(model: Classifier, spec: Any, image_size: int) -> None:
         )
 
 
-def _read(path: Path) -> Any:
-    """What a file holds, tensors on the CPU. Raises ValueError for a file without weights."""
-    try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        with warnings.catch_warnings():  # two that come before a refusal, which is told below
-            check_sums(path)
-            warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch and safetensors raise many kinds
-        text = str(error).split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
-        if found := _OBJECTS.search(text):
-            what = found[1] or found[2] or "a plain pickle"
-            raise ValueError(
-                f"holds objects other than tensors ({what}), and is not loaded, since that could "
-                "run code; save model.state_dict() with torch.save where the file is from"
-            ) from None
-        reason = text.splitlines()[0][:120] if " " in text else "it can't be read"
-        raise ValueError(f"is damaged, or is no file of weights ({reason})") from None
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors; an export of this program keeps its normalisation beside them."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-        scale = json.loads((file.metadata() or {}).get("normalisation", "{}"))
-    return tensors | {key: torch.tensor(values) for key, values in scale.items()}
-
-
 def _find(state: Any, own: Tensors) -> tuple[str, str, Tensors]:
     """The state dict within `state` that has most of the network's keys, with its name and the
     prefix of those keys. Of several that have as many, averages come first."""
     wanted = {key for key in own if not key.endswith(_COUNTERS)}
-    found = [(name, *_prefix(held, wanted), held) for name, held in _state_dicts(state)]
+    found = [(name, *_prefix(held, wanted), held) for name, held in state_dicts(state)]
     most = max((count for _, count, *_ in found), default=0)
     if not most:
         there = _listed([key for *_, held in found for key in held]) or type(state).__name__
@@ -171,16 +131,6 @@ def _find(state: Any, own: Tensors) -> tuple[str, str, Tensors]:
         )
     fitting = [(name, prefix, held) for name, count, prefix, held in found if count == most]
     return min(fitting, key=lambda fit: not _AVERAGE.search(fit[0].lower()))
-
-
-def _state_dicts(state: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensors]]:
-    """Every mapping of names to tensors in `state`, itself included; a file may hold itself."""
-    if not isinstance(state, Mapping) or depth > 4:
-        return
-    if held := {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}:
-        yield name, held
-    for key, value in state.items():
-        yield from _state_dicts(value, f"{name}.{key}".lstrip("."), depth + 1)
 
 
 def _prefix(names: Iterable[str], wanted: Collection[str]) -> tuple[int, str]:

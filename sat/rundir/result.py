@@ -163,6 +163,7 @@ class CheckpointResult(_Plain):
     epoch: float
     selected_by: str | None = None  # of `best`: "robust accuracy on held-out training images"
     held_out: dict[str, Any] | None = None  # of `best`: its accuracies there, clean and robust
+    of: str | None = None  # of `best`, where a run averages: it is the average, or the weights
     clean: AttackResult | None = None
     robust: dict[str, AttackResult] = field(default_factory=dict)
     curves: dict[str, CurveResult] = field(default_factory=dict)
@@ -269,8 +270,9 @@ class RunResult(_Plain):
         return replace(self, alarms=[*kept, *new])
 
     def same_weights_as(self, which: str) -> str | None:
-        """The other of `last` and `best`, where it is of the same step."""
-        if self.best is None or self.best.step != self.last.step:
+        """The other of `last` and `best`, where it is of the same step, and as much averaged."""
+        best = self.best
+        if best is None or best.step != self.last.step or best.of == "weights":
             return None
         return {LAST: BEST, BEST: LAST}.get(which)
 

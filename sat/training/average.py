@@ -1,37 +1,107 @@
 """The average of the weights, which is what is measured where a run has one."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Local = Callable[[list[Tensor]], list[Tensor]]
 
 
+@dataclass(frozen=True)
+class Averaging:
+    """How weights are averaged: each update by `decay` of the average and the rest of the weights,
+    or, where `decay` is 0, all updates alike (SWA, Izmailov et al. 2018, who take one an epoch).
+
+    Up to update `start`, and at least once, the average is a copy of the weights. With `ramp` the
+    decay is min(decay, (1 + t) / (10 + t)) in averaged update t, from 0, and batch norm's
+    statistics are the model's own (Rebuffi et al. 2021); so they are for SWA, which estimates them
+    anew when it is measured. Else they are averaged like weights.
+    """
+
+    decay: float
+    ramp: bool = False
+    start: int = 0
+
+    @property
+    def copies_buffers(self) -> bool:
+        return self.ramp or not self.decay
+
+    def share(self, done: Tensor) -> Tensor:
+        """What the new weights count in an update when `done` made the average, of which the first
+        was a copy; 0-dim, on the device."""
+        if not self.decay:
+            return 1 / (done + 1)
+        if self.ramp:  # 1 - (1 + t) / (10 + t), t = done - 1
+            return (9 / (9 + done)).clamp(min=1 - self.decay)
+        return torch.full_like(done, 1 - self.decay)
+
+
 class Average:
-    """An exponential moving average: `decay` of itself and the rest of the weights, in each step.
-    It begins as the weights after the first step; what is no floating number is copied."""
+    """The averaged model; nothing in it asks the host."""
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.module, self.decay = copy.deepcopy(model).eval(), decay
+    def __init__(self, model: nn.Module, averaging: Averaging):
+        self.module, self.averaging = copy.deepcopy(model).eval(), averaging
+        device = next(model.parameters()).device
+        # Updates that the average is made of: 0 before the first one that is no skipped step.
+        self.done = torch.zeros((), device=device)
+        weights = {name for name, _ in model.named_parameters()}
+        self._averaged = [
+            value.is_floating_point() and not (averaging.copies_buffers and name not in weights)
+            for name, value in model.state_dict().items()
+        ]
 
-    def update(self, model: nn.Module, step: Tensor, broken: Tensor, local: Local) -> None:
-        """Follows update `step` [], from 0; nothing where it was `broken`, a truth on the device.
-        `local` gives what this process holds of tensors."""
+    @torch.no_grad()
+    def update(self, model: nn.Module, number: Tensor, broken: Tensor, local: Local) -> None:
+        """Follows update `number`, from 0, a 0-dim tensor on the device; nothing where it was
+        `broken`, a truth on the device. `local` gives what this process holds of tensors."""
+        copied = (number < self.averaging.start) | (self.done == 0)
+        share = torch.where(copied, 1.0, self.averaging.share(self.done))
+        share = torch.where(broken, 0.0, share)
         own, new = (local([*m.state_dict().values()]) for m in (self.module, model))
-        pairs = [*zip(own, new, strict=True)]
-        weight = torch.where(broken, 0.0, torch.where(step > 0, 1 - self.decay, 1.0))
-        floating = [pair for pair in pairs if pair[0].is_floating_point()]
-        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
-        with torch.no_grad():
-            means, values = map(list, zip(*floating, strict=True))
-            torch._foreach_lerp_(means, values, [weight] * len(means))
-            for old, value in counters:
+        pairs = [*zip(own, new, self._averaged, strict=True)]
+        means, values = ([p[k] for p in pairs if p[2]] for k in (0, 1))
+        torch._foreach_lerp_(means, values, [share] * len(means))
+        for old, value, averaged in pairs:
+            if not averaged:
                 old.copy_(value)
+        self.done.copy_(torch.where(broken, self.done, torch.where(copied, 1.0, self.done + 1)))
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.module.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.module.load_state_dict(state)
+
+
+def estimate_statistics(
+    net: nn.Module, batches: Iterable[Tensor], together: Callable[[Sequence[Tensor], Tensor], None]
+) -> None:
+    """Batch norm's statistics in `net` become their means over `batches` of images, each of which
+    may be made with those of before; nothing else of it changes. `together(means, sums)` makes
+    means over this process's images, counted in `sums`, means over those of all processes."""
+    twin = copy.deepcopy(net).eval()
+    norms, own = _tracking(twin), _tracking(net)
+    if not norms:
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train()
+        norm.momentum = None  # each batch counts alike
+    seen = torch.zeros(1, device=next(net.parameters()).device)
+    with torch.no_grad():
+        for x in batches:
+            twin(x)
+            seen += len(x)
+        together([s for norm in norms for s in (norm.running_mean, norm.running_var)], seen)
+        for norm, new in zip(own, norms, strict=True):
+            norm.running_mean.copy_(new.running_mean)
+            norm.running_var.copy_(new.running_var)
+
+
+def _tracking(net: nn.Module) -> list[Any]:
+    return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]

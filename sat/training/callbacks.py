@@ -29,6 +29,7 @@ from sat.training.memory import starved
 from sat.training.overfitting import Overfitting, chance_of
 from sat.training.set_up import no_curvature, separate_batch_norm
 from sat.training.state import TrainState
+from sat.training.swa import estimate
 from sat.training.validation import Validated, validate
 
 log = logging.getLogger("sat")
@@ -182,29 +183,54 @@ class Callbacks:
         self.write(state, values)
 
     def validate(self, state: TrainState) -> None:
-        """Clean and robust accuracy of the held-out images; the most robust weights are kept."""
+        """Clean and robust accuracy of the held-out images; the most robust weights are kept. Where
+        nothing is held out, the average is made ready at the end."""
         self._tick()
-        given = (self.data.held_out, self.validation, self.spec.attack, state.plan.seed, self.world)
-        found = validate(model := state.measured, *given)
-        epoch = self._epoch(state)
+        estimate(state, self.data.train)
+        if not len(self.data.held_out):
+            return
+        found = self._validated(state, "average" if state.average else "weights")
         accuracies = {"val/clean": found.clean, "val/robust": found.robust}
-        self.write(state, {**accuracies, **found.diagnostics})
-        self.progress.say(f"epoch {epoch:.2f}: {found.said}")
+        accuracies |= found.diagnostics
+        said = f"epoch {self._epoch(state):.2f}: {found.said}"
         if found.counts and self.selects == "robust":
             self._warn(state, self.overfitting.check(*found.counts))
-        self._keep_best(state, found, model)
+        if self.validation.weights == "either":
+            raw = self._validated(state, "weights")
+            accuracies |= {"val/weights_clean": raw.clean, "val/weights_robust": raw.robust}
+            said += f"; without the average {raw.clean:.1%} clean, {raw.robust:.1%} robust"
+        self.write(state, accuracies)
+        self.progress.say(said)
         self.ticked = time.monotonic()  # no training time
 
-    def _keep_best(self, state: TrainState, found: Validated, model: torch.nn.Module) -> None:
+    def _validated(self, state: TrainState, of: str) -> Validated:
+        """What the held-out images say of the average or of the weights, kept if it is `best`."""
+        given = (self.data.held_out, self.validation, self.spec.attack, state.plan.seed, self.world)
+        net = state.measured if of == "average" else state.replicas.measured(state.model)
+        found = validate(net, *given)
+        self._keep_best(state, found, net, of)
+        return found
+
+    def _keep_best(
+        self, state: TrainState, found: Validated, model: torch.nn.Module, of: str
+    ) -> None:
         clean, robust = found.clean, found.robust
         score = [clean, robust] if self.selects == "clean" else [robust, clean]
-        if self.best is not None and score <= self.best["score"]:
+        if self.best is not None and not self._beats(self.best, score, state.step):
             return
         state.check_finite()
         weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         self.best = {"step": state.step, "epoch": self._epoch(state), "clean": clean,
                      "robust": robust, "score": score, "model": weights}  # fmt: skip
+        if state.average:
+            self.best["of"] = of
         self._write_best()
+
+    def _beats(self, best: Mapping[str, Any], score: list[float], step: int) -> bool:
+        """Whether what was measured after `step` takes the place of `best`."""
+        if self.validation.ties == "later" and step > best["step"]:
+            return score[0] >= best["score"][0]
+        return score > best["score"]
 
     def _epoch(self, state: TrainState) -> float:
         return round(state.plan.epoch(state.step), 4)
@@ -290,6 +316,7 @@ class Callbacks:
             "wall_seconds": round(self.seconds, 3),
             "images_per_second": round(images / max(self.training_seconds, 1e-9), 1),
             "best": self.best and {
+                **{key: self.best[key] for key in ("of",) if key in self.best},
                 "step": self.best["step"],
                 "epoch": self.best["epoch"],
                 "selected_by": f"{self.selects} accuracy on held-out training images",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from sat.training.average import Averaging
 from sat.training.schedule import Schedule
 
 
@@ -14,7 +15,7 @@ class Plan:
     images: int
     seed: int
     choices: dict[str, Any]  # what `auto` stands for
-    validate_every: float = 1.0  # epochs
+    validate_every: float | None = 1.0  # epochs; None: nothing is held out
     image_cost: int = 0  # multiply-adds of one image's forward
 
     @property
@@ -25,17 +26,32 @@ class Plan:
         """The learning rate of update `step`, from 0."""
         return self.schedule.rate(step, self.images)
 
+    def momentum(self, step: int) -> float:
+        """The momentum of update `step`, from 0."""
+        return self.schedule.momentum_at(step, self.images)
+
+    @property
+    def averaging(self) -> Averaging | None:
+        """How weights are averaged; None where they are not."""
+        schedule = self.schedule
+        if not schedule.averages:
+            return None
+        start = round((schedule.swa_start or schedule.ema_start) * self.steps)
+        return Averaging(schedule.ema, schedule.ema_ramp, start)
+
     @property
     def log_every(self) -> int:
         return max(1, min(50, self.steps // 30))
 
     def epoch(self, step: int) -> float:
-        return step * self.schedule.batch_size / self.images
+        return self.schedule.epoch(step, self.images)
 
     def logs(self, step: int) -> bool:
         return step % self.log_every == 0 or step == self.steps
 
     def validates(self, step: int) -> bool:
         """Once every `validate_every` epochs, and at the end."""
+        if self.validate_every is None:
+            return step == self.steps
         done, before = (int(self.epoch(s) / self.validate_every + 1e-9) for s in (step, step - 1))
         return done > before or step == self.steps

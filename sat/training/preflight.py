@@ -15,6 +15,7 @@ from sat.attacks.outcomes import Ensemble
 from sat.data import Loader
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
+from sat.evaluation.settings import Evaluation, Validation
 from sat.objectives import Method, Objective, Unperturbed
 from sat.rng import RowRng
 from sat.training.schedule import Schedule
@@ -48,6 +49,23 @@ def check_objective(attack: Attack, objective: Objective) -> None:
         raise Refused(
             f"objective={name}: its attack ascends {objective.attack_loss}, and"
             f" {type(attack).__name__} only {attack.loss}; write attack=pgd"
+        )
+
+
+def check_validation(validation: Validation, schedule: Schedule) -> None:
+    """Raises Refused where `best` is to be chosen from what a run does not have."""
+    if validation.weights == "either" and not schedule.averages:
+        raise Refused(
+            "validation.weights=either: the run averages no weights; write validation.weights="
+            "average, or schedule.ema=0.995"
+        )
+
+
+def check_held_out(evaluation: Evaluation, images: int) -> None:
+    """Raises Refused where `best` is asked for and no images choose it."""
+    if not images and evaluation.checkpoints == ("best",):
+        raise Refused(
+            "evaluation.checkpoints=[best]: none is chosen with dataset.holdout=0; write [last]"
         )
 
 

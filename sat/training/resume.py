@@ -21,7 +21,7 @@ _NUMBER, _NONE = int | float, type(None)
 FACTS = {"hash": str, "dataset": {"name": str, "*": str | int}, "shape?": dict}
 _BEST = {
     "step": int, "epoch": _NUMBER, "clean": "share", "robust": "share",
-    "score": ["share", "share"], "model": {"*": Tensor},
+    "score": ["share", "share"], "model": {"*": Tensor}, "of?": str,
 }  # fmt: skip
 _CALLBACKS = {
     "best": (_NONE, _BEST), "overfitting": {"best": (_NONE, [int, int]), "collapsed": bool},
@@ -30,7 +30,8 @@ _CALLBACKS = {
 }  # fmt: skip
 STATE = {
     "facts": FACTS, "step": int, "generators": [{"rng": Tensor, "rng_cuda?": Tensor}],
-    "model": {"*": Tensor}, "average?": {"*": Tensor}, "scaler": {"*": _NUMBER},
+    "model": {"*": Tensor}, "average?": {"*": Tensor}, "averaged?": Tensor,
+    "scaler": {"*": _NUMBER},
     "optimizer": {"state": {"*": dict}, "param_groups": [dict]},
     "metrics": {"tags": [str], "values": Tensor}, "skips": {"counts": Tensor},
     "attack?": dict, "objective?": dict, "regulariser?": dict, "weight_attack?": dict,
@@ -58,8 +59,8 @@ def check_state(
         wrong = wrong or _out_of_range(state, schedule, facts["dataset"]["train"])
     if wrong:
         raise ValueError(wrong)
-    if ("average" in state) != bool(schedule.ema):
-        raise ValueError("average is not as schedule.ema has it")
+    if ("average" in state) != schedule.averages or ("averaged" in state) != schedule.averages:
+        raise ValueError("average is not as schedule.ema and schedule.swa_start have it")
     best = state["callbacks"]["best"] or {}
     kept = {"model": state["model"], "average": state.get("average"), "best": best.get("model")}
     for name, weights in kept.items():
@@ -106,6 +107,8 @@ def _out_of_range(state: Mapping[str, Any], schedule: Schedule, images: int) -> 
     counts, values = state["skips"]["counts"], state["metrics"]["values"]
     if counts.shape != (5,) or counts.dtype != torch.int64:
         return "skips are no five counts"
+    if (done := state.get("averaged")) is not None and (done.ndim or not 0 <= done <= steps):
+        return "averaged is no count of updates"
     if values.shape != (2 * len(state["metrics"]["tags"]),) or not values.isfinite().all():
         return "metrics are no finite sums and counts"
     return None
@@ -128,8 +131,9 @@ def _check_weights(name: str, weights: Mapping[str, Tensor], model: nn.Module) -
 def _check_optimizer(state: Mapping[str, Any], model: nn.Module, schedule: Schedule) -> None:
     """What an optimiser would take and stumble over in its next step."""
     own, kept = build_optimizer(model, schedule), _KEPT.get(schedule.optimizer, set())
-    # others count in them; whether a step is fused is chosen anew
-    fixed = {"params"} | ({*own.defaults} - {"lr", "fused", "capturable"} if kept else set())
+    # others count in them; what is set before each step, and what is chosen anew
+    free = {"lr", "fused", "capturable", *["momentum"] * schedule.cycles_momentum}
+    fixed = {"params"} | ({*own.defaults} - free if kept else set())
     groups = own.state_dict()["param_groups"]
     try:
         pairs = [*zip(state["param_groups"], groups, strict=True)]

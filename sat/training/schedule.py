@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sat.acceleration.auto import FUSED
 from sat.arguments import check_choices
 from sat.training.decay import Decay, Progress, named
-from sat.training.optimizer import check_optimizer
+from sat.training.optimizer import SGDS, check_optimizer
 
 
 def _takes_milestones(values: Mapping[str, Any]) -> bool:
@@ -20,14 +20,19 @@ def _takes_milestones(values: Mapping[str, Any]) -> bool:
 class Schedule:
     """The recipe of the parameter updates.
 
-    `learning_rate` is for 256 images and scales with `batch_size`, which counts images per update
-    over all `accumulate` parts; `auto` begins with one and doubles them where memory runs out.
+    `learning_rate` is for `learning_rate_batch` images and scales with `batch_size`, which counts
+    images per update over all `accumulate` parts; `auto` begins with one and doubles them where
+    memory runs out. An epoch has images / batch_size updates, so that batches run over its end;
+    `updates_per_epoch=whole` rounds them up, as loaders that keep a last partial batch do.
     Warm-up takes a fifth of the training at most, so that a quick look is not all warm-up;
     `one_cycle` rises for 0.3 of it instead. `decay` is a shape of `sat.training.decay`, or the word
-    for one. `milestones` are fractions of the training. Weight
-    decay falls on weights alone, not on batch norm, biases or activation parameters. `ema` is the
-    decay a step of the weights' average, from the first step on: 1 / (1 - ema) steps should be few
-    beside the run's. `ema` and `clip` (L2 norm of the gradient) are off at 0. `sync_batch_norm` is
+    for one. `milestones` are fractions of the training. `momentum` and `betas` are the optimiser's,
+    where it has them. `weight_decay_on` says on what it falls, see
+    `sat.training.optimizer.decayed`; `layer_decay` is the factor of the learning rate from each
+    layer to the one before it, 1 for none. `ema` is the decay a step of the weights' average,
+    `swa_start` the share of the training from which they are averaged alike instead; `ema_ramp` and
+    `ema_start`: see `sat.training.average`. These and `clip` (L2 norm of the gradient) are off at
+    0. `sync_batch_norm` is
     for several processes, see `sat.distributed`; None: on GPUs, unless the attack's batch norm is
     in training mode. `shard` shares out weights and optimiser over them, see
     `sat.distributed.sharding`. `compile=reduce-overhead` takes CUDA graphs as well, for small
@@ -39,16 +44,25 @@ class Schedule:
     """
 
     epochs: float = 30.0
+    updates_per_epoch: int | Literal["auto", "whole"] = "auto"
     batch_size: int = 128
     optimizer: str = "sgd"
+    momentum: float = 0.9
+    betas: tuple[float, float] | None = None
     learning_rate: float = 0.1
+    learning_rate_batch: int = 256
     warmup_epochs: float = 0.0
     decay: str | Decay = "cosine"
     milestones: tuple[float, ...] = field(
         default=(0.3, 0.6, 0.9), metadata={"identity": _takes_milestones}
     )
     weight_decay: float = 5e-4
+    weight_decay_on: Literal["weights", "all", "all_but_norms", "all_but_biases"] = "weights"
+    layer_decay: float = 1.0
     ema: float = 0.0
+    ema_ramp: bool = False
+    ema_start: float = 0.0
+    swa_start: float = 0.0
     accumulate: int | Literal["auto"] = 1
     clip: float = 0.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -64,9 +78,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for key in ("epochs", "batch_size", "learning_rate", "accumulate"):
+        for key in ("epochs", "batch_size", "learning_rate", "learning_rate_batch", "accumulate"):
             if not 0 < (self.parts if key == "accumulate" else getattr(self, key)) < math.inf:
                 raise ValueError(f"{key}={getattr(self, key)}: must be finite, above 0")
+        if not isinstance(self.updates_per_epoch, str) and self.updates_per_epoch < 1:
+            raise ValueError(f"updates_per_epoch={self.updates_per_epoch}: 1 or more; auto, whole")
         for key in ("warmup_epochs", "weight_decay", "clip"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(f"{key}={getattr(self, key)}: must be finite, 0 or above")
@@ -75,8 +91,7 @@ class Schedule:
                 f"batch_size={self.batch_size}: accumulate={self.accumulate} leaves parts of less"
                 " than the two images that batch norm needs"
             )
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema={self.ema}: a decay from 0 (off) to below 1, such as 0.999")
+        self._check_average()
         if self.compile == "reduce-overhead" and self.accumulate != 1:
             raise ValueError(
                 f"compile=reduce-overhead: with accumulate={self.accumulate} the graph of one part"
@@ -87,6 +102,8 @@ class Schedule:
                 f"graph=true: needs a fused optimizer, {', '.join(FUSED)}, whose learning rate is"
                 " read on the device; write graph=auto"
             )
+        if self.graph is True and self.cycles_momentum:
+            raise ValueError("graph=true: would hold decay.momentum fast; write graph=auto")
         if self.graph is True and self.compile == "reduce-overhead":
             raise ValueError("graph=true: can hold no compile=reduce-overhead; write compile=true")
         if self.fused is True and self.optimizer not in FUSED:
@@ -97,7 +114,41 @@ class Schedule:
                 f"milestones={list(self.milestones)}: are fractions of the training, from 0 to 1"
             )
         check_optimizer(self.optimizer)
-        assert self.shape
+        self._check_optimizer()
+
+    def _check_average(self) -> None:
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema}: a decay from 0 (off) to below 1, such as 0.999")
+        for key in ("ema_start", "swa_start"):
+            if not 0 <= (value := getattr(self, key)) < 1:
+                raise ValueError(f"{key}={value}: is a share of the training, from 0 to below 1")
+        if not self.ema and (self.ema_ramp or self.ema_start):
+            key = "ema_ramp=true" if self.ema_ramp else f"ema_start={self.ema_start}"
+            raise ValueError(f"{key}: there is no average; write ema=0.995, or another decay")
+        if self.ema and self.swa_start:
+            raise ValueError(f"swa_start={self.swa_start}: and ema={self.ema}; drop one of the two")
+        if self.swa_start and self.shard:
+            raise ValueError(
+                f"swa_start={self.swa_start}: its statistics can't be estimated with shard=true;"
+                " write ema=0.999, or shard=false"
+            )
+
+    def _check_optimizer(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum}: from 0 to below 1")
+        if self.optimizer == "sgd" and self.momentum == 0:
+            raise ValueError("momentum=0.0: Nesterov's step needs one; write optimizer=momentum")
+        if self.betas and not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)}: from 0 to below 1, each")
+        if self.betas and self.optimizer in SGDS:
+            raise ValueError(f"betas={list(self.betas)}: {self.optimizer} has none; see momentum")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay}: above 0, up to 1 (none)")
+        if self.cycles_momentum and self.optimizer not in SGDS:
+            raise ValueError(
+                f"decay.momentum: {self.optimizer} has none to cycle; write optimizer=momentum, or"
+                " sgd, or decay.momentum=null"
+            )
 
     @property
     def shape(self) -> Decay:
@@ -109,15 +160,50 @@ class Schedule:
         """Into how many a batch is split at the start of a training."""
         return 1 if self.accumulate == "auto" else self.accumulate
 
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the weights is kept, and measured."""
+        return bool(self.ema or self.swa_start)
+
+    @property
+    def cycles_momentum(self) -> bool:
+        return self.shape.momentum_at(Progress(0, 1, 0.0)) is not None
+
+    def updates(self, epochs: float, images: int) -> float:
+        """Updates that so many epochs of `images` images take."""
+        if self.updates_per_epoch == "auto":
+            return epochs * images / self.batch_size
+        if self.updates_per_epoch == "whole":
+            return epochs * math.ceil(images / self.batch_size)
+        return epochs * self.updates_per_epoch
+
     def steps(self, images: int) -> int:
         """Updates in all, for a training set of so many images."""
-        return max(1, round(self.epochs * images / self.batch_size))
+        return max(1, round(self.updates(self.epochs, images)))
+
+    def epoch(self, step: int, images: int) -> float:
+        """Epochs that lie behind after `step` updates."""
+        if self.updates_per_epoch == "auto":
+            return step * self.batch_size / images
+        return step / self.updates(1.0, images)
 
     def rate(self, step: int, images: int) -> float:
         """The learning rate of update `step` (from 0) on a training set of `images` images."""
-        peak = self.learning_rate * self.batch_size / 256
-        total, shape = self.steps(images), self.shape
-        warmup = shape.warmup(self.warmup_epochs * images / self.batch_size, total)
-        if step + 1 < warmup:
-            return peak * (step + 1) / warmup
-        return peak * shape(Progress(step, total, warmup, self.milestones))
+        peak, progress = self._peak, self._progress(step, images)
+        if step + 1 < progress.warmup:
+            return peak * (step + 1) / progress.warmup
+        return peak * self.shape(progress)
+
+    def momentum_at(self, step: int, images: int) -> float:
+        """The momentum of update `step`: the shape's, where it moves it."""
+        cycled = self.shape.momentum_at(self._progress(step, images))
+        return self.momentum if cycled is None else cycled
+
+    @property
+    def _peak(self) -> float:
+        return self.learning_rate * self.batch_size / self.learning_rate_batch
+
+    def _progress(self, step: int, images: int) -> Progress:
+        total, asked = self.steps(images), self.updates(self.warmup_epochs, images)
+        warmup, updates = self.shape.warmup(asked, total), self.updates(1.0, images)
+        return Progress(step, total, warmup, self.milestones, updates)

@@ -20,7 +20,13 @@ from sat.objectives import Method
 from sat.rng import RowRng, StepKey, generator_states, seed_of, set_generators
 from sat.training.average import Average
 from sat.training.metrics import Metrics, Totals
-from sat.training.optimizer import build_optimizer, load_optimizer, set_rate, skips_on_device
+from sat.training.optimizer import (
+    build_optimizer,
+    load_optimizer,
+    set_momentum,
+    set_rate,
+    skips_on_device,
+)
 from sat.training.perturbation import Perturbation
 from sat.training.plan import Plan
 from sat.training.skips import REMEDY, Skips, Statistics
@@ -75,7 +81,7 @@ class TrainState:
         self.device = device = next(model.parameters()).device
         model.autocast = DTYPES[choices["precision"]]
         lay_out(model, choices["channels_last"])
-        self.average = Average(model, schedule.ema) if schedule.ema else None
+        self.average = Average(model, plan.averaging) if plan.averaging else None
         self.replicas = Replicas(world)
         shards = schedule.shard and world.size > 1
         if shards:
@@ -120,6 +126,8 @@ class TrainState:
         for part in self.learning:
             part.settle(x, self.objective.views * self.plan.schedule.batch_size)
         set_rate(self.optimizer, self.plan.rate(self.step))
+        if self.plan.schedule.cycles_momentum:
+            set_momentum(self.optimizer, self.plan.momentum(self.step))
         self.progress.fill_(self.step / self.plan.steps)
         self.number.fill_(self.step)
         self.key.set(seed_of(self.plan.seed, "attack", self.step))
@@ -293,6 +301,8 @@ class TrainState:
         named = {"model": self.model, "optimizer": self.optimizer, **self._stateful}
         state = {name: part.state_dict() for name, part in named.items()}
         plain = {"step": self.step, "choices": self.plan.choices, "generators": self.generators()}
+        if self.average:
+            plain["averaged"] = self.average.done
         return self.replicas.whole({**state, **plain})
 
     def generators(self) -> dict[str, Tensor]:
@@ -309,6 +319,8 @@ class TrainState:
             if part is self.average:
                 kept = self.replicas.share(kept, self.average.module)
             part.load_state_dict(kept)
+        if self.average:
+            self.average.done.copy_(state["averaged"])
         set_generators(state["generators"], self.device)
 
     def _compiled(self, net: nn.Module) -> nn.Module:

@@ -43,6 +43,7 @@ def described(config: Mapping[str, Any], section: str) -> str:
 
 def data_line(dataset: Mapping[str, Any], shape: Mapping[str, Any]) -> str:
     few = " (few: `best` is a coarse choice)" if dataset["held_out"] < 100 else ""
+    few = few if dataset["held_out"] else " (no `best`, no alarm while it trains)"
     size = shape["image_size"]
     return (
         f"data: {dataset['name']}: {dataset['train']:,} training,"
@@ -70,21 +71,24 @@ def model_line(config: Mapping[str, Any], state: TrainState) -> str:
 def swap_line(config: Mapping[str, Any], swap: Any) -> str:
     gates = ", ".join(swap.gates[:3]) + ", ..." * (len(swap.gates) > 3)
     return (
-        f"activation: {described(config, 'activation')}: {swap.swapped} swapped, none left;"
-        f" {len(swap.gates)} gates left alone{': ' * bool(gates)}{gates}"
+        f"activation: {described(config, 'activation')}: "
+        + (f"{len(swap.places)} kept;" if swap.kept else f"{swap.swapped} swapped, none left;")
+        + f" {len(swap.gates)} gates left alone{': ' * bool(gates)}{gates}"
     )
 
 
 def training_line(state: TrainState) -> str:
     plan, schedule = state.plan, state.plan.schedule
-    off = {"warmup_epochs": 0, "ema": 0, "accumulate": 1, "clip": 0}
+    off: dict[str, Any] = {"warmup_epochs": 0, "layer_decay": 1, "ema": 0, "ema_ramp": False}
+    off |= {"ema_start": 0, "swa_start": 0, "accumulate": 1, "clip": 0}
     extras = "".join(
-        f", {key}={value if isinstance(value, str) else f'{value:g}'}"
+        f", {key}={value if isinstance(value, str | bool) else f'{value:g}'}"
         for key, usual in off.items()
         if (value := getattr(schedule, key)) != usual
     )
     return (
         f"training: {plan.steps:,} steps of {schedule.batch_size} images,"
         f" {plan.epoch(plan.steps):.2f} epochs; {schedule.optimizer}, {schedule.decay},"
-        f" learning_rate={schedule.learning_rate:g} for 256 images{extras}"
+        f" learning_rate={schedule.learning_rate:g} for {schedule.learning_rate_batch} images"
+        + extras
     )

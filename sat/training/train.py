@@ -41,6 +41,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     attack = spec.attack
     if spec.evaluate is None:
         preflight.check_objective(attack, spec.objective)
+        preflight.check_validation(spec.validation, spec.schedule)
         method = Method.of(spec)
         preflight.check_method(method, spec.schedule)
         attack = method.attack
@@ -49,6 +50,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     with refusing("dataset."), world.in_turn():
         data = spec.dataset(device, spec.seed)
     if spec.evaluate is None:
+        preflight.check_held_out(spec.evaluation, len(data.held_out))
         loader = loader_of(spec, data)
         preflight.check_sampler(loader)
         loader.check(world.size, getattr(spec.dataset, "skip_unreadable", False))
@@ -136,7 +138,8 @@ def plan_of(
     set_tf32(choices["tf32"])
     if choices["compile"]:
         forget()
-    return Plan(schedule, images, spec.seed, choices, spec.validation.every, cost)
+    every = spec.validation.every if len(data.held_out) else None
+    return Plan(schedule, images, spec.seed, choices, every, cost)
 
 
 def take_over(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> dict[str, Any]:

@@ -1,0 +1,194 @@
+"""Published numbers of a recipe beside those measured here, and whether they were reproduced.
+
+A recipe's `published` says where its settings were read (`source`), what of them is not as
+published (`not_as_published`), and `numbers`, each an accuracy with how its checkpoint was chosen.
+Only like is compared with like: the recipe's own network and code, `last` with `last`, a checkpoint
+that held-out images chose with `best`. What was chosen on the test set is shown, and no more.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from sat.errors import Refused
+from sat.loggers.screen import table
+from sat.rundir.result import CLEAN, AttackResult, RunResult
+
+SEEDS = 3  # of a verdict
+ALIKE = {"autoattack": ("autoattack", "strong")}  # the second has the first one's verdicts
+
+
+@dataclass(frozen=True)
+class Number:
+    """A published accuracy in percent, of `images` test images and the mean of `seeds` runs.
+
+    `checkpoint` is `last` or `best`, None where that could not be read; `chosen_on` says which
+    images chose it: `held-out`, `test`, None for `last`. `spread` is the standard deviation over
+    the seeds. `eps`, `steps` and `step` are those of the attack, in 1/255. `apart` is why it is not
+    of this network and code.
+    """
+
+    attack: str  # clean, autoattack, or a name of the recipe's evaluation
+    percent: float
+    checkpoint: str | None = None
+    chosen_on: str | None = None
+    images: int = 10_000
+    seeds: int | None = None
+    spread: float | None = None
+    network: str | None = None
+    eps: float | None = None
+    steps: int | None = None
+    step: float | None = None
+    source: str | None = None
+    apart: str | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a recipe says of itself; `overridden` are the words of the command line that change
+    it."""
+
+    source: str
+    network: str
+    numbers: tuple[Number, ...]
+    not_as_published: tuple[str, ...] = ()
+    overridden: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, plain: Any) -> "Published | None":
+        """What stands in a run's config; None where it follows no recipe. Raises Refused for what
+        is no such description."""
+        if plain is None:
+            return None
+        _refuse_other(plain, cls, "published")
+        numbers = plain.get("numbers") or []
+        for number in numbers:
+            _refuse_other(number, Number, "published.numbers")
+        lists = {key: tuple(plain.get(key) or ()) for key in ("not_as_published", "overridden")}
+        return cls(plain["source"], plain["network"], tuple(Number(**n) for n in numbers), **lists)
+
+
+def _refuse_other(plain: Any, cls: Any, where: str) -> None:
+    """Raises Refused for a mapping that makes no object of a dataclass."""
+    known = [field.name for field in fields(cls)]
+    needed = {"source", "network"} if cls is Published else {"attack", "percent"}
+    if not isinstance(plain, Mapping) or (wrong := [k for k in plain if k not in known]):
+        shown = wrong[0] if isinstance(plain, Mapping) else plain
+        raise Refused(f"{where}: has no {shown}; allowed: {', '.join(known)}")
+    if missing := sorted(needed - plain.keys()):
+        raise Refused(f"{where}: lacks {' and '.join(missing)}")
+
+
+# the verdict ----------------------------------------------------------------------------------
+
+
+def agree(number: Number, here: Sequence[float]) -> bool:
+    """Whether accuracies of several seeds agree with a published one: their mean is within two
+    standard errors of the difference, which are of the seeds on either side and of the published
+    number's test images. Where its seeds or their spread were not read, it is of one seed that
+    spreads as these do."""
+    p, spread = number.percent / 100, stdev(here)
+    theirs = spread**2
+    if number.seeds is not None and number.spread is not None:
+        theirs = (number.spread / 100) ** 2 / number.seeds
+    error = theirs + spread**2 / len(here) + p * (1 - p) / number.images
+    return abs(fmean(here) - p) <= 2 * sqrt(error)
+
+
+def verdict(number: Number, published: Published, here: Sequence[AttackResult]) -> str:
+    """`reproduced`, `not reproduced`, or `no verdict: ...` with the first reason why none can be
+    given; `here` is what was measured alike, one a seed."""
+    if reason := _reason(number, published, here):
+        return f"no verdict: {reason}"
+    same = agree(number, [found.accuracy for found in here])
+    return "reproduced" if same else "not reproduced"
+
+
+def _reason(number: Number, published: Published, here: Sequence[AttackResult]) -> str | None:
+    if published.not_as_published:
+        return "not as published"
+    if number.apart:
+        return number.apart
+    if number.chosen_on == "test":
+        return "its checkpoint was chosen on the test set"
+    if number.checkpoint is None:
+        return "how its checkpoint was chosen could not be read"
+    if published.overridden:
+        first, *others = published.overridden
+        more = f" and {len(others)} more are" if others else " is"
+        return f"{first}{more} not the recipe's"
+    if not here:
+        return "not measured here"
+    if other := next(filter(None, (_differs(number, found) for found in here)), None):
+        return other
+    if len(here) < SEEDS:
+        return f"{len(here)} of the {SEEDS} seeds that it takes"
+    return None
+
+
+def _differs(number: Number, found: AttackResult) -> str | None:
+    """How a measurement is another than the published one."""
+    if found.images != number.images:
+        return f"measured on {found.images:,} of {number.images:,} test images"
+    for key in ("eps", "steps", "step"):
+        asked, own = getattr(number, key), getattr(found, key)
+        if asked is not None and own is not None and abs(asked - own) > 1e-3:
+            return f"measured with {key}={own:g}, where {asked:g} is published"
+    return None
+
+
+# what is told ---------------------------------------------------------------------------------
+
+
+def beside(name: str, published: Published, result: RunResult, root: Path) -> str:
+    """The recipe's numbers beside those of this run and of its other seeds under `root`."""
+    results = seeds_of(result, root)
+    lines = [f"recipe {name}: {published.network}; {published.source}"]
+    lines += [f"not as published: {what}" for what in published.not_as_published]
+    rows = []
+    for number in published.numbers:
+        here = [found for each in results if (found := _measured(number, each)) is not None]
+        chosen = {"test": " (test set)", "held-out": " (held-out)"}.get(number.chosen_on or "", "")
+        label = (number.checkpoint or "unknown") + chosen
+        said = verdict(number, published, here)
+        rows.append([label, number.attack, _published(number), _here(here), said])
+    return "\n".join(
+        [*lines, table(["checkpoint", "attack", "published", "here", "verdict"], rows)]
+    )
+
+
+def seeds_of(result: RunResult, root: Path) -> list[RunResult]:
+    """This run and those under `root` that differ from it in the seed alone, measured to the
+    end."""
+    found = {result.seed: result}
+    for path in sorted(root.glob("*/result.json")):
+        try:
+            other = RunResult.read(path.parent)
+        except Refused:  # damaged: whoever asks for that run is told
+            continue
+        if other and other.status == "finished" and other.configuration == result.configuration:
+            found.setdefault(other.seed, other)
+    return [found[seed] for seed in sorted(found)]
+
+
+def _measured(number: Number, result: RunResult) -> AttackResult | None:
+    part = result.measured.get(number.checkpoint or "last")
+    names = (CLEAN,) if number.attack == CLEAN else ALIKE.get(number.attack, (number.attack,))
+    return next((part.accuracies[n] for n in names if n in part.accuracies), None) if part else None
+
+
+def _published(number: Number) -> str:
+    spread = "" if number.spread is None else f" +- {number.spread:.2f}"
+    seeds = "" if number.seeds is None else f" ({number.seeds} seed{'s' * (number.seeds > 1)})"
+    return f"{number.percent:.2f}{spread}{seeds}"
+
+
+def _here(found: Iterable[AttackResult]) -> str:
+    shares = [100 * each.accuracy for each in found]
+    if not shares:
+        return "-"
+    spread = f" +- {stdev(shares):.2f}" if len(shares) > 1 else ""
+    return f"{fmean(shares):.2f}{spread} ({len(shares)} seed{'s' * (len(shares) > 1)})"

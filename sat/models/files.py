@@ -1,0 +1,75 @@
+"""Files of weights, from anywhere: nothing but tensors is ever unpickled."""
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sat.rundir.untrusted import check_sums
+
+Tensors = Mapping[str, Tensor]
+
+# How torch says that a pickle is more than tensors. Operands from 140 on are of pickle protocols 4
+# and 5, in which torch itself writes nothing.
+_OBJECTS = re.compile(
+    r"GLOBAL (\S+)|(TorchScript)|operand 1[45]\d|Can only (?:create|build)|call reduce"
+)
+
+
+def read_file(path: Path) -> Any:
+    """What a file holds, tensors on the CPU. Raises ValueError for a file without weights."""
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        with warnings.catch_warnings():  # two that come before a refusal, which is told below
+            check_sums(path)
+            warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch and safetensors raise many kinds
+        text = str(error).split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
+        if found := _OBJECTS.search(text):
+            what = found[1] or found[2] or "a plain pickle"
+            raise ValueError(
+                f"holds objects other than tensors ({what}), and is not loaded, since that could "
+                "run code; save model.state_dict() with torch.save where the file is from"
+            ) from None
+        reason = text.splitlines()[0][:120] if " " in text else "it can't be read"
+        raise ValueError(f"is damaged, or is no file of weights ({reason})") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors; an export of this program keeps its normalisation beside them."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        scale = json.loads((file.metadata() or {}).get("normalisation", "{}"))
+    return tensors | {key: torch.tensor(values) for key, values in scale.items()}
+
+
+def state_dicts(state: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensors]]:
+    """Every mapping of names to tensors in `state`, itself included; a file may hold itself."""
+    if not isinstance(state, Mapping) or depth > 4:
+        return
+    if held := {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}:
+        yield name, held
+    for key, value in state.items():
+        yield from state_dicts(value, f"{name}.{key}".lstrip("."), depth + 1)
+
+
+def read_tensors(place: str) -> Tensors:
+    """The largest state dict in a file. Raises ValueError for a file without weights."""
+    try:
+        found = [held for _, held in state_dicts(read_file(Path(place)))]
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+    if not found:
+        raise ValueError("holds no weights")
+    return max(found, key=len)

@@ -1,0 +1,25 @@
+"""How a network's weights begin, where published code does otherwise than timm."""
+
+from typing import Literal
+
+from torch import nn
+
+# timm: convolutions normal by fan-out, the last scale of each block 0. torch: each layer's own.
+# fan_out: convolutions normal by fan-out, batch norms 1 and 0 (torchvision's ResNet; of a wide one,
+# as Zagoruyko's, the classifier's bias is 0, too).
+Init = Literal["timm", "torch", "fan_out"]
+
+
+def initialise(net: nn.Module, init: Init, zero_bias: bool = False) -> nn.Module:
+    """Draws the weights of `net` anew as `init` says, in place."""
+    if init == "timm":
+        return net
+    for module in net.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        if init == "fan_out" and isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if init == "fan_out" and isinstance(module, nn.Linear | nn.Conv2d) and zero_bias:
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return net

@@ -1,0 +1,33 @@
+"""Statistics of the weights' average before it is measured, where they are estimated anew (SWA)."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sat.data import indexed
+from sat.data.sets import Split
+from sat.rng import RowRng, seed_of
+from sat.training.average import estimate_statistics
+from sat.training.state import TrainState
+
+
+def estimate(state: TrainState, train: Split) -> None:
+    """Batch norm's statistics of the average become their means over one pass through the training
+    images, not augmented, under the training's attack on it. Does nothing for another average than
+    SWA, and before that begins; draws from no generator of the training."""
+    average, world, plan = state.average, state.world, state.plan
+    if average is None or average.averaging.decay or state.step <= average.averaging.start:
+        return
+    own = len(train) // world.size
+    size = min(own, max(2, plan.schedule.batch_size // (state.accumulate * world.size)))
+    chosen = torch.arange(len(train))[world.own][: own // size * size]  # whole batches, of all
+    key = seed_of(plan.seed, "statistics", state.step)
+    net, attack = average.module, copy.deepcopy(state.attack)  # it may have a memory
+
+    def batches() -> Iterator[Tensor]:
+        for indices, x, y in indexed(train, chosen, size):
+            yield attack(net, x, y, RowRng(key, indices.to(x.device)), state.progress)
+
+    estimate_statistics(net, batches(), world.mean_)
