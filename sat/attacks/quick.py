@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.auto import bf16_pays
-from sat.attacks.base import Ball, ball_of, frozen
+from sat.attacks.ball import Ball
+from sat.attacks.base import ball_of, frozen
 from sat.attacks.losses import LOSSES, ce
 from sat.attacks.network import Network
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
