@@ -61,7 +61,7 @@ FAULTS = [
           "tests/test_verdicts.py -k rule"),
     Fault("a point outside of the ball decides", "attacks",
           "return Verdicts(verdict.right | ~holds, verdict.tied & holds)", "return verdict",
-          "tests/test_other_peoples_inputs.py -k 'outside_the_ball'"),
+          "tests/test_verdicts.py -k nothing_follows_from_a_point_outside"),
     Fault("a point of a curve is taken for a mistaken unit", "attacks",
           'object.__setattr__(other, "eps", factor * attack.eps)',
           "other = replace(attack, eps=factor * attack.eps)",
