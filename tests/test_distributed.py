@@ -229,9 +229,10 @@ def test_what_is_not_finite_in_one_process_is_skipped_by_all(answer):
     assert broken == {"skipped": [1] * answer["size"], "finite": True}
 
 
-def test_an_evaluation_counts_each_image_once(answer):
-    assert answer["evaluation"]["same"] and answer["evaluation"]["images"] == [*range(37)]
-    assert 0 < answer["evaluation"]["robust"] < 37
+@pytest.mark.parametrize("kind", ["evaluation", "quick evaluation"])
+def test_an_evaluation_counts_each_image_once(answer, kind):
+    assert answer[kind]["same"] and answer[kind]["images"] == [*range(37)]
+    assert 0 < answer[kind]["robust"] < 37
 
 
 def test_hosts_agree(answer):

@@ -94,6 +94,30 @@ def test_an_image_that_fell_leaves_and_the_next_takes_its_place(robust_digits, m
     assert sum(sizes) < 0.6 * 20 * attacked and set(sizes[:5]) == {50}
 
 
+def test_one_that_was_stopped_goes_on_where_it_was(robust_digits, monkeypatch):
+    """What was decided stays, and is not attacked again; the verdicts are those of one call."""
+    model, x, y = robust_digits
+    monkeypatch.setattr(module, "bf16_pays", lambda kind: False)
+    ensemble, model, left = Quick(PGD(25, 5), 2, 20), judged(model), [120]
+    whole = outcomes_of(ensemble, model, x, y)
+    outcomes = AttackOutcomes.new(ensemble.names, len(x))
+
+    def changed(images: int) -> None:
+        left[0] -= images
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    outcomes.changed = changed
+    batches = [(torch.arange(len(x)), x, y)]
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, iter(batches), ensemble, 3, outcomes)
+    known, begun = int((outcomes.passed > 0).sum() + (outcomes.fell >= 0).sum()), []
+    outcomes.changed, outcomes.begin = lambda images: None, lambda _, images: begun.append(images)
+    measure(model, iter(batches), ensemble, 3, outcomes)
+    assert 120 <= known and begun[0] == int(outcomes.clean.sum()) - known
+    assert torch.equal(outcomes.fell, whole.fell) and torch.equal(outcomes.passed, whole.passed)
+
+
 def test_float32_alone_decides(robust_digits, monkeypatch):
     """A search that takes everything for fallen fells no image by its word."""
     model, x, y = robust_digits

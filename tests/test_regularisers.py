@@ -18,6 +18,7 @@ from sat.objectives import AWP, ELLE, TRADES, AdaptiveELLE, Adversarial, GradAli
 from sat.rng import RowRng
 from sat.training.plan import Plan
 from sat.training.preflight import check_method, check_objective, check_processes
+from sat.training.resume import check_memories
 from sat.training.schedule import Schedule
 from sat.training.state import TrainState
 from sat.training.step import update
@@ -119,6 +120,19 @@ def test_the_adaptive_weight_is_its_rule():
     again = AdaptiveELLE(4000.0)
     again.load_state_dict(term.state_dict())
     assert again.strength == term.strength and again.state_dict()["memory"][1] == len(errors)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: Multi({"linf": 8, "l1": 400}), lambda: AdaptiveELLE(20.0), lambda: Free(8),
+])  # fmt: skip
+def test_a_memory_of_something_else_is_no_checkpoint(make):
+    part = make()
+    name = "regulariser" if isinstance(part, AdaptiveELLE) else "attack"
+    method = Method(**{"attack": Clean(), "objective": Adversarial(), name: part})
+    check_memories({name: part.state_dict()}, method)
+    for wrong in ({}, {name: {"delta": 3, "counts": 3, "memory": 3}}):
+        with pytest.raises(ValueError, match=name):
+            check_memories(wrong, method)
 
 
 # in a training ------------------------------------------------------------------------------------

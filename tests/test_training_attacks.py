@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sat.attacks import APGD, PGD, Multi
+from sat.attacks import APGD, PGD, Free, Multi
 from sat.attacks.ball import Ball, onto_l1
 from sat.attacks.base import check_attack
 from sat.config import composed
 from sat.errors import Refused
+from sat.evaluation.settings import Evaluation
 from sat.rng import RowRng
+from sat.training.overfitting import Probe
 
 ROWS = 6
 
@@ -98,6 +100,27 @@ def test_preflight_lets_an_attack_leave_the_ball_as_far_as_it_says(batch):
     further = Further(8, noise=2.0, project=False)
     with pytest.raises(Refused, match="attack.eps=8: the attack moves an image by"):
         check_attack(further, model, x, y)
+
+
+def test_the_alarm_measures_inside_the_ball_whatever_the_attack():
+    for words in (["attack=n_fgsm"], ["attack=fgsm_rs"], ["attack=free"], ["attack=multi"]):
+        probe = Probe(PGD(8, 10), option(*words), torch.arange(4))
+        assert probe.ball == Ball(8 / 255, "linf")
+
+
+@pytest.mark.parametrize(
+    "attack, said",
+    [
+        (PGD(8, project=False), "x.project=false"),
+        (PGD(8, eps_warmup=0.1), "x.eps_warmup=0.1"),
+        (PGD(8, steps_warmup=0.1), "x.steps_warmup=0.1"),
+        (Multi({"linf": 8, "l1": 400}), "x=Multi: trains"),
+        (Free(8), "x=Free: trains"),
+    ],
+)
+def test_what_is_for_trainings_measures_nothing(attack, said):
+    with pytest.raises(ValueError, match=said):
+        Evaluation({"x": attack})
 
 
 def test_steps_in_multiples_of_eps_follow_eps():
@@ -269,14 +292,16 @@ def test_multi_draws_a_ball_by_the_errors_under_it():
     broken = torch.tensor(False)
     for member, right in ((0, 90.0), (1, 30.0), (0, 90.0)):
         multi._chosen.fill_(member)
-        multi.learn(torch.tensor([1.0, right, 100.0]), broken)
-        multi.learn(torch.tensor([math.nan, 0.0, 100.0]), torch.tensor(True))  # a skipped step
+        multi.learn(torch.tensor([1.0, right, 7.0, 100.0]), broken)
+        multi.learn(
+            torch.tensor([math.nan, 0.0, math.nan, 100.0]), torch.tensor(True)
+        )  # a skipped step
     shares = lambda: [  # noqa: E731
         sum(int(multi.choose(rng(key))) == k for key in range(1000)) / 1000 for k in range(3)
     ]
     assert shares() == pytest.approx([1 / 3] * 3, abs=0.05)  # until each has been drawn
     multi._chosen.fill_(2)
-    multi.learn(torch.tensor([1.0, 80.0, 100.0]), broken)
+    multi.learn(torch.tensor([1.0, 80.0, 7.0, 100.0]), broken)
     assert shares() == pytest.approx([0.1, 0.7, 0.2], abs=0.04)
     again = Multi({"linf": 8, "l1": 400, "l2": 128})
     again.load_state_dict(multi.state_dict())

@@ -193,7 +193,9 @@ def _check_images(attack: Attack, x: Tensor, x_adv: Tensor, reach: float) -> Non
             f"{', with a gradient' * x_adv.requires_grad}; it must give detached float32 of the"
             f" images' shape {list(x.shape)}"
         )
-    balls = attack.balls if isinstance(attack, Several) else [Ball(reach / 255, attack.norm)]
+    balls = (
+        attack.balls if isinstance(attack, Several) else [replace(ball_of(attack), eps=reach / 255)]
+    )
     sizes = [ball.size(x_adv - x).max().item() for ball in balls]
     if all(size > ball.eps * (1 + 1e-5) + 1e-5 for size, ball in zip(sizes, balls, strict=True)):
         raise Refused(

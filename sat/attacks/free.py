@@ -72,6 +72,11 @@ class Free:
         """Makes room for a batch of so many images like x [B, C, H, W]."""
         if self._delta is None:
             self._delta = x.new_zeros(batch, *x.shape[1:])
+        if self._delta.shape != (batch, *x.shape[1:]):
+            raise ValueError(
+                f"attack.delta: is of {list(self._delta.shape)}, and a batch of"
+                f" {[batch, *x.shape[1:]]}; the checkpoint is of another training"
+            )
         if self._next is None:
             self._delta = self._delta.to(x.device)
             self._next = self._delta.clone()

@@ -51,7 +51,7 @@ class Multi:
                 raise ValueError(f"members.{norm}={eps}: {error}") from None
             if not sizes[norm]:
                 raise ValueError(f"members.{norm}={eps}: must be above 0")
-        self.members = sizes
+        self.members = {**sizes}
         assert self._alone
         # of each ball: images that stood under it, and images
         self._counts = torch.zeros(len(sizes), 2, dtype=torch.float64)

@@ -173,9 +173,10 @@ class PGD:
     def _steps(self, progress: Tensor | None) -> tuple[float | Tensor, Tensor | None]:
         """The size of a step as a share of the pixel range, at the full eps, and how many of the
         steps are taken; None: all."""
-        if progress is None or not self.steps_warmup:
+        share = risen(progress, self.steps_warmup)
+        if not isinstance(share, Tensor):
             return self.step_size / 255, None
-        steps = (self.steps * risen(progress, self.steps_warmup)).ceil().clamp(min=1)
+        steps = (self.steps * share).ceil().clamp(min=1)
         if self.step != "auto":
             return self.step_size / 255, steps
         return float(self.eps) / 255 * (1 / steps).clamp(min=1 / 4), steps

@@ -89,7 +89,7 @@ def plot_curve(ax: Any, found: CurveResult) -> None:
     low, high = ([100 * point.ci95[k] for point in points] for k in (0, 1))
     ax.fill_between(at, low, high, color=BLUE, alpha=0.2, linewidth=0)
     ax.plot(at, share, color=BLUE, marker="o", markersize=4)
-    norm = {"linf": "L-inf", "l2": "L2"}[found.norm]
+    norm = {"linf": "L-inf", "l2": "L2", "l1": "L1"}[found.norm]
     if over == "eps":
         ax.set_xlabel(f"eps ({norm}, in 1/255), PGD-{points[0].steps}, worst case up to here")
         ax.axvline(found.eps, color=ORANGE, linestyle="--", linewidth=1)

@@ -369,13 +369,16 @@ def compare(spec: Spec, result: RunResult) -> None:
         log.info("\n%s", beside(name, published, result, root))
 
 
+_BALL = {"l2": " L2", "l1": " L1"}  # what is said beside an eps that is not of L-inf
+
+
 def summary(result: RunResult) -> str:
     """The table at the end of a run: clean and under each attack, with intervals."""
     rows = []
     for which, part in result.measured.items():
         label = f"{which} (epoch {part.epoch:.1f})" if part.step else "weights"
         for name, found in part.accuracies.items():
-            size = "" if found.eps is None else f"{found.eps:g}" + " L2" * (found.norm == "l2")
+            size = "" if found.eps is None else f"{found.eps:g}" + _BALL.get(found.norm or "", "")
             rows.append([label, name, size, f"{found.images:,}", percent(vars(found))])
             label = ""
     return table(["checkpoint", "attack", "eps", "images", "accuracy (95 % interval)"], rows)

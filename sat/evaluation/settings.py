@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from sat.arguments import check_choices
 from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble
-from sat.attacks.base import check_fields
+from sat.attacks.base import Loose, Replayed, Several, check_fields
 from sat.attacks.quick import is_quick
 from sat.identity import Settings, settings_of
 from sat.rundir.result import CHECKPOINTS, CLEAN, WORST, Chosen
@@ -131,6 +131,7 @@ def check_attack(key: str, attack: Any) -> None:
         check_fields(attack)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
+    _check_measures(key, attack)
     if attack.batch_norm != "eval":
         raise ValueError(
             f"{key}.batch_norm={attack.batch_norm}: an image's verdict would depend on its batch;"
@@ -140,3 +141,20 @@ def check_attack(key: str, attack: Any) -> None:
         settings_of(attack)  # which are kept beside what it measures
     except ValueError as error:
         raise ValueError(f"{key}={error}") from None
+
+
+def _check_measures(key: str, attack: Any) -> None:
+    """Refuses what is for trainings alone."""
+    settings = asdict(attack)
+    if isinstance(attack, Loose) and attack.reach > settings["eps"]:
+        raise ValueError(
+            f"{key}.project=false: no verdict is taken of an image outside of the ball; write true"
+        )
+    if isinstance(attack, Replayed | Several):
+        raise ValueError(
+            f"{key}={type(attack).__name__}: trains, and measures nothing; write attack=pgd, for"
+            " several norms each as an attack of its own"
+        )
+    for name in ("eps_warmup", "steps_warmup"):
+        if settings.get(name):
+            raise ValueError(f"{key}.{name}={settings[name]}: is for a training; write 0")

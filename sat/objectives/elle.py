@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -64,6 +64,8 @@ class AdaptiveELLE(ELLE):
     weight: float = 4000.0
     sensitivity: float = 2.0
     decay: float = 0.99
+    # the weight; how many errors there were, their mean, and the sum of squares around it
+    _memory: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +73,6 @@ class AdaptiveELLE(ELLE):
             raise ValueError(f"sensitivity={self.sensitivity}: must be finite, 0 or above")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay={self.decay}: must be above 0, and 1 at most")
-        # the weight; how many errors there were, their mean, and the sum of squares around it
         memory = torch.tensor([self.weight, 0.0, 0.0, 0.0], dtype=torch.float64)
         object.__setattr__(self, "_memory", memory)
 

@@ -1,5 +1,6 @@
 """Whether a checkpoint is one that this training can go on from: anybody may have written it."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 
 from sat.acceleration.auto import DTYPES
 from sat.data.fingerprint import same_facts
+from sat.objectives import Method
 from sat.rundir import checkpoint
 from sat.rundir.untrusted import misfit
 from sat.training.optimizer import build_optimizer, load_optimizer
 from sat.training.schedule import Schedule
+from sat.training.state import Stateful
 
 _NUMBER, _NONE = int | float, type(None)
 FACTS = {"hash": str, "dataset": {"name": str, "*": str | int}, "shape?": dict}
@@ -69,6 +72,17 @@ def check_state(
             torch.Generator().set_state(each["rng"])
     except (RuntimeError, TypeError):
         raise ValueError("generators are no states of generators") from None
+
+
+def check_memories(state: Mapping[str, Any], method: Method) -> None:
+    """Raises ValueError for what attack, objective and the rest can't remember."""
+    for name in ("attack", "objective", "regulariser", "weight_attack"):
+        if not isinstance(part := getattr(method, name), Stateful):
+            continue
+        try:
+            copy.deepcopy(part).load_state_dict(state[name])
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{name} is not what this one remembers ({error!r:.80})") from None
 
 
 def facts_in(path: Path) -> dict[str, Any] | None:

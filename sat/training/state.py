@@ -1,5 +1,6 @@
 """What a training holds: the network and all that a checkpoint must keep of it."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -70,14 +71,12 @@ class TrainState:
     ):
         choices, schedule = plan.choices, plan.schedule
         self.plan, self.world = plan, world
+        method = copy.deepcopy(method)  # a memory belongs to one training
         self.attack, self.objective = method.attack, method.objective
         self.regulariser, self.weight_attack = method.regulariser, method.weight_attack
-        self.replayed = method.attack if isinstance(method.attack, Replayed) else None
-        self.learning = [
-            part
-            for part in (self.attack, self.objective, self.regulariser, self.weight_attack)
-            if isinstance(part, Learning)
-        ]
+        parts = self.attack, self.objective, self.regulariser, self.weight_attack
+        self.replayed = self.attack if isinstance(self.attack, Replayed) else None
+        self.learning = [part for part in parts if isinstance(part, Learning)]
         self.metrics = metrics or Metrics()
         self.device = device = next(model.parameters()).device
         model.autocast = DTYPES[choices["precision"]]

@@ -29,7 +29,7 @@ from sat.training.callbacks import Callbacks
 from sat.training.loop import fit
 from sat.training.optimizer import build_optimizer
 from sat.training.plan import Plan
-from sat.training.resume import check_state, facts_in
+from sat.training.resume import check_memories, check_state, facts_in
 from sat.training.state import TrainState
 from sat.training.summary import summary
 
@@ -112,7 +112,12 @@ def last_checkpoint(
     spec: Spec, run: Run, model: Classifier, facts: dict[str, Any], world: World
 ) -> dict[str, Any] | None:
     """Where this training stood when it was stopped; None where it has not begun."""
-    check = lambda state: check_state(state, facts, model, spec.schedule)  # noqa: E731
+    method = Method.of(spec)
+
+    def check(state: dict[str, Any]) -> None:
+        check_state(state, facts, model, spec.schedule)
+        check_memories(state, method)
+
     return world.on_rank0(lambda: checkpoint.newest(run.checkpoints, check))
 
 
