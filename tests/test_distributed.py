@@ -45,7 +45,7 @@ def started(cwd: Path, count: int, *arguments: str) -> warm.Command:
 
 
 def finished(process: warm.Command) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 

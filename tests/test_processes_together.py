@@ -22,6 +22,7 @@ SMALL = [word for word in TINY if not word.startswith("model.width")] + NETWORK
 # gives them by batches, which one process takes. MaskingChecks are the first process's affair.
 PGD = [
     "evaluation.limit=24", "evaluation.batch_size=2", "evaluation.checkpoints=[last]",
+    "evaluation.search=exact",  # by PGD.__call__, where a process can be killed
     "+attack@evaluation.attacks.pgd=pgd", "evaluation.attacks.pgd.steps=3",
 ]  # fmt: skip
 BOTH = [

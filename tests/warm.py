@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -200,6 +201,7 @@ def forked(handler: object, args: tuple, env: dict) -> Fork:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     for name in IMPORTED:
         importlib.import_module(name)
     from torch.distributed.elastic.multiprocessing import subprocess_handler

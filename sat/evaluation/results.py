@@ -362,14 +362,14 @@ def tell(result: RunResult) -> None:
         log.warning("%s: %s", where, alarm.message)
 
 
+_BALL = {"l2": " L2", "l1": " L1"}  # what is said beside an eps that is not of L-inf
+
+
 def compare(spec: Spec, result: RunResult) -> None:
     """The published numbers of the run's recipe beside its own."""
     if (published := Published.of(spec.config.get("published"))) is not None:
         name, root = spec.recipe or "given", Path(spec.record.root)
         log.info("\n%s", beside(name, published, result, root))
-
-
-_BALL = {"l2": " L2", "l1": " L1"}  # what is said beside an eps that is not of L-inf
 
 
 def summary(result: RunResult) -> str:
