@@ -98,7 +98,7 @@ def test_a_skipped_update_counts_nothing():
 
 def test_swa_is_the_mean_from_its_start():
     found, _ = followed(Averaging(0.0, start=2), VALUES)
-    means = [sum(VALUES[1 : k + 1]) / k for k in (2, 3, 4)]
+    means = [sum(VALUES[2 : 2 + k]) / k for k in (1, 2, 3)]
     assert [w for w, _ in found] == pytest.approx([1.0, 2.0, *means])
     assert found[-1][1] == 5.0, "until they are estimated, statistics are the model's own"
 
@@ -169,9 +169,9 @@ def test_the_statistics_of_swa_are_those_of_adversarial_training_images(swa):
     clean, norm = [], net.backbone.bn1
     heard = norm.register_forward_pre_hook(lambda m, args: clean.append(args[0].mean((0, 2, 3))))
     adversarial, attack = [], spec.attack
-    key = seed_of(0, "statistics", state["step"])
     with torch.no_grad():
-        for indices, x, y in indexed(data.train, torch.arange(130), 26):
+        for number, (indices, x, y) in enumerate(indexed(data.train, torch.arange(130), 26)):
+            key = seed_of(0, "statistics", state["step"], number)
             with torch.enable_grad():
                 x_adv = attack(net, x, y, RowRng(key, indices))
             clean.clear()
@@ -181,7 +181,7 @@ def test_the_statistics_of_swa_are_those_of_adversarial_training_images(swa):
     mean = torch.stack(adversarial).mean(0)
     torch.testing.assert_close(mean, state["average"]["backbone.bn1.running_mean"],
                                rtol=0.02, atol=0.02)  # fmt: skip
-    assert state["averaged"] == 11 and state["step"] == 20
+    assert state["averaged"] == 9 + 1 and state["step"] == 20
     weights = state["average"]["backbone.fc.weight"]
     assert not torch.equal(weights, state["model"]["backbone.fc.weight"])
 
@@ -205,6 +205,12 @@ def test_without_an_average_there_is_nothing_to_choose_from(sat):
     answer = sat("validation.weights=either")
     assert answer.code == 2 and answer.err.count("\n") == 1
     assert "validation.weights=either: the run averages no weights" in answer.err
+
+
+def test_what_attacks_by_updates_has_no_statistics_of_its_own(sat):
+    answer = sat("attack=free", "schedule.swa_start=0.5")
+    assert answer.code == 2 and answer.err.count("\n") == 1, answer.err
+    assert "schedule.swa_start=0.5: estimates statistics" in answer.err
 
 
 def test_equals_go_to_whom_the_run_says(swa):

@@ -1,9 +1,10 @@
 """Published numbers of a recipe beside those measured here, and whether they were reproduced.
 
 A recipe's `published` says where its settings were read (`source`), what of them is not as
-published (`not_as_published`), and `numbers`, each an accuracy with how its checkpoint was chosen.
-Only like is compared with like: the recipe's own network and code, `last` with `last`, a checkpoint
-that held-out images chose with `best`. What was chosen on the test set is shown, and no more.
+published (`not_as_published`, and trifles as `deviations`), and `numbers`, each an accuracy with
+how its checkpoint was chosen. Only like is compared with like: the recipe's own network and code,
+`last` with `last`, a checkpoint that held-out images chose with `best`. What was chosen on the test
+set is shown, and no more.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,13 +49,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Published:
-    """What a recipe says of itself; `overridden` are the words of the command line that change
-    it."""
+    """What a recipe says of itself; `overridden` are the words of the command line that change it,
+    `deviations` trifles in which it is not as published, which deny no verdict."""
 
     source: str
     network: str
     numbers: tuple[Number, ...]
     not_as_published: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
     overridden: tuple[str, ...] = ()
 
     @classmethod
@@ -67,7 +69,8 @@ class Published:
         numbers = plain.get("numbers") or []
         for number in numbers:
             _refuse_other(number, Number, "published.numbers")
-        lists = {key: tuple(plain.get(key) or ()) for key in ("not_as_published", "overridden")}
+        keys = ("not_as_published", "deviations", "overridden")
+        lists = {key: tuple(plain.get(key) or ()) for key in keys}
         return cls(plain["source"], plain["network"], tuple(Number(**n) for n in numbers), **lists)
 
 
@@ -148,6 +151,7 @@ def beside(name: str, published: Published, result: RunResult, root: Path) -> st
     results = seeds_of(result, root)
     lines = [f"recipe {name}: {published.network}; {published.source}"]
     lines += [f"not as published: {what}" for what in published.not_as_published]
+    lines += [f"a known deviation: {what}" for what in published.deviations]
     rows = []
     for number in published.numbers:
         here = [found for each in results if (found := _measured(number, each)) is not None]

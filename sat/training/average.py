@@ -17,7 +17,8 @@ class Averaging:
     """How weights are averaged: each update by `decay` of the average and the rest of the weights,
     or, where `decay` is 0, all updates alike (SWA, Izmailov et al. 2018, who take one an epoch).
 
-    Up to update `start`, and at least once, the average is a copy of the weights. With `ramp` the
+    Before update `start`, and at least once, the average is a copy of the weights; SWA's first
+    member is what update `start` makes. With `ramp` the
     decay is min(decay, (1 + t) / (10 + t)) in averaged update t, from 0, and batch norm's
     statistics are the model's own (Rebuffi et al. 2021); so they are for SWA, which estimates them
     anew when it is measured. Else they are averaged like weights.
@@ -26,6 +27,11 @@ class Averaging:
     decay: float
     ramp: bool = False
     start: int = 0
+
+    @property
+    def copies(self) -> int:
+        """The updates whose weights are copied, whatever came before."""
+        return self.start if self.decay else self.start + 1
 
     @property
     def copies_buffers(self) -> bool:
@@ -59,7 +65,7 @@ class Average:
     def update(self, model: nn.Module, number: Tensor, broken: Tensor, local: Local) -> None:
         """Follows update `number`, from 0, a 0-dim tensor on the device; nothing where it was
         `broken`, a truth on the device. `local` gives what this process holds of tensors."""
-        copied = (number < self.averaging.start) | (self.done == 0)
+        copied = (number < self.averaging.copies) | (self.done == 0)
         share = torch.where(copied, 1.0, self.averaging.share(self.done))
         share = torch.where(broken, 0.0, share)
         own, new = (local([*m.state_dict().values()]) for m in (self.module, model))

@@ -122,6 +122,11 @@ def check_method(method: Method, schedule: Schedule) -> None:
             "weight_attack: moves the weights after the attack, and attack=free is the update's own"
             " gradient; write weight_attack=none, or attack=pgd"
         )
+    if isinstance(method.attack, Replayed) and schedule.swa_start:
+        raise Refused(
+            f"schedule.swa_start={schedule.swa_start:g}: estimates statistics under the training's"
+            " attack, and attack=free is the update's own gradient; write schedule.ema=0.999"
+        )
     loose = isinstance(method.attack, Loose) and method.attack.update_statistics
     if loose and schedule.grad_checkpointing:
         raise Refused(

@@ -18,16 +18,16 @@ def estimate(state: TrainState, train: Split) -> None:
     images, not augmented, under the training's attack on it. Does nothing for another average than
     SWA, and before that begins; draws from no generator of the training."""
     average, world, plan = state.average, state.world, state.plan
-    if average is None or average.averaging.decay or state.step <= average.averaging.start:
+    if average is None or average.averaging.decay or state.step <= average.averaging.copies:
         return
     own = len(train) // world.size
     size = min(own, max(2, plan.schedule.batch_size // (state.accumulate * world.size)))
     chosen = torch.arange(len(train))[world.own][: own // size * size]  # whole batches, of all
-    key = seed_of(plan.seed, "statistics", state.step)
     net, attack = average.module, copy.deepcopy(state.attack)  # it may have a memory
 
     def batches() -> Iterator[Tensor]:
-        for indices, x, y in indexed(train, chosen, size):
+        for number, (indices, x, y) in enumerate(indexed(train, chosen, size)):
+            key = seed_of(plan.seed, "statistics", state.step, number)
             yield attack(net, x, y, RowRng(key, indices.to(x.device)), state.progress)
 
     estimate_statistics(net, batches(), world.mean_)
