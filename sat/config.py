@@ -577,6 +577,7 @@ def one_line(error: BaseException) -> str:
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
         given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])
         given = getattr(error, "override", None) or given.split(": ")[-1].strip()
+        given = "".join(c if c.isprintable() else repr(c)[1:-1] for c in given)
         key, _, value = given.partition("=")
         return (
             f"{given}: can't be read; quote the value for Hydra and the shell: '{key}=\"{value}\"'"

@@ -76,8 +76,9 @@ def derivative_of_capped_softplus(x, a=3.0, cap=0.9):
 
 
 def test_the_folder_holds_exactly_these_options():
-    """surrogate_relu is tested in test_surrogate.py; gelu_tanh is gelu with one argument."""
-    others = {"surrogate_relu", "gelu_tanh"}
+    """surrogate_relu is tested in test_surrogate.py, keep in test_models.py; gelu_tanh is gelu with
+    one argument."""
+    others = {"surrogate_relu", "gelu_tanh", "keep"}
     assert {path.stem for path in FOLDER.iterdir()} == set(OPTIONS) | others
     assert len(OPTIONS) == 16
 
@@ -196,6 +197,8 @@ def test_its_second_derivative_in_bf16_is_that_of_float64(build):
     exact, coarse = (torch.zeros(40) if t is None else t for t in (exact, coarse))
     sharp = build in (A.SmoothReLU, A.ParametricSoftplus)  # 200 and 2.5 at 0
     away = x.abs() > (0.5 if sharp else 0.1)
+    if build is A.SmeLU:  # its second derivative jumps there
+        away &= (x.abs() - 1).abs() > 0.02
     assert torch.allclose(coarse.double()[away], exact.double()[away], rtol=0.05, atol=0.05)
 
 

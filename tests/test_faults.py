@@ -71,7 +71,7 @@ class FailsOnce(Adversarial):
         return loss, logits
 
     def watch(self, state: TrainState) -> TrainState:
-        object.__setattr__(self, "state", state)
+        object.__setattr__(state.objective, "state", state)  # a copy of this one
         return state
 
 
@@ -486,7 +486,7 @@ class Hungry(Adversarial):
         return found
 
     def watch(self, state: TrainState) -> TrainState:
-        object.__setattr__(self, "state", state)
+        object.__setattr__(state.objective, "state", state)  # a copy of this one
         return state
 
 

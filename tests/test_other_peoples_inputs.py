@@ -475,7 +475,6 @@ def test_no_part_of_the_ensemble_fells_by_an_image_outside_the_ball(attack, norm
     assert (verdicts == STANDS).all()
 
 
-@faults(15, "a traceback after all was measured")
 def test_a_class_named_with_dollars_is_drawn(shapes, sat):
     """Foreign text read as markup."""
     for split in ("train", "val"):

@@ -62,13 +62,14 @@ def full():
     checks = MaskingChecks(images=40, seconds=1.0, curve=[{"attack": CLEAN, "accuracy": 0.5}],
                            alarms=[alarm], attack="pgd", asked=128, subset=(50, None))  # fmt: skip
     part = CheckpointResult(
-        step=8, epoch=2.0, selected_by="robust accuracy on held-out training images",
+        step=8, epoch=2.0, of="average", selected_by="robust accuracy on held-out training images",
         held_out={"clean": 0.5, "robust": 0.25}, clean=entry(subset=(50, None)),
         robust={"strong": ensemble, WORST: entry(attacks=["strong", "pgd"])},
         curves={"c": curve}, masking_checks={"pgd": checks},
     )  # fmt: skip
     return result(
         configuration="run-0123", error="none", overrides=["seed=0"], parameters=9, last_raw=part,
+        regulariser={"option": "elle"}, weight_attack={"option": "awp"},
         activation={"option": "silu", "gates": []}, attack={"option": "pgd", "eps": 8.0},
         environment={"torch": "2"}, objective={"option": "adversarial"}, skipped_steps=1,
         multiply_adds=1e6, images_per_second=9.5, last=part, best=part, alarms=[alarm],

@@ -100,7 +100,7 @@ def test_weights_with_a_changed_bit_are_no_other_weights(run, sat, tmp_path):
     refused_in_a_line(given, "weights.pt", "is damaged", "not what was written")
 
 
-@pytest.mark.parametrize("script", ["export", "agreement"])
+@pytest.mark.parametrize("script", ["export"])
 def test_the_scripts_refuse_it_as_well(script, run, tmp_path, monkeypatch, capfd):
     mark = tmp_path / "it ran"
     for name in ("last", "best"):
