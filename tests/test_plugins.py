@@ -194,7 +194,7 @@ class WrongShare(Metrics):
     """The share of adversarial images that the step got wrong."""
 
     def __call__(self, state):
-        _, right, images = state.sums.unbind()
+        _, right, _, images = state.sums.unbind()
         return {**super().__call__(state), "train/wrong": (images - right, images)}
 
 
@@ -313,7 +313,7 @@ def test_all_together_are_killed_resumed_and_reported(sat, mine, tmp_path):
     report = warm.Command(given, tmp_path, allowed | {"PYTHONPATH": str(ROOT)})
     out, err = report.communicate(300)
     assert report.returncode == 0, err
-    assert "trained on mifgsm2" in out and "softsign" in out, out
+    assert "attack mypackage:mifgsm" in out and "softsign" in out, out
 
 
 @pytest.mark.parametrize("variable", ["", "otherpackage"])
