@@ -83,8 +83,8 @@ class Half(Objective):
 
 @dataclass(frozen=True)
 class Pairing(Regulariser):
-    """Adversarial logits near the clean ones (Kannan et al. 2018); `weight` times their distance
-    to the running mean of it, which is kept."""
+    """Adversarial logits near the clean ones (Kannan et al. 2018): how far their distance is from
+    its running mean, which is kept."""
 
     weight: float = 0.5
 
@@ -92,9 +92,13 @@ class Pairing(Regulariser):
         object.__setattr__(self, "mean", torch.zeros(()))
 
     def __call__(self, model, x, x_adv, y, rng, epoch=None):
-        distance = (model(x_adv) - model(x)).square().mean()
-        self.mean.lerp_(distance.detach(), 0.5)
-        return self.weight * (distance - self.mean).square()
+        return self.weight * ((model(x_adv) - model(x)).square().mean() - self.mean).square()
+
+    def settle(self, x, batch):
+        pass
+
+    def learn(self, sums, broken):
+        self.mean.copy_(torch.where(broken, self.mean, self.mean.lerp(sums[2] / sums[3], 0.5)))
 
     def state_dict(self):
         return {"mean": self.mean}
@@ -190,7 +194,7 @@ class WrongShare(Metrics):
     """The share of adversarial images that the step got wrong."""
 
     def __call__(self, state):
-        _, right, images = state.sums.unbind()
+        _, right, _, images = state.sums.unbind()
         return {**super().__call__(state), "train/wrong": (images - right, images)}
 
 
@@ -309,7 +313,7 @@ def test_all_together_are_killed_resumed_and_reported(sat, mine, tmp_path):
     report = warm.Command(given, tmp_path, allowed | {"PYTHONPATH": str(ROOT)})
     out, err = report.communicate(300)
     assert report.returncode == 0, err
-    assert "trained on mifgsm2" in out and "softsign" in out, out
+    assert "attack mypackage:mifgsm" in out and "softsign" in out, out
 
 
 @pytest.mark.parametrize("variable", ["", "otherpackage"])

@@ -38,7 +38,7 @@ class Regulariser(Protocol):
     @property
     def strength(self) -> float | Tensor:
         """How much the error counts in this step; a tensor [] where it is not always the same."""
-        ...
+        return 1.0
 
     def __call__(
         self,
