@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from sat.arguments import check_choices
 from sat.loggers.base import About, Logger, needs_package
 
 
@@ -24,6 +25,7 @@ class WandB(Logger):
     remote: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_choices(self)
         needs_package("wandb")
 
     def open(self, about: About) -> None:
