@@ -36,8 +36,12 @@ EVERY = sorted(classes(), key=lambda kind: kind.__qualname__)
 
 def sound(kind):
     """An instance as it comes; what has no default gets the first of its choices, or a stand-in."""
-    stand_ins = {Ball: {"eps": 0.1}, Curve: {"attack": PGD(8, 1), "values": (1.0,)},
-                 Multi: {"members": {"linf": 8, "l2": 128}}, Validation: {"attack": PGD(8, 1)}}  # fmt: skip
+    stand_ins = {
+        Ball: {"eps": 0.1},
+        Curve: {"attack": PGD(8, 1), "values": (1.0,)},
+        Multi: {"members": {"linf": 8, "l2": 128}},
+        Validation: {"attack": PGD(8, 1)},
+    }
     required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING
                 and f.default_factory is dataclasses.MISSING]  # fmt: skip
     hints, given = choices_of(kind), dict(stand_ins.get(kind, {}))
