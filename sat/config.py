@@ -574,6 +574,8 @@ def one_line(error: BaseException) -> str:
             f"{found[1]}: the experiment needs it, and the sizes of this dataset lack it; add it"
             f" to conf/sizes/<dataset>.yaml; there are: {there}"
         )
+    if found := re.search(r"Interpolation key '([\w.]+)' not found\s+full_key: ([\w.]+)", text):
+        return f"{found[2]}: follows {found[1]}, which is not there; give it a value"
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
         given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])
         given = getattr(error, "override", None) or given.split(": ")[-1].strip()

@@ -157,7 +157,7 @@ def test_what_makes_no_sense_together_is_refused(sat):
         (["objective=consistency", "objective.temperature=0"], "objective.temperature=0"),
         (["objective=mart", "augment=cutmix"], "objective=mart: weighs an image by"),
         (["objective=mart", "objective.label_smoothing=-1"], "objective.label_smoothing=-1"),
-        (["objective=trades", "attack=fgsm"], "attack.start=none"),
+        (["objective=trades", "attack=fgsm"], "attack.loss=kl: has no gradient"),
         (["objective.label_smoothing=1"], "objective.label_smoothing=1"),
         (["objective=trades", "objective.beta=-1"], "objective.beta=-1"),
         (["objective=trades", "objective.forwards=4"], "objective.forwards=4"),

@@ -13,6 +13,7 @@ from torch import nn
 
 from sat.attacks import PGD, Clean, Free, Multi
 from sat.attacks.base import Loose
+from sat.errors import Refused
 from sat.models import Classifier
 from sat.objectives import AWP, ELLE, TRADES, AdaptiveELLE, Adversarial, GradAlign, Method
 from sat.rng import RowRng
@@ -107,7 +108,7 @@ def test_elle_is_its_formula(batch):
 
 
 def test_the_adaptive_weight_is_its_rule():
-    term, history, weight = AdaptiveELLE(4000.0), [], 4000.0
+    term, history, weight = AdaptiveELLE(4000.0), [], 0.0
     errors = [*np.random.default_rng(0).uniform(1, 2, 20), 9.0, 1.5, 1.2, 1.1]
     for error in errors:
         assert float(term.strength) == pytest.approx(weight, rel=1e-6)
@@ -282,3 +283,11 @@ def test_what_makes_no_sense_together_is_refused():
 def test_bad_settings_are_refused_by_name(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize("build", [ELLE, AdaptiveELLE, GradAlign])
+def test_noise_of_another_norm_than_the_attacks_is_refused(build):
+    method = Method(PGD(128.0, norm="l2"), Adversarial(), build())
+    with pytest.raises(Refused, match="its noise fills a ball of linf, and the attack's is of l2"):
+        check_method(method, Schedule())
+    check_method(Method(PGD(8.0), Adversarial(), build()), Schedule())

@@ -23,6 +23,11 @@ class FGSM:
     target: int | None = None
 
     def __post_init__(self) -> None:
+        if self.loss == "kl":
+            raise ValueError(
+                "loss=kl: has no gradient at the clean images, where FGSM begins; write attack=pgd"
+                " attack.start=normal attack.noise=0.255"
+            )
         object.__setattr__(self, "eps", self.pgd.eps)  # its checks are ours
 
     @property

@@ -34,6 +34,7 @@ class Regulariser(Protocol):
     """A term that is added to the objective's loss: an error, times its `strength`."""
 
     second_order: ClassVar[bool] = False  # as an objective's
+    norm: ClassVar[str | None] = None  # of the ball that it looks at, where the attack's must be
 
     @property
     def strength(self) -> float | Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ class ELLE(Regulariser):
 
     weight: float = 1000.0
     eps: float | str = 8.0
+
+    norm: ClassVar[str] = "linf"
 
     def __post_init__(self) -> None:
         check_weight(self.weight)
@@ -57,9 +59,9 @@ class ELLE(Regulariser):
 
 @dataclass(frozen=True)
 class AdaptiveELLE(ELLE):
-    """ELLE-A: the weight is `weight` in the step after an error that is above the mean of all
-    errors so far by more than `sensitivity` standard deviations, and falls to its `decay` in every
-    other: the regulariser works when the loss begins to bend."""
+    """ELLE-A: the weight begins at 0, is `weight` in the step after an error that is above the mean
+    of all errors so far by more than `sensitivity` standard deviations, and falls to its `decay` in
+    every other: the regulariser works when the loss begins to bend."""
 
     weight: float = 4000.0
     sensitivity: float = 2.0
@@ -73,7 +75,7 @@ class AdaptiveELLE(ELLE):
             raise ValueError(f"sensitivity={self.sensitivity}: must be finite, 0 or above")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay={self.decay}: must be above 0, and 1 at most")
-        memory = torch.tensor([self.weight, 0.0, 0.0, 0.0], dtype=torch.float64)
+        memory = torch.zeros(4, dtype=torch.float64)
         object.__setattr__(self, "_memory", memory)
 
     @property

@@ -30,6 +30,7 @@ class GradAlign(Regulariser):
     eps: float | str = 8.0
 
     second_order: ClassVar[bool] = True
+    norm: ClassVar[str] = "linf"
 
     def __post_init__(self) -> None:
         check_weight(self.weight)

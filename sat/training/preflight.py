@@ -127,6 +127,13 @@ def check_method(method: Method, schedule: Schedule) -> None:
             f"schedule.swa_start={schedule.swa_start:g}: estimates statistics under the training's"
             " attack, and attack=free is the update's own gradient; write schedule.ema=0.999"
         )
+    norm = method.regulariser.norm
+    if norm is not None and method.attack.norm != norm:
+        raise Refused(
+            f"regulariser={type(method.regulariser).__name__.lower()}: its noise fills a ball of"
+            f" {norm}, and the attack's is of {method.attack.norm}; write attack.norm={norm}, or"
+            " regulariser=none"
+        )
     loose = isinstance(method.attack, Loose) and method.attack.update_statistics
     if loose and schedule.grad_checkpointing:
         raise Refused(
