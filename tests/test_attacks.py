@@ -408,7 +408,7 @@ def test_a_target_is_the_likeliest_wrong_class_or_the_next(loss, rank):
 )
 @pytest.mark.parametrize("attack", [PGD, APGD, FGSM])
 def test_an_aim_that_makes_no_sense_is_refused(attack, given, says):
-    with pytest.raises(ValueError, match=f"^({says}|start=none)"):
+    with pytest.raises(ValueError, match=f"^({says}|start=none|loss=kl)"):
         attack(8, **given)
 
 
@@ -454,7 +454,7 @@ def test_auto_is_cross_entropy_unless_it_is_resolved(batch):
     assert torch.equal(auto(model, *batch), PGD(8, 3, loss="ce")(model, *batch))
     assert resolved(auto, "kl").loss == "kl" and resolved(PGD(loss="dlr"), "kl").loss == "dlr"
     assert resolved(Clean(), "kl") == Clean()
-    with pytest.raises(ValueError, match="start=none: the loss kl"):
+    with pytest.raises(ValueError, match="loss kl has no gradient|loss=kl: has no gradient"):
         resolved(FGSM(8), "kl")
 
 

@@ -484,7 +484,7 @@ def test_a_budget_ends_between_rows_and_says_what_is_left(tmp_path, monkeypatch,
     assert log == ["a"] and left == ["count b", "count c"]
     part = types.SimpleNamespace(measurements=lambda *_: counting_rows(log, seconds=0.1))
     monkeypatch.setattr(benchmark, "import_module", lambda name: part)
-    assert benchmark.main([*TINY, "--parts", "stages", "--budget", "0.1s", "--out", "o"]) == 143
+    assert benchmark.main([*TINY, "--parts", "stages", "--budget", "0.001s", "--out", "o"]) == 143
     assert capsys.readouterr().out.endswith("same command again: stages a, stages b, stages c\n")
     assert benchmark.main([*TINY, "--parts", "stages", "--out", "o"]) == 0
     assert [units.seconds_of(text) for text in ("90s", "10m", "1.5h")] == [90, 600, 5400]
