@@ -24,6 +24,7 @@ from sat.evaluation.measure import joined, measure, share
 from sat.evaluation.store import Measurement, OutcomeStore, digest_of
 from sat.identity import Settings
 from sat.loggers.screen import Progress
+from sat.models.foreign import has_gradient
 from sat.rng import RowRng, seed_of
 from sat.rundir import checkpoint
 from sat.rundir.environment import environment
@@ -200,7 +201,7 @@ class Evaluator:
         return found
 
     def views(self) -> tuple[Tensor, Tensor] | None:
-        """Eight test images, clean and adversarial; None without an attack."""
+        """Eight test images, clean and adversarial; None without an attack, or a gradient."""
         attack: Any = next(iter(self.evaluation.attacks.values()), None)
         if attack is None:
             return None
@@ -210,6 +211,8 @@ class Evaluator:
         self.model.eval()
         ((indices, x, y),) = indexed(self.data.test, self.indices[:8], 8)
         with float32(self.model):
+            if not has_gradient(self.model, x):
+                return None
             return x, attack(self.model, x, y.clamp_min(0), RowRng(0, indices.to(x.device)))
 
 

@@ -26,7 +26,7 @@ from sat.evaluation.settings import check_attack
 from sat.evaluation.state import State
 from sat.evaluation.store import digest_of
 from sat.loggers.screen import percent, table
-from sat.models.foreign import adopt, as_images, resting
+from sat.models.foreign import NO_GRADIENT, adopt, as_images, has_gradient, resting
 from sat.rng import RowRng, seed_of
 from sat.rundir.checkpoint import write_whole
 from sat.rundir.result import Accuracy, MaskingChecks
@@ -223,11 +223,10 @@ def _checked(images: Any, labels: Any) -> Tensor:
     return labels.long()
 
 
+@torch.no_grad()
 def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Any) -> None:
-    few = x[:2].to(y.device).requires_grad_()
-    with torch.enable_grad():
-        logits = net(few)
-    classes = logits.shape[1]
+    few = x[:2].to(y.device)
+    classes = net(few).shape[1]
     if not (0 <= int(y.min()) and int(y.max()) < classes):
         raise ValueError(
             f"labels: lie in [{int(y.min())}, {int(y.max())}], and the model has {classes} classes"
@@ -238,12 +237,9 @@ def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Any) -> None:
             f" has {classes}; take attack='strong'"
         )
     blind = isinstance(attack, FastAutoAttack) and attack.attacks == ("square",)
-    slope = None
-    if logits.requires_grad:
-        (slope,) = torch.autograd.grad(logits.sum(), few, allow_unused=True)
-    if slope is None and not blind:
+    if not blind and not has_gradient(net, few):
         raise ValueError(
-            "model: its logits have no gradient by the images (no_grad, numpy or argmax inside?);"
+            f"{NO_GRADIENT};"
             " without one only attack=FastAutoAttack(eps, norm, attacks=('square',)) measures it"
         )
 

@@ -33,15 +33,20 @@ def read_file(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # torch and safetensors raise many kinds
-        text = str(error).split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
-        if found := _OBJECTS.search(text):
-            what = found[1] or found[2] or "a plain pickle"
-            raise ValueError(
-                f"holds objects other than tensors ({what}), and is not loaded, since that could "
-                "run code; save model.state_dict() with torch.save where the file is from"
-            ) from None
-        reason = text.splitlines()[0][:120] if " " in text else "it can't be read"
-        raise ValueError(f"is damaged, or is no file of weights ({reason})") from None
+        raise ValueError(why_unread(error)) from None
+
+
+def why_unread(error: Exception) -> str:
+    """The end of a line about a file that torch does not read."""
+    text = str(error).split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
+    if found := _OBJECTS.search(text):
+        what = found[1] or found[2] or "a plain pickle"
+        return (
+            f"holds objects other than tensors ({what}), and is not loaded, since that could "
+            "run code; save model.state_dict() with torch.save where the file is from"
+        )
+    reason = text.splitlines()[0][:120] if " " in text else "it can't be read"
+    return f"is damaged, or is no file of weights ({reason})"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

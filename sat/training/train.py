@@ -60,14 +60,17 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     preflight.check_classes(attacks, len(data.classes))
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
-    if spec.evaluate is not None:
+    own = spec.evaluate is not None and spec.brought is not None
+    if spec.evaluate is not None and not own:
         weights.load_evaluated(model, spec, data.image_size)
     with refusing("schedule."):
         build_optimizer(model, spec.schedule)
         if spec.schedule.grad_checkpointing:
             recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
-    if world.first and not begun:
+    if world.first and own:
+        preflight.check_network(model, spec.evaluation, *some_images(data.test, 32))
+    elif world.first and not begun:
         preflight.preflight(model, attack, *some_images(data.train, 32))
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         preflight.warn_of_threat_models(spec.attack, measured)
