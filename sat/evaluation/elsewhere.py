@@ -1,7 +1,7 @@
 """`evaluate=` a network that is none of this program's: a file that holds one whole, a function of
 a package, a model of RobustBench. It becomes a run of no steps, like weights from a file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,7 @@ from sat.config import Spec
 from sat.errors import Refused
 from sat.evaluation import robustbench
 from sat.models import programs
-from sat.models.given import Make
-
-START = tuple(f"model.{key}" for key in config.START)
+from sat.models.given import Make, described, refuse_other_words
 
 
 def is_network(word: str) -> bool:
@@ -23,23 +21,18 @@ def is_network(word: str) -> bool:
     return robustbench.is_name(word) or bool(programs.FACTORY.fullmatch(word))
 
 
-def of_network(cfg: Any, choices: Mapping[str, str], words: Mapping[str, str]) -> Spec:
-    """The spec of the network that `cfg.evaluate` names; `words` are those of the command line, by
-    their keys. Raises Refused, in one line, for what can't be opened."""
-    for key, word in words.items():
-        if key.split(".")[0] in ("model", "activation") and key not in START:
-            raise Refused(
-                f"{word}: the network of evaluate={cfg.evaluate} is what it is; of model there are"
-                f" {', '.join(START)}"
-            )
+def of_network(cfg: Any, choices: Mapping[str, str], overrides: Sequence[str]) -> Spec:
+    """The spec of the network that `cfg.evaluate` names. Raises Refused, in one line, for what can't
+    be opened."""
+    whose = f"the network of evaluate={cfg.evaluate}"
+    refuse_other_words(overrides, ("model", "activation"), whose)
     plain = config.resolve(cfg)
-    start = {key: plain["model"].get(key) for key in config.START}
-    name = Path(cfg.evaluate).name
-    plain["model"] = {"_target_": "sat.models.Given", "name": name, **start}
+    plain["model"] = described(plain["model"], Path(cfg.evaluate).name)
     plain["activation"] = {"_target_": "sat.activations.Keep"}
     plain["choices"] = {**choices, "model": "given", "activation": "keep"}
+    typed = any(word.startswith("evaluate=") for word in overrides)
     try:
-        make, content = _opened(cfg.evaluate, plain, typed="evaluate" in words)
+        make, content = _opened(cfg.evaluate, plain, typed)
     except Refused:
         raise
     except OSError as error:

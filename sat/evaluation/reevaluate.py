@@ -25,7 +25,7 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
     dataset that the command line describes, or a whole network (see `sat.evaluation.elsewhere`).
     """
     if elsewhere.is_network(str(cfg.evaluate)):
-        return elsewhere.of_network(cfg, choices, {key_of(o): o for o in overrides})
+        return elsewhere.of_network(cfg, choices, overrides)
     place = Path(os.path.expanduser(str(cfg.evaluate)))
     directory, which = place, None
     if place.suffix == ".pt" and place.parent.name == "checkpoints":

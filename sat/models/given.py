@@ -2,14 +2,17 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sat.errors import Refused
+from sat.identity import START
 from sat.models.foreign import adopt
 
 Network = Callable[[Tensor], Tensor]
@@ -53,24 +56,50 @@ class Given:
         return net.function if net.can_be_walked and not net.fixed else net
 
 
+def described(model: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The config of a network of that name, with what that of `model` says of its start."""
+    return {"_target_": "sat.models.Given", "name": name, **{key: model.get(key) for key in START}}
+
+
+def refuse_other_words(overrides: Iterable[str], groups: Collection[str], whose: str) -> None:
+    """Raises Refused for a word of one of these groups: the network of `whose` is what it is."""
+    for word in overrides:
+        key = word.split("=", 1)[0].lstrip("+~")
+        if key.split(".")[0] in groups and key not in (left := [f"model.{k}" for k in START]):
+            raise Refused(f"{word}: {whose} is what it is; of model there are {', '.join(left)}")
+
+
 def content_of(network: Network) -> str:
-    """Sixteen hex digits that tell a network from others: of a module its weights, its structure as
-    printed, and of each part in it the class with its source and the plain values it keeps; of a
-    function its source. What other code they call is not seen."""
+    """Sixteen hex digits that tell a network from others: of a module its weights and, of each part
+    in it, its name, its class with the source, what it prints and the plain values it keeps; of a
+    function its source and all this of the modules it closes over. What other code they call is not
+    seen."""
     digest = hashlib.sha256()
-    parts = network.modules() if isinstance(network, nn.Module) else (network,)
-    for part in parts:
-        cls = type(part) if isinstance(part, nn.Module) else part
-        told = [getattr(cls, "__module__", ""), getattr(cls, "__qualname__", ""), _source(cls)]
-        held = getattr(part, "__dict__", {})
-        told += [f"{key}={value!r}" for key, value in sorted(held.items()) if _is_plain(value)]
-        told += [part.extra_repr()] if isinstance(part, nn.Module) else []
-        digest.update(repr(told).encode())
-    if isinstance(network, nn.Module):
-        for key, value in network.state_dict().items():
+    for root in [network] if isinstance(network, nn.Module) else _closed_over(network):
+        if not isinstance(root, nn.Module):
+            digest.update(repr([_kind(root), root if _is_plain(root) else ""]).encode())
+            continue
+        for name, part in root.named_modules():
+            held = sorted((k, v) for k, v in vars(part).items() if _is_plain(v) and k != "training")
+            digest.update(repr([name, _kind(type(part)), part.extra_repr(), held]).encode())
+        for key, value in root.state_dict().items():
             digest.update(f"{key}:{value.dtype}{list(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _closed_over(function: Any) -> list[Any]:
+    """A function, and what it holds: the object of a method, the arguments of a partial, the
+    variables around it."""
+    if isinstance(function, partial):
+        return [*_closed_over(function.func), *function.args, *function.keywords.values()]
+    cells = getattr(function, "__closure__", None) or ()
+    held = [cell.cell_contents for cell in cells]
+    return [function, *filter(None, [getattr(function, "__self__", None)]), *held]
+
+
+def _kind(cls: Any) -> list[str]:
+    return [getattr(cls, "__module__", ""), getattr(cls, "__qualname__", ""), _source(cls)]
 
 
 def _source(cls: Any) -> str:
