@@ -224,6 +224,14 @@ def test_the_command_tells_what_is_left_and_how_it_ended(tmp_path, capsys, monke
     assert call("--seeds", "0") == 0
 
 
+def test_what_has_ended_is_brought_back_in_one_small_file(ran, tmp_path, capsys):
+    assert plan.carry_on({"-c pass": 1}, tmp_path / "outputs/plan.json", 60) == {"-c pass": "done"}
+    (line,) = (tmp_path / "outputs/runs.jsonl").read_text().splitlines()
+    assert '"name":"digits-' in line and len(line) < 20_000
+    assert plan.carry_on({"-c 1": 1}, tmp_path / "nothing/plan.json", 60) == {"-c 1": "done"}
+    assert "holds no run" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("line", ["ten: -c pass", "1: -c {jobs}", "-c pass"])
 def test_bad_input_is_refused(tmp_path, capsys, line):
     (tmp_path / "list.txt").write_text(line)
