@@ -11,8 +11,8 @@ WHOLE = 1e-3  # how near a float comes to a whole number of 1/255
 
 
 def arrays_of(data: Any) -> dict[str, NDArray]:
-    """The four arrays of a set as `sat.data.Npz` takes them: images uint8 [N, S, S] or [N, S, S, 3],
-    and labels.
+    """The four arrays of a set as `sat.data.Npz` takes them: images uint8 [N, S, S] (grey) or
+    [N, S, S, 3] (RGB), and labels.
 
     `data` is a mapping of KEYS, those four in this order, or a pair of Datasets, for training and
     test, of (image, label). Images are arrays, tensors or PIL images, uint8, or floats that are
@@ -45,7 +45,8 @@ def _read(dataset: Iterable[Any]) -> tuple[NDArray, NDArray]:
         return images, np.asarray([int(label) for _, label in pairs])
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"data: {type(dataset).__name__} gives no images of one size with their labels ({error})"
+            f"data: {type(dataset).__name__} gives no images of one size, each with a label"
+            f" ({error})"
         ) from None
 
 

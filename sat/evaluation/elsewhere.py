@@ -22,8 +22,8 @@ def is_network(word: str) -> bool:
 
 
 def of_network(cfg: Any, choices: Mapping[str, str], overrides: Sequence[str]) -> Spec:
-    """The spec of the network that `cfg.evaluate` names. Raises Refused, in one line, for what can't
-    be opened."""
+    """The spec of the network that `cfg.evaluate` names. Raises Refused, in one line, for what
+    can't be opened."""
     whose = f"the network of evaluate={cfg.evaluate}"
     refuse_other_words(overrides, ("model", "activation"), whose)
     plain = config.resolve(cfg)

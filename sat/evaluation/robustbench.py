@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import metadata, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 from sat import plugins
 from sat.errors import Refused
+from sat.models.card import IMAGES
 from sat.models.given import Make, content_of
 from sat.models.programs import tensors_alone
 
@@ -32,7 +34,6 @@ INSTALL = (
 DATASETS = {"cifar10": "cifar10", "cifar10_subset": "cifar10", "cifar100": "cifar100",
             "imagenet": "imagenet"}  # fmt: skip
 THREATS = {"linf": "Linf", "l2": "L2"}
-IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}  # of a card's numbers
 
 
 def is_name(word: str) -> bool:
@@ -42,8 +43,8 @@ def is_name(word: str) -> bool:
 
 def opened(word: str, plain: dict[str, Any], typed: bool) -> tuple[Make, str]:
     """The model of that name for the config's data set and norm, and what tells it from others; its
-    card becomes the config's published numbers. Its weights lie below `model.weights`, RobustBench's
-    `models` by default, or are downloaded there.
+    card becomes the config's published numbers. Its weights lie below `model.weights`, else below
+    RobustBench's own `models`, or are downloaded there.
 
     Raises Refused for a set or norm without models, ValueError for a model that can't be had.
     """
@@ -53,9 +54,9 @@ def opened(word: str, plain: dict[str, Any], typed: bool) -> tuple[Make, str]:
         key, value, known = ("dataset", group, DATASETS) if dataset is None else (
             "dataset.norm", plain["dataset"]["norm"], THREATS)  # fmt: skip
         raise Refused(f"{key}={value}: RobustBench has no such models; choose {', '.join(known)}")
-    benchmark = _imported(typed)
-    known = benchmark.utils.all_models[benchmark.utils.BenchmarkDataset(dataset)]
-    names = [*known.get(benchmark.utils.ThreatModel(threat), ())]
+    zoo = _imported(typed)
+    known = zoo.all_models[zoo.BenchmarkDataset(dataset)]
+    names = [*known.get(zoo.ThreatModel(threat), ())]
     if name not in names:
         near = get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
         raise ValueError(f"no such {threat} model for {dataset}; there are {', '.join(near)}, ...")
@@ -64,7 +65,7 @@ def opened(word: str, plain: dict[str, Any], typed: bool) -> tuple[Make, str]:
     try:
         with tensors_alone(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            network = benchmark.utils.load_model(name, place, dataset, threat)
+            network = zoo.load_model(name, place, dataset, threat)
     except Exception as error:  # a download, a file, a constructor: each fails in its own way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         path = Path(place) / dataset / threat / f"{name}.pt"
@@ -81,10 +82,9 @@ def _imported(typed: bool) -> ModuleType:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old names of timm's, of pkg_resources
-            import robustbench.utils
+            return import_module("robustbench.utils")
     except ImportError as error:
         raise ValueError(f"needs {error.name or error}; {INSTALL}") from None
-    return sys.modules["robustbench"]
 
 
 # cards ------------------------------------------------------------------------------------------
@@ -123,16 +123,19 @@ def card_of(name: str, dataset: str, threat: str) -> Card | None:
         numbers = float(told["clean_acc"]), robust, _eps(str(told["eps"])), images
         return Card(told["name"], told["architecture"], *numbers, str(path))
     source = f"RobustBench {version('robustbench')}"
-    for place, eps, cells in _rows(metadata("robustbench").get_payload()):
+    for place, eps, cells in _rows(str(metadata("robustbench").json["description"])):
         if place == (dataset, threat) and cells[0] == name:
             clean, robust = (float(cell.rstrip("%")) for cell in cells[2:4])
             return Card(cells[1], cells[4], clean, robust, eps, images, source)
     return None
 
 
+_MARKS = r"<[^>]*>|\*|\]\(.*\)|\["  # of Markdown around what is said
+
+
 def _rows(text: str) -> Iterator[tuple[tuple[str, str], float, list[str]]]:
-    """The rows of the tables in RobustBench's description: (data set, threat), eps in 1/255, and the
-    cells model, paper, clean, robust, architecture, venue."""
+    """The rows of the tables in RobustBench's description: (data set, threat), eps in 1/255, and
+    the cells model, paper, clean, robust, architecture, venue."""
     dataset, threat, eps = "", "", 0.0
     for line in text.splitlines():
         if found := re.match(r"### (\S+)", line):
@@ -140,7 +143,7 @@ def _rows(text: str) -> Iterator[tuple[tuple[str, str], float, list[str]]]:
         elif found := re.match(r"#### (\w+)(?:, eps=(\S+))?", line):
             threat, eps = found[1], _eps(found[2] or "0")
         elif line.startswith("| <sub>"):
-            cells = [re.sub(r"<[^>]*>|\*|\]\(.*\)|\[", "", c).strip() for c in line.split("|")[2:-1]]
+            cells = [re.sub(_MARKS, "", cell).strip() for cell in line.split("|")[2:-1]]
             yield (dataset, threat), eps, cells
 
 
@@ -174,6 +177,11 @@ def provide_autoattack() -> None:
                 self.logger.setLevel(logging.DEBUG)
 
         def run_standard_evaluation(self, x: Any, y: Any, bs: int = 250, state_path: Any = None):
+            if state_path is not None and Path(state_path).exists():
+                raise ValueError(
+                    f"aa_state_path={state_path}: pyautoattack does not go on from a state; remove"
+                    " it, or let python -m sat.run evaluate=... measure, which does"
+                )
             given = {"batch_size": bs, "state_path": state_path}
             return super().run_standard_evaluation(x, y, **given)[0]
 

@@ -30,12 +30,13 @@ class Foreign(nn.Module):
         super().__init__()
         self.flat, self.fixed = len(shape) == 1, 0
         self.place = nn.Parameter(torch.zeros(0, device=device), requires_grad=False)
-        walked = isinstance(function, nn.Module) and not isinstance(function, torch.jit.ScriptModule)
+        walked = isinstance(function, nn.Module)
         if isinstance(function, nn.Module):
             try:
                 function.eval()
             except Exception:  # exported and frozen graphs: modes are part of them
                 walked = False
+        walked = walked and not isinstance(function, torch.jit.ScriptModule)
         if walked:
             self.function = function
         else:
@@ -47,7 +48,7 @@ class Foreign(nn.Module):
         return "function" in self._modules
 
     def move(self, device: torch.device) -> None:
-        """To a device, with what is out of sight; a frozen graph's constants stay where they are."""
+        """To a device, with what is out of sight; constants of a frozen graph stay."""
         self.to(device)
         if isinstance(self.function, nn.Module):
             self.function.to(device)

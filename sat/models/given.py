@@ -29,22 +29,21 @@ class Given:
 
     name: str | None = field(default=None, metadata={"identity": False})
 
-    make: ClassVar[Make | None] = None
-    content: ClassVar[str | None] = None
+    brought: ClassVar[tuple[Make, str] | None] = None
 
     def bringing(self, make: Make, content: str) -> "Given":
         """This option with its network, which `make` gives; `content` tells it from any other."""
         given = replace(self)
-        vars(given).update(make=make, content=content)
+        vars(given)["brought"] = (make, content)
         return given
 
     def fingerprint(self) -> str | None:
         """What tells the network from any other; None where none was brought."""
-        return self.content
+        return self.brought and self.brought[1]
 
     def __call__(self, channels: int, classes: int, image_size: int) -> nn.Module:
         """A module of its own, or a function in one, that takes any batch of such images."""
-        if self.make is None:
+        if self.brought is None:
             raise ValueError(
                 f"name={self.name}: a network from elsewhere is opened only where it is named:"
                 " evaluate=FILE, evaluate=package.module:factory, in Python sat.train(model=...)"
@@ -52,7 +51,8 @@ class Given:
             )
         image = (channels, image_size, image_size)
         images = torch.full((3, *image), 0.5)
-        net = adopt(self.make(image), images, images.device)
+        make, _ = self.brought
+        net = adopt(make(image), images, images.device)
         return net.function if net.can_be_walked and not net.fixed else net
 
 

@@ -5,7 +5,6 @@ no native code is loaded.
 """
 
 import hashlib
-import importlib
 import logging
 import os
 import pickle
@@ -35,13 +34,21 @@ def kind_of(path: Path) -> str | None:
     """What kind of whole network a file holds; None for any other file."""
     if path.suffix == ".onnx":
         return ONNX
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as file:
-        names = {name.partition("/")[2] or name for name in file.namelist()}
+    names = names_in(path)
     if "constants.pkl" in names:
         return TORCHSCRIPT
     return EXPORT if {"archive_format", "serialized_exported_program.json"} & names else None
+
+
+def names_in(path: Path) -> set[str]:
+    """What lies in an archive that torch has written, without the name of the archive."""
+    if not zipfile.is_zipfile(path):
+        return set()
+    try:
+        with zipfile.ZipFile(path) as file:
+            return {name.partition("/")[2] or name for name in file.namelist()}
+    except zipfile.BadZipFile:
+        return set()
 
 
 # files ------------------------------------------------------------------------------------------
@@ -54,6 +61,8 @@ def open_file(path: Path) -> tuple[Make, str]:
     content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     if kind == ONNX:
         return _open_onnx(path, content)
+    if kind == EXPORT and (compiled := [n for n in names_in(path) if "aotinductor" in n]):
+        raise ValueError(f"{kind}: holds compiled code ({compiled[0]}), which is not loaded")
     try:
         check_sums(path)
         with tensors_alone(), warnings.catch_warnings():
@@ -71,9 +80,6 @@ def _read_script(path: Path) -> Network:
 
 
 def _read_export(path: Path) -> Network:
-    with zipfile.ZipFile(path) as file:
-        if any("aotinductor" in name for name in file.namelist()):
-            raise ValueError("holds compiled code, and is not loaded; save it with torch.export.save")
     return torch.export.load(path).module()
 
 
