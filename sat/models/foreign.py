@@ -133,10 +133,10 @@ def has_gradient(net: nn.Module, x: Tensor) -> bool:
     """Whether logits of images x can be differentiated by them."""
     few = x[:2].detach().clone().requires_grad_()
     with torch.enable_grad():
-        logits = net(few)
-    if not logits.requires_grad:
-        return False
-    return torch.autograd.grad(logits.sum(), few, allow_unused=True)[0] is not None
+        total = net(few).sum()
+    return total.requires_grad and (
+        torch.autograd.grad(total, few, allow_unused=True)[0] is not None
+    )
 
 
 def as_images(x: Tensor) -> Tensor:
