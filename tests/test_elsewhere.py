@@ -68,7 +68,7 @@ def nets(tmp_path, monkeypatch):
 def test_a_network_of_a_package_is_measured_like_a_run(sat, nets, tmp_path):
     from sat.data import Digits
 
-    torch.manual_seed(1)
+    torch.manual_seed(3)  # 2 of 40 are right, without the normalisation 5
     weights = {"conv.weight": torch.randn(4, 1, 3, 3), "conv.bias": torch.randn(4),
                "line.weight": torch.randn(10, 144), "line.bias": torch.randn(10)}  # fmt: skip
     torch.save({"state_dict": weights}, tmp_path / "theirs.pt")
@@ -231,8 +231,8 @@ def test_two_networks_are_told_apart():
     def asking(net, sign):
         return lambda x: sign * net(x)
 
-    nets = [made(), made(factor=2.0), made(seed=1), made(Shifted), nn.Sequential(made()),
-            asking(made(), 1), asking(made(), -1), asking(made(seed=1), 1), made().forward]  # fmt: skip
+    nets = [made(), made(factor=2.0), made(seed=1), made(Shifted), nn.Sequential(made())]
+    nets += [asking(made(), 1), asking(made(), -1), asking(made(seed=1), 1), made().forward]
     assert len({content_of(net) for net in nets}) == len(nets)
     assert content_of(made()) == content_of(made().train()) == content_of(made().eval())
 
