@@ -1,6 +1,8 @@
 """Smooth Adversarial Training: `python -m sat.run` trains, `sat.load` gives the model, and
 `sat.evaluate` measures any network."""
 
+__version__ = "0.1.0"
+
 
 def load(run_directory, which="best", device="cpu"):
     """The trained model of a run directory, ready for images [B, C, H, W] in [0, 1]."""

@@ -527,15 +527,24 @@ def _short(value: Any) -> str:
 
 def composed(words: Sequence[str]) -> Spec:
     """The checked run of a command line, as a single job; raises `Refused`."""
-    from hydra import compose, initialize_config_dir
+    return check(resolve(compose(words)[0]))
+
+
+def compose(words: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """The config of a command line, as a single job, and the option of each group; raises
+    `Refused`."""
+    import hydra
     from hydra.errors import HydraException
 
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", overrides=list(words))
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra.compose("config", overrides=list(words), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise Refused(one_line(error)) from error
-    return check(resolve(cfg))
+    choices = dict(cfg.hydra.runtime.choices)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return cfg, choices
 
 
 @cache

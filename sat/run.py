@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import sat
 from sat import config, job, sweep
 from sat.config import CONF, Spec
 from sat.errors import Fault, Refused, on_signals, refusing
 from sat.launch import end, local_rank, processes
-from sat.loggers import screen
+from sat.loggers import screen, usage
 
 log = logging.getLogger("sat")
 HYDRAS_OWN = "hydra.job.chdir hydra.run.dir hydra.sweep.dir hydra.sweep.subdir hydra.output_subdir"
@@ -150,6 +152,22 @@ def leave(number: int, frame: Any) -> None:
     sys.exit(128 + number)
 
 
+def answered(words: list[str]) -> bool:
+    """Whether a command line asks for the help or the version alone, which it then gets."""
+    if "--version" in words:
+        print(f"sat {sat.__version__}")
+    elif {"-h", "--help"} & {*words}:
+        folders = [Path(v) for k, v in pairwise(words) if k == "--config-dir"]
+        folders += [Path(w.partition("=")[2]) for w in words if w.startswith("--config-dir=")]
+        overrides = [word for word in words if "=" in word and not word.startswith("-")]
+        overrides += [f"hydra.searchpath=[{','.join(map(str, folders))}]"] * bool(folders)
+        cfg, choices = config.compose(overrides)
+        print(usage.text(OmegaConf.to_container(cfg, resolve=False), choices, [CONF, *folders]))
+    else:
+        return False
+    return True
+
+
 def main() -> None:
     """Runs what the command line asks for. Exit codes: 0 done, 1 fault, 2 refused, 130, 143."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the line is ours
@@ -161,8 +179,9 @@ def main() -> None:
     code = 1
     try:
         refuse_words(sys.argv[1:])
-        with sweep.stopping():
-            sweep.run(app)
+        if not answered(sys.argv[1:]):
+            with sweep.stopping():
+                sweep.run(app)
         code = sweep.exit_code(sweep.jobs())
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
         screen.tell_once("%s", config.one_line(error))
