@@ -44,7 +44,7 @@ def test_help_shows_the_run_with_meanings_and_units(sat, monkeypatch):
     assert {
         "attack.eps=${dataset.eps} in 1/255", "attack.steps=2 gradients of an image",
         "objective.beta=6.0 the paper's 1/lambda", "device=auto cpu, cuda, cuda:1, ...",
-        "evaluation.attacks.mine.queries=100 forwards of an image", "seed=0",
+        "evaluation.attacks.mine.queries=100", "forwards of an image", "seed=0",
         "logger.wandb.tags=[] words", "validation.attack.steps=10",
     } <= lines  # fmt: skip
     assert "schedule.milestones=[0.3,0.6,0.9]" in lines  # too long for a meaning beside it
