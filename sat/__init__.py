@@ -1,6 +1,8 @@
 """Smooth Adversarial Training: `python -m sat.run` or `sat.train` trains, `sat.load` gives the
 model, and `sat.evaluate` measures any network."""
 
+__version__ = "0.1.0"
+
 
 def train(*words, model=None, data=None):
     """Trains by the words of the command line: see `sat.python.train` for what it takes and gives.

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sat import plugins
-from sat.models.files import why_unread
 from sat.models.given import Make, Network, content_of
-from sat.rundir.untrusted import check_sums
+from sat.rundir.untrusted import check_sums, objects_in, reason_of
 
 FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 TORCHSCRIPT, EXPORT, ONNX = "TorchScript", "torch.export", "ONNX"
@@ -72,7 +71,13 @@ def open_file(path: Path) -> tuple[Make, str]:
     except OSError:
         raise
     except Exception as error:  # torch raises many kinds
-        raise ValueError(f"{kind}: {why_unread(error)}") from None
+        if objects := objects_in(error):
+            raise ValueError(
+                f"{kind}: {objects}, and is not loaded, since that could run code"
+            ) from None
+        raise ValueError(
+            f"{kind}: is damaged, or of another version ({reason_of(error)})"
+        ) from None
 
 
 def _read_script(path: Path) -> Network:
