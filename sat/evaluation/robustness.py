@@ -202,7 +202,8 @@ def _attack(attack: Any, eps: float | str, norm: str, batch_size: int | None) ->
 def _checked(images: Any, labels: Any) -> Tensor:
     """The labels, int64. Raises ValueError for images or labels that are none."""
     if not isinstance(images, Tensor) or images.ndim not in (2, 4) or not len(images):
-        what = list(images.shape) if hasattr(images, "shape") else type(images).__name__
+        kind = "" if isinstance(images, Tensor) else f"{type(images).__name__} "
+        what = f"{kind}{list(getattr(images, 'shape', []))}"
         raise ValueError(f"images: {what}; give a tensor [N, C, H, W], or flat [N, F]")
     if not images.is_floating_point():
         raise ValueError(

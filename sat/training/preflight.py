@@ -245,7 +245,7 @@ def check_network(model: nn.Module, evaluation: Evaluation, x: Tensor, y: Tensor
     if not blind and not has_gradient(model, x):
         raise Refused(
             f"{NO_GRADIENT}; without one only Square measures it: evaluation=strong"
-            " 'evaluation.attacks.strong.attacks=[square]' evaluation.masking_checks=0"
+            " 'evaluation.attacks.strong.attacks=[square]'"
         )
 
 
