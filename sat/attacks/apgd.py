@@ -263,7 +263,8 @@ class SparseAPGDSearch(APGDSearch):
     def _move(self, state: dict[str, Tensor], here: Tensor, gradient: Tensor, first: Tensor):
         way, x = self.ball.steepest(gradient, state["entries"]), state["x"]
         state["before"] = here
-        state["point"] = x + onto_l1(here + state["step"] * way - x, x, self.radius(state).flatten(1))
+        ahead, eps = here + state["step"] * way, self.radius(state).flatten(1)
+        state["point"] = x + onto_l1(ahead - x, x, eps)
 
     def radius(self, state: dict[str, Tensor]) -> Tensor:
         """How large the ball of each row is [B, 1, 1, 1], as a share of the pixel range."""
