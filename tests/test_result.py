@@ -16,6 +16,7 @@ from sat.rundir.result import (
     Alarm,
     AttackResult,
     CheckpointResult,
+    ClassSpread,
     CurveResult,
     MaskingChecks,
     Member,
@@ -51,6 +52,7 @@ def full():
         eps=8.0, norm="l2", steps=3, step=2.0, seconds=1.0, ties=2, environment={"torch": "2"},
         attacks={"apgd": Member(accuracy=0.5, ci95=(0.25, 0.75), images=50, felled=3, seconds=1.0)},
         settings={"limit": None, "subset_seed": None, "eps": 8.0},
+        by_class=ClassSpread(worst="cat", lowest=0.25, best="ship", highest=0.75, deviation=0.125),
     )  # fmt: skip
     point = Point(accuracy=0.5, ci95=(0.25, 0.75), images=50, eps=4.0, steps=3)
     curve = CurveResult(
@@ -189,7 +191,7 @@ def test_every_field_of_a_result_is_tried():
 
     seen = set(filled(full()))
     assert seen == {(cls, f.name) for cls in {cls for cls, _ in seen} for f in fields(cls)}
-    assert len({cls for cls, _ in seen}) == 8
+    assert len({cls for cls, _ in seen}) == 9
 
 
 # what is to be done -------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from sat.data.fingerprint import facts_of, same_facts
 from sat.distributed import World
 from sat.errors import Refused
 from sat.evaluation.masking_checks import masking_checks
-from sat.evaluation.measure import joined, measure, share
+from sat.evaluation.measure import by_class, joined, measure, share
 from sat.evaluation.store import Measurement, OutcomeStore, digest_of
 from sat.identity import Settings
 from sat.loggers.screen import Progress
@@ -28,7 +28,7 @@ from sat.rng import RowRng, seed_of
 from sat.rundir import checkpoint
 from sat.rundir.environment import environment
 from sat.rundir.record import Run
-from sat.rundir.result import CLEAN, LAST_RAW, WORST, MaskingChecks
+from sat.rundir.result import CLEAN, LAST_RAW, WORST, ClassSpread, MaskingChecks
 
 CHECKED = 2**22  # values of the images that a CPU attacks at once: 27 of 3x224x224
 KEEP_EVERY = 20.0  # seconds; what a killed evaluation loses at most, beside the batch at hand
@@ -169,6 +169,10 @@ class Evaluator:
             raise
         finally:
             end()
+
+    def by_class(self, flags: Tensor) -> ClassSpread | None:
+        """How unequal the classes are, of one flag per image of the evaluation [N]."""
+        return by_class(flags, self.data.test.labels[self.indices], self.data.classes)
 
     # beside the outcomes ------------------------------------------------------------------------
 

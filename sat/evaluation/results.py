@@ -245,11 +245,14 @@ def with_outcomes(
     evaluation, part = evaluator.evaluation, result.part(which)
     if name == CLEAN:
         ties = outcomes.ties["clean"]
-        clean = AttackResult(**accuracy(outcomes.clean), subset=evaluation.subset, ties=ties)
+        told = {"subset": evaluation.subset, "by_class": evaluator.by_class(outcomes.clean)}
+        clean = AttackResult(**accuracy(outcomes.clean), **told, ties=ties)
         return result.with_part(which, part.with_attack(CLEAN, clean))
     if name == WORST:
         ties, names = outcomes.ties["attacked"], list(outcomes.names)
-        worst = AttackResult(**accuracy(outcomes.robust), attacks=names, ties=ties)
+        union = len({evaluation.attacks[name].norm for name in names}) > 1
+        told = {"norm": "union" if union else None, "by_class": evaluator.by_class(outcomes.robust)}
+        worst = AttackResult(**accuracy(outcomes.robust), **told, attacks=names, ties=ties)
         return result.with_part(which, part.with_attack(WORST, worst))
     if name in evaluation.curves:
         labels, classes = evaluator.data.test.labels[evaluator.indices], evaluator.data.classes
@@ -285,6 +288,7 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
         seconds=round(float(seconds.sum()), 3),
         ties=outcomes.ties["attacked"],
         attacks=members if isinstance(attack, Ensemble) else None,
+        by_class=evaluator.by_class(outcomes.robust),
         settings=evaluator.evaluation.settings(name),
         environment=evaluator.environment,
     )
@@ -362,7 +366,7 @@ def tell(result: RunResult) -> None:
         log.warning("%s: %s", where, alarm.message)
 
 
-_BALL = {"l2": " L2", "l1": " L1"}  # what is said beside an eps that is not of L-inf
+_BALL = {"l2": "L2", "l1": "L1", "union": "union"}  # what is said of a ball not of L-inf
 
 
 def compare(spec: Spec, result: RunResult) -> None:
@@ -378,10 +382,14 @@ def summary(result: RunResult) -> str:
     for which, part in result.measured.items():
         label = f"{which} (epoch {part.epoch:.1f})" if part.step else "weights"
         for name, found in part.accuracies.items():
-            size = "" if found.eps is None else f"{found.eps:g}" + _BALL.get(found.norm or "", "")
-            rows.append([label, name, size, f"{found.images:,}", percent(vars(found))])
+            size = _BALL.get(found.norm or "", "")
+            size = size if found.eps is None else f"{found.eps:g} {size}".strip()
+            spread = found.by_class
+            worst = f"{100 * spread.lowest:.1f} ({spread.worst})" if spread else ""
+            rows.append([label, name, size, f"{found.images:,}", percent(vars(found)), worst])
             label = ""
-    return table(["checkpoint", "attack", "eps", "images", "accuracy (95 % interval)"], rows)
+    head = ["checkpoint", "attack", "eps", "images", "accuracy (95 % interval)", "worst class"]
+    return table(head, rows)
 
 
 def headline(result: RunResult, evaluation: Evaluation) -> dict[str, Any]:

@@ -83,6 +83,18 @@ class Accuracy(_Plain):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassSpread(_Plain):
+    """How unequal the classes are: the one of the lowest accuracy, the one of the highest, and the
+    standard deviation over all."""
+
+    worst: str
+    lowest: Share
+    best: str
+    highest: Share
+    deviation: Share
+
+
+@dataclass(frozen=True, kw_only=True)
 class Member(Accuracy):
     """An ensemble's attack: what it and those before it left."""
 
@@ -96,13 +108,14 @@ class AttackResult(Accuracy):
 
     subset: Chosen | None = None  # of clean accuracy; an attack has it among its settings
     eps: float | None = None  # 1/255
-    norm: str | None = None  # linf, l2
+    norm: str | None = None  # linf, l2, l1; of the worst case over several: union
     steps: int | None = None
     step: float | None = None  # 1/255
     seconds: float | None = None
     ties: Count | None = None  # images whose verdict is not argmax's: exact ties, logits not finite
     # An ensemble's attacks in their order; of the worst case the names it is taken over.
     attacks: list[str] | dict[str, Member] | None = None
+    by_class: ClassSpread | None = None  # where every image's label is known
     settings: Settings | None = None  # all that decides a verdict
     environment: dict[str, Any] | None = None  # where it was measured: see `sat.rundir.environment`
 
