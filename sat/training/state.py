@@ -55,6 +55,16 @@ class Learning(Stateful, Protocol):
         ...
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """What counts in its own calls; of all processes when it is to learn of the step."""
+
+    @property
+    def counted(self) -> Tensor:
+        """Sums over this process's rows since the step began."""
+        ...
+
+
 class TrainState:
     """The network in training and what goes with it; `sat.training.step.update` moves it.
 
@@ -77,6 +87,7 @@ class TrainState:
         parts = self.attack, self.objective, self.regulariser, self.weight_attack
         self.replayed = self.attack if isinstance(self.attack, Replayed) else None
         self.learning = [part for part in parts if isinstance(part, Learning)]
+        self.counting = [part for part in self.learning if isinstance(part, Counting)]
         self.metrics = metrics or Metrics()
         self.device = device = next(model.parameters()).device
         model.autocast = DTYPES[choices["precision"]]
@@ -175,6 +186,8 @@ class TrainState:
 
     def learn(self, broken: Tensor) -> None:
         """Lets all that learns know of the step."""
+        if self.counting:
+            self.world.add_([part.counted for part in self.counting])
         for part in self.learning:
             part.learn(self.sums, broken)
 
