@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sat.acceleration.auto import DTYPES
 from sat.acceleration.compilation import Warmup, compiled
@@ -125,6 +126,11 @@ class TrainState:
         # Lists, because a walk through the modules costs as much as all of the rest.
         self.parameters, buffers = [*model.parameters()], [*model.buffers()]
         self.statistics = Statistics(buffers)
+        self.norms = [
+            (norm, norm.momentum)
+            for norm in model.modules()
+            if isinstance(norm, _BatchNorm) and schedule.norm_start == "batch"
+        ]
         self.perturbation = Perturbation(self.weight_attack, model)
         self.local_statistics = local_statistics(model)  # of batch norms that see own images alone
         self.recomputed = buffers if getattr(model, "recomputes", False) else []
@@ -142,6 +148,8 @@ class TrainState:
         self.progress.fill_(self.step / self.plan.steps)
         self.number.fill_(self.step)
         self.key.set(seed_of(self.plan.seed, "attack", self.step))
+        for norm, momentum in self.norms:
+            norm.momentum = momentum if self.step else 1.0
         if not self.model.training:  # half a millisecond on a CPU
             self.model.train()
 
