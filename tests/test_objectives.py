@@ -83,7 +83,7 @@ def test_statistics_may_begin_with_those_of_the_first_update(start):
     for _ in range(2):
         update(state, x.float(), y)
         kept.append(net[1].running_mean.clone())
-    first, second = ((1.0, 0.1) if start == "batch" else (0.1, 0.1))
+    first, second = (1.0, 0.1) if start == "batch" else (0.1, 0.1)
     expected = torch.zeros_like(kept[0])
     for mean, momentum in zip(means, (first, first, second, second), strict=True):
         expected = (1 - momentum) * expected + momentum * mean
