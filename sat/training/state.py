@@ -126,11 +126,7 @@ class TrainState:
         # Lists, because a walk through the modules costs as much as all of the rest.
         self.parameters, buffers = [*model.parameters()], [*model.buffers()]
         self.statistics = Statistics(buffers)
-        self.norms = [
-            (norm, norm.momentum)
-            for norm in model.modules()
-            if isinstance(norm, _BatchNorm) and schedule.norm_start == "batch"
-        ]
+        self.norms = _momenta(model) if schedule.norm_start == "batch" else []
         self.perturbation = Perturbation(self.weight_attack, model)
         self.local_statistics = local_statistics(model)  # of batch norms that see own images alone
         self.recomputed = buffers if getattr(model, "recomputes", False) else []
@@ -347,3 +343,8 @@ class TrainState:
     def _compiled(self, net: nn.Module) -> nn.Module:
         by_itself = self.plan.schedule.compile == "auto"
         return compiled(net, self.plan.choices["compile"], by_itself)
+
+
+def _momenta(model: nn.Module) -> list[tuple[Any, float | None]]:
+    """Batch norms with their momentum."""
+    return [(norm, norm.momentum) for norm in model.modules() if isinstance(norm, _BatchNorm)]
