@@ -2,6 +2,7 @@
 the folder or file of a set of the user's own."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from sat.activations.surrogate import phase, phased
 from sat.activations.swap import swap_activations
 from sat.attacks import FGSM, Clean, Curve
 from sat.bench.counting import Live
+from sat.bench.step_cost import StepCost, step_cost
 from sat.config import Spec, check
 from sat.data import SVHN, Cifar10, Cifar100, Digits, FashionMNIST, ImageNet, TinyImageNet
 from sat.data.choice import split_training
@@ -24,6 +26,7 @@ from sat.data.memory import MemorySet
 from sat.errors import Refused, refusing
 from sat.models import Classifier
 from sat.models.weights import without_weights
+from sat.objectives import Method
 from sat.training.optimizer import build_optimizer
 from sat.training.overfitting import IMAGES as PROBED
 from sat.training.plan import Plan
@@ -129,7 +132,8 @@ class Work:
 
     updates: int
     images: int  # that updates see
-    attack: int  # input gradients of the training
+    step: StepCost  # units an image of these
+    statistics: int  # images on which those of SWA are estimated
     validation: int  # input gradients, at most
     validated: int  # images, each time anew
     evaluation: int  # input gradients, at most
@@ -139,9 +143,16 @@ class Work:
     untold: tuple[str, ...]
 
     @property
-    def training(self) -> int:
-        """Gradient computations: k of the input and one of the weights an image."""
-        return self.attack + self.images
+    def attack(self) -> float:
+        """What the training's attacks cost, and a forward beside each in SWA's passes, in input
+        gradients with their forwards."""
+        return (self.step.attack * (self.images + self.statistics) + self.statistics) / 2
+
+    @property
+    def training(self) -> float:
+        """Units: a forward, an input gradient or a weight gradient of an image; PGD-k has 2k + 3 an
+        image."""
+        return self.step.update * self.images + 2 * self.attack
 
 
 @cache
@@ -159,12 +170,15 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
             untold.append(name)
         return steps or 0
 
-    updates = seen = attack = times = each = 0
+    updates = seen = times = each = estimated = 0
+    step = StepCost(0.0, 0.0)
     asked = min(spec.validation.limit or sizes.held_out, sizes.held_out)
     if trained := spec.evaluate is None:
         updates = spec.schedule.steps(sizes.train)
-        seen, attack = updates * spec.schedule.batch_size, steps_of("attack", spec.attack)
+        seen, step = updates * spec.schedule.batch_size, step_cost(Method.of(spec))
         times = validations(spec.schedule, sizes.train, spec.validation.every)
+        if start := spec.schedule.swa_start:
+            estimated = sizes.train * math.ceil(times * (1 - start))
         nets = 2 if spec.validation.weights == "either" else 1
         each = nets * asked * steps_of("validation", spec.validation.attack)
         if asked and spec.validation.attack.eps:  # the probe: two gradients
@@ -175,7 +189,7 @@ def work_of(spec: Spec, sizes: Sizes) -> Work:
     attacks = evaluation.measured_by
     steps = evaluation.restarts * sum(steps_of(name, a) for name, a in attacks.items())
     ensembles = sum(name in untold for name in attacks)
-    return Work(updates, seen, seen * attack, times * each, times * asked,
+    return Work(updates, seen, step, estimated, times * each, times * asked,
                 tested * steps, tested * max(1, len(attacks)), tested * ensembles,
                 checked if evaluation.attacks else 0, tuple(untold))  # fmt: skip
 

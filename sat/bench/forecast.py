@@ -27,9 +27,10 @@ from sat.errors import Fault, Refused, refusing
 from sat.loggers.screen import duration, table
 
 LEGEND = """\
-Multiply-adds: of an image's forward. Gradients are counted image by image: of the training, k of
-the input and one of the weights for PGD-k; of validations (with their probe) and of the evaluation
-at most so many, as if every image were right when clean and stood, and best and last were two.
+Multiply-adds: of an image's forward. A unit is a forward, an input gradient or a weight gradient of
+an image; PGD-k trains at 2k + 3. Gradients of the input are counted image by image, of validations
+(with their probe) and of the evaluation: at most so many, as if every image were right when clean
+and stood, and best and last were two.
 Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what
 an update of a batch has beside them; a kernel's own scratch memory comes on top.
 The time is of training, validations and evaluation. Beside it: masking checks (at most so long),
@@ -38,8 +39,7 @@ ENSEMBLE = "+: and what an ensemble needs, which goes by the image and can't be 
 TRIED = "Time: this network tried on this machine, as busy as it is now."
 RATED = """\
 Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32;
-2 FLOP a multiply-add; a forward is one unit, an input gradient two, an update three. Precision
-auto is taken to be bf16."""
+2 FLOP a multiply-add for each unit. Precision auto is taken to be bf16."""
 GIB = (24, 80, 141)  # of a GPU
 
 
@@ -94,7 +94,7 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
     told.name, (told.state, step) = spec.name, standing(spec)
     told.sizes = sizes = sizes_of(spec.dataset)
     cost, work = cost_of(spec, sizes), work_of(spec, sizes)
-    precision, pace, why = paced(spec, sizes, cost, rates)
+    precision, pace, why = paced(spec, sizes, cost, work.step.update, rates)
     more = lambda *names: "+" * any(name in work.untold for name in names)  # noqa: E731
     judged, k = more(*spec.evaluation.measured_by), gradients_of(spec.attack)
     told.notes = [why] * bool(why) + [ENSEMBLE.format(name) for name in work.untold]
@@ -104,7 +104,7 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
         told.parts = training, measuring + pace.attacking(work), pace.doubting(work)
         left = 1 - step / work.updates if work.updates and told.state != "trained" else 0
         told.missing = 0.0 if told.state == "finished" else training * left + measuring
-        time = duration(training + measuring) + (judged or more("attack", "validation"))
+        time = duration(training + measuring) + (judged or more("validation"))
         checks = duration(told.parts[2])
     fixed = cost.fixed(spec.schedule, precision)
     part = -(-spec.schedule.batch_size // spec.schedule.parts)
@@ -116,7 +116,8 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
         "epochs": f"{work.images / sizes.train:.4g}",
         "updates": count(work.updates),
         "attack steps": "-" if k is None or not work.updates else str(k),
-        "training gradients": count(work.training) + more("attack"),
+        "units an image": f"{sum(work.step):g}" if work.updates else "-",
+        "training units": count(work.training),
         "validation gradients": count(work.validation) + more("validation"),
         "evaluation gradients": count(work.evaluation) + judged,
         "precision": precision,
@@ -128,15 +129,18 @@ def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
     }
 
 
-def paced(spec: Spec, sizes: Any, cost: Any, rates: Namespace) -> tuple[str, Any, str]:
-    """The precision of the training, seconds an image, and why there are none."""
+def paced(
+    spec: Spec, sizes: Any, cost: Any, update: float, rates: Namespace
+) -> tuple[str, Any, str]:
+    """The precision of the training, whose update has so many units an image; seconds an image, and
+    why there are none."""
     from sat.acceleration.auto import auto_precision, is_small
     from sat.acceleration.device import find_device
     from sat.bench.pace import from_rate, tried
 
     asked = spec.schedule.precision
     if rates.tflops:
-        return "bf16" if asked == "auto" else asked, from_rate(cost, *rates.tflops), ""
+        return "bf16" if asked == "auto" else asked, from_rate(cost, update, *rates.tflops), ""
     try:
         with refusing("device"):
             device = find_device(spec.device)
