@@ -25,6 +25,7 @@ from sat.bench import (
     book,
     counting,
     loops,
+    methods,
     stages,
     stopwatch,
 )
@@ -616,3 +617,14 @@ def test_only_what_can_be_timed_is_a_case():
     assert case.cost.parameters == 11_173_962, "ResNet-18 of 32x32 images"
     assert case.varied("dataset.image_size=16").sizes.pixels == 16
     assert case.attack(10).step_size == 2 and case.attack(1).step_size == 8
+
+
+def test_methods_are_told_in_units_and_in_time(quick, monkeypatch, tmp_path, capfd):
+    """Of what the command line says of methods nothing is left."""
+    chosen = (methods.PGD2, "objective=trades attack.steps=2", "attack=free attack.replays=4")
+    monkeypatch.setattr(methods, "METHODS", chosen)
+    given = [*FIXED, "regulariser=elle", "--parts=methods", "--rounds=1", f"--out={tmp_path}"]
+    assert benchmark.main(given) == 0, capfd.readouterr().err
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["methods"]
+    assert [(row["name"], row["units"]) for row in rows] == [*zip(chosen, (7, 11, 12), strict=True)]
+    assert all(row["images/s"] > 0 for row in rows)

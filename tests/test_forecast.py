@@ -17,9 +17,11 @@ from PIL import Image
 import sat.bench.forecast as module
 from sat.attacks import FGSM, PGD, AutoAttack, Clean, Curve, FastAutoAttack, Free, Square
 from sat.bench import budget, costs, pace, units
+from sat.bench.step_cost import StepCost, step_cost
 from sat.config import composed
 from sat.errors import Refused
 from sat.loggers.screen import duration
+from sat.objectives import Method
 
 
 @pytest.fixture
@@ -175,7 +177,7 @@ def test_a_real_run_computes_as_many_gradients(sat, counted, attack, steps):
     assert work.updates == result["steps"] and work.images == result["images"]
     assert counted["training", "update"] == work.images
     assert counted.get(("training", "input"), 0) == work.attack == steps * work.images
-    assert work.training == (steps + 1) * work.images
+    assert work.training == (2 * steps + 3) * work.images
     right = round(result["last"]["clean"]["accuracy"] * 50)  # only these are attacked
     assert work.evaluation == 3 * 50 and counted["evaluation", "input"] == 3 * right
     rows = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
@@ -186,10 +188,34 @@ def test_a_real_run_computes_as_many_gradients(sat, counted, attack, steps):
     assert counted["validation", "input"] == seen
 
 
-def test_replays_update_on_each_image_again():
-    spec = spec_of("attack=free", "attack.replays=4")
+# Of an image: beside the attack, and of the attack.
+UNITS = {
+    "attack=none": (3, 0), "attack=n_fgsm": (3, 2), "attack.steps=10": (3, 20),
+    "attack.steps=3 attack.keep=best": (3, 7), "attack=apgd attack.steps=2": (3, 5),
+    "attack=multi attack.steps=2": (3, 5), "attack=free attack.replays=4": (3, 9),
+    "attack.steps=10 objective.forwards=3": (5, 20),
+    "objective=trades attack.steps=10": (6, 21),
+    "objective=trades objective.forwards=3": (9, 3), "objective=mart": (6, 2),
+    "objective=consistency attack.steps=2": (6, 8),
+    "objective=gradient_norm attack=none": (6, 0), "weight_attack=awp": (6, 2),
+    "objective=trades weight_attack=awp": (12, 3), "regulariser=gradalign": (11, 2),
+    "regulariser=elle": (12, 2), "regulariser=elle_a": (12, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", UNITS)
+def test_the_units_of_a_method_are_counted(words):
+    spec = spec_of(*words.split())
+    assert step_cost(Method.of(spec)) == UNITS[words]
     work = costs.work_of(spec, costs.sizes_of(spec.dataset))
-    assert work.images == 4 * work.updates * 64 and work.attack == 0
+    assert work.training == sum(UNITS[words]) * work.images
+
+
+def test_statistics_that_are_estimated_cost_an_attack_and_a_forward():
+    spec = spec_of("schedule.swa_start=0.75", "attack.steps=2", "schedule.epochs=8")
+    work = costs.work_of(spec, sizes := costs.sizes_of(spec.dataset))
+    assert work.statistics == 2 * sizes.train  # before two of eight validations
+    assert work.training == 7 * work.images + 5 * work.statistics
 
 
 def test_checkpoints_restarts_and_curves_multiply():
@@ -327,8 +353,9 @@ def test_the_largest_networks_of_the_study_need_no_memory(monkeypatch):
 
 
 def test_time_adds_up():
-    work = costs.Work(updates=10, images=100, attack=300, validation=40, validated=10,
-                      evaluation=50, evaluated=5, checked=2)  # fmt: skip
+    work = costs.Work(updates=10, images=100, step=StepCost(3.0, 6.0), statistics=0,
+                      validation=40, validated=10, evaluation=50, evaluated=5,
+                      checked=2)  # fmt: skip
     speed = pace.Pace(update=3.0, attack=2.0, evaluation=4.0)
     assert speed.seconds(work) == (300 + 600 + 100, 4 * 55, 4 * 2 * 310)
 
@@ -344,7 +371,7 @@ def test_a_rate_tells_the_time_without_trying(forecast, monkeypatch):
     hours = updates * 256 * (2 * 1 + 3) * 2 * 4.089e9 / 300e12 / 3600
     found = re.fullmatch(r"(\d+)h(\d+)m", here["time"])
     assert int(found[1]) + int(found[2]) / 60 == pytest.approx(hours, rel=0.02)
-    assert "Precision\nauto is taken to be bf16" in out
+    assert "Precision auto is taken to be bf16" in out
     # 100,000 images under 200 steps, at a hundredth of the rate
     out = forecast("experiment=imagenet_resnet50", "--tflops=300,3")[1]
     more = 2 * 50_000 * 201 * 2 * 2 * 4.089e9 / 3e12 / 3600

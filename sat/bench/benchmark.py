@@ -23,7 +23,7 @@ from typing import Any
 from sat.bench.units import seconds_of
 from sat.errors import Fault, Refused
 
-PARTS = ("steps", "stages", "activations", "seeds")
+PARTS = ("steps", "stages", "activations", "seeds", "methods")
 ISA = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")  # what a product's rate is by
 
 
@@ -62,7 +62,7 @@ def arguments(given: Sequence[str] | None = None) -> Namespace:
     add("--threads", type=positive, help="of a CPU (as many as torch takes)")
     add("--compile", action="store_true", help="times it compiled as well: a minute a network")
     add("--parts", type=parts, default=PARTS[:3],
-        help=f"of {','.join(PARTS)} (all but the last, which is for a GPU)")  # fmt: skip
+        help=f"of {','.join(PARTS)} (the first three; seeds is for a GPU)")  # fmt: skip
     add("--budget", type=seconds_of, default=float("inf"), metavar="10m", help="then stop")
     add("--out", type=Path, default=Path("outputs/benchmark"), help="folder (outputs/benchmark)")
     own = parser.parse_intermixed_args(given)

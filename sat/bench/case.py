@@ -64,10 +64,13 @@ class Case:
         y = torch.randint(self.sizes.classes, (count,), generator=generator)
         return x.to(self.device), y.to(self.device)
 
-    def attack(self, k: int) -> Any:
+    def attack(self, k: int | None) -> Any:
+        """PGD-k; None: the command line's own attack."""
+        if k is None:
+            return self.spec.attack
         return replace(self.spec.attack, steps=k) if k else Clean()
 
-    def state(self, k: int = 0, **choices: Any) -> TrainState:
+    def state(self, k: int | None = 0, **choices: Any) -> TrainState:
         """A training of the program's own, eager unless `compile` or `graph` is chosen."""
         given = {**self.choices, "compile": False, "graph": False, **choices}
         slow = {"learning_rate": RATE, "decay": "constant", "warmup_epochs": 0.0}

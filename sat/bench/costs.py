@@ -2,6 +2,7 @@
 the folder or file of a set of the user's own."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,9 +15,10 @@ from sat.acceleration.auto import depthwise, multiply_adds
 from sat.acceleration.recomputation import recompute
 from sat.activations.surrogate import phase, phased
 from sat.activations.swap import swap_activations
-from sat.attacks import FGSM, AutoAttack, Curve, Free, Square
+from sat.attacks import FGSM, AutoAttack, Curve, Square
 from sat.attacks.outcomes import Ensemble
 from sat.bench.counting import Live
+from sat.bench.step_cost import StepCost, step_cost
 from sat.config import Spec, check
 from sat.data import SVHN, Cifar10, Cifar100, Digits, FashionMNIST, ImageNet, TinyImageNet
 from sat.data.choice import split_training
@@ -25,6 +27,7 @@ from sat.data.memory import MemorySet
 from sat.errors import Refused, refusing
 from sat.models import Classifier
 from sat.models.weights import without_weights
+from sat.objectives import Method
 from sat.training.optimizer import build_optimizer
 from sat.training.overfitting import IMAGES as PROBED
 from sat.training.plan import Plan
@@ -139,7 +142,8 @@ class Work:
 
     updates: int
     images: int  # that updates see
-    attack: int  # input gradients of the training
+    step: StepCost  # units an image of these
+    statistics: int  # images on which those of SWA are estimated
     validation: int  # input gradients, at most
     validated: int  # images, each time anew
     evaluation: int  # input gradients, at most
@@ -147,9 +151,16 @@ class Work:
     checked: int  # images on which a measurement is doubted, for each checkpoint
 
     @property
-    def training(self) -> int:
-        """Gradient computations: k of the input and one of the weights an image."""
-        return self.attack + self.images
+    def attack(self) -> float:
+        """What the training's attacks cost, and a forward beside each in SWA's passes, in input
+        gradients with their forwards."""
+        return (self.step.attack * (self.images + self.statistics) + self.statistics) / 2
+
+    @property
+    def training(self) -> float:
+        """Units: a forward, an input gradient or a weight gradient of an image; PGD-k has 2k + 3 an
+        image."""
+        return self.step.update * self.images + 2 * self.attack
 
 
 @cache
@@ -162,12 +173,13 @@ def work_of(spec: Spec, sizes: Sizes, trains: bool = True) -> Work:
     """Counted as if every image were right when clean and stood under every attack but the last;
     of a run that is there, and of a file, the evaluation alone."""
     evaluation, one = spec.evaluation, spec.evaluate is not None
-    updates = images = times = asked = each = 0
+    step, updates, images, estimated, times, asked, each = StepCost(0.0, 0.0), 0, 0, 0, 0, 0, 0
     if trains and not one:
-        updates = spec.schedule.steps(sizes.train)
-        replays = spec.attack.replays if isinstance(spec.attack, Free) else 1
-        images = updates * spec.schedule.batch_size * replays
+        updates, step = spec.schedule.steps(sizes.train), step_cost(Method.of(spec))
+        images = updates * spec.schedule.batch_size
         times = validations(spec.schedule, sizes.train, spec.validation.every)
+        if start := spec.schedule.swa_start:
+            estimated = sizes.train * math.ceil(times * (1 - start))
         asked = min(spec.validation.limit or sizes.held_out, sizes.held_out)
         nets = 2 if spec.validation.weights == "either" else 1
         each = nets * asked * gradients_of(spec.validation.attack)
@@ -177,9 +189,9 @@ def work_of(spec: Spec, sizes: Sizes, trains: bool = True) -> Work:
     tested, attacks = min(evaluation.limit or sizes.test, sizes.test), evaluation.measured_by
     steps = evaluation.restarts * sum(map(gradients_of, attacks.values()))
     checked = min(evaluation.masking_checks, tested) if evaluation.attacks else 0
-    return Work(updates, images, images * gradients_of(spec.attack),
-                times * each, times * asked, checkpoints * tested * steps,
-                checkpoints * tested * max(1, len(attacks)), checkpoints * checked)  # fmt: skip
+    return Work(updates, images, step, estimated, times * each, times * asked,
+                checkpoints * tested * steps, checkpoints * tested * max(1, len(attacks)),
+                checkpoints * checked)  # fmt: skip
 
 
 # memory ---------------------------------------------------------------------------------------

@@ -27,10 +27,11 @@ from sat.errors import Fault, Refused, refusing
 from sat.loggers.screen import duration, table
 
 LEGEND = """\
-Multiply-adds: of an image's forward. Gradients are counted image by image: of the training, k of
-the input and one of the weights for PGD-k; of validations (with their probe) and of the evaluation
-at most so many, as if every image were right when clean and stood, and best and last were two; an
-ensemble counts as 170 an image, as `strong` usually needs, and `autoattack` as seven times that.
+Multiply-adds: of an image's forward. A unit is a forward, an input gradient or a weight gradient of
+an image; PGD-k trains at 2k + 3. Gradients of the input are counted image by image, of validations
+(with their probe) and of the evaluation: at most so many, as if every image were right when clean
+and stood, and best and last were two; an ensemble counts as 170 an image, as `strong` usually
+needs, and `autoattack` as seven times that.
 Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what
 an update of a batch has beside them; a kernel's own scratch memory comes on top.
 The time is of training, validations and evaluation. Beside it: masking checks (at most so long),
@@ -38,8 +39,7 @@ reading and decoding images, compilation, and the start of the program (some sec
 TRIED = "Time: this network tried on this machine, as busy as it is now."
 RATED = """\
 Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32;
-2 FLOP a multiply-add; a forward is one unit, an input gradient two, an update three. Precision
-auto is taken to be bf16."""
+2 FLOP a multiply-add for each unit. Precision auto is taken to be bf16."""
 GIB = (24, 80, 141)  # of a GPU
 
 
@@ -67,7 +67,7 @@ def forecast(spec: Spec, told: Told, own: Namespace, trains: bool) -> None:
     told.spec = spec = without_images(spec)
     told.sizes = sizes = sizes_of(spec.dataset)
     cost, work, schedule = cost_of(spec, sizes), work_of(spec, sizes, trains), spec.schedule
-    precision, pace, told.note = paced(spec, sizes, cost, own)
+    precision, pace, told.note = paced(spec, sizes, cost, work.step.update, own)
     if pace is not None:
         told.parts = pace.seconds(work)
     fixed = cost.fixed(schedule, precision)
@@ -80,7 +80,8 @@ def forecast(spec: Spec, told: Told, own: Namespace, trains: bool) -> None:
         "epochs": f"{work.updates * schedule.batch_size / sizes.train:.4g}",
         "updates": count(work.updates),
         "attack steps": str(gradients_of(spec.attack)) if work.updates else "-",
-        "training gradients": count(work.training),
+        "units an image": f"{sum(work.step):g}" if work.updates else "-",
+        "training units": count(work.training),
         "validation gradients": count(work.validation),
         "evaluation gradients": count(work.evaluation),
         "precision": precision,
@@ -92,15 +93,16 @@ def forecast(spec: Spec, told: Told, own: Namespace, trains: bool) -> None:
     }
 
 
-def paced(spec: Spec, sizes: Any, cost: Any, own: Namespace) -> tuple[str, Any, str]:
-    """The precision of the training, seconds an image, and why there are none."""
+def paced(spec: Spec, sizes: Any, cost: Any, update: float, own: Namespace) -> tuple[str, Any, str]:
+    """The precision of the training, whose update has so many units an image; seconds an image, and
+    why there are none."""
     from sat.acceleration.auto import auto_precision, is_small
     from sat.acceleration.device import find_device
     from sat.bench.pace import from_rate, tried
 
     asked = spec.schedule.precision
     if own.tflops:
-        return "bf16" if asked == "auto" else asked, from_rate(cost, *own.tflops), ""
+        return "bf16" if asked == "auto" else asked, from_rate(cost, update, *own.tflops), ""
     try:
         with refusing("device"):
             device = find_device(spec.device)

@@ -40,10 +40,10 @@ class Pace:
                 self.evaluation * CHECKED * work.checked)  # fmt: skip
 
 
-def from_rate(cost: Cost, tflops: float, tflops_fp32: float) -> Pace:
-    """A forward is one unit of 2 FLOP a multiply-add, an input gradient two, an update three."""
+def from_rate(cost: Cost, update: float, tflops: float, tflops_fp32: float) -> Pace:
+    """A unit has 2 FLOP a multiply-add; an update has so many, an input gradient two."""
     unit = 2 * cost.multiply_adds / 1e12
-    return Pace(3 * unit / tflops, 2 * unit / tflops, 2 * unit / tflops_fp32)
+    return Pace(update * unit / tflops, 2 * unit / tflops, 2 * unit / tflops_fp32)
 
 
 _TRIED: dict[str, Pace] = {}
@@ -63,7 +63,8 @@ def tried(spec: Spec, sizes: Sizes, cost: Cost) -> Pace:
     schedule = replace(schedule, epochs=1.0, batch_size=batch, accumulate=1)
     case = Case((), replace(spec, parts={**spec.parts, "schedule": schedule}), sizes, device)
     config = spec.config
-    about = [config["model"], config["activation"], config["objective"], evaluated, str(schedule)]
+    parts = "model", "activation", "objective", "regulariser", "weight_attack"
+    about = [*(config[part] for part in parts), evaluated, str(schedule)]
     key = json.dumps([*about, sizes.classes, *sizes.shape, str(device)])
     try:
         if key not in _TRIED:
@@ -91,5 +92,6 @@ def try_out(case: Case, evaluated: int) -> Pace:
             return seconds(Timed(lambda: attack(net, x, y))) / STEPS / count
 
     training, evaluation = gradient(case.batch, exact=False), gradient(evaluated, exact=True)
-    whole = seconds(Timed(partial(update, state, *case.images())))
+    views = state.objective.views
+    whole = seconds(Timed(partial(update, state, *case.images(views * case.batch))))
     return Pace(whole / case.batch, training, evaluation)
