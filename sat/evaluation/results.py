@@ -271,7 +271,7 @@ def with_outcomes(
 def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> AttackResult:
     """Robust accuracy under one attack; of an ensemble, also what each of its attacks left."""
     attack, seconds = evaluator.evaluation.attacks[name], outcomes.seconds
-    told = {key: value for key, value in asdict(attack).items() if key in ("eps", "norm", "steps")}
+    told = {"eps": attack.eps, "norm": attack.norm, "steps": asdict(attack).get("steps")}
     if isinstance(attack, PGD):
         told["step"] = attack.step_size
     members = {
