@@ -10,7 +10,9 @@ from sat.attacks.base import Loose, Replayed, Several, check_fields
 from sat.attacks.quick import is_quick
 from sat.attacks.transfer import transfers
 from sat.identity import Settings, settings_of
-from sat.rundir.result import CHECKPOINTS, CLEAN, WORST, Chosen
+from sat.rundir.result import CHECKPOINTS, CLEAN, CORRUPTIONS, WORST, Chosen
+
+TAKEN = (CLEAN, WORST, CORRUPTIONS)  # names of what a result holds beside attacks
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Evaluation:
     whether the numbers are to be believed. `search=fast` lets PGD search as `sat.attacks.quick`
     says; `exact` takes it to the letter: all steps with every image, in float32. With a `source`,
     a run or a pattern of several, the attacks' images are made on those runs' networks, and each
-    result is called `<attack>_<hash of the run>`.
+    result is called `<attack>_<hash of the run>`. `corruptions` is the folder of a published set of
+    corrupted test images, see `sat.data.corrupted`; `limit` holds for each type and severity.
     """
 
     attacks: dict[str, Any] = field(default_factory=dict)
@@ -38,6 +41,7 @@ class Evaluation:
     batch_size: int = 256
     search: Literal["fast", "exact"] = "fast"
     source: str | None = None
+    corruptions: str | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -65,14 +69,18 @@ class Evaluation:
         if self.curves and self.restarts > 1:
             raise ValueError(f"restarts={self.restarts}: curves take one start a point; write 1")
         for name in self.measured_by:
-            if not name.replace("_", "").replace(".", "").isalnum() or name in (CLEAN, WORST):
+            if not name.replace("_", "").replace(".", "").isalnum() or name in TAKEN:
                 raise ValueError(
-                    f"{name}: letters, digits, '_' and '.' make a name, but {CLEAN} and {WORST}"
+                    f"{name}: letters, digits, '_' and '.' make a name, but {', '.join(TAKEN)}"
                 )
         unknown = [name for name in self.checkpoints if name not in CHECKPOINTS]
         if unknown or not self.checkpoints:
             known = ", ".join(CHECKPOINTS)
             raise ValueError(f"checkpoints={list(self.checkpoints)}: choose from {known}")
+        if self.corruptions is not None and self.subset_seed is not None:
+            raise ValueError(
+                f"subset_seed={self.subset_seed}: no other part of corruptions is drawn"
+            )
         if self.subset_seed is not None and self.limit is None:
             raise ValueError(f"subset_seed={self.subset_seed}: draws a part; set limit as well")
 
