@@ -33,7 +33,9 @@ def transfer(root: Path, folder: Path) -> str:
         sources, targets = (sorted({pair[k] for pair in cells}) for k in (0, 1))
         name = folder / f"{attack}-{which}"
         name.with_suffix(".csv").write_text(as_csv(cells, sources, targets))
-        draw(cells, sources, targets, f"{attack}, {which}").savefig(f"{name}.png", dpi=120)
+        draw(cells, sources, targets, f"{attack}, {which}").savefig(
+            f"{name}.png", dpi=120, bbox_inches="tight"
+        )
         told.append(f"{attack}, {which}: accuracy in % of the network of the column on images"
                     f" crafted on that of the row\n{text(cells, sources, targets)}\n"
                     f"written: {name}.csv, {name}.png")  # fmt: skip
@@ -79,12 +81,11 @@ def draw(cells: Cells, sources: Sequence[str], targets: Sequence[str], title: st
     from matplotlib.figure import Figure
 
     with rc_context({"text.parse_math": False}):
-        size = (4 + 0.6 * len(targets), 2.5 + 0.45 * len(sources))
-        drawn = Figure(figsize=size, layout="constrained")
+        drawn = Figure(figsize=(2 + 0.5 * len(targets), 1.5 + 0.4 * len(sources)))
         ax = drawn.subplots()
         grid = [[cells.get((source, target)) for target in targets] for source in sources]
-        plot_heat_map(ax, grid, sources, targets)
-        ax.tick_params(axis="x", rotation=90)
+        names = [f"{targets.index(s) + 1} {s}" if s in targets else s for s in sources]
+        plot_heat_map(ax, grid, names, [str(k + 1) for k in range(len(targets))])
         ax.set_ylabel("crafted on")
         ax.set_xlabel("measured")
         ax.set_title(f"{title}: accuracy in %", fontsize=9)
