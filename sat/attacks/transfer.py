@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,9 @@ class Transfer(Ensemble):
     checkpoint: Literal["best", "last"] = "best"
     batch_size: int = field(default=256, metadata={"identity": False})
 
-    names: ClassVar[tuple[str, ...]] = ("transfer",)
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("transfer",)
 
     @property
     def eps(self) -> float:
@@ -104,9 +106,9 @@ def transfers(source: str, method: Any, batch_size: int) -> dict[str, Transfer]:
     places = sorted(glob.glob(os.path.expanduser(source)))
     found = {}
     for place in map(Path, places):
-        file = place / "checkpoints" / "best.pt"
-        checkpoint = "best" if file.is_file() else "last"
-        file = file.with_name(f"{checkpoint}.pt")
+        checkpoint: Literal["best", "last"] = "best"
+        if not (file := place / "checkpoints" / "best.pt").is_file():
+            checkpoint, file = "last", file.with_name("last.pt")
         result = RunResult.read(place)
         if result is None or result.status != "finished" or not file.is_file():
             if len(places) > 1:

@@ -117,10 +117,7 @@ def conclude(
         if name == MASKING_CHECKS:
             result = with_masking_checks(result, which, evaluator)
         elif name == CORRUPTIONS:
-            found = {Path(str(spec.evaluation.corruptions)).name: evaluator.corrupted(which)}
-            part = result.part(which)
-            changed = replace(part, corruptions={**part.corruptions, **found})
-            result = result.with_part(which, changed)
+            result = with_corruptions(result, which, evaluator)
         else:
             outcomes = evaluator(which, name)
             result = with_outcomes(result, which, name, outcomes, evaluator)
@@ -309,6 +306,13 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
         settings=evaluator.evaluation.settings(name),
         environment=evaluator.environment,
     )
+
+
+def with_corruptions(result: RunResult, which: str, evaluator: Evaluator) -> RunResult:
+    """Adds what a checkpoint makes of the corrupted set that is asked for."""
+    name, part = Path(str(evaluator.evaluation.corruptions)).name, result.part(which)
+    found = {**part.corruptions, name: evaluator.corrupted(which)}
+    return result.with_part(which, replace(part, corruptions=found))
 
 
 def with_masking_checks(result: RunResult, which: str, evaluator: Evaluator) -> RunResult:

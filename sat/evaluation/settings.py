@@ -68,11 +68,7 @@ class Evaluation:
                 raise ValueError(f"curves.{name}: an attack has this name; take another")
         if self.curves and self.restarts > 1:
             raise ValueError(f"restarts={self.restarts}: curves take one start a point; write 1")
-        for name in self.measured_by:
-            if not name.replace("_", "").replace(".", "").isalnum() or name in TAKEN:
-                raise ValueError(
-                    f"{name}: letters, digits, '_' and '.' make a name, but {', '.join(TAKEN)}"
-                )
+        self._check_names()
         unknown = [name for name in self.checkpoints if name not in CHECKPOINTS]
         if unknown or not self.checkpoints:
             known = ", ".join(CHECKPOINTS)
@@ -83,6 +79,13 @@ class Evaluation:
             )
         if self.subset_seed is not None and self.limit is None:
             raise ValueError(f"subset_seed={self.subset_seed}: draws a part; set limit as well")
+
+    def _check_names(self) -> None:
+        for name in self.measured_by:
+            if not name.replace("_", "").replace(".", "").isalnum() or name in TAKEN:
+                raise ValueError(
+                    f"{name}: letters, digits, '_' and '.' make a name, but {', '.join(TAKEN)}"
+                )
 
     def _transferred(self, source: str) -> dict[str, Any]:
         """The attacks, on the network of each run that `source` names."""
