@@ -17,6 +17,7 @@ from sat.rundir.result import (
     AttackResult,
     CheckpointResult,
     ClassSpread,
+    CorruptionResult,
     CurveResult,
     MaskingChecks,
     Member,
@@ -63,11 +64,13 @@ def full():
                   attack="pgd", source=MASKING_CHECKS)  # fmt: skip
     checks = MaskingChecks(images=40, seconds=1.0, curve=[{"attack": CLEAN, "accuracy": 0.5}],
                            alarms=[alarm], attack="pgd", asked=128, subset=(50, None))  # fmt: skip
+    corrupted = CorruptionResult(accuracy=0.5, types={"fog": [0.5] * 5}, images=9, seconds=1.0,
+                                 by_class=ensemble.by_class, limit=9)  # fmt: skip
     part = CheckpointResult(
         step=8, epoch=2.0, of="average", selected_by="robust accuracy on held-out training images",
         held_out={"clean": 0.5, "robust": 0.25}, clean=entry(subset=(50, None)),
         robust={"strong": ensemble, WORST: entry(attacks=["strong", "pgd"])},
-        curves={"c": curve}, masking_checks={"pgd": checks},
+        curves={"c": curve}, masking_checks={"pgd": checks}, corruptions={"CIFAR-10-C": corrupted},
     )  # fmt: skip
     return result(
         configuration="run-0123", error="none", overrides=["seed=0"], parameters=9, last_raw=part,
@@ -191,7 +194,7 @@ def test_every_field_of_a_result_is_tried():
 
     seen = set(filled(full()))
     assert seen == {(cls, f.name) for cls in {cls for cls, _ in seen} for f in fields(cls)}
-    assert len({cls for cls, _ in seen}) == 9
+    assert len({cls for cls, _ in seen}) == 10
 
 
 # what is to be done -------------------------------------------------------------------------------

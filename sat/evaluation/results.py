@@ -1,6 +1,7 @@
 """Results: from checkpoints to `result.json`. The test set is touched here, and only here."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from sat.data import Data
 from sat.data.fingerprint import same_facts
 from sat.distributed import ALONE, World
 from sat.errors import Fault, Refused
-from sat.evaluation import curves
+from sat.evaluation import corruptions, curves
 from sat.evaluation.evaluator import Evaluator
 from sat.evaluation.masking_checks import square_alarm
 from sat.evaluation.measure import accuracy
@@ -29,6 +30,7 @@ from sat.rundir.record import Run
 from sat.rundir.result import (
     BEST,
     CLEAN,
+    CORRUPTIONS,
     LAST,
     LAST_RAW,
     WORST,
@@ -114,6 +116,8 @@ def conclude(
     for which, name in todo(result, spec.evaluation, run.directory):
         if name == MASKING_CHECKS:
             result = with_masking_checks(result, which, evaluator)
+        elif name == CORRUPTIONS:
+            result = with_corruptions(result, which, evaluator)
         else:
             outcomes = evaluator(which, name)
             result = with_outcomes(result, which, name, outcomes, evaluator)
@@ -138,7 +142,7 @@ def conclude(
 
 def todo(result: RunResult, evaluation: Evaluation, directory: Path) -> list[tuple[str, str]]:
     """(checkpoint, name) of what the evaluation asks for and the run lacks: outcomes under an
-    attack or a curve, CLEAN, WORST, then MASKING_CHECKS.
+    attack or a curve, CLEAN, WORST, CORRUPTIONS, then MASKING_CHECKS.
 
     Raises Refused when something is lacking and no checkpoint is left to measure.
     """
@@ -196,7 +200,17 @@ def lacking(result: RunResult, which: str, evaluation: Evaluation) -> list[str]:
     )
     if len(attacks) > 1 and (lacks_worst or {*names} & {*attacks}):
         names.append(WORST)
-    return names if part.clean and holds(part.clean) else [*names, CLEAN]
+    if not (part.clean and holds(part.clean)):
+        names.append(CLEAN)
+    return [*names, CORRUPTIONS] if lacks_corruptions(part, evaluation) else names
+
+
+def lacks_corruptions(part: CheckpointResult, evaluation: Evaluation) -> bool:
+    """Whether a checkpoint was not measured on as many images of the corrupted set."""
+    if evaluation.corruptions is None:
+        return False
+    found = part.corruptions.get(Path(evaluation.corruptions).name)
+    return found is None or found.limit is not None and found.limit < (evaluation.limit or math.inf)
 
 
 def checked(result: RunResult, which: str, evaluation: Evaluation) -> bool:
@@ -271,7 +285,7 @@ def with_outcomes(
 def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> AttackResult:
     """Robust accuracy under one attack; of an ensemble, also what each of its attacks left."""
     attack, seconds = evaluator.evaluation.attacks[name], outcomes.seconds
-    told = {key: value for key, value in asdict(attack).items() if key in ("eps", "norm", "steps")}
+    told = {"eps": attack.eps, "norm": attack.norm, "steps": asdict(attack).get("steps")}
     if isinstance(attack, PGD):
         told["step"] = attack.step_size
     members = {
@@ -292,6 +306,13 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
         settings=evaluator.evaluation.settings(name),
         environment=evaluator.environment,
     )
+
+
+def with_corruptions(result: RunResult, which: str, evaluator: Evaluator) -> RunResult:
+    """Adds what a checkpoint makes of the corrupted set that is asked for."""
+    name, part = Path(str(evaluator.evaluation.corruptions)).name, result.part(which)
+    found = {**part.corruptions, name: evaluator.corrupted(which)}
+    return result.with_part(which, replace(part, corruptions=found))
 
 
 def with_masking_checks(result: RunResult, which: str, evaluator: Evaluator) -> RunResult:
@@ -321,6 +342,11 @@ def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any)
                 label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
                 drawn = curves.write(run.directory / "curves", label, title, curve)
                 loggers.figure(f"curves/{label}", drawn, images)
+        for name, corrupted in part.corruptions.items():
+            if old.corruptions.get(name) != corrupted:
+                label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
+                drawn = corruptions.write(run.directory / CORRUPTIONS, label, title, corrupted)
+                loggers.figure(f"corruptions/{label}", drawn, images)
         for alarm in result.alarms:
             if alarm.checkpoint == which and alarm not in before.alarms:
                 text = f"**{alarm.name}** ({which}, {alarm.attack}): {alarm.message}"
@@ -334,10 +360,15 @@ def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any)
 def news(before: CheckpointResult, after: CheckpointResult) -> dict[str, float]:
     """What an evaluation added to a checkpoint's accuracies, by tag."""
     known = before.accuracies
-    return {
+    told = {
         f"test/{name}" if name == CLEAN else f"test/robust/{name}": found.accuracy
         for name, found in after.accuracies.items()
         if known.get(name) != found
+    }
+    return told | {
+        f"test/corruptions/{name}": found.accuracy
+        for name, found in after.corruptions.items()
+        if before.corruptions.get(name) != found
     }
 
 
@@ -355,6 +386,8 @@ def tell(result: RunResult) -> None:
     """The table of a result, and its alarms."""
     log.info("\n%s", summary(result))
     for which, part in result.measured.items():
+        for name, corrupted in part.corruptions.items():
+            log.info("\n%s", corruptions.text(which, name, corrupted))
         for name, found in part.accuracies.items():
             if found.ties:
                 text = "%s, %s: %d images are wrong by a tie, which argmax takes for right"

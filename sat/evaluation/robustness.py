@@ -163,9 +163,8 @@ def evaluate(
     `sat.attacks` with settings of its own, which `eps` and `norm` are not asked for.
 
     Options: `seed`; `batch_size`, which bounds the images of a forward; `masking_checks`, on how
-    many images, spread over the set, it is asked afterwards whether the numbers are to be believed
-    (128; 0: not asked); `progress` (a bar); `state`, a file from which an evaluation that was
-    killed goes on, and a finished one is read.
+    many images it is asked whether the numbers are to be believed (128; 0: not asked); `progress`
+    (a bar); `state`, a file from which a killed evaluation goes on, and a finished one is read.
 
     Raises ValueError, in one line, for images, labels or a model that it can't take, for a model
     that answers otherwise each time, and for a state of something else.
@@ -175,9 +174,8 @@ def evaluate(
     began, asked = time.monotonic(), Options(**options)
     attack, name = _attack(attack, eps, norm, asked.batch_size)
     labels = _checked(images, labels)
-    device = images.device
-    if isinstance(model, nn.Module):
-        device = next(model.parameters(), images).device
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    device = next(parameters, images).device
     with resting(model):
         net = adopt(model, images, device).eval()
         x, y = as_images(images.detach()), labels.to(device)
@@ -196,8 +194,8 @@ def evaluate(
             checks = None
             if asked.masking_checks:
                 at = torch.arange(0, len(x), -(-len(x) // asked.masking_checks))
-                few, stands, at = x[at.to(x.device)], kept.outcomes.robust[at], at.to(device)
-                few, stands = few.to(device), stands.to(device)
+                few, stands = x[at.to(x.device)].to(device), kept.outcomes.robust[at].to(device)
+                at = at.to(device)
                 checks = look_for_masking(net, few, y[at], attack, rng[at], stands)
     return replace(
         _result(kept.outcomes, labels.cpu(), checks), adversarial=kept.images(images),

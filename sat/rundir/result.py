@@ -32,7 +32,8 @@ _KINDS = {  # see `misfit`
 }
 
 LAST, BEST, LAST_RAW = CHECKPOINTS = ("last", "best", "last_raw")
-CLEAN, WORST = "clean", "worst_case"  # no names of attacks: a result holds them beside these
+# no names of attacks: a result holds them beside these
+CLEAN, WORST, CORRUPTIONS = "clean", "worst_case", "corruptions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +156,18 @@ class CurveResult(_Plain):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CorruptionResult(_Plain):
+    """A checkpoint's accuracy on a published set of corrupted images."""
+
+    accuracy: Share  # the mean over types and severities
+    types: dict[str, list[Share]]  # each type's accuracy at severities 1 to 5
+    images: Count  # of each type and severity
+    by_class: ClassSpread | None = None  # over all of them
+    seconds: float
+    limit: Count | None = None  # evaluation.limit
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskingChecks(_Plain):
     """Is a measured robustness to be believed? What was found on `images` of the test images."""
 
@@ -181,6 +194,7 @@ class CheckpointResult(_Plain):
     clean: AttackResult | None = None
     robust: dict[str, AttackResult] = field(default_factory=dict)
     curves: dict[str, CurveResult] = field(default_factory=dict)
+    corruptions: dict[str, CorruptionResult] = field(default_factory=dict)  # by the set's name
     masking_checks: dict[str, MaskingChecks] = field(default_factory=dict)  # by attack
 
     @property
