@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sat.arguments import check_range
 from sat.data.choice import split_training
 from sat.data.fingerprint import of, of_files
 from sat.data.images import PaddedCrop, opened
@@ -225,8 +226,8 @@ class TinyImageNet(FolderSet):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.crop < 0:
-            raise ValueError(f"crop={self.crop}: write the pixels of padding; 0 for no crop")
+        why = "is the padding in pixels, which leaves something of the image"
+        check_range("crop", self.crop, 0, self.image_size - 1, why)
 
     def set_name(self) -> str:
         return "tiny_imagenet"

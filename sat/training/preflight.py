@@ -110,6 +110,11 @@ def check_augment(loader: Loader) -> None:
             f"augment: {kind} makes images of {list(x.shape)} and labels of {list(y.shape)} where"
             f" {list(shape)}, from 0 to 1, and {list(labels)} are due"
         )
+    if not x.any():
+        raise Refused(
+            f"augment={kind.lower()}: leaves nothing of images of {data.image_size} pixels; see its"
+            " keys"
+        )
 
 
 def check_method(method: Method, schedule: Schedule) -> None:
@@ -232,6 +237,8 @@ def preflight(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
 def check_classes(measured: Mapping[str, Any], classes: int) -> None:
     """Raises Refused for an attack, by its key, that can't be had for so few classes."""
     for key, attack in measured.items():
+        if (rank := vars(attack).get("target") or 0) >= classes:
+            raise Refused(f"{key}.target={rank}: there are {classes - 1} wrong classes")
         if isinstance(attack, Ensemble) and classes < attack.fewest_classes:
             raise Refused(
                 f"{key}: {type(attack).__name__} compares {attack.fewest_classes} logits, and the"

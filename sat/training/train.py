@@ -56,8 +56,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         loader.check(world.size, getattr(spec.dataset, "skip_unreadable", False))
         preflight.check_augment(loader)
         preflight.check_labels(spec.objective, loader)
-    attacks = {f"evaluation.attacks.{name}": a for name, a in spec.evaluation.attacks.items()}
-    preflight.check_classes(attacks, len(data.classes))
+    preflight.check_classes(attacks_of(spec), len(data.classes))
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
     if spec.evaluate is not None:
@@ -72,6 +71,17 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         preflight.warn_of_threat_models(spec.attack, measured)
     return data, model
+
+
+def attacks_of(spec: Spec) -> dict[str, Any]:
+    """All attacks that the run makes use of, by their keys."""
+    attacks = {f"evaluation.attacks.{name}": a for name, a in spec.evaluation.attacks.items()}
+    attacks |= {
+        f"evaluation.curves.{k}.attack": c.attack for k, c in spec.evaluation.curves.items()
+    }
+    if spec.evaluate is None:
+        attacks |= {"attack": spec.attack, "validation.attack": spec.validation.attack}
+    return attacks
 
 
 def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> dict[str, Any]:
