@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
+from inputs import memory_limited
 from omegaconf import OmegaConf
+from torch import nn
 
 from sat.config import CONF, build, target
 from sat.errors import Refused
 from sat.identity import FOLLOWED, START
+from sat.models.room import build_within
 
 # What nothing computes with, and what float32 and int64 just hold.
 EXTREMES = [
@@ -91,3 +94,33 @@ def test_an_extreme_number_is_refused_by_its_key_or_taken(path, node):
 def test_what_a_set_can_not_have_is_refused_before_training(word, says, sat):
     done = sat(word)
     assert done.code == 2 and says in done.err and not done.runs
+
+
+def of_memory(monkeypatch, size: int) -> None:
+    """Has the machine that much memory."""
+    for place in ("sat.models.weights", "sat.training.train"):
+        monkeypatch.setattr(f"{place}.room", lambda device: size)
+
+
+def test_a_large_network_is_counted_before_its_memory_is_written():
+    large = lambda: nn.Linear(2**16, 2**13)  # noqa: E731, 2.1 GB
+    with memory_limited(1 << 30), pytest.raises(ValueError, match="^width=9: its weights take 2.1"):
+        build_within(2e9, large, "width=9")
+    assert build_within(1, lambda: nn.Linear(2, 2), "").in_features == 2
+
+
+@pytest.mark.parametrize("size, words, says", [
+    (None, ["model.width=277"], "model.width=277.0: its weights take 1.5 TB, and"),
+    (None, ["schedule.batch_size=1e9"], "schedule.batch_size=1000000000: is a number of images"),
+    (10**6, ["schedule.batch_size=2000"],
+     "schedule.batch_size=2000: its images take 1.02 MB under an attack, and there are 1 MB;"
+     " write 1953 at most"),
+    (4 * 10**5, [], "schedule.batch_size=32: an update keeps 406 kB for its backward pass, and"
+     " there are 400 kB; write schedule.accumulate=2, or a smaller batch"),
+])  # fmt: skip
+def test_what_no_memory_holds_is_refused_by_its_key(size, words, says, sat, monkeypatch):
+    if size is not None:
+        of_memory(monkeypatch, size)
+    done = sat(*words)
+    assert done.code == 2 and says in done.err and not done.runs
+    assert "evaluation.batch_size" not in done.err

@@ -599,3 +599,19 @@ def hung_up(sat, tmp_path):
         return sat(*DIGITS, "schedule.epochs=30", "validation.attack.steps=1", tiny=False)
     finally:
         thread.join()
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_more_restarts_than_a_byte_counts_are_measured(quick):
+    """Narrow integers that a count outgrows."""
+    from sat.attacks import PGD
+    from sat.attacks.outcomes import AttackOutcomes
+    from sat.attacks.series import ensemble_of
+    from sat.rng import RowRng
+
+    x, y = dark_and_bright()
+    ensemble = ensemble_of(PGD(8.0, 1), 130, 8, quick)
+    outcomes = AttackOutcomes.new(ensemble.names, len(x))
+    ensemble.run(Root().eval(), x, y, RowRng(0, torch.arange(len(x))), outcomes)
+    assert outcomes.robust.all() and (outcomes.passed == len(ensemble.names)).all()
+    assert len(ensemble.names) == (1 if quick else 130) or len(ensemble.names) == 130

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sat.errors import Refused, refusing
 from sat.identity import SECTIONS
 from sat.models.classifier import Classifier, assemble
 from sat.models.files import read_file, state_dicts
+from sat.models.room import build_within, room
 from sat.rundir import checkpoint
 from sat.rundir.record import weights_file
 from sat.rundir.untrusted import read_sections
@@ -46,7 +47,6 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
     Its normalisation is the one given, else that of pretrained weights, else the dataset's.
     Raises ValueError, beginning with the key, for what can't be built.
     """
-    torch.manual_seed(spec.seed)
     size, channels = shape["image_size"], shape["channels"]
     for key, values in spec.normalisation.items():
         if len(values) != channels:
@@ -54,7 +54,14 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
                 f"{key}={values}: has {len(values)} values, where images have {channels} channels; "
                 "write one a channel"
             )
-    backbone = spec.model(channels, shape["classes"], size)
+    copies = 1 if spec.evaluate or spec.schedule.shard else 3  # weights, gradients, momentum
+    limit = min(room(torch.device("cpu")), room(device) / copies)
+
+    def seeded() -> nn.Module:
+        torch.manual_seed(spec.seed)
+        return spec.model(channels, shape["classes"], size)
+
+    backbone = build_within(limit, seeded, _told_of(spec.model))
     scale = {"mean": shape["mean"], "std": shape["std"]}
     if getattr(spec.model, "pretrained", False):  # the weights expect their own normalisation
         cfg = backbone.pretrained_cfg
@@ -65,6 +72,13 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
     if spec.weights:
         load_weights(model, spec.weights, spec.normalisation)
     return model.to(device)
+
+
+def _told_of(model: Any) -> str:
+    """What says how large a network is, as it is written."""
+    given = vars(model)
+    key = next((key for key in ("width", "variant", "name") if key in given), "_target_")
+    return f"{key}={given.get(key, type(model).__name__)}"
 
 
 def load_weights(

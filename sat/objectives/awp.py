@@ -22,7 +22,7 @@ class AWP:
     warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        why = "must be above 0: a share of each weight's norm; for no perturbation: weight_attack=none"
+        why = "must be above 0: a share of each weight's norm (for none: weight_attack=none)"
         check_range("gamma", self.gamma, 1e-6, 1, why)
         check_range("warmup_epochs", self.warmup_epochs, 0, MOST_EPOCHS, "is a number of epochs")
 

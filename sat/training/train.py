@@ -20,6 +20,7 @@ from sat.data.samplers import Epochs
 from sat.distributed import World, shared
 from sat.errors import Diverged, refusing
 from sat.models import Classifier, weights
+from sat.models.room import room
 from sat.objectives import Method
 from sat.rundir import checkpoint
 from sat.rundir.record import Run
@@ -51,6 +52,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         data = spec.dataset(device, spec.seed)
     if spec.evaluate is None:
         preflight.check_held_out(spec.evaluation, len(data.held_out))
+        preflight.check_batch(spec.schedule, data, room(device))
         loader = loader_of(spec, data)
         preflight.check_sampler(loader)
         loader.check(world.size, getattr(spec.dataset, "skip_unreadable", False))
@@ -67,7 +69,11 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
             recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
     if world.first and not begun:
-        preflight.preflight(model, attack, *some_images(data.train, 32))
+        log.info("preflight: the attack on 32 images, before the training")
+        images, labels = some_images(data.train, 32)
+        preflight.preflight(model, attack, images, labels)
+        if spec.evaluate is None:
+            preflight.check_memory(spec.schedule, model, images[:1], room(device))
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         preflight.warn_of_threat_models(spec.attack, measured)
     return data, model
