@@ -45,7 +45,8 @@ soak: setup ## kills, command lines and damaged files at random: make soak ARGS=
 report: setup ## tables and figures of the runs in outputs: make report ARGS="--experiment NAME"
 	@$(BIN)/python scripts/report.py outputs $(ARGS)
 
-results: setup ## rebuild docs/results.md and its figures from the evidence beside it
+results: setup ## rebuild docs/results.md from the evidence beside it: make results NEW=outputs/runs.jsonl
+	$(if $(NEW),@$(BIN)/python scripts/report.py $(NEW) --keep docs/results/runs.jsonl)
 	@$(BIN)/python scripts/report.py docs/results/runs.jsonl --to docs/results --page docs/results.md
 
 status: setup ## list the runs in outputs: finished, running, stopped, failed

@@ -64,18 +64,22 @@ def first_jobs(*lines: list[str]) -> list:
     return found
 
 
-def test_every_sweep_composes_and_its_strong_line_trains_nothing():
+def test_every_slice_composes_and_ends_with_strong_within_eight_minutes():
+    own = plan.arguments(["D"], LIST)
+    minutes = {tuple(shlex.split(line)): m for line, m in plan.lines(LIST.read_text(), own).items()}
     lines = [line for line in listed() if "sat.run" in line and "-m" in line[2:]]
-    assert len(lines) == 20
-    for line, strong in zip(lines[::2], lines[1::2], strict=True):
-        run, again = first_jobs(line, strong)
+    assert sum(minutes[tuple(line)] > 8 for line in lines) == 2, "depth and width"
+    seen = set()
+    for line in lines:
+        (run,) = first_jobs(line)
         photographs = run.attack.eps == 4
-        assert again.hash == run.hash, line
-        assert set(again.evaluation.attacks) == {"strong"} and again.evaluation.limit == 1000
-        assert list(run.evaluation.attacks) == ["pgd200" if photographs else "pgd20"]
+        assert set(run.evaluation.attacks) == {"strong", "pgd20"} and run.evaluation.limit == 1000
+        assert run.evaluation.attacks["pgd20"].steps == 20
         assert run.record.checkpoint_minutes == 2 and str(run.record.root) == "outputs"
         assert run.config["dataset"]["root"] == ("D/photographs" if photographs else "D")
-        assert not photographs or run.schedule.epochs == 100
+        assert run.schedule.epochs == 100 or not photographs
+        assert run.hash not in seen or "experiment=depth" in line, "its base is the main table's"
+        seen.add(run.hash)
 
 
 def test_the_speed_run_is_one_run_measured_twice():
@@ -218,6 +222,14 @@ def test_the_command_tells_what_is_left_and_how_it_ended(tmp_path, capsys, monke
     )
     assert call() == 1 and "2 done, 0 stopped, 1 failed, 0 left" in capsys.readouterr().out
     assert call("--seeds", "0") == 0
+
+
+def test_what_has_ended_is_brought_back_in_one_small_file(ran, tmp_path, capsys):
+    assert plan.carry_on({"-c pass": 1}, tmp_path / "outputs/plan.json", 60) == {"-c pass": "done"}
+    (line,) = (tmp_path / "outputs/runs.jsonl").read_text().splitlines()
+    assert '"name":"digits-' in line and len(line) < 20_000
+    assert plan.carry_on({"-c 1": 1}, tmp_path / "nothing/plan.json", 60) == {"-c 1": "done"}
+    assert "holds no run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", ["ten: -c pass", "1: -c {jobs}", "-c pass"])

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from written import CLAIM, Folder, change
 
+from sat.evaluation.measure import accuracy
 from sat.report import pages, spec, study
 
 ROOT = Path(__file__).parents[1]
@@ -347,6 +349,63 @@ def test_a_selector_may_name_words_and_several_values(folder, write):
     assert table.reference == "b0"
     first, second, third = (v.reason for v in table.verdicts)
     assert "+20.0 points" in first and "+10.0 points" in second and "fits 2 rows" in third
+
+
+def curve(run, *robust: float) -> None:
+    """Writes a validation an epoch into a run."""
+    rows = ({"epoch": k, "val/clean": 0.9, "val/robust": r} for k, r in enumerate(robust, 1))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_value_may_be_chosen_by_held_out_images(folder, write):
+    """The decay of the best held-out accuracy counts, not that of the best test accuracy."""
+    for seed in range(3):
+        for activation, decay, held_out, right in (
+            ("relu", 1e-4, 0.5, 60 + seed), ("relu", 5e-4, 0.6, 40 + seed),
+            ("silu", 1e-4, 0.7, 50), ("silu", 5e-4, 0.6, 30 + seed),
+        ):  # fmt: skip
+            run = folder.add(activation, seed, right, schedule={"weight_decay": decay})
+            result = json.loads((run / "result.json").read_text())
+            result["best"]["held_out"] = {"clean": 0.9, "robust": held_out}
+            change(run / "result.json", best=result["best"])
+    sides = {side: {"activation": name, "schedule.weight_decay": "tuned"}
+             for side, name in (("better", "silu"), ("than", "relu"))}  # fmt: skip
+    write(rows=["activation", "schedule.weight_decay"], claims=[CLAIM | sides], reference=None)
+    (verdict,) = only(folder).verdicts
+    assert verdict.answer == "supports" and "+9.0 points" in verdict.reason
+    assert "SiLU weight_decay=0.0001 against ReLU weight_decay=0.0005" in verdict.reason
+
+
+def test_robust_overfitting_is_how_far_last_is_behind_best(folder, write):
+    for seed in range(3):
+        for activation, behind in (("relu", 20 + seed), ("silu", 3)):
+            run = folder.add(activation, seed, 60)
+            result = json.loads((run / "result.json").read_text())
+            last = accuracy(np.arange(100) < 60 - behind)
+            result["last"]["robust"]["pgd20"] |= last
+            result["last"]["step"] = 99
+            change(run / "result.json", last=result["last"])
+    write(claims=[CLAIM | {"measure": "last behind best"}])
+    (verdict,) = only(folder).verdicts
+    assert verdict.answer == "supports" and "+18.0 points" in verdict.reason
+    assert "pgd20, last behind best" in verdict.reason
+
+
+def test_collapses_are_counted_and_compared(folder, write):
+    """After the sixth epoch below a third of the best so far; Fisher's exact test over runs."""
+    for seed in range(5):
+        curve(folder.add("relu", seed, 5), 0.2, 0.01, 0.3, 0.3, 0.3, 0.3, 0.3, *[0.09] * seed)
+        curve(folder.add("silu", seed, 30), 0.0, 0.3, 0.3, 0.3, 0.3, 0.01, 0.1, 0.11)
+        curve(folder.add("gelu", seed, 30), *[0.3] * 9)
+    claim = CLAIM | {"better": {"activation": ["silu", "gelu"]}, "measure": "collapse"}
+    write(collapse=True, claims=[claim, claim | {"than": {"activation": "elu"}}])
+    table = only(folder)
+    first, second = table.verdicts
+    assert first.answer == "supports" and second.answer == "not run"
+    assert "0 of 10 collapsed against 4 of 5" in first.reason and "p = 0.0037" in first.reason
+    head, rows = pages.cells_of(table)
+    told = {row[0].split()[0]: row[head.index("collapsed")] for row in rows}
+    assert told == {"ReLU": "4 of 5 (epochs 8, 8, 8, 8)", "SiLU": "0 of 5", "GELU": "0 of 5"}
 
 
 def test_a_claim_at_equal_cost_needs_equal_costs(folder, write):

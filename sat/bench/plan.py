@@ -6,7 +6,8 @@
 Lines are `minutes: words after python`; {data} is DATA, {out} is --out; the list is gone through
 once for each {seed}, and what names none is done with the first. What is done is not done again;
 what was stopped goes on, and what failed is tried again, last. A line that has used up its minutes,
-or finds the call's own over, is told to stop, and has two more for a checkpoint.
+or finds the call's own over, is told to stop, and has two more for a checkpoint. Finished runs are
+gathered in --out/runs.jsonl, which `make results NEW=FILE` adds to docs/results.md.
 
 Exit codes: 0 all is done, 1 a line failed, 2 refused, 143 work is left, 130 after Ctrl-C.
 """
@@ -23,6 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sat.errors import Refused
+from sat.report.kept import keep
+from sat.report.runs import Measured
+from sat.report.study import runs_of
 
 SAVING = 120.0  # seconds that a line has to end when it is stopped: a sweep gives its runs 60
 DONE, STOPPED, FAILED, LEFT = "done", "stopped", "failed", "left"
@@ -86,7 +90,17 @@ def carry_on(plan: Lines, ledger: Path, seconds: float) -> dict[str, str]:
         states[command] = attend(command, ledger.with_suffix(".log"), min(left, 60 * plan[command]))
         print(f"    {states[command]}", flush=True)
         ledger.write_text(json.dumps(states, indent=1) + "\n")
+        gather(ledger.parent)
     return {command: states.get(command, LEFT) for command in plan}
+
+
+def gather(out: Path) -> None:
+    """Puts all finished runs into one small file beside them, all that a report needs."""
+    try:
+        runs = [run for run in runs_of(out) if isinstance(run, Measured)]
+        keep(runs, out / "runs.jsonl")
+    except (Refused, OSError) as error:
+        print(f"    {error}", flush=True)
 
 
 def arguments(given: Sequence[str] | None, plan: Path) -> Namespace:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sat.errors import Refused
+from sat.report import collapse
 from sat.report.runs import Measure
-from sat.report.spec import EXTREMES, is_number
-from sat.report.tables import Difference, Row
+from sat.report.spec import BEHIND, COLLAPSE, EXTREMES, TUNED, is_number
+from sat.report.tables import Difference, Number, Row
 from sat.statistics import holm, paired_seeds
 
 
@@ -24,24 +25,34 @@ class Verdict:
 def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:
     """The one row of these values; a list allows any of its own. `lowest` and `highest` stand for
     the smallest and largest number, or the first and last word, that any row of the table has: so
-    both sides of a claim mean the same value, and a row that is not there is missed.
+    both sides of a claim mean the same value, and a row that is not there is missed. `tuned` is the
+    value whose runs are the most robust on held-out images, with all else as asked.
 
     Raises Refused where none fits or several do.
     """
     wanted = {}
-    for key, value in selector.items():
+    tuned = [key for key, value in selector.items() if value == TUNED]
+    for key, value in ((k, v) for k, v in selector.items() if k not in tuned):
         if extreme := EXTREMES.get(str(value)):
             found = [row.keys[key] for row in rows if row.keys.get(key) is not None]
             value = extreme([each for each in found if is_number(each)] or found, default=value)
         wanted[key] = value if isinstance(value, list) else [value]
     fitting = [row for row in rows if all(row.keys.get(k) in v for k, v in wanted.items())]
     named = ", ".join(f"{k}={' or '.join(map(str, v))}" for k, v in wanted.items())
+    if tuned and len({tuple(row.keys[key] for key in tuned) for row in fitting}) == len(fitting):
+        fitting = sorted(fitting, key=held_out)[-1:]
     if len(fitting) > 1:
         labels = ", ".join(row.label for row in fitting)
         raise Refused(f"{named} fits {len(fitting)} rows ({labels}); name more keys")
     if not fitting:
         raise Refused(f"no row {named}")
     return fitting[0]
+
+
+def held_out(row: Row) -> float:
+    """Robust accuracy of `best` on held-out images, the mean over a row's seeds."""
+    told = [(run.result.best and run.result.best.held_out) or {} for run in row.runs]
+    return sum(each.get("robust") or 0.0 for each in told) / len(told)
 
 
 def difference(row: Row, reference: Row, measure: Measure) -> Difference | None:
@@ -103,7 +114,12 @@ def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Verd
     last, clean = claim["measure"].startswith("last"), claim["measure"].endswith("clean")
     measure = "last" if last else "best", "clean" if clean else attack
     try:
+        if claim["measure"] == COLLAPSE:
+            return Verdict(claim["text"], "", *collapse.compared(rows, claim))
         better, than = sides_of(rows, claim, measure)
+        if claim["measure"] == BEHIND:
+            measure = BEHIND, attack
+            better, than = (behind(row, attack) for row in (better, than))
     except Refused as error:
         return Verdict(claim["text"], "not run", str(error))
     sides = f"{better.label} against {than.label}"
@@ -134,6 +150,16 @@ def sides_of(rows: Sequence[Row], claim: Mapping[str, Any], measure: Measure) ->
         costs = f"{better.gradients:g} and {than.gradients:g} gradient computations an image"
         raise Refused(f"the cost is not equal: {costs}")
     return better, than
+
+
+def behind(row: Row, attack: str) -> Row:
+    """A row with one number more: by how much its `last` is behind (below 0) its `best`."""
+    last, best = (row.numbers.get((which, attack)) for which in ("last", "best"))
+    if last is None or best is None:
+        raise Refused(f"{row.label} was not measured: {attack or 'robust'}, best and last")
+    seeds = {k: last.seeds[k] - best.seeds[k] for k in last.seeds.keys() & best.seeds.keys()}
+    found = Number(last.mean - best.mean, -1.0, 1.0, seeds, last.images)
+    return replace(row, numbers={**row.numbers, (BEHIND, attack): found})
 
 
 def within(found: Difference, most: float) -> str:

@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.markdown import Markdown as Terminal
 
+from sat.report.collapse import count_of
 from sat.report.rows import label_of, name_of, shown_as
 from sat.report.runs import Measure, printable
 from sat.report.spec import OTHERS
@@ -156,6 +157,8 @@ def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
             title = name.replace("_", "-")
             columns.append((title, lambda row, name=name: count(getattr(row, name))))
     columns.append(("seeds", lambda row: str(len(row.runs))))
+    if table.experiment.spec.get("collapse"):
+        columns.append(("collapsed", count_of))
     found = dict.fromkeys(measure for row in rows for measure in row.numbers)
     best = [measure for measure in found if measure[0] == "best"]
     last = [measure for measure in found if measure[0] == "last"]  # of these the judging one

@@ -13,7 +13,8 @@ from sat.report.spec import OTHERS, Experiment, is_number
 NAMES = {"relu": "ReLU", "parametric_softplus": "Parametric Softplus", "softplus": "Softplus",
          "smoothrelu": "SmoothReLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "elu": "ELU",
          "silu": "SiLU", "celu": "CELU", "mish": "Mish", "leaky_relu": "LeakyReLU",
-         "prelu": "PReLU", "pssilu": "PSSiLU"}  # fmt: skip
+         "prelu": "PReLU", "pssilu": "PSSiLU", "squareplus": "Squareplus", "smelu": "SmeLU",
+         "bent_identity": "Bent identity", "rcr_af": "RCR-AF"}  # fmt: skip
 
 
 def keys_of(config: Mapping[str, Any], rows: Iterable[str]) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from sat.errors import Refused
 from sat.rundir.untrusted import misfit, read_yaml
 
 KINDS = ("scatter", "dots", "lines", "epochs")
-MEASURES = ("robust", "clean", "last robust", "last clean")
+BEHIND, COLLAPSE = "last behind best", "collapse"
+MEASURES = ("robust", "clean", "last robust", "last clean", BEHIND, COLLAPSE)
 EXTREMES = {"lowest": min, "highest": max}
+TUNED = "tuned"  # stands for the value whose runs are the most robust on held-out images
 OTHERS = "other_runs"  # stands for an experiment, of runs that were asked for under none
 NODE = {  # see `misfit`
     "title?": str,
@@ -25,6 +27,7 @@ NODE = {  # see `misfit`
     "claims?": [{"text": str, "measure": str, "better": dict, "than": dict,
                  "within?": int | float, "equal?": str}],
     "also?": [str],
+    "collapse?": bool,
 }  # fmt: skip
 
 
