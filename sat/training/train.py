@@ -109,6 +109,7 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
     try:
         with callbacks.open(state, text, stream):
             fit(state, stream, callbacks)
+            callbacks.check_taken(state)
     except Diverged as error:
         failed = callbacks.result(state, status="failed", error=str(error))
         run.write_result(RunResult.from_json(failed))
