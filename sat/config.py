@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sat import plugins
 from sat.arguments import Written, check_unit
-from sat.errors import Refused, refusing
+from sat.errors import Refused, printable, refusing
 from sat.identity import (
     FOLLOWED,
     NEUTRAL,
@@ -534,7 +534,7 @@ def _describe(hint: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = printable(str(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -592,7 +592,7 @@ def one_line(error: BaseException) -> str:
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
         given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])
         given = getattr(error, "override", None) or given.split(": ")[-1].strip()
-        given = "".join(c if c.isprintable() else repr(c)[1:-1] for c in given)
+        given = printable(given)
         key, _, value = given.partition("=")
         return (
             f"{given}: can't be read; quote the value for Hydra and the shell: '{key}=\"{value}\"'"

@@ -632,12 +632,12 @@ def test_a_training_goes_on_with_no_other_images(sat, tmp_path, monkeypatch):
         patch.setattr(Callbacks, "look", stop)
         stopped = sat(*words, tiny=False)
     assert stopped.code == 143
-    kept = (stopped.run / "checkpoints/last.pt").read_bytes()
+    last = stopped.run / "checkpoints/last.pt"
+    kept = last.read_bytes()
     changed_npz(path, 67)
     resumed = sat(*words, tiny=False)
     assert resumed.code == 0 and len(resumed.runs) == 2, resumed.err  # begun anew, as another run
-    assert (stopped.run / "checkpoints/last.pt").read_bytes() == kept
-    assert not (stopped.run / "result.json").exists()
+    assert last.read_bytes() == kept and not (last.parent.parent / "result.json").exists()
 
 
 def test_a_folder_of_other_pixels_under_the_same_names_is_told_nothing(shapes, sat):
@@ -665,3 +665,46 @@ def test_more_restarts_than_a_byte_counts_are_measured(quick):
     ensemble.run(Root().eval(), x, y, RowRng(0, torch.arange(len(x))), outcomes)
     assert outcomes.robust.all() and (outcomes.passed == len(ensemble.names)).all()
     assert len(ensemble.names) == 130
+
+
+def test_names_that_look_alike_are_told(shapes):
+    """Names equal on the screen: macOS writes an accent as a sign of its own."""
+    (shapes / "train" / "bar").rename(shapes / "train" / "caf\u00e9")
+    (shapes / "val" / "bar").rename(shapes / "val" / "cafe\u0301")
+    with pytest.raises(ValueError, match="looks alike, written with other signs"):
+        folder_of(shapes)
+    (shapes / "val" / "cafe\u0301").rename(shapes / "val" / "cave")
+    with pytest.raises(ValueError, match="is in train but not in val$"):
+        folder_of(shapes)
+
+
+def test_pillow_warns_of_nothing_that_is_not_read(shapes):
+    """Warnings of a library, in the middle of a bar; here they are errors."""
+    first, second = sorted((shapes / "val" / "bar").glob("*.png"))[:2]
+    colours = Image.open(first).convert("P")
+    before = np.asarray(colours.convert("RGB"))
+    colours.save(first, transparency=bytes(10))
+    with opened(first) as image:
+        assert image.info["transparency"] and np.array_equal(np.asarray(to_rgb(image)), before)
+    described = Image.Exif()
+    described[0x0112] = 6
+    Image.open(second).save(second.with_suffix(".jpg"), exif=described.tobytes()[:-10])
+    second.unlink()
+    assert len(images_of(folder_of(shapes).test)) == 27
+
+
+def test_names_move_no_cursor(shapes, sat):
+    """Escapes of foreign text on the terminal."""
+    for split in ("train", "val"):
+        (shapes / split / "bar").rename(shapes / split / "\x1b[2Jbar")
+    (shapes / "val" / "disc" / "000.png").rename(shapes / "val" / "disc" / "\x1b]0;a\x07.png")
+    (shapes / "val" / "disc" / "\x1b]0;a\x07.png").write_bytes(b"")
+    words = [
+        *FOLDER,
+        f"dataset.root={shapes}",
+        "dataset.name='a\x1b[2J'",
+        "dataset.skip_unreadable=true",
+    ]
+    done = sat(*words, tiny=False)
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out + done.err and "\\x1b]0;a\\x07.png" in done.err

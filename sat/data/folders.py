@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -139,7 +140,13 @@ class FolderSet(StreamedSet, ABC):
         found = class_folders(folder)
         if different := sorted({*classes} ^ {*found}):
             has, lacks = ("train", "val") if different[0] in classes else ("val", "train")
-            raise ValueError(f"class {different[0]!r} is in {has} but not in {lacks}")
+            said = f"class {different[0]!r} is in {has} but not in {lacks}"
+            if len({normalize("NFC", name) for name in different}) < len(different):
+                said += (
+                    ", where one is that looks alike, written with other signs (Unicode's NFC and"
+                )
+                said += " NFD); give both the same name"
+            raise ValueError(said)
         return sorted_files(folder, classes)
 
     def files(self) -> tuple[list[str], Files, Files]:
