@@ -135,7 +135,7 @@ def test_the_command_line_wins():
         ("dataset.image_size=100000", ["dataset.image_size=100000"]),
         ("evaluation.restarts=1e5", ["evaluation.restarts=100000", "1 to 10000"]),
         ("schedule.learning_rate=1e-12", ["schedule.learning_rate=1e-12", "no float32 weight"]),
-        ("schedule.weight_decay=100", ["schedule.weight_decay=100", "turns each weight around"]),
+        ("schedule.weight_decay=100", ["schedule.weight_decay=100", "0 to 10"]),
         ("model.std=[1e-9]", ["model.std=", "from 1e-4"]),
     ],
 )
