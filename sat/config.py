@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sat import plugins
 from sat.arguments import Written, check_unit
-from sat.errors import Refused, refusing
+from sat.errors import Refused, printable, refusing
 from sat.identity import (
     FOLLOWED,
     NEUTRAL,
@@ -260,10 +260,10 @@ def _loggers(nodes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _check_normalisation(model: Mapping[str, Any]) -> None:
-    for key, lowest in (("mean", "from 0"), ("std", "above 0")):
+    for key, least, lowest in (("mean", 0, "from 0"), ("std", 1e-4, "above 0 (from 1e-4)")):
         if (values := model[key]) is None:
             continue
-        if not values or not all(0 <= v <= 1 and (v > 0 or key == "mean") for v in values):
+        if not values or not all(least <= v <= 1 for v in values):
             text = f"model.{key}={_short(values)}: must be one value a channel, {lowest} to 1"
             raise Refused(f"{text}, as the images are; divide values for 0 to 255 by 255")
 
@@ -469,7 +469,20 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     converted = _convert(value, hint)
     if converted is _MISFIT:
         raise Refused(f"{where}={_short(value)}: must be {_describe(hint)}")
+    for number in converted if isinstance(converted, list | tuple) else [converted]:
+        if isinstance(number, int | float) and not _is_computed_with(number):
+            raise Refused(
+                f"{where}={_short(value)}: no device computes with it: whole numbers end at 9.2e18,"
+                " others go from 1.2e-38 to 3.4e38"
+            )
     return converted
+
+
+def _is_computed_with(number: float) -> bool:
+    """Whether int64 or float32 has the number, and not as a 0 or an infinity."""
+    if isinstance(number, int):
+        return abs(number) < 2**63
+    return number == 0 or 1.2e-38 <= abs(number) <= 3.4e38
 
 
 _MISFIT = object()
@@ -523,7 +536,7 @@ def _describe(hint: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = printable(str(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -607,7 +620,7 @@ def one_line(error: BaseException) -> str:
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
         given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])
         given = getattr(error, "override", None) or given.split(": ")[-1].strip()
-        given = "".join(c if c.isprintable() else repr(c)[1:-1] for c in given)
+        given = printable(given)
         key, _, value = given.partition("=")
         return (
             f"{given}: can't be read; quote the value for Hydra and the shell: '{key}=\"{value}\"'"

@@ -130,9 +130,13 @@ def test_the_command_line_wins():
         ("evaluation.attacks.pgd20.batch_norm=train", ["pgd20.batch_norm=train", "eval"]),
         ("+attack@evaluation.attacks.mine=none", ["evaluation.attacks.mine", "no attack"]),
         ("record.root=''", ["record.root", "folder"]),
-        ("schedule.clip=inf", ["schedule.clip=inf", "finite"]),
+        ("schedule.clip=inf", ["schedule.clip=inf", "computes"]),
         ("objective.label_smoothing=2", ["objective.label_smoothing=2"]),
         ("dataset.image_size=100000", ["dataset.image_size=100000"]),
+        ("evaluation.restarts=1e5", ["evaluation.restarts=100000", "1 to 10000"]),
+        ("schedule.learning_rate=1e-12", ["schedule.learning_rate=1e-12", "no float32 weight"]),
+        ("schedule.weight_decay=100", ["schedule.weight_decay=100", "0 to 10"]),
+        ("model.std=[1e-9]", ["model.std=", "from 1e-4"]),
     ],
 )
 def test_bad_input_is_one_line_that_names_key_and_remedy(override, says):

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices
+from sat.arguments import check_ball, check_choices, check_steps
 from sat.attacks.alone import Bare
 from sat.attacks.ball import SPARSE, Ball, Norm, onto_l1
 from sat.attacks.base import Mode, check_warmup, frozen, risen, row_rng
@@ -55,8 +55,7 @@ class APGD:
         check_choices(self)
         check_aim(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps}: must be at least 1; for no attack: attack=none")
+        check_steps("steps", self.steps)
         check_warmup("eps_warmup", self.eps_warmup)
         if self.start == "none" and self.loss == "kl":
             raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sat.rundir.checkpoint import load
 from sat.rundir.files import regular
 from sat.rundir.untrusted import check_sums, objects_in, reason_of
 
@@ -25,7 +26,7 @@ def read_file(path: Path) -> Any:
         with warnings.catch_warnings():  # two that come before a refusal, which is told below
             check_sums(path)
             warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return load(path)
     except OSError:
         raise
     except Exception as error:  # torch and safetensors raise many kinds

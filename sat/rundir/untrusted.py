@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -59,9 +60,25 @@ def read_sections(path: Path, sections: list[str]) -> dict[str, Any]:
     return config
 
 
+def unfolded(path: Path) -> int:
+    """The bytes that what a file holds may take in memory: torch packs nothing, and weights can be
+    packed to a fraction; beyond that somebody means harm."""
+    return 16 * path.stat().st_size + 2**26
+
+
+def check_packed(path: Path) -> None:
+    """Raises ValueError for an archive of weights that unfolds to more than `unfolded` allows."""
+    if not zipfile.is_zipfile(path):
+        return
+    with suppress(zipfile.BadZipFile, struct.error), zipfile.ZipFile(path) as file:
+        if (held := sum(part.file_size for part in file.infolist())) > unfolded(path):
+            raise ValueError(f"unfolds to {held / 1e9:.1f} GB")
+
+
 def check_sums(path: Path) -> None:
     """Raises ValueError where a part of an archive is not what was written, by its checksum: torch
     reads weights with a changed bit as other weights. A second a gigabyte."""
+    check_packed(path)
     if not zipfile.is_zipfile(path):
         return
     try:
