@@ -219,7 +219,7 @@ def main() -> None:
             os.environ[sweep.JOINT] = ",".join(keys)
             sweep.run(app)
             code = sweep.exit_code(sweep.jobs())
-    except (Fault, RuntimeError) as error:  # of a launcher
+    except (Fault, RuntimeError, OSError) as error:  # of a launcher
         log.error("%s", config.one_line(error))
         code = 2 if isinstance(error, RecursionError) else 1
     except KeyboardInterrupt:

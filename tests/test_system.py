@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -16,11 +17,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, ended
 from inputs import DIGITS
+from PIL import Image
 
-from sat.errors import Busy, Refused
+from sat.data import Batch, ImageFolder
+from sat.data.images import ResizedCrop
+from sat.data.stream import Reading, StreamSplit
+from sat.errors import Busy, Fault, Refused
 from sat.evaluation import store
 from sat.loggers.base import _Sent
 from sat.models.files import read_file
@@ -459,3 +465,54 @@ def test_logging_that_a_file_disables_tells_what_is_refused(sat, tmp_path):
     (tmp_path / "mine/experiment/silent.yaml").write_text("# @package _global_\n" + text)
     words = [f"--config-dir={tmp_path / 'mine'}", "experiment=silent", "seed=-1"]
     assert "seed=-1: must be from 0" in one_line(sat(*words))
+
+
+# few open files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits, ends", [((24, 24), True), ((24, 4096), False), ((-1, -1), False),
+                                          ((24, -1), False), ((1024, 1024), False)])  # fmt: skip
+def test_few_open_files_are_told_before_processes_read(limits, ends, monkeypatch):
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda which, given: asked.append(given))
+    if ends:
+        with pytest.raises(Fault, match="dataset.workers=2: may need 96 open files.* may have 24"):
+            ImageFolder(workers=2).reading(torch.device("cpu"))
+    else:
+        ImageFolder(workers=2).reading(torch.device("cpu"))
+    assert asked == ([(96, limits[1])] if limits[0] == 24 and not ends else [])
+    ImageFolder(workers=0).reading(torch.device("cpu"))
+
+
+class Exhausting:
+    """A source whose worker process may have no more open files after its first image."""
+
+    sequential = False
+
+    def open(self, number):
+        limit = len(os.listdir("/proc/self/fd")) - 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        return Image.new("RGB", (8, 8)), 0
+
+    def describe(self, number):
+        return str(number)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_worker_that_can_not_hand_over_an_image_ends(watched_workers, soon, capfd):
+    """Neither a hang nor a traceback without end."""
+    reading = Reading(ResizedCrop(8), torch.device("cpu"), 1, False)
+    split = StreamSplit(Exhausting(), torch.arange(8), torch.zeros(8), reading)
+    with pytest.raises(Fault, match=r"a process that reads images has died .*ulimit -n"):
+        list(split.stream([Batch(torch.arange(4), None), Batch(torch.arange(4, 8), None)]))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_launcher_that_finds_no_more_open_files_is_one_line(sat, monkeypatch):
+    def app():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("sat.run.app", app)
+    done = sat("-m", "seed=0,1")
+    assert (done.code, done.err) == (1, "! [Errno 24] Too many open files\n")
