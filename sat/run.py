@@ -58,6 +58,9 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
         with claim(spec.record, spec.name, spec.yaml(), wait) as run:
+            # who held the lock may have done it all: nothing is told twice
+            if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
+                return results.headline(done, spec.evaluation)
             if world.first:
                 record.enter(run.directory, spec.experiment)
             about = About(run.directory, spec.name, spec.hash, spec.experiment)
@@ -177,7 +180,8 @@ def app(cfg: DictConfig) -> float | None:
         on_signals(leave)
         sweep.follow_the_command_line()
     refuse_moves(HydraConfig.get())
-    return job.attempt(cfg, HydraConfig.get(), execute).get("score")
+    with sweep.at_work():
+        return job.attempt(cfg, HydraConfig.get(), execute).get("score")
 
 
 def leave(number: int, frame: Any) -> None:
