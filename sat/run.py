@@ -68,6 +68,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
                 run.track(loggers)
                 result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
                 if result is None:
+                    world.on_rank0(lambda: results.check_flags(spec.evaluation, run.flags))
                     obtain = train if spec.evaluate is None else take_over
                     told = {"overrides": overrides, **obtain(spec, run, model, data, world)}
                     result = RunResult.from_json(told)

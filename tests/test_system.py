@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -516,3 +518,49 @@ def test_a_launcher_that_finds_no_more_open_files_is_one_line(sat, monkeypatch):
     monkeypatch.setattr("sat.run.app", app)
     done = sat("-m", "seed=0,1")
     assert (done.code, done.err) == (1, "! [Errno 24] Too many open files\n")
+
+
+# systems that are not supported -----------------------------------------------------------------
+
+
+def test_windows_is_refused_in_a_line(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="^! sat runs on Linux and macOS"):
+        runpy.run_path(str(ROOT / "sat/__init__.py"))
+
+
+def test_the_gpu_of_a_mac_is_refused_in_a_line(sat):
+    assert "device=mps: nobody has tried" in one_line(sat("device=mps"))
+
+
+# what was kept, and is damaged --------------------------------------------------------------------
+
+
+def no_arrays(path: Path) -> None:
+    path.write_bytes(b"junk")
+
+
+def other_settings(path: Path) -> None:
+    with np.load(path) as file:
+        arrays = dict(file)
+    settings = json.loads(str(arrays["settings"]))
+    np.savez(path, **{**arrays, "settings": json.dumps({**settings, "steps": 17})})
+
+
+@pytest.mark.parametrize("harm, name, says", [
+    (no_arrays, "last-pgd20.npz", "last-pgd20.npz: is damaged (it holds objects, or is no archive"),
+    (other_settings, "best-pgd20.npz", "'pgd20' was measured in this run with other settings"),
+    (no_arrays, "partial/last-pgd20-1.npz", "partial/last-pgd20-1.npz: is damaged"),
+])  # fmt: skip
+def test_what_was_kept_is_looked_at_before_a_stopped_run_goes_on(harm, name, says, sat, ran):
+    """A refusal changes nothing."""
+    flags = ran.run / "flags"
+    (ran.run / "result.json").unlink()
+    if "partial" in name:
+        (flags / "partial").mkdir()
+    harm(flags / name)
+    before = {path: path.read_bytes() for path in ran.run.rglob("*") if path.is_file()}
+    assert says in one_line(sat())
+    after = {path: path.read_bytes() for path in ran.run.rglob("*") if path.is_file()}
+    changed = {p.name for p in before | after if before.get(p) != after.get(p)}
+    assert changed <= {"lock", "log.txt"}

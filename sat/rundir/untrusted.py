@@ -1,9 +1,10 @@
 """What a run directory holds may have been written by anybody: plain data, of the kinds that runs
-write, or refused in one line. Nothing here needs torch, and nothing is ever executed."""
+write, or refused in one line. torch is imported for tensors alone, and nothing is ever executed."""
 
 import math
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -78,6 +79,16 @@ def check_sums(path: Path) -> None:
 _OBJECTS = re.compile(
     r"GLOBAL (\S+)|(TorchScript)|operand 1[45]\d|Can only (?:create|build)|call reduce"
 )
+
+
+def load_tensors(file: Any) -> Any:
+    """What a file of tensors and plain values holds, on the CPU; nothing else is unpickled. Raises
+    what torch raises, of many kinds."""
+    import torch
+
+    with warnings.catch_warnings():  # two that come before a refusal, whose reason is told
+        warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def objects_in(error: Exception) -> str | None:
