@@ -104,7 +104,7 @@ def _follow_the_main_process(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setpgrp()
     sys.excepthook = _end_unless_cut_off
-    Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[method-assign]
+    setattr(Queue, "_on_queue_feeder_error", staticmethod(_end))  # noqa: B010, it is private
 
 
 def _end_unless_cut_off(kind: type[BaseException], fault: BaseException, trace) -> None:
