@@ -59,6 +59,9 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
         with claim(spec.record, spec.name, spec.yaml(), wait) as run:
+            # who held the lock may have done it all: nothing is told twice
+            if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
+                return results.headline(done, spec.evaluation)
             if world.first:
                 record.enter(run.directory, spec.experiment)
             about = About(run.directory, spec.name, spec.hash, spec.experiment)
@@ -66,6 +69,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
                 run.track(loggers)
                 result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
                 if result is None:
+                    world.on_rank0(lambda: results.check_flags(spec.evaluation, run.flags))
                     obtain = train if spec.evaluate is None else take_over
                     told = {"overrides": overrides, **obtain(spec, run, model, data, world)}
                     result = RunResult.from_json(told)
@@ -178,7 +182,8 @@ def app(cfg: DictConfig) -> float | None:
         on_signals(leave)
         sweep.follow_the_command_line()
     refuse_moves(HydraConfig.get())
-    return job.attempt(cfg, HydraConfig.get(), execute).get("score")
+    with sweep.at_work():
+        return job.attempt(cfg, HydraConfig.get(), execute).get("score")
 
 
 def leave(number: int, frame: Any) -> None:
@@ -235,7 +240,7 @@ def main() -> None:
                 os.environ[sweep.JOINT] = ",".join(keys)
                 sweep.run(app)
             code = sweep.exit_code(sweep.jobs())
-    except (Fault, RuntimeError) as error:  # of a launcher
+    except (Fault, RuntimeError, OSError) as error:  # of a launcher
         log.error("%s", config.one_line(error))
         code = 2 if isinstance(error, RecursionError) else 1
     except KeyboardInterrupt:

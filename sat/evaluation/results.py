@@ -23,7 +23,7 @@ from sat.evaluation.masking_checks import square_alarm
 from sat.evaluation.measure import accuracy
 from sat.evaluation.reproduction import Published, beside
 from sat.evaluation.settings import Evaluation
-from sat.evaluation.store import changes, taken
+from sat.evaluation.store import changes, read_file, taken
 from sat.loggers.screen import percent, table
 from sat.rundir.environment import code_digest
 from sat.rundir.record import Run
@@ -246,6 +246,19 @@ def check_names(result: RunResult, files: Mapping[str, Path], evaluation: Evalua
             settings = evaluation.settings(name)
             before = part.measured[name].settings if name in part.measured else None
             if changed := changes(before or settings, settings):
+                raise Refused(taken(name, changed))
+
+
+def check_flags(evaluation: Evaluation, flags: Path) -> None:
+    """Raises Refused, before anything is trained or told, where what a killed evaluation kept in a
+    run's `flags` is damaged, or was measured with other settings under the name of an attack."""
+    for path in flags.glob("partial/*.npz"):
+        read_file(path)
+    for which in evaluation.checkpoints:
+        for name in evaluation.measured_by:
+            if (found := read_file(flags / f"{which}-{name}.npz")) is None:
+                continue
+            if changed := changes(found["settings"], evaluation.settings(name)):
                 raise Refused(taken(name, changed))
 
 

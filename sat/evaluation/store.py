@@ -180,6 +180,8 @@ def read_file(path: Path) -> dict[str, Any] | None:
 
 def damaged(path: Path, error: Exception) -> str:
     reason = getattr(error, "strerror", None) or error
+    if "pickle" in str(reason):  # NumPy advises to load it
+        reason = "it holds objects, or is no archive of arrays"
     return f"{path}: is damaged ({reason}); move it away to measure again"
 
 

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sat.errors import Fault, Refused
-from sat.rundir.files import regular
-from sat.rundir.untrusted import check_packed, objects_in, reason_of, unfolded
+from sat.rundir.untrusted import load_tensors, objects_in, reason_of
 
 log = logging.getLogger("sat")
-MOST_PARTS = 10**6  # tensors, numbers and texts; a checkpoint of a large network has 10,000
 FORMAT = 1
 _FULL = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room")
 _CLOSED = dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable")
@@ -152,31 +150,11 @@ def rotate(last: Path, previous: Path, state: dict[str, Any]) -> None:
     save(last, state)
 
 
-def load(path: Path) -> Any:
-    """What `torch.save` wrote of tensors and plain values, on the CPU. Raises ValueError for a file
-    that unfolds to far more than it holds, and what torch raises."""
-    import torch
-
-    with open(path, "rb", opener=regular) as file:
-        check_packed(path)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    parts, total, pending = 0, 0, [state]
-    while pending:
-        parts, value = parts + 1, pending.pop()
-        if isinstance(value, Mapping | list | tuple):
-            pending += value.values() if isinstance(value, Mapping) else value
-        elif isinstance(value, torch.Tensor):
-            total += value.numel() * value.element_size()
-        if total > unfolded(path) or parts + len(pending) > MOST_PARTS:
-            raise ValueError("unfolds to far more than the file holds")
-    return state
-
-
 def read(path: Path) -> dict[str, Any]:
     """The named states of a checkpoint, on the CPU. Raises ValueError for what is none of this
     format, and for one of which a bit has changed."""
     try:
-        state = load(path)
+        state = load_tensors(path)
     except OSError:
         raise
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
