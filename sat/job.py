@@ -3,6 +3,7 @@
 import logging
 import re
 import signal
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,18 +22,20 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
     Hydra's account of it, and `execute` runs it."""
     sweeping = at.mode.name == "MULTIRUN"
     lacks = [*sweep.lacking(choices_of(at))]
-    number, overrides = at.job.num if sweeping else 0, sweep.plain(at.overrides.task, lacks)
+    number, overrides = at.job.num + 1 if sweeping else 1, sweep.plain(at.overrides.task, lacks)
     before = sweep.before(number)
     if before is not None and sweep.has_ended(before):
         return before
     told = {"overrides": overrides, "code": 1, "message": sweep.RUNNING}
-    outcome: dict[str, Any] = {"job": number, "lacks": lacks, **told}
+    outcome: dict[str, Any] = {"job": number, "lacks": lacks, "began": time.time(), **told}
     sweep.note(outcome)
     try:
         if sweeping:
             screen.label(f"job {number}" if sweep.is_worker() else "")
-            log.info("\njob %d: %s", number, " ".join(overrides))
+            log.info("\n%s: %s", sweep.place(number), " ".join(overrides))
+        screen.stage("loading torch and what the run is made of")
         spec = spec_of(cfg, at, sweeping)
+        screen.stage("looking for the run")
         if (same := sweep.duplicate_job(number, spec.name)) is not None:
             log.warning("job %d is the same run as job %d: %s", number, same, spec.name)
             spec = spec.asked_again()
@@ -74,7 +77,7 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
             log.error("compilation failed (%s); schedule.compile=false does without it", reason)
         else:
             log.exception("%s", outcome["message"])
-    sweep.note(outcome)
+    sweep.note({**outcome, "seconds": time.time() - outcome["began"]})
     return outcome
 
 
@@ -84,7 +87,8 @@ def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:
     choices = choices_of(at)
     if cfg.evaluate is None:
         for key in (lacks := [*sweep.lacking(choices)]):
-            log.info("job %d has no %s: it is the baseline of those that have", at.job.num, key)
+            text = "job %d has no %s: it is the baseline of those that have"
+            log.info(text, at.job.num + 1, key)
         plain = {**sweep.without(config.resolve(cfg), lacks), "choices": choices}
         if isinstance(told := plain.get("published"), Mapping):
             plain["published"] = {**told, "overridden": overridden(plain, list(at.overrides.task))}

@@ -50,7 +50,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
         if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
             if world.first:
                 record.enter(Path(spec.record.root) / spec.name, spec.experiment)
-            return results.headline(done, spec.evaluation)
+            return {**results.headline(done, spec.evaluation), "known": True}
         with world.raise_together():
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
@@ -87,6 +87,8 @@ class Meeting(Callback):
         if processes()[1] > 1:
             screen.tell_once("-m: is no sweep under torchrun; start torchrun once for each run")
             raise SystemExit(2)  # of a callback Hydra would make a warning of any other
+        screen.stage("composing the jobs")
+        os.environ[sweep.JOBS] = str(sweep.count_jobs(config.hydra))
         if "submitit_folder" in config.hydra.launcher:
             folder = Path(config.hydra.launcher.submitit_folder).absolute().parent
             folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +119,23 @@ def refuse_words(words: list[str]) -> None:
             )
         if option in HYDRAS_OWN.split():
             raise Refused(f"{option}: {MOVES}")
+
+
+HYDRAS_FLAGS = (
+    "--help --hydra-help --version --cfg --resolve --package --run --multirun --shell-completion"
+    " --config-path --config-name --config-dir --experimental-rerun --info"
+).split()
+
+
+def refuse_flags(words: list[str]) -> None:
+    """Raises Refused for `--epochs 5`, as most programs have it."""
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or any(known.startswith(flag) for known in HYDRAS_FLAGS):
+            continue
+        key = config.meant(flag[2:].replace("-", "_")) or "key"
+        value = value if equals else "VALUE" if following.startswith("-") else following
+        raise Refused(f"{flag}: a key has no dashes before it; write {key}={value}")
 
 
 def refuse_moves(own: DictConfig) -> None:
@@ -161,6 +180,9 @@ def main() -> None:
     code = 1
     try:
         refuse_words(sys.argv[1:])
+        refuse_flags(sys.argv[1:])
+        if not {word for word in sys.argv[1:] if word[:1] == "-"} - {"-m", "--multirun"}:
+            screen.stage("starting")  # and no word of Hydra's own, which prints itself
         with sweep.stopping():
             sweep.run(app)
         code = sweep.exit_code(sweep.jobs())
@@ -174,6 +196,7 @@ def main() -> None:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0
     finally:
+        screen.stage()
         sweep.report()
         shutil.rmtree(folder, ignore_errors=True)
     if code and processes()[0]:

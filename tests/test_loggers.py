@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import re
 import sys
 
 import pytest
@@ -299,19 +300,51 @@ def test_only_the_first_process_tells_anything(tmp_path):
 def test_a_run_without_trackers_still_writes_its_metrics(sat):
     done = sat("logger=[]")
     assert done.code == 0 and not list(done.run.glob("events*"))
+    for said in (done.out, (done.run / "log.txt").read_text()):
+        assert re.findall(r"epoch (\d)/3 loss \d.\d+ val [\d.]+/[\d.]+ best", said) == [*"123"]
     assert (done.run / "metrics.jsonl").read_text().count("\n") > 3
     again = sat()  # trackers are no part of a run's identity
     assert "is finished" in again.out and again.runs == [done.run]
 
 
-def test_where_a_note_and_a_bar_have_no_room_the_note_is_shown(monkeypatch):
+@pytest.fixture
+def terminal(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(screen.log, "level", logging.INFO)
-    note = "epoch 1.04: held-out 35.4% clean, 4.2% robust, 5.6% single-step"
-    for columns, bar in (("80", False), ("200", True)):
-        monkeypatch.setenv("COLUMNS", columns)
-        progress = screen.Progress("training", 10)
-        progress.say(note)
-        shown = str(progress.bar)
-        assert shown.endswith((note, note + "]")) and ("images/s" in shown) == bar
-        progress.close()
+
+
+def test_a_bar_of_80_columns_has_the_accuracies_first_and_the_bar_last(terminal):
+    progress = screen.Progress("ep 1/30", 1000, unit="img")
+    progress.show()
+    progress.bar.start_t -= 2
+    progress.say("ep 9/30 val 76.5/41.2 best 41.5")
+    progress.advance(250)
+    line = progress.bar.format_meter(**progress.bar.format_dict | {"ncols": 80})
+    words, bar = line.split("|", 1)
+    assert re.fullmatch(r"ep 9/30 val 76.5/41.2 best 41.5  12\d img/s  6s left ", words)
+    assert len(line) == 80 and bar[0] == "█" and bar[-2:] == " |"
+    progress.close()
+
+
+def test_what_goes_on_is_shown_until_the_next_of_it(terminal, capsys):
+    screen.stage("reading the images")
+    screen.stage("building the network")
+    clock = screen._stage
+    progress = screen.Progress("ep 1/30", 10)
+    progress.show()
+    assert screen._stage is None and not clock.is_alive()
+    progress.close()
+    shown = re.sub(r"\s*\r\s*", "\n", capsys.readouterr().err).split("\n")
+    assert [line for line in shown if line][:3] == [
+        "reading the images ... 0s", "building the network ... 0s", shown[-2]]  # fmt: skip
+
+
+def test_without_a_terminal_what_takes_a_second_is_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(screen.log, "level", logging.INFO)
+    monkeypatch.setattr(screen, "SILENT", 0.01)
+    said = []
+    monkeypatch.setattr(screen.log, "info", lambda *given: said.append(given[0] % given[1:]))
+    screen.stage("reading the images")
+    screen._stage.join()
+    screen.stage()
+    assert said == ["reading the images ..."]

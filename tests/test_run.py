@@ -558,7 +558,7 @@ def test_a_sweep_runs_all_and_lists_what_failed(sat):
 def test_jobs_that_are_the_same_run_are_said_so(sat):
     done = sat("-m", "attack.eps=38,38.0")
     assert done.code == 0 and len(done.runs) == 1
-    assert "job 1 is the same run as job 0" in done.err and "is finished" in done.out
+    assert "job 2 is the same run as job 1" in done.err and "is finished" in done.out
 
 
 def test_a_fault_in_one_job_does_not_stop_the_others(sat):
@@ -584,7 +584,7 @@ def test_a_sweep_over_processes(tmp_path):
     results = sorted(tmp_path.glob("outputs/*/result.json"))
     assert [json.loads(r.read_text())["seed"] for r in results] in ([0, 1], [1, 0])
     table = out[out.rindex("job  ") :]
-    assert "seed=1 attack.eps=38" in table and "! job 1 (seed=0 attack.eps=0.1)" in table
+    assert "seed=1 attack.eps=38" in table and "! job 2 (seed=0 attack.eps=0.1)" in table
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 
@@ -606,3 +606,24 @@ def test_status_lists_every_state(sat, ran, tmp_path, capfd):
         assert state in listed, listed
     assert report(["--status", str(tmp_path / "none")]) == 2
     assert "no such folder" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (
+            ["activation=relu,silu"],
+            "activation=relu,silu: several values are a sweep; write -m act",
+        ),
+        (["--epochs", "5"], "--epochs: a key has no dashes before it; write schedule.epochs=5"),
+        (
+            ["--learning-rate=1"],
+            "--learning-rate: a key has no dashes before it; write schedule.le",
+        ),
+        (["--seed", "-m"], "--seed: a key has no dashes before it; write seed=VALUE"),
+    ],
+)
+def test_what_other_programs_take_is_answered_with_what_this_one_takes(sat, words, says):
+    done = sat(*words, tiny=False)
+    assert (done.code, done.runs) == (2, []) and done.err.startswith(f"! {says}")
+    assert done.err.count("\n") == 1

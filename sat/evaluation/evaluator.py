@@ -149,6 +149,7 @@ class Evaluator:
             end()
             what = of.attack if len(names) == 1 else f"{of.attack}: {member}"
             bars.append(Progress(f"{of.checkpoint}: {what}", images))
+            bars[0].show()
 
         def end() -> None:
             while bars:
