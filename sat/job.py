@@ -33,9 +33,7 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
         if sweeping:
             screen.label(f"job {number}" if sweep.is_worker() else "")
             log.info("\n%s: %s", sweep.place(number), " ".join(overrides))
-        screen.stage("loading torch and what the run is made of")
         spec = spec_of(cfg, at, sweeping)
-        screen.stage("looking for the run")
         if (same := sweep.duplicate_job(number, spec.name)) is not None:
             log.warning("job %d is the same run as job %d: %s", number, same, spec.name)
             spec = spec.asked_again()
@@ -83,6 +81,7 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
 
 def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:
     """The checked run that a job asks for, or whose results it asks to extend."""
+    screen.stage("loading torch and what the run is made of")
     one_experiment(at, sweeping)
     choices = choices_of(at)
     if cfg.evaluate is None:

@@ -41,6 +41,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
     from sat.rundir.result import RunResult
     from sat.training.train import set_up, take_over, train
 
+    screen.stage("looking for the run")
     with refusing("device"):
         seat = local_rank() if processes()[1] > 1 else sweep.seat()
         device = find_device(spec.device, seat)

@@ -613,12 +613,12 @@ def test_status_lists_every_state(sat, ran, tmp_path, capfd):
     [
         (
             ["activation=relu,silu"],
-            "activation=relu,silu: several values are a sweep; write -m act",
+            "activation=relu,silu: several values are a sweep; write -m",
         ),
         (["--epochs", "5"], "--epochs: a key has no dashes before it; write schedule.epochs=5"),
         (
             ["--learning-rate=1"],
-            "--learning-rate: a key has no dashes before it; write schedule.le",
+            "--learning-rate: a key has no dashes before it; write schedule.",
         ),
         (["--seed", "-m"], "--seed: a key has no dashes before it; write seed=VALUE"),
     ],
