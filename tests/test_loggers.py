@@ -308,9 +308,16 @@ def test_a_run_without_trackers_still_writes_its_metrics(sat):
 
 
 @pytest.fixture
-def terminal(monkeypatch, capsys):
+def speaking():
+    level = screen.log.level
+    screen.log.setLevel(logging.INFO)
+    yield
+    screen.log.setLevel(level)
+
+
+@pytest.fixture
+def terminal(speaking, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(screen.log, "level", logging.INFO)
 
 
 def test_a_bar_of_80_columns_has_the_accuracies_first_and_the_bar_last(terminal):
@@ -340,8 +347,7 @@ def test_what_goes_on_is_shown_until_the_next_of_it(terminal, capsys):
     assert lines[2].startswith("ep 1/30 |") and len(lines) == 3
 
 
-def test_without_a_terminal_what_takes_a_second_is_a_line(monkeypatch, capsys):
-    monkeypatch.setattr(screen.log, "level", logging.INFO)
+def test_without_a_terminal_what_takes_a_second_is_a_line(speaking, monkeypatch):
     monkeypatch.setattr(screen, "SILENT", 0.01)
     said = []
     monkeypatch.setattr(screen.log, "info", lambda *given: said.append(given[0] % given[1:]))

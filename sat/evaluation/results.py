@@ -324,7 +324,7 @@ def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any)
                 loggers.figure(f"curves/{label}", drawn, images)
     new = [alarm for alarm in result.alarms if alarm.checkpoint and alarm not in before.alarms]
     for where, alarm in told_once(new):
-        images = result.part(alarm.checkpoint).step * spec.schedule.batch_size
+        images = result.part(alarm.checkpoint or LAST).step * spec.schedule.batch_size
         loggers.alarm(f"**{alarm.name}** ({where}): {alarm.message}", images)
     if views is not None:
         loggers.pictures(*views, result.images)

@@ -122,7 +122,14 @@ class _Stage(threading.Thread):
 
 
 _stage: _Stage | None = None
-os.register_at_fork(before=lambda: _stage and _stage.rest())  # no thread may hold a lock then
+
+
+def _rest() -> None:
+    if _stage is not None:
+        _stage.rest()
+
+
+os.register_at_fork(before=_rest)  # no thread may hold a lock then
 
 
 def stage(what: str = "") -> None:
@@ -142,7 +149,8 @@ class Progress:
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "img"):
         self.what, self.total, self.done, self.first = what, total, done, done
-        self.unit, self.bar, self.shown = unit, None, False
+        self.unit, self.shown = unit, False
+        self.bar: _Bar | None = None
         self.begun = self.said = time.monotonic()
 
     def show(self) -> None:
