@@ -315,12 +315,8 @@ def speaking():
     screen.log.setLevel(level)
 
 
-@pytest.fixture
-def terminal(speaking, capsys, monkeypatch):
+def test_a_bar_of_80_columns_has_the_accuracies_first_and_the_bar_last(speaking, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-
-
-def test_a_bar_of_80_columns_has_the_accuracies_first_and_the_bar_last(terminal):
     progress = screen.Progress("ep 1/30", 1000, unit="img")
     progress.show()
     progress.bar.start_t -= 2
@@ -333,7 +329,8 @@ def test_a_bar_of_80_columns_has_the_accuracies_first_and_the_bar_last(terminal)
     progress.close()
 
 
-def test_what_goes_on_is_shown_until_the_next_of_it(terminal, capsys):
+def test_what_goes_on_is_shown_until_the_next_of_it(speaking, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     screen.stage("reading the images")
     screen.stage("building the network")
     clock = screen._stage
