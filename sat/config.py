@@ -41,6 +41,7 @@ from sat.identity import (
     refuse_moved,
     settle,
 )
+from sat.rundir.files import regular
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
@@ -242,7 +243,8 @@ def _file_digest(weights: str, key: str = "model.weights") -> str:
     from sat.rundir.record import weights_file
 
     try:
-        return hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
+        with open(weights_file(weights), "rb", opener=regular) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise Refused(f"{key}={weights}: {error.strerror or error}") from error
 
@@ -576,9 +578,26 @@ def options() -> dict[str, list[str]]:
     return groups
 
 
+def is_hydras(error: BaseException) -> bool:
+    """Whether Hydra, or a package of its own, raised it: the command line or a file of the user's
+    is wrong, and not this program."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    raised = {place.partition(".")[0], type(error).__module__.partition(".")[0]}
+    return bool(raised & {"hydra", "hydra_plugins", "omegaconf", "antlr4", "yaml"})
+
+
 def one_line(error: BaseException) -> str:
     """What Hydra or OmegaConf say over many lines, as one that names the nearest valid name."""
-    text = str(error).strip()
+    text = str(error).strip() or str(error.__cause__ or "").strip()
+    if isinstance(error, RecursionError):
+        return "a value, or a file of --config-dir, is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"a file of --config-dir is no UTF-8 ({text})"
+    if type(error) in (AssertionError, AttributeError, KeyError, TypeError):  # it stumbled
+        return f"Hydra can't compose this ({type(error).__name__}: {' '.join(text.split())[:300]})"
     groups = options()
     if found := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]*)'", text):
         group, name = found.groups()
@@ -616,6 +635,8 @@ def one_line(error: BaseException) -> str:
         return (
             f"{given}: can't be read; quote the value for Hydra and the shell: '{key}=\"{value}\"'"
         )
+    if "no viable alternative at input" in text:
+        return f"a value of a file can't be read ({text.splitlines()[0]}); quote it"
     if "Config group override must be" in text:  # Hydra does not say which
         listed = ", ".join(groups)
         return f"a group can't be null or a number; write group=option; groups: {listed}"

@@ -2,20 +2,22 @@
 
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from sat import config, job, sweep
 from sat.config import CONF, Spec
@@ -24,8 +26,9 @@ from sat.launch import end, local_rank, processes
 from sat.loggers import screen
 
 log = logging.getLogger("sat")
-HYDRAS_OWN = "hydra.job.chdir hydra.run.dir hydra.sweep.dir hydra.sweep.subdir hydra.output_subdir"
 MOVES = "results lie where record.root says, and Hydra makes no folder; write record.root=DIR"
+# What a command line may say of Hydra's own: how a sweep is run.
+HYDRAS = "hydra/launcher= hydra.launcher. hydra/sweeper hydra.sweeper. hydra.mode=".split()
 
 
 def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, Any]:
@@ -110,33 +113,50 @@ def options_first(words: list[str]) -> list[str]:
 
 
 def refuse_words(words: list[str]) -> None:
-    """Raises Refused for what Hydra would do with files: unpickle the one that
-    `--experimental-rerun` names, shortened or not, and make or enter folders of its own."""
-    for option in (word.split("=", 1)[0].lstrip("+~") for word in words):
-        if option.startswith("--e") and "--experimental-rerun".startswith(option):
+    """Raises Refused for an option that is none, and for what Hydra would do with files: unpickle
+    the one that `--experimental-rerun` names, shortened or not, and make or enter folders."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
             raise Refused(
-                f"{option}: would unpickle a file, which can run any code; write the overrides of"
-                " that run instead (they are in its result.json)"
-            )
-        if option in HYDRAS_OWN.split():
-            raise Refused(f"{option}: {MOVES}")
-
-
-HYDRAS_FLAGS = (
-    "--help --hydra-help --version --cfg --resolve --package --run --multirun --shell-completion"
-    " --config-path --config-name --config-dir --experimental-rerun --info"
-).split()
-
-
-def refuse_flags(words: list[str]) -> None:
-    """Raises Refused for `--epochs 5`, as most programs have it."""
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
-        flag, equals, value = word.partition("=")
-        if not flag.startswith("--") or any(known.startswith(flag) for known in HYDRAS_FLAGS):
+                f"{word}: is no UTF-8, as config.yaml is; give the place another name, or a link"
+            ) from None
+    parser = get_args_parser()
+    parser.error = refuse_option
+    given = parser.parse_args(words)
+    if given.experimental_rerun is not None:
+        raise Refused(
+            "--experimental-rerun: would unpickle a file, which can run any code; write the"
+            " overrides of that run instead (they are in its result.json)"
+        )
+    for word in given.overrides:
+        key, _, value = word.partition("=")
+        key = key.strip(" \t+~'\"")
+        if key in config.options() and re.search(r"\$\{[\w.]+:", value):
+            raise Refused(f"{word}: is a group; write the name of one of its options")
+        if re.split("[./@]", key)[0] != "hydra":
             continue
-        key = config.meant(flag[2:].replace("-", "_")) or "key"
-        value = value if equals else "VALUE" if following.startswith("-") else following
-        raise Refused(f"{flag}: a key has no dashes before it; write {key}={value}")
+        if key == "hydra.sweeper.params" or key.startswith("hydra.sweeper.params."):
+            raise Refused(f"{key}: is written as a sweep: -m seed=0,1,2")
+        if not f"{key}=".startswith(tuple(HYDRAS)):
+            moves = re.match(r"hydra\.(job\.chdir|run|sweep|output_subdir)\b", key)
+            own = "is Hydra's own; of its keys hydra/launcher, hydra.launcher.*, hydra/sweeper,"
+            own += " hydra.sweeper.* and hydra.mode are taken"
+            raise Refused(f"{key}: {MOVES if moves else own}")
+
+
+def refuse_option(message: str) -> NoReturn:
+    """Raises Refused for what argparse has to say of the options."""
+    unknown = message.removeprefix("unrecognized arguments: ")
+    if unknown == message:
+        raise Refused(f"{message}; see --help")
+    word, *rest = unknown.split(" ")
+    flag, _, value = word.partition("=")
+    if key := config.meant(flag.lstrip("-").replace("-", "_")):
+        value = value or next(iter(rest), "VALUE")
+        raise Refused(f"{flag}: no such option; a key has no dashes: {key}={value}")
+    raise Refused(f"{flag}: no such option; see --help")
 
 
 def refuse_moves(own: DictConfig) -> None:
@@ -170,36 +190,56 @@ def leave(number: int, frame: Any) -> None:
     sys.exit(128 + number)
 
 
-def main() -> None:
-    """Runs what the command line asks for. Exit codes: 0 done, 1 fault, 2 refused, 130, 143."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the line is ours
-    os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
-    os.environ[sweep.NAME] = Path(folder).name
-    screen.set_up()
-    sys.argv[1:], keys = sweep.joined(place_keys_added(options_first(sys.argv[1:])))
-    os.environ[sweep.JOINT] = ",".join(keys)
-    code = 1
+@contextmanager
+def ledger() -> Iterator[None]:
+    """The folder in which the jobs of this command line note what became of them, told at the end.
+    Raises Refused where there is no place for it, or none to work in."""
     try:
-        refuse_words(sys.argv[1:])
-        refuse_flags(sys.argv[1:])
-        if not {word for word in sys.argv[1:] if word[:1] == "-"} - {"-m", "--multirun"}:
-            screen.stage("starting")  # and no word of Hydra's own, which prints itself
-        with sweep.stopping():
-            sweep.run(app)
-        code = sweep.exit_code(sweep.jobs())
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
-        screen.tell_once("%s", config.one_line(error))
-        code = 2
-    except (Fault, RuntimeError) as error:  # of a launcher
-        log.error("%s", config.one_line(error))
-    except KeyboardInterrupt:
-        code = 130
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 0
+        os.getcwd()
+    except OSError:
+        lost = "the folder that this command was called in is gone; change to another"
+        raise Refused(lost) from None
+    try:
+        folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
+    except OSError as error:
+        raise Refused(f"TMPDIR: no place for temporary files ({error.strerror})") from None
+    os.environ[sweep.FOLDER], os.environ[sweep.NAME] = folder, Path(folder).name
+    try:
+        yield
     finally:
         screen.stage()
         sweep.report()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    """Runs what the command line asks for. Exit codes: 0 done, 1 fault, 2 refused, 130, 143."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the line is ours
+    screen.set_up()
+    code = 1
+    try:
+        with ledger(), sweep.stopping():
+            words = options_first(sys.argv[1:])
+            refuse_words(words)
+            if not {word for word in words if word[:1] == "-"} - {"-m", "--multirun"}:
+                screen.stage("starting")  # and no word of Hydra's own, which prints itself
+            sys.argv[1:], keys = sweep.joined(place_keys_added(words))
+            os.environ[sweep.JOINT] = ",".join(keys)
+            sweep.run(app)
+            code = sweep.exit_code(sweep.jobs())
+    except (Fault, RuntimeError) as error:  # of a launcher
+        log.error("%s", config.one_line(error))
+        code = 2 if isinstance(error, RecursionError) else 1
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0
+    except Exception as error:  # while composing
+        if not isinstance(error, ValueError) and not config.is_hydras(error):
+            raise
+        screen.set_up()
+        screen.tell_once("%s", config.one_line(error))
+        code = 2
     if code and processes()[0]:
         time.sleep(10)  # torchrun ends all with the first that fails: let that be who tells why
     end(code)

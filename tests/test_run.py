@@ -615,12 +615,12 @@ def test_status_lists_every_state(sat, ran, tmp_path, capfd):
             ["activation=relu,silu"],
             "activation=relu,silu: several values are a sweep; write -m",
         ),
-        (["--epochs", "5"], "--epochs: a key has no dashes before it; write schedule.epochs=5"),
+        (["--epochs", "5"], "--epochs: no such option; a key has no dashes: schedule.epochs=5"),
         (
             ["--learning-rate=1"],
             "--learning-rate: a key has no dashes before it; write schedule.",
         ),
-        (["--seed", "-m"], "--seed: a key has no dashes before it; write seed=VALUE"),
+        (["--seed", "-m"], "--seed: no such option; a key has no dashes: seed=VALUE"),
     ],
 )
 def test_what_other_programs_take_is_answered_with_what_this_one_takes(sat, words, says):

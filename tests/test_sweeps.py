@@ -1,7 +1,5 @@
 """Sweeps over processes and machines: who takes which GPU, what is shared, what a kill costs."""
 
-import errno
-import fcntl
 import os
 import re
 import signal
@@ -19,9 +17,9 @@ from test_run import metrics, same_outcome
 
 from sat import sweep
 from sat.acceleration.device import find_device
-from sat.errors import Busy, Refused, Stopped
+from sat.errors import Busy, Stopped
 from sat.loggers import screen
-from sat.rundir import record
+from sat.rundir import lock, record
 from sat.rundir.result import AttackResult, CheckpointResult, RunResult
 
 DEADLINE = 600  # seconds: on a busy machine a process takes its time to begin
@@ -109,20 +107,6 @@ def test_every_line_of_a_job_beside_others_says_which(capfd, monkeypatch):
 
 
 # one run, several processes -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_refused(sat, monkeypatch, number):
-    def flock(*given):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    done = sat()
-    lines = [line for line in done.err.splitlines() if line.strip()]
-    assert done.code == 2 and len(lines) == 1, done.err
-    assert f"record.root={done.root}" in lines[0] and "takes no locks" in lines[0]
-    assert os.strerror(number) in lines[0] and not list(done.root.iterdir())
-    assert not record.is_running(done.root)
 
 
 def test_who_does_not_wait_is_told_who_runs_it(tmp_path):
@@ -369,28 +353,12 @@ def test_who_stops_a_run_that_began_afresh_is_told_not_to_begin_it_once_more(sat
 
 def test_who_waited_for_a_run_that_was_moved_away_locks_its_successor(tmp_path):
     run, got = tmp_path / "run", []
-    held = record._lock(run, wait=True)
-    waiting = threading.Thread(target=lambda: got.append(record._lock(run, wait=True)))
+    held = lock.take(run, wait=True)
+    waiting = threading.Thread(target=lambda: got.append(lock.take(run, wait=True)))
     waiting.start()
     time.sleep(0.3)
     run.rename(tmp_path / "aside")
     held.close()
     waiting.join(60)
-    assert os.path.samestat(os.fstat(got[0].fileno()), os.stat(run / "lock"))
+    assert os.path.samestat(os.fstat(got[0].file.fileno()), os.stat(run / "lock"))
     got[0].close()
-
-
-def test_a_lock_is_refused_by_name(tmp_path, monkeypatch):
-    """A directory that holds a run already is left as it is."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text("seed: 0\n")
-
-    def flock(*given):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(Refused, match="No locks available"):
-        with record.claim(record.Record(root=str(tmp_path)), "run", "seed: 0\n"):
-            pass
-    assert [path.name for path in run.iterdir()] == ["config.yaml"]

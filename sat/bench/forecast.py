@@ -67,7 +67,7 @@ def standing(spec: Spec) -> tuple[str, int]:
     """
     from sat.evaluation import results
     from sat.rundir import checkpoint
-    from sat.rundir.record import is_running
+    from sat.rundir.lock import is_running
     from sat.rundir.result import read_result
 
     directory, step = Path(spec.record.root) / spec.name, 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sat.errors import Refused
+from sat.rundir.files import read_text, regular
 
 log = logging.getLogger("sat")
 
@@ -186,7 +187,7 @@ class _Sent:
     def __init__(self, path: Path):
         self.path, self.points = path, set()
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in read_text(path).splitlines():
                 with suppress(ValueError):  # the last one may be torn
                     images, tags = json.loads(line)
                     self.points |= {(images, tag) for tag in tags}
@@ -195,7 +196,7 @@ class _Sent:
         new = [tag for tag in tags if (images, tag) not in self.points]
         if new:
             self.points |= {(images, tag) for tag in new}
-            with open(self.path, "a") as file:
+            with open(self.path, "a", opener=regular) as file:
                 file.write(json.dumps([images, new]) + "\n")
         return new
 

@@ -5,12 +5,13 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
 
-from sat.launch import processes
+from sat.launch import lasting_streams, processes
 
 log = logging.getLogger("sat")
 SILENT = 1.0  # seconds at most
@@ -31,6 +32,11 @@ class _Handler(logging.Handler):
         stream.flush()
 
 
+def _warned(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """What a package warns of, as a line of ours."""
+    log.warning("%s: %s", category.__name__, " ".join(str(message).split()))
+
+
 def _cut(text: str) -> str:
     """A line of bearable length: a message begins with the key and ends with the remedy, and what
     was given may be as long as it likes."""
@@ -40,7 +46,10 @@ def _cut(text: str) -> str:
 def set_up() -> None:
     """Sends the program's messages to the screen, once a process; of the processes of one run the
     first speaks, and the others tell their own faults."""
+    lasting_streams()
+    warnings.showwarning = _warned
     rank, _ = processes()
+    log.disabled = False  # whatever Hydra was told of logging
     log.setLevel(logging.ERROR if rank else logging.INFO)
     log.propagate = False
     if not any(isinstance(handler, _Handler) for handler in log.handlers):

@@ -2,16 +2,19 @@
 write, or refused in one line. Nothing here needs torch, and nothing is ever executed."""
 
 import math
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import yaml
 
 from sat.errors import Refused
+from sat.rundir.files import read_text
 
 LARGEST = 2**20  # bytes of a config; they have about 2,000
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
@@ -22,11 +25,9 @@ def read_yaml(path: Path, aliases: bool = False) -> dict[str, Any]:
     which a few lines unfold to more than any memory holds; no run writes them. With `aliases` they
     are taken, as of our own files."""
     try:
-        if not path.is_file():
-            raise OSError("no such file")
-        if path.stat().st_size > LARGEST:
+        text = read_text(path)
+        if len(text) > LARGEST:
             raise ValueError("larger than any config")
-        text = path.read_text()
         tokens = () if aliases else yaml.scan(text, _Loader)
         if any(isinstance(token, yaml.AliasToken) for token in tokens):
             raise ValueError("has aliases; write what they stand for")
@@ -61,8 +62,6 @@ def read_sections(path: Path, sections: list[str]) -> dict[str, Any]:
 def check_sums(path: Path) -> None:
     """Raises ValueError where a part of an archive is not what was written, by its checksum: torch
     reads weights with a changed bit as other weights. A second a gigabyte."""
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no file")
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -72,6 +71,30 @@ def check_sums(path: Path) -> None:
         part = f"the archive ({error})"
     if part is not None:
         raise ValueError(f"{part} is not what was written")
+
+
+# How torch says that a pickle is more than tensors. Operands from 140 on are of pickle protocols 4
+# and 5, in which torch itself writes nothing.
+_OBJECTS = re.compile(
+    r"GLOBAL (\S+)|(TorchScript)|operand 1[45]\d|Can only (?:create|build)|call reduce"
+)
+
+
+def objects_in(error: Exception) -> str | None:
+    """What torch found in a file of tensors alone that is none; None where that isn't why."""
+    if found := _OBJECTS.search(_told(error)):
+        return f"holds objects other than tensors ({found[1] or found[2] or 'a plain pickle'})"
+    return None
+
+
+def reason_of(error: Exception) -> str:
+    """Why torch can't read a file, in few words and without its advice."""
+    text = _told(error)
+    return shorten(text.splitlines()[0], 120) if " " in text else "it can't be read"
+
+
+def _told(error: Exception) -> str:
+    return str(error).split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
 
 
 def misfit(value: Any, kind: Any, place: str) -> str | None:

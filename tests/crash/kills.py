@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sat.rundir.record import is_running
+from sat.rundir.lock import is_running
 from sat.sweep import is_alive
 
 from .equality import differences
