@@ -316,7 +316,6 @@ def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any)
         if row := news(old, part):
             at = {"step": part.step, "epoch": part.epoch, "checkpoint": which, "images": images}
             run.write_metrics({**at, "seconds": result.wall_seconds, **row})
-            loggers.scalars(row, images)
         for name, curve in part.curves.items():
             if old.curves.get(name) != curve:
                 label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
@@ -326,8 +325,7 @@ def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any)
     for where, alarm in told_once(new):
         images = result.part(alarm.checkpoint or LAST).step * spec.schedule.batch_size
         loggers.alarm(f"**{alarm.name}** ({where}): {alarm.message}", images)
-    if views is not None:
-        loggers.pictures(*views, result.images)
+    loggers.pictures("test", views, result.images)
     loggers.conclude(spec.compared, final_metrics(result), result.images)
     loggers.flush()
 
@@ -345,11 +343,11 @@ def news(before: CheckpointResult, after: CheckpointResult) -> dict[str, float]:
 def final_metrics(result: RunResult) -> dict[str, float]:
     """The numbers of the hyper-parameter table."""
     accuracies = {
-        f"{which}/{name}": found.accuracy
+        f"test/{which}/{name}": found.accuracy
         for which, part in result.measured.items()
         for name, found in part.accuracies.items()
     }
-    return {**accuracies, "alarms": len(result.alarms)}
+    return {**accuracies, "test/alarms": len(told_once(result.alarms))}
 
 
 def tell(result: RunResult) -> None:

@@ -14,11 +14,12 @@ import torch
 from sat.acceleration.auto import THREADS
 from sat.attacks import Clean
 from sat.config import Spec
-from sat.data import Data
+from sat.data import Data, some_images
 from sat.data.fingerprint import facts_of, same_facts
 from sat.distributed import ALONE, World
 from sat.errors import Diverged, Fault, Lost, Stopped, is_out_of_memory, on_signals
 from sat.evaluation.alarm import Alarm
+from sat.evaluation.views import views
 from sat.loggers.screen import Progress
 from sat.models.weights import shape_of
 from sat.rng import seed_of
@@ -207,7 +208,20 @@ class Callbacks:
             raw = self._validated(state, "weights")
             accuracies |= {"val/weights_clean": raw.clean, "val/weights_robust": raw.robust}
         self.write(state, accuracies)
+        self._show_images(state)
         self.ticked = time.monotonic()  # no training time
+
+    def _show_images(self, state: TrainState) -> None:
+        """Eight held-out images under the validation's attack, for the trackers: after the first
+        validation, the 4th, the 16th, the 64th ... All processes look, the first one shows."""
+        number = round(state.plan.epoch(state.step) / (self.validation.every or 1))
+        if not self.spec.logger or number & (number - 1) or number % 3 != 1:
+            return
+        x, y = some_images(self.data.held_out, 8)
+        seen = views(state.measured, x, y, torch.arange(len(x)), self.validation.attack,
+                     self.data.classes)  # fmt: skip
+        images = state.step * state.plan.schedule.batch_size
+        self.run.loggers.pictures("held-out", seen, images)
 
     def _validated(self, state: TrainState, of: str) -> Validated:
         """What the held-out images say of the average or of the weights, kept if it is `best`."""
