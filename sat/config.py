@@ -442,11 +442,40 @@ MOVED = {
 }
 
 
+# What others call a key.
+SYNONYMS = {
+    "bs": "batch_size", "epoch": "epochs", "epsilon": "eps", "lr": "learning_rate",
+    "n_epochs": "epochs", "num_epochs": "epochs", "num_steps": "steps", "opt": "optimizer",
+    "step_size": "step", "wd": "weight_decay",
+}  # fmt: skip
+
+
+def meant(word: str) -> str | None:
+    """The whole key that a word stands for: `schedule.epochs` of `epochs`, `attack.eps` of
+    `epsilon` or `attack.epsilon`; two where two groups have it; None of a word that none has."""
+    group, _, name = word.rpartition(".")
+    name = SYNONYMS.get(name, name)
+    if not group and name in (*options(), *SCALARS):
+        return name
+    places = [g for g in options() if g in SECTIONS and name in _keys(g) and group in ("", g)]
+    places.sort(key=("schedule attack model activation".split() + places).index)
+    return " or ".join(f"{place}.{name}" for place in places[:2]) or None
+
+
+@cache
+def _keys(group: str) -> frozenset[str]:
+    """Every key that some option of a group has."""
+    texts = [file.read_text() for file in (CONF / group).glob("*.yaml")]
+    return frozenset(key for text in texts for key in re.findall(r"^(\w+):", text, re.M))
+
+
 def _instead(key: str, word: str, allowed: list[str]) -> str:
-    """Ends a line about a key that is not there: its new name, or names like the word that nobody
-    knows, and the options that have it."""
+    """Ends a line about a key that is not there: its new name, the key that was meant, or names
+    like the word that nobody knows, and the options that have it."""
     if key in MOVED:
         return f"it is {MOVED[key]} now"
+    if (whole := meant(key)) not in (None, key):
+        return f"it is {whole}"
     group, _, name = key.partition(".")
     pattern = rf"^{re.escape(name)}:"
     files = sorted((CONF / group).glob("*.yaml")) if name and group in options() else []
@@ -607,6 +636,9 @@ def one_line(error: BaseException) -> str:
             above, siblings = [], [*(siblings or [*SECTIONS, *SCALARS]), "experiment"]
         part = key.split(".")[len(above) :] or [key]  # nothing is left: a key of a mapping
         return f"{key}: no such key; {_instead(key, part[0], siblings)}"
+    if found := re.search(r"Ambiguous value for argument '([^']*)'", text):
+        word = found[1]
+        return f"{word}: several values are a sweep; write -m {word} (a list is key=[a,b])"
     if found := re.search(r"Error parsing override '([^'=]*)'", text):
         return f"{found[1]}: is no override; write group=option or key=value"
     if found := re.search(r"Interpolation key '(sizes[\w.]*)' not found", text):

@@ -447,7 +447,7 @@ HYDRAS = {
     "+hydra.sweeper.params.seed=5": "is written as a sweep",
     "objective=${oc.create:[1]}": "is a group; write the name of one of its options",
     "+experiment=${oc.env:HOME}": "is a group; write the name of one of its options",
-    "--seed=1": "no such option; keys are written without dashes: seed=1",
+    "--seed=1": "no such option; a key has no dashes: seed=1",
     "-x": "-x: no such option", "--cfg": "invalid choice: 'seed=0'",
 }  # fmt: skip
 
