@@ -17,8 +17,10 @@ setup: $(VENV)/ready ## make .venv with all that runs and tests need: make setup
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "sat needs Python 3.11 or newer; name one: make PYTHON=python3.12 setup"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[sweep,optuna,dev]' $(if $(TORCH),'torch==$(TORCH)')
+	@echo "installing into $(VENV), once: torch and the rest, 6 GB with CUDA, some minutes; in another" \
+	  "environment, pip install -e . does the same"
+	@$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[sweep,optuna,dev]' $(if $(TORCH),'torch==$(TORCH)')
 	@touch $@
 
 run: setup ## train, attack and record a run: make run ARGS="activation=gelu attack.steps=2"

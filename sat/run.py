@@ -45,6 +45,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
     from sat.rundir.result import RunResult
     from sat.training.train import set_up, take_over, train
 
+    screen.stage("looking for the run")
     with refusing("device"):
         seat = local_rank() if processes()[1] > 1 else sweep.seat()
         device = find_device(spec.device, seat)
@@ -54,11 +55,14 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
         if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
             if world.first:
                 record.enter(Path(spec.record.root) / spec.name, spec.experiment)
-            return results.headline(done, spec.evaluation)
+            return {**results.headline(done, spec.evaluation), "known": True}
         with world.raise_together():
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
         with claim(spec.record, spec.name, spec.yaml(), wait) as run:
+            # who held the lock may have done it all: nothing is told twice
+            if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
+                return results.headline(done, spec.evaluation)
             if world.first:
                 record.enter(run.directory, spec.experiment)
             about = About(run.directory, spec.name, spec.hash, spec.experiment)
@@ -66,6 +70,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
                 run.track(loggers)
                 result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
                 if result is None:
+                    world.on_rank0(lambda: results.check_flags(spec.evaluation, run.flags))
                     obtain = train if spec.evaluate is None else take_over
                     told = {"overrides": overrides, **obtain(spec, run, model, data, world)}
                     result = RunResult.from_json(told)
@@ -91,6 +96,8 @@ class Meeting(Callback):
         if processes()[1] > 1:
             screen.tell_once("-m: is no sweep under torchrun; start torchrun once for each run")
             raise SystemExit(2)  # of a callback Hydra would make a warning of any other
+        screen.stage("composing the jobs")
+        os.environ[sweep.JOBS] = str(sweep.count_jobs(config.hydra))
         if "submitit_folder" in config.hydra.launcher:
             folder = Path(config.hydra.launcher.submitit_folder).absolute().parent
             folder.mkdir(parents=True, exist_ok=True)
@@ -149,10 +156,12 @@ def refuse_option(message: str) -> NoReturn:
     unknown = message.removeprefix("unrecognized arguments: ")
     if unknown == message:
         raise Refused(f"{message}; see --help")
-    word = unknown.split(" ")[0]
-    key = word.lstrip("-")
-    remedy = f"keys are written without dashes: {key}" if "=" in key else "see --help"
-    raise Refused(f"{word}: no such option; {remedy}")
+    word, *rest = unknown.split(" ")
+    flag, _, value = word.partition("=")
+    if key := config.meant(flag.lstrip("-").replace("-", "_")):
+        value = value or next(iter(rest), "VALUE")
+        raise Refused(f"{flag}: no such option; a key has no dashes: {key}={value}")
+    raise Refused(f"{flag}: no such option; see --help")
 
 
 def refuse_moves(own: DictConfig) -> None:
@@ -178,7 +187,8 @@ def app(cfg: DictConfig) -> float | None:
         on_signals(leave)
         sweep.follow_the_command_line()
     refuse_moves(HydraConfig.get())
-    return job.attempt(cfg, HydraConfig.get(), execute).get("score")
+    with sweep.at_work():
+        return job.attempt(cfg, HydraConfig.get(), execute).get("score")
 
 
 def leave(number: int, frame: Any) -> None:
@@ -217,6 +227,7 @@ def ledger() -> Iterator[None]:
     try:
         yield
     finally:
+        screen.stage()
         sweep.report()
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -231,11 +242,13 @@ def main() -> None:
             words = options_first(sys.argv[1:])
             refuse_words(words)
             if not answered(words):
+                if not {word for word in words if word[:1] == "-"} - {"-m", "--multirun"}:
+                    screen.stage("starting")  # and no word of Hydra's own, which prints itself
                 sys.argv[1:], keys = sweep.joined(place_keys_added(words))
                 os.environ[sweep.JOINT] = ",".join(keys)
                 sweep.run(app)
             code = sweep.exit_code(sweep.jobs())
-    except (Fault, RuntimeError) as error:  # of a launcher
+    except (Fault, RuntimeError, OSError) as error:  # of a launcher
         log.error("%s", config.one_line(error))
         code = 2 if isinstance(error, RecursionError) else 1
     except KeyboardInterrupt:
