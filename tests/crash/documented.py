@@ -38,7 +38,7 @@ class Documented:
         for name, activation in (("A", "silu"), ("B", "relu")):
             done = self.run(["python", "-m", "sat.run", f"activation={activation}", *TINY])
             assert done.code == 0, done.err
-            (run,) = (path for path in folder.glob("outputs/*") if len(path.name) > 1)
+            (run,) = folder.glob("outputs/*-s0-*/")
             run.rename(run.with_name(name))
         done = self.run(["sat-report", "outputs", "--keep", "runs.jsonl"])
         assert done.code == 0, done.err
