@@ -76,7 +76,7 @@ def smaller(given: list[str]) -> list[str]:
     added = [word for word in TINY if word.partition("=")[0] not in keys]
     if "evaluate" in keys:
         added = ["evaluation.limit=20", "device=cpu"]
-    elif "evaluation=strong" in given or "pgd20" not in " ".join(added):
+    elif "evaluation" in keys:
         added = [word for word in added if "pgd20" not in word]
     if re.search(r"attack=none|dataset=(imagefolder|npz)", " ".join(given)):
         added = [word for word in added if not re.match(r"dataset\.(limit|holdout)", word)]
