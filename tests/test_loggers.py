@@ -187,10 +187,11 @@ def test_pictures_come_behind_every_curve(tmp_path):
     pictures = ["views/curves/best-eps_curve", "views/test"]
     assert sorted(events.Tags()["images"]) == pictures and min(pictures) > "val/robust"
     (grid,) = events.Images("views/test")
-    assert (grid.step, grid.width, grid.height) == (100, 8 * 100, 18 + 3 * (100 + 18))
-    plain = sheet(replace(seen, fell=8 * [False]))
-    changed = (sheet(seen) != plain).any(0).nonzero()  # in the head, and above the image that fell
-    assert changed[:, 0].max() < 18 + 100 + 2 * 18 and changed[changed[:, 0] > 18, 1].max() < 100
+    assert (grid.step, grid.width, grid.height) == (100, 4 * 132, 26 + 2 * (3 * 132 + 2 * 26 + 8))
+    other = sheet(replace(seen, fell=8 * [False]))
+    changed = (sheet(seen) != other).any(0).nonzero()  # in the head, and above the image that fell
+    below = changed[changed[:, 0] > 26]
+    assert len(below) and below[:, 0].max() < 26 + 132 + 2 * 26 and below[:, 1].max() < 132
 
 
 def test_what_is_seen_of_images_is_told_by_class_and_the_model_is_left_as_it_was():
@@ -240,10 +241,8 @@ def test_a_run_is_one_row_with_its_final_numbers(ran):
         robust = part["robust"]["pgd20"]["accuracy"]
         assert final[f"verdict/{which}/pgd20"] == pytest.approx(robust)
     assert final["verdict/alarms"] == len(ran.result["alarms"])
-    assert (
-        row.name == ran.run.name.removeprefix("digits-resnet10-") + " digits-resnet10"
-        and row.hparams["activation"].string_value == "silu"
-    )
+    assert row.name == f"{ran.result['hash']} {ran.run.name[:-9]}"
+    assert row.hparams["activation"].string_value == "silu"
     ((_, config),) = texts(events, "config")
     assert config.startswith("    choices:") and "\n    seed: 0" in config
 
