@@ -71,12 +71,23 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
     except Exception as error:
         outcome["message"] = f"{type(error).__name__}: {error}"
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = outcome["message"].splitlines()[0]
-            log.error("compilation failed (%s); schedule.compile=false does without it", reason)
+            told_of_the_compiler(error)
         else:
             log.exception("%s", outcome["message"])
     sweep.note({**outcome, "seconds": time.time() - outcome["began"]})
     return outcome
+
+
+def told_of_the_compiler(error: Exception) -> None:
+    """Says what to do where a network could not be compiled."""
+    from sat.acceleration.compilation import drop_library
+
+    lines = [line for line in str(error).splitlines() if line]
+    reason = " ".join([type(error).__name__ + ":", *lines[:2]])[:300]
+    remedy = "schedule.compile=false does without it"
+    if drop_library(error):
+        remedy = "the same command compiles anew"
+    log.error("compilation failed (%s); %s", reason, remedy)
 
 
 def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:

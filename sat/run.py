@@ -17,13 +17,14 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+import sat
 from sat import config, job, sweep
 from sat.config import CONF, Spec
 from sat.errors import Fault, Refused, on_signals, refusing
 from sat.launch import end, local_rank, processes
-from sat.loggers import screen
+from sat.loggers import screen, usage
 
 log = logging.getLogger("sat")
 MOVES = "results lie where record.root says, and Hydra makes no folder; write record.root=DIR"
@@ -59,6 +60,9 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
         with claim(spec.record, spec.name, spec.yaml(), wait) as run:
+            # who held the lock may have done it all: nothing is told twice
+            if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
+                return results.headline(done, spec.evaluation)
             if world.first:
                 record.enter(run.directory, spec.experiment)
             about = About(run.directory, spec.name, spec.hash, spec.experiment)
@@ -66,6 +70,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
                 run.track(loggers)
                 result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
                 if result is None:
+                    world.on_rank0(lambda: results.check_flags(spec.evaluation, run.flags))
                     obtain = train if spec.evaluate is None else take_over
                     told = {"overrides": overrides, **obtain(spec, run, model, data, world)}
                     result = RunResult.from_json(told)
@@ -124,7 +129,7 @@ def refuse_words(words: list[str]) -> None:
             ) from None
     parser = get_args_parser()
     parser.error = refuse_option
-    given = parser.parse_args(words)
+    given = parser.parse_args([word for word in words if word != "--version"])
     if given.experimental_rerun is not None:
         raise Refused(
             "--experimental-rerun: would unpickle a file, which can run any code; write the"
@@ -182,12 +187,27 @@ def app(cfg: DictConfig) -> float | None:
         on_signals(leave)
         sweep.follow_the_command_line()
     refuse_moves(HydraConfig.get())
-    return job.attempt(cfg, HydraConfig.get(), execute).get("score")
+    with sweep.at_work():
+        return job.attempt(cfg, HydraConfig.get(), execute).get("score")
 
 
 def leave(number: int, frame: Any) -> None:
     """Answers a signal that finds no training: files on disk are whole at any moment."""
     sys.exit(128 + number)
+
+
+def answered(words: list[str]) -> bool:
+    """Whether a command line asks for the version or the help alone, which it then gets."""
+    if "--version" in words:  # Hydra's parser would give its own
+        print(f"sat {sat.__version__}")
+        return True
+    given = get_args_parser().parse_args(words)
+    if given.help:
+        folders = [Path(given.config_dir).absolute()] if given.config_dir else []
+        places = [f"hydra.searchpath=['{folder}']" for folder in folders]
+        cfg, choices = config.compose([*given.overrides, *places])
+        print(usage.text(OmegaConf.to_container(cfg, resolve=False), choices, [CONF, *folders]))
+    return given.help
 
 
 @contextmanager
@@ -221,13 +241,14 @@ def main() -> None:
         with ledger(), sweep.stopping():
             words = options_first(sys.argv[1:])
             refuse_words(words)
-            if not {word for word in words if word[:1] == "-"} - {"-m", "--multirun"}:
-                screen.stage("starting")  # and no word of Hydra's own, which prints itself
-            sys.argv[1:], keys = sweep.joined(place_keys_added(words))
-            os.environ[sweep.JOINT] = ",".join(keys)
-            sweep.run(app)
+            if not answered(words):
+                if not {word for word in words if word[:1] == "-"} - {"-m", "--multirun"}:
+                    screen.stage("starting")  # and no word of Hydra's own, which prints itself
+                sys.argv[1:], keys = sweep.joined(place_keys_added(words))
+                os.environ[sweep.JOINT] = ",".join(keys)
+                sweep.run(app)
             code = sweep.exit_code(sweep.jobs())
-    except (Fault, RuntimeError) as error:  # of a launcher
+    except (Fault, RuntimeError, OSError) as error:  # of a launcher
         log.error("%s", config.one_line(error))
         code = 2 if isinstance(error, RecursionError) else 1
     except KeyboardInterrupt:

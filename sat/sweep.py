@@ -68,18 +68,32 @@ def is_worker() -> bool:
 
 @cache
 def follow_the_command_line() -> None:
-    """Ends this worker process when its command line is gone, after a checkpoint: idle, it may wait
-    for ever for a job that nobody can send."""
+    """Ends this worker process when its command line is gone, after a checkpoint of the job at
+    hand: idle, it may wait for ever for a job that nobody can send."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+        _alone.set()
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(SAVING)
+        _working.acquire(timeout=SAVING)
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+_working, _alone = threading.Lock(), threading.Event()  # a job is at hand; the command line is gone
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """For the time of a job. One that had been sent before the command line went is not begun: the
+    next sweep would wait for it."""
+    if _alone.is_set():
+        os._exit(128 + signal.SIGTERM)
+    with _working:
+        yield
 
 
 def count_jobs(own: Any) -> int:

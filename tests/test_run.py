@@ -12,6 +12,7 @@ import torch
 from conftest import TINY, start
 
 import sat as package
+from sat.data import Digits
 
 
 def metrics(run: Path) -> list[dict]:
@@ -464,6 +465,24 @@ def test_clean_accuracy_and_worst_case_follow_the_evaluation(sat):
     assert last["robust"]["worst_case"]["attacks"] == ["a", "b"]
     flags = [np.load(both.run / f"flags/last-{name}.npz")["robust"] for name in "ab"]
     assert last["robust"]["worst_case"]["accuracy"] == (flags[0] & flags[1]).mean()
+
+
+def test_a_union_over_norms_and_the_spread_over_classes(ran, sat):
+    done = sat("evaluation=union", "evaluation.attacks.strong_l1=null",
+               "evaluation.attacks.strong_linf.eps=3", "evaluation.attacks.strong_l2.eps=10",
+               "evaluation.checkpoints=[last]",
+               *(f"evaluation.attacks.strong_{n}.attacks=[apgd-ce]" for n in ("linf", "l2")),
+               *(a for a in TINY if "pgd20" not in a), tiny=False)  # fmt: skip
+    assert done.code == 0, done.err
+    found = done.result["last"]["robust"]["worst_case"]
+    flags = [np.load(done.run / f"flags/last-strong_{n}.npz") for n in ("linf", "l2")]
+    stand = flags[0]["robust"] & flags[1]["robust"]
+    assert found["norm"] == "union" and found["accuracy"] == stand.mean()
+    labels = Digits().load().test_labels.numpy()[flags[0]["indices"]]
+    shares = [stand[labels == k].mean() for k in range(10)]
+    assert found["by_class"]["lowest"] == pytest.approx(min(shares))
+    assert found["by_class"]["deviation"] == pytest.approx(np.std(shares))
+    assert f"({found['by_class']['worst']})" in done.out
 
 
 def test_the_strong_evaluation_is_one_more_attack(sat):

@@ -18,6 +18,7 @@ from test_run import metrics, same_outcome
 from sat import sweep
 from sat.acceleration.device import find_device
 from sat.errors import Busy, Stopped
+from sat.evaluation import results
 from sat.loggers import screen
 from sat.rundir import lock, record
 from sat.rundir.result import AttackResult, CheckpointResult, RunResult
@@ -232,6 +233,58 @@ def test_what_was_begun_afresh_is_not_begun_afresh_again(sat, ran, monkeypatch):
     again = sat("record.fresh=true")
     assert again.code == 0 and "is finished" in again.out
     assert again.runs == ran.runs and not (again.root / ".replaced").exists()
+
+
+ORPHAN = """
+import os, signal, sys, time
+from sat import sweep
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+if os.fork() == 0:
+    sweep.follow_the_command_line()
+    if sys.argv[1] == "idle":
+        print("begun", flush=True)
+        time.sleep(60)
+    with sweep.at_work():
+        print("begun", flush=True)
+        sweep._alone.wait(60)
+        time.sleep(0.3)
+        print("saved", flush=True)
+    with sweep.at_work():
+        print("another job", flush=True)
+os.wait()
+"""
+
+
+@pytest.mark.parametrize("state, said", [("idle", set()), ("working", {"saved"})])
+def test_a_worker_ends_soon_after_its_command_line(state, said, tmp_path):
+    """Whatever a signal's handler does; what had been sent to it is not begun."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, state], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"SAT_SWEEP_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert process.stdout.readline() == "begun\n"
+    process.kill()
+    began = time.monotonic()
+    with process.stdout as out:
+        assert {*out.read().splitlines()} - {"told"} == said  # to the end of its worker
+    assert time.monotonic() - began < 0.75 * sweep.SAVING
+    process.wait()
+
+
+def test_who_waited_for_a_run_that_is_finished_by_then_tells_nothing_again(sat, ran, monkeypatch):
+    """Two sweeps that overlap: no second row of hyper-parameters, no second picture."""
+    before = {path: path.read_bytes() for path in ran.run.rglob("*") if path.is_file()}
+    finished, asked = results.finished, []
+
+    def once(spec):
+        asked.append(spec)
+        return finished(spec) if len(asked) > 1 else None
+
+    monkeypatch.setattr(results, "finished", once)
+    assert sat().code == 0 and len(asked) == 2
+    after = {path: path.read_bytes() for path in ran.run.rglob("*") if path.is_file()}
+    changed = {path.name for path in before | after if before.get(path) != after.get(path)}
+    assert changed <= {"lock", "log.txt"}
 
 
 def test_a_launcher_that_fails_is_one_line(sat, monkeypatch):

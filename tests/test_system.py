@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import re
+import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,12 +17,18 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import ROOT, ended
 from inputs import DIGITS
+from PIL import Image
 
-from sat.errors import Busy, Refused
+from sat.data import Batch, ImageFolder
+from sat.data.images import ResizedCrop
+from sat.data.stream import Reading, StreamSplit
+from sat.errors import Busy, Fault, Refused
 from sat.evaluation import store
 from sat.loggers.base import _Sent
 from sat.models.files import read_file
@@ -459,3 +467,100 @@ def test_logging_that_a_file_disables_tells_what_is_refused(sat, tmp_path):
     (tmp_path / "mine/experiment/silent.yaml").write_text("# @package _global_\n" + text)
     words = [f"--config-dir={tmp_path / 'mine'}", "experiment=silent", "seed=-1"]
     assert "seed=-1: must be from 0" in one_line(sat(*words))
+
+
+# few open files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits, ends", [((24, 24), True), ((24, 4096), False), ((-1, -1), False),
+                                          ((24, -1), False), ((1024, 1024), False)])  # fmt: skip
+def test_few_open_files_are_told_before_processes_read(limits, ends, monkeypatch):
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda which, given: asked.append(given))
+    if ends:
+        with pytest.raises(Fault, match="dataset.workers=2: may need 96 open files.* may have 24"):
+            ImageFolder(workers=2).reading(torch.device("cpu"))
+    else:
+        ImageFolder(workers=2).reading(torch.device("cpu"))
+    assert asked == ([(96, limits[1])] if limits[0] == 24 and not ends else [])
+    ImageFolder(workers=0).reading(torch.device("cpu"))
+
+
+class Exhausting:
+    """A source whose worker process may have no more open files after its first image."""
+
+    sequential = False
+
+    def open(self, number):
+        limit = len(os.listdir("/proc/self/fd")) - 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        return Image.new("RGB", (8, 8)), 0
+
+    def describe(self, number):
+        return str(number)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_worker_that_can_not_hand_over_an_image_ends(watched_workers, soon, capfd):
+    """Neither a hang nor a traceback without end."""
+    reading = Reading(ResizedCrop(8), torch.device("cpu"), 1, False)
+    split = StreamSplit(Exhausting(), torch.arange(8), torch.zeros(8), reading)
+    with pytest.raises(Fault, match=r"a process that reads images has died .*ulimit -n"):
+        list(split.stream([Batch(torch.arange(4), None), Batch(torch.arange(4, 8), None)]))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_launcher_that_finds_no_more_open_files_is_one_line(sat, monkeypatch):
+    def app():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("sat.run.app", app)
+    done = sat("-m", "seed=0,1")
+    assert (done.code, done.err) == (1, "! [Errno 24] Too many open files\n")
+
+
+# systems that are not supported -----------------------------------------------------------------
+
+
+def test_windows_is_refused_in_a_line(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="^! sat runs on Linux and macOS"):
+        runpy.run_path(str(ROOT / "sat/__init__.py"))
+
+
+def test_the_gpu_of_a_mac_is_refused_in_a_line(sat):
+    assert "device=mps: nobody has tried" in one_line(sat("device=mps"))
+
+
+# what was kept, and is damaged --------------------------------------------------------------------
+
+
+def no_arrays(path: Path) -> None:
+    path.write_bytes(b"junk")
+
+
+def other_settings(path: Path) -> None:
+    with np.load(path) as file:
+        arrays = dict(file)
+    settings = json.loads(str(arrays["settings"]))
+    np.savez(path, **{**arrays, "settings": json.dumps({**settings, "steps": 17})})
+
+
+@pytest.mark.parametrize("harm, name, says", [
+    (no_arrays, "last-pgd20.npz", "last-pgd20.npz: is damaged (it holds objects, or is no archive"),
+    (other_settings, "best-pgd20.npz", "'pgd20' was measured in this run with other settings"),
+    (no_arrays, "partial/last-pgd20-1.npz", "partial/last-pgd20-1.npz: is damaged"),
+])  # fmt: skip
+def test_what_was_kept_is_looked_at_before_a_stopped_run_goes_on(harm, name, says, sat, ran):
+    """A refusal changes nothing."""
+    flags = ran.run / "flags"
+    (ran.run / "result.json").unlink()
+    if "partial" in name:
+        (flags / "partial").mkdir()
+    harm(flags / name)
+    before = {path: path.read_bytes() for path in ran.run.rglob("*") if path.is_file()}
+    assert says in one_line(sat())
+    after = {path: path.read_bytes() for path in ran.run.rglob("*") if path.is_file()}
+    changed = {p.name for p in before | after if before.get(p) != after.get(p)}
+    assert changed <= {"lock", "log.txt"}

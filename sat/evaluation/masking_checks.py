@@ -48,6 +48,13 @@ def masking_checks(
     with frozen(model, "eval"):
         with torch.no_grad():
             logits = model(x)
+        if (broken := not_finite_alarm(logits)) is not None:
+            return MaskingChecks(
+                images=len(x),
+                seconds=round(time.monotonic() - began, 3),
+                curve=[{"attack": CLEAN, **accuracy(of_logits(logits, y).right)}],
+                alarms=[broken],
+            )
         right = of_logits(logits, y).right
         with torch.no_grad():
             again = stochastic_alarm(logits, model(x))
@@ -188,6 +195,20 @@ def _look(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(x)
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
     return logits.detach(), gradient
+
+
+def not_finite_alarm(logits: Tensor) -> Alarm | None:
+    """Logits that are no numbers, or infinite: of such a network nothing else is asked."""
+    broken = int((logits.isnan() | (logits == torch.inf)).any(1).sum())
+    if not broken:
+        return None
+    return Alarm(
+        "not_finite",
+        f"the network's logits of {broken} of {len(logits)} clean images are not finite, and count"
+        " as wrong; nothing else is asked of it. Look for a division by 0 or an overflow in the"
+        " network; train with a lower schedule.learning_rate, or schedule.clip=1",
+        {"not_finite": broken, "images": len(logits)},
+    )
 
 
 def random_alarm(logits: Tensor, y: Tensor) -> Alarm | None:

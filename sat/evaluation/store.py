@@ -144,7 +144,7 @@ class OutcomeStore:
             arrays = [found[key] for key in ("fell", "passed", "tied", "attack_seconds")]
             fell, passed, tied, seconds = kept = [torch.from_numpy(array) for array in arrays]
             whole = [t.shape for t in kept] == [(images,)] * 3 + [(len(names),)]
-            kinds = [t.dtype for t in kept[:3]] == [torch.int8, torch.int8, torch.bool]
+            kinds = [t.dtype for t in kept[:3]] == [torch.int16, torch.int16, torch.bool]
             indices = np.array_equal(found["indices"][rows], self.indices.numpy())
             values = WRONG <= int(fell.min()) and int(fell.max()) < len(names)
             if not (whole and kinds and indices and values):
@@ -180,6 +180,8 @@ def read_file(path: Path) -> dict[str, Any] | None:
 
 def damaged(path: Path, error: Exception) -> str:
     reason = getattr(error, "strerror", None) or error
+    if "pickle" in str(reason):  # NumPy advises to load it
+        reason = "it holds objects, or is no archive of arrays"
     return f"{path}: is damaged ({reason}); move it away to measure again"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sat.errors import printable
 from sat.launch import lasting_streams, processes
 
 log = logging.getLogger("sat")
@@ -25,7 +26,8 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         bad = record.levelno >= logging.WARNING
         stream = sys.stderr if bad else sys.stdout
-        text = f"! {_cut(self.format(record))}" if bad else self.format(record)
+        text = printable(self.format(record), kept="\n\t")
+        text = f"! {_cut(text)}" if bad else text
         if self.label:
             text = "\n".join(f"{self.label} | {line}" for line in text.strip("\n").splitlines())
         tqdm.write(text + "\n", file=stream, end="")  # one write: others may use the screen, too

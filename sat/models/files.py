@@ -1,7 +1,6 @@
 """Files of weights, from anywhere: nothing but tensors is ever unpickled."""
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sat.rundir.files import regular
-from sat.rundir.untrusted import check_sums, objects_in, reason_of
+from sat.rundir.untrusted import check_sums, load_tensors, objects_in, reason_of
 
 Tensors = Mapping[str, Tensor]
 
@@ -22,10 +21,8 @@ def read_file(path: Path) -> Any:
             pass
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        with warnings.catch_warnings():  # two that come before a refusal, which is told below
-            check_sums(path)
-            warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
-            return torch.load(path, map_location="cpu", weights_only=True)
+        check_sums(path)
+        return load_tensors(path)
     except OSError:
         raise
     except Exception as error:  # torch and safetensors raise many kinds

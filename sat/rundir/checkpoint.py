@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sat.errors import Fault, Refused
-from sat.rundir.files import regular
-from sat.rundir.untrusted import objects_in, reason_of
+from sat.rundir.untrusted import load_tensors, objects_in, reason_of
 
 log = logging.getLogger("sat")
 FORMAT = 1
@@ -154,11 +153,8 @@ def rotate(last: Path, previous: Path, state: dict[str, Any]) -> None:
 def read(path: Path) -> dict[str, Any]:
     """The named states of a checkpoint, on the CPU. Raises ValueError for what is none of this
     format, and for one of which a bit has changed."""
-    import torch
-
     try:
-        with open(path, "rb", opener=regular) as file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except OSError:
         raise
     except Exception as error:  # torch raises many kinds for a damaged or foreign file

@@ -29,7 +29,7 @@ from sat.rundir.record import Run
 from sat.training.loop import Stream
 from sat.training.memory import starved
 from sat.training.overfitting import Overfitting, chance_of
-from sat.training.set_up import no_curvature, separate_batch_norm
+from sat.training.set_up import no_curvature, separate_batch_norm, untrained_average
 from sat.training.state import TrainState
 from sat.training.swa import estimate
 from sat.training.validation import Validated, validate
@@ -282,10 +282,20 @@ class Callbacks:
                 "schedule.optimizer=%s: can't skip a step by itself that is not finite; the host"
                 " looks at each", state.plan.schedule.optimizer,
             )  # fmt: skip
-        told = {alarm["name"] for alarm in self.alarms}
-        for alarm in (separate_batch_norm(state), no_curvature(state, self.spec.activation())):
-            if alarm and alarm.name not in told:
-                self._warn(state, alarm)
+        for alarm in (
+            separate_batch_norm(state),
+            no_curvature(state, self.spec.activation()),
+            untrained_average(state),
+        ):
+            self._warn_once(state, alarm)
+
+    def check_taken(self, state: TrainState) -> None:
+        """Warns of steps that were skipped; raises Diverged where no other was taken."""
+        self._warn_once(state, state.skips.check_taken(state.step))
+
+    def _warn_once(self, state: TrainState, alarm: Alarm | None) -> None:
+        if alarm and alarm.name not in {told["name"] for told in self.alarms}:
+            self._warn(state, alarm)
 
     def _warn(self, state: TrainState, alarm: Alarm | None) -> None:
         """An alarm goes to the log, the trackers and, in the end, the result."""

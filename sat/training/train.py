@@ -21,6 +21,7 @@ from sat.distributed import World, shared
 from sat.errors import Diverged, refusing
 from sat.loggers import screen
 from sat.models import Classifier, weights
+from sat.models.room import room
 from sat.objectives import Method
 from sat.rundir import checkpoint
 from sat.rundir.record import Run
@@ -53,13 +54,13 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         data = spec.dataset(device, spec.seed)
     if spec.evaluate is None:
         preflight.check_held_out(spec.evaluation, len(data.held_out))
+        preflight.check_batch(spec.schedule, data, room(device))
         loader = loader_of(spec, data)
         preflight.check_sampler(loader)
         loader.check(world.size, getattr(spec.dataset, "skip_unreadable", False))
         preflight.check_augment(loader)
         preflight.check_labels(spec.objective, loader)
-    attacks = {f"evaluation.attacks.{name}": a for name, a in spec.evaluation.attacks.items()}
-    preflight.check_classes(attacks, len(data.classes))
+    preflight.check_classes(attacks_of(spec), len(data.classes))
     screen.stage("loading timm and building the network")
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
@@ -71,11 +72,25 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
             recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
     if world.first and not begun:
-        screen.stage("trying network and attack on a few images")
-        preflight.preflight(model, attack, *some_images(data.train, 32))
+        screen.stage("trying network and attack on 32 images")
+        images, labels = some_images(data.train, 32)
+        preflight.preflight(model, attack, images, labels)
+        if spec.evaluate is None:
+            preflight.check_memory(spec.schedule, model, images[:1], room(device))
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         preflight.warn_of_threat_models(spec.attack, measured)
     return data, model
+
+
+def attacks_of(spec: Spec) -> dict[str, Any]:
+    """All attacks that the run makes use of, by their keys."""
+    attacks = {f"evaluation.attacks.{name}": a for name, a in spec.evaluation.attacks.items()}
+    attacks |= {
+        f"evaluation.curves.{k}.attack": c.attack for k, c in spec.evaluation.curves.items()
+    }
+    if spec.evaluate is None:
+        attacks |= {"attack": spec.attack, "validation.attack": spec.validation.attack}
+    return attacks
 
 
 def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> dict[str, Any]:
@@ -99,6 +114,7 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
     try:
         with callbacks.open(state, text, stream):
             fit(state, stream, callbacks)
+            callbacks.check_taken(state)
     except Diverged as error:
         failed = callbacks.result(state, status="failed", error=str(error))
         run.write_result(RunResult.from_json(failed))
