@@ -11,7 +11,7 @@ from sat.acceleration.folding import fold
 from sat.acceleration.precision import float32
 from sat.attacks import PGD
 from sat.bench.case import Case
-from sat.bench.costs import Cost, Sizes, Work
+from sat.bench.costs import CHECKED, Cost, Sizes, Work
 from sat.bench.stopwatch import Timed, interleaved
 from sat.config import Spec
 from sat.errors import is_out_of_memory
@@ -19,8 +19,6 @@ from sat.training.step import update
 
 TRIED = {"cpu": 4e9, "cuda": 4e12}  # multiply-adds of the forward of a batch that is tried
 LARGEST = {"cpu": 2e10, "cuda": 2e13}  # of two images: more would take a minute and longer
-DOUBT = 310  # input gradients that 460 forwards and 160 backwards cost: an image that stands
-STRONG = 170  # input gradients that an ensemble costs an image: 8.5 times PGD-20, as measured
 STEPS, ROUNDS = 2, 3  # of the attack that is timed; and how often it is
 
 
@@ -32,22 +30,14 @@ class Pace:
     attack: float
     evaluation: float
 
-    def training(self, work: Work) -> float:
-        """Updates and validations. Beside its attack an image is seen clean and judged after it:
-        two forwards, which cost what an input gradient does."""
-        gradients = work.attack + work.validation + work.validated
-        return self.update * work.images + self.attack * gradients
-
-    def measuring(self, work: Work) -> float:
-        return self.evaluation * (work.evaluation + work.evaluated)
-
-    def attacking(self, work: Work) -> float:
-        """Ensembles, as long as images usually need that an adversarial training has made."""
-        return self.evaluation * STRONG * work.ensembled
-
-    def doubting(self, work: Work) -> float:
-        """At most so long: an image that falls early costs little."""
-        return self.evaluation * DOUBT * work.checked
+    def seconds(self, work: Work) -> tuple[float, float, float]:
+        """Training with its validations, evaluation, and masking checks (at most so long). Beside
+        its attack an image is seen clean and judged after it: two forwards, which cost what an
+        input gradient does."""
+        training = work.attack + work.validation + work.validated
+        return (self.update * work.images + self.attack * training,
+                self.evaluation * (work.evaluation + work.evaluated),
+                self.evaluation * CHECKED * work.checked)  # fmt: skip
 
 
 def from_rate(cost: Cost, update: float, tflops: float, tflops_fp32: float) -> Pace:
