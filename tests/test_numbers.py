@@ -96,6 +96,16 @@ def test_what_a_set_can_not_have_is_refused_before_training(word, says, sat):
     assert done.code == 2 and says in done.err and not done.runs
 
 
+def test_a_line_comes_before_an_attack_that_may_take_long(sat, monkeypatch):
+    def tried(*given):
+        raise Refused("attack: is tried now")
+
+    monkeypatch.setattr("sat.training.preflight.preflight", tried)
+    done = sat()
+    assert (done.code, done.err) == (2, "! attack: is tried now\n")
+    assert done.out == "preflight: the attack on 32 images, before the training\n"
+
+
 def of_memory(monkeypatch, size: int) -> None:
     """Has the machine that much memory."""
     for place in ("sat.models.weights", "sat.training.train"):

@@ -82,7 +82,11 @@ def _told_of(model: Any) -> str:
 
 
 def load_weights(
-    model: Classifier, place: str, given: Collection[str] = (), transfer: bool = False
+    model: Classifier,
+    place: str,
+    given: Collection[str] = (),
+    key: str = "weights",
+    transfer: bool = False,
 ) -> Mapping[str, Any] | None:
     """Puts the weights of a run directory or a file, trained anywhere, into `model`.
 
@@ -110,28 +114,27 @@ def load_weights(
             weights[key] = own[key]
         _refuse_misfits(model, weights, [key.removeprefix(prefix) for key in surplus])
     except OSError as error:
-        raise ValueError(f"weights={place}: {error.strerror or error}") from None
+        raise ValueError(f"{key}={place}: {error.strerror or error}") from None
     except ValueError as error:
-        raise ValueError(f"weights={place}: {error}") from None
+        raise ValueError(f"{key}={place}: {error}") from None
+    told = f"{key}={place}".replace("weights=", "model.weights=", 1)
     model.backbone.load_state_dict({**own, **weights})
     taken = {what: rest[key] for what, key in scale.items() if what not in given}
     if heads:
-        log.warning(
-            "weights=%s: its last layer is of other classes; %s begin anew", place, _listed(heads)
-        )
+        log.warning("%s: its last layer is of other classes; %s begin anew", told, _listed(heads))
     if left_out := [key for key in beside if key not in scale.values()]:
-        log.info("weights=%s: left out %s, beside the network", place, _listed(left_out))
+        log.info("%s: left out %s, beside the network", told, _listed(left_out))
     for what, values in taken.items():
         getattr(model, what).copy_(values.detach().view(1, -1, 1, 1))
-    _tell(place, name, prefix, taken, given)
+    _tell(told, name, prefix, taken, given)
     facts = state.get("facts")
     return facts.get("shape") if isinstance(facts, Mapping) else None
 
 
 def load_evaluated(model: Classifier, spec: Any, image_size: int) -> None:
     """The weights that `evaluate=` names. Raises Refused where they suit neither model nor set."""
-    with refusing("", weights="evaluate"):
-        shape = load_weights(model, spec.evaluate, spec.normalisation)
+    with refusing(""):
+        shape = load_weights(model, spec.evaluate, spec.normalisation, key="evaluate")
     size = shape.get("image_size", image_size) if isinstance(shape, Mapping) else image_size
     if size != image_size:
         raise Refused(
@@ -253,17 +256,17 @@ def _is_head(there: Tensor, here: Tensor, model: Classifier) -> bool:
     return here.shape[:1] == (classes,) and here.shape[1:] == there.shape[1:]
 
 
-def _tell(place: str, name: str, prefix: str, taken: Tensors, given: Collection[str]) -> None:
+def _tell(told: str, name: str, prefix: str, taken: Tensors, given: Collection[str]) -> None:
     """Says what was taken, and warns of a normalisation that nobody has chosen."""
     said = [f"the state dict {name!r}"] if name else []
     said += [f"keys after {prefix!r}"] if prefix else []
     said += [f"{what} {_values(values)}" for what, values in taken.items()]
     if said:
-        log.info("weights=%s: took %s", place, ", ".join(said))
+        log.info("%s: took %s", told, ", ".join(said))
     if left := [f"model.{what}" for what in ("mean", "std") if what not in {*taken, *given}]:
         log.warning(
-            "weights=%s: has no normalisation; the dataset's mean and std are used unless %s are "
-            "given", place, " and ".join(left),
+            "%s: has no normalisation; the dataset's mean and std are used unless %s are "
+            "given", told, " and ".join(left),
         )  # fmt: skip
 
 
@@ -293,9 +296,14 @@ def read_run(run_directory: str | Path, which: str) -> tuple[dict[str, Any], dic
         config = read_sections(directory / "config.yaml", SECTIONS)
         if config.get("evaluate"):  # weights of a file: there is one set
             which = "last"
-        state = checkpoint.read(directory / "checkpoints" / f"{which}.pt")
+        state = checkpoint.read(path := directory / "checkpoints" / f"{which}.pt")
     except OSError as error:
         raise ValueError(f"{directory}: no run with a {which!r} checkpoint ({error})") from None
+    if not isinstance(config.get("model"), dict):
+        raise Refused(f"{directory / 'config.yaml'}: is damaged; model is no group of keys")
+    facts = state.get("facts")
+    if not isinstance(facts, dict) or not isinstance(facts.get("shape"), dict):
+        raise ValueError(f"{path}: is damaged; does not tell what images it is for (facts)")
     config["evaluate"] = None  # the file may be gone
     config["model"] = without_weights(config["model"])
     return config, state

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, BinaryIO
 
 from sat.errors import Fault, Refused
@@ -149,7 +150,8 @@ def read(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = str(error).splitlines()[0][:120] if " " in str(error) else "it can't be read"
+        reason = shorten(str(error).splitlines()[0], 120, placeholder=" ...")
+        reason = reason if " " in str(error) else "it can't be read"
         raise ValueError(f"{path}: is damaged, or is no checkpoint ({reason})") from None
     version = state.pop("format", None) if isinstance(state, dict) else None
     if version != FORMAT:
