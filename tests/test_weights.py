@@ -19,8 +19,7 @@ from sat.config import CONF, check, resolve
 from sat.errors import Refused
 from sat.models.backbones import ResNet
 from sat.models.classifier import assemble
-from sat.models.weights import build_model, load, load_weights
-from sat.rundir import checkpoint
+from sat.models.weights import build_model, load_weights
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 SHAPE = {"channels": 3, "classes": 5, "image_size": 8, "mean": [0.5] * 3, "std": [0.25] * 3}
@@ -369,15 +368,3 @@ def test_what_is_said_of_weights_names_the_key_that_was_written(theirs, tmp_path
     assert "weights=" not in caplog.text
     load_weights(classifier(), str(tmp_path / "w.pt"))
     assert f"model.weights={tmp_path / 'w.pt'}: has no normalisation" in caplog.text
-
-
-def test_a_run_without_a_network_or_facts_is_damaged(ran):
-    best = ran.run / "checkpoints/best.pt"
-    state = checkpoint.read(best)
-    checkpoint.save(best, {key: held for key, held in state.items() if key != "facts"})
-    with pytest.raises(ValueError, match=r"best.pt: is damaged; .*\(facts\)"):
-        load(ran.run)
-    config = ran.run / "config.yaml"
-    config.write_text(config.read_text().replace("\nmodel:", "\nmodels:"))
-    with pytest.raises(Refused, match="config.yaml: is damaged; model is no group"):
-        load(ran.run)

@@ -173,7 +173,7 @@ class FolderSet(StreamedSet, ABC):
         def part(files: Files, chosen: Tensor) -> StreamSplit:
             return StreamSplit(files, chosen, files.labels[chosen], reading)
 
-        return Data(
+        data = Data(
             name=self.set_name(),
             classes=tuple(classes),
             channels=3,
@@ -185,6 +185,7 @@ class FolderSet(StreamedSet, ABC):
             test=part(test, torch.arange(len(test.labels))),
             canonical=False,
         )
+        return self.extended(data, reading)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from sat.errors import Refused, refusing
-from sat.identity import SECTIONS
+from sat.identity import NEUTRAL, SECTIONS
 from sat.models.classifier import Classifier, assemble
 from sat.models.files import read_file, state_dicts
 from sat.models.room import build_within, room
 from sat.rundir import checkpoint
 from sat.rundir.record import weights_file
-from sat.rundir.untrusted import read_sections
+from sat.rundir.untrusted import misfit, read_sections
 
 log = logging.getLogger("sat")
 Tensors = Mapping[str, Tensor]
@@ -285,6 +285,17 @@ def _values(tensor: Tensor) -> str:
     return "[" + ", ".join(f"{value:.4g}" for value in tensor.flatten().tolist()) + "]"
 
 
+# What a checkpoint must have to be used as a network.
+NEEDED = {
+    "facts": {
+        "hash": str,
+        "shape": {"channels": int, "classes": int, "image_size": int,
+                  "mean": [int | float], "std": [int | float]},
+    },
+    "model": {"*": Tensor}, "average?": {"*": Tensor},
+}  # fmt: skip
+
+
 def read_run(run_directory: str | Path, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A run's config, as it builds the network without any weights, and its checkpoint `which`.
 
@@ -296,14 +307,15 @@ def read_run(run_directory: str | Path, which: str) -> tuple[dict[str, Any], dic
         config = read_sections(directory / "config.yaml", SECTIONS)
         if config.get("evaluate"):  # weights of a file: there is one set
             which = "last"
-        state = checkpoint.read(path := directory / "checkpoints" / f"{which}.pt")
+        state = checkpoint.read(directory / "checkpoints" / f"{which}.pt")
     except OSError as error:
         raise ValueError(f"{directory}: no run with a {which!r} checkpoint ({error})") from None
-    if not isinstance(config.get("model"), dict):
-        raise Refused(f"{directory / 'config.yaml'}: is damaged; model is no group of keys")
-    facts = state.get("facts")
-    if not isinstance(facts, dict) or not isinstance(facts.get("shape"), dict):
-        raise ValueError(f"{path}: is damaged; does not tell what images it is for (facts)")
+    if missing := [key for key in SECTIONS if key not in {**config, **NEUTRAL}]:
+        raise ValueError(f"{directory / 'config.yaml'}: is damaged; {missing[0]} is missing")
+    if wrong := misfit(state, NEEDED, ""):
+        raise ValueError(
+            f"{directory / 'checkpoints' / which}.pt: is damaged, or of another program ({wrong})"
+        )
     config["evaluate"] = None  # the file may be gone
     config["model"] = without_weights(config["model"])
     return config, state
@@ -329,5 +341,9 @@ def load(run_directory: str | Path, which: str = "best", device: str = "cpu") ->
     config, state = read_run(run_directory, which)
     with torch.random.fork_rng():  # the caller's random numbers are the caller's
         model = build_model(check(config), state["facts"]["shape"], torch.device(device))
-    model.load_state_dict(state.get("average") or state["model"])
+    try:
+        model.load_state_dict(state.get("average") or state["model"])
+    except RuntimeError:  # one line for each weight
+        place = Path(run_directory) / "checkpoints" / f"{which}.pt"
+        raise ValueError(f"{place}: holds the weights of another network") from None
     return model.eval()

@@ -35,7 +35,8 @@ class Schedule:
     layer to the one before it, 1 for none. `ema` is the decay a step of the weights' average,
     `swa_start` the share of the training from which they are averaged alike instead; `ema_ramp` and
     `ema_start`: see `sat.training.average`. These and `clip` (L2 norm of the gradient) are off at
-    0. `sync_batch_norm` is
+    0. `norm_start=batch` begins batch norm's running statistics with those of the first update's
+    forwards, whose momentum is 1, in the place of 0 and 1 (Gowal et al. 2020). `sync_batch_norm` is
     for several processes, see `sat.distributed`; None: on GPUs, unless the attack's batch norm is
     in training mode. `shard` shares out weights and optimiser over them, see
     `sat.distributed.sharding`. `compile=reduce-overhead` takes CUDA graphs as well, for small
@@ -66,6 +67,7 @@ class Schedule:
     ema_ramp: bool = False
     ema_start: float = 0.0
     swa_start: float = 0.0
+    norm_start: Literal["zero", "batch"] = "zero"
     accumulate: int | Literal["auto"] = 1
     clip: float = 0.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

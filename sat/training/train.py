@@ -19,6 +19,7 @@ from sat.data.fingerprint import same_facts
 from sat.data.samplers import Epochs
 from sat.distributed import World, shared
 from sat.errors import Diverged, refusing
+from sat.loggers import screen
 from sat.models import Classifier, weights
 from sat.models.room import room
 from sat.objectives import Method
@@ -48,6 +49,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         attack = method.attack
         on_gpu = device.type == "cuda"
         preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
+    screen.stage("reading the images")
     with refusing("dataset."), world.in_turn():
         data = spec.dataset(device, spec.seed)
     if spec.evaluate is None:
@@ -59,6 +61,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         preflight.check_augment(loader)
         preflight.check_labels(spec.objective, loader)
     preflight.check_classes(attacks_of(spec), len(data.classes))
+    screen.stage("loading timm and building the network")
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
     if spec.evaluate is not None:
@@ -69,7 +72,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
             recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
     if world.first and not begun:
-        log.info("preflight: the attack on 32 images, before the training")
+        screen.stage("trying network and attack on 32 images")
         images, labels = some_images(data.train, 32)
         preflight.preflight(model, attack, images, labels)
         if spec.evaluate is None:
@@ -93,6 +96,7 @@ def attacks_of(spec: Spec) -> dict[str, Any]:
 def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> dict[str, Any]:
     """Trains from the last checkpoint, or from the start, to the end of the schedule."""
 
+    screen.stage("preparing the training")
     callbacks = Callbacks(spec, run, data, world)
     kept = last_checkpoint(spec, run, model, callbacks.facts, world)
     plan = plan_of(spec, model, data, kept, world)
@@ -105,6 +109,7 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
         return loader.stream(rows, step, plan.steps)
 
     text = summary(spec.config, callbacks.facts, state)
+    screen.stage("compiling the step" if plan.choices["compile"] else "taking the first step")
     log.info("%s\n%s", run.directory, text)
     try:
         with callbacks.open(state, text, stream):
