@@ -3,14 +3,16 @@
 import math
 import types
 from collections.abc import Iterator
+from itertools import product
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
+from hydra import compose, initialize_config_dir
 from inputs import memory_limited
 from omegaconf import OmegaConf
 from torch import nn
 
-from sat.config import CONF, build, target
+from sat.config import CONF, build, check, resolve, target
 from sat.errors import Refused
 from sat.identity import FOLLOWED, START
 from sat.models.room import build_within
@@ -84,6 +86,24 @@ def test_an_extreme_number_is_refused_by_its_key_or_taken(path, node):
                 said = str(fault)
                 assert said.startswith(f"{path}.") and f"{key}=" in said, (value, said)
                 assert "\n" not in said
+
+
+def test_numbers_that_no_class_takes_are_refused_by_their_keys():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        usual = resolve(compose("config"))
+    keys = [f"dataset.{key}" for key in ("eps", "depth", "width")] + [
+        "model.mean",
+        "model.std",
+        "seed",
+    ]
+    for key, value in product(keys, EXTREMES):
+        group, _, name = key.partition(".")
+        given = [value] if group == "model" else value
+        words = {key: given} if not name else {group: {**usual[group], name: given}}
+        try:
+            check({**usual, **words})
+        except Refused as fault:
+            assert str(fault).startswith(f"{key}=") and "\n" not in str(fault)
 
 
 @pytest.mark.parametrize("word, says", [
