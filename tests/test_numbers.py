@@ -1,6 +1,7 @@
 """Each number of the config has a range: one outside is refused in a line that names its key."""
 
 import math
+import time
 import types
 from collections.abc import Iterator
 from itertools import product
@@ -118,12 +119,14 @@ def test_what_a_set_can_not_have_is_refused_before_training(word, says, sat):
 
 def test_a_line_comes_before_an_attack_that_may_take_long(sat, monkeypatch):
     def tried(*given):
+        time.sleep(0.2)
         raise Refused("attack: is tried now")
 
+    monkeypatch.setattr("sat.loggers.screen.SILENT", 0.01)
     monkeypatch.setattr("sat.training.preflight.preflight", tried)
     done = sat()
     assert (done.code, done.err) == (2, "! attack: is tried now\n")
-    assert done.out == "preflight: the attack on 32 images, before the training\n"
+    assert done.out.endswith("trying network and attack on 32 images ...\n")
 
 
 def of_memory(monkeypatch, size: int) -> None:
