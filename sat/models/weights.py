@@ -41,8 +41,11 @@ def shape_of(data: Any) -> dict[str, Any]:
     }
 
 
-def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Classifier:
-    """The spec's network for such images, seeded, with its activations swapped and proved.
+def build_model(
+    spec: Any, shape: Mapping[str, Any], device: torch.device, copies: int = 1
+) -> Classifier:
+    """The spec's network for such images, seeded, with its activations swapped and proved; refused
+    where the device has no room for so many `copies` of its weights.
 
     Its normalisation is the one given, else that of pretrained weights, else the dataset's.
     Raises ValueError, beginning with the key, for what can't be built.
@@ -54,7 +57,6 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
                 f"{key}={values}: has {len(values)} values, where images have {channels} channels; "
                 "write one a channel"
             )
-    copies = 1 if spec.evaluate or spec.schedule.shard else 3  # weights, gradients, momentum
     limit = min(room(torch.device("cpu")), room(device) / copies)
 
     def seeded() -> nn.Module:
