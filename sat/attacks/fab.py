@@ -25,6 +25,10 @@ NEWTON = 30  # steps at most; the equation is piecewise linear, and three or fou
 # over. Of 466 rounds that felled an image, on two networks of digits in six balls, all had crossed
 # it after two steps.
 UNCROSSED = 1 / 20
+# From its sixth step on a round is over whose nearest point is outside of the ball by more than
+# FAR / step of its size (times the patience). Of 3,120 rounds, on seven networks of digits and
+# CIFAR-10 in L-inf and L2, 225 felled an image; the most that one of these had left was 2.4 / step.
+FAR, SIXTH = 2.4, 6
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,12 @@ class FABSearch:
         return point, may_fall, over
 
     def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
-        late = state["iteration"] > UNCROSSED * patience * self.iterations
-        return by_doublings(state, self.iterations, patience) | (state["short"].isinf() & late)
+        short, iteration = state["short"], state["iteration"]
+        late = iteration > UNCROSSED * patience * self.iterations
+        far = (short > patience * FAR / iteration.clamp(min=1)) & (iteration >= SIXTH)
+        uncrossed = short.isinf()
+        lost = (uncrossed & late) | (far & ~uncrossed)
+        return by_doublings(state, self.iterations, patience) | lost
 
     def _advance(self, x: Tensor, point: Tensor, difference: Tensor, gradient: Tensor) -> Tensor:
         """Onto the hyperplane where the linearised difference is 0, with a bias towards x."""

@@ -1,5 +1,6 @@
 """The Square Attack (Andriushchenko et al. 2020): random search, without any gradient."""
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -21,6 +22,7 @@ from sat.rng import Key, RowRng
 # The squares cover 0.8 of the image at first; beyond each of these queries, half of what they did.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _POWER = {"l2": 2.0, "l1": 1.0}
+SETTLED = 5  # times that each change of a pixel is asked for without a gain, on average
 AHEAD = 32  # queries whose random numbers are drawn at once, which costs hardly more than for one
 
 
@@ -95,7 +97,8 @@ class SquareSearch:
         }
         return {
             "best": x, "short": torch.full(y.shape, torch.inf, device=x.device),
-            "iteration": torch.zeros_like(y), "row": rng.rows, **drawn,
+            "iteration": torch.zeros_like(y), "gained": torch.zeros_like(y), "row": rng.rows,
+            **drawn,
         }  # fmt: skip
 
     def _drawn(self, x: Tensor) -> dict[str, int]:
@@ -125,13 +128,27 @@ class SquareSearch:
         margin = margins(basis, y)
         may_fall = network.may_fall(logits, y) if basis is not logits else ~(margin > 0)
         better = margin <= state["short"]  # on a plateau it wanders on
+        moved = better & (point != state["best"]).flatten(1).any(1)
+        state["gained"] = torch.where(moved, iteration, state["gained"])
         state["best"] = torch.where(better.view(-1, 1, 1, 1), point, state["best"])
         state["short"] = torch.where(better, margin, state["short"])
         state["iteration"] = iteration + 1
         return point, may_fall, iteration == self.iterations
 
     def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
-        return by_doublings(state, self.iterations, patience)
+        over = by_doublings(state, self.iterations, patience)
+        return over if math.isinf(patience) else over | self._settled(state)
+
+    def _settled(self, state: dict[str, Tensor]) -> Tensor:
+        """Rows [B] in Linf that single pixels move no more: each of a pixel's changes (a sign a
+        channel) was asked SETTLED times on average, and none was as good."""
+        channels, height, width = state["x"].shape[1:]
+        queries = SETTLED * height * width * 2**channels
+        sides = ((0.8 / 2**k * height * width) ** 0.5 for k in range(1, len(_HALVED_AFTER) + 1))
+        single = [n + 2 for n, side in zip(_HALVED_AFTER, sides, strict=True) if side < 1.5]
+        if self.ball.norm != "linf" or not single or single[0] + queries > self.iterations:
+            return torch.zeros_like(state["gained"], dtype=torch.bool)
+        return state["iteration"] - state["gained"].clamp(min=single[0]) > queries
 
     def _sides(self, iteration: Tensor, size: torch.Size) -> Tensor:
         """Side of the square in pixels [B]: odd and 3 at least but for Linf, as published."""
