@@ -15,7 +15,7 @@ from sat.identity import readable
 
 OPTIONS = {
     "activation": 19, "augment": 9, "attack": 10, "model": 6, "dataset": 11, "schedule": 11,
-    "objective": 5, "regulariser": 4, "weight_attack": 2, "validation": 2, "evaluation": 7,
+    "objective": 5, "regulariser": 4, "weight_attack": 2, "validation": 2, "evaluation": 10,
     "record": 1, "experiment": 18, "recipe": 12,
     "sizes": 9, "sampler": 1, "logger": 3, "metrics": 2,
 }  # fmt: skip
@@ -100,6 +100,11 @@ def test_the_command_line_wins():
         ("activation.alpha=2", ["activation.alpha", "no such key", "celu, elu, parametric"]),
         ("attacks.steps=2", ["attacks.steps", "did you mean attack?"]),
         ("experment=alpha", ["experment", "did you mean experiment?"]),
+        ("epochs=5", ["epochs: no such key; it is schedule.epochs"]),
+        ("lr=0.1", ["lr: no such key; it is schedule.learning_rate"]),
+        ("schedule.lr=0.1", ["schedule.lr: no such key; it is schedule.learning_rate"]),
+        ("+schedule.wd=0.1", ["schedule.wd=0.1", "it is schedule.weight_decay"]),
+        ("epsilon=8", ["epsilon: no such key; it is attack.eps or dataset.eps"]),
         ("objective.beta=6", ["objective.beta", "options of objective with beta: consistency"]),
         ("attack.random_start=false", ["attack.random_start", "it is attack.start now"]),
         ("model.depth=19", ["model.depth=19", "18"]),
@@ -130,9 +135,13 @@ def test_the_command_line_wins():
         ("evaluation.attacks.pgd20.batch_norm=train", ["pgd20.batch_norm=train", "eval"]),
         ("+attack@evaluation.attacks.mine=none", ["evaluation.attacks.mine", "no attack"]),
         ("record.root=''", ["record.root", "folder"]),
-        ("schedule.clip=inf", ["schedule.clip=inf", "finite"]),
+        ("schedule.clip=inf", ["schedule.clip=inf", "computes"]),
         ("objective.label_smoothing=2", ["objective.label_smoothing=2"]),
         ("dataset.image_size=100000", ["dataset.image_size=100000"]),
+        ("evaluation.restarts=1e5", ["evaluation.restarts=100000", "1 to 10000"]),
+        ("schedule.learning_rate=1e-12", ["schedule.learning_rate=1e-12", "no float32 weight"]),
+        ("schedule.weight_decay=100", ["schedule.weight_decay=100", "0 to 10"]),
+        ("model.std=[1e-9]", ["model.std=", "from 1e-4"]),
     ],
 )
 def test_bad_input_is_one_line_that_names_key_and_remedy(override, says):

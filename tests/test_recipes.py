@@ -146,13 +146,8 @@ def digits(name: str, tmp_path) -> list[str]:
     words += ["dataset.image_size=null"] if "dataset.image_size=32" not in words else []
     words += ["dataset.holdout=20"] if run.dataset.holdout else []
     words += ["attack.steps=2"] if run.attack.steps > 2 else []
-    attacks = ["pgd10", "pgd20", "pgd50", "pgd200"]
-    given = run.config["evaluation"]["attacks"]
-    words += [f"evaluation.attacks.{a}.steps=1" for a in attacks if a in given and a != "pgd200"
-              and run.choices["evaluation"] != "paper"]  # fmt: skip
-    if run.choices["evaluation"] == "paper":
-        words = [word for word in words if word != "evaluation=clean"]
-        words += [f"evaluation.attacks.{attack}.steps=1" for attack in attacks]
+    measured = run.config["evaluation"]["attacks"]
+    words += [f"evaluation.attacks.{name}.steps=1" for name in measured if name.startswith("pgd")]
     if name == "wang2023":
         np.savez(tmp_path / "x.npz", image=np.zeros((40, 8, 8, 1), np.uint8),
                  label=np.arange(40) % 10)  # fmt: skip

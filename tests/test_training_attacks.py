@@ -1,6 +1,7 @@
 """Attacks that train, against their formulas in plain float64."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,12 @@ from sat.attacks.base import check_attack
 from sat.config import composed
 from sat.errors import Refused
 from sat.evaluation.settings import Evaluation
+from sat.objectives import Adversarial, Method
 from sat.rng import RowRng
 from sat.training.overfitting import Probe
+from sat.training.plan import Plan
+from sat.training.schedule import Schedule
+from sat.training.state import TrainState
 
 ROWS = 6
 
@@ -322,24 +327,38 @@ def test_multi_is_apgd_in_the_ball_that_is_drawn(batch):
     assert (multi.eps, multi.norm) == (8, "linf")
 
 
-def test_multi_counts_images_that_stand_at_every_point_on_the_way(batch):
+@pytest.mark.parametrize("steps", [1, 3])
+def test_multi_counts_images_that_stand_at_every_point_on_the_way(steps, batch):
     """The published count, of which the update's own forward knows nothing."""
     x, y = batch
     model, right = network().eval(), []
-    model.register_forward_hook(lambda module, given, out: right.append(out.argmax(1) == y))
     y = model(x).argmax(1)
     y[0] = (y[0] + 1) % 4
-    right.clear()
-    multi = Multi({"linf": 8, "l1": 400}, 3)
+    model.register_forward_hook(lambda module, given, out: right.append(out.argmax(1) == y))
+    multi = Multi({"linf": 8, "l1": 400}, steps)
     multi.settle(x, ROWS)
     multi(model, x, y, rng())
     stood = torch.stack(right).all(0).sum()
-    assert len(right) == 4 and 0 < stood < torch.stack(right).any(0).sum()
+    assert len(right) == steps + 1 and 0 < stood < right[0].sum()
     assert multi.counted.tolist() == [stood, ROWS]
     multi(model, x, y, rng())  # another part of the batch
     assert multi.counted.tolist() == [2 * stood, 2 * ROWS]
     multi.settle(x, ROWS)
     assert multi.counted.tolist() == [0, 0]
+
+
+def test_what_an_attack_counts_is_summed_over_processes(batch):
+    choices = {"precision": "fp32", "channels_last": False, "compile": False}
+    plan = Plan(Schedule(batch_size=ROWS, epochs=1), ROWS, 0, choices)
+    method = Method(Multi({"linf": 8, "l1": 400}, 1), Adversarial())
+    state, x = TrainState(network().float(), method, plan), batch[0].float()
+    state.begin(x)
+    state.attack(state.model, x, batch[1], rng())
+    stood, images = state.attack.counted.tolist()
+    state.world = SimpleNamespace(add_=lambda tensors: [tensor.mul_(3) for tensor in tensors])
+    state.learn(torch.tensor(False))
+    assert images == ROWS and 0 < stood < ROWS
+    assert state.attack.state_dict()["counts"].sum(0).tolist() == [3 * stood, 3 * ROWS]
 
 
 def test_multi_draws_a_ball_by_the_errors_under_it():

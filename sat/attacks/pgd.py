@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices, check_unit
+from sat.arguments import check_ball, check_choices, check_range, check_steps, check_unit
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import Mode, check_warmup, frozen, input_gradient, risen, row_rng
 from sat.attacks.losses import Loss, LossName, aimed, check_aim
@@ -66,16 +66,19 @@ class PGD:
         check_choices(self)
         check_aim(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps}: must be at least 1; for no attack: attack=none")
+        check_steps("steps", self.steps)
         if self.step != "auto" and self._multiple is None:
             object.__setattr__(self, "step", check_unit("step", self.step))
         if self.eps and self.step_size == 0:
             raise ValueError(
                 f"step={self.step}: moves nothing; write step=auto, or a size in 1/255"
             )
-        if not 0 < self.noise < math.inf:
-            raise ValueError(f"noise={self.noise}: must be above 0; for no noise: start=none")
+        if self.norm == "linf":
+            check_range("step", self.step_size, 0, 255, "is farther than from black to white")
+        why = (
+            "is a multiple of eps, or of normal noise the deviation in 1/255; for none: start=none"
+        )
+        check_range("noise", self.noise, 1e-6, 255, why)
         if not 0 <= self.clean_start <= 1:
             raise ValueError(f"clean_start={self.clean_start}: is a probability, from 0 to 1")
         for key in ("eps_warmup", "steps_warmup"):

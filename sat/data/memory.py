@@ -110,7 +110,7 @@ class MemorySet(Extended, ABC):
         mean, std = _moments(arrays.train)
 
         def part(images: Tensor, labels: Tensor, *augmentation) -> MemorySplit:
-            return MemorySplit(_resized(images, self.image_size).to(device), labels, *augmentation)
+            return MemorySplit(resized(images, self.image_size).to(device), labels, *augmentation)
 
         chosen = arrays.train[train], arrays.train_labels[train]
         held = arrays.train[held_out], arrays.train_labels[held_out]
@@ -152,7 +152,8 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _resized(images: Tensor, size: int | None) -> Tensor:
+def resized(images: Tensor, size: int | None) -> Tensor:
+    """Images uint8 [N, C, S, S] of that many pixels, None: as they are; bilinear, antialiased."""
     if size in (None, images.shape[-1]):
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
