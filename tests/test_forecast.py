@@ -461,6 +461,7 @@ def test_a_typo_is_one_line(forecast, given, line):
     (["model=timm", "model.name=resnet19"], "! model.name=resnet19: no such model in timm"),
     (["model=timm", "model.name=vgg11"], "! dataset.image_size=8: the network fails on"),
     (["evaluate=nowhere"], "! evaluate=nowhere: no such file or run"),
+    (["schedule.optimizer=fusedsgd"], "! schedule.optimizer=fusedsgd: can't be built here"),
 ])  # fmt: skip
 def test_what_is_refused_is_one_line(forecast, given, line):
     code, out, err = forecast(*given)
