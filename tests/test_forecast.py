@@ -130,8 +130,7 @@ def counted(monkeypatch):
     from sat.evaluation import results
     from sat.evaluation.evaluator import Evaluator
     from sat.models import Classifier
-    from sat.training import train
-    from sat.training.callbacks import Callbacks
+    from sat.training import callbacks, train
 
     counts, place = {}, ["preflight"]
 
@@ -149,9 +148,10 @@ def counted(monkeypatch):
 
     within(train, "fit", "training")
     within(folding, "_pairs", "folding")  # two images, to see how layers follow each other
-    within(Callbacks, "validate", "validation")
+    within(callbacks.Callbacks, "validate", "validation")
     within(results, "conclude", "evaluation")
     within(Evaluator, "views", "pictures")
+    within(callbacks, "views", "pictures")
     forward = Classifier.forward
 
     def hooked(self, x):
@@ -461,6 +461,7 @@ def test_a_typo_is_one_line(forecast, given, line):
     (["model=timm", "model.name=resnet19"], "! model.name=resnet19: no such model in timm"),
     (["model=timm", "model.name=vgg11"], "! dataset.image_size=8: the network fails on"),
     (["evaluate=nowhere"], "! evaluate=nowhere: no such file or run"),
+    (["schedule.optimizer=fusedsgd"], "! schedule.optimizer=fusedsgd: can't be built here"),
 ])  # fmt: skip
 def test_what_is_refused_is_one_line(forecast, given, line):
     code, out, err = forecast(*given)

@@ -91,8 +91,6 @@ def about(case: Any, own: Namespace) -> dict[str, Any]:
 
 
 def measure(case: Any, own: Namespace) -> int:
-    import torch._dynamo
-
     from sat.bench.book import Book
     from sat.bench.steps import draw
 
@@ -101,9 +99,12 @@ def measure(case: Any, own: Namespace) -> int:
     book.say("# Benchmark\n")
     for key, value in machine.items():
         book.say(f"- {key}: {value:,}" if isinstance(value, int) else f"- {key}: {value}")
-    # torch takes all networks of a class for one that is compiled again and again, and gives up
-    many = torch._dynamo.config.patch(recompile_limit=256, automatic_dynamic_shapes=False)
-    with many if own.compile else nullcontext():
+    many: Any = nullcontext()
+    if own.compile:  # torch takes all networks of a class for one that changes, and gives up
+        from torch._dynamo import config  # takes a second to import
+
+        many = config.patch(recompile_limit=256, automatic_dynamic_shapes=False)
+    with many:
         for name in own.parts:
             part = import_module(f"sat.bench.{name}")
             left += book.measure(name, part.__doc__ or "", part.measurements(case, own))

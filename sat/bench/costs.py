@@ -222,15 +222,13 @@ class Cost:
 
 
 def memory(
-    model: nn.Module, schedule: Any, shape: tuple[int, int, int]
+    model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any, shape: tuple[int, int, int]
 ) -> tuple[int | None, float, float]:
     """`state`, `saved` and `most` of Cost, of a model on `meta`: of an update of a large batch,
     beside which weights count little. No state of optimisers that look at numbers before they make
     theirs."""
     x = torch.zeros(IMAGES, *shape, device="meta")
     weights = [*model.parameters(), *model.buffers()]
-    with refusing("schedule."):
-        optimizer = build_optimizer(model, schedule)
     with Live([*weights, x]) as live, phase(phased(model), "outer"):
         loss = model.train()(x).sum()
         saved = live.now
@@ -259,9 +257,11 @@ def cost_of(spec: Spec, sizes: Sizes) -> Cost:
     key = json.dumps([*rest, schedule.grad_checkpointing, sizes.classes, *sizes.shape])
     if key not in _COSTS:
         model = build(spec, sizes, "meta")
+        with refusing("schedule."):
+            optimizer = build_optimizer(model, schedule)
         try:
             multiplied = multiply_adds(model, sizes.shape)
-            parts = memory(model, schedule, sizes.shape)
+            parts = memory(model, optimizer, schedule, sizes.shape)
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise Refused(

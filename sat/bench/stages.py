@@ -45,11 +45,9 @@ def measurements(case: Case, own: Namespace) -> Measurements:
 
 def measure(key: str, case: Case, k: int, own: Namespace, compiled: bool) -> list[Row]:
     state, images = case.state(k, compile=compiled), training_images(case)
-    calls = step_calls(case, state)
+    calls = step_calls(case, state) | {"data": batches(case, images)}
     timed = {name: call.under(state.plan.choices) for name, call in calls.items()}
-    times, best = beside_ceilings(
-        timed | {"data": batches(case, images)}, case.device, own.rounds, own.until
-    )
+    times, best = beside_ceilings(timed, case.device, own.rounds, own.until)
     files = times["data"]
     if isinstance(images, StreamSplit):
         times["data"] = [0.0] * len(files)  # beside the step
@@ -58,8 +56,9 @@ def measure(key: str, case: Case, k: int, own: Namespace, compiled: bool) -> lis
     stages = {name: [parts[name] for parts in found] for name in found[0]}
     moved = {}
     if not compiled:
+        timed["data"] = Timed(lambda: None)  # another process may read them
         counted = {name: sum(each for _, each in passes(call)) for name, call in timed.items()}
-        moved = stages_of(k, counted | {"data": 0})
+        moved = stages_of(k, counted)
     rows: list[Row] = []
     for name, mine in stages.items():
         flop, amount = units_of(k, name) * case.unit, max(0.0, moved.get(name, 0.0))
