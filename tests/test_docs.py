@@ -81,8 +81,8 @@ def test_readmes_headline_is_of_the_runs_that_are_kept():
             row = found.setdefault(f"{activation}, PGD-{config['attack']['steps']}", [])
             row.append([f"{100 * share + 1e-6:.1f}" for share in shares])
     text = (ROOT / "README.md").read_text()
-    table = text[text.index("| training | clean") :].partition("\n\n")[0]
-    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
+    table = text[text.index("<!-- results -->") : text.index("<!-- /results -->")]
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[3:]]
     told = {name.partition(" (")[0]: cells[:2] for name, *cells in rows}
     assert len(found) == 3 and told == {
         name: [", ".join([*column, "-"][:2]) for column in zip(*seeds, strict=True)]
