@@ -16,7 +16,7 @@ from .kills import ROOT, photographs
 
 ELSEWHERE = re.compile(
     "cifar10|imagenet|recipe=|extra=|torchrun|slurm|sweeper|mlflow|wandb|autoattack|theirs|make |"
-    "gpu_plan|--config-dir|<run>,"
+    "gpu_plan|--config-dir|--card|<run>,"
 )
 PLACES = {"outputs/<run>": "outputs/A", "DATA": "photographs", "FOLDER": "photographs"}
 
