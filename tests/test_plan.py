@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import types
+from functools import cache
 
 import pytest
 from conftest import ROOT
@@ -45,33 +46,37 @@ def test_equality_comes_first_and_eight_minutes_are_enough_for_the_times_that_ha
     assert minutes + sum(each for _, each in timed) <= 8
 
 
-def first_jobs(*lines: list[str]) -> list:
-    """The run that the sweep of each line begins with, checked; what they sweep is the same."""
-    found, swept = [], {}
+@cache
+def swept(experiment: str, dataset: str) -> dict[str, str]:
+    """What an experiment's file sweeps, the first value of each."""
+    given = [f"experiment={experiment}", f"dataset={dataset}"]
+    found = compose("config", given, return_hydra_config=True).hydra.sweeper.params
+    return {key: str(value).split(",")[0] for key, value in found.items()}
+
+
+def first_job(line: list[str]):
+    """The run that the sweep of a line begins with, checked."""
+    words = dict(w.split("=", 1) for w in line[3:] if not w.startswith(("-m", "hydra")))
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for line in lines:
-            words = dict(w.split("=", 1) for w in line[3:] if not w.startswith(("-m", "hydra")))
-            words = {key: value.split(",")[0] for key, value in words.items()}
-            given = [f"{key}={value}" for key, value in words.items()]
-            if not swept:
-                hydra = compose("config", given, return_hydra_config=True).hydra
-                swept = {
-                    key: str(value).split(",")[0] for key, value in hydra.sweeper.params.items()
-                }
-            own = [f"{key}={value}" for key, value in swept.items() if key not in words]
-            found.append(check(resolve(compose("config", [*own, *given]))))
-            vars(found[-1])["fingerprint"] = None  # the images are not here
-    return found
+        own = swept(words["experiment"], words["dataset"]) | words
+        given = [f"{key}={value.split(',')[0]}" for key, value in own.items()]
+        run = check(resolve(compose("config", given)))
+    vars(run)["fingerprint"] = None  # the images are not here
+    return run
 
 
 def test_every_slice_composes_and_ends_with_strong_within_eight_minutes():
+    """One line of those that differ in the activation alone stands for them."""
     own = plan.arguments(["D"], LIST)
     minutes = {tuple(shlex.split(line)): m for line, m in plan.lines(LIST.read_text(), own).items()}
     lines = [line for line in listed() if "sat.run" in line and "-m" in line[2:]]
     assert sum(minutes[tuple(line)] > 8 for line in lines) == 2, "depth and width"
+    told = [[word for word in line if not word.startswith("hydra")] for line in lines]
+    assert len({*map(tuple, told)}) == len(lines)
+    kinds = {tuple(w for w in line if not w.startswith("activation=")): line for line in lines}
     seen = set()
-    for line in lines:
-        (run,) = first_jobs(line)
+    for line in kinds.values():
+        run = first_job(line)
         photographs = run.attack.eps == 4
         assert set(run.evaluation.attacks) == {"strong", "pgd20"} and run.evaluation.limit == 1000
         assert run.evaluation.attacks["pgd20"].steps == 20
