@@ -18,7 +18,7 @@ Attempt = Callable[[int], tuple[int, list[str]]]
 FEW = {"kills": 10, "lines": 200, "lines of Hydra": 24, "lines as processes": 10}
 MANY = {"kills": 200, "lines": 10_000, "lines of Hydra": 500, "lines as processes": 300}
 FEW |= {f"files: {kind}": 5 for kind in KINDS}
-MANY |= {f"files: {kind}": 200 for kind in KINDS}
+MANY |= {f"files: {kind}": 1000 for kind in KINDS}
 
 
 class Makers:
