@@ -232,7 +232,8 @@ class Files:
             done = ask(*words)
             wrong += done.complaints()
             after = content_of(run)
-            if stopped and kind != "flags":  # it may have trained before it saw the damage
+            # it may have trained before it saw the damage, or knew the weights that were measured
+            if stopped and (kind != "flags" or "was measured on other" in done.err):
                 own = str(path.relative_to(run))
                 before, after = ({own: of.get(own)} for of in (before, after))
             wrong += ["refused, and changed"] * (done.code == 2 and before != after)
