@@ -3,6 +3,7 @@
 import logging
 import re
 import signal
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,17 +22,17 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
     Hydra's account of it, and `execute` runs it."""
     sweeping = at.mode.name == "MULTIRUN"
     lacks = [*sweep.lacking(choices_of(at))]
-    number, overrides = at.job.num if sweeping else 0, sweep.plain(at.overrides.task, lacks)
+    number, overrides = at.job.num + 1 if sweeping else 1, sweep.plain(at.overrides.task, lacks)
     before = sweep.before(number)
     if before is not None and sweep.has_ended(before):
         return before
     told = {"overrides": overrides, "code": 1, "message": sweep.RUNNING}
-    outcome: dict[str, Any] = {"job": number, "lacks": lacks, **told}
+    outcome: dict[str, Any] = {"job": number, "lacks": lacks, "began": time.time(), **told}
     sweep.note(outcome)
     try:
         if sweeping:
             screen.label(f"job {number}" if sweep.is_worker() else "")
-            log.info("\njob %d: %s", number, " ".join(overrides))
+            log.info("\n%s: %s", sweep.place(number), " ".join(overrides))
         spec = spec_of(cfg, at, sweeping)
         if (same := sweep.duplicate_job(number, spec.name)) is not None:
             log.warning("job %d is the same run as job %d: %s", number, same, spec.name)
@@ -73,7 +74,7 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
             told_of_the_compiler(error)
         else:
             log.exception("%s", outcome["message"])
-    sweep.note(outcome)
+    sweep.note({**outcome, "seconds": time.time() - outcome["began"]})
     return outcome
 
 
@@ -91,11 +92,13 @@ def told_of_the_compiler(error: Exception) -> None:
 
 def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:
     """The checked run that a job asks for, or whose results it asks to extend."""
+    screen.stage("loading torch and what the run is made of")
     one_experiment(at, sweeping)
     choices = choices_of(at)
     if cfg.evaluate is None:
         for key in (lacks := [*sweep.lacking(choices)]):
-            log.info("job %d has no %s: it is the baseline of those that have", at.job.num, key)
+            text = "job %d has no %s: it is the baseline of those that have"
+            log.info(text, at.job.num + 1, key)
         plain = {**sweep.without(config.resolve(cfg), lacks), "choices": choices}
         if isinstance(told := plain.get("published"), Mapping):
             plain["published"] = {**told, "overridden": overridden(plain, list(at.overrides.task))}

@@ -17,13 +17,14 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+import sat
 from sat import config, job, sweep
 from sat.config import CONF, Spec
 from sat.errors import Fault, Refused, on_signals, refusing
 from sat.launch import end, local_rank, processes
-from sat.loggers import screen
+from sat.loggers import screen, usage
 
 log = logging.getLogger("sat")
 MOVES = "results lie where record.root says, and Hydra makes no folder; write record.root=DIR"
@@ -44,6 +45,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
     from sat.rundir.result import RunResult
     from sat.training.train import set_up, take_over, train
 
+    screen.stage("looking for the run")
     with refusing("device"):
         seat = local_rank() if processes()[1] > 1 else sweep.seat()
         device = find_device(spec.device, seat)
@@ -53,14 +55,14 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
         if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
             if world.first:
                 record.enter(Path(spec.record.root) / spec.name, spec.experiment)
-            return results.headline(done, spec.evaluation)
+            return {**results.headline(done, spec.evaluation), "known": True}
         with world.raise_together():
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
         with claim(spec.record, spec.name, spec.yaml(), wait) as run:
             # who held the lock may have done it all: nothing is told twice
             if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
-                return results.headline(done, spec.evaluation)
+                return {**results.headline(done, spec.evaluation), "known": True}
             if world.first:
                 record.enter(run.directory, spec.experiment)
             about = About(run.directory, spec.name, spec.hash, spec.experiment)
@@ -94,6 +96,8 @@ class Meeting(Callback):
         if processes()[1] > 1:
             screen.tell_once("-m: is no sweep under torchrun; start torchrun once for each run")
             raise SystemExit(2)  # of a callback Hydra would make a warning of any other
+        screen.stage("composing the jobs")
+        os.environ[sweep.JOBS] = str(sweep.count_jobs(config.hydra))
         if "submitit_folder" in config.hydra.launcher:
             folder = Path(config.hydra.launcher.submitit_folder).absolute().parent
             folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +129,7 @@ def refuse_words(words: list[str]) -> None:
             ) from None
     parser = get_args_parser()
     parser.error = refuse_option
-    given = parser.parse_args(words)
+    given = parser.parse_args([word for word in words if word != "--version"])
     if given.experimental_rerun is not None:
         raise Refused(
             "--experimental-rerun: would unpickle a file, which can run any code; write the"
@@ -152,10 +156,12 @@ def refuse_option(message: str) -> NoReturn:
     unknown = message.removeprefix("unrecognized arguments: ")
     if unknown == message:
         raise Refused(f"{message}; see --help")
-    word = unknown.split(" ")[0]
-    key = word.lstrip("-")
-    remedy = f"keys are written without dashes: {key}" if "=" in key else "see --help"
-    raise Refused(f"{word}: no such option; {remedy}")
+    word, *rest = unknown.split(" ")
+    flag, _, value = word.partition("=")
+    if key := config.meant(flag.lstrip("-").replace("-", "_")):
+        value = value or next(iter(rest), "VALUE")
+        raise Refused(f"{flag}: no such option; a key has no dashes: {key}={value}")
+    raise Refused(f"{flag}: no such option; see --help")
 
 
 def refuse_moves(own: DictConfig) -> None:
@@ -190,6 +196,20 @@ def leave(number: int, frame: Any) -> None:
     sys.exit(128 + number)
 
 
+def answered(words: list[str]) -> bool:
+    """Whether a command line asks for the version or the help alone, which it then gets."""
+    if "--version" in words:  # Hydra's parser would give its own
+        print(f"sat {sat.__version__}")
+        return True
+    given = get_args_parser().parse_args(words)
+    if given.help:
+        folders = [Path(given.config_dir).absolute()] if given.config_dir else []
+        places = [f"hydra.searchpath=['{folder}']" for folder in folders]
+        cfg, choices = config.compose([*given.overrides, *places])
+        print(usage.text(OmegaConf.to_container(cfg, resolve=False), choices, [CONF, *folders]))
+    return given.help
+
+
 @contextmanager
 def ledger() -> Iterator[None]:
     """The folder in which the jobs of this command line note what became of them, told at the end.
@@ -207,6 +227,7 @@ def ledger() -> Iterator[None]:
     try:
         yield
     finally:
+        screen.stage()
         sweep.report()
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -220,9 +241,12 @@ def main() -> None:
         with ledger(), sweep.stopping():
             words = options_first(sys.argv[1:])
             refuse_words(words)
-            sys.argv[1:], keys = sweep.joined(place_keys_added(words))
-            os.environ[sweep.JOINT] = ",".join(keys)
-            sweep.run(app)
+            if not answered(words):
+                if not {word for word in words if word[:1] == "-"} - {"-m", "--multirun"}:
+                    screen.stage("starting")  # and no word of Hydra's own, which prints itself
+                sys.argv[1:], keys = sweep.joined(place_keys_added(words))
+                os.environ[sweep.JOINT] = ",".join(keys)
+                sweep.run(app)
             code = sweep.exit_code(sweep.jobs())
     except (Fault, RuntimeError, OSError) as error:  # of a launcher
         log.error("%s", config.one_line(error))

@@ -16,6 +16,8 @@ from sat.rundir.result import (
     Alarm,
     AttackResult,
     CheckpointResult,
+    ClassSpread,
+    CorruptionResult,
     CurveResult,
     MaskingChecks,
     Member,
@@ -51,6 +53,7 @@ def full():
         eps=8.0, norm="l2", steps=3, step=2.0, seconds=1.0, ties=2, environment={"torch": "2"},
         attacks={"apgd": Member(accuracy=0.5, ci95=(0.25, 0.75), images=50, felled=3, seconds=1.0)},
         settings={"limit": None, "subset_seed": None, "eps": 8.0},
+        by_class=ClassSpread(worst="cat", lowest=0.25, best="ship", highest=0.75, deviation=0.125),
     )  # fmt: skip
     point = Point(accuracy=0.5, ci95=(0.25, 0.75), images=50, eps=4.0, steps=3)
     curve = CurveResult(
@@ -61,11 +64,13 @@ def full():
                   attack="pgd", source=MASKING_CHECKS)  # fmt: skip
     checks = MaskingChecks(images=40, seconds=1.0, curve=[{"attack": CLEAN, "accuracy": 0.5}],
                            alarms=[alarm], attack="pgd", asked=128, subset=(50, None))  # fmt: skip
+    corrupted = CorruptionResult(accuracy=0.5, types={"fog": [0.5] * 5}, images=9, seconds=1.0,
+                                 by_class=ensemble.by_class, limit=9)  # fmt: skip
     part = CheckpointResult(
         step=8, epoch=2.0, of="average", selected_by="robust accuracy on held-out training images",
         held_out={"clean": 0.5, "robust": 0.25}, clean=entry(subset=(50, None)),
         robust={"strong": ensemble, WORST: entry(attacks=["strong", "pgd"])},
-        curves={"c": curve}, masking_checks={"pgd": checks},
+        curves={"c": curve}, masking_checks={"pgd": checks}, corruptions={"CIFAR-10-C": corrupted},
     )  # fmt: skip
     return result(
         configuration="run-0123", error="none", overrides=["seed=0"], parameters=9, last_raw=part,
@@ -189,7 +194,7 @@ def test_every_field_of_a_result_is_tried():
 
     seen = set(filled(full()))
     assert seen == {(cls, f.name) for cls in {cls for cls, _ in seen} for f in fields(cls)}
-    assert len({cls for cls, _ in seen}) == 8
+    assert len({cls for cls, _ in seen}) == 10
 
 
 # what is to be done -------------------------------------------------------------------------------
@@ -297,3 +302,14 @@ def test_without_a_checkpoint_nothing_can_be_added(run):
     assert todo(known, ask({"pgd": PGD(8)}, 4), run) == []
     with pytest.raises(Refused, match=r"no checkpoint stayed .*record.fresh=true trains again"):
         todo(known, other, run)
+
+
+def test_an_alarm_of_two_checkpoints_with_the_same_weights_is_told_once():
+    from sat.evaluation.results import told_once
+
+    one = Alarm(name="black_box", message="Square fells 8", checkpoint="last", attack="pgd20")
+    more = Alarm(name="more_steps", message="steps help", checkpoint="best", attack="pgd20")
+    early = Alarm(name="no_curvature", message="flat", step=0, epoch=0.0)
+    told = told_once([early, one, replace(one, checkpoint="best"), more])
+    assert [where for where, _ in told] == ["epoch 0.00", "last and best, pgd20", "best, pgd20"]
+    assert [alarm for _, alarm in told] == [early, one, more]

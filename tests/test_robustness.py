@@ -294,3 +294,29 @@ def test_what_it_refuses(digits, change, match, monkeypatch):
     with pytest.raises(ValueError, match=match) as error:
         quick(*given.values(), **options)
     assert "\n" not in str(error.value)
+
+
+def test_several_balls_give_their_union_image_by_image(digits, tmp_path):
+    model, x, y = digits
+    sizes = {"l2": 70, "linf": 25, "l1": "1.2/1"}
+    found = quick(model, x, y, eps=sizes, attack="pgd20", state=tmp_path / "state")
+    alone = {norm: quick(model, x, y, eps=eps, norm=norm, attack="pgd20")
+             for norm, eps in sizes.items()}  # fmt: skip
+    stands = torch.stack([one.standing for one in alone.values()])
+    assert torch.equal(found.standing, stands.all(0))
+    assert min(found.felled.values()) > 0 and found.robust.accuracy == stands.all(0).sum() / 60
+    assert [*found.felled.values()] == [
+        int(found.clean.accuracy * 60) - int(stands[0].sum()),
+        int((stands[0] & ~stands[1]).sum()),
+        int((stands[0] & stands[1] & ~stands[2]).sum()),
+    ]
+    assert torch.equal(model(found.adversarial).argmax(1) == y, found.standing)
+    assert found.classes[found.worst_class] == min(found.classes.values())
+    assert found.deviation == pytest.approx(np.std([*found.classes.values()]))
+    for text in ("l2, eps 70/255; linf, eps 25/255; l1, eps 306/255", "robust in l1 alone"):
+        assert text in str(found)
+    told = json.loads(json.dumps(found.as_json()))
+    assert told["norms"]["l2"]["robust"]["accuracy"] == alone["l2"].robust.accuracy
+    assert {path.name for path in tmp_path.iterdir()} == {"state.linf", "state.l2", "state.l1"}
+    with pytest.raises(ValueError, match="by its name"):
+        quick(model, x, y, eps=sizes)

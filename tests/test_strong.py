@@ -16,6 +16,7 @@ from sat.attacks.ensemble import ATTACKS
 from sat.attacks.fab import FABSearch, onto_hyperplane
 from sat.attacks.network import Network
 from sat.attacks.outcomes import WRONG
+from sat.attacks.shrinking import ShrinkingAPGDSearch
 from sat.attacks.square import SquareSearch
 from sat.rng import RowRng
 
@@ -36,6 +37,9 @@ def short(monkeypatch):
     monkeypatch.setattr(ensemble, "SquareSearch", partial(SquareSearch, iterations=300))
     monkeypatch.setattr(ensemble, "APGDSearch", partial(APGDSearch, iterations=20))
     monkeypatch.setattr(ensemble, "FABSearch", partial(FABSearch, iterations=10))
+    monkeypatch.setattr(
+        ensemble, "ShrinkingAPGDSearch", partial(ShrinkingAPGDSearch, iterations=20)
+    )
 
 
 def stands(attack, model, x, y, **more):
@@ -55,13 +59,13 @@ class Linear(nn.Module):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_verdicts_on_a_linear_model_are_exact(name, norm, monkeypatch):
+@pytest.mark.parametrize("norm, dual", [("linf", 1), ("l2", 2), ("l1", math.inf)])
+def test_verdicts_on_a_linear_model_are_exact(name, norm, dual, monkeypatch):
     """An image falls exactly where |w.x| is below eps times the dual norm of w."""
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(75, generator=generator)
     eps = 8 if norm == "linf" else 60
-    reach = eps / 255 * (w.abs().sum() if norm == "linf" else w.norm())
+    reach = eps / 255 * w.norm(p=dual)
     share = torch.linspace(-2, 2, 41)
     share = share[((share.abs() - 1).abs() > 0.02) & (share.abs() > 0.01)]
     if name == "square":  # it comes near the worst point, not onto it
@@ -70,20 +74,23 @@ def test_verdicts_on_a_linear_model_are_exact(name, norm, monkeypatch):
     x = 0.5 + (share * reach / (w @ w))[:, None] * w
     assert x.min() > eps / 255 and x.max() < 1 - eps / 255  # the range's ends play no part
     y = (share < 0).long()
-    found = stands(FastAutoAttack(eps, norm, [name]), Linear(w), x.view(-1, 3, 5, 5), y)
+    found = stands(FastAutoAttack(f"{eps}/255", norm, [name]), Linear(w), x.view(-1, 3, 5, 5), y)
     assert torch.equal(found, share.abs() > 1)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+SIZES = {"linf": (EPS, math.inf), "l2": (4 * EPS, 2), "l1": (18 * EPS, 1)}
+
+
+@pytest.mark.parametrize("norm", SIZES)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_each_attack_alone_fells_and_its_falls_are_real(digits, name, norm):
     model, x, y = digits
-    eps = EPS if norm == "linf" else 4 * EPS
+    eps, order = SIZES[norm]
     x, y = x[:40], y[:40]
     attack = FastAutoAttack(eps, norm, [name])
     x_adv, stand = attack(model, x, y), stands(attack, model, x, y)
     assert x_adv.min() >= 0 and x_adv.max() <= 1 and not x_adv.requires_grad
-    size = (x_adv - x).flatten(1).norm(dim=1, p=math.inf if norm == "linf" else 2)
+    size = (x_adv - x).flatten(1).norm(dim=1, p=order)
     assert (size <= eps / 255 * (1 + 1e-5) + 1e-7).all()
     assert torch.equal(model(x_adv).argmax(1) == y, stand)  # in a batch of another size
     assert torch.equal(size > 0, ~stand)
@@ -156,7 +163,7 @@ def test_every_image_is_decided_once_in_each_attack(digits):
     wrong[3] = (wrong[3] + 1) % 10  # wrong when clean
     attack, told = FastAutoAttack(EPS, attacks=ATTACKS[:2]), []
     found = attack.verdicts(model, x[:20], wrong)
-    assert found[3] == WRONG and found.dtype == torch.int8
+    assert found[3] == WRONG and found.dtype == torch.int16
     assert (attack(model, x[:20], wrong)[3] == x[3]).all()
     outcomes = attack._survey(model, x[:20], wrong)
     outcomes.begin, outcomes.changed = (
@@ -314,7 +321,7 @@ def test_few_classes(digits, classes):
         assert (found == 0).any()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_hyperplane_projection_is_the_nearest_in_the_box(norm):
     generator = torch.Generator().manual_seed(0)
     t, w = torch.rand(2, 200, 30, generator=generator)
@@ -327,9 +334,24 @@ def test_hyperplane_projection_is_the_nearest_in_the_box(norm):
     assert 100 < possible.sum()
     assert ((w * d).sum(1) + c)[possible].abs().max() < 1e-5
     # No other point of the hyperplane and the box is nearer: mixtures with random ones are not.
-    order = math.inf if norm == "linf" else 2
-    other = onto_hyperplane(t, w, c, "l2" if norm == "linf" else "linf")
-    assert (d.norm(p=order, dim=1) <= other.norm(p=order, dim=1) + 1e-5)[possible].all()
+    for other in SIZES.keys() - {norm}:
+        size = onto_hyperplane(t, w, c, other).norm(p=SIZES[norm][1], dim=1)
+        assert (d.norm(p=SIZES[norm][1], dim=1) <= size + 1e-5)[possible].all()
+
+
+@pytest.mark.parametrize("name", ATTACKS[:3])
+def test_the_attacks_of_l1_are_those_of_the_package(digits, name, monkeypatch):
+    """Larger balls first, several starts, few targets: as many images fall, but for chance."""
+    from pyautoattack import AutoAttack as Package
+
+    model, x, y = digits
+    package = Package(model, norm="L1", eps=1.2, seed=0)
+    package.verbose, package.attacks_to_run = False, [name]
+    for part, length in ((package.apgd, 20), (package.apgd_targeted, 20), (package.fab, 10)):
+        part.n_iter = part.n_iter_orig = length
+    theirs = package.run_standard_evaluation(x[:40], y[:40])[1] == y[:40]
+    ours = stands(FastAutoAttack("1.2/1", "l1", [name], patience=None), model, x[:40], y[:40])
+    assert 8 < ours.sum() < 32 and (ours != theirs).sum() <= 1
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_a_sweep_leaves_to_another_what_that_is_at(sat, ran, tmp_path):
     assert done.code == 0, done.err
     assert ended == [""]  # nothing of seed=0 was done before seed=1 had ended
     assert done.out.count("put off to the end of the sweep") == 1
-    assert done.out.count("\njob 0: ") == 2 and done.out.count("\njob 1: ") == 1
+    assert done.out.count("\njob 1 of 2") == 2 and done.out.count("\njob 2 of 2") == 1
     table = done.out[done.out.rindex("job  ") :]
     assert "-  " not in table.split("\n", 2)[2] and len(done.runs) == 2
 
@@ -168,15 +168,15 @@ def test_a_sweep_that_is_stopped_saves_every_job(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 143 and "Traceback" not in out + err, err
-    assert "stopping 2 jobs" in err and len(list(root.iterdir())) == 2  # the third did not begin
-    for run in root.iterdir():
+    assert "stopping 2 jobs" in err and len([*root.glob("*-*")]) == 2  # the third did not begin
+    for run in root.glob("*-*"):
         last = torch.load(run / "checkpoints/last.pt", weights_only=True)["step"]
         assert last >= metrics(run)[-1]["step"] > 0
         assert "stopped by SIGTERM" in (run / "log.txt").read_text()
         assert not sweep.is_alive(holder(run))
-    for job in (0, 1):
+    for job in (1, 2):
         assert f"job {job} | ! stopped by SIGTERM; the same command goes on from here" in err
-        assert f"! job {job} (seed={job}): stopped by SIGTERM" in out
+        assert f"! job {job} (seed={job - 1}): stopped by SIGTERM" in out
 
 
 @pytest.fixture
@@ -335,6 +335,22 @@ def test_what_the_queue_is_asked_for(sat, tmp_path, monkeypatch):
                  "--gpus-per-node=1", "--open-mode=append"):  # fmt: skip
         assert f"#SBATCH {line}\n" in asked, asked
     assert f"{done.root}/.slurm/" in asked and not done.runs
+
+
+def test_a_job_tells_its_place_and_how_long_the_sweep_will_take(sat, ledger, monkeypatch):
+    monkeypatch.setenv(sweep.JOBS, "8")
+    assert sweep.place(1) == "job 1 of 8"
+    now = time.time()
+    done = {"code": 0, "message": "", "overrides": []}
+    sweep.note(done | {"job": 1, "began": now - 900, "known": True})  # found finished: no pace
+    sweep.note(done | {"job": 2, "began": now - 50})
+    sweep.note(done | {"job": 3, "began": now - 25})
+    assert sweep.place(4) == "job 4 of 8, 2m05s left"  # 50 s for two, and five are left
+
+
+def test_the_jobs_of_a_sweep_are_counted_before_the_first(sat):
+    done = sat("-m", "seed=0,1", "attack.steps=range(1,4)", "attack.eps=0.1", "activation=relu")
+    assert done.code == 2 and [*re.findall(r"job (\d) of 6", done.out)] == [*"123456"]
 
 
 # a search -----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from sat.attacks.multi import Multi
 from sat.attacks.outcomes import Ensemble
 from sat.attacks.pgd import PGD
 from sat.attacks.square import Square
+from sat.attacks.transfer import Transfer
 
 __all__ = [
     "APGD",
@@ -28,4 +29,5 @@ __all__ = [
     "Free",
     "Multi",
     "Square",
+    "Transfer",
 ]

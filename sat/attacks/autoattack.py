@@ -102,7 +102,7 @@ class AutoAttack(Ensemble):
 
         package = Package(
             model, attacks=list(self.attacks) if self.attacks else None, device=x.device,
-            eps=self.eps / 255, norm={"linf": "Linf", "l2": "L2"}[self.norm],
+            eps=self.eps / 255, norm={"linf": "Linf", "l2": "L2", "l1": "L1"}[self.norm],
             seed=seed, version=self.version,
         )  # fmt: skip
         package.verbose = False

@@ -5,14 +5,14 @@ gives the same verdict.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices
+from sat.arguments import check_ball, check_choices, check_steps
 from sat.attacks.alone import Bare
-from sat.attacks.ball import Ball
+from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import Mode, frozen, row_rng
 from sat.attacks.losses import one_label
 from sat.attacks.network import Network
@@ -34,7 +34,7 @@ class FAB:
 
     eps: float | str = 8.0
     steps: int = 10
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     batch_norm: Mode = "eval"
 
     loss: ClassVar[str] = "margin"
@@ -42,8 +42,7 @@ class FAB:
     def __post_init__(self) -> None:
         check_choices(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps}: must be at least 1; for no attack: attack=none")
+        check_steps("steps", self.steps)
 
     def __call__(
         self,
@@ -132,7 +131,8 @@ def onto_hyperplane(t: Tensor, w: Tensor, c: Tensor, norm: str) -> Tensor:
     """The smallest d [B, ...] with t + d in [0, 1] and w . d = -c [B]; the nearest to it that the
     box allows, where it allows none.
 
-    Each entry moves against w by min(l * speed, room), where speed is 1 for Linf and |w| for L2.
+    In L1 the entries of largest |w| move, each to the end of the box before the next one begins.
+    Else each entry moves against w by min(l * speed, room), where speed is 1 for Linf, |w| for L2.
     What this gains, sum |w| min(l * speed, room), is concave and piecewise linear in l: Newton's
     method from 0 never overshoots and ends exactly.
     """
@@ -140,6 +140,8 @@ def onto_hyperplane(t: Tensor, w: Tensor, c: Tensor, norm: str) -> Tensor:
     direction = -torch.sign(w) * torch.sign(c)[:, None]
     room = torch.where(direction > 0, 1 - t, t)
     weight, c = w.abs(), c.abs()
+    if norm == "l1":
+        return (direction * _largest_first(room, weight, c)).view(shape)
     lengths = torch.zeros_like(c)
     out = (weight * room).sum(1) <= c  # of the box's reach: to its corner
     left = (~out).nonzero()[:, 0]
@@ -159,3 +161,14 @@ def onto_hyperplane(t: Tensor, w: Tensor, c: Tensor, norm: str) -> Tensor:
     speed = torch.ones_like(weight) if norm == "linf" else weight
     way = torch.where(out[:, None], room, torch.minimum(lengths[:, None] * speed, room))
     return (direction * way).view(shape)
+
+
+def _largest_first(room: Tensor, weight: Tensor, asked: Tensor) -> Tensor:
+    """How far each entry [B, n] moves, so that weight times way sums to `asked` [B]: those of
+    largest weight as far as there is room, the last of them as far as is needed."""
+    ranked, order = weight.sort(dim=1, descending=True)
+    space = room.gather(1, order)
+    before = (ranked * space).cumsum(1) - ranked * space
+    way = (asked[:, None] - before) / ranked.clamp_min(1e-30)
+    way = torch.minimum(way.clamp_(min=0), space) * (ranked > 0)
+    return torch.zeros_like(way).scatter_(1, order, way)

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices
+from sat.arguments import check_ball, check_choices, check_range
 from sat.attacks.alone import Bare
-from sat.attacks.ball import Ball
+from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import Mode, frozen, row_rng
 from sat.attacks.losses import one_label
 from sat.attacks.network import Network, constant
@@ -20,6 +20,7 @@ from sat.rng import Key, RowRng
 
 # The squares cover 0.8 of the image at first; beyond each of these queries, half of what they did.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_POWER = {"l2": 2.0, "l1": 1.0}
 AHEAD = 32  # queries whose random numbers are drawn at once, which costs hardly more than for one
 
 
@@ -29,7 +30,7 @@ class Square:
 
     eps: float | str = 8.0
     queries: int = 100
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     batch_norm: Mode = "eval"
 
     loss: ClassVar[str] = "margin"
@@ -37,8 +38,7 @@ class Square:
     def __post_init__(self) -> None:
         check_choices(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
-        if self.queries < 1:
-            raise ValueError(f"queries={self.queries}: must be at least 1")
+        check_range("queries", self.queries, 1, 10**6, "is more than anybody waits for")
 
     def __call__(
         self,
@@ -134,12 +134,12 @@ class SquareSearch:
         return by_doublings(state, self.iterations, patience)
 
     def _sides(self, iteration: Tensor, size: torch.Size) -> Tensor:
-        """Side of the square in pixels [B]: odd and 3 at least for L2, as published."""
+        """Side of the square in pixels [B]: odd and 3 at least but for Linf, as published."""
         height, width = size[-2:]
         ends = constant(_HALVED_AFTER, iteration.device)
         share = 0.8 / 2 ** torch.bucketize(iteration - 1, ends)
         side = (share * height * width).sqrt().round().long()
-        if self.ball.norm == "l2":
+        if self.ball.norm != "linf":
             side = side.clamp(min=3) // 2 * 2 + 1
         return side.clamp(1, min(height, width))
 
@@ -156,23 +156,32 @@ class SquareSearch:
         return self.ball.project(point, x)
 
     def _bumps(self, x, best, iteration, rng):
-        """L2: a grid of bumps at first; then the length of one window goes into another."""
-        eps, channels = self.ball.eps, x.shape[1]
+        """L2 and L1: a grid of bumps at first; then the length of one window goes into another."""
+        norm, channels = self.ball.norm, x.shape[1]
         first, delta = iteration == 0, best - x
         sides = self._sides(iteration, x.shape)
         here = corners(rng, "corner", sides, x.shape)
         target = windows(here, sides, x.shape)
         source = windows(corners(rng, "other", sides, x.shape), sides, x.shape)
         old = delta * target
-        new = bumps_at(here, sides, x.shape, rng) * signs(rng, "colour", channels, 1, 1)
-        new = new + old / length(old)
-        spare = (eps**2 - self.ball.size(delta) ** 2).clamp_(min=0) / channels
-        either = torch.maximum(target, source)
-        new = new / length(new) * (spare + length(delta * either) ** 2).sqrt()
-        moved = delta * (1 - either) + new * target
+        new = bumps_at(here, sides, x.shape, rng, norm) * signs(rng, "colour", channels, 1, 1)
+        new = new + old / length(old, norm)
+        either = length(delta * torch.maximum(target, source), norm)
+        moved = delta * (1 - torch.maximum(target, source))
+        moved = moved + new / length(new, norm) * self._due(delta, either) * target
         if first.any():
-            moved = torch.where(first.view(-1, 1, 1, 1), bump_grid(x.shape, rng), moved)
-        return (x + eps * moved / self.ball.size(moved)).clamp_(0, 1)
+            moved = torch.where(first.view(-1, 1, 1, 1), bump_grid(x.shape, rng, norm), moved)
+        if norm == "l1":
+            return self.ball.project(x + moved, x)
+        return (x + self.ball.eps * moved / self.ball.size(moved)).clamp_(0, 1)
+
+    def _due(self, delta: Tensor, either: Tensor) -> Tensor:
+        """The length [B, C, 1, 1] of a new bump, where two windows had the length `either`: theirs,
+        and what the point [B, C, H, W] lacks of eps; in L1 for all channels, as published."""
+        eps, size, channels = self.ball.eps, self.ball.size(delta), delta.shape[1]
+        if self.ball.norm == "l1":
+            return (eps - size).clamp_(min=0) + channels * either
+        return ((eps**2 - size**2).clamp_(min=0) / channels + either**2).sqrt()
 
 
 def signs(rng: RowRng | Drawn, name: str, *shape: int) -> Tensor:
@@ -195,50 +204,53 @@ def windows(corner: Tensor, sides: Tensor, shape: torch.Size) -> Tensor:
     return (rows[:, None, :, None] & columns[:, None, None, :]).float()
 
 
-def length(d: Tensor) -> Tensor:
-    """The L2 norm of each channel [B, C, 1, 1], kept off 0."""
-    return d.flatten(2).norm(dim=2).clamp_min_(1e-12)[..., None, None]
+def length(d: Tensor, norm: str) -> Tensor:
+    """The norm of each channel [B, C, 1, 1], kept off 0."""
+    return d.flatten(2).norm(p=_POWER[norm], dim=2).clamp_min_(1e-12)[..., None, None]
 
 
 @cache
-def bump(side: int) -> Tensor:
-    """A hill in the upper half, a valley in the lower [side, side], L2 norm 1."""
+def bump(side: int, norm: str) -> Tensor:
+    """A hill in the upper half, a valley in the lower [side, side], of length 1."""
     top = side // 2
-    shape = torch.cat([_hill(top, side), -_hill(side - top, side)])
-    return shape / shape.norm()
+    shape = torch.cat([_hill(top, side, norm), -_hill(side - top, side, norm)])
+    return shape / shape.norm(p=_POWER[norm])
 
 
-def _hill(height: int, width: int) -> Tensor:
-    """Rings of 1 / (k + 1)^2 for all k from the distance to the middle on; L2 norm 1."""
+def _hill(height: int, width: int, norm: str) -> Tensor:
+    """Rings of 1 / (k + 1)^2 (in L1 to the 4th) for all k from the distance to the middle on; of
+    length 1."""
     rows, columns = torch.arange(height), torch.arange(width)
     distance = torch.maximum((rows - height // 2).abs()[:, None], (columns - width // 2).abs())
-    rings = 1 / torch.arange(1, max(height, width) // 2 + 2) ** 2.0
+    rings = 1 / torch.arange(1, max(height, width) // 2 + 2) ** (4 / _POWER[norm])
     hill = rings.flip(0).cumsum(0).flip(0)[distance]
-    return hill / hill.norm().clamp_min(1e-12)
+    return hill / hill.norm(p=_POWER[norm]).clamp_min(1e-12)
 
 
-def bumps_at(corner: Tensor, sides: Tensor, shape: torch.Size, rng: RowRng | Drawn) -> Tensor:
+def bumps_at(
+    corner: Tensor, sides: Tensor, shape: torch.Size, rng: RowRng | Drawn, norm: str
+) -> Tensor:
     """Makes for each image a bump in the square at `corner`, upright or on its side [B, 1, H,
     W]."""
     placed = torch.zeros(len(sides), 1, *shape[-2:], device=sides.device)
     for side in sides.unique().tolist():
         rows = (sides == side).nonzero()[:, 0]
-        turned = rng[rows].uniform("turn", 1, 1) < 0.5
-        shapes = torch.where(turned, bump(side).T.to(placed), bump(side).to(placed))
+        turned, shape_of = rng[rows].uniform("turn", 1, 1) < 0.5, bump(side, norm).to(placed)
+        shapes = torch.where(turned, shape_of.T, shape_of)
         steps = torch.arange(side, device=sides.device)
         down, right = corner[rows, 0, None] + steps, corner[rows, 1, None] + steps
         placed[rows[:, None, None], 0, down[:, :, None], right[:, None, :]] = shapes
     return placed
 
 
-def bump_grid(shape: torch.Size, rng: RowRng | Drawn) -> Tensor:
+def bump_grid(shape: torch.Size, rng: RowRng | Drawn, norm: str) -> Tensor:
     """Five times five bumps of random signs and turns over the whole image [B, C, H, W]."""
     batch, channels, height, width = shape
     side = max(min(height, width) // 5, 1)
     tiles = (height // side, width // side)
     sign = 1 - 2 * (rng.uniform("tile sign", channels, *tiles) < 0.5).float()
     turned = rng.uniform("tile turn", 1, *tiles) < 0.5
-    one = bump(side).to(sign)
+    one = bump(side, norm).to(sign)
     each = sign[..., None, None] * torch.where(turned[..., None, None], one.T, one)
     grid = each.transpose(3, 4).reshape(batch, channels, tiles[0] * side, tiles[1] * side)
     down, right = height - grid.shape[2], width - grid.shape[3]

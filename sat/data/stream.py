@@ -21,9 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from sat.data.batches import Batch
 from sat.data.choice import check_choice
+from sat.data.extra import Extended, Stored, mixed
+from sat.data.extra import read as read_extra
 from sat.data.fingerprint import of
 from sat.data.images import NUMBERS, PaddedCrop, ResizedCrop
-from sat.data.sets import UnreadableImage
+from sat.data.sets import Data, UnreadableImage
 from sat.errors import Fault
 from sat.launch import local_size
 from sat.rng import RowRng
@@ -258,7 +260,7 @@ class StreamSplit:
 
 
 @dataclass(frozen=True)
-class StreamedSet:
+class StreamedSet(Extended):
     """What all streamed sets share."""
 
     limit: int | None = None  # training images in use, the held-out ones among them
@@ -275,6 +277,13 @@ class StreamedSet:
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers={self.workers}: write 0 or more, or null for one a core")
 
+        self.check_extra()
+        if self.extra is not None and self.skip_unreadable:
+            raise ValueError(
+                "skip_unreadable=true: with extra the places in a batch are told beforehand; repair"
+                " the images, or remove them"
+            )
+
     def transform(self) -> Transform:
         return ResizedCrop(self.image_size)
 
@@ -284,5 +293,16 @@ class StreamedSet:
             has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
             cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
             workers = min(max(cores // local_size(), 1), 32)
+        if self.extra is not None:
+            workers = (workers + 1) // 2  # which read files, and as many those beside
         _open_files_for(workers)
         return Reading(self.transform(), device, workers, self.skip_unreadable)
+
+    def extended(self, data: Data, reading: Reading) -> Data:
+        """The set with the images beside it, if there are any."""
+        if self.extra is None:
+            return data
+        extra = read_extra(self.extra)
+        count = len(extra.images)
+        beside = StreamSplit(Stored(extra), torch.arange(count), torch.zeros(count), reading)
+        return mixed(data, extra, beside, self.extra_fraction, reading.device)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sat.attacks.outcomes import AttackOutcomes
+from sat.evaluation.heat_map import plot_heat_map
 from sat.evaluation.measure import accuracy
 from sat.rundir.checkpoint import write_whole
 from sat.rundir.result import CurveResult, Point
@@ -111,21 +112,14 @@ def plot_curve(ax: Any, found: CurveResult) -> None:
 
 
 def plot_classes(ax: Any, found: CurveResult, shown: Sequence[str]) -> None:
-    grid = [[100 * share for share in found.classes[name]] for name in shown]
-    image = ax.imshow(grid, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     over = found.over
     columns = [f"{getattr(point, over):g}" for point in found.points]
-    ax.set_xticks(range(len(columns)), columns)
-    ax.set_yticks(range(len(shown)), [name[:18] for name in shown])
+    grid = [found.classes[name] for name in shown]
+    plot_heat_map(ax, grid, [name[:18] for name in shown], columns)
     ax.set_xlabel("eps, in 1/255" if over == "eps" else "steps")
     left_out = len(found.classes) - len(shown)
     which = f", {len(shown)} hardest classes" if left_out else ", each class, the hardest on top"
     ax.set_title(f"accuracy in %{which}", fontsize=9)
-    for row, shares in enumerate(grid):
-        for column, share in enumerate(shares):
-            ax.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7,
-                    color="black" if share > 55 else "white")  # fmt: skip
-    ax.figure.colorbar(image, ax=ax, shrink=0.8)
 
 
 def hardest(found: CurveResult) -> list[str]:

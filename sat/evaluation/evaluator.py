@@ -11,24 +11,35 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.precision import channels_last_pays, float32, lay_out
-from sat.attacks import PGD
 from sat.attacks.outcomes import STANDS, WRONG, AttackOutcomes, Ensemble
 from sat.attacks.series import Series, ensemble_of
 from sat.config import Spec
 from sat.data import Data, chunks, indexed
+from sat.data.corrupted import Corrupted
 from sat.data.fingerprint import facts_of, same_facts
 from sat.distributed import World
 from sat.errors import Refused
+from sat.evaluation import corruptions
+from sat.evaluation.corruptions import CorruptionStore
 from sat.evaluation.masking_checks import masking_checks
-from sat.evaluation.measure import joined, measure, share
+from sat.evaluation.measure import by_class, joined, measure, share
 from sat.evaluation.store import Measurement, OutcomeStore, digest_of
+from sat.evaluation.views import Views, views
 from sat.identity import Settings
 from sat.loggers.screen import Progress
 from sat.rng import RowRng, seed_of
 from sat.rundir import checkpoint
 from sat.rundir.environment import environment
 from sat.rundir.record import Run
-from sat.rundir.result import CLEAN, LAST_RAW, WORST, MaskingChecks
+from sat.rundir.result import (
+    CLEAN,
+    CORRUPTIONS,
+    LAST_RAW,
+    WORST,
+    ClassSpread,
+    CorruptionResult,
+    MaskingChecks,
+)
 
 CHECKED = 2**22  # values of the images that a CPU attacks at once: 27 of 3x224x224
 KEEP_EVERY = 20.0  # seconds; what a killed evaluation loses at most, beside the batch at hand
@@ -50,6 +61,7 @@ class Evaluator:
         self.facts = {"hash": spec.hash, "dataset": dataset}
         self.indices = data.test_subset(spec.evaluation.limit, spec.evaluation.subset_seed)
         self.store = OutcomeStore(run.directory / "flags", self.indices, dataset["test_content"])
+        self.corruptions = run.directory / "corruptions"
         self.environment = environment(model.mean.device)  # where it is measured, and when
         self.files: Mapping[str, Path] = {}
         self.loaded, self.weights = "", ""  # the checkpoint in the model; its digest
@@ -104,7 +116,7 @@ class Evaluator:
 
     # several processes --------------------------------------------------------------------------
 
-    def _measure(self, of: Measurement) -> AttackOutcomes:
+    def _measure(self, of: Measurement) -> Any:
         self.world.on_rank0(lambda: of)  # `follow` waits for it
         return self._measure_together(of)
 
@@ -117,19 +129,34 @@ class Evaluator:
         """There is nothing left for the others."""
         self.world.on_rank0(lambda: None)
 
-    def _measure_together(self, of: Measurement) -> AttackOutcomes:
+    def corrupted(self, which: str) -> CorruptionResult:
+        """What a checkpoint makes of the corrupted test images."""
+        return self._measure(replace(self._measurement(which, CLEAN), attack=CORRUPTIONS))
+
+    def _measure_together(self, of: Measurement) -> Any:
+        self.world.broadcast_(self.model)
+        if of.attack == CORRUPTIONS:
+            return self._corrupted_together(of)
         evaluation = self.evaluation
         ensemble: Ensemble = Series((), (), evaluation.batch_size)
         if of.attack != CLEAN:
             attack = evaluation.measured_by[of.attack]
             quick = evaluation.search == "fast"
             ensemble = ensemble_of(attack, evaluation.restarts, evaluation.batch_size, quick)
-        self.world.broadcast_(self.model)
         own = share(self.world, ensemble)
         images = chunks(self.data.test, self.indices[own], evaluation.batch_size)
         with float32(self.model), self._begun(of, ensemble.names) as outcomes:
             measure(self.model, images, ensemble, self.seed, outcomes.part(own))
             return joined(self.world, outcomes, own)
+
+    def _corrupted_together(self, of: Measurement) -> CorruptionResult:
+        root = Path(str(self.evaluation.corruptions)).expanduser()
+        images = Corrupted(root, self.data, self.evaluation.limit)
+        store = CorruptionStore(self.corruptions / f"{of.checkpoint}-{root.name}", of.weights)
+        size, what = self.evaluation.batch_size, f"{of.checkpoint}: {root.name}"
+        self.model.eval()
+        with float32(self.model):
+            return corruptions.measure(self.model, images, store, size, self.world, what)
 
     @contextmanager
     def _begun(self, of: Measurement, names: tuple[str, ...]) -> Iterator[AttackOutcomes]:
@@ -149,6 +176,7 @@ class Evaluator:
             end()
             what = of.attack if len(names) == 1 else f"{of.attack}: {member}"
             bars.append(Progress(f"{of.checkpoint}: {what}", images))
+            bars[0].show()
 
         def end() -> None:
             while bars:
@@ -169,6 +197,10 @@ class Evaluator:
             raise
         finally:
             end()
+
+    def by_class(self, flags: Tensor) -> ClassSpread | None:
+        """How unequal the classes are, of one flag per image of the evaluation [N]."""
+        return by_class(flags, self.data.test.labels[self.indices], self.data.classes)
 
     # beside the outcomes ------------------------------------------------------------------------
 
@@ -199,18 +231,12 @@ class Evaluator:
         self.checked[self.weights] = found = replace(found, **at)
         return found
 
-    def views(self) -> tuple[Tensor, Tensor] | None:
+    def views(self) -> Views | None:
         """Eight test images, clean and adversarial; None without an attack."""
-        attack: Any = next(iter(self.evaluation.attacks.values()), None)
-        if attack is None:
-            return None
-        if isinstance(attack, Ensemble):  # an ensemble takes minutes, and shows no more
-            ball: Any = attack
-            attack = PGD(ball.eps, 20, norm=ball.norm)
-        self.model.eval()
+        attack = next(iter(self.evaluation.attacks.values()), None)
         ((indices, x, y),) = indexed(self.data.test, self.indices[:8], 8)
         with float32(self.model):
-            return x, attack(self.model, x, y.clamp_min(0), RowRng(0, indices.to(x.device)))
+            return views(self.model, x, y, indices, attack, self.data.classes)
 
 
 def worst_of(found: Mapping[str, AttackOutcomes]) -> AttackOutcomes:

@@ -1,13 +1,15 @@
 """Puts images through attacks: one verdict for each, whatever its batch and its process."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.distributed import World
 from sat.rng import RowRng, seed_of
+from sat.rundir.result import ClassSpread
 from sat.statistics import wilson
 
 
@@ -61,3 +63,20 @@ def accuracy(flags: Tensor) -> dict[str, Any]:
         "ci95": list(wilson(right, images)),
         "images": images,
     }
+
+
+def by_class(flags: Tensor, labels: Tensor, names: Sequence[str]) -> ClassSpread | None:
+    """How unequal the accuracies of the classes are, of one flag and one label per image [N]; None
+    where a label is unknown (-1), or there are no images."""
+    if not len(labels) or labels.min() < 0:
+        return None
+    images = torch.bincount(labels, minlength=len(names))
+    right = torch.bincount(labels[flags], minlength=len(names))
+    among = images.nonzero()[:, 0]
+    shares = right[among].double() / images[among]
+    worst, best = int(shares.argmin()), int(shares.argmax())
+    return ClassSpread(
+        worst=names[among[worst]], lowest=float(shares[worst]),
+        best=names[among[best]], highest=float(shares[best]),
+        deviation=float(shares.std(correction=0)),
+    )  # fmt: skip

@@ -1,7 +1,8 @@
 """Results: from checkpoints to `result.json`. The test set is touched here, and only here."""
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,25 @@ from sat.data import Data
 from sat.data.fingerprint import same_facts
 from sat.distributed import ALONE, World
 from sat.errors import Fault, Refused
-from sat.evaluation import curves
+from sat.evaluation import corruptions, curves
 from sat.evaluation.evaluator import Evaluator
 from sat.evaluation.masking_checks import square_alarm
 from sat.evaluation.measure import accuracy
 from sat.evaluation.reproduction import Published, beside
 from sat.evaluation.settings import Evaluation
 from sat.evaluation.store import changes, outcomes_in, read_file, taken
+from sat.loggers import screen
 from sat.loggers.screen import percent, table
 from sat.rundir.environment import code_digest
 from sat.rundir.record import Run
 from sat.rundir.result import (
     BEST,
     CLEAN,
+    CORRUPTIONS,
     LAST,
     LAST_RAW,
     WORST,
+    Alarm,
     AttackResult,
     CheckpointResult,
     Chosen,
@@ -109,20 +113,25 @@ def conclude(
     log.info(
         "measuring %s on %d test images: %s", " and ".join(files), len(evaluator.indices), names
     )
+    screen.stage("measuring")
     if result.lengths:  # an evaluation that was killed may have told of itself already
         run.rewind(result.lengths)
     for which, name in todo(result, spec.evaluation, run.directory):
         if name == MASKING_CHECKS:
             result = with_masking_checks(result, which, evaluator)
+        elif name == CORRUPTIONS:
+            result = with_corruptions(result, which, evaluator)
         else:
             outcomes = evaluator(which, name)
             result = with_outcomes(result, which, name, outcomes, evaluator)
+    screen.stage("drawing figures and images")
     views = evaluator.views()
     evaluator.dismiss()
     show(spec, run, before, result, views)
     result = replace(result, status="finished", lengths=run.lengths())
     run.write_result(result)
     run.drop_checkpoints(spec.record.keep)
+    screen.stage()
     tell(result)
     compare(spec, result)
     log.info("\nresults in %s", run.directory)
@@ -138,7 +147,7 @@ def conclude(
 
 def todo(result: RunResult, evaluation: Evaluation, directory: Path) -> list[tuple[str, str]]:
     """(checkpoint, name) of what the evaluation asks for and the run lacks: outcomes under an
-    attack or a curve, CLEAN, WORST, then MASKING_CHECKS.
+    attack or a curve, CLEAN, WORST, CORRUPTIONS, then MASKING_CHECKS.
 
     Raises Refused when something is lacking and no checkpoint is left to measure.
     """
@@ -196,7 +205,17 @@ def lacking(result: RunResult, which: str, evaluation: Evaluation) -> list[str]:
     )
     if len(attacks) > 1 and (lacks_worst or {*names} & {*attacks}):
         names.append(WORST)
-    return names if part.clean and holds(part.clean) else [*names, CLEAN]
+    if not (part.clean and holds(part.clean)):
+        names.append(CLEAN)
+    return [*names, CORRUPTIONS] if lacks_corruptions(part, evaluation) else names
+
+
+def lacks_corruptions(part: CheckpointResult, evaluation: Evaluation) -> bool:
+    """Whether a checkpoint was not measured on as many images of the corrupted set."""
+    if evaluation.corruptions is None:
+        return False
+    found = part.corruptions.get(Path(evaluation.corruptions).name)
+    return found is None or found.limit is not None and found.limit < (evaluation.limit or math.inf)
 
 
 def checked(result: RunResult, which: str, evaluation: Evaluation) -> bool:
@@ -259,11 +278,14 @@ def with_outcomes(
     evaluation, part = evaluator.evaluation, result.part(which)
     if name == CLEAN:
         ties = outcomes.ties["clean"]
-        clean = AttackResult(**accuracy(outcomes.clean), subset=evaluation.subset, ties=ties)
+        told = {"subset": evaluation.subset, "by_class": evaluator.by_class(outcomes.clean)}
+        clean = AttackResult(**accuracy(outcomes.clean), **told, ties=ties)
         return result.with_part(which, part.with_attack(CLEAN, clean))
     if name == WORST:
         ties, names = outcomes.ties["attacked"], list(outcomes.names)
-        worst = AttackResult(**accuracy(outcomes.robust), attacks=names, ties=ties)
+        union = len({evaluation.attacks[name].norm for name in names}) > 1
+        told = {"norm": "union" if union else None, "by_class": evaluator.by_class(outcomes.robust)}
+        worst = AttackResult(**accuracy(outcomes.robust), **told, attacks=names, ties=ties)
         return result.with_part(which, part.with_attack(WORST, worst))
     if name in evaluation.curves:
         labels, classes = evaluator.data.test.labels[evaluator.indices], evaluator.data.classes
@@ -282,7 +304,7 @@ def with_outcomes(
 def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> AttackResult:
     """Robust accuracy under one attack; of an ensemble, also what each of its attacks left."""
     attack, seconds = evaluator.evaluation.attacks[name], outcomes.seconds
-    told = {key: value for key, value in asdict(attack).items() if key in ("eps", "norm", "steps")}
+    told = {"eps": attack.eps, "norm": attack.norm, "steps": asdict(attack).get("steps")}
     if isinstance(attack, PGD):
         told["step"] = attack.step_size
     members = {
@@ -299,9 +321,17 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
         seconds=round(float(seconds.sum()), 3),
         ties=outcomes.ties["attacked"],
         attacks=members if isinstance(attack, Ensemble) else None,
+        by_class=evaluator.by_class(outcomes.robust),
         settings=evaluator.evaluation.settings(name),
         environment=evaluator.environment,
     )
+
+
+def with_corruptions(result: RunResult, which: str, evaluator: Evaluator) -> RunResult:
+    """Adds what a checkpoint makes of the corrupted set that is asked for."""
+    name, part = Path(str(evaluator.evaluation.corruptions)).name, result.part(which)
+    found = {**part.corruptions, name: evaluator.corrupted(which)}
+    return result.with_part(which, replace(part, corruptions=found))
 
 
 def with_masking_checks(result: RunResult, which: str, evaluator: Evaluator) -> RunResult:
@@ -325,18 +355,21 @@ def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any)
         if row := news(old, part):
             at = {"step": part.step, "epoch": part.epoch, "checkpoint": which, "images": images}
             run.write_metrics({**at, "seconds": result.wall_seconds, **row})
-            loggers.scalars(row, images)
         for name, curve in part.curves.items():
             if old.curves.get(name) != curve:
                 label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
                 drawn = curves.write(run.directory / "curves", label, title, curve)
                 loggers.figure(f"curves/{label}", drawn, images)
-        for alarm in result.alarms:
-            if alarm.checkpoint == which and alarm not in before.alarms:
-                text = f"**{alarm.name}** ({which}, {alarm.attack}): {alarm.message}"
-                loggers.alarm(text, images)
-    if views is not None:
-        loggers.pictures(*views, result.images)
+        for name, corrupted in part.corruptions.items():
+            if old.corruptions.get(name) != corrupted:
+                label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
+                drawn = corruptions.write(run.directory / CORRUPTIONS, label, title, corrupted)
+                loggers.figure(f"corruptions/{label}", drawn, images)
+    new = [alarm for alarm in result.alarms if alarm.checkpoint and alarm not in before.alarms]
+    for where, alarm in told_once(new):
+        images = result.part(alarm.checkpoint or LAST).step * spec.schedule.batch_size
+        loggers.alarm(f"**{alarm.name}** ({where}): {alarm.message}", images)
+    loggers.pictures("test", views, result.images)
     loggers.conclude(spec.compared, final_metrics(result), result.images)
     loggers.flush()
 
@@ -344,39 +377,59 @@ def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any)
 def news(before: CheckpointResult, after: CheckpointResult) -> dict[str, float]:
     """What an evaluation added to a checkpoint's accuracies, by tag."""
     known = before.accuracies
-    return {
+    told = {
         f"test/{name}" if name == CLEAN else f"test/robust/{name}": found.accuracy
         for name, found in after.accuracies.items()
         if known.get(name) != found
+    }
+    return told | {
+        f"test/corruptions/{name}": found.accuracy
+        for name, found in after.corruptions.items()
+        if before.corruptions.get(name) != found
     }
 
 
 def final_metrics(result: RunResult) -> dict[str, float]:
     """The numbers of the hyper-parameter table."""
     accuracies = {
-        f"{which}/{name}": found.accuracy
+        f"test/{which}/{name}": found.accuracy
         for which, part in result.measured.items()
         for name, found in part.accuracies.items()
     }
-    return {**accuracies, "alarms": len(result.alarms)}
+    return {**accuracies, "test/alarms": len(told_once(result.alarms))}
 
 
 def tell(result: RunResult) -> None:
     """The table of a result, and its alarms."""
     log.info("\n%s", summary(result))
     for which, part in result.measured.items():
+        for name, corrupted in part.corruptions.items():
+            log.info("\n%s", corruptions.text(which, name, corrupted))
         for name, found in part.accuracies.items():
             if found.ties:
                 text = "%s, %s: %d images are wrong by a tie, which argmax takes for right"
                 log.info(text, which, name, found.ties)
-    for alarm in result.alarms:
-        where = f"epoch {alarm.epoch or 0:.2f}"
-        if alarm.checkpoint is not None:
-            where = f"{alarm.checkpoint}, {alarm.attack or ''}"
+    for where, alarm in told_once(result.alarms):
         log.warning("%s: %s", where, alarm.message)
 
 
-_BALL = {"l2": " L2", "l1": " L1"}  # what is said beside an eps that is not of L-inf
+def told_once(alarms: Sequence[Alarm]) -> list[tuple[str, Alarm]]:
+    """Alarms and where they are from; one of several checkpoints, which may be the same weights, is
+    one."""
+    found: dict[tuple[Any, ...], list[Alarm]] = {}
+    for alarm in alarms:
+        found.setdefault((alarm.epoch, alarm.attack, alarm.message), []).append(alarm)
+    told = []
+    for first, *others in found.values():
+        where = f"epoch {first.epoch or 0:.2f}"
+        if first.checkpoint is not None:
+            checkpoints = " and ".join(str(alarm.checkpoint) for alarm in (first, *others))
+            where = f"{checkpoints}, {first.attack or ''}"
+        told.append((where, first))
+    return told
+
+
+_BALL = {"l2": "L2", "l1": "L1", "union": "union"}  # what is said of a ball not of L-inf
 
 
 def compare(spec: Spec, result: RunResult) -> None:
@@ -392,10 +445,22 @@ def summary(result: RunResult) -> str:
     for which, part in result.measured.items():
         label = f"{which} (epoch {part.epoch:.1f})" if part.step else "weights"
         for name, found in part.accuracies.items():
-            size = "" if found.eps is None else f"{found.eps:g}" + _BALL.get(found.norm or "", "")
-            rows.append([label, name, size, f"{found.images:,}", percent(vars(found))])
+            size = _BALL.get(found.norm or "", "")
+            size = size if found.eps is None else f"{found.eps:g} {size}".strip()
+            spread = found.by_class
+            worst = f"{100 * spread.lowest:.1f} ({spread.worst})" if spread else ""
+            rows.append([label, name, size, f"{found.images:,}", percent(vars(found)), worst])
             label = ""
-    return table(["checkpoint", "attack", "eps", "images", "accuracy (95 % interval)"], rows)
+    head = ["checkpoint", "attack", "eps", "images", "accuracy (95 % interval)", "worst class"]
+    return table(head, rows)
+
+
+def short(found: AttackResult | None) -> str:
+    """`97.8 (95.7-98.9)`, in percent."""
+    if found is None:
+        return "-"
+    low, high = found.ci95
+    return f"{100 * found.accuracy:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def headline(result: RunResult, evaluation: Evaluation) -> dict[str, Any]:
@@ -407,8 +472,8 @@ def headline(result: RunResult, evaluation: Evaluation) -> dict[str, Any]:
     robust = next(
         (found[n] for n in [*evaluation.attacks, *found] if n in found and n != CLEAN), None
     )
-    shown = {"clean": found.get(CLEAN), "robust": robust}
-    told = {key: percent(vars(entry) if entry else None) for key, entry in shown.items()}
+    told = {key: short(entry) for key, entry in (("clean", found.get(CLEAN)), ("robust", robust))}
+    told["alarms"] = str(len(told_once(result.alarms)))
     held_out = (result.best and result.best.held_out) or {}
     chosen_by = ((result.best and result.best.selected_by) or "robust").split()[0]
     return {**told, "score": held_out.get(chosen_by)}

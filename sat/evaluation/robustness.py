@@ -3,10 +3,11 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from sat.evaluation.measure import accuracy
 from sat.evaluation.settings import check_attack
 from sat.evaluation.state import State
 from sat.evaluation.store import digest_of
+from sat.evaluation.union import shares_by_class, union
 from sat.loggers.screen import percent, table
 from sat.models.foreign import adopt, as_images, resting
 from sat.rng import RowRng, seed_of
@@ -47,7 +49,8 @@ class Robustness:
     and on the CPU, holds a point of the ball that is misclassified where one was found, the image
     elsewhere. `felled` counts for each attack of an ensemble the images that fell to it first.
     `classes` is the robust accuracy of each class among the labels. `alarms` are reasons to doubt
-    the numbers, those of `masking_checks` among them.
+    the numbers, those of `masking_checks` among them. Of several balls it is their union, `felled`
+    counts by norm, and `norms` has what was found in each.
     """
 
     clean: Accuracy
@@ -61,11 +64,17 @@ class Robustness:
     adversarial: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     attack: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    norms: dict[str, "Robustness"] = field(default_factory=dict, repr=False)
 
     @property
     def worst_class(self) -> int:
         """The class of the lowest robust accuracy."""
         return min(self.classes, key=lambda label: self.classes[label])
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the classes' robust accuracies."""
+        return pstdev(self.classes.values())
 
     def __str__(self) -> str:
         images, worst = self.clean.images, self.worst_class
@@ -75,11 +84,17 @@ class Robustness:
             left -= felled
             rows.append([name, str(felled), f"{left / images:.1%}".replace("%", " %")])
         rows.append(["robust", "", percent(self.robust.as_json())])
-        how = f"{self.attack['name']}, {self.attack['norm']}, eps {self.attack['eps']:g}/255"
+        sizes = {self.attack["norm"]: self.attack["eps"]} if not self.norms else self.attack["eps"]
+        for norm, one in self.norms.items():
+            rows.append([f"robust in {norm} alone", "", percent(one.robust.as_json())])
+        sizes = "; ".join(f"{norm}, eps {eps:g}/255" for norm, eps in sizes.items())
+        how = f"{self.attack['name']}, {sizes}"
         lines = [f"{how}: {images:,} images in {self.seconds:.0f} s"]
         lines.append(table(["attack", "felled", "accuracy (95 % interval)"], rows))
+        low, high = self.classes[worst], max(self.classes.values())
         spread = (
-            f"worst class {worst}: {self.classes[worst]:.1%}, best {max(self.classes.values()):.1%}"
+            f"worst class {worst}: {low:.1%}, best {high:.1%},"
+            f" standard deviation {self.deviation:.1%}"
         )
         lines.append(spread.replace("%", " %"))
         if ties := sum(self.ties.values()):
@@ -92,15 +107,18 @@ class Robustness:
         return {
             "clean": self.clean.as_json(), "robust": self.robust.as_json(), "felled": self.felled,
             "classes": {str(label): share for label, share in self.classes.items()},
+            "worst_class": self.worst_class, "deviation": self.deviation,
             "attack": self.attack, "masking_checks": checks.as_json() if checks else None,
             "alarms": [alarm.as_json() for alarm in self.alarms], "ties": self.ties,
             "seconds": self.seconds,
+            **({"norms": {key: one.as_json() for key, one in self.norms.items()}} if self.norms
+               else {}),
         }  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Writes `path`.json, all numbers, and `path`.npz, `standing` and `adversarial`."""
         path = Path(path)
-        text = json.dumps(self.as_json(), indent=1) + "\n"
+        text = json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n"
         arrays = {"standing": self.standing.numpy(), "adversarial": self.adversarial.numpy()}
         write_whole(path.with_name(path.name + ".json"), lambda file: file.write(text.encode()))
         write_whole(path.with_name(path.name + ".npz"), lambda file: np.savez(file, **arrays))
@@ -127,7 +145,7 @@ def evaluate(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
-    eps: float | str = 8,
+    eps: float | str | Mapping[str, float | str] = 8,
     norm: str = "linf",
     attack: Any = "strong",
     **options: Any,
@@ -137,26 +155,27 @@ def evaluate(
     `model`: a module, or any function, from images in [0, 1] to logits [N, K]; modes, gradients and
     statistics are left as they were. It must normalise by itself. `images` [N, C, H, W], or flat
     [N, F], float in [0, 1]; `labels` [N]. Both may lie on any device; a function is asked on that
-    of the images. `eps` is in 1/255, or has its unit written: `"0.25/255"`, `"0.5/1"`.
+    of the images. `eps` is in 1/255, or has its unit written: `"0.25/255"`, `"0.5/1"`; one for each
+    norm, `{"linf": 8, "l2": "0.5/1", "l1": "12/1"}`, measures in each and gives their union.
 
     `attack`: `strong`, AutoAttack's ensemble in less time (Croce and Hein 2020; see
     `sat.attacks.FastAutoAttack`), `autoattack`, as its authors publish it, `pgd20`, or an attack of
     `sat.attacks` with settings of its own, which `eps` and `norm` are not asked for.
 
     Options: `seed`; `batch_size`, which bounds the images of a forward; `masking_checks`, on how
-    many images, spread over the set, it is asked afterwards whether the numbers are to be believed
-    (128; 0: not asked); `progress` (a bar); `state`, a file from which an evaluation that was
-    killed goes on, and a finished one is read.
+    many images it is asked whether the numbers are to be believed (128; 0: not asked); `progress`
+    (a bar); `state`, a file from which a killed evaluation goes on, and a finished one is read.
 
     Raises ValueError, in one line, for images, labels or a model that it can't take, for a model
     that answers otherwise each time, and for a state of something else.
     """
+    if isinstance(eps, Mapping):
+        return _in_each(model, images, labels, eps, attack, options)
     began, asked = time.monotonic(), Options(**options)
     attack, name = _attack(attack, eps, norm, asked.batch_size)
     labels = _checked(images, labels)
-    device = images.device
-    if isinstance(model, nn.Module):
-        device = next(model.parameters(), images).device
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    device = next(parameters, images).device
     with resting(model):
         net = adopt(model, images, device).eval()
         x, y = as_images(images.detach()), labels.to(device)
@@ -175,13 +194,29 @@ def evaluate(
             checks = None
             if asked.masking_checks:
                 at = torch.arange(0, len(x), -(-len(x) // asked.masking_checks))
-                few, stands, at = x[at.to(x.device)], kept.outcomes.robust[at], at.to(device)
-                few, stands = few.to(device), stands.to(device)
+                few, stands = x[at.to(x.device)].to(device), kept.outcomes.robust[at].to(device)
+                at = at.to(device)
                 checks = look_for_masking(net, few, y[at], attack, rng[at], stands)
     return replace(
         _result(kept.outcomes, labels.cpu(), checks), adversarial=kept.images(images),
         attack=settings, seconds=round(kept.before + time.monotonic() - began, 3),
     )  # fmt: skip
+
+
+def _in_each(
+    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor,
+    sizes: Mapping[str, float | str], attack: Any, options: dict[str, Any],
+) -> Robustness:  # fmt: skip
+    """What `evaluate` finds in the ball of each norm, together; a state file for each norm."""
+    if not sizes or not isinstance(attack, str):
+        raise ValueError(
+            f"eps={dict(sizes)}: needs norms, each with its eps, and an attack by its name"
+        )
+    found, state = {}, options.get("state")
+    for norm, eps in sizes.items():
+        own = {} if state is None else {"state": f"{state}.{norm}"}
+        found[norm] = evaluate(model, images, labels, eps, norm, attack, **options | own)
+    return union(found, torch.as_tensor(labels).cpu())
 
 
 def _attack(attack: Any, eps: float | str, norm: str, batch_size: int | None) -> tuple[Any, str]:
@@ -269,7 +304,7 @@ def _result(outcomes: AttackOutcomes, labels: Tensor, checks: MaskingChecks | No
         robust=Accuracy(**accuracy(stands)),
         standing=stands,
         felled=felled,
-        classes={k: float(stands[labels == k].float().mean()) for k in labels.unique().tolist()},
+        classes=shares_by_class(stands, labels),
         masking_checks=checks,
         alarms=alarms,
         ties=outcomes.ties,

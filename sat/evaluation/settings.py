@@ -4,12 +4,17 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from sat.arguments import check_choices
+from sat.arguments import check_choices, check_range
 from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble
 from sat.attacks.base import Loose, Replayed, Several, check_fields
 from sat.attacks.quick import is_quick
+from sat.attacks.transfer import transfers
 from sat.identity import Settings, settings_of
-from sat.rundir.result import CHECKPOINTS, CLEAN, WORST, Chosen
+from sat.rundir.result import CHECKPOINTS, CLEAN, CORRUPTIONS, WORST, Chosen
+
+TAKEN = (CLEAN, WORST, CORRUPTIONS)  # names of what a result holds beside attacks
+
+MOST_RESTARTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,10 @@ class Evaluation:
     first test images of a set with a canonical order, a class-balanced part of any other;
     `subset_seed` draws another part. On `masking_checks` of them (0: none) it is asked afterwards
     whether the numbers are to be believed. `search=fast` lets PGD search as `sat.attacks.quick`
-    says; `exact` takes it to the letter: all steps with every image, in float32.
+    says; `exact` takes it to the letter: all steps with every image, in float32. With a `source`,
+    a run or a pattern of several, the attacks' images are made on those runs' networks, and each
+    result is called `<attack>_<hash of the run>`. `corruptions` is the folder of a published set of
+    corrupted test images, see `sat.data.corrupted`; `limit` holds for each type and severity.
     """
 
     attacks: dict[str, Any] = field(default_factory=dict)
@@ -34,6 +42,8 @@ class Evaluation:
     masking_checks: int = 128
     batch_size: int = 256
     search: Literal["fast", "exact"] = "fast"
+    source: str | None = None
+    corruptions: str | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -42,6 +52,7 @@ class Evaluation:
         for key in ("restarts", "batch_size", "limit"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
+        check_range("restarts", self.restarts, 1, MOST_RESTARTS, "is more than anybody waits for")
         for name, attack in self.attacks.items():
             check_attack(f"attacks.{name}", attack)
             if self.restarts > 1 and not _restarts(attack):
@@ -49,6 +60,10 @@ class Evaluation:
                     f"restarts={self.restarts}: attacks.{name} begins at the same point each time;"
                     " write restarts=1, or an attack with start=uniform"
                 )
+        if self.source is not None:
+            if self.curves or self.restarts > 1:
+                raise ValueError(f"source={self.source}: takes neither curves nor restarts")
+            object.__setattr__(self, "attacks", self._transferred(self.source))
         for name, curve in self.curves.items():
             if not isinstance(curve, Curve):
                 raise ValueError(f"curves.{name}={curve}: is no curve; see evaluation=curves")
@@ -56,17 +71,32 @@ class Evaluation:
                 raise ValueError(f"curves.{name}: an attack has this name; take another")
         if self.curves and self.restarts > 1:
             raise ValueError(f"restarts={self.restarts}: curves take one start a point; write 1")
-        for name in self.measured_by:
-            if not name.replace("_", "").replace(".", "").isalnum() or name in (CLEAN, WORST):
-                raise ValueError(
-                    f"{name}: letters, digits, '_' and '.' make a name, but {CLEAN} and {WORST}"
-                )
+        self._check_names()
         unknown = [name for name in self.checkpoints if name not in CHECKPOINTS]
         if unknown or not self.checkpoints:
             known = ", ".join(CHECKPOINTS)
             raise ValueError(f"checkpoints={list(self.checkpoints)}: choose from {known}")
+        if self.corruptions is not None and self.subset_seed is not None:
+            raise ValueError(
+                f"subset_seed={self.subset_seed}: no other part of corruptions is drawn"
+            )
         if self.subset_seed is not None and self.limit is None:
             raise ValueError(f"subset_seed={self.subset_seed}: draws a part; set limit as well")
+
+    def _check_names(self) -> None:
+        for name in self.measured_by:
+            if not name.replace("_", "").replace(".", "").isalnum() or name in TAKEN:
+                raise ValueError(
+                    f"{name}: letters, digits, '_' and '.' make a name, but {', '.join(TAKEN)}"
+                )
+
+    def _transferred(self, source: str) -> dict[str, Any]:
+        """The attacks, on the network of each run that `source` names."""
+        return {
+            f"{name}_{run}": transfer
+            for name, attack in self.attacks.items()
+            for run, transfer in transfers(source, attack, self.batch_size).items()
+        }
 
     @property
     def subset(self) -> Chosen:

@@ -155,7 +155,7 @@ def outcomes_in(path: Path, found: Mapping[str, Any]) -> tuple[tuple[str, ...], 
         arrays = [found[key] for key in ("fell", "passed", "tied", "attack_seconds")]
         kept = [torch.from_numpy(array) for array in arrays]
         whole = [t.shape for t in kept] == [(images,)] * 3 + [(len(names),)]
-        kinds = [t.dtype for t in kept[:3]] == [torch.int8, torch.int8, torch.bool]
+        kinds = [t.dtype for t in kept[:3]] == [torch.int16, torch.int16, torch.bool]
         kinds = kinds and found["indices"].dtype.kind == "i" and found["indices"].ndim == 1
         values = WRONG <= int(kept[0].min()) and int(kept[0].max()) < len(names)
         if not (whole and kinds and values):

@@ -108,16 +108,15 @@ class Loggers:
             if new:
                 self._call(name, "image", tag, pixels, images)
 
-    def pictures(self, x: Any, x_adv: Any, images: int) -> None:
-        """Images [B, C, H, W], and what an attack made of them; `views` sorts behind curves."""
-        from sat.loggers.pictures import rows_of
+    def pictures(self, of: str, views: Any, images: int) -> None:
+        """A `sat.evaluation.views.Views` of those images: `held-out`, `test`."""
+        from sat.loggers.pictures import sheet
 
-        if self.members:
-            tag = "views/clean, adversarial, perturbation"
-            self.image(tag, rows_of(x, x_adv), images)
+        if self.members and views is not None:
+            self.image(f"views/{of}", sheet(views), images)
 
     def figure(self, tag: str, figure: Any, images: int) -> None:
-        """A drawn matplotlib figure."""
+        """A drawn matplotlib figure; `views` sorts behind curves."""
         from sat.loggers.pictures import pixels_of
 
         if self.members:

@@ -70,7 +70,7 @@ class MLflow(Logger):
 
         params = [Param(_key(name), str(value)) for name, value in values.items()]
         self.client.log_batch(self.id, params=params)
-        self.scalars({f"test/{key}": value for key, value in (metrics or {}).items()}, images)
+        self.scalars(metrics or {}, images)
 
     def close(self, code: int = 0) -> None:
         status = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}.get(code, "FAILED")

@@ -5,17 +5,18 @@ sat-report outputs --experiment NAME  # of one
 sat-report outputs --keep FILE.jsonl  # adds the runs to a file, of which the same report comes
 sat-report --status outputs           # finished, running, stopped, failed
 sat-report --compare RUN_A RUN_B      # image by image, with a paired test
+sat-report --transfer outputs         # images crafted on each run, counted on each other
 
 Tables go to the terminal and, as Markdown, HTML, CSV, PNG and SVG, into outputs/report.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sat.errors import Refused
+from sat.launch import lasting_streams
 from sat.report import kept, pages, study
 from sat.report.runs import printable
 from sat.report.status import states
@@ -36,6 +37,10 @@ def outcome(arguments: argparse.Namespace) -> None:
         raise Refused(f"--checkpoint {arguments.checkpoint}: belongs to --compare")
     if (place := arguments.outputs) is None:
         raise Refused("no folder is named; name the record.root of your runs: outputs")
+    if arguments.transfer:
+        from sat.report.transfer import transfer
+
+        return print(printable(transfer(place, arguments.to or place / "report")))
     if arguments.status:
         return print(printable(states(place)))
     report = study.read(place, arguments.experiment)
@@ -71,6 +76,7 @@ def write(report: study.Report, folder: Path, page: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    lasting_streams()
     parser = argparse.ArgumentParser(
         "sat-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -82,14 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say("--keep", type=Path, metavar="FILE", help="add the runs, without flags, to this file")
     say("--status", action="store_true", help="list the runs and their state")
     say("--compare", type=Path, nargs=2, metavar=("RUN_A", "RUN_B"), help="two run directories")
+    say("--transfer", action="store_true", help="who fools whom, after evaluation=transfer")
     say("--checkpoint", choices=("last", "best"), help="which is compared (best)")
     try:
         outcome(parser.parse_args(arguments))
     except Refused as error:
         print(printable(str(error)))
         return 2
-    except BrokenPipeError:  # whoever reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

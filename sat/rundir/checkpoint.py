@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sat.errors import Fault, Refused
-from sat.rundir.files import regular
 from sat.rundir.untrusted import load_tensors, objects_in, reason_of
 
 log = logging.getLogger("sat")
@@ -155,8 +154,7 @@ def read(path: Path) -> dict[str, Any]:
     """The named states of a checkpoint, on the CPU. Raises ValueError for what is none of this
     format, and for one of which a bit has changed."""
     try:
-        with open(path, "rb", opener=regular) as file:
-            state = load_tensors(file)
+        state = load_tensors(path)
     except OSError:
         raise
     except Exception as error:  # torch raises many kinds for a damaged or foreign file

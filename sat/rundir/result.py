@@ -32,7 +32,8 @@ _KINDS = {  # see `misfit`
 }
 
 LAST, BEST, LAST_RAW = CHECKPOINTS = ("last", "best", "last_raw")
-CLEAN, WORST = "clean", "worst_case"  # no names of attacks: a result holds them beside these
+# no names of attacks: a result holds them beside these
+CLEAN, WORST, CORRUPTIONS = "clean", "worst_case", "corruptions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,18 @@ class Accuracy(_Plain):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassSpread(_Plain):
+    """How unequal the classes are: the one of the lowest accuracy, the one of the highest, and the
+    standard deviation over all."""
+
+    worst: str
+    lowest: Share
+    best: str
+    highest: Share
+    deviation: Share
+
+
+@dataclass(frozen=True, kw_only=True)
 class Member(Accuracy):
     """An ensemble's attack: what it and those before it left."""
 
@@ -96,13 +109,14 @@ class AttackResult(Accuracy):
 
     subset: Chosen | None = None  # of clean accuracy; an attack has it among its settings
     eps: float | None = None  # 1/255
-    norm: str | None = None  # linf, l2
+    norm: str | None = None  # linf, l2, l1; of the worst case over several: union
     steps: int | None = None
     step: float | None = None  # 1/255
     seconds: float | None = None
     ties: Count | None = None  # images whose verdict is not argmax's: exact ties, logits not finite
     # An ensemble's attacks in their order; of the worst case the names it is taken over.
     attacks: list[str] | dict[str, Member] | None = None
+    by_class: ClassSpread | None = None  # where every image's label is known
     settings: Settings | None = None  # all that decides a verdict
     environment: dict[str, Any] | None = None  # where it was measured: see `sat.rundir.environment`
 
@@ -142,6 +156,18 @@ class CurveResult(_Plain):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CorruptionResult(_Plain):
+    """A checkpoint's accuracy on a published set of corrupted images."""
+
+    accuracy: Share  # the mean over types and severities
+    types: dict[str, list[Share]]  # each type's accuracy at severities 1 to 5
+    images: Count  # of each type and severity
+    by_class: ClassSpread | None = None  # over all of them
+    seconds: float
+    limit: Count | None = None  # evaluation.limit
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskingChecks(_Plain):
     """Is a measured robustness to be believed? What was found on `images` of the test images."""
 
@@ -168,6 +194,7 @@ class CheckpointResult(_Plain):
     clean: AttackResult | None = None
     robust: dict[str, AttackResult] = field(default_factory=dict)
     curves: dict[str, CurveResult] = field(default_factory=dict)
+    corruptions: dict[str, CorruptionResult] = field(default_factory=dict)  # by the set's name
     masking_checks: dict[str, MaskingChecks] = field(default_factory=dict)  # by attack
 
     @property

@@ -8,6 +8,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import yaml
 
 from sat.errors import Refused
-from sat.rundir.files import read_text
+from sat.rundir.files import read_text, regular
 
+MOST_PARTS = 10**6  # tensors, numbers and texts; a checkpoint of a large network has 10,000
 LARGEST = 2**20  # bytes of a config; they have about 2,000
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 
@@ -60,9 +62,25 @@ def read_sections(path: Path, sections: list[str]) -> dict[str, Any]:
     return config
 
 
+def unfolded(path: Path) -> int:
+    """The bytes that what a file holds may take in memory: torch packs nothing, and weights can be
+    packed to a fraction; beyond that somebody means harm."""
+    return 16 * path.stat().st_size + 2**26
+
+
+def check_packed(path: Path) -> None:
+    """Raises ValueError for an archive of weights that unfolds to more than `unfolded` allows."""
+    if not zipfile.is_zipfile(path):
+        return
+    with suppress(zipfile.BadZipFile, struct.error), zipfile.ZipFile(path) as file:
+        if (held := sum(part.file_size for part in file.infolist())) > unfolded(path):
+            raise ValueError(f"unfolds to {held / 1e9:.1f} GB")
+
+
 def check_sums(path: Path) -> None:
     """Raises ValueError where a part of an archive is not what was written, by its checksum: torch
     reads weights with a changed bit as other weights. A second a gigabyte."""
+    check_packed(path)
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -81,14 +99,26 @@ _OBJECTS = re.compile(
 )
 
 
-def load_tensors(file: Any) -> Any:
+def load_tensors(path: Path) -> Any:
     """What a file of tensors and plain values holds, on the CPU; nothing else is unpickled. Raises
-    what torch raises, of many kinds."""
+    ValueError for one that unfolds to far more than it holds, and what torch raises, of many
+    kinds."""
     import torch
 
-    with warnings.catch_warnings():  # two that come before a refusal, whose reason is told
+    with open(path, "rb", opener=regular) as file, warnings.catch_warnings():
+        check_packed(path)
         warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
-        return torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    parts, total, pending = 0, 0, [state]
+    while pending:
+        parts, value = parts + 1, pending.pop()
+        if isinstance(value, Mapping | list | tuple):
+            pending += value.values() if isinstance(value, Mapping) else value
+        elif isinstance(value, torch.Tensor):
+            total += value.numel() * value.element_size()
+        if total > unfolded(path) or parts + len(pending) > MOST_PARTS:
+            raise ValueError("unfolds to far more than the file holds")
+    return state
 
 
 def objects_in(error: Exception) -> str | None:

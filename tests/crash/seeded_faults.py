@@ -203,7 +203,7 @@ FAULTS = [
           "of(*each) for each in zip(*map(sorted, rounds), strict=True)",
           "tests/test_benchmark.py -k ratios"),
     Fault("a forecast of one checkpoint", "bench",
-          "checkpoints = len(set(evaluation.checkpoints)) if trained else 1", "checkpoints = 1",
+          "checkpoints = 1 if one else len(set(evaluation.checkpoints))", "checkpoints = 1",
           "tests/test_forecast.py -k multiply"),
     # loose files ------------------------------------------------------------------------------
     Fault("a shortened option unpickles", "run.py",

@@ -1,0 +1,112 @@
+"""Published corrupted test sets: CIFAR-10-C and CIFAR-100-C as arrays, ImageNet-C as folders
+(Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common corruptions and
+perturbations")."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sat.data.folders import class_folders, sorted_files
+from sat.data.images import PaddedCrop
+from sat.data.memory import MemorySplit, resized
+from sat.data.sets import Data, Split
+from sat.data.stream import Reading, StreamSplit
+from sat.errors import Refused
+
+TYPES = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
+    "zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate",
+    "jpeg_compression",
+)  # fmt: skip
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """The images of the fifteen TYPES at each of five severities, for networks of the set `data`;
+    types that were published for validation are passed over.
+
+    Arrays: `root/<type>.npy` uint8 [5 N, S, S, 3], the severities one after the other, and
+    `root/labels.npy` [5 N]. Folders: `root/<type>/<severity>/<class>/`, at any depth, read as they
+    are stored. At most `limit` images of each type and severity are taken: the first of arrays, of
+    folders some spread over the classes. Raises Refused where something is missing, or is of
+    another set.
+    """
+
+    root: Path
+    data: Data
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        missing = [t for t in TYPES if not (self._array(t).is_file() or (self.root / t).is_dir())]
+        if missing:
+            raise Refused(
+                f"evaluation.corruptions={self.root}: lacks {', '.join(missing)}; name the folder"
+                " of CIFAR-10-C or CIFAR-100-C (<type>.npy and labels.npy) or of ImageNet-C"
+                " (<type>/<severity>/<class>/)"
+            )
+
+    def _array(self, kind: str) -> Path:
+        return self.root / f"{kind}.npy"
+
+    def split(self, kind: str, severity: int, device: torch.device) -> Split:
+        """The images of a type at a severity, from 1 to 5."""
+        if self._array(kind).is_file():
+            return self._of_array(kind, severity, device)
+        try:
+            return self._of_folder(self.root / kind / str(severity), device)
+        except ValueError as error:
+            raise Refused(f"evaluation.corruptions={self.root}: {error}") from None
+
+    def _of_array(self, kind: str, severity: int, device: torch.device) -> Split:
+        images, labels = _read(self._array(kind)), self._labels
+        each = len(images) // len(SEVERITIES)
+        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels) or not each:
+            raise Refused(
+                f"{self._array(kind)}: holds {images.dtype} {list(images.shape)}, and labels.npy"
+                f" {len(labels)} labels; uint8 images [5 N, S, S, 3] belong there, a label for each"
+            )
+        first = (severity - 1) * each
+        rows = slice(first, first + min(each, self.limit or each))
+        pixels = torch.from_numpy(np.array(images[rows])).permute(0, 3, 1, 2).contiguous()
+        if pixels.shape[1] != self.data.channels:
+            raise Refused(
+                f"{self._array(kind)}: has {pixels.shape[1]} channels, and the network takes"
+                f" {self.data.channels}"
+            )
+        return MemorySplit(resized(pixels, self.data.image_size).to(device), labels[rows])
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        labels, classes = _read(self.root / "labels.npy"), len(self.data.classes)
+        if (
+            labels.ndim != 1
+            or labels.dtype.kind not in "iu"
+            or {*np.unique(labels)} - {*range(classes)}
+        ):
+            raise Refused(
+                f"{self.root / 'labels.npy'}: holds other labels than 0 to {classes - 1}, the"
+                " classes of the data set"
+            )
+        return torch.from_numpy(labels.astype(np.int64))
+
+    def _of_folder(self, folder: Path, device: torch.device) -> Split:
+        if unknown := sorted({*class_folders(folder)} - {*self.data.classes}):
+            raise ValueError(f"{folder} has the class {unknown[0]!r}, which the data set has not")
+        files = sorted_files(folder, list(self.data.classes))
+        count, test = len(files.labels), self.data.test
+        chosen = torch.arange(0, count, max(1, -(-count // (self.limit or count))))
+        workers = test.workers if isinstance(test, StreamSplit) else 0
+        reading = Reading(PaddedCrop(self.data.image_size, 0), device, workers, False)
+        return StreamSplit(files, chosen, files.labels[chosen], reading)
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path}: can't be read ({error})") from None

@@ -1,0 +1,94 @@
+"""Images crafted on one network, counted on others, and the matrix of a sweep."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_network, trained_on_digits
+from torch import nn
+
+from sat.attacks import PGD, Transfer, transfer
+from sat.attacks.outcomes import AttackOutcomes
+from sat.errors import Refused
+from sat.evaluation.settings import Evaluation
+from sat.report import transfer as report
+from sat.rng import RowRng
+from sat.rundir.result import RunResult
+
+PGD5 = PGD(25, 5)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Two networks trained on digits, and 60 images."""
+    model, x, y = trained_on_digits(small_network(), epochs=1, batch=50)
+    other, *_ = trained_on_digits(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.SiLU(), nn.Linear(40, 10)), 1, 50
+    )
+    return model, other, x[:60], y[:60]
+
+
+def crafted(place="outputs/run-1", weights="ab"):
+    return Transfer(PGD5, "run-1", weights, place, batch_size=25)
+
+
+def verdicts(attack, model, x, y):
+    outcomes = AttackOutcomes.new(attack.names, len(x))
+    outcomes.survey(model, x, y)
+    attack.run(model, x, y, RowRng(3, torch.arange(len(x))), outcomes)
+    return outcomes
+
+
+def test_images_are_made_on_the_other_network_and_counted_on_this_one(networks, monkeypatch):
+    model, other, x, y = networks
+    monkeypatch.setattr(transfer, "_loaded", lambda *where: other)
+    found = verdicts(crafted(), model, x, y)
+    points = PGD5(other, x, y, RowRng(3, torch.arange(60)))
+    clean = model(x).argmax(1) == y
+    assert torch.equal(found.robust, clean & (model(points).argmax(1) == y))
+    assert torch.equal(crafted()(model, x, y, RowRng(3, torch.arange(60))), points)
+    own = clean & (model(PGD5(model, x, y, RowRng(3, torch.arange(60)))).argmax(1) == y)
+    assert own.sum() < found.robust.sum() < clean.sum()
+
+
+def test_a_network_for_other_images_is_refused(networks, monkeypatch):
+    model, _, x, y = networks
+    for other in (nn.Conv2d(3, 10, 1), nn.Sequential(nn.Flatten(), nn.Linear(64, 7))):
+        monkeypatch.setattr(transfer, "_loaded", lambda *where, other=other: other)
+        with pytest.raises(Refused, match="evaluation.source=outputs/run-1: is a network for"):
+            verdicts(crafted(), model, x, y)
+
+
+def test_the_weights_decide_and_their_place_does_not():
+    settings = lambda attack: Evaluation(attacks={"a": attack}).settings("a")  # noqa: E731
+    one = settings(crafted())
+    assert settings(crafted(place="elsewhere")) == one and one["attack"] == "Transfer"
+    assert one["run_name"] == "run-1" and one["method"]["steps"] == 5
+    assert settings(crafted(weights="cd")).changes(one) == ["weights"]
+
+
+def test_a_run_under_the_images_of_others(sat, ran, tmp_path):
+    run = ran.run
+    other = tmp_path / "outputs" / "other-run"
+    shutil.copytree(run, other)
+    own = RunResult.read(run).hash
+    text = (other / "result.json").read_text().replace(own, "0123abcd")
+    (other / "result.json").write_text(text)
+    words = [f"evaluate={run}", "evaluation=transfer", "evaluation.limit=50",
+             "evaluation.checkpoints=[best]", "evaluation.attacks.transfer.steps=3"]  # fmt: skip
+    done = sat(*words, f"evaluation.source={tmp_path}/outputs/*", tiny=False)
+    assert done.code == 0, done.err
+    flags = {name: np.load(run / f"flags/best-transfer_{name}.npz") for name in (own, "0123abcd")}
+    assert np.array_equal(*(each["robust"] for each in flags.values()))  # of equal weights
+    assert "transfer_0123abcd" in done.out
+    told = report.transfer(tmp_path / "outputs", tmp_path / "report")
+    assert "1 " + run.name not in told.splitlines()[0] and "other-run" in told
+    lines = (tmp_path / "report/transfer-best.csv").read_text().splitlines()
+    assert lines[0] == f"crafted on,{run.name}" and len(lines) == 3
+    assert float(lines[1].split(",")[1]) == flags[own]["robust"].mean()
+    assert (tmp_path / "report/transfer-best.png").stat().st_size > 1000
+    nothing = sat(*words, tiny=False)
+    assert nothing.code == 2 and "evaluation.source" in nothing.out + nothing.err
+    with pytest.raises(Refused, match="no run was measured under images of another"):
+        report.transfer(other, tmp_path / "report")
