@@ -62,7 +62,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
         with claim(spec.record, spec.name, spec.yaml(), wait) as run:
             # who held the lock may have done it all: nothing is told twice
             if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
-                return results.headline(done, spec.evaluation)
+                return {**results.headline(done, spec.evaluation), "known": True}
             if world.first:
                 record.enter(run.directory, spec.experiment)
             about = About(run.directory, spec.name, spec.hash, spec.experiment)

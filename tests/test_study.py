@@ -71,7 +71,9 @@ def test_settings_have_a_table_each_and_say_what_differs(folder, write):
         "x-cifar", "x-digits", "x-digits-2", "x-digits-3", "x-digits-4", "y-cifar",
     ]  # fmt: skip
     assert sum("epochs=8 weight_decay=0.2" in text for text in settings) == 1
-    assert "epochs" not in settings[-1] and "weight_decay" not in settings[-1]
+    (alone,) = (table.setting for table in tables if table.name == "y-cifar")
+    assert "epochs" not in alone and "weight_decay" not in alone
+    assert [table.dataset for table in tables] == ["cifar"] * 2 + ["digits"] * 4, "a test: last"
 
 
 def test_a_value_at_its_default_has_a_table_of_its_own(folder, write):

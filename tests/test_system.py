@@ -3,6 +3,7 @@ that are closed, folders that are gone. Each test names its kind."""
 
 import errno
 import fcntl
+import importlib
 import io
 import json
 import logging
@@ -357,6 +358,20 @@ def test_streams_that_are_closed_are_nobodys_files(how, tmp_path):
     said = done.stderr + ((tmp_path / "err").read_text() if (tmp_path / "err").exists() else "")
     assert (done.returncode, said) == (0, "")
     assert int((tmp_path / "own").read_text()) > 2
+
+
+@pytest.mark.parametrize("command", ["bench.benchmark", "models.export", "report.command"])
+def test_the_other_commands_have_a_lasting_screen_too(command, tmp_path, monkeypatch):
+    main = importlib.import_module(f"sat.{command}").main
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Broken(errno.EPIPE))
+    words = {"bench.benchmark": ["--nothing"], "models.export": [str(tmp_path)],
+             "report.command": [str(tmp_path)]}  # fmt: skip
+    try:
+        code = main(words[command])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
 
 
 def test_text_that_a_screen_does_not_know_is_spelt(monkeypatch):

@@ -22,6 +22,7 @@ from typing import Any
 
 from sat.bench.units import seconds_of
 from sat.errors import Fault, Refused
+from sat.launch import lasting_streams
 
 PARTS = ("steps", "stages", "activations", "seeds", "methods")
 ISA = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")  # what a product's rate is by
@@ -121,6 +122,7 @@ def measure(case: Any, own: Namespace) -> int:
 def main(given: Sequence[str] | None = None) -> int:
     """Exit codes: 0, 1 where memory runs out, 2 where the command line is refused, 143 where the
     budget is used up and rows are left."""
+    lasting_streams()
     own = arguments(given)
     import torch
 

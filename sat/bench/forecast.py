@@ -24,6 +24,7 @@ from sat import config, sweep
 from sat.bench.units import count, seconds_of, size
 from sat.config import Spec
 from sat.errors import Fault, Refused, refusing
+from sat.launch import lasting_streams
 from sat.loggers.screen import duration, table
 
 LEGEND = """\
@@ -209,6 +210,7 @@ def arguments(given: Sequence[str]) -> tuple[Namespace, list[str]]:
 
 def main(given: Sequence[str] | None = None) -> int:
     """Exit codes: 0, or 2 where a run or the command line is refused."""
+    lasting_streams()
     own, words = arguments(sys.argv[1:] if given is None else given)
     for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # a reader of timm's would download
         os.environ[key] = "1"
@@ -241,8 +243,5 @@ def main(given: Sequence[str] | None = None) -> int:
     except ValueError as error:  # while composing
         print(error, file=sys.stderr)
         return 2
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # whoever reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text)
     return 2 if any(job.refused for job in jobs) else 0

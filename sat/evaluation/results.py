@@ -23,7 +23,7 @@ from sat.evaluation.masking_checks import square_alarm
 from sat.evaluation.measure import accuracy
 from sat.evaluation.reproduction import Published, beside, beside_card
 from sat.evaluation.settings import Evaluation
-from sat.evaluation.store import changes, read_file, taken
+from sat.evaluation.store import changes, outcomes_in, read_file, taken
 from sat.loggers import screen
 from sat.loggers.screen import percent, table
 from sat.rundir.environment import code_digest
@@ -258,11 +258,12 @@ def check_flags(evaluation: Evaluation, flags: Path) -> None:
     """Raises Refused, before anything is trained or told, where what a killed evaluation kept in a
     run's `flags` is damaged, or was measured with other settings under the name of an attack."""
     for path in flags.glob("partial/*.npz"):
-        read_file(path)
+        outcomes_in(path, read_file(path) or {})
     for which in evaluation.checkpoints:
         for name in evaluation.measured_by:
-            if (found := read_file(flags / f"{which}-{name}.npz")) is None:
+            if (found := read_file(path := flags / f"{which}-{name}.npz")) is None:
                 continue
+            outcomes_in(path, found)
             if changed := changes(found["settings"], evaluation.settings(name)):
                 raise Refused(taken(name, changed))
 

@@ -138,21 +138,31 @@ class OutcomeStore:
 
     def _outcomes(self, path: Path, found: Mapping[str, Any], rows: np.ndarray) -> AttackOutcomes:
         """The outcomes in a file, of its images `rows`. Raises Refused where it is damaged."""
-        try:
-            images = len(found["indices"])
-            names = tuple(str(name) for name in found["attacks"])
-            arrays = [found[key] for key in ("fell", "passed", "tied", "attack_seconds")]
-            fell, passed, tied, seconds = kept = [torch.from_numpy(array) for array in arrays]
-            whole = [t.shape for t in kept] == [(images,)] * 3 + [(len(names),)]
-            kinds = [t.dtype for t in kept[:3]] == [torch.int16, torch.int16, torch.bool]
-            indices = np.array_equal(found["indices"][rows], self.indices.numpy())
-            values = WRONG <= int(fell.min()) and int(fell.max()) < len(names)
-            if not (whole and kinds and indices and values):
-                raise ValueError("not one verdict for each image")
-        except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
-            raise Refused(damaged(path, error)) from None
+        names, (fell, passed, tied, seconds) = outcomes_in(path, found)
+        there = found["indices"]
+        known = rows.max(initial=-1) < len(there)
+        if not known or not np.array_equal(there[rows], self.indices.numpy()):
+            raise Refused(damaged(path, ValueError("not one verdict for each image")))
         chosen = torch.from_numpy(rows)
         return AttackOutcomes(names, fell[chosen], passed[chosen], seconds, tied=tied[chosen])
+
+
+def outcomes_in(path: Path, found: Mapping[str, Any]) -> tuple[tuple[str, ...], list[Tensor]]:
+    """The attacks of a file of outcomes, and `fell`, `passed`, `tied` [N] and `seconds`. Raises
+    Refused where it is damaged."""
+    try:
+        images, names = len(found["indices"]), tuple(str(name) for name in found["attacks"])
+        arrays = [found[key] for key in ("fell", "passed", "tied", "attack_seconds")]
+        kept = [torch.from_numpy(array) for array in arrays]
+        whole = [t.shape for t in kept] == [(images,)] * 3 + [(len(names),)]
+        kinds = [t.dtype for t in kept[:3]] == [torch.int16, torch.int16, torch.bool]
+        kinds = kinds and found["indices"].dtype.kind == "i" and found["indices"].ndim == 1
+        values = WRONG <= int(kept[0].min()) and int(kept[0].max()) < len(names)
+        if not (whole and kinds and values):
+            raise ValueError("not one verdict for each image")
+    except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
+        raise Refused(damaged(path, error)) from None
+    return names, kept
 
 
 def read_file(path: Path) -> dict[str, Any] | None:

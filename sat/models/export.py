@@ -24,6 +24,7 @@ from torch import nn
 
 from sat import config
 from sat.activations.swap import swap_activations
+from sat.launch import lasting_streams
 from sat.models import Classifier
 from sat.models.card import card_of
 from sat.models.weights import load, read_run
@@ -191,6 +192,7 @@ def how_to_load(folder: Path) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> int:
+    lasting_streams()
     parser = argparse.ArgumentParser(prog="export.py", description=__doc__)
     parser.add_argument("run", type=Path, help="a run's directory")
     parser.add_argument("--which", choices=("best", "last"), default="best", help="the checkpoint")

@@ -11,12 +11,12 @@ Tables go to the terminal and, as Markdown, HTML, CSV, PNG and SVG, into outputs
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sat.errors import Refused
+from sat.launch import lasting_streams
 from sat.report import pages, study
 from sat.report.runs import keep, printable
 from sat.report.status import states
@@ -76,6 +76,7 @@ def write(report: study.Report, folder: Path, page: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    lasting_streams()
     parser = argparse.ArgumentParser(
         "sat-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,8 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refused as error:
         print(printable(str(error)))
         return 2
-    except BrokenPipeError:  # whoever reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -64,6 +64,7 @@ def read(outputs: Path, experiment: str | None = None) -> Report:
         left.setdefault((set_of(run), run.config.get("evaluate") is None), []).append(run)
     for runs in left.values():
         tables += tables_of(others(runs), runs)
+    tables.sort(key=lambda table: table.dataset == "digits")  # last: a test of the program
     notes += [f"{run.name}: {run.reason}" for run in found if isinstance(run, Left)]
     preface, text = (outputs.parent if outputs.is_file() else outputs) / "preface.md", ""
     try:

@@ -22,7 +22,7 @@ MANY = {"kills": 200, "lines": 10_000, "lines of Hydra": 500, "lines as processe
 FEW |= {"documented": 10}
 MANY |= {"documented": 100}
 FEW |= {f"files: {kind}": 5 for kind in KINDS}
-MANY |= {f"files: {kind}": 200 for kind in KINDS}
+MANY |= {f"files: {kind}": 1000 for kind in KINDS}
 
 
 class Makers:

@@ -34,8 +34,6 @@ class Answer:
             return [f"a traceback: {told}"]
         if self.code not in (0, 1, 2):
             return [f"exit code {told}"]
-        if lines and lines[0].startswith("usage: "):  # argparse's own, for an unknown option
-            return []
         found = [f"no message of ours: {line[:300]}" for line in lines if not line.startswith("! ")]
         found += ["nothing is told: " + told] * (self.code != 0 and not lines)
         return found[:1] or [f"{len(x)} letters: {x[:300]}" for x in lines if len(x) > longest][:1]

@@ -16,7 +16,7 @@ from .kills import ROOT, photographs
 
 ELSEWHERE = re.compile(
     "cifar10|imagenet|recipe=|extra=|torchrun|slurm|sweeper|mlflow|wandb|autoattack|theirs|make |"
-    "gpu_plan|--config-dir|<run>,"
+    "gpu_plan|--config-dir|--card|<run>,"
 )
 PLACES = {"outputs/<run>": "outputs/A", "DATA": "photographs", "FOLDER": "photographs"}
 
@@ -39,6 +39,7 @@ class Documented:
             done = self.run(["python", "-m", "sat.run", f"activation={activation}", *TINY])
             assert done.code == 0, done.err
             (run,) = folder.glob("outputs/*-s0-*/")
+            (run / "experiments.txt").write_text("activations\n")
             run.rename(run.with_name(name))
         done = self.run(["sat-report", "outputs", "--keep", "runs.jsonl"])
         assert done.code == 0, done.err

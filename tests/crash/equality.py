@@ -66,8 +66,8 @@ def timeless(tree: Any) -> Any:
 
 
 def curves(run: Path) -> dict[str, Any]:
-    """Every point of every tag, in the order written: (step, value), of texts and images the step
-    alone."""
+    """Every point of every tag, by step: (step, value), of texts and images the step alone; two
+    writers share a folder, and whose come first is no promise."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     everything = dict.fromkeys(("scalars", "images", "tensors"), 0)
@@ -76,4 +76,4 @@ def curves(run: Path) -> dict[str, Any]:
     points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags["scalars"]}
     points |= {tag: [e.step for e in events.Images(tag)] for tag in tags["images"]}
     points |= {tag: [e.step for e in events.Tensors(tag)] for tag in tags["tensors"]}
-    return {tag: found for tag, found in points.items() if tag not in TIMES}
+    return {tag: sorted(found) for tag, found in points.items() if tag not in TIMES}

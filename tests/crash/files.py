@@ -2,6 +2,7 @@
 traceback, a hang or a changed result."""
 
 import json
+import os
 import random
 import shutil
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ SET = [*(word for word in TINY if "pgd20" not in word), "dataset.limit=null",
 OF_RUN = {
     "checkpoint": "checkpoints/*.pt", "flags": "flags/*.npz", "result": "result.json",
     "config": "config.yaml", "metrics": "metrics.jsonl", "events": "events.*", "texts": "*.txt",
+    "no files": "**/*.*",
 }  # fmt: skip
 OF_SET = {"npz": "digits.npz", "image": "pictures/*/*/*.png"}
 KINDS = {**OF_RUN, **OF_SET}
@@ -108,6 +110,19 @@ def damage(path: Path, draw: random.Random) -> bool:
     return True
 
 
+def replaced(path: Path, draw: random.Random) -> bool:
+    """A pipe, a device, a folder, or a link in the place of a file."""
+    path.unlink()
+    kind = draw.randrange(5)
+    if kind == 0:
+        os.mkfifo(path)
+    elif kind == 1:
+        path.mkdir()
+    else:
+        path.symlink_to(["/dev/zero", "/dev/null", path.name][kind - 2])  # the last is a ring
+    return False
+
+
 def content_of(run: Path) -> dict[str, bytes]:
     files = [path for path in run.rglob("*") if path.is_file() and path.name not in GROWS]
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
@@ -188,7 +203,8 @@ class Files:
         if kind in OF_SET:
             wrong = self._of_set(draw.choice(sorted(tried.glob(OF_SET[kind]))), name, run, draw)
         else:
-            wrong = self._of_run(draw.choice(sorted(run.glob(OF_RUN[kind]))), run, draw)
+            there = sorted(path for path in run.glob(OF_RUN[kind]) if path.is_file())
+            wrong = self._of_run(kind, draw.choice(there), run, draw)
         wrong += report_of(run.parent)
         return 1, [f"{kind} {number}: {line}" for line in wrong]
 
@@ -198,7 +214,7 @@ class Files:
         wrong = ask(*self.words(name, run.parents[1])).complaints()
         return wrong + ["a finished run was changed"] * (content_of(run) != before)
 
-    def _of_run(self, path: Path, run: Path, draw: random.Random) -> list[str]:
+    def _of_run(self, kind: str, path: Path, run: Path, draw: random.Random) -> list[str]:
         if stopped := draw.random() < 0.5:
             if path.name == "result.json":
                 stopped = False
@@ -207,7 +223,8 @@ class Files:
         last = run / "checkpoints/last.pt"
         if stopped and draw.random() < 0.5:
             shutil.copy(last, last.with_name("previous.pt"))
-        believed = damage(path, draw) and path.name in BELIEVED
+        harm = replaced if kind == "no files" else damage
+        believed = harm(path, draw) and path.name in BELIEVED
         commands = [self.words("run", run.parents[1]), [f"evaluate={run}", *CHEAP]]
         wrong = []
         for words in draw.sample(commands, 2):
@@ -215,11 +232,12 @@ class Files:
             done = ask(*words)
             wrong += done.complaints()
             after = content_of(run)
-            if stopped:  # it may have trained to its end before it saw the damage
+            # it may have trained before it saw the damage, or knew the weights that were measured
+            if stopped and (kind != "flags" or "was measured on other" in done.err):
                 own = str(path.relative_to(run))
                 before, after = ({own: of.get(own)} for of in (before, after))
             wrong += ["refused, and changed"] * (done.code == 2 and before != after)
-            if not believed and done.code == 0 and (run / "result.json").exists():
+            if not believed and done.code == 0 and (run / "result.json").is_file():
                 found = numbers(run)
                 wrong += [f"other numbers: {found}"] * (found not in self.right)
         return [f"{path.relative_to(run)}, stopped {stopped}: {line}" for line in wrong]

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,8 +46,8 @@ FOLDER = [*QUICK, "dataset=imagefolder", "dataset.root=../../photographs", "data
           "dataset.holdout=8", "schedule.batch_size=16"]  # fmt: skip
 RESNET = ["model.depth=10", "model.width=0.0625"]
 DROPOUT = ["model=efficientnet", "model.dropout=0.3", "schedule.epochs=4", "validation.every=2"]
-# Sets in memory and in folders, each decay, average, accumulation, clipping, workers, dropout, a
-# scaler, TRADES with no tracker, sweeps.
+# Sets in memory and in folders and mixtures, each decay, average, accumulation, clipping, workers,
+# dropout, a scaler, attacks and objectives that remember, no tracker and two, sweeps.
 CASES = {
     "digits constant ema": [*DIGITS, *RESNET, "schedule.decay=constant", "schedule.ema=0.9"],
     "digits step accumulate": [*DIGITS, *RESNET, "schedule.decay=step", "schedule.accumulate=3"],
@@ -64,9 +65,28 @@ CASES = {
                                  "schedule.decay=one_cycle"],
     "digits trades norms, no tracker": [*DIGITS, *RESNET, "objective=trades", "schedule.ema=0.9",
                                         "weight_attack=awp", "metrics=gradient_norm", "logger=[]"],
+    "digits mixture ramp, two trackers": [
+        *DIGITS, *RESNET, "dataset.extra=../../made.npz", "dataset.extra_fraction=0.4",
+        "schedule.ema=0.9", "schedule.ema_ramp=true", "weight_attack=awp",
+        "+logger.second._target_=sat.loggers.tensorboard.TensorBoard",
+    ],
+    "digits free": [*DIGITS, *RESNET, "attack=free", "attack.replays=3", "schedule.epochs=12"],
+    "digits elle_a fgsm, saved rarely": [*DIGITS, *RESNET, "attack=fgsm", "regulariser=elle_a",
+                                         "record.checkpoint_minutes=0.02"],
+    "digits apgd mart": [*DIGITS, *RESNET, "attack=apgd", "attack.steps=2", "objective=mart",
+                         "schedule.epochs=8"],
+    "digits multi swa accumulate": [*DIGITS, *RESNET, "attack=multi", "attack.steps=2",
+                                    "schedule.accumulate=2", "schedule.swa_start=0.4",
+                                    "schedule.epochs=8"],
+    "folder consistency, gradient norms": [*FOLDER, *RESNET, "dataset.workers=1",
+                                           "objective=consistency", "metrics=gradient_norm"],
     "sweep of 6, 2 workers": ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *DIGITS,
                               *RESNET, "evaluation.masking_checks=0", "seed=0,1,2,3,4,5"],
 }  # fmt: skip
+
+
+if shutil.which("nvidia-smi"):
+    CASES["digits, one CUDA graph"] = [*DIGITS, *RESNET, "device=cuda", "schedule.graph=true"]
 
 
 def begin(words: list[str], folder: Path) -> subprocess.Popen:
@@ -288,6 +308,14 @@ def orphans(seen: set[int]) -> list[str]:
     return [f"process {process} still lives" for process in left]
 
 
+def made(path: Path) -> None:
+    """Grey images beside the digits, of all classes."""
+    import numpy as np
+
+    images = np.random.default_rng(0).integers(256, size=(60, 8, 8), dtype=np.uint8)
+    np.savez(path, image=images, label=np.arange(60) % 10)
+
+
 def photographs(folder: Path) -> None:
     """Two classes of noisy images, one dark and one light."""
     import numpy as np
@@ -311,6 +339,7 @@ class Kills:
 
     def __post_init__(self) -> None:
         photographs(self.folder / "photographs")
+        made(self.folder / "made.npz")
 
     def attempt(self, number: int) -> tuple[int, list[str]]:
         """How many were killed, and what was wrong; prints a line for each."""
