@@ -9,6 +9,7 @@ from sat.attacks.ensemble import FastAutoAttack
 from sat.attacks.fab import FAB
 from sat.attacks.fgsm import FGSM
 from sat.attacks.free import Free
+from sat.attacks.minimal_norm import MinimalNorm
 from sat.attacks.multi import Multi
 from sat.attacks.outcomes import Ensemble
 from sat.attacks.pgd import PGD
@@ -27,6 +28,7 @@ __all__ = [
     "Ensemble",
     "FastAutoAttack",
     "Free",
+    "MinimalNorm",
     "Multi",
     "Square",
     "Transfer",

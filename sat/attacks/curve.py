@@ -42,6 +42,10 @@ class Curve(Ensemble):
             raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
 
     @property
+    def norm(self) -> str:
+        return self.attack.norm
+
+    @property
     def attacks(self) -> list[PGD]:
         """One for each value."""
         if self.over == "steps":

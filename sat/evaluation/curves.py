@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sat.attacks import MinimalNorm
 from sat.attacks.outcomes import AttackOutcomes
 from sat.evaluation.heat_map import plot_heat_map
 from sat.evaluation.measure import accuracy
@@ -15,7 +16,7 @@ from sat.rundir.checkpoint import write_whole
 from sat.rundir.result import CurveResult, Point
 
 BLUE, GREY, ORANGE = "#0072B2", "#999999", "#D55E00"  # told apart by the colour-blind
-ROWS = 20  # classes that a heat map can show
+ROWS, COLUMNS = 20, 13  # classes, and points of a curve, that a heat map can show
 
 
 def curve_result(
@@ -43,11 +44,27 @@ def curve_result(
         },
         clean=accuracy(outcomes.clean)["accuracy"],
         eps=curve.attack.eps,
-        norm=curve.attack.norm,
+        norm=curve.norm,
         images=len(labels),
         seconds=round(float(outcomes.seconds.sum()), 3),
         settings=settings,
+        median=median(curve, left) if isinstance(curve, MinimalNorm) else None,
     )
+
+
+def median(curve: MinimalNorm, left: Sequence[Tensor]) -> float | None:
+    """The size, in 1/255, at which half of the images are wrong, to a step of the curve between
+    whose ends the images are taken to be spread evenly; None where it lies beyond, and 0 where half
+    are wrong when clean."""
+    shares = [float(flags.double().mean()) for flags in left]
+    sizes = [level.eps for level in curve.attacks]
+    if shares[0] <= 0.5:
+        return 0.0
+    for k in range(1, len(sizes)):
+        if shares[k] <= 0.5:
+            part = (shares[k - 1] - 0.5) / (shares[k - 1] - shares[k])
+            return sizes[k - 1] + part * (sizes[k] - sizes[k - 1])
+    return None
 
 
 def write(folder: Path, name: str, title: str, found: CurveResult) -> Any:
@@ -89,10 +106,14 @@ def plot_curve(ax: Any, found: CurveResult) -> None:
     share = [100 * point.accuracy for point in points]
     low, high = ([100 * point.ci95[k] for point in points] for k in (0, 1))
     ax.fill_between(at, low, high, color=BLUE, alpha=0.2, linewidth=0)
-    ax.plot(at, share, color=BLUE, marker="o", markersize=4)
+    ax.plot(at, share, color=BLUE, marker="o" if len(at) <= ROWS else "", markersize=4)
     norm = {"linf": "L-inf", "l2": "L2", "l1": "L1"}[found.norm]
     if over == "eps":
-        ax.set_xlabel(f"eps ({norm}, in 1/255), PGD-{points[0].steps}, worst case up to here")
+        how = f"PGD-{points[0].steps}, worst case up to here"
+        if found.settings.get("attack") == "MinimalNorm":
+            far = "beyond" if found.median is None else f"{found.median:.3g}"
+            how = f"by the smallest perturbation found: median {far}"
+        ax.set_xlabel(f"eps ({norm}, in 1/255), {how}")
         ax.axvline(found.eps, color=ORANGE, linestyle="--", linewidth=1)
         ax.text(found.eps, 1, f" eps = {found.eps:g}", color=ORANGE, va="top", fontsize=9,
                 transform=ax.get_xaxis_transform())  # fmt: skip
@@ -113,8 +134,9 @@ def plot_curve(ax: Any, found: CurveResult) -> None:
 
 def plot_classes(ax: Any, found: CurveResult, shown: Sequence[str]) -> None:
     over = found.over
-    columns = [f"{getattr(point, over):g}" for point in found.points]
-    grid = [found.classes[name] for name in shown]
+    step = -(-len(found.points) // COLUMNS)
+    columns = [f"{getattr(point, over):g}" for point in found.points[::step]]
+    grid = [found.classes[name][::step] for name in shown]
     plot_heat_map(ax, grid, [name[:18] for name in shown], columns)
     ax.set_xlabel("eps, in 1/255" if over == "eps" else "steps")
     left_out = len(found.classes) - len(shown)

@@ -405,6 +405,10 @@ def tell(result: RunResult) -> None:
     for which, part in result.measured.items():
         for name, corrupted in part.corruptions.items():
             log.info("\n%s", corruptions.text(which, name, corrupted))
+        for name, curve in part.curves.items():
+            if curve.median is not None:
+                text = "%s, %s: half of the images need no more than %.4g/255 (%s)"
+                log.info(text, which, name, curve.median, curve.norm)
         for name, found in part.accuracies.items():
             if found.ties:
                 text = "%s, %s: %d images are wrong by a tie, which argmax takes for right"

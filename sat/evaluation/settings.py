@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from sat.arguments import check_choices, check_range
-from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble
+from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble, MinimalNorm
 from sat.attacks.base import Loose, Replayed, Several, check_fields
 from sat.attacks.quick import is_quick
 from sat.attacks.transfer import transfers
@@ -65,7 +65,7 @@ class Evaluation:
                 raise ValueError(f"source={self.source}: takes neither curves nor restarts")
             object.__setattr__(self, "attacks", self._transferred(self.source))
         for name, curve in self.curves.items():
-            if not isinstance(curve, Curve):
+            if not isinstance(curve, Curve | MinimalNorm):
                 raise ValueError(f"curves.{name}={curve}: is no curve; see evaluation=curves")
             if name in self.attacks:
                 raise ValueError(f"curves.{name}: an attack has this name; take another")

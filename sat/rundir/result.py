@@ -148,6 +148,7 @@ class CurveResult(_Plain):
     images: Count
     seconds: float
     settings: Settings
+    median: float | None = None  # 1/255: the size at which half of the images have fallen
 
     @property
     def chosen(self) -> Chosen:
