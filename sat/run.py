@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -250,7 +251,8 @@ def main() -> None:
             code = sweep.exit_code(sweep.jobs())
     except (Fault, RuntimeError, OSError) as error:  # of a launcher
         log.error("%s", config.one_line(error))
-        code = 2 if isinstance(error, RecursionError) else 1
+        # a file that is not there is an OSError of Hydra's, a value nested too deeply no launcher's
+        code = 2 if isinstance(error, RecursionError | HydraException) else 1
     except KeyboardInterrupt:
         code = 130
     except SystemExit as error:

@@ -425,11 +425,8 @@ def test_no_place_for_temporary_files_is_told(sat, monkeypatch):
 
 
 BROKEN = {
-    b"a: [1\nb: {": r"mine/experiment/own.yaml", b"\ta: 1": r"mine/experiment/own.yaml",
-    b"a: \xff": "a file of --config-dir is no UTF-8", b"[" * 1200: "is nested too deeply",
-    b"a: &a [*a]": "is nested too deeply", b"- 1": r"experiment=\[1\]: no such key",
-    b"a: !!python/object/apply:os.getpid []": r"mine/experiment/own.yaml",
-    b"a: ${": "a value of a file can't be read", b"defaults: 5": "experiment/own",
+    b"a: [1\nb: {": r"mine/experiment/own.yaml", b"a: ${": "a value of a file can't be read",
+    b"a: \xff": "a file of --config-dir is no UTF-8", b"a: &a [*a]": "is nested too deeply",
 }  # fmt: skip
 
 
@@ -468,11 +465,10 @@ HYDRAS = {
 
 
 @pytest.mark.parametrize("word", HYDRAS)
-@pytest.mark.parametrize("before", [[], ["-m"]], ids=["run", "sweep"])
-def test_words_for_hydra_are_refused_before_it_acts(word, before, sat, tmp_path, monkeypatch):
+def test_words_for_hydra_are_refused_before_it_acts(word, sat, tmp_path, monkeypatch):
     """Its own keys that move, delete or silence what is ours; options that it has not."""
     monkeypatch.chdir(tmp_path)
-    assert HYDRAS[word] in one_line(sat(*before, word, "seed=0"))
+    assert HYDRAS[word] in one_line(sat("-m", word, "seed=0"))
     assert not list(tmp_path.iterdir())
 
 

@@ -68,7 +68,7 @@ def read(outputs: Path, experiment: str | None = None) -> Report:
     notes += [f"{run.name}: {run.reason}" for run in found if isinstance(run, Left)]
     preface, text = (outputs.parent if outputs.is_file() else outputs) / "preface.md", ""
     try:
-        text = preface.read_text() if preface.exists() else ""
+        text = preface.read_text() if preface.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
         notes.append(f"preface.md: can't be read ({error})")
     return Report(tables, notes, text, measured)

@@ -102,7 +102,8 @@ def attempt(number: int, hydras: bool = False) -> tuple[int, list[str]]:
         raise Refused(NOTHING)
 
     with patch("sat.run.execute", trains_nothing):
-        wrong = ask(*words).complaints()
+        done = ask(*words)
+    wrong = done.complaints() or ["a fault, where nothing is trained"] * (done.code == 1)
     wrong += ["outside of its folder"] * any(p != Path("outputs").resolve() for p in places)
     return 1, [f"{words!r}: {line}" for line in wrong]
 
