@@ -21,6 +21,7 @@ from sat.distributed import World, shared
 from sat.errors import Diverged, refusing
 from sat.loggers import screen
 from sat.models import Classifier, weights
+from sat.models.classifier import check_sight
 from sat.models.room import room
 from sat.objectives import Method
 from sat.rundir import checkpoint
@@ -65,14 +66,18 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     with refusing("model."):
         copies = 1 if spec.evaluate or spec.schedule.shard else 3  # weights, gradients, momentum
         model = weights.build_model(spec, weights.shape_of(data), device, copies)
-    if spec.evaluate is not None:
+        check_sight(model, data.image_size, trains=spec.evaluate is None)
+    own = spec.evaluate is not None and spec.brought is not None
+    if spec.evaluate is not None and not own:
         weights.load_evaluated(model, spec, data.image_size)
     with refusing("schedule."):
         build_optimizer(model, spec.schedule)
         if spec.schedule.grad_checkpointing:
             recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
-    if world.first and not begun:
+    if world.first and own:
+        preflight.check_network(model, spec.evaluation, *some_images(data.test, 32))
+    elif world.first and not begun:
         screen.stage("trying network and attack on 32 images")
         images, labels = some_images(data.train, 32)
         preflight.preflight(model, attack, images, labels)
