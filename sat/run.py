@@ -250,7 +250,8 @@ def main() -> None:
             code = sweep.exit_code(sweep.jobs())
     except (Fault, RuntimeError, OSError) as error:  # of a launcher
         log.error("%s", config.one_line(error))
-        code = 2 if isinstance(error, RecursionError) else 1
+        refused = isinstance(error, RecursionError) or type(error).__module__ == "hydra.errors"
+        code = 2 if refused else 1
     except KeyboardInterrupt:
         code = 130
     except SystemExit as error:
