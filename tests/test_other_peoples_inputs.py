@@ -33,7 +33,7 @@ from sat.data.images import NUMBERS, PaddedCrop, ResizedCrop, opened, to_rgb
 from sat.errors import Stopped
 from sat.models import ResNet
 from sat.models import Timm as TimmModel
-from sat.models.classifier import assemble
+from sat.models.classifier import assemble, check_sight
 from sat.models.sight import seen
 from sat.models.weights import load_weights
 from sat.training.callbacks import Callbacks
@@ -437,8 +437,10 @@ def test_the_parts_of_a_hard_sigmoid_are_no_activations():
 def test_a_border_that_no_patch_sees_is_refused_or_said(name, size, unseen, whole, caplog):
     """What a network silently ignores."""
 
-    def build(size: int) -> None:
-        assemble(TimmModel(name)(3, 10, size), SiLU, [0.5] * 3, [0.25] * 3, (3, size, size))
+    def build(size: int, trains: bool = True) -> None:
+        net = TimmModel(name)(3, 10, size)
+        net = assemble(net, SiLU, [0.5] * 3, [0.25] * 3, (3, size, size))
+        check_sight(net, size, trains)
 
     with caplog.at_level(logging.WARNING, "sat"):
         if unseen is None:  # little of it is said
@@ -447,6 +449,8 @@ def test_a_border_that_no_patch_sees_is_refused_or_said(name, size, unseen, whol
         else:
             with pytest.raises(ValueError, match=rf"^name={name}: {unseen} of .*={whole};"):
                 build(size)
+            build(size, trains=False)  # what is as it is may be measured
+            assert "move nothing" in caplog.text
         caplog.clear()
         build(whole)
     assert "move nothing" not in caplog.text

@@ -25,6 +25,7 @@ class Classifier(nn.Module):
     any_layout: bool = True  # else images and weights stay with the channels first
     recomputes: bool = False  # see sat.acceleration.recomputation
     swap: SwapReport | None = None
+    sight: tuple[int, int] = (0, 0)  # rows and columns that move the logits
 
     def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -50,30 +51,29 @@ def assemble(
     image_shape: tuple[int, int, int],
 ) -> Classifier:
     """The classifier with `activation` in place of every activation of `backbone`, proved by one
-    forward on a random image of `image_shape` (channels, height, width). The report is its `swap`.
-
-    Raises ValueError where the proof fails, and where a tenth of the pixels or more has no
-    influence, as one input gradient tells; warns of fewer.
+    forward on a random image of `image_shape` (channels, height, width); raises ValueError where
+    the proof fails. The report is its `swap`; what it sees of such images, as one input gradient
+    tells, is its `sight`.
     """
     report = swap_activations(backbone, activation)
     device = next(backbone.parameters()).device
     image = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
     net = Classifier(backbone, mean, std)
     net.swap = prove_swap(backbone, image, report)
-    _check_sight(backbone, image)
+    net.sight = seen(backbone, image)
     return net
 
 
-def _check_sight(net: nn.Module, image: Tensor) -> None:
-    """Refuses a network that never looks at much of such an image [1, C, H, W]."""
-    height, width = image.shape[2:]
-    rows, columns = seen(net, image)
-    if (unseen := 1 - rows * columns / (height * width)) == 0:
+def check_sight(net: Classifier, size: int, trains: bool) -> None:
+    """Refuses to train a network that never looks at much of images of `size` pixels; warns of one
+    that does not look at all of them."""
+    rows, columns = net.sight
+    if (unseen := 1 - rows * columns / size**2) == 0:
         return
     said = (
-        f"name={title(net)}: {unseen:.1%} of the pixels of {height}x{width} images move nothing; it"
-        f" sees {rows}x{columns}, all of dataset.image_size={min(rows, columns)}"
+        f"name={title(net.backbone)}: {unseen:.1%} of the pixels of {size}x{size} images move"
+        f" nothing; it sees {rows}x{columns}, all of dataset.image_size={min(rows, columns)}"
     )
-    if unseen > REFUSED:
+    if trains and unseen > REFUSED:
         raise ValueError(f"{said}; choose that, or another model")
     log.warning("model.%s", said)

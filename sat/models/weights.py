@@ -135,8 +135,7 @@ def load_weights(
         known = {*scale.values(), *beside}
         surplus = [k for k in rest if not k.endswith(_COUNTERS) and k not in known]
         heads = _heads(weights, own, model) if transfer else []
-        for key in heads:
-            weights[key] = own[key]
+        weights |= {head: own[head] for head in heads}
         _refuse_misfits(model, weights, [key.removeprefix(prefix) for key in surplus])
     except OSError as error:
         raise ValueError(f"{key}={place}: {error.strerror or error}") from None

@@ -21,6 +21,7 @@ from sat.distributed import World, shared
 from sat.errors import Diverged, refusing
 from sat.loggers import screen
 from sat.models import Classifier, weights
+from sat.models.classifier import check_sight
 from sat.models.room import room
 from sat.objectives import Method
 from sat.rundir import checkpoint
@@ -65,6 +66,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     with refusing("model."):
         copies = 1 if spec.evaluate or spec.schedule.shard else 3  # weights, gradients, momentum
         model = weights.build_model(spec, weights.shape_of(data), device, copies)
+        check_sight(model, data.image_size, trains=spec.evaluate is None)
     own = spec.evaluate is not None and spec.brought is not None
     if spec.evaluate is not None and not own:
         weights.load_evaluated(model, spec, data.image_size)
