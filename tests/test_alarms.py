@@ -181,7 +181,7 @@ def test_one_answer_to_all_is_no_accuracy(honest):
 
 def test_a_restart_begins_elsewhere(honest):
     model, x, y = honest
-    effort = Effort(model, x, y, PGD(EPS, 5), RowRng(0, torch.arange(len(x))))
+    effort = Effort(model, x, y, PGD(EPS, 5), RowRng(0, torch.arange(len(x))), print)
     fell = [effort._ascend(y == y, 5, restart) for restart in (0, 0, 1)]
     assert torch.equal(fell[0], fell[1]) and not torch.equal(fell[0], fell[2])
 
@@ -328,7 +328,7 @@ def test_a_collapsed_fgsm_training_is_found_within_one_evaluation(collapsing, tm
     events = EventAccumulator(str(done.run), size_guidance={"tensors": 0}).Reload()
     (text,) = events.Tensors("alarms/text_summary")
     assert b"catastrophic_overfitting" in text.tensor_proto.string_val[0]
-    assert "diagnostics/cosine" in events.Tags()["scalars"]
+    assert "val_diagnostics/cosine" in events.Tags()["scalars"]
     # and after it: FGSM alone would call this model robust
     images = np.load(tmp_path / "easy.npz")
     x = torch.from_numpy(images["x_test"][:100, None]).float() / 255

@@ -60,7 +60,7 @@ def assembled(net, activation=nn.SiLU, channels=3, size=32):
 
 
 def test_the_options_are_the_families():
-    assert {path.stem for path in OPTIONS.glob("*.yaml")} == set(FAMILIES)
+    assert {path.stem for path in OPTIONS.glob("*.yaml")} - {"given"} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("option", FAMILIES)
@@ -196,13 +196,13 @@ REFUSED = [
     (lambda: PreActResNet(10), "depth=10: .* 18, 34, 50"),
     (lambda: CifarResNet(18), "depth=18: .* 6n \\+ 2"),
     (lambda: WideResNet(27), "depth=27: .* 6n \\+ 4"),
-    (lambda: ResNet(18, width=0.0), "width=0.0: not a positive"),
+    (lambda: ResNet(18, width=0.0), "width=0.0: multiplies channels, above 0"),
     (lambda: ResNet(18, width=float("nan")), "width=nan"),
     (lambda: ResNet(18, width=0.001), "width=0.001: leaves no channels; write 0.03125"),
     (lambda: WideResNet(28, width=0.01), "width=0.01: leaves no channels"),
     (lambda: ResNet(18, cardinality=32), "cardinality=32: .* depth 18 .*14, 26, 50"),
     (lambda: ResNet(34, base_width=128), "base_width=128: .* depth 34"),
-    (lambda: ResNet(50, cardinality=0), "cardinality=0: not positive"),
+    (lambda: ResNet(50, cardinality=0), "cardinality=0: is a number of channels"),
     (lambda: ResNet(50, width=0.25, base_width=2), "base_width=2: .* write 4 or more"),
     (lambda: EfficientNet("b0", dropout=1.0), "dropout=1.0"),
     (lambda: Timm("resnt18")(3, 10, 32), "name=resnt18: .* did you mean resnet18"),

@@ -1,5 +1,6 @@
 """What flattered a network once, and the rule of a verdict: each test failed before its mend."""
 
+import math
 from copy import deepcopy
 from functools import partial
 
@@ -444,13 +445,42 @@ def test_a_round_that_stalls_on_its_way_is_given_up_later():
     assert steps_until_it_ends(stalls) == (41, False)
 
 
+def test_square_ends_where_each_single_pixel_was_asked_for_without_a_gain():
+    """On 8x8 grey there are 128 changes of a pixel, on 32x32 in colour more than the queries."""
+    for shape, gained, end in (
+        ((1, 8, 8), 0, 1643),
+        ((1, 8, 8), 1100, 1741),
+        ((3, 32, 32), 0, None),
+    ):
+        none = torch.zeros(1, dtype=torch.long)
+        state = {"iteration": none, "short": torch.tensor([0.01]), "gained": none + gained}
+        state |= fields(none, torch.tensor([1.0])) | {"x": torch.zeros(1, *shape)}
+        search, ended = SquareSearch(Ball(8 / 255, "linf"), 0), []
+        for k in range(1, 5001):
+            state["iteration"] = none + k
+            ended.append(bool(search.hopeless(state, 2.0)))
+        assert (ended.index(True) + 1 if any(ended) else None) == end
+        assert not search.hopeless(state, math.inf)
+
+
+def test_fab_ends_a_round_that_stays_far_from_the_ball():
+    """At patience 2 outside by more than 4.8 / step of its size, from the sixth step on."""
+    search, none = FABSearch(Ball(8 / 255, "linf")), torch.zeros(3, dtype=torch.long)
+    short = torch.tensor([0.9, 0.7, 5.0])
+    for step, over in ((5, [False] * 3), (6, [True, False, True]), (7, [True, True, True])):
+        state = {"iteration": none + step, "short": short}
+        state |= fields(none, short)
+        assert search.hopeless(state, 2.0).tolist() == over
+        assert search.hopeless({**state, **fields(none, short)}, math.inf).tolist() == [False] * 3
+
+
 def test_square_near_a_fall_goes_on():
     """A doubling without gain ends it far from a fall only."""
     ball = Ball(8 / 255, "linf")
     for left, over in ((0.5, True), (0.05, False)):
         none = torch.zeros(1, dtype=torch.long)
-        state = {"iteration": none, "short": torch.tensor([torch.inf])}
-        state |= fields(none, state["short"])
+        state = {"iteration": none, "short": torch.tensor([torch.inf]), "gained": none}
+        state |= fields(none, state["short"]) | {"x": torch.zeros(1, 3, 32, 32)}
         ended = []
         for k in range(1, 5001):
             state["iteration"] = none + k

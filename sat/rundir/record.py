@@ -246,10 +246,12 @@ def _silent_threads() -> Iterator[None]:
 def enter(directory: Path, experiment: str | None) -> None:
     """Adds an experiment to those under which the run was asked for: a name a line in
     `experiments.txt`. A run may be part of several."""
+    if not experiment:
+        return
     path = directory / "experiments.txt"
     try:
         there = read_text(path, "replace").split() if path.exists() else []
-        if experiment and experiment not in there:
+        if experiment not in there:
             with open(path, "a", opener=regular) as file:
                 file.write(experiment + "\n")
     except OSError as error:  # the run itself is whole
