@@ -10,13 +10,14 @@ from sat.report.tables import Difference, Row
 WARM, SHARE = 6, 1 / 3  # epochs that don't count; of the best so far
 
 
-def collapsed_at(run: Measured) -> float | None:
-    """The first epoch after the sixth at which the robust accuracy on held-out images is below a
+def collapsed_at(run: Measured) -> int | None:
+    """The first epoch, whole, after the sixth at which the robust accuracy on held-out images is below a
     third of its best so far; None of a training that holds."""
     best = 0.0
     for row in run.validations()[0]:
-        if row["epoch"] > WARM and row["val/robust"] < SHARE * best:
-            return row["epoch"]
+        epoch = round(row["epoch"])  # a validation comes with the first step that passes it
+        if epoch > WARM and row["val/robust"] < SHARE * best:
+            return epoch
         best = max(best, row["val/robust"])
     return None
 
@@ -24,7 +25,7 @@ def collapsed_at(run: Measured) -> float | None:
 def count_of(row: Row) -> str:
     """`2 of 3 (epochs 45, 53)`."""
     epochs = sorted(epoch for run in row.runs if (epoch := collapsed_at(run)) is not None)
-    when = f" (epoch{'s' * (len(epochs) > 1)} {', '.join(f'{epoch:g}' for epoch in epochs)})"
+    when = f" (epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))})"
     return f"{len(epochs)} of {len(row.runs)}" + when * bool(epochs)
 
 
