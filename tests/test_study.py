@@ -408,6 +408,12 @@ def test_collapses_are_counted_and_compared(folder, write):
     head, rows = pages.cells_of(table)
     told = {row[0].split()[0]: row[head.index("collapsed")] for row in rows}
     assert told == {"ReLU": "4 of 5 (epochs 8, 8, 8, 8)", "SiLU": "0 of 5", "GELU": "0 of 5"}
+    folder.add("elu", 0, 5)  # never validated: it counts nowhere
+    curve(folder.add("elu", 1, 5), *[0.0] * 8)  # never robust
+    write(collapse=True, claims=[claim | {"than": {"activation": ["elu", "silu"]}}])
+    table = only(folder)
+    assert "both sides have runs in common" in table.verdicts[0].reason
+    assert "1 of 1 (epoch 7)" in sum(pages.cells_of(table)[1], [])
 
 
 def test_a_claim_at_equal_cost_needs_equal_costs(folder, write):

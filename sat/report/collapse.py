@@ -11,43 +11,54 @@ WARM, SHARE = 6, 1 / 3  # epochs that don't count; of the best so far
 
 
 def collapsed_at(run: Measured) -> int | None:
-    """The first epoch, whole, after the sixth at which the robust accuracy on held-out images is below a
-    third of its best so far; None of a training that holds."""
+    """The first epoch after the sixth at which the robust accuracy on held-out images is a third of
+    its best so far or less; None of a training that holds."""
     best = 0.0
     for row in run.validations()[0]:
         epoch = round(row["epoch"])  # a validation comes with the first step that passes it
-        if epoch > WARM and row["val/robust"] < SHARE * best:
+        if epoch > WARM and row["val/robust"] <= SHARE * best:
             return epoch
         best = max(best, row["val/robust"])
     return None
 
 
+def watched(row: Row) -> list[Measured]:
+    """The runs that have been validated after the sixth epoch: of others nothing is known."""
+    return [
+        run for run in row.runs if any(round(each["epoch"]) > WARM for each in run.validations()[0])
+    ]
+
+
 def count_of(row: Row) -> str:
     """`2 of 3 (epochs 45, 53)`."""
-    epochs = sorted(epoch for run in row.runs if (epoch := collapsed_at(run)) is not None)
+    runs = watched(row)
+    epochs = sorted(epoch for run in runs if (epoch := collapsed_at(run)) is not None)
     when = f" (epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))})"
-    return f"{len(epochs)} of {len(row.runs)}" + when * bool(epochs)
+    return f"{len(epochs)} of {len(runs)}" + when * bool(epochs)
 
 
 def compared(rows: Sequence[Row], claim: Mapping[str, Any]) -> tuple[str, Difference]:
     """Whether fewer of the trainings of one side collapse, all rows that fit a side taken together:
     both counts, and the difference of their shares with p by Fisher's exact test (1935), two-sided.
-    Raises Refused where a side has no run."""
+    Raises Refused where a side has no run that was watched, or both have one in common."""
     from scipy.stats import fisher_exact
 
-    counts = []
+    counts, names = [], list[str]()
     for side in ("better", "than"):
         wanted = {k: v if isinstance(v, list) else [v] for k, v in claim[side].items()}
         runs = [
             run
             for row in rows
             if all(row.keys.get(key) in values for key, values in wanted.items())
-            for run in row.runs
+            for run in watched(row)
         ]
         if not runs:
             raise Refused(f"no run {', '.join(f'{k}={claim[side][k]}' for k in wanted)}")
+        names += [run.name for run in runs]
         fallen = sum(collapsed_at(run) is not None for run in runs)
         counts.append((fallen, len(runs) - fallen))
+    if len({*names}) < len(names):
+        raise Refused("both sides have runs in common")
     (a, held_a), (b, held_b) = counts
     less = b / (b + held_b) - a / (a + held_a)
     reason = f"{a} of {a + held_a} collapsed against {b} of {b + held_b}, Fisher's exact test"

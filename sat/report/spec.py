@@ -89,6 +89,8 @@ def check(node: Any) -> None:
         names += [(f"{where}.{side}", claim[side], rows) for side in ("better", "than")]
         names.append((f"{where}.measure", [claim["measure"]], MEASURES))
         names.append((f"{where}.equal", [claim.get("equal", "gradients")], ["gradients"]))
+        if claim["measure"] == COLLAPSE and "within" in claim:
+            raise Refused(f"{where}.within: counts of collapses are compared, not bounded")
     for where, name, allowed in [(at, n, allowed) for at, given, allowed in names for n in given]:
         if name not in allowed:
             raise Refused(f"{where}={name}: unknown; {nearest(str(name), list(allowed))}")
