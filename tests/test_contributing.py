@@ -35,5 +35,7 @@ def test_ten_minutes_to_a_first_activation_attack_and_objective(tmp_path):
     told = follow((ROOT / "docs/extend.md").read_text(), tmp_path)
     runs = sorted(path.parent.name for path in tmp_path.glob("outputs/*/result.json"))
     assert len(runs) == 3 and '"status": "finished",' in " ".join(told)
-    for words in ("squareplus-pgd1-1ep", "squareplus-momentum2-1ep", "squareplus-momentum2-mixed"):
-        assert any(words in run for run in runs), (words, runs)
+    for words in ("pgd1-1ep", "momentum2-1ep", "momentum2-mixed"):
+        assert any(f"mysquareplus-{words}" in run for run in runs), (words, runs)
+    written = [path.read_text() for path in tmp_path.glob("outputs/*/config.yaml")]
+    assert all("_target_: mine.MySquarePlus" in text for text in written)

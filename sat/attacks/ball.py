@@ -54,7 +54,7 @@ class Ball:
         if self.norm == "l2":
             return gradient / self.size(gradient)
         if entries is None:
-            count = gradient[0].numel()
+            count = math.prod(gradient.shape[1:])
             entries = torch.full(
                 (len(gradient),), count - int((1 - SPARSE) * count), device=gradient.device
             )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
 from sat.activations.swap import in_eval_mode
-from sat.attacks import FastAutoAttack
+from sat.attacks import PGD, FastAutoAttack
 from sat.attacks.base import Attack, Loose, Replayed, check_attack, check_fields
 from sat.attacks.outcomes import Ensemble
 from sat.data import Loader
@@ -313,6 +313,17 @@ def warn_of_threat_models(training: Any, others: dict[str, Any]) -> None:
         if training.eps and attack.norm != training.norm:
             log.warning("attack.norm=%s, but %s is in %s; dataset.norm=%s changes all",
                         training.norm, name, attack.norm, training.norm)  # fmt: skip
+
+
+def warn_of_short_steps(attack: Any) -> None:
+    """Steps that reach a small part of the ball: `step` is easily written for `steps`."""
+    if isinstance(attack, PGD) and attack.eps and attack.norm != "l1":
+        reach = attack.steps * attack.step_size
+        if reach < attack.eps / 4:
+            log.warning(
+                "attack.step=%g: reaches %.3g of eps=%g in its %d steps; attack.steps=N takes more",
+                attack.step_size, reach, attack.eps, attack.steps,
+            )  # fmt: skip
 
 
 def _check_images(x: Tensor) -> None:

@@ -85,6 +85,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
             preflight.check_memory(spec.schedule, model, images[:1], room(device) * world.size)
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         preflight.warn_of_threat_models(spec.attack, measured)
+        preflight.warn_of_short_steps(spec.attack)
     return data, model
 
 
