@@ -4,6 +4,7 @@
 
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -125,10 +126,13 @@ def adv_lib() -> Any:
     try:
         if stands_in:
             sys.modules["visdom"] = ModuleType("visdom")
-        import adv_lib.attacks as library
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # it imports distutils
+            import adv_lib.attacks as library
     except ImportError as error:
         raise Refused(
-            f"evaluation=minimal_norm: needs adv-lib ({error}): pip install --no-deps adv-lib"
+            f"evaluation=minimal_norm: needs adv-lib ({error}): pip install --no-deps adv-lib, and"
+            " from Python 3.12 on setuptools"
         ) from None
     finally:
         if stands_in:
