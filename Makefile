@@ -6,7 +6,7 @@ ARGS ?=
 TORCH ?=
 WORKERS ?= 2
 
-.PHONY: help setup run test test-trackers check bench soak report results status clean
+.PHONY: help setup run test test-trackers check bench soak report results status docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -17,8 +17,10 @@ setup: $(VENV)/ready ## make .venv with all that runs and tests need: make setup
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "sat needs Python 3.11 or newer; name one: make PYTHON=python3.12 setup"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[sweep,optuna,dev]' $(if $(TORCH),'torch==$(TORCH)')
+	@echo "installing into $(VENV), once: torch and the rest, 6 GB with CUDA, some minutes; in another" \
+	  "environment, pip install -e . does the same"
+	@$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[sweep,optuna,dev]' $(if $(TORCH),'torch==$(TORCH)')
 	@touch $@
 
 run: setup ## train, attack and record a run: make run ARGS="activation=gelu attack.steps=2"
@@ -52,6 +54,10 @@ results: setup ## rebuild docs/results.md from the evidence beside it: make resu
 status: setup ## list the runs in outputs: finished, running, stopped, failed
 	@$(BIN)/python scripts/report.py --status outputs
 
+docs: setup ## build the site of docs/ into site/, the reference from docstrings: open site/index.html
+	@$(BIN)/python -m pip install --quiet '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 clean: ## remove what can be made again; outputs/ and data/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,13 @@
 """Smooth Adversarial Training: `python -m sat.run` trains, `sat.load` gives the model, and
 `sat.evaluate` measures any network."""
 
+import sys
+
+if sys.platform == "win32":  # has no flock, no fork, and no signal that asks a run to save itself
+    sys.exit("! sat runs on Linux and macOS; on Windows use WSL 2, which is a Linux")
+
+__version__ = "0.1.0"
+
 
 def load(run_directory, which="best", device="cpu"):
     """The trained model of a run directory, ready for images [B, C, H, W] in [0, 1]."""

@@ -1,7 +1,7 @@
 """What an argument may be: a class refuses, where it is made, what the command line refuses.
 
 Sizes of perturbations are in 1/255 of a pixel's range, or have their unit written: `0.25/255`. A
-choice is one of those that its annotation lists:
+number has a range, and the range a reason. A choice is one of those that its annotation lists:
 
 @dataclass(frozen=True)
 class PGD:
@@ -26,6 +26,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 # Below these an eps is surely meant in another unit: of a ball so small nobody measures anything.
 SMALLEST = {"linf": 1.0, "l2": 10.0, "l1": 256.0}
 SMALLEST_STEP = 0.1
+FARTHEST = 1e9  # in 1/255: beyond the farthest corner of any image, in each norm
+MOST_EPOCHS = 1e6
+MOST_STEPS = 100_000  # a hundred times what anybody is known to have taken
 _WRITTEN = re.compile(r"\s*([^/\s]+)\s*/\s*(1|255)\s*")
 
 
@@ -56,6 +59,7 @@ def check_unit(name: str, value: float | str, norm: str = "linf") -> float:
         raise ValueError(f"{name}={value}: must be a number, in 1/255")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}={value}: must be a finite number, 0 or above, in 1/255")
+    check_range(name, value, 0, FARTHEST, "is in 1/255, and no image is that large")
     if 0 < value < (SMALLEST_STEP if name == "step" else SMALLEST.get(norm, 1.0)):
         ball = "" if norm == "linf" or name == "step" else f" and the ball is {norm}"
         raise ValueError(
@@ -87,7 +91,25 @@ def _parsed(name: str, text: str) -> float:
         ) from None
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}={text}: must be a finite number, 0 or above")
-    return value if unit == "255" else 255 * value
+    value = value if unit == "255" else 255 * value
+    check_range(name, value, 0, FARTHEST, "no image is that large, in 1/255")
+    return value
+
+
+# ranges ------------------------------------------------------------------------------------------
+
+
+def check_range(name: str, value: float, low: float, high: float, why: str) -> None:
+    """Refuses a number outside of [low, high], or that is none; `why` says what is wrong there."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value}: {why}; write {low:g} to {high:g}")
+
+
+def check_steps(name: str, value: int) -> None:
+    """Refuses a number of steps that no attack takes."""
+    if value < 1:
+        raise ValueError(f"{name}={value}: must be at least 1; for no attack: attack=none")
+    check_range(name, value, 1, MOST_STEPS, "is more than anybody waits for")
 
 
 # choices -----------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sat import plugins
 from sat.arguments import Written, check_unit
-from sat.errors import Refused, refusing
+from sat.errors import Refused, printable, refusing
 from sat.identity import (
     FOLLOWED,
     NEUTRAL,
@@ -41,6 +41,7 @@ from sat.identity import (
     refuse_moved,
     settle,
 )
+from sat.rundir.files import regular
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
@@ -242,7 +243,8 @@ def _file_digest(weights: str, key: str = "model.weights") -> str:
     from sat.rundir.record import weights_file
 
     try:
-        return hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
+        with open(weights_file(weights), "rb", opener=regular) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise Refused(f"{key}={weights}: {error.strerror or error}") from error
 
@@ -258,10 +260,10 @@ def _loggers(nodes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _check_normalisation(model: Mapping[str, Any]) -> None:
-    for key, lowest in (("mean", "from 0"), ("std", "above 0")):
+    for key, least, lowest in (("mean", 0, "from 0"), ("std", 1e-4, "above 0 (from 1e-4)")):
         if (values := model[key]) is None:
             continue
-        if not values or not all(0 <= v <= 1 and (v > 0 or key == "mean") for v in values):
+        if not values or not all(least <= v <= 1 for v in values):
             text = f"model.{key}={_short(values)}: must be one value a channel, {lowest} to 1"
             raise Refused(f"{text}, as the images are; divide values for 0 to 255 by 255")
 
@@ -440,11 +442,40 @@ MOVED = {
 }
 
 
+# What others call a key.
+SYNONYMS = {
+    "bs": "batch_size", "epoch": "epochs", "epsilon": "eps", "lr": "learning_rate",
+    "n_epochs": "epochs", "num_epochs": "epochs", "num_steps": "steps", "opt": "optimizer",
+    "step_size": "step", "wd": "weight_decay",
+}  # fmt: skip
+
+
+def meant(word: str) -> str | None:
+    """The whole key that a word stands for: `schedule.epochs` of `epochs`, `attack.eps` of
+    `epsilon` or `attack.epsilon`; two where two groups have it; None of a word that none has."""
+    group, _, name = word.rpartition(".")
+    name = SYNONYMS.get(name, name)
+    if not group and name in (*options(), *SCALARS):
+        return name
+    places = [g for g in options() if g in SECTIONS and name in _keys(g) and group in ("", g)]
+    places.sort(key=("schedule attack model activation".split() + places).index)
+    return " or ".join(f"{place}.{name}" for place in places[:2]) or None
+
+
+@cache
+def _keys(group: str) -> frozenset[str]:
+    """Every key that some option of a group has."""
+    texts = [file.read_text() for file in (CONF / group).glob("*.yaml")]
+    return frozenset(key for text in texts for key in re.findall(r"^(\w+):", text, re.M))
+
+
 def _instead(key: str, word: str, allowed: list[str]) -> str:
-    """Ends a line about a key that is not there: its new name, or names like the word that nobody
-    knows, and the options that have it."""
+    """Ends a line about a key that is not there: its new name, the key that was meant, or names
+    like the word that nobody knows, and the options that have it."""
     if key in MOVED:
         return f"it is {MOVED[key]} now"
+    if (whole := meant(key)) not in (None, key):
+        return f"it is {whole}"
     group, _, name = key.partition(".")
     pattern = rf"^{re.escape(name)}:"
     files = sorted((CONF / group).glob("*.yaml")) if name and group in options() else []
@@ -467,7 +498,20 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     converted = _convert(value, hint)
     if converted is _MISFIT:
         raise Refused(f"{where}={_short(value)}: must be {_describe(hint)}")
+    for number in converted if isinstance(converted, list | tuple) else [converted]:
+        if isinstance(number, int | float) and not _is_computed_with(number):
+            raise Refused(
+                f"{where}={_short(value)}: no device computes with it: whole numbers end at 9.2e18,"
+                " others go from 1.2e-38 to 3.4e38"
+            )
     return converted
+
+
+def _is_computed_with(number: float) -> bool:
+    """Whether int64 or float32 has the number, and not as a 0 or an infinity."""
+    if isinstance(number, int):
+        return abs(number) < 2**63
+    return number == 0 or 1.2e-38 <= abs(number) <= 3.4e38
 
 
 _MISFIT = object()
@@ -521,21 +565,30 @@ def _describe(hint: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = printable(str(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def composed(words: Sequence[str]) -> Spec:
     """The checked run of a command line, as a single job; raises `Refused`."""
-    from hydra import compose, initialize_config_dir
+    return check(resolve(compose(words)[0]))
+
+
+def compose(words: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """The config of a command line, as a single job, and the option of each group; raises
+    `Refused`."""
+    import hydra
     from hydra.errors import HydraException
 
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", overrides=list(words))
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra.compose("config", overrides=list(words), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise Refused(one_line(error)) from error
-    return check(resolve(cfg))
+    choices = dict(cfg.hydra.runtime.choices)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return cfg, choices
 
 
 @cache
@@ -547,9 +600,26 @@ def options() -> dict[str, list[str]]:
     return groups
 
 
+def is_hydras(error: BaseException) -> bool:
+    """Whether Hydra, or a package of its own, raised it: the command line or a file of the user's
+    is wrong, and not this program."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    raised = {place.partition(".")[0], type(error).__module__.partition(".")[0]}
+    return bool(raised & {"hydra", "hydra_plugins", "omegaconf", "antlr4", "yaml"})
+
+
 def one_line(error: BaseException) -> str:
     """What Hydra or OmegaConf say over many lines, as one that names the nearest valid name."""
-    text = str(error).strip()
+    text = str(error).strip() or str(error.__cause__ or "").strip()
+    if isinstance(error, RecursionError):
+        return "a value, or a file of --config-dir, is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"a file of --config-dir is no UTF-8 ({text})"
+    if type(error) in (AssertionError, AttributeError, KeyError, TypeError):  # it stumbled
+        return f"Hydra can't compose this ({type(error).__name__}: {' '.join(text.split())[:300]})"
     groups = options()
     if found := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]*)'", text):
         group, name = found.groups()
@@ -566,6 +636,9 @@ def one_line(error: BaseException) -> str:
             above, siblings = [], [*(siblings or [*SECTIONS, *SCALARS]), "experiment"]
         part = key.split(".")[len(above) :] or [key]  # nothing is left: a key of a mapping
         return f"{key}: no such key; {_instead(key, part[0], siblings)}"
+    if found := re.search(r"Ambiguous value for argument '([^']*)'", text):
+        word = found[1]
+        return f"{word}: several values are a sweep; write -m {word} (a list is key=[a,b])"
     if found := re.search(r"Error parsing override '([^'=]*)'", text):
         return f"{found[1]}: is no override; write group=option or key=value"
     if found := re.search(r"Interpolation key '(sizes[\w.]*)' not found", text):
@@ -579,11 +652,13 @@ def one_line(error: BaseException) -> str:
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
         given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])
         given = getattr(error, "override", None) or given.split(": ")[-1].strip()
-        given = "".join(c if c.isprintable() else repr(c)[1:-1] for c in given)
+        given = printable(given)
         key, _, value = given.partition("=")
         return (
             f"{given}: can't be read; quote the value for Hydra and the shell: '{key}=\"{value}\"'"
         )
+    if "no viable alternative at input" in text:
+        return f"a value of a file can't be read ({text.splitlines()[0]}); quote it"
     if "Config group override must be" in text:  # Hydra does not say which
         listed = ", ".join(groups)
         return f"a group can't be null or a number; write group=option; groups: {listed}"

@@ -62,6 +62,12 @@ def refusing(prefix: str, **keys: str) -> Iterator[None]:
         raise Refused(f"{prefix}{keys.get(key, key)}{equals}{rest}") from error
 
 
+def printable(text: str, kept: str = "") -> str:
+    """Text as a terminal may show it: signs that move a cursor, or have no place in UTF-8, are
+    written out (`\\x1b`), but for those that are `kept`. Names of files and classes hold any."""
+    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a device or on the host; torch has no one type for it."""
     text = str(error)

@@ -3,6 +3,7 @@
 import logging
 import re
 import signal
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,17 +22,17 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
     Hydra's account of it, and `execute` runs it."""
     sweeping = at.mode.name == "MULTIRUN"
     lacks = [*sweep.lacking(choices_of(at))]
-    number, overrides = at.job.num if sweeping else 0, sweep.plain(at.overrides.task, lacks)
+    number, overrides = at.job.num + 1 if sweeping else 1, sweep.plain(at.overrides.task, lacks)
     before = sweep.before(number)
     if before is not None and sweep.has_ended(before):
         return before
     told = {"overrides": overrides, "code": 1, "message": sweep.RUNNING}
-    outcome: dict[str, Any] = {"job": number, "lacks": lacks, **told}
+    outcome: dict[str, Any] = {"job": number, "lacks": lacks, "began": time.time(), **told}
     sweep.note(outcome)
     try:
         if sweeping:
             screen.label(f"job {number}" if sweep.is_worker() else "")
-            log.info("\njob %d: %s", number, " ".join(overrides))
+            log.info("\n%s: %s", sweep.place(number), " ".join(overrides))
         spec = spec_of(cfg, at, sweeping)
         if (same := sweep.duplicate_job(number, spec.name)) is not None:
             log.warning("job %d is the same run as job %d: %s", number, same, spec.name)
@@ -70,21 +71,34 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
     except Exception as error:
         outcome["message"] = f"{type(error).__name__}: {error}"
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = outcome["message"].splitlines()[0]
-            log.error("compilation failed (%s); schedule.compile=false does without it", reason)
+            told_of_the_compiler(error)
         else:
             log.exception("%s", outcome["message"])
-    sweep.note(outcome)
+    sweep.note({**outcome, "seconds": time.time() - outcome["began"]})
     return outcome
+
+
+def told_of_the_compiler(error: Exception) -> None:
+    """Says what to do where a network could not be compiled."""
+    from sat.acceleration.compilation import drop_library
+
+    lines = [line for line in str(error).splitlines() if line]
+    reason = " ".join([type(error).__name__ + ":", *lines[:2]])[:300]
+    remedy = "schedule.compile=false does without it"
+    if drop_library(error):
+        remedy = "the same command compiles anew"
+    log.error("compilation failed (%s); %s", reason, remedy)
 
 
 def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:
     """The checked run that a job asks for, or whose results it asks to extend."""
+    screen.stage("loading torch and what the run is made of")
     one_experiment(at, sweeping)
     choices = choices_of(at)
     if cfg.evaluate is None:
         for key in (lacks := [*sweep.lacking(choices)]):
-            log.info("job %d has no %s: it is the baseline of those that have", at.job.num, key)
+            text = "job %d has no %s: it is the baseline of those that have"
+            log.info(text, at.job.num + 1, key)
         plain = {**sweep.without(config.resolve(cfg), lacks), "choices": choices}
         if isinstance(told := plain.get("published"), Mapping):
             plain["published"] = {**told, "overridden": overridden(plain, list(at.overrides.task))}

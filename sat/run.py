@@ -2,30 +2,34 @@
 
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
+import sat
 from sat import config, job, sweep
 from sat.config import CONF, Spec
 from sat.errors import Fault, Refused, on_signals, refusing
 from sat.launch import end, local_rank, processes
-from sat.loggers import screen
+from sat.loggers import screen, usage
 
 log = logging.getLogger("sat")
-HYDRAS_OWN = "hydra.job.chdir hydra.run.dir hydra.sweep.dir hydra.sweep.subdir hydra.output_subdir"
 MOVES = "results lie where record.root says, and Hydra makes no folder; write record.root=DIR"
+# What a command line may say of Hydra's own: how a sweep is run.
+HYDRAS = "hydra/launcher= hydra.launcher. hydra/sweeper hydra.sweeper. hydra.mode=".split()
 
 
 def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, Any]:
@@ -41,6 +45,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
     from sat.rundir.result import RunResult
     from sat.training.train import set_up, take_over, train
 
+    screen.stage("looking for the run")
     with refusing("device"):
         seat = local_rank() if processes()[1] > 1 else sweep.seat()
         device = find_device(spec.device, seat)
@@ -50,11 +55,14 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
         if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
             if world.first:
                 record.enter(Path(spec.record.root) / spec.name, spec.experiment)
-            return results.headline(done, spec.evaluation)
+            return {**results.headline(done, spec.evaluation), "known": True}
         with world.raise_together():
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
         with claim(spec.record, spec.name, spec.yaml(), wait) as run:
+            # who held the lock may have done it all: nothing is told twice
+            if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
+                return results.headline(done, spec.evaluation)
             if world.first:
                 record.enter(run.directory, spec.experiment)
             about = About(run.directory, spec.name, spec.hash, spec.experiment)
@@ -62,6 +70,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
                 run.track(loggers)
                 result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
                 if result is None:
+                    world.on_rank0(lambda: results.check_flags(spec.evaluation, run.flags))
                     obtain = train if spec.evaluate is None else take_over
                     told = {"overrides": overrides, **obtain(spec, run, model, data, world)}
                     result = RunResult.from_json(told)
@@ -87,6 +96,8 @@ class Meeting(Callback):
         if processes()[1] > 1:
             screen.tell_once("-m: is no sweep under torchrun; start torchrun once for each run")
             raise SystemExit(2)  # of a callback Hydra would make a warning of any other
+        screen.stage("composing the jobs")
+        os.environ[sweep.JOBS] = str(sweep.count_jobs(config.hydra))
         if "submitit_folder" in config.hydra.launcher:
             folder = Path(config.hydra.launcher.submitit_folder).absolute().parent
             folder.mkdir(parents=True, exist_ok=True)
@@ -107,16 +118,50 @@ def options_first(words: list[str]) -> list[str]:
 
 
 def refuse_words(words: list[str]) -> None:
-    """Raises Refused for what Hydra would do with files: unpickle the one that
-    `--experimental-rerun` names, shortened or not, and make or enter folders of its own."""
-    for option in (word.split("=", 1)[0].lstrip("+~") for word in words):
-        if option.startswith("--e") and "--experimental-rerun".startswith(option):
+    """Raises Refused for an option that is none, and for what Hydra would do with files: unpickle
+    the one that `--experimental-rerun` names, shortened or not, and make or enter folders."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
             raise Refused(
-                f"{option}: would unpickle a file, which can run any code; write the overrides of"
-                " that run instead (they are in its result.json)"
-            )
-        if option in HYDRAS_OWN.split():
-            raise Refused(f"{option}: {MOVES}")
+                f"{word}: is no UTF-8, as config.yaml is; give the place another name, or a link"
+            ) from None
+    parser = get_args_parser()
+    parser.error = refuse_option
+    given = parser.parse_args([word for word in words if word != "--version"])
+    if given.experimental_rerun is not None:
+        raise Refused(
+            "--experimental-rerun: would unpickle a file, which can run any code; write the"
+            " overrides of that run instead (they are in its result.json)"
+        )
+    for word in given.overrides:
+        key, _, value = word.partition("=")
+        key = key.strip(" \t+~'\"")
+        if key in config.options() and re.search(r"\$\{[\w.]+:", value):
+            raise Refused(f"{word}: is a group; write the name of one of its options")
+        if re.split("[./@]", key)[0] != "hydra":
+            continue
+        if key == "hydra.sweeper.params" or key.startswith("hydra.sweeper.params."):
+            raise Refused(f"{key}: is written as a sweep: -m seed=0,1,2")
+        if not f"{key}=".startswith(tuple(HYDRAS)):
+            moves = re.match(r"hydra\.(job\.chdir|run|sweep|output_subdir)\b", key)
+            own = "is Hydra's own; of its keys hydra/launcher, hydra.launcher.*, hydra/sweeper,"
+            own += " hydra.sweeper.* and hydra.mode are taken"
+            raise Refused(f"{key}: {MOVES if moves else own}")
+
+
+def refuse_option(message: str) -> NoReturn:
+    """Raises Refused for what argparse has to say of the options."""
+    unknown = message.removeprefix("unrecognized arguments: ")
+    if unknown == message:
+        raise Refused(f"{message}; see --help")
+    word, *rest = unknown.split(" ")
+    flag, _, value = word.partition("=")
+    if key := config.meant(flag.lstrip("-").replace("-", "_")):
+        value = value or next(iter(rest), "VALUE")
+        raise Refused(f"{flag}: no such option; a key has no dashes: {key}={value}")
+    raise Refused(f"{flag}: no such option; see --help")
 
 
 def refuse_moves(own: DictConfig) -> None:
@@ -142,7 +187,8 @@ def app(cfg: DictConfig) -> float | None:
         on_signals(leave)
         sweep.follow_the_command_line()
     refuse_moves(HydraConfig.get())
-    return job.attempt(cfg, HydraConfig.get(), execute).get("score")
+    with sweep.at_work():
+        return job.attempt(cfg, HydraConfig.get(), execute).get("score")
 
 
 def leave(number: int, frame: Any) -> None:
@@ -150,32 +196,71 @@ def leave(number: int, frame: Any) -> None:
     sys.exit(128 + number)
 
 
+def answered(words: list[str]) -> bool:
+    """Whether a command line asks for the version or the help alone, which it then gets."""
+    if "--version" in words:  # Hydra's parser would give its own
+        print(f"sat {sat.__version__}")
+        return True
+    given = get_args_parser().parse_args(words)
+    if given.help:
+        folders = [Path(given.config_dir).absolute()] if given.config_dir else []
+        places = [f"hydra.searchpath=['{folder}']" for folder in folders]
+        cfg, choices = config.compose([*given.overrides, *places])
+        print(usage.text(OmegaConf.to_container(cfg, resolve=False), choices, [CONF, *folders]))
+    return given.help
+
+
+@contextmanager
+def ledger() -> Iterator[None]:
+    """The folder in which the jobs of this command line note what became of them, told at the end.
+    Raises Refused where there is no place for it, or none to work in."""
+    try:
+        os.getcwd()
+    except OSError:
+        lost = "the folder that this command was called in is gone; change to another"
+        raise Refused(lost) from None
+    try:
+        folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
+    except OSError as error:
+        raise Refused(f"TMPDIR: no place for temporary files ({error.strerror})") from None
+    os.environ[sweep.FOLDER], os.environ[sweep.NAME] = folder, Path(folder).name
+    try:
+        yield
+    finally:
+        screen.stage()
+        sweep.report()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def main() -> None:
     """Runs what the command line asks for. Exit codes: 0 done, 1 fault, 2 refused, 130, 143."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the line is ours
-    os.environ[sweep.FOLDER] = folder = tempfile.mkdtemp(prefix=f"sat-{datetime.now():%m%d-%H%M}-")
-    os.environ[sweep.NAME] = Path(folder).name
     screen.set_up()
-    sys.argv[1:], keys = sweep.joined(place_keys_added(options_first(sys.argv[1:])))
-    os.environ[sweep.JOINT] = ",".join(keys)
     code = 1
     try:
-        refuse_words(sys.argv[1:])
-        with sweep.stopping():
-            sweep.run(app)
-        code = sweep.exit_code(sweep.jobs())
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
-        screen.tell_once("%s", config.one_line(error))
-        code = 2
-    except (Fault, RuntimeError) as error:  # of a launcher
+        with ledger(), sweep.stopping():
+            words = options_first(sys.argv[1:])
+            refuse_words(words)
+            if not answered(words):
+                if not {word for word in words if word[:1] == "-"} - {"-m", "--multirun"}:
+                    screen.stage("starting")  # and no word of Hydra's own, which prints itself
+                sys.argv[1:], keys = sweep.joined(place_keys_added(words))
+                os.environ[sweep.JOINT] = ",".join(keys)
+                sweep.run(app)
+            code = sweep.exit_code(sweep.jobs())
+    except (Fault, RuntimeError, OSError) as error:  # of a launcher
         log.error("%s", config.one_line(error))
+        code = 2 if isinstance(error, RecursionError) else 1
     except KeyboardInterrupt:
         code = 130
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0
-    finally:
-        sweep.report()
-        shutil.rmtree(folder, ignore_errors=True)
+    except Exception as error:  # while composing
+        if not isinstance(error, ValueError) and not config.is_hydras(error):
+            raise
+        screen.set_up()
+        screen.tell_once("%s", config.one_line(error))
+        code = 2
     if code and processes()[0]:
         time.sleep(10)  # torchrun ends all with the first that fails: let that be who tells why
     end(code)

@@ -4,6 +4,7 @@ is told to stop. Its processes share a folder of one small file a job."""
 import fcntl
 import json
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -23,11 +24,12 @@ import yaml
 
 from sat.config import CONF, options
 from sat.errors import Fault, Refused, on_signals
-from sat.loggers.screen import table
+from sat.loggers.screen import duration, table
 
 log = logging.getLogger("sat")
 # Environment variables, so that worker processes inherit them.
 FOLDER, NAME, JOINT = "SAT_SWEEP_DIR", "SAT_SWEEP_NAME", "SAT_SWEEP_JOINT"
+JOBS = "SAT_SWEEP_JOBS"
 RUNNING = "did not end"
 PUT_OFF = "was put off"
 SAVING = 60.0  # seconds that worker processes have to save themselves when the sweep is stopped
@@ -64,18 +66,62 @@ def is_worker() -> bool:
 
 @cache
 def follow_the_command_line() -> None:
-    """Ends this worker process when its command line is gone, after a checkpoint: idle, it may wait
-    for ever for a job that nobody can send."""
+    """Ends this worker process when its command line is gone, after a checkpoint of the job at
+    hand: idle, it may wait for ever for a job that nobody can send."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+        _alone.set()
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(SAVING)
+        _working.acquire(timeout=SAVING)
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+_working, _alone = threading.Lock(), threading.Event()  # a job is at hand; the command line is gone
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """For the time of a job. One that had been sent before the command line went is not begun: the
+    next sweep would wait for it."""
+    if _alone.is_set():
+        os._exit(128 + signal.SIGTERM)
+    with _working:
+        yield
+
+
+def count_jobs(own: Any) -> int:
+    """How many jobs a sweep has, by Hydra's own config; 0 where a search decides it."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if not own.sweeper._target_.endswith(".BasicSweeper"):
+        return 0
+    words = [f"{key}={values}" for key, values in (own.sweeper.params or {}).items()]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    counts = {}  # the command line wins over an experiment, key by key
+    for word in parser.parse_overrides([*words, *own.overrides.task]):
+        discrete = word.is_sweep_override() and word.is_discrete_sweep()
+        counts[word.get_key_element()] = len([*word.sweep_string_iterator()]) if discrete else 1
+    return math.prod(counts.values())
+
+
+def place(number: int) -> str:
+    """`job 3 of 8, 1m40s left`: by the pace of the jobs that this sweep has trained."""
+    total, known = int(os.environ.get(JOBS, 0)), jobs()
+    if not total:
+        return f"job {number}"
+    ended = [job for job in known if has_ended(job)]
+    trained = [job for job in ended if not job.get("known")]
+    left = ""
+    if trained:
+        passed = time.time() - min(job["began"] for job in trained)
+        left = f", {duration(passed / len(trained) * (total - len(ended)))} left"
+    return f"job {number} of {total}{left}"
 
 
 # before a job -------------------------------------------------------------------------------------
@@ -212,11 +258,11 @@ def summary(done: Sequence[dict[str, Any]]) -> str:
     first = {job.get("name"): job["job"] for job in reversed(done)}
     rows = []
     for job in done:
-        numbers = [job.get("clean", "-"), job.get("robust", "-")]
+        numbers = [job.get(key, "-") for key in ("clean", "robust", "alarms")]
         if job.get("name") and first[job["name"]] != job["job"]:
-            numbers = ["the same run", f"as job {first[job['name']]}"]
+            numbers = ["the same run", f"as job {first[job['name']]}", ""]
         rows.append([str(job["job"]), *numbers, "  " + told[job["job"]]])
-    head = ["job", "clean (best)", "robust (best)", "  of"]
+    head = ["job", "best: clean %", "robust %", "alarms", "  of"]
     width = max(len(row[-1]) for row in [head, *rows])
     lines = [table(head[:-1] + [head[-1].ljust(width)],
                    [row[:-1] + [row[-1].ljust(width)] for row in rows])]  # fmt: skip

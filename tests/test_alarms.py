@@ -56,6 +56,13 @@ class Sharp(Rounded):
         return 1e4 * self.inner(x)
 
 
+class Overflown(Rounded):
+    """No number in most of its answers."""
+
+    def forward(self, x):
+        return torch.where(x.mean((1, 2, 3))[:, None] > 0.3, self.inner(x), torch.nan)
+
+
 class Probabilities(Rounded):
     def forward(self, x):
         return self.inner(x).softmax(1)
@@ -141,6 +148,20 @@ def test_a_model_gets_the_alarms_that_it_deserves(honest, model, deserved):
     assert deserved <= names(found), names(found)
     assert "random" in deserved or "random" not in names(found)
     assert all("\n" not in alarm.message for alarm in found.alarms)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_of_answers_that_are_no_numbers_nothing_else_is_asked(honest, whole):
+    inner, x, y = honest
+    model = Overflown(inner).eval()
+    if whole:  # as a network that divides by 0
+        del model.inner
+        model.inner = lambda x: torch.full((len(x), 10), torch.nan)
+    found = ask(model, x, y)
+    (alarm,) = found.alarms
+    assert alarm.name == "not_finite" and "schedule.learning_rate" in alarm.message
+    assert (alarm.numbers["not_finite"] == len(x)) == whole and [*found.curve[0]][0] == "attack"
+    assert len(found.curve) == 1 and "NaN" not in json.dumps(found.as_json())
 
 
 def test_a_weak_attack_is_told_from_a_strong_model(honest):

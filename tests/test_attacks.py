@@ -35,6 +35,7 @@ EVERY = [
     PGD(8, 3, start="normal", noise=4.0),
     PGD(200, 3, norm="l2", start="normal", noise=40.0),
     PGD(8, 3, noise=2.0),
+    PGD(8, 3, start="uncut", keep="best"),
     *(PGD(8, 2, loss=name) for name in ("kl", "cw", "dlr", "margin")),
     FGSM(8, loss="margin"),
     APGD(8, 3),
@@ -212,7 +213,7 @@ def test_each_option_changes_the_result(batch):
     for change in (
         {}, {"eps": 9.0}, {"steps": 4}, {"step": "auto"}, {"norm": "l2", "eps": "8/255"},
         {"start": "none"}, {"start": "normal"}, {"noise": 0.5}, {"loss": "kl"}, {"loss": "margin"},
-        {"loss": "dlr"},
+        {"loss": "dlr"}, {"start": "uncut"},
         {"clean_start": 1.0, "steps": 2}, {"batch_norm": "train"},
     ):  # fmt: skip
         results[str(change)] = replace(plain, **change)(network(), *batch)

@@ -3,6 +3,7 @@ batch."""
 
 import math
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -21,16 +22,19 @@ from sat.data import (
     CutMix,
     Cutout,
     Digits,
+    Jitter,
     Loader,
     MixUp,
     RandAugment,
     Standard,
+    TimmAugment,
     Unchanged,
     epoch_batches,
 )
 from sat.data.augment import symmetric_beta
 from sat.data.policies import NAMES, POLICY, crop_shift, erase
 from sat.data.samplers import Epochs
+from sat.data.timm_augment import INCREASING
 from sat.distributed import World
 from sat.errors import Refused
 from sat.objectives import Adversarial
@@ -38,7 +42,8 @@ from sat.rng import RowRng, seed_of
 from sat.training.preflight import check_augment
 
 CPU, CLASSES, SIZE = torch.device("cpu"), 10, 12
-EVERY = [Standard(), Unchanged(), Cutout(5), MixUp(), CutMix(), RandAugment(2, 20), IDBH("strong")]
+EVERY = [Standard(), Unchanged(), Cutout(5), MixUp(), CutMix(), RandAugment(2, 20), IDBH("strong"),
+         Jitter(), TimmAugment()]  # fmt: skip
 names = lambda augment: type(augment).__name__  # noqa: E731
 
 
@@ -264,6 +269,110 @@ def test_erasing_blackens_a_rectangle_of_the_published_sizes(probability, larges
     area, ratio = heights * widths / size**2, heights / widths
     assert 0.01 < area.min() < 0.04 and 0.9 * largest < area.max() < 1.1 * largest
     assert 0.2 < ratio.min() < 0.4 and 2.5 < ratio.max() < 4.5
+
+
+def test_timms_randaugment_is_timms_with_the_same_operation_strength_and_sign(monkeypatch):
+    """Turned by Pillow, whose weights between pixels are a little sharper than torch's."""
+    from PIL import Image
+    from timm.data import auto_augment as theirs
+
+    named = {"AutoContrast": "autocontrast", "SolarizeAdd": "brighten_dark", "TranslateXRel":
+             "translate_x", "TranslateYRel": "translate_y", "ShearX": "shear_x",
+             "ShearY": "shear_y"}  # fmt: skip
+    table = theirs._RAND_INCREASING_TRANSFORMS
+    assert [named.get(n, n.removesuffix("Increasing").lower()) for n in table] == [*INCREASING]
+    count = 2 * len(table)
+    x, chosen = pixels(count, size=33), torch.arange(len(table)).repeat(2)
+    signs = torch.tensor([-1.0, 1.0]).repeat_interleave(len(table))
+    level = torch.linspace(0.31, 1.0, count)
+    given = {"resample": Image.Resampling.BICUBIC, "fillcolor": (0, 0, 0)}
+
+    def reference(image: Tensor, number: int, level: float, sign: float) -> Tensor:
+        monkeypatch.setattr(theirs, "_randomly_negate", lambda value: sign * value)
+        name, pillow = table[number], V.to_pil_image(image)
+        strength = theirs.LEVEL_TO_ARG[name]
+        arguments = strength(10 * level, {}) if strength else ()
+        return V.pil_to_tensor(theirs.NAME_TO_OP[name](pillow, *arguments, **given)).float() / 255
+
+    ours = TimmAugment.apply(x, chosen, level, signs)
+    expected = one_by_one(x, reference, chosen, level, signs)
+    for number, mine, other in zip(chosen.tolist(), ours, expected, strict=True):
+        name, away = INCREASING[number], (mine - other).abs()
+        assert away.mean() < 1 / 255 and away.max() < 3.1 / 255, (name, away.max())
+        assert torch.equal(mine == 0, other == 0) or name in ("color", "contrast"), name
+
+
+def test_timms_erasing_and_the_share_of_its_operations_are_published():
+    count = 4000
+    rng, still = RowRng(6, torch.arange(count)), TimmAugment(operations=0)
+    x = still._alone(torch.full((count, 3, 16, 16), 0.5), rng)
+    erased = (x != 0.5).flatten(1).any(1)
+    assert abs(erased.float().mean() - 0.25) < 0.02
+    noise = x[(x != 0.5)]
+    assert abs((noise == 0).float().mean() - 0.5) < 0.02  # normal, cut to [0, 1]
+    assert abs((noise == 1).float().mean() - 0.159) < 0.02
+
+
+def test_timms_operations_are_drawn_as_published(monkeypatch):
+    """`rand-m9-mstd0.5-inc1`: half of the time, of a strength around 9 of 10."""
+    given = []
+
+    def apply(self, x, *drawn):
+        given.append(drawn)
+        return torch.ones_like(x)
+
+    monkeypatch.setattr(TimmAugment, "apply", apply)
+    own = TimmAugment(operations=1, erasing=0.0)
+    changed = own._alone(torch.zeros(6000, 1, 1, 1), RowRng(6, torch.arange(6000)))
+    ((chosen, level, signs),) = given
+    assert abs(changed.mean() - 0.5) < 0.02 and abs(signs.mean()) < 0.04
+    assert (chosen.bincount(minlength=15) / 6000 - 1 / 15).abs().max() < 0.012
+    assert abs(level.mean() - 0.9) < 0.003 and abs(level.std() - 0.05) < 0.003 and level.max() <= 1
+
+
+def test_timms_augmentation_mixes_or_cuts_each_image_with_its_labels():
+    x, y, rng = pixels(80), soft(80), RowRng(2, torch.arange(40))
+    plain = {"operations": 0, "erasing": 0.0}
+    images, labels = TimmAugment(**plain)(x, y, rng)
+    mixed, cut = MixUp(0.8)(x, y, rng), CutMix(1.0)(x, y, rng)
+    of_mixed, of_cut = ((images == of[0]).flatten(1).all(1) for of in (mixed, cut))
+    assert (of_mixed | of_cut).all() and 10 < of_cut.sum() < 30
+    torch.testing.assert_close(labels, torch.where(of_cut[:, None], cut[1], mixed[1]))
+    for switch, only in ((0.0, mixed), (1.0, cut)):
+        assert torch.equal(TimmAugment(**plain, switch=switch)(x, y, rng)[0], only[0])
+
+
+def test_jitter_is_torchvisions_with_the_same_factors_in_the_same_order():
+    x = pixels(12)
+    order = torch.tensor([[*p] for p in permutations((0.1, 0.5, 0.9))] * 2)
+    factors = torch.linspace(0.6, 1.4, 36).view(3, 12)
+
+    def reference(image: Tensor, order: list[float], *factors: float) -> Tensor:
+        adjust = V.adjust_brightness, V.adjust_contrast, V.adjust_saturation
+        for _, change, factor in sorted(
+            zip(order, adjust, factors, strict=True), key=lambda k: k[0]
+        ):
+            image = change(image, factor)
+        return image
+
+    expected = one_by_one(x, reference, order, *factors)
+    torch.testing.assert_close(Jitter.apply(x, [*factors], order), expected, rtol=0, atol=1e-6)
+    drawn, _ = Jitter(lighting=0.0)(x, None, rng := RowRng(3, torch.arange(12)))
+    ways = (2 * rng.uniform("factors", 3) - 1).T
+    expected = one_by_one(x, reference, rng.uniform("order", 3), *(1 + 0.1 * ways))
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-6)
+
+
+def test_lighting_is_the_published_noise_along_imagenets_colours():
+    """`eigvec * alpha * eigval`, summed over the components, is added to each channel."""
+    x, rng = pixels(9), RowRng(3, torch.arange(9))
+    vectors = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140],
+                            [-0.5836, -0.6948, 0.4203]])  # fmt: skip
+    alpha = 0.05 * rng.normal("lighting", 3)
+    added = (vectors * (alpha * torch.tensor([0.2175, 0.0188, 0.0045]))[:, None]).sum(2)
+    still = Jitter(0.0, 0.0, 0.0, lighting=0.05)
+    torch.testing.assert_close(still(x, None, rng)[0], (x + added[:, :, None, None]).clamp(0, 1))
+    assert torch.equal(still(x[:, :1], None, rng)[0], x[:, :1])
 
 
 # mixing -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Averages of the weights: their numbers, where they begin, and what is measured of them."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from sat.rundir import checkpoint
 from sat.training.average import Average, Averaging, estimate_statistics
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
+from sat.training.set_up import untrained_average
 
 ALL = lambda tensors: tensors  # noqa: E731
 
@@ -252,3 +254,17 @@ def test_an_average_goes_on_where_it_was(more, tmp_path, monkeypatch):
     for key in ("model", "average"):
         assert all(torch.equal(cut[key][name], t) for name, t in whole[key].items())
     assert torch.equal(cut["averaged"], whole["averaged"])
+
+
+@pytest.mark.parametrize("ema, more, told", [
+    (0.999, {}, True), (0.5, {}, False), (0.999, {"ema_ramp": True}, False),
+    (0.95, {"ema_start": 0.5}, True), (0.0, {"swa_start": 0.5}, False),
+])  # fmt: skip
+def test_an_average_of_weights_that_are_not_trained_is_told(ema, more, told):
+    state = SimpleNamespace(
+        plan=Plan(Schedule(epochs=1, batch_size=10, ema=ema, **more), 200, 0, {})
+    )
+    alarm = untrained_average(state)
+    assert (alarm is not None) == told
+    if told:
+        assert f"schedule.ema={ema}" in alarm.message and alarm.numbers["share"] > 0.5

@@ -24,14 +24,15 @@ from sat.bench import (
     benchmark,
     book,
     counting,
-    loading,
     loops,
+    methods,
     stages,
-    steps,
     stopwatch,
-    units,
 )
-from sat.bench.case import case_of
+from sat.bench import (
+    units as numbers,
+)
+from sat.bench.case import case_of, units
 from sat.errors import Refused
 from sat.models import Classifier
 
@@ -78,7 +79,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(stopwatch, "SECONDS", 0.0)
     monkeypatch.setattr(stopwatch, "SIDE", {"cpu": 16, "cuda": 16})
     monkeypatch.setattr(stopwatch, "COPIED", {"cpu": 2**8, "cuda": 2**8})
-    monkeypatch.setattr(steps, "COPIED", {"cpu": 2**8, "cuda": 2**8})
 
 
 # the loops --------------------------------------------------------------------------------------
@@ -148,14 +148,15 @@ def test_work_is_counted_as_torch_counts_it(torchattacks):
     ours, case = plain()
     images = case.images()
     first = 2 * 3 * 3 * 1 * 4 * 8 * 8 * case.batch
-    unit = 2 * case.cost.multiply_adds * case.batch
+    unit = case.unit
+    assert unit == 2 * case.cost.multiply_adds * case.batch
     for k in (0, 1, 2):
         counted = {}
         for loop in (ours, loops.published(case), loops.torchattacks(case)):
             passes = counting.passes(stopwatch.Timed(partial(loop.step, k, *images)))
             counted[loop.name] = sum(flop for flop, _ in passes)
-        assert counted["ours"] == counted["torchattacks"] == case.flop(k) - first
-        assert case.flop(k) == (2 * k + 3) * unit
+        assert units(k) == 2 * k + 3 == stages.units_of(k, "all")
+        assert counted["ours"] == counted["torchattacks"] == units(k) * unit - first
         assert counted["published"] == (3 * k + 3) * unit - first
 
 
@@ -290,12 +291,19 @@ def test_settings_are_as_before(tf32):
 
 def test_a_product_has_2n3_operations(quick):
     device = torch.device("cpu")
-    for product in stopwatch.products(device).values():
+    tops = stopwatch.ceilings(device)
+    copy, bytes_of = tops.pop(stopwatch.COPY)
+    for product, work in tops.values():
         ((flop, moved),) = counting.passes(product)
-        assert flop == stopwatch.product_flop(device) == 2 * 16**3
+        assert flop == work == 2 * 16**3
         assert moved in (4 * 4 * 16**2, 2 * 4 * 16**2)  # two factors, a result and its place
-    ((flop, moved),) = counting.passes(stopwatch.copying(device))
-    assert (flop, moved) == (0, 3 * 2**8 // 2)  # as torch hands it over, the target twice
+    assert counting.passes(copy) == [(0, 3 * 2**8 // 2)]  # as torch tells it, the target twice
+    assert bytes_of == 2**8
+
+
+def test_the_peak_is_the_fastest_product_of_the_same_rounds():
+    best = stopwatch.Ceilings({"a": [1.0, 5.0], "b": [4.0, 4.0], stopwatch.COPY: [9.0, 8.0]})
+    assert best.product == [1.0, 5.0] and best.memory == [9.0, 8.0]
 
 
 def test_operations_and_bytes_are_counted_and_the_slower_binds():
@@ -333,11 +341,9 @@ def test_stages_add_up_to_the_step():
     for k in (0, 1, 3):
         times["attack"] = 1.7**2 if k else 0.0
         found = stages.stages_of(k, times)
-        whole = sum(seconds for _, seconds in found.values())
-        assert whole == pytest.approx(times["step"] + times["data"])
-        assert sum(work for work, _ in found.values()) == 2 * k + 3
-    whole = sum(seconds for _, seconds in stages.stages_of(3, times | {"fed": 99.0}).values())
-    assert whole == pytest.approx(99.0)
+        whole = found.pop("all")
+        assert sum(found.values()) == pytest.approx(whole) == times["step"] + times["data"]
+        assert sum(stages.units_of(k, name) for name in found) == stages.units_of(k, "all")
 
 
 # memory -----------------------------------------------------------------------------------------
@@ -353,7 +359,7 @@ def test_memory_that_is_known():
         del b, c
         torch.ones(500_000)
 
-    assert counting.peak_bytes(three_megabytes) == 3_000_000
+    assert counting.peak_bytes(stopwatch.Timed(three_megabytes)) == 3_000_000
     held = torch.ones(250_000)
     with counting.Live([held]) as live:
         three_megabytes()
@@ -487,7 +493,7 @@ def test_a_budget_ends_between_rows_and_says_what_is_left(tmp_path, monkeypatch,
     assert benchmark.main([*TINY, "--parts", "stages", "--budget", "0.001s", "--out", "o"]) == 143
     assert capsys.readouterr().out.endswith("same command again: stages a, stages b, stages c\n")
     assert benchmark.main([*TINY, "--parts", "stages", "--out", "o"]) == 0
-    assert [units.seconds_of(text) for text in ("90s", "10m", "1.5h")] == [90, 600, 5400]
+    assert [numbers.seconds_of(text) for text in ("90s", "10m", "1.5h")] == [90, 600, 5400]
 
 
 def test_a_row_that_would_take_too_long_is_left_for_a_cheaper_one(tmp_path, monkeypatch):
@@ -532,27 +538,24 @@ def test_a_folder_is_read_beside_the_step(bench, tmp_path, photographs):
     code, out, err = bench(*photographs, *own)
     assert code == 0, err
     first, *_, last = kept(tmp_path / "outputs/benchmark")["stages"]
-    assert first["name"] == "PGD-1: data"
+    assert first["name"] == "PGD-1: data" and first["ms"]["median"] == 0, "it is no part of it"
     assert last["name"] == "PGD-1: the files alone, 1 readers" and last["ms"]["median"] > 0
     assert not active_children()
 
 
-def test_readers_end_with_the_step_that_fails_and_are_used_up_before_the_clock_starts(photographs):
+def test_readers_end_with_the_call_that_fails(photographs):
     case = case_of([*photographs, "schedule.batch_size=4"])
-    images = loading.training_images(case)
-    seen = []
-    timed = loading.fed(case, images, lambda x, y: seen.append(len(x)))
-    with timed.entered():
-        assert seen == [4, 4]
-    broken = loading.fed(case, images, lambda x, y: 1 / 0)
-    with pytest.raises(ZeroDivisionError), broken.entered():
-        pass
+    timed = stages.batches(case, stages.training_images(case))
+    with pytest.raises(ZeroDivisionError), timed.entered():
+        x, _ = timed.run()
+        assert len(x) == 4 and active_children()
+        raise ZeroDivisionError
     assert not active_children()
 
 
 def test_images_that_are_not_here_are_random_pixels():
     case = case_of(["dataset=imagenet", "dataset.image_size=16", *TINY[1:]])
-    assert type(loading.training_images(case)).__name__ == "MemorySplit"
+    assert type(stages.training_images(case)).__name__ == "MemorySplit"
 
 
 def test_a_compiler_that_fails_costs_no_eager_number(bench, tmp_path, monkeypatch):
@@ -614,3 +617,14 @@ def test_only_what_can_be_timed_is_a_case():
     assert case.cost.parameters == 11_173_962, "ResNet-18 of 32x32 images"
     assert case.varied("dataset.image_size=16").sizes.pixels == 16
     assert case.attack(10).step_size == 2 and case.attack(1).step_size == 8
+
+
+def test_methods_are_told_in_units_and_in_time(quick, monkeypatch, tmp_path, capfd):
+    """Of what the command line says of methods nothing is left."""
+    chosen = (methods.PGD2, "objective=trades attack.steps=2", "attack=free attack.replays=4")
+    monkeypatch.setattr(methods, "METHODS", chosen)
+    given = [*FIXED, "regulariser=elle", "--parts=methods", "--rounds=1", f"--out={tmp_path}"]
+    assert benchmark.main(given) == 0, capfd.readouterr().err
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["methods"]
+    assert [(row["name"], row["units"]) for row in rows] == [*zip(chosen, (7, 11, 12), strict=True)]
+    assert all(row["images/s"] > 0 for row in rows)

@@ -58,6 +58,7 @@ CASES = {
     "batch's norm": (PGD(20, 2, batch_norm="train"), Adversarial(), {}),
     "cw": (PGD(20, 2, loss="cw"), Adversarial(), {}),
     "dlr": (PGD(20, 2, loss="dlr"), Adversarial(), {}),
+    "kept": (PGD(20, 2, start="uncut", keep="best"), Adversarial(), {"norm_start": "batch"}),
     "trades": (PGD(20, 2, start="normal", noise=0.255), TRADES(), {}),
     "mart": (PGD(20, 1), MART(), {}),
     "gradient norm": (Clean(), SmallGradient(20), {}),

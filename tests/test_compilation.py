@@ -1,6 +1,9 @@
 """What is compiled, when, and what is said of it; a real compilation is in test_run.py."""
 
+import _ctypes
+import fcntl
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +119,54 @@ def test_compilations_are_told_once(monkeypatch):
     assert warmup.news(5) == []
     count[0] = 1
     assert warmup.news(6) == ["step 6: 1 graphs compiled, 42 s in all so far"]
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A library in a cache of torch's: this process has loaded one like it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compilation.drop_torn_libraries.cache_clear()
+    whole = Path(fcntl.__file__ if fcntl.__file__.endswith(".so") else _ctypes.__file__)
+    (tmp_path / "ab").mkdir()
+    path = tmp_path / "ab" / "cabc.main.so"
+    path.write_bytes(whole.read_bytes())
+    path.with_name("cabc.main.so.load_ok").write_text("")
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks/cabc.lock").write_text("")
+    return path
+
+
+@pytest.mark.parametrize("left", ["nothing", "a head", "half", "zeros", "all"])
+def test_a_library_that_was_not_written_whole_is_compiled_again(left, library):
+    whole = library.read_bytes()
+    size = {"nothing": 0, "a head": 64, "half": len(whole) // 2, "all": len(whole)}
+    library.write_bytes(bytes(len(whole)) if left == "zeros" else whole[: size[left]])
+    compilation.drop_torn_libraries()
+    assert library.exists() == (left == "all")
+    assert library.with_name("cabc.main.so.load_ok").exists() == (left == "all")
+
+
+def test_a_library_that_another_process_writes_is_left_alone(library):
+    library.write_bytes(b"")
+    with open(library.parents[1] / "locks/cabc.lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        compilation.drop_torn_libraries()
+    assert library.exists()
+
+
+def test_a_library_that_can_not_be_loaded_is_compiled_anew(library, sat, monkeypatch):
+    """What no look at its head tells: one fault, and then it goes on."""
+
+    def execute(*given):
+        text = f"backend='inductor' raised:\nImportError: {library}: undefined symbol: x"
+        error = torch._dynamo.exc.TorchDynamoException(text)
+        raise error
+
+    monkeypatch.setattr("sat.run.execute", execute)
+    done = sat()
+    assert done.code == 1 and "undefined symbol: x); the same command compiles anew" in done.err
+    assert not library.exists()
+    assert "schedule.compile=false" in sat().err
 
 
 def test_the_counts_are_torchs():

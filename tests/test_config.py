@@ -14,9 +14,9 @@ from sat.errors import Refused
 from sat.identity import readable
 
 OPTIONS = {
-    "activation": 19, "augment": 7, "attack": 10, "model": 6, "dataset": 11, "schedule": 11,
+    "activation": 19, "augment": 9, "attack": 10, "model": 6, "dataset": 11, "schedule": 11,
     "objective": 5, "regulariser": 4, "weight_attack": 2, "validation": 2, "evaluation": 10,
-    "record": 1, "experiment": 14, "recipe": 12,
+    "record": 1, "experiment": 18, "recipe": 12,
     "sizes": 9, "sampler": 1, "logger": 3, "metrics": 2,
 }  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_the_command_line_wins():
         ("seeed=3", ["seeed", "did you mean seed?"]),
         ("schedule.epochs=many", ["schedule.epochs=many", "a number"]),
         ("attack.steps=1.5", ["attack.steps=1.5", "a whole number"]),
-        ("attack.start=3", ["attack.start=3", "uniform or normal or none"]),
+        ("attack.start=3", ["attack.start=3", "uniform or uncut or normal or none"]),
         ("attack.norm=l3", ["attack.norm=l3", "linf or l2 or l1"]),
         ("attack.step=car", ["attack.step=car", "a number", "auto"]),
         ("attack.eps=0.03", ["attack.eps=0.03", "1/255", "eps=7.65"]),
@@ -100,6 +100,11 @@ def test_the_command_line_wins():
         ("activation.alpha=2", ["activation.alpha", "no such key", "celu, elu, parametric"]),
         ("attacks.steps=2", ["attacks.steps", "did you mean attack?"]),
         ("experment=alpha", ["experment", "did you mean experiment?"]),
+        ("epochs=5", ["epochs: no such key; it is schedule.epochs"]),
+        ("lr=0.1", ["lr: no such key; it is schedule.learning_rate"]),
+        ("schedule.lr=0.1", ["schedule.lr: no such key; it is schedule.learning_rate"]),
+        ("+schedule.wd=0.1", ["schedule.wd=0.1", "it is schedule.weight_decay"]),
+        ("epsilon=8", ["epsilon: no such key; it is attack.eps or dataset.eps"]),
         ("objective.beta=6", ["objective.beta", "options of objective with beta: consistency"]),
         ("attack.random_start=false", ["attack.random_start", "it is attack.start now"]),
         ("model.depth=19", ["model.depth=19", "18"]),
@@ -130,9 +135,13 @@ def test_the_command_line_wins():
         ("evaluation.attacks.pgd20.batch_norm=train", ["pgd20.batch_norm=train", "eval"]),
         ("+attack@evaluation.attacks.mine=none", ["evaluation.attacks.mine", "no attack"]),
         ("record.root=''", ["record.root", "folder"]),
-        ("schedule.clip=inf", ["schedule.clip=inf", "finite"]),
+        ("schedule.clip=inf", ["schedule.clip=inf", "computes"]),
         ("objective.label_smoothing=2", ["objective.label_smoothing=2"]),
         ("dataset.image_size=100000", ["dataset.image_size=100000"]),
+        ("evaluation.restarts=1e5", ["evaluation.restarts=100000", "1 to 10000"]),
+        ("schedule.learning_rate=1e-12", ["schedule.learning_rate=1e-12", "no float32 weight"]),
+        ("schedule.weight_decay=100", ["schedule.weight_decay=100", "0 to 10"]),
+        ("model.std=[1e-9]", ["model.std=", "from 1e-4"]),
     ],
 )
 def test_bad_input_is_one_line_that_names_key_and_remedy(override, says):

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md, followed to the letter in an empty folder."""
+"""docs/extend.md, followed to the letter in an empty folder."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def follow(text: str, folder: Path) -> list[str]:
 
 
 def test_ten_minutes_to_a_first_activation_attack_and_objective(tmp_path):
-    told = follow((ROOT / "CONTRIBUTING.md").read_text(), tmp_path)
+    told = follow((ROOT / "docs/extend.md").read_text(), tmp_path)
     runs = sorted(path.parent.name for path in tmp_path.glob("outputs/*/result.json"))
     assert len(runs) == 3 and '"status": "finished",' in " ".join(told)
     for words in ("squareplus-pgd1-1ep", "squareplus-momentum2-1ep", "squareplus-momentum2-mixed"):

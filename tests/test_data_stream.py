@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from sat.data import (
     epoch_batches,
     evaluation_batches,
 )
+from sat.data.extra import mixed, read
+from sat.data.folders import sorted_files
 from sat.data.images import NUMBERS, PaddedCrop, ResizedCrop, random_window
 from sat.data.stream import Reading, StreamSplit
 from sat.errors import Fault
@@ -188,6 +191,42 @@ def test_a_padded_crop_agrees_with_slicing():
 
 
 # --- faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_generated_images_go_the_way_of_the_sets_own(root, tmp_path, workers):
+    """Pixels of a file come out as the same image of a folder would, in that place of the batch."""
+    made = np.random.default_rng(0).integers(256, size=(9, 24, 24, 3), dtype=np.uint8)
+    soft = np.random.default_rng(1).dirichlet(np.ones(3), size=9).astype(np.float32)
+    np.savez(tmp_path / "made.npz", image=made, label=soft)
+    for number, pixels in enumerate(made):
+        place = tmp_path / "copy" / "all" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place)
+    data = folder(root, extra=str(tmp_path / "made.npz"), extra_fraction=0.5, workers=workers)
+    assert data.sizes == (21, 9) and len(data.train) == 21
+    batches = list(epoch_batches(data.sizes, 6, 3, 0, 5, data.mixture))
+    copies = sorted_files(tmp_path / "copy", ["all"])
+    reading = Reading(ResizedCrop(16), CPU, 0, False)
+    alone = StreamSplit(copies, torch.arange(9), torch.zeros(9), reading)
+    own = folder(root).train
+    for batch, (x, y) in zip(batches, data.train.stream(batches), strict=True):
+        for split, first, rows in (
+            (own, 0, (batch.indices < 21).nonzero()[:, 0]),
+            (alone, 21, (batch.indices >= 21).nonzero()[:, 0]),
+        ):
+            part = batch.part(rows)
+            part = replace(part, indices=part.indices - first)
+            ((images, labels),) = split.stream([part])
+            assert len(rows) == 3 and torch.equal(x[rows], images)
+            hard = torch.nn.functional.one_hot(labels.long(), 3).float()
+            wanted = torch.from_numpy(soft)[part.indices] if first else hard
+            torch.testing.assert_close(y[rows], wanted)
+    with pytest.raises(ValueError, match="^extra=.*: is of 3 classes, and the set of 2"):
+        two = replace(folder(root), classes=("a", "b"))
+        mixed(two, read(str(tmp_path / "made.npz")), alone, 0.5, CPU)
+    with pytest.raises(ValueError, match="^skip_unreadable=true: with extra"):
+        folder(root, extra="made.npz", skip_unreadable=True)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

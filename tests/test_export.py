@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -211,6 +212,52 @@ def test_what_can_not_be_exported_is_one_line(trained, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="gives other logits"):  # the proof sees ReLU
         export(run, tmp_path / "to")
     assert not list((tmp_path / "to").iterdir())
+
+
+def no_model(run) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["model"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def no_run(run) -> None:
+    (run / "config.yaml").write_text("a: 1\n")
+
+
+def lacks(*keys):
+    def change(run) -> None:
+        state = within = checkpoint.read(run / "checkpoints/best.pt")
+        for key in keys[:-1]:
+            within = within[key]
+        del within[keys[-1]]
+        checkpoint.save(run / "checkpoints/best.pt", state)
+
+    return change
+
+
+def pickled(run) -> None:
+    (run / "checkpoints/best.pt").write_bytes(pickle.dumps({"model": print}, protocol=4))
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [(no_model, r"config.yaml: is damaged; model is missing"),
+     (no_run, r"config.yaml: is damaged; \w+ is missing"),
+     (lacks("facts"), r"best.pt: is damaged, .*\(facts is missing\)"),
+     (lacks("facts", "shape"), r"\(facts.shape is missing\)"),
+     (lacks("facts", "shape", "mean"), r"\(facts.shape.mean is missing\)"),
+     (lacks("model"), r"\(model is missing\)"),
+     (lacks("model", "mean"), r"best.pt: holds the weights of another network"),
+     (pickled, r"best.pt: .*holds objects other than tensors \(a plain pickle\)\)$")],
+)  # fmt: skip
+def test_a_run_that_is_damaged_is_one_line(change, says, trained, tmp_path):
+    """Loaded or exported, in Python, where no command line looks before."""
+    run = trained()
+    change(run)
+    for take in (package.load, lambda run: export(run, tmp_path / "out")):
+        with pytest.raises(ValueError, match=says) as refusal:
+            take(run)
+        assert "\n" not in str(refusal.value)
 
 
 def test_a_recipe_reaches_no_class_of_others(trained, tmp_path):

@@ -282,6 +282,19 @@ def test_stopped_around_a_skipped_step_equals_never_stopped(sat, tmp_path, poiso
     same_outcome(resumed.run, whole.run)
 
 
+def test_a_share_of_skipped_steps_is_an_alarm_and_none_taken_a_failure(sat, poisoned):
+    poisoned |= {1, 3, 5}
+    some = sat("schedule.epochs=3")
+    run, said = some.run, "3 of 12 steps changed nothing"
+    assert some.code == 0 and some.err.count(said) == 2  # of the training, and of the result
+    assert [said in alarm["message"] for alarm in some.result["alarms"]].count(True) == 1
+    poisoned |= {*range(12)}
+    none = sat("schedule.epochs=2", "schedule.learning_rate=0.01")
+    (other,) = {*none.runs} - {run}
+    assert none.code == 1 and "no step was taken" in none.err and "Traceback" not in none.err
+    assert '"status": "failed"' in (other / "result.json").read_text()
+
+
 def test_too_many_broken_steps_in_a_row_end_the_run(sat, poisoned, monkeypatch):
     monkeypatch.setattr(skips, "RUNNING", 4)
     poisoned |= {3, *range(5, 12)}

@@ -15,12 +15,13 @@ from conftest import ROOT, TINY
 from PIL import Image
 
 import sat.bench.forecast as module
-from sat.attacks import FGSM, PGD, Clean, Curve, FastAutoAttack
+from sat.attacks import FGSM, PGD, AutoAttack, Clean, Curve, FastAutoAttack, Free, Square
 from sat.bench import budget, costs, pace, units
+from sat.bench.step_cost import StepCost, step_cost
 from sat.config import composed
 from sat.errors import Refused
 from sat.loggers.screen import duration
-from sat.rundir import checkpoint
+from sat.objectives import Method
 
 
 @pytest.fixture
@@ -118,7 +119,8 @@ def test_gradients_of_each_attack():
     assert [of(attack) for attack in (Clean(), FGSM(), pgd)] == [0, 1, 7]
     assert of(Curve(pgd, "eps", (0, 0.5, 1.0))) == 14  # a ball of no size takes no step
     assert of(Curve(pgd, "steps", (1, 5))) == 6
-    assert of(FastAutoAttack()) is None
+    assert [of(Square(queries=100)), of(Free()), of(FastAutoAttack())] == [50, 0, 170]
+    assert of(AutoAttack()) == 7 * 170
 
 
 @pytest.fixture
@@ -175,7 +177,7 @@ def test_a_real_run_computes_as_many_gradients(sat, counted, attack, steps):
     assert work.updates == result["steps"] and work.images == result["images"]
     assert counted["training", "update"] == work.images
     assert counted.get(("training", "input"), 0) == work.attack == steps * work.images
-    assert work.training == (steps + 1) * work.images
+    assert work.training == (2 * steps + 3) * work.images
     right = round(result["last"]["clean"]["accuracy"] * 50)  # only these are attacked
     assert work.evaluation == 3 * 50 and counted["evaluation", "input"] == 3 * right
     rows = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
@@ -184,6 +186,36 @@ def test_a_real_run_computes_as_many_gradients(sat, counted, attack, steps):
     assert work.validation == len(rows) * 30 * (2 + 2)  # two steps, and the probe
     seen = sum(round(row["val/clean"] * 30) * (2 + 2) for row in rows)
     assert counted["validation", "input"] == seen
+
+
+# Of an image: beside the attack, and of the attack.
+UNITS = {
+    "attack=none": (3, 0), "attack=n_fgsm": (3, 2), "attack.steps=10": (3, 20),
+    "attack.steps=3 attack.keep=best": (3, 7), "attack=apgd attack.steps=2": (3, 5),
+    "attack=multi attack.steps=2": (3, 5), "attack=free attack.replays=4": (3, 9),
+    "attack.steps=10 objective.forwards=3": (5, 20),
+    "objective=trades attack.steps=10": (6, 21),
+    "objective=trades objective.forwards=3": (9, 3), "objective=mart": (6, 2),
+    "objective=consistency attack.steps=2": (6, 8),
+    "objective=gradient_norm attack=none": (6, 0), "weight_attack=awp": (6, 2),
+    "objective=trades weight_attack=awp": (12, 3), "regulariser=gradalign": (11, 2),
+    "regulariser=elle": (12, 2), "regulariser=elle_a": (12, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", UNITS)
+def test_the_units_of_a_method_are_counted(words):
+    spec = spec_of(*words.split())
+    assert step_cost(Method.of(spec)) == UNITS[words]
+    work = costs.work_of(spec, costs.sizes_of(spec.dataset))
+    assert work.training == sum(UNITS[words]) * work.images
+
+
+def test_statistics_that_are_estimated_cost_an_attack_and_a_forward():
+    spec = spec_of("schedule.swa_start=0.75", "attack.steps=2", "schedule.epochs=8")
+    work = costs.work_of(spec, sizes := costs.sizes_of(spec.dataset))
+    assert work.statistics == 2 * sizes.train  # before two of eight validations
+    assert work.training == 7 * work.images + 5 * work.statistics
 
 
 def test_checkpoints_restarts_and_curves_multiply():
@@ -196,8 +228,7 @@ def test_checkpoints_restarts_and_curves_multiply():
     assert evaluation("evaluation.restarts=3", "evaluation.limit=100") == 2 * 100 * 60
     assert evaluation("evaluation=paper", "evaluation.checkpoints=[last]") == 359 * 280
     assert evaluation("evaluation=curves") == 2 * 359 * (8 * 20 + 391)
-    spec = spec_of("evaluation=strong")
-    assert costs.work_of(spec, costs.sizes_of(spec.dataset)).untold == ("strong",)
+    assert evaluation("evaluation=strong", "evaluation.limit=10") == 2 * 10 * 170
 
 
 # memory -----------------------------------------------------------------------------------------
@@ -229,7 +260,7 @@ def real_update(model, x, y) -> None:
 
 def test_memory_that_is_told_is_that_of_a_real_update_and_recomputation_needs_less():
     """Counted on shapes, beside tensors that are there: an SGD step's forward and backward."""
-    from sat.bench.counting import peak_bytes
+    from sat.bench.counting import Timed, peak_bytes
 
     most = {}
     for less in ("false", "true"):
@@ -238,13 +269,11 @@ def test_memory_that_is_told_is_that_of_a_real_update_and_recomputation_needs_le
         sizes = costs.sizes_of(spec.dataset)
         cost = costs.cost_of(spec, sizes)
         model = costs.build(spec, sizes, "cpu").train()
-        if less == "true":
-            costs.recompute(model)
         x, y = torch.rand(128, *sizes.shape), torch.arange(128) % 10
         work = partial(real_update, model, x, y)
         work()  # gradients are there from here on, and belong to the state
         most[less] = cost.beside(128, "fp32")
-        assert most[less] == pytest.approx(peak_bytes(work), rel=0.02)
+        assert most[less] == pytest.approx(peak_bytes(Timed(work)), rel=0.02)
         assert cost.beside(128, "bf16") == most[less] / 2
     assert most["true"] < 0.7 * most["false"]
 
@@ -324,13 +353,11 @@ def test_the_largest_networks_of_the_study_need_no_memory(monkeypatch):
 
 
 def test_time_adds_up():
-    work = costs.Work(updates=10, images=100, attack=300, validation=40, validated=10,
-                      evaluation=50, evaluated=5, ensembled=0, checked=0, untold=())  # fmt: skip
+    work = costs.Work(updates=10, images=100, step=StepCost(3.0, 6.0), statistics=0,
+                      validation=40, validated=10, evaluation=50, evaluated=5,
+                      checked=2)  # fmt: skip
     speed = pace.Pace(update=3.0, attack=2.0, evaluation=4.0)
-    assert speed.training(work) == 300 + 600 + 100
-    assert speed.measuring(work) == 4 * 55
-    assert speed.doubting(replace(work, checked=2)) == 4 * 2 * 310
-    assert speed.attacking(work) == 0 and speed.attacking(replace(work, ensembled=3)) == 4 * 3 * 170
+    assert speed.seconds(work) == (300 + 600 + 100, 4 * 55, 4 * 2 * 310)
 
 
 def test_a_rate_tells_the_time_without_trying(forecast, monkeypatch):
@@ -344,7 +371,7 @@ def test_a_rate_tells_the_time_without_trying(forecast, monkeypatch):
     hours = updates * 256 * (2 * 1 + 3) * 2 * 4.089e9 / 300e12 / 3600
     found = re.fullmatch(r"(\d+)h(\d+)m", here["time"])
     assert int(found[1]) + int(found[2]) / 60 == pytest.approx(hours, rel=0.02)
-    assert "Precision\nauto is taken to be bf16" in out
+    assert "Precision auto is taken to be bf16" in out
     # 100,000 images under 200 steps, at a hundredth of the rate
     out = forecast("experiment=imagenet_resnet50", "--tflops=300,3")[1]
     more = 2 * 50_000 * 201 * 2 * 2 * 4.089e9 / 3e12 / 3600
@@ -367,7 +394,7 @@ def test_a_network_is_tried_once_in_a_sweep(forecast, monkeypatch):
     monkeypatch.setattr(pace, "try_out", lambda *a: tries.append(a) or pace.Pace(1, 1, 1))
     code, out, _ = forecast(*TINY, "-m", "activation=relu,silu", "attack.steps=1,3")
     assert code == 0 and len(tries) == 2
-    assert "4 runs, 4 distinct: 4 not begun; still missing:" in out
+    assert "4 runs, 4 distinct: " in out
 
 
 # the command ------------------------------------------------------------------------------------
@@ -378,37 +405,15 @@ def without_time(monkeypatch):
     monkeypatch.setattr(pace, "try_out", lambda *a: pace.Pace(1e-4, 1e-4, 1e-4))
 
 
-def test_runs_are_told_apart_by_how_far_they_are(ran, forecast, monkeypatch):
+def test_a_run_is_counted_once_and_a_finished_one_can_be_measured_anew(ran, forecast, monkeypatch):
     without_time(monkeypatch)
     given = [*TINY, f"record.root={ran.root}"]
     code, out, _ = forecast(*given)
-    assert code == 0 and told(out)["state"] == "finished" and told(out)["run"] == ran.run.name
-    assert "still missing: nothing" in out
-    assert told(forecast(*given, "seed=1")[1])["state"] == "not begun"
-    assert told(forecast(*given, "record.fresh=true")[1])["state"] == "not begun"
-    assert told(forecast(*given, "evaluation.limit=60")[1])["state"] == "trained"
-    assert told(forecast(f"evaluate={ran.run}", "evaluation=pgd200")[1])["state"] == "trained"
-    (ran.run / "result.json").unlink()
-    assert told(forecast(*given)[1])["state"] == "stopped"
+    assert code == 0 and told(out)["run"] == ran.run.name
+    again = told(forecast(f"evaluate={ran.run}", "evaluation=pgd200")[1])
+    assert again["updates"] == "0" and again["attack steps"] == "-"
     _, out, _ = forecast(*given, "-m", "seed=0,0,1")
-    assert "3 runs, 2 distinct: 1 stopped, 1 not begun" in out
-
-
-def test_what_is_missing_of_a_stopped_run_is_the_rest_of_it(ran, forecast, monkeypatch):
-    without_time(monkeypatch)
-    given = [*TINY, f"record.root={ran.root}"]
-    (ran.run / "result.json").unlink()
-    last = ran.run / "checkpoints/last.pt"
-    state = checkpoint.read(last)
-    jobs, missing = [], {}
-    monkeypatch.setattr(module, "summary", lambda told, own: jobs.extend(told) or "")
-    for share in (0.0, 0.5, 1.0):
-        checkpoint.save(last, {**state, "step": round(share * state["step"])})
-        forecast(*given)
-        job = jobs.pop()
-        missing[share] = job.missing - 2 * 50 * 4e-4  # the evaluation: three steps, two forwards
-    assert missing[0.5] == pytest.approx(missing[0.0] / 2, rel=0.05) and missing[0.0] > 0
-    assert missing[1.0] == pytest.approx(0, abs=1e-9)
+    assert "3 runs, 2 distinct: " in out
 
 
 def files(folder: Path) -> list[tuple[str, int | bool]]:
@@ -468,13 +473,13 @@ def test_a_refused_job_is_listed_and_the_others_are_told(forecast, monkeypatch):
     code, out, _ = forecast(*TINY, "-m", "attack.steps=1,0,2")
     assert code == 2
     assert len(re.findall(r"^digits-resnet10-w0.0625-silu-pgd[12]-", out, re.M)) == 2
-    assert "3 runs, 2 distinct: 2 not begun, 1 refused" in out
+    assert "3 runs, 2 distinct, 1 refused: " in out
     assert re.search(r"^! job 1 \(.*attack.steps=0\): attack.steps=0: must be", out, re.M)
 
 
 def test_a_device_that_is_not_here_leaves_the_time_open(forecast):
     code, out, _ = forecast(*TINY, "device=cuda:9")
-    assert code == 0 and told(out)["time"] == "-" and "still missing: -" in out
+    assert code == 0 and told(out)["time"] == "-" and "1 run: of unknown time" in out
     assert "device=cuda:9: " in out and "--tflops X tells a time" in out
 
 
@@ -532,7 +537,7 @@ def job(name: str, seed: int = 0, epochs: float = 40.0, parts=(300.0, 60.0, 0.0)
     sizes = costs.Sizes(
         train=45_000, held_out=5_000, test=10_000, classes=10, channels=3, pixels=32
     )
-    return types.SimpleNamespace(name=name, spec=spec, sizes=sizes, parts=parts, notes=["no rate"])
+    return types.SimpleNamespace(name=name, spec=spec, sizes=sizes, parts=parts, note="no rate")
 
 
 def fitting(seconds: float, *jobs) -> dict[int, tuple]:

@@ -6,6 +6,8 @@ import tomllib
 import yaml
 from conftest import ROOT
 
+import sat
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAKEFILE = (ROOT / "Makefile").read_text()
 
@@ -28,7 +30,7 @@ def test_the_workflow_and_the_script_call_targets_that_are_there():
         for name in re.findall(r" ([A-Z]+)=", " ".join(lines)):
             assert f"{name} ?=" in MAKEFILE, f"make takes no {name}"
     mine = targets((ROOT / ".ci/run").read_text())
-    assert mine == ["check", "test"] and called == {*mine, "setup"}
+    assert mine == ["check", "test"] and called == {*mine, "setup", "docs"}
     for target in called:
         assert re.search(rf"^{target}:", MAKEFILE, re.M), target
 
@@ -66,7 +68,7 @@ def test_strict_modules_are_there():
 
 def test_the_citation_is_of_this_version_and_of_the_paper():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert cited["version"] == PROJECT["project"]["version"]
+    assert cited["version"] == sat.__version__
     assert f"## {cited['version']}" in (ROOT / "CHANGELOG.md").read_text()
     (paper,) = cited["references"]
     assert paper["identifiers"][0]["value"] == "arXiv:2006.14536" and len(paper["authors"]) == 5

@@ -77,14 +77,14 @@ def test_a_joint_sweep_trains_the_baseline_once_and_says_so(sat):
     done = sat("-m", "activation=relu,elu,celu", "activation.alpha=1,2", "schedule.epochs=0.1")
     assert done.code == 0, done.err
     assert len(done.runs) == 5
-    for job in (0, 1):
+    for job in (1, 2):
         assert f"job {job} has no activation.alpha: it is the baseline" in done.out
-    assert "job 2 has no" not in done.out
-    table = done.out[done.out.index("clean (best)") :]
+    assert "job 3 has no" not in done.out
+    table = done.out[done.out.index("best: clean %") :]
     rows = [" ".join(line.split()) for line in table.splitlines()[2:8]]
     assert rows[0].endswith("activation=relu (baseline: no activation.alpha)")
-    assert rows[1].startswith("1 the same run as job 0 ")
-    assert "jobs 2 and 4 are one network: ELU and CELU at alpha 1 are one function" in table
+    assert rows[1].startswith("2 the same run as job 1 ")
+    assert "jobs 3 and 5 are one network: ELU and CELU at alpha 1 are one function" in table
     baseline = next(run for run in done.runs if "-relu-" in run.name)
     assert '"activation=relu"' in (baseline / "result.json").read_text()
     assert "alpha" not in (baseline / "config.yaml").read_text().split("attack:")[0]

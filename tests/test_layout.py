@@ -18,7 +18,7 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Each tier imports from those after it alone; members of one tier don't import each other.
 TIERS = """
 run > bench > job > sweep > report > training > evaluation > objectives > attacks data >
-acceleration distributed > models > activations > config > rundir loggers >
+acceleration distributed > models > activations > config > loggers > rundir >
 identity plugins rng statistics launch arguments > errors
 """
 TIER = {name: i for i, tier in enumerate(TIERS.split(">")) for name in tier.split()}

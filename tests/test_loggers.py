@@ -3,13 +3,17 @@
 import copy
 import json
 import logging
+import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+from sat.evaluation.views import Views, views
 from sat.loggers import About, Logger, Loggers, compared, screen
-from sat.loggers.tensorboard import TensorBoard
+from sat.loggers.pictures import sheet
+from sat.loggers.tensorboard import TensorBoard, shown
 from sat.training.callbacks import Callbacks
 
 CONFIG = {
@@ -79,7 +83,7 @@ def written(directory, config, images=100, **metrics):
     dashboard.introduce(config, "seed: 0\nmodel:\n  depth: 10\n", "data: digits\nmodel: resnet")
     dashboard.scalars({"diagnostics/cosine": 0.5, "train/loss": 2.0, "val/clean": 0.5}, images)
     if metrics:
-        numbers = {key.replace("_", "/"): value for key, value in metrics.items()}
+        numbers = {f"test/{key.replace('_', '/')}": value for key, value in metrics.items()}
         dashboard.conclude(config, numbers, images)
     dashboard.close()
 
@@ -93,25 +97,44 @@ def changed(**sections):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three runs, the first of which, by name and in time, has no alpha; the last still trains."""
+    """Three runs, the first of which has no alpha; the last still trains."""
     ends = {"best_clean": 0.9, "best_pgd20": 0.5, "last_clean": 0.8, "last_pgd20": 0.4, "alarms": 1}
-    written(tmp_path / "a-relu", CONFIG, **ends)
+    written(tmp_path / "set-a-relu", CONFIG, **ends)
     celu = {"choices": {"activation": "celu"}, "activation": {"alpha": 1.4}, "seed": 1}
-    written(tmp_path / "b-celu", changed(**celu), **ends, best_square=0.6)
-    written(tmp_path / "c-celu", changed(**celu, attack={"steps": 2}))
+    written(tmp_path / "set-b-celu", changed(**celu), **ends, best_square=0.6)
+    written(tmp_path / "set-c-celu", changed(**celu, attack={"steps": 2}))
     return tmp_path
 
 
-def test_what_differs_between_runs_comes_first_and_then_the_final_numbers(folder):
+def test_activation_and_seed_come_first_and_what_differs_and_then_the_final_numbers(folder):
     experiment, rows = hyperparameters(folder)
-    assert set(rows) == {"a-relu", "b-celu", "c-celu"}
-    differ = [info.name for info in experiment.hparam_infos if info.differs]
-    assert differ == ["activation", "attack.steps", "seed"]
-    names = [info.name for info in experiment.hparam_infos]
-    assert names[:3] == differ and "activation.alpha" in names  # the first run has none
-    tags = [info.name.tag for info in experiment.metric_infos]
-    first = ["alarms", "best/clean", "best/pgd20", "best/square", "last/clean"]
-    assert tags[:5] == [f"at_end/{name}" for name in first]  # TensorBoard shows five
+    assert set(rows) == {
+        "relu set-a",
+        "celu set-b",
+        "celu set-c",
+    }  # cut off at its end, a row is still told
+    shown = [info.name for info in experiment.hparam_infos if info.differs]
+    assert shown == ["activation", "activation.alpha", "attack.steps", "seed"]
+    assert [info.name for info in experiment.hparam_infos][:4] == shown
+    tags = {info.name.tag: info.display_name for info in experiment.metric_infos}
+    final = ("best/clean", "best/pgd20", "best/square", "alarms", "last/clean", "last/pgd20")
+    assert [*tags] == [f"verdict/{tag}" for tag in final]
+    assert tags["verdict/best/clean"] == "best clean"
+    assert min(tags) > "val_diagnostics/cosine" > "val/clean" > "train/loss"  # curves come first
+
+
+def test_of_many_keys_that_differ_the_first_five_are_shown_and_no_run_is_lost(tmp_path):
+    keys = ("width", "depth", "blocks")
+    for number in range(4):
+        model = {key: number if number > k else 0 for k, key in enumerate(keys)}
+        told = changed(seed=number, model=model, attack={"steps": number})
+        written(tmp_path / f"set-net-run{number}", told)
+    shown = [info.name for info in hyperparameters(tmp_path)[0].hparam_infos if info.differs]
+    assert sorted(shown) == ["activation", "attack.steps", "model.depth", "model.width", "seed"]
+    (tmp_path / ".hparams" / "columns.json").write_text("{torn")
+    written(tmp_path / "set-net-run5", CONFIG)
+    experiment, rows = hyperparameters(tmp_path)
+    assert "activation" in [info.name for info in experiment.hparam_infos] and len(rows) == 5
 
 
 def test_numbers_filter_as_numbers_and_words_as_words(folder):
@@ -121,14 +144,12 @@ def test_numbers_filter_as_numbers_and_words_as_words(folder):
     infos = {info.name: info for info in experiment.hparam_infos}
     for name in ("seed", "attack.steps", "attack.eps", "model.depth", "schedule.epochs"):
         assert infos[name].type == api_pb2.DATA_TYPE_FLOAT64, name
-    assert infos["attack.steps"].domain_interval.max_value == 2
-    options = sorted(infos["activation"].domain_discrete)
-    assert options == ["celu", "relu"]
-    assert rows["a-relu"].hparams["attack.start"].string_value == "uniform"
-    assert numbers(rows["b-celu"])["at_end/best/square"] == pytest.approx(0.6)
-    assert numbers(rows["a-relu"])["at_end/alarms"] == 1
+    assert infos["activation"].type == api_pb2.DATA_TYPE_STRING
+    assert rows["relu set-a"].hparams["attack.start"].string_value == "uniform"
+    assert numbers(rows["celu set-b"])["verdict/best/square"] == pytest.approx(0.6)
+    assert numbers(rows["relu set-a"])["verdict/alarms"] == 1
     status = {name: row.sessions[0].status for name, row in rows.items()}
-    assert status["a-relu"] == api_pb2.STATUS_SUCCESS != status["c-celu"]
+    assert status["relu set-a"] == api_pb2.STATUS_SUCCESS != status["celu set-c"]
 
 
 def test_true_is_a_word_and_no_number():
@@ -154,17 +175,39 @@ def test_pictures_come_behind_every_curve(tmp_path):
     from matplotlib.figure import Figure
 
     dashboard = tracked(tmp_path)
-    x = torch.rand(8, 1, 8, 8)
-    dashboard.pictures(x, (x + 0.1).clamp(0, 1), 100)
+    x, names = torch.rand(8, 1, 8, 8), list("01234567")
+    fell = [True] + 7 * [False]
+    seen = Views(x, (x + 0.1).clamp(0, 1), names, names, ["7", *names[1:]], fell, "PGD-2")
+    dashboard.pictures("test", seen, 100)
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([1, 2])
     dashboard.figure("curves/best-eps_curve", figure, 100)
     dashboard.close()
     events = accumulated(tmp_path)
-    pictures = ["views/clean, adversarial, perturbation", "views/curves/best-eps_curve"]
+    pictures = ["views/curves/best-eps_curve", "views/test"]
     assert sorted(events.Tags()["images"]) == pictures and min(pictures) > "val/robust"
-    (grid,) = events.Images(pictures[0])
-    assert (grid.step, grid.width, grid.height) == (100, 8 * 100, 3 * 100)  # 96 pixels, a margin
+    (grid,) = events.Images("views/test")
+    assert (grid.step, grid.width, grid.height) == (100, 8 * 100, 18 + 3 * (100 + 18))
+    plain = sheet(replace(seen, fell=8 * [False]))
+    changed = (sheet(seen) != plain).any(0).nonzero()  # in the head, and above the image that fell
+    assert changed[:, 0].max() < 18 + 100 + 2 * 18 and changed[changed[:, 0] > 18, 1].max() < 100
+
+
+def test_what_is_seen_of_images_is_told_by_class_and_the_model_is_left_as_it_was():
+    from sat.attacks import PGD, Clean
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False)).train()
+    model[1].weight.data = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
+    x = torch.full((3, 1, 2, 2), 0.5)
+    x[0, 0, 0], x[1, 0, 0], x[2, 0, 0] = (
+        torch.tensor(v) for v in ([0.9, 0.1], [0.51, 0.5], [0.1, 0.9])
+    )
+    y, rows, names = torch.tensor([0, 0, -1]), torch.arange(3), ("cat", "dog")
+    seen = views(model, x, y, rows, PGD(8, 2), names)
+    assert (seen.truth, seen.clean) == (["cat", "cat", "?"], ["cat", "cat", "dog"])
+    assert seen.attacked == ["cat", "dog", "dog"] and seen.fell == [False, True, False]
+    assert seen.attack == "PGD-2, eps 8/255 linf" and model.training
+    assert views(model, x, y, rows, Clean(), names) is None
 
 
 def test_alarms_and_facts_are_text(tmp_path):
@@ -179,20 +222,13 @@ def test_alarms_and_facts_are_text(tmp_path):
     assert texts(events, "run") == [(0, "data: digits  \nmodel: resnet")]  # lines in Markdown
 
 
-def test_a_run_is_one_row_and_its_charts_name_what_there_is(ran):
-    from tensorboard.plugins.custom_scalar import layout_pb2
-
+def test_a_run_is_one_row_with_its_final_numbers(ran):
     events = accumulated(ran.run)
     tags = set(events.Tags()["scalars"])
-    layout = layout_pb2.Layout.FromString(
-        events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    )
-    charts = [chart for category in layout.category for chart in category.chart]
-    assert {tag for chart in charts for tag in chart.multiline.tag} <= tags
-    assert list(charts[0].multiline.tag) == ["val/clean", "val/robust"]
-    ends = {f"at_end/{which}/{name}" for which in ("best", "last") for name in ("clean", "pgd20")}
-    assert {tag for tag in tags if tag.startswith("at_end/")} == ends | {"at_end/alarms"}
-    for tag in sorted(tags - {"test/clean", "test/robust/pgd20"}):  # two checkpoints may be one
+    ends = {f"verdict/{which}/{name}" for which in ("best", "last") for name in ("clean", "pgd20")}
+    assert {tag for tag in tags if tag.startswith("verdict/")} == ends | {"verdict/alarms"}
+    assert {tag.split("/")[0] for tag in tags} == {"train", "val", "val_diagnostics", "verdict"}
+    for tag in sorted(tags):
         steps = [point.step for point in events.Scalars(tag)]
         assert len(steps) == len(set(steps)), tag
     experiment, rows = hyperparameters(ran.root)
@@ -200,11 +236,14 @@ def test_a_run_is_one_row_and_its_charts_name_what_there_is(ran):
     final = numbers(row)
     for which in ("best", "last"):
         part = ran.result[which]
-        assert final[f"at_end/{which}/clean"] == pytest.approx(part["clean"]["accuracy"])
+        assert final[f"verdict/{which}/clean"] == pytest.approx(part["clean"]["accuracy"])
         robust = part["robust"]["pgd20"]["accuracy"]
-        assert final[f"at_end/{which}/pgd20"] == pytest.approx(robust)
-    assert final["at_end/alarms"] == len(ran.result["alarms"])
-    assert row.name == ran.run.name and row.hparams["activation"].string_value == "silu"
+        assert final[f"verdict/{which}/pgd20"] == pytest.approx(robust)
+    assert final["verdict/alarms"] == len(ran.result["alarms"])
+    assert (
+        row.name == ran.run.name.removeprefix("digits-resnet10-") + " digits-resnet10"
+        and row.hparams["activation"].string_value == "silu"
+    )
     ((_, config),) = texts(events, "config")
     assert config.startswith("    choices:") and "\n    seed: 0" in config
 
@@ -230,9 +269,11 @@ def test_a_run_that_was_killed_shows_no_step_twice(sat, monkeypatch):
     lines = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
     for tag in ("train/loss", "val/clean", "val/robust", "diagnostics/gap"):
         steps = [row["images"] for row in lines if tag in row]
-        assert [point.step for point in events.Scalars(tag)] == steps == sorted(set(steps)), tag
+        assert (
+            [point.step for point in events.Scalars(shown(tag))] == steps == sorted(set(steps))
+        ), tag
     assert len(texts(events, "config")) == 1
-    assert list(hyperparameters(done.root)[1]) == [done.run.name]
+    assert len(hyperparameters(done.root)[1]) == 1
 
 
 class Remote(Logger):
@@ -299,19 +340,55 @@ def test_only_the_first_process_tells_anything(tmp_path):
 def test_a_run_without_trackers_still_writes_its_metrics(sat):
     done = sat("logger=[]")
     assert done.code == 0 and not list(done.run.glob("events*"))
+    for said in (done.out, (done.run / "log.txt").read_text()):
+        assert re.findall(r"epoch (\d)/3 loss \d.\d+ val [\d.]+/[\d.]+ best", said) == [*"123"]
     assert (done.run / "metrics.jsonl").read_text().count("\n") > 3
     again = sat()  # trackers are no part of a run's identity
     assert "is finished" in again.out and again.runs == [done.run]
 
 
-def test_where_a_note_and_a_bar_have_no_room_the_note_is_shown(monkeypatch):
+@pytest.fixture
+def speaking():
+    level = screen.log.level
+    screen.log.setLevel(logging.INFO)
+    yield
+    screen.log.setLevel(level)
+
+
+def test_a_bar_of_80_columns_has_the_accuracies_first_and_the_bar_last(speaking, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(screen.log, "level", logging.INFO)
-    note = "epoch 1.04: held-out 35.4% clean, 4.2% robust, 5.6% single-step"
-    for columns, bar in (("80", False), ("200", True)):
-        monkeypatch.setenv("COLUMNS", columns)
-        progress = screen.Progress("training", 10)
-        progress.say(note)
-        shown = str(progress.bar)
-        assert shown.endswith((note, note + "]")) and ("images/s" in shown) == bar
-        progress.close()
+    progress = screen.Progress("ep 1/30", 1000, unit="img")
+    progress.show()
+    progress.bar.start_t -= 2
+    progress.say("ep 9/30 val 76.5/41.2 best 41.5")
+    progress.advance(250)
+    line = progress.bar.format_meter(**progress.bar.format_dict | {"ncols": 80})
+    words, bar = line.split("|", 1)
+    assert re.fullmatch(r"ep 9/30 val 76.5/41.2 best 41.5  12\d img/s  6s left ", words)
+    assert len(line) == 80 and bar[0] == "█" and bar[-2:] == " |"
+    progress.close()
+
+
+def test_what_goes_on_is_shown_until_the_next_of_it(speaking, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    screen.stage("reading the images")
+    screen.stage("building the network")
+    clock = screen._stage
+    progress = screen.Progress("ep 1/30", 10)
+    progress.show()
+    assert screen._stage is None and not clock.is_alive()
+    progress.close()
+    shown = re.sub(r"\s*\r\s*", "\n", capsys.readouterr().err).split("\n")
+    lines = [line for line in shown if line]
+    assert lines[:2] == ["reading the images ... 0s", "building the network ... 0s"]
+    assert lines[2].startswith("ep 1/30 |") and len(lines) == 3
+
+
+def test_without_a_terminal_what_takes_a_second_is_a_line(speaking, monkeypatch):
+    monkeypatch.setattr(screen, "SILENT", 0.01)
+    said = []
+    monkeypatch.setattr(screen.log, "info", lambda *given: said.append(given[0] % given[1:]))
+    screen.stage("reading the images")
+    screen._stage.join()
+    screen.stage()
+    assert said == ["reading the images ..."]

@@ -352,6 +352,7 @@ HIDDEN = {
     "F.prelu": lambda x: F.prelu(x, torch.tensor([0.1])),
     "torch.tanh": torch.tanh,
     "x * sigmoid(x)": lambda x: x * x.sigmoid(),
+    "x * hardsigmoid(x)": lambda x: x * F.hardsigmoid(x),
     "x.mul_": lambda x: x.mul_(torch.sigmoid(input=x)),
     "GELU by hand": lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5)),
     "a module out of sight": lambda x: nn.ReLU()(x),
@@ -386,7 +387,7 @@ def test_what_is_no_activation_passes(function):
 GATES = {
     "sigmoid": lambda x: x * x.mean(1, keepdim=True).sigmoid(),
     "softmax": lambda x: x.softmax(1),
-    "hardsigmoid": lambda x: x * F.hardsigmoid(x),
+    "hardsigmoid": lambda x: x * F.hardsigmoid(x.mean(1, keepdim=True)),
     "glu": lambda x: F.glu(x, 1),
 }
 

@@ -71,6 +71,26 @@ def test_statistics_move_once_a_forward(forwards):
     assert torch.equal(net[1].running_mean, alone[1].running_mean)
 
 
+@pytest.mark.parametrize("start", ["zero", "batch"])
+def test_statistics_may_begin_with_those_of_the_first_update(start):
+    """Momentum 1 in the first update, as `train_mode` of Gowal's code: nothing is left of 0."""
+    choices = {"precision": "fp32", "channels_last": False, "compile": False}
+    plan = Plan(Schedule(batch_size=6, epochs=9, norm_start=start), 6, 0, choices)
+    net, means, (x, _, y) = small_network(), [], batch()
+    net[1].register_forward_hook(lambda norm, given, _: means.append(given[0].mean((0, 2, 3))))
+    state = TrainState(net, Method(Clean(), TRADES()), plan)
+    kept = []
+    for _ in range(2):
+        update(state, x.float(), y)
+        kept.append(net[1].running_mean.clone())
+    first, second = (1.0, 0.1) if start == "batch" else (0.1, 0.1)
+    expected = torch.zeros_like(kept[0])
+    for mean, momentum in zip(means, (first, first, second, second), strict=True):
+        expected = (1 - momentum) * expected + momentum * mean
+    torch.testing.assert_close(kept[1], expected.detach())
+    assert torch.allclose(kept[0], means[1]) is (start == "batch") and net[1].momentum == 0.1
+
+
 def test_the_divergence_of_certain_answers_has_a_gradient():
     """KL with a target of exactly 0 gives NaN."""
     logits = nn.Parameter(torch.tensor([[1000.0, 0.0], [0.0, 1000.0]]))

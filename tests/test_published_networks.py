@@ -47,6 +47,13 @@ def test_weights_begin_normal_by_fan_out():
         assert biases and all(bool((bias == 0).all()) is zero for bias in biases)
 
 
+def test_goyals_classifier_begins_small():
+    torch.manual_seed(0)
+    net = ResNet(50, init="goyal")(3, 1000, 32)
+    assert net.fc.weight.std().item() == pytest.approx(0.01, rel=0.02) and (net.fc.bias == 0).all()
+    assert (net.layer1[0].bn3.weight == 0).all() and (net.layer1[0].bn1.weight == 1).all()
+
+
 def test_a_raw_shortcut_takes_the_blocks_input():
     torch.manual_seed(0)
     raw, usual = (PreActResNet(18, 0.125, shortcut=kind)(3, 10, 32).eval()

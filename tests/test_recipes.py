@@ -12,6 +12,7 @@ from conftest import ended, made
 from test_experiments import spec
 
 from sat.config import CONF
+from sat.data import Jitter, TimmAugment
 from sat.errors import Refused
 from sat.evaluation.reproduction import Number, Published, agree, beside, seeds_of, verdict
 from sat.rundir.result import AttackResult, RunResult
@@ -96,7 +97,13 @@ def test_attacks_and_selections_are_the_published_ones():
     assert (wang.dataset.holdout, wang.dataset.holdout_from) == (1024, "first")
     assert (wang.validation.ties, wang.validation.attack.loss) == ("later", "margin")
     assert wang.schedule.ema_ramp and wang.schedule.ema_start == 0.025
-    assert (recipe("singh2023").attack.steps, recipe("singh2023").attack.start) == (2, "none")
+    assert wang.schedule.norm_start == "batch" and wang.model.norm_momentum == 0.01
+    singh, salman, sat = map(recipe, ("singh2023", "salman2020", "sat2020"))
+    assert (singh.attack.steps, singh.attack.start) == (2, "none")
+    assert singh.augment == TimmAugment(2, 9.0, 0.5, 0.25, 0.8, 1.0, 0.5)
+    assert (salman.attack.start, salman.attack.keep) == ("none", "best")
+    assert salman.augment == Jitter(0.1, 0.1, 0.1, 0.05)
+    assert (sat.attack.start, sat.attack.clean_start, sat.model.init) == ("uncut", 0.2, "goyal")
 
 
 @pytest.mark.parametrize("name", FACTS)
@@ -139,13 +146,8 @@ def digits(name: str, tmp_path) -> list[str]:
     words += ["dataset.image_size=null"] if "dataset.image_size=32" not in words else []
     words += ["dataset.holdout=20"] if run.dataset.holdout else []
     words += ["attack.steps=2"] if run.attack.steps > 2 else []
-    attacks = ["pgd10", "pgd20", "pgd50", "pgd200"]
-    given = run.config["evaluation"]["attacks"]
-    words += [f"evaluation.attacks.{a}.steps=1" for a in attacks if a in given and a != "pgd200"
-              and run.choices["evaluation"] != "paper"]  # fmt: skip
-    if run.choices["evaluation"] == "paper":
-        words = [word for word in words if word != "evaluation=clean"]
-        words += [f"evaluation.attacks.{attack}.steps=1" for attack in attacks]
+    measured = run.config["evaluation"]["attacks"]
+    words += [f"evaluation.attacks.{name}.steps=1" for name in measured if name.startswith("pgd")]
     if name == "wang2023":
         np.savez(tmp_path / "x.npz", image=np.zeros((40, 8, 8, 1), np.uint8),
                  label=np.arange(40) % 10)  # fmt: skip

@@ -302,3 +302,14 @@ def test_without_a_checkpoint_nothing_can_be_added(run):
     assert todo(known, ask({"pgd": PGD(8)}, 4), run) == []
     with pytest.raises(Refused, match=r"no checkpoint stayed .*record.fresh=true trains again"):
         todo(known, other, run)
+
+
+def test_an_alarm_of_two_checkpoints_with_the_same_weights_is_told_once():
+    from sat.evaluation.results import told_once
+
+    one = Alarm(name="black_box", message="Square fells 8", checkpoint="last", attack="pgd20")
+    more = Alarm(name="more_steps", message="steps help", checkpoint="best", attack="pgd20")
+    early = Alarm(name="no_curvature", message="flat", step=0, epoch=0.0)
+    told = told_once([early, one, replace(one, checkpoint="best"), more])
+    assert [where for where, _ in told] == ["epoch 0.00", "last and best, pgd20", "best, pgd20"]
+    assert [alarm for _, alarm in told] == [early, one, more]

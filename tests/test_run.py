@@ -97,14 +97,14 @@ def test_the_dashboard_holds_scalars_config_images_and_hyperparameters(ran):
     events = EventAccumulator(str(ran.run), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
     tags = events.Tags()
-    for tag in ("train/loss", "val/clean", "val/robust", "test/clean", "test/robust/pgd20"):
+    for tag in ("train/loss", "val/clean", "val/robust", "verdict/best/pgd20"):
         assert tag in tags["scalars"]
     rows = [row for row in metrics(ran.run) if "train/loss" in row]
     points = events.Scalars("train/loss")
     assert [p.step for p in points] == [row["images"] for row in rows]
     assert [p.value for p in points] == pytest.approx([row["train/loss"] for row in rows])
-    assert "views/clean, adversarial, perturbation" in tags["images"]
-    texts = {"config/text_summary", "run/text_summary", "custom_scalars__config__"}
+    assert tags["images"] == ["views/held-out", "views/test"]
+    texts = {"config/text_summary", "run/text_summary"}
     assert texts <= set(tags["tensors"])
     assert {"_hparams_/session_start_info",
             "_hparams_/session_end_info"} <= events.summary_metadata.keys()  # fmt: skip
@@ -577,7 +577,7 @@ def test_a_sweep_runs_all_and_lists_what_failed(sat):
 def test_jobs_that_are_the_same_run_are_said_so(sat):
     done = sat("-m", "attack.eps=38,38.0")
     assert done.code == 0 and len(done.runs) == 1
-    assert "job 1 is the same run as job 0" in done.err and "is finished" in done.out
+    assert "job 2 is the same run as job 1" in done.err and "is finished" in done.out
 
 
 def test_a_fault_in_one_job_does_not_stop_the_others(sat):
@@ -603,7 +603,7 @@ def test_a_sweep_over_processes(tmp_path):
     results = sorted(tmp_path.glob("outputs/*/result.json"))
     assert [json.loads(r.read_text())["seed"] for r in results] in ([0, 1], [1, 0])
     table = out[out.rindex("job  ") :]
-    assert "seed=1 attack.eps=38" in table and "! job 1 (seed=0 attack.eps=0.1)" in table
+    assert "seed=1 attack.eps=38" in table and "! job 2 (seed=0 attack.eps=0.1)" in table
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 
@@ -625,3 +625,24 @@ def test_status_lists_every_state(sat, ran, tmp_path, capfd):
         assert state in listed, listed
     assert report(["--status", str(tmp_path / "none")]) == 2
     assert "no such folder" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (
+            ["activation=relu,silu"],
+            "activation=relu,silu: several values are a sweep; write -m",
+        ),
+        (["--epochs", "5"], "--epochs: no such option; a key has no dashes: schedule.epochs=5"),
+        (
+            ["--lr=1"],
+            "--lr: no such option; a key has no dashes: schedule.learning_rate=1",
+        ),
+        (["--seed", "-m"], "--seed: no such option; a key has no dashes: seed=VALUE"),
+    ],
+)
+def test_what_other_programs_take_is_answered_with_what_this_one_takes(sat, words, says):
+    done = sat(*words, tiny=False)
+    assert (done.code, done.runs) == (2, []) and done.err.startswith(f"! {says}")
+    assert done.err.count("\n") == 1

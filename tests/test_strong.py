@@ -163,7 +163,7 @@ def test_every_image_is_decided_once_in_each_attack(digits):
     wrong[3] = (wrong[3] + 1) % 10  # wrong when clean
     attack, told = FastAutoAttack(EPS, attacks=ATTACKS[:2]), []
     found = attack.verdicts(model, x[:20], wrong)
-    assert found[3] == WRONG and found.dtype == torch.int8
+    assert found[3] == WRONG and found.dtype == torch.int16
     assert (attack(model, x[:20], wrong)[3] == x[3]).all()
     outcomes = attack._survey(model, x[:20], wrong)
     outcomes.begin, outcomes.changed = (

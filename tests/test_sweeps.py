@@ -1,7 +1,5 @@
 """Sweeps over processes and machines: who takes which GPU, what is shared, what a kill costs."""
 
-import errno
-import fcntl
 import os
 import re
 import signal
@@ -19,9 +17,10 @@ from test_run import metrics, same_outcome
 
 from sat import sweep
 from sat.acceleration.device import find_device
-from sat.errors import Busy, Refused, Stopped
+from sat.errors import Busy, Stopped
+from sat.evaluation import results
 from sat.loggers import screen
-from sat.rundir import record
+from sat.rundir import lock, record
 from sat.rundir.result import AttackResult, CheckpointResult, RunResult
 
 DEADLINE = 600  # seconds: on a busy machine a process takes its time to begin
@@ -111,20 +110,6 @@ def test_every_line_of_a_job_beside_others_says_which(capfd, monkeypatch):
 # one run, several processes -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_refused(sat, monkeypatch, number):
-    def flock(*given):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    done = sat()
-    lines = [line for line in done.err.splitlines() if line.strip()]
-    assert done.code == 2 and len(lines) == 1, done.err
-    assert f"record.root={done.root}" in lines[0] and "takes no locks" in lines[0]
-    assert os.strerror(number) in lines[0] and not list(done.root.iterdir())
-    assert not record.is_running(done.root)
-
-
 def test_who_does_not_wait_is_told_who_runs_it(tmp_path):
     mine = record.Record(root=str(tmp_path))
     with record.claim(mine, "run", "seed: 0\n"):
@@ -158,7 +143,7 @@ def test_a_sweep_leaves_to_another_what_that_is_at(sat, ran, tmp_path):
     assert done.code == 0, done.err
     assert ended == [""]  # nothing of seed=0 was done before seed=1 had ended
     assert done.out.count("put off to the end of the sweep") == 1
-    assert done.out.count("\njob 0: ") == 2 and done.out.count("\njob 1: ") == 1
+    assert done.out.count("\njob 1 of 2") == 2 and done.out.count("\njob 2 of 2") == 1
     table = done.out[done.out.rindex("job  ") :]
     assert "-  " not in table.split("\n", 2)[2] and len(done.runs) == 2
 
@@ -183,15 +168,15 @@ def test_a_sweep_that_is_stopped_saves_every_job(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 143 and "Traceback" not in out + err, err
-    assert "stopping 2 jobs" in err and len(list(root.iterdir())) == 2  # the third did not begin
-    for run in root.iterdir():
+    assert "stopping 2 jobs" in err and len([*root.glob("*-*")]) == 2  # the third did not begin
+    for run in root.glob("*-*"):
         last = torch.load(run / "checkpoints/last.pt", weights_only=True)["step"]
         assert last >= metrics(run)[-1]["step"] > 0
         assert "stopped by SIGTERM" in (run / "log.txt").read_text()
         assert not sweep.is_alive(holder(run))
-    for job in (0, 1):
+    for job in (1, 2):
         assert f"job {job} | ! stopped by SIGTERM; the same command goes on from here" in err
-        assert f"! job {job} (seed={job}): stopped by SIGTERM" in out
+        assert f"! job {job} (seed={job - 1}): stopped by SIGTERM" in out
 
 
 @pytest.fixture
@@ -250,6 +235,58 @@ def test_what_was_begun_afresh_is_not_begun_afresh_again(sat, ran, monkeypatch):
     assert again.runs == ran.runs and not (again.root / ".replaced").exists()
 
 
+ORPHAN = """
+import os, signal, sys, time
+from sat import sweep
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+if os.fork() == 0:
+    sweep.follow_the_command_line()
+    if sys.argv[1] == "idle":
+        print("begun", flush=True)
+        time.sleep(60)
+    with sweep.at_work():
+        print("begun", flush=True)
+        sweep._alone.wait(60)
+        time.sleep(0.3)
+        print("saved", flush=True)
+    with sweep.at_work():
+        print("another job", flush=True)
+os.wait()
+"""
+
+
+@pytest.mark.parametrize("state, said", [("idle", set()), ("working", {"saved"})])
+def test_a_worker_ends_soon_after_its_command_line(state, said, tmp_path):
+    """Whatever a signal's handler does; what had been sent to it is not begun."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, state], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"SAT_SWEEP_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert process.stdout.readline() == "begun\n"
+    process.kill()
+    began = time.monotonic()
+    with process.stdout as out:
+        assert {*out.read().splitlines()} - {"told"} == said  # to the end of its worker
+    assert time.monotonic() - began < 0.75 * sweep.SAVING
+    process.wait()
+
+
+def test_who_waited_for_a_run_that_is_finished_by_then_tells_nothing_again(sat, ran, monkeypatch):
+    """Two sweeps that overlap: no second row of hyper-parameters, no second picture."""
+    before = {path: path.read_bytes() for path in ran.run.rglob("*") if path.is_file()}
+    finished, asked = results.finished, []
+
+    def once(spec):
+        asked.append(spec)
+        return finished(spec) if len(asked) > 1 else None
+
+    monkeypatch.setattr(results, "finished", once)
+    assert sat().code == 0 and len(asked) == 2
+    after = {path: path.read_bytes() for path in ran.run.rglob("*") if path.is_file()}
+    changed = {path.name for path in before | after if before.get(path) != after.get(path)}
+    assert changed <= {"lock", "log.txt"}
+
+
 def test_a_launcher_that_fails_is_one_line(sat, monkeypatch):
     monkeypatch.setenv("PATH", "")
     done = sat("-m", "hydra/launcher=slurm", "seed=0,1")
@@ -298,6 +335,22 @@ def test_what_the_queue_is_asked_for(sat, tmp_path, monkeypatch):
                  "--gpus-per-node=1", "--open-mode=append"):  # fmt: skip
         assert f"#SBATCH {line}\n" in asked, asked
     assert f"{done.root}/.slurm/" in asked and not done.runs
+
+
+def test_a_job_tells_its_place_and_how_long_the_sweep_will_take(sat, ledger, monkeypatch):
+    monkeypatch.setenv(sweep.JOBS, "8")
+    assert sweep.place(1) == "job 1 of 8"
+    now = time.time()
+    done = {"code": 0, "message": "", "overrides": []}
+    sweep.note(done | {"job": 1, "began": now - 900, "known": True})  # found finished: no pace
+    sweep.note(done | {"job": 2, "began": now - 50})
+    sweep.note(done | {"job": 3, "began": now - 25})
+    assert sweep.place(4) == "job 4 of 8, 2m05s left"  # 50 s for two, and five are left
+
+
+def test_the_jobs_of_a_sweep_are_counted_before_the_first(sat):
+    done = sat("-m", "seed=0,1", "attack.steps=range(1,4)", "attack.eps=0.1", "activation=relu")
+    assert done.code == 2 and [*re.findall(r"job (\d) of 6", done.out)] == [*"123456"]
 
 
 # a search -----------------------------------------------------------------------------------------
@@ -353,28 +406,12 @@ def test_who_stops_a_run_that_began_afresh_is_told_not_to_begin_it_once_more(sat
 
 def test_who_waited_for_a_run_that_was_moved_away_locks_its_successor(tmp_path):
     run, got = tmp_path / "run", []
-    held = record._lock(run, wait=True)
-    waiting = threading.Thread(target=lambda: got.append(record._lock(run, wait=True)))
+    held = lock.take(run, wait=True)
+    waiting = threading.Thread(target=lambda: got.append(lock.take(run, wait=True)))
     waiting.start()
     time.sleep(0.3)
     run.rename(tmp_path / "aside")
     held.close()
     waiting.join(60)
-    assert os.path.samestat(os.fstat(got[0].fileno()), os.stat(run / "lock"))
+    assert os.path.samestat(os.fstat(got[0].file.fileno()), os.stat(run / "lock"))
     got[0].close()
-
-
-def test_a_lock_is_refused_by_name(tmp_path, monkeypatch):
-    """A directory that holds a run already is left as it is."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text("seed: 0\n")
-
-    def flock(*given):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(Refused, match="No locks available"):
-        with record.claim(record.Record(root=str(tmp_path)), "run", "seed: 0\n"):
-            pass
-    assert [path.name for path in run.iterdir()] == ["config.yaml"]

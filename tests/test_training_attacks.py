@@ -1,6 +1,7 @@
 """Attacks that train, against their formulas in plain float64."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,12 @@ from sat.attacks.base import check_attack
 from sat.config import composed
 from sat.errors import Refused
 from sat.evaluation.settings import Evaluation
+from sat.objectives import Adversarial, Method
 from sat.rng import RowRng
 from sat.training.overfitting import Probe
+from sat.training.plan import Plan
+from sat.training.schedule import Schedule
+from sat.training.state import TrainState
 
 ROWS = 6
 
@@ -132,6 +137,38 @@ def test_steps_in_multiples_of_eps_follow_eps():
             PGD(8, step=wrong)
 
 
+def test_the_published_starts_are_cut_by_nothing_before_the_first_gradient(batch):
+    x, y = batch
+    eps, noise = 8 / 255, 0.255 / 255 * rng().normal("start", 3, 6, 6).double()
+    u = 2 * rng().uniform("start", 3, 6, 6).double() - 1
+    for attack, start in (
+        (PGD(8, 1, step=2, start="normal", noise=0.255), x + noise),
+        (PGD(8, 1, step=2, start="uncut"), x + eps * u),
+    ):
+        assert start.min() < 0 and start.max() > 1
+        moved = start + 2 / 255 * slope(network().eval(), start, y)[1].sign()
+        expected = torch.min(torch.max(moved, x - eps), x + eps).clamp(0, 1)
+        assert (attack(network().eval(), x, y, rng()) - expected).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("start", ["none", "uncut"])
+def test_the_point_of_the_highest_loss_may_be_kept(start, batch):
+    x, y = batch
+    model, eps = network().eval(), 8 / 255
+    attack = PGD(8, 3, step=16, start=start, keep="best")  # so long that it steps over the peak
+    near = lambda point: torch.min(torch.max(point, x - eps), x + eps).clamp(0, 1)  # noqa: E731
+    point, points, losses = attack.begin(x, rng()), [], []
+    for _ in range(4):
+        loss, gradient = slope(model, point, y)
+        points.append(near(point))
+        losses.append(loss)
+        point = near(point + 16 / 255 * gradient.sign())
+    best = torch.stack(losses).argmax(0)
+    assert len(best.unique()) > 1
+    expected = torch.stack(points)[best, torch.arange(ROWS)]
+    assert (attack(model, x, y, rng()) - expected).abs().max() < 1e-7
+
+
 # ramps --------------------------------------------------------------------------------------------
 
 
@@ -142,12 +179,12 @@ def test_eps_rises_with_the_training(norm, eps, batch):
     for attack in (PGD, APGD):
         ramped, full = attack(eps, 3, norm=norm, eps_warmup=0.5), attack(eps, 3, norm=norm)
         quarter = attack(f"{eps / 4}/255", 3, norm=norm)
-        half_way = ramped(model, x, y, rng(), torch.tensor(0.125, dtype=torch.float64))
-        assert (half_way - quarter(model, x, y, rng())).abs().max() < 1e-9
+        share = lambda of: torch.tensor(of, dtype=torch.float64)  # noqa: E731
+        half_way, late = (ramped(model, x, y, rng(), share(of)) for of in (0.125, 0.75))
+        assert (half_way - quarter(model, x, y, rng(), share(0.125))).abs().max() < 1e-9
+        assert (late - full(model, x, y, rng(), share(0.75))).abs().max() < 1e-9
         assert torch.equal(ramped(model, x, y, rng()), full(model, x, y, rng()))
-        late = ramped(model, x, y, rng(), torch.tensor(0.75, dtype=torch.float64))
-        assert (late - full(model, x, y, rng())).abs().max() < 1e-9
-        still = ramped(model, x, y, rng(), torch.tensor(0.0, dtype=torch.float64))
+        still = ramped(model, x, y, rng(), share(0.0))
         assert (still - x).abs().max() < 1e-9
 
 
@@ -196,12 +233,12 @@ def test_apgd_costs_a_forward_more_than_pgd(batch):
     assert counts == {"PGD": (3, 3), "APGD": (4, 3), "Multi": (4, 3)}
 
 
-def published_apgd_l1(model, x, y, eps: float, steps: int):
+def published_apgd_l1(model, x, y, eps: float, steps: int, share: float):
     """An image's ascent in L1 from the image itself, as Croce and Hein (2021) describe it."""
     count, window = x.numel(), max(int(0.04 * steps), 1)
     losses, gradient = slope(model, x, y)
     best, best_loss, best_gradient = x, losses, gradient
-    entries, changed, step, point = count - int(0.95 * count), count, eps, x
+    entries, changed, step, point = count - int((1 - share) * count), count, eps, x
     for k in range(1, steps + 1):
         least = gradient.abs().flatten().sort(descending=True).values[entries - 1]
         signs = gradient.sign() * (gradient.abs() >= least)
@@ -251,12 +288,14 @@ def test_the_projection_in_l1_is_exact(eps):
 
 @pytest.mark.parametrize("steps", [1, 5, 60])
 def test_apgd_in_l1_is_the_published_one(steps, batch):
+    """Its first step takes 20 % of the entries in a measurement, 5 % in a training."""
     x, y = batch
-    model, eps = network().eval(), 500
-    found = APGD(eps, steps, norm="l1", start="none")(model, x, y)
-    for k in range(ROWS):
-        expected = published_apgd_l1(model, x[k : k + 1], y[k : k + 1], eps / 255, steps)
-        assert (found[k : k + 1] - expected).abs().max() < 1e-9, k
+    model, eps, half_way = network().eval(), 500, torch.tensor(0.5)
+    for share, progress in ((0.2, None), (0.05, half_way)):
+        found = APGD(eps, steps, norm="l1", start="none")(model, x, y, rng(), progress)
+        for k in range(ROWS):
+            expected = published_apgd_l1(model, x[k : k + 1], y[k : k + 1], eps / 255, steps, share)
+            assert (found[k : k + 1] - expected).abs().max() < 1e-9, (share, k)
 
 
 def test_starts_in_l1_fill_the_ball_and_its_surface():
@@ -280,28 +319,65 @@ def test_multi_is_apgd_in_the_ball_that_is_drawn(batch):
         multi = Multi({"linf": 8, "l1": 400}, 3)
         number = int(multi.choose(rng(key)))
         norm, eps = [*multi.members.items()][number]
-        alone = APGD(eps, 3, norm=norm, start="none")
-        assert (multi(model, x, y, rng(key)) - alone(model, x, y, rng(key))).abs().max() < 1e-12
+        alone, now = APGD(eps, 3, norm=norm, start="none"), torch.tensor(0.5)
+        found, expected = (a(model, x, y, rng(key), now) for a in (multi, alone))
+        assert (found - expected).abs().max() < 1e-12
         drawn.add(norm)
     assert drawn == {"linf", "l1"}
     assert (multi.eps, multi.norm) == (8, "linf")
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_multi_counts_images_that_stand_at_every_point_on_the_way(steps, batch):
+    """The published count, of which the update's own forward knows nothing."""
+    x, y = batch
+    model, right = network().eval(), []
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 4
+    model.register_forward_hook(lambda module, given, out: right.append(out.argmax(1) == y))
+    multi = Multi({"linf": 8, "l1": 400}, steps)
+    multi.settle(x, ROWS)
+    multi(model, x, y, rng())
+    stood = torch.stack(right).all(0).sum()
+    assert len(right) == steps + 1 and 0 < stood < right[0].sum()
+    assert multi.counted.tolist() == [stood, ROWS]
+    multi(model, x, y, rng())  # another part of the batch
+    assert multi.counted.tolist() == [2 * stood, 2 * ROWS]
+    multi.settle(x, ROWS)
+    assert multi.counted.tolist() == [0, 0]
+
+
+def test_what_an_attack_counts_is_summed_over_processes(batch):
+    choices = {"precision": "fp32", "channels_last": False, "compile": False}
+    plan = Plan(Schedule(batch_size=ROWS, epochs=1), ROWS, 0, choices)
+    method = Method(Multi({"linf": 8, "l1": 400}, 1), Adversarial())
+    state, x = TrainState(network().float(), method, plan), batch[0].float()
+    state.begin(x)
+    state.attack(state.model, x, batch[1], rng())
+    stood, images = state.attack.counted.tolist()
+    state.world = SimpleNamespace(add_=lambda tensors: [tensor.mul_(3) for tensor in tensors])
+    state.learn(torch.tensor(False))
+    assert images == ROWS and 0 < stood < ROWS
+    assert state.attack.state_dict()["counts"].sum(0).tolist() == [3 * stood, 3 * ROWS]
+
+
 def test_multi_draws_a_ball_by_the_errors_under_it():
     multi = Multi({"linf": 8, "l1": 400, "l2": 128})
-    broken = torch.tensor(False)
-    for member, right in ((0, 90.0), (1, 30.0), (0, 90.0)):
+    sums, broken = torch.tensor([1.0, 5.0, 7.0, 100.0]), torch.tensor(False)
+
+    def learn(member: int, stood: float) -> None:
         multi._chosen.fill_(member)
-        multi.learn(torch.tensor([1.0, right, 7.0, 100.0]), broken)
-        multi.learn(
-            torch.tensor([math.nan, 0.0, math.nan, 100.0]), torch.tensor(True)
-        )  # a skipped step
+        for skipped, count in ((broken, stood), (~broken, 0.0)):
+            multi.counted.copy_(torch.tensor([count, 100.0]))
+            multi.learn(sums, skipped)
+
+    for member, stood in ((0, 90.0), (1, 30.0), (0, 90.0)):
+        learn(member, stood)
     shares = lambda: [  # noqa: E731
         sum(int(multi.choose(rng(key))) == k for key in range(1000)) / 1000 for k in range(3)
     ]
     assert shares() == pytest.approx([1 / 3] * 3, abs=0.05)  # until each has been drawn
-    multi._chosen.fill_(2)
-    multi.learn(torch.tensor([1.0, 80.0, 7.0, 100.0]), broken)
+    learn(2, 80.0)
     assert shares() == pytest.approx([0.1, 0.7, 0.2], abs=0.04)
     again = Multi({"linf": 8, "l1": 400, "l2": 128})
     again.load_state_dict(multi.state_dict())

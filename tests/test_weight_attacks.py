@@ -176,7 +176,7 @@ def test_the_average_sees_restored_weights():
 
 def test_parts_of_a_batch_perturb_as_the_whole_does():
     whole, parts = (state_of(AWP(0.1), smooth_network(), accumulate=k) for k in (1, 3))
-    none = state_of(AWP(1e-9), smooth_network())
+    none = state_of(AWP(1e-6), smooth_network())
     for state in (whole, parts, none):
         for step in range(3):
             update(state, *batch(step))

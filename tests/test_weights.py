@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,13 @@ def write_endless(path):
     torch.save(state, path)
 
 
+def write_packed(path: Path) -> None:
+    """An archive as torch's, packed to a thousandth; with more than torch would write."""
+    torch.save({"w": torch.zeros(2**16)}, path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("packed/data/9", bytes(2 * 10**8))
+
+
 BAD = {
     "text.pt": (lambda p: p.write_text("no checkpoint"), "is damaged, or is no file of weights"),
     "empty.pt": (lambda p: p.write_text(""), "is damaged, or is no file of weights"),
@@ -223,7 +231,9 @@ BAD = {
     "text.safetensors": (lambda p: p.write_text("not this either"), "is damaged"),
     "tensor.pt": (lambda p: torch.save(torch.ones(3), p), "none of this network's weights"),
     "other.pt": (lambda p: torch.save(nn.Linear(2, 2).state_dict(), p), "there: weight, bias"),
-    "endless.pt": (write_endless, "none of this network's weights"),
+    "endless.pt": (write_endless, "unfolds to far more than the file holds"),
+    "packed.pt": (write_packed, "unfolds to 0.2 GB"),
+    "spread.pt": (lambda p: torch.save({"w": torch.zeros(1).expand(2**26)}, p), "unfolds to far"),
     "absent.pt": (lambda p: None, "No such file"),
 }
 
@@ -233,6 +243,22 @@ def test_a_file_without_weights_is_one_line(name, tmp_path):
     write, says = BAD[name]
     write(tmp_path / name)
     assert says in refusal(classifier(), tmp_path / name)
+
+
+def test_a_last_layer_of_other_classes_begins_anew_where_weights_are_transferred(tmp_path, caplog):
+    theirs, mine = classifier(1, classes=100), classifier(2)
+    torch.save(theirs.state_dict(), tmp_path / "w.pt")
+    begun = {key: value.clone() for key, value in mine.backbone.fc.state_dict().items()}
+    load_weights(mine, str(tmp_path / "w.pt"), transfer=True)
+    assert "fc.weight, fc.bias begin anew" in caplog.text
+    for key, value in mine.backbone.state_dict().items():
+        there = theirs.backbone.state_dict()[key]
+        expected = begun[key.removeprefix("fc.")] if key.startswith("fc.") else there
+        assert torch.equal(value, expected), key
+    wide = classifier(1, classes=100, width=0.125)
+    torch.save(wide.state_dict(), tmp_path / "wide.pt")
+    with pytest.raises(ValueError, match="must be the same"):
+        load_weights(mine, str(tmp_path / "wide.pt"), transfer=True)
 
 
 MISFITS = [

@@ -25,6 +25,8 @@ def find_device(asked: str, seat: int = 0) -> torch.device:
         device = torch.device(asked)
     except RuntimeError:
         device = torch.device("meta")
+    if device.type == "mps":
+        raise ValueError(f"={asked}: nobody has tried the GPUs of a Mac yet; write device=cpu")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"={asked}: is not one of auto, cpu, cuda, cuda:1, ...")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

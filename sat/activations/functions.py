@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.arguments import check_arguments
+from sat.arguments import check_arguments, check_range
 
 
-def _positive(key: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{key}={value:g}: must be above 0 and finite")
+def check_scale(key: str, value: float) -> float:
+    """A parameter that scales what goes in or comes out; beyond seven digits, as float32 has them,
+    nothing but a line or a step is left."""
+    check_range(key, value, 1e-6, 1e6, "must be above 0, and leave a curve in float32")
     return value
 
 
@@ -64,7 +65,7 @@ class LeakyReLU(nn.LeakyReLU):
     """x, or negative_slope * x for x < 0 (Maas et al. 2013)."""
 
     def __init__(self, negative_slope: float = 0.01, inplace: bool = False):
-        super().__init__(_positive("negative_slope", negative_slope), inplace)
+        super().__init__(check_scale("negative_slope", negative_slope), inplace)
 
 
 class _PReLU(torch.autograd.Function):
@@ -91,8 +92,7 @@ class PReLU(nn.PReLU):
     """x, or w * x for x < 0, with w learned from `init`, one a layer (He et al., 1502.01852)."""
 
     def __init__(self, init: float = 0.25, inplace: bool = False):
-        if not math.isfinite(init):
-            raise ValueError(f"init={init:g}: must be finite")
+        check_range("init", init, -1e6, 1e6, "leaves in float32 nothing of the other half")
         super().__init__(1, init)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class ParametricSoftplus(nn.Softplus):
     def __init__(self, alpha: float = 10.0, inplace: bool = False):
         # Above the threshold the kernel returns x: at 40 that is exact in float64 (e^-40 = 4e-18),
         # at torch's 20 it is off by 2e-9, and e^40 still fits in a float32.
-        super().__init__(_positive("alpha", alpha), threshold=40.0)
+        super().__init__(check_scale("alpha", alpha), threshold=40.0)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_meta:  # counted, not computed: autocast does not know this device
@@ -200,14 +200,14 @@ class ELU(nn.ELU):
     """x, or alpha (e^x - 1) for x < 0: smooth at alpha = 1 only, else f'(0-) = alpha is a kink."""
 
     def __init__(self, alpha: float = 1.0, inplace: bool = False):
-        super().__init__(_positive("alpha", alpha), inplace)
+        super().__init__(check_scale("alpha", alpha), inplace)
 
 
 class CELU(nn.CELU):
     """x, or alpha (e^(x / alpha) - 1) for x < 0: smooth at every alpha (Barron, 1704.07483)."""
 
     def __init__(self, alpha: float = 1.0, inplace: bool = False):
-        super().__init__(_positive("alpha", alpha), inplace)
+        super().__init__(check_scale("alpha", alpha), inplace)
 
 
 def _scaled(x: Tensor, alpha: Tensor) -> Tensor:
@@ -254,7 +254,7 @@ class SmoothReLU(nn.Module):
 
     def __init__(self, alpha: float = 400.0, learnable: bool = True, inplace: bool = False):
         super().__init__()
-        self.beta = _scalar(math.sqrt(_positive("alpha", alpha)), learnable)
+        self.beta = _scalar(math.sqrt(check_scale("alpha", alpha)), learnable)
 
     def forward(self, x: Tensor) -> Tensor:
         return _SmoothReLU.apply(x, self.beta.square())
@@ -312,7 +312,7 @@ class PSSiLU(nn.Module):
             raise ValueError(
                 f"beta={beta:g}: must be from 0 to 0.9, and above 0 (say 1e-8) where it is learned"
             )
-        self.alpha = _scalar(_positive("alpha", alpha), learnable)
+        self.alpha = _scalar(check_scale("alpha", alpha), learnable)
         self.beta = _scalar(beta, learnable)
 
     def forward(self, x: Tensor) -> Tensor:

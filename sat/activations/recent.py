@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.activations.functions import ParametricSoftplus, _positive
+from sat.activations.functions import ParametricSoftplus, check_scale
 
 
 def _root(x: Tensor, square: float) -> Tensor:
@@ -40,7 +40,7 @@ class Squareplus(nn.Module):
 
     def __init__(self, b: float = 4.0, inplace: bool = False):
         super().__init__()
-        self.b = _positive("b", b)
+        self.b = check_scale("b", b)
 
     def forward(self, x: Tensor) -> Tensor:
         return _Squareplus.apply(x, self.b)
@@ -66,7 +66,7 @@ class SmeLU(nn.Module):
 
     def __init__(self, beta: float = 1.0, inplace: bool = False):
         super().__init__()
-        self.beta = _positive("beta", beta)
+        self.beta = check_scale("beta", beta)
 
     def forward(self, x: Tensor) -> Tensor:
         return _SmeLU.apply(x, self.beta)
@@ -121,7 +121,7 @@ class CappedSoftplus(ParametricSoftplus):
 
     def __init__(self, alpha: float = 10.0, cap: float = 6.0, inplace: bool = False):
         super().__init__(alpha)
-        self.cap = _positive("cap", cap)
+        self.cap = check_scale("cap", cap)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_meta:

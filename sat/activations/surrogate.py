@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.activations.functions import differentiable, is_differentiated, smoothrelu
+from sat.activations.functions import check_scale, differentiable, is_differentiated, smoothrelu
 
 Phase = Literal["inner", "outer"]
 Smooth = Literal[
@@ -95,8 +95,8 @@ class SurrogateReLU(nn.ReLU):
         super().__init__(inplace)
         if alpha is not None and backward not in _ALPHA:
             raise ValueError(f"alpha={alpha:g}: {backward} has none; write null")
-        if alpha is not None and not 0 < alpha < float("inf"):
-            raise ValueError(f"alpha={alpha:g}: must be above 0 and finite")
+        if alpha is not None:
+            check_scale("alpha", alpha)
         self.backward_of = backward
         self.alpha = float(alpha or _ALPHA.get(backward, 1.0))
         self.phases = ("inner",) * inner + ("outer",) * outer

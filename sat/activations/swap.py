@@ -3,12 +3,15 @@
 An *activation* is a nonlinearity on the network's main path, or in any of its branches: ReLU,
 SiLU, GELU and their relatives, as torch and timm have them. A *gate* is a function that weighs
 something (sigmoid, hard sigmoid, softmax: squeeze-and-excitation, attention); gates are left alone.
+A ReLU that is there for what it cuts off is one, too: the kernel of a linear attention, which
+divides by the sum of what comes out of it, and the ReLU6 of which a hard sigmoid is made.
 
 The swap works on modules. Some networks call activations as functions, which no swap of modules can
 reach, so the proof runs one forward and watches every torch function that is called.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -24,6 +27,7 @@ _ACTIVATIONS = (
     *(nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Softplus, nn.Softsign, nn.Threshold),
     *(nn.Tanhshrink, nn.Softshrink, nn.Hardshrink),
 )
+_KERNELS = ("kernel_func", "kernel_fn", "kernel_function", "feature_map")  # attributes
 _READ_OUTPUT = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.CELU)  # in the backward pass; others the input
 _GATES = (
     *(nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.GLU),
@@ -37,8 +41,8 @@ _ACTIVATION_CALLS = frozenset(
     "tanh softsign threshold tanhshrink softshrink hardshrink erf "
     "transformer_encoder_layer_fwd".split()
 )
-_SIGMOID_CALLS = frozenset({"sigmoid", "special_expit"})
-_GATE_CALLS = _SIGMOID_CALLS | {"hardsigmoid", "log_sigmoid", "glu", "softmax", "log_softmax"}
+_SIGMOID_CALLS = frozenset({"sigmoid", "special_expit", "hardsigmoid"})
+_GATE_CALLS = _SIGMOID_CALLS | {"log_sigmoid", "glu", "softmax", "log_softmax"}
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,10 @@ def swap_activations(net: nn.Module, activation: Callable[[], nn.Module]) -> Swa
     for path, parent in net.named_modules():
         for key, child in parent._modules.items():
             name = f"{path}.{key}".lstrip(".")
-            if isinstance(child, activations):
-                found.append((parent, key, name))
-            elif isinstance(child, gates):
+            if isinstance(child, gates) or _cuts(parent, key, child):
                 left.append(f"{name} ({type(child).__name__})")
+            elif isinstance(child, activations):
+                found.append((parent, key, name))
     kept = getattr(activation, "func", activation) is Keep
     for parent, key, _ in found if not kept else ():
         new, old = activation().train(parent.training), getattr(parent, key)
@@ -86,6 +90,16 @@ def swap_activations(net: nn.Module, activation: Callable[[], nn.Module]) -> Swa
             new.inplace = getattr(old, "inplace", False)
         setattr(parent, key, new)
     return SwapReport(tuple(name for *_, name in found), tuple(left), kept=kept)
+
+
+def _cuts(parent: nn.Module, key: str, child: nn.Module) -> bool:
+    """Whether an activation is there for its range: a kernel, or a part of a hard sigmoid."""
+    made_by_hand = isinstance(child, nn.Hardtanh) and _is_sigmoid(parent)
+    return isinstance(child, _ACTIVATIONS) and (key in _KERNELS or made_by_hand)
+
+
+def _is_sigmoid(module: nn.Module) -> bool:
+    return "sigmoid" in type(module).__name__.lower()
 
 
 def prove_swap(net: nn.Module, x: Tensor, report: SwapReport) -> SwapReport:
@@ -96,38 +110,46 @@ def prove_swap(net: nn.Module, x: Tensor, report: SwapReport) -> SwapReport:
     The forward is in eval mode without gradients; modes and batch-norm statistics are as before.
     Returns the report with `called` and with the gates that are called
     as functions. What is not seen: branches that run in training alone, activations within a fused
-    operator (an LSTM's), and nonlinearities written out by hand, but for x * sigmoid(x), erf and
-    comparison with zero (clamp, maximum).
+    operator (an LSTM's), and nonlinearities written out by hand, but for x * sigmoid(x), hard or
+    not, erf and comparison with zero (clamp, maximum).
     """
-    modes = {module: module.training for module in net.modules()}
     watch = _Watch(net, report)
-    net.eval()
     try:
-        with torch.no_grad(), watch:
+        with in_eval_mode(net), torch.no_grad(), watch:
             net(x)
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         size = "x".join(map(str, x.shape[1:]))
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"name={_title(net)}: fails on {size} images ({reason}); choose another image size or "
+            f"name={title(net)}: fails on {size} images ({reason}); choose another image size or "
             "another model"
         ) from error
     finally:
         watch.remove_hooks()
-        net.train()  # clears what some transformers cache in eval mode (LeViT's attention biases)
-        for module, training in modes.items():
-            module.training = training
     gates = dict.fromkeys((*report.gates, *watch.gates))
     if report.kept:
         return replace(report, gates=tuple(gates), called=len(watch.called))
     if watch.missed:
-        raise ValueError(f"name={_title(net)}: {watch.complaint()}; choose another model")
+        raise ValueError(f"name={title(net)}: {watch.complaint()}; choose another model")
     if not watch.called:
         raise ValueError(
-            f"name={_title(net)}: runs no activation that can be swapped ({report.swapped} such "
+            f"name={title(net)}: runs no activation that can be swapped ({report.swapped} such "
             "modules found); choose another model"
         )
     return replace(report, gates=tuple(gates), called=len(watch.called))
+
+
+@contextmanager
+def in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """Puts `net` in eval mode for a time; each module's mode is then as before."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train()  # clears what some transformers cache in eval mode (LeViT's attention biases)
+        for module, training in modes.items():
+            module.training = training
 
 
 class _Watch(TorchFunctionMode):
@@ -136,12 +158,13 @@ class _Watch(TorchFunctionMode):
     def __init__(self, net: nn.Module, report: SwapReport) -> None:
         super().__init__()
         self.swapped = {net.get_submodule(name) for name in report.places}
-        self.own = self.swapped | {m for m in net.modules() if isinstance(m, _kinds()[1])}
+        gates = {net.get_submodule(gate.partition(" (")[0]) for gate in report.gates}
+        self.own = self.swapped | gates
         self.missed: dict[tuple[str, str], None] = {}  # (function, place), in order
         self.gates: list[str] = []
         self.called: set[nn.Module] = set()
         self._running: list[tuple[str, nn.Module]] = []
-        self._sigmoids: dict[int, tuple[Tensor, Tensor]] = {}  # id of output: (output, input)
+        self._sigmoids: dict[int, tuple[object, object]] = {}  # id of output: (output, input)
         self._hooks = []
         for name, module in net.named_modules():
             self._hooks.append(module.register_forward_pre_hook(self._enter(name)))
@@ -157,6 +180,8 @@ class _Watch(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: tuple, output: object) -> None:
         self._running.pop()
+        if _is_sigmoid(module) and len(args) == 1:
+            self._sigmoids[id(output)] = (output, args[0])
 
     def remove_hooks(self) -> None:
         for hook in self._hooks:
@@ -239,6 +264,6 @@ def _kinds() -> tuple[tuple[type, ...], tuple[type, ...]]:
     return (*_ACTIVATIONS, *(c for c in found if c not in gates)), (*_GATES, *gates)
 
 
-def _title(net: nn.Module) -> str:
+def title(net: nn.Module) -> str:
     """timm's name for the network, or its class."""
     return getattr(net, "default_cfg", {}).get("architecture", type(net).__name__)

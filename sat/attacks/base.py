@@ -1,7 +1,7 @@
 """What an attack is, and the network it asks.
 
 A new attack is a frozen dataclass with the fields and the call of `Attack`, and a YAML file in
-`conf/attack` (see docs/attacks.md).
+`conf/attack` (see docs/extend.md).
 """
 
 import inspect

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from sat.arguments import check_choices
+from sat.arguments import MOST_STEPS, check_choices, check_range
 from sat.attacks.clean import Clean
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.pgd import PGD
@@ -32,8 +32,10 @@ class Curve(Ensemble):
         object.__setattr__(self, "values", values)
         if not isinstance(self.attack, PGD):
             raise ValueError(f"attack={self.attack}: curves are drawn with attack=pgd")
-        if not values or list(values) != sorted(set(values)) or values[0] < 0:
+        if not values or list(values) != sorted(set(values)) or not values[0] >= 0:
             raise ValueError(f"values={list(values)}: must ascend, from 0 or above")
+        most = 1e6 if self.over == "eps" else MOST_STEPS
+        check_range("values", values[-1], 0, most, f"its largest, in multiples of {self.over}, is")
         if self.over == "steps" and any(v != int(v) or v < 1 for v in values):
             raise ValueError(f"values={list(values)}: steps are whole numbers from 1 on")
         if self.batch_size < 1:

@@ -93,7 +93,7 @@ class FastAutoAttack(Ensemble):
         return x_adv
 
     def verdicts(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None) -> Tensor:
-        """Verdicts of N images, int8 on the CPU: which of `attacks` felled it; STANDS, or WRONG."""
+        """Verdicts of N images, int16 on the CPU: which of `attacks` felled it, STANDS or WRONG."""
         outcomes = self._survey(model, x, y)
         self.run(model, x, y, row_rng(rng, x), outcomes)
         return outcomes.fell

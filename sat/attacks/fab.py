@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices
+from sat.arguments import check_ball, check_choices, check_steps
 from sat.attacks.alone import Bare
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import Mode, frozen, row_rng
@@ -42,8 +42,7 @@ class FAB:
     def __post_init__(self) -> None:
         check_choices(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps}: must be at least 1; for no attack: attack=none")
+        check_steps("steps", self.steps)
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices, check_unit
+from sat.arguments import MOST_STEPS, check_ball, check_choices, check_range, check_unit
 from sat.attacks.ball import Ball
 from sat.attacks.base import row_rng
 from sat.rng import RowRng
@@ -39,8 +39,9 @@ class Free:
             self.step = check_unit("step", self.step)
             if self.step == 0:
                 raise ValueError("step=0: moves nothing; write step=auto, or a size in 1/255")
-        if self.replays < 1:
-            raise ValueError(f"replays={self.replays}: must be at least 1")
+        if self.norm == "linf":
+            check_range("step", self.step_size, 0, 255, "is farther than from black to white")
+        check_range("replays", self.replays, 1, MOST_STEPS, "is how often a batch is taken")
         self._delta: Tensor | None = None  # [batch, C, H, W]
         self._next: Tensor | None = None  # after this replay
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices
-from sat.attacks.apgd import APGD, ascended
-from sat.attacks.ball import Ball
+from sat.attacks.apgd import APGD, ascended, search_in
+from sat.attacks.ball import SPARSE, Ball
 from sat.attacks.base import Mode, risen, row_rng
 from sat.attacks.losses import LossName
 from sat.rng import RowRng
@@ -19,7 +19,7 @@ from sat.rng import RowRng
 @dataclass(eq=False)
 class Multi:
     """APGD in one of several balls, drawn for each batch in proportion to the share of images that
-    the training so far got wrong under it; all are as likely until each has been drawn.
+    it so far fooled there, at any point on its way; all are as likely until each has been drawn.
 
     `members` are the balls: their norms, each with its eps in 1/255. `eps` and `norm` are the first
     one's. The rest is as `sat.attacks.apgd.APGD` has it. The step costs what APGD in one ball does.
@@ -56,6 +56,7 @@ class Multi:
         # of each ball: images that stood under it, and images
         self._counts = torch.zeros(len(sizes), 2, dtype=torch.float64)
         self._chosen = torch.zeros(1, dtype=torch.int64)  # of this step
+        self.counted = torch.zeros(2)  # of this step, as the two above
 
     @property
     def _alone(self) -> APGD:
@@ -85,10 +86,16 @@ class Multi:
     ) -> Tensor:
         """x [B, C, H, W] in [0, 1] and y [B] or [B, K] -> adversarial images, detached, float32."""
         rng, rise = row_rng(rng, x), risen(progress, self.eps_warmup)
-        self.settle(x, len(x))
-        balls = [Ball(ball.eps * rise, ball.norm) for ball in self.balls]
+        self._bring_to(x.device)
         self._chosen.copy_(self.choose(rng))
-        return ascended(self, (balls, self._chosen), model, x, y, rng)
+        searches = [
+            search_in(Ball(ball.eps * rise, ball.norm), self.steps, self.start == "uniform", SPARSE)
+            for ball in self.balls
+        ]
+        x_adv, stood = ascended(self, (searches, self._chosen), model, x, y, rng)
+        self.counted[0] += stood.sum()
+        self.counted[1] += len(x)
+        return x_adv
 
     def choose(self, rng: RowRng) -> Tensor:
         """Draws a ball: its number [1]."""
@@ -99,12 +106,17 @@ class Multi:
         return (~below).sum().clamp(max=len(shares) - 1).view(1)
 
     def settle(self, x: Tensor, batch: int) -> None:
-        """Brings the memory to the images' device."""
-        self._counts, self._chosen = self._counts.to(x.device), self._chosen.to(x.device)
+        """Begins to count, on the images' device."""
+        self._bring_to(x.device)
+        self.counted.zero_()
+
+    def _bring_to(self, device: torch.device) -> None:
+        self._counts, self._chosen = self._counts.to(device), self._chosen.to(device)
+        self.counted = self.counted.to(device)
 
     def learn(self, sums: Tensor, broken: Tensor) -> None:
-        """Counts a step's right answers and images, unless it was skipped."""
-        new = torch.where(broken, 0.0, sums[1::2]).double()
+        """Adds what the step's attacks counted, unless it was skipped."""
+        new = torch.where(broken, 0.0, self.counted).double()
         self._counts.index_add_(0, self._chosen, new[None])
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -25,8 +25,8 @@ ROUNDING = 1e-5  # of the logits at stake: no more than this moves with the size
 
 @dataclass
 class AttackOutcomes:
-    """What became of each of N images, on the CPU: `fell` int8, the attack that felled it (or
-    STANDS, WRONG), and `passed` int8, how many attacks it has been through. An image falls once.
+    """What became of each of N images, on the CPU: `fell` int16, the attack that felled it (or
+    STANDS, WRONG), and `passed` int16, how many attacks it has been through. An image falls once.
 
     `tied` bool: it is wrong, or fell, by a tie that `argmax` takes for right. `seconds` float64
     [attacks] adds up over restarts. `begin(attack, images)` is told of each attack that starts,
@@ -52,7 +52,7 @@ class AttackOutcomes:
     @classmethod
     def new(cls, names: tuple[str, ...], images: int) -> "AttackOutcomes":
         """Nothing is known yet: all stand."""
-        none = torch.zeros(images, dtype=torch.int8)
+        none = torch.zeros(images, dtype=torch.int16)
         return cls(names, none + STANDS, none, torch.zeros(len(names), dtype=torch.float64))
 
     def part(self, rows: slice) -> "AttackOutcomes":

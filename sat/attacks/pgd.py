@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices, check_unit
+from sat.arguments import check_ball, check_choices, check_range, check_steps, check_unit
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import Mode, check_warmup, frozen, input_gradient, risen, row_rng
-from sat.attacks.losses import LossName, aimed, check_aim
+from sat.attacks.losses import Loss, LossName, aimed, check_aim
 from sat.rng import RowRng
 
-Start = Literal["uniform", "normal", "none"]
+Start = Literal["uniform", "uncut", "normal", "none"]
 _MULTIPLE = re.compile(r"\s*([^\s*]+)\s*\*\s*eps\s*")
 
 
@@ -25,11 +25,13 @@ class PGD:
 
     `eps` and `step` are in 1/255, for L2 and L1 as well. `step: auto` is eps * max(1/steps, 1/4):
     the ball is crossed once at least; `step: 1.25*eps` a multiple of eps. `start` is where it
-    begins: `uniform` at a uniform point of the ball of radius noise * eps; `normal` at normal noise
-    with a deviation of noise / 255 (TRADES' 0.001 is noise=0.255), either cut by the ball; `none`
-    at x. With probability `clean_start` a whole batch begins at the clean images all the same (Xie
-    et al. 2020 use 0.2). With `project=false` nothing is cut by the ball: the result lies within
-    noise * eps + steps * step (N-FGSM, de Jorge et al. 2022).
+    begins: `uniform` at a uniform point of the ball of radius noise * eps, cut by ball and [0, 1];
+    `uncut` at the same, cut by neither before the first step; `normal` at normal noise with a
+    deviation of noise / 255 (TRADES' 0.001 is noise=0.255), uncut as published; `none` at x. With
+    probability `clean_start` a whole batch begins at the clean images all the same (Xie et al. 2020
+    use 0.2). With `project=false` nothing is cut by the ball: the result lies within noise * eps +
+    steps * step (N-FGSM, de Jorge et al. 2022). `keep: best` gives the point of the highest loss,
+    the start's among them, in place of the last one, for a forward more.
 
     `batch_norm: eval` attacks the network that will be deployed, with running statistics; `train`
     with the batch's own. Neither changes a statistic, but for `update_statistics=true`: there each
@@ -58,21 +60,25 @@ class PGD:
     steps_warmup: float = 0.0
     label_smoothing: float = 0.0
     target: int | None = None
+    keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_aim(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps}: must be at least 1; for no attack: attack=none")
+        check_steps("steps", self.steps)
         if self.step != "auto" and self._multiple is None:
             object.__setattr__(self, "step", check_unit("step", self.step))
         if self.eps and self.step_size == 0:
             raise ValueError(
                 f"step={self.step}: moves nothing; write step=auto, or a size in 1/255"
             )
-        if not 0 < self.noise < math.inf:
-            raise ValueError(f"noise={self.noise}: must be above 0; for no noise: start=none")
+        if self.norm == "linf":
+            check_range("step", self.step_size, 0, 255, "is farther than from black to white")
+        why = (
+            "is a multiple of eps, or of normal noise the deviation in 1/255; for none: start=none"
+        )
+        check_range("noise", self.noise, 1e-6, 255, why)
         if not 0 <= self.clean_start <= 1:
             raise ValueError(f"clean_start={self.clean_start}: is a probability, from 0 to 1")
         for key in ("eps_warmup", "steps_warmup"):
@@ -123,8 +129,10 @@ class PGD:
         """How far, in 1/255, an image may be moved."""
         if self.project:
             return float(self.eps)
-        noise = {"uniform": self.noise * float(self.eps), "normal": math.inf, "none": 0.0}
-        return noise[self.start] + self.steps * self.step_size
+        if self.start == "normal":
+            return math.inf
+        noise = 0.0 if self.start == "none" else self.noise * float(self.eps)
+        return noise + self.steps * self.step_size
 
     def __call__(
         self,
@@ -145,23 +153,30 @@ class PGD:
         inside, x_adv = self._inside(ball, x), self.begin(x, rng, rise)
         with frozen(model, self.batch_norm, self.update_statistics), torch.enable_grad():
             loss, compared = aimed(self, model, x, y)
+            best = Highest(loss, x) if self.keep == "best" else None
             for k in range(self.steps):
-                way = ball.steepest(input_gradient(model, x_adv, compared, loss))
+                way = ball.steepest(input_gradient(model, x_adv, compared, best or loss))
+                if best:
+                    best.note(inside(x_adv))
                 ahead = inside(x_adv + step * rise * way)
                 x_adv = ahead if steps is None else torch.where(k < steps, ahead, x_adv)
+            if best:
+                with torch.no_grad():
+                    best(model(x_adv), compared)
+                x_adv = best.note(x_adv)
         return x_adv
 
     def begin(self, x: Tensor, rng: RowRng, rise: float | Tensor = 1.0) -> Tensor:
-        """Where the ascent begins: noise inside the ball of `rise` times eps, or x itself."""
+        """Where the ascent begins: noise in the ball of `rise` times eps, or x itself."""
         if self.start == "none":
             return x.detach()
         ball, shape = Ball(float(self.eps) / 255 * rise, self.norm), x.shape[1:]
         if self.start == "normal":
-            delta = self.noise / 255 * rng.normal("start", *shape)
+            start = x + self.noise / 255 * rng.normal("start", *shape)
         else:
-            delta = self.noise * ball.eps * ball.noise(shape, rng)
-        beyond = self.start == "normal" or self.noise > 1
-        start = self._inside(ball, x)(x + delta) if beyond else (x + delta).clamp_(0, 1)
+            start = x + self.noise * ball.eps * ball.noise(shape, rng)
+        if self.start == "uniform":
+            start = self._inside(ball, x)(start) if self.noise > 1 else start.clamp_(0, 1)
         if self.clean_start:
             start = torch.where(rng.coin("clean_start", self.clean_start), x.detach(), start)
         return start
@@ -180,3 +195,22 @@ class PGD:
         if self.step != "auto":
             return self.step_size / 255, steps
         return float(self.eps) / 255 * (1 / steps).clamp(min=1 / 4), steps
+
+
+class Highest:
+    """Each image's point of the highest loss; called as the loss is, it remembers what it gave."""
+
+    def __init__(self, loss: Loss, x: Tensor):
+        self._loss, self._best, self._at = loss, x.new_full((len(x),), -math.inf), x
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        losses = self._loss(logits, y)
+        self._last = losses.detach().to(self._best.dtype)
+        return losses
+
+    def note(self, point: Tensor) -> Tensor:
+        """Told of the points [B, C, H, W] of the last losses; gives the best ones so far."""
+        higher = self._last > self._best
+        self._best = torch.where(higher, self._last, self._best)
+        self._at = torch.where(higher.view(-1, 1, 1, 1), point, self._at)
+        return self._at

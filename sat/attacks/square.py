@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices
+from sat.arguments import check_ball, check_choices, check_range
 from sat.attacks.alone import Bare
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import Mode, frozen, row_rng
@@ -38,8 +38,7 @@ class Square:
     def __post_init__(self) -> None:
         check_choices(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
-        if self.queries < 1:
-            raise ValueError(f"queries={self.queries}: must be at least 1")
+        check_range("queries", self.queries, 1, 10**6, "is more than anybody waits for")
 
     def __call__(
         self,

@@ -14,8 +14,8 @@ import os
 import sys
 import time
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from sat.bench.units import seconds_of
 from sat.errors import Fault, Refused
 
-PARTS = ("steps", "stages", "activations", "seeds")
+PARTS = ("steps", "stages", "activations", "seeds", "methods")
 ISA = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")  # what a product's rate is by
 
 
@@ -56,19 +56,13 @@ def arguments(given: Sequence[str] | None = None) -> Namespace:
     )  # fmt: skip
     add = parser.add_argument
     add("words", nargs="*", help="what sat.run takes: model=..., activation=..., dataset=...")
-    add("--steps", type=steps, default=(0, 1, 2, 3, 10), metavar="K,K",
-        help="attack steps (0,1,2,3,10)")  # fmt: skip
+    add("--steps", type=steps, default=(0, 1, 2, 3, 10), metavar="K,K", help="of PGD (0,1,2,3,10)")
     add("--batch", type=positive, help="images a step (the schedule's; CIFAR-10: 128)")
     add("--rounds", type=positive, default=7, help="how often each is timed (7)")
     add("--threads", type=positive, help="of a CPU (as many as torch takes)")
-    add("--compile", action="store_true", help="times this program compiled as well, which takes"
-        " up to a minute, of each network")  # fmt: skip
-    add(
-        "--parts",
-        type=parts,
-        default=PARTS[:3],
-        help=f"of {','.join(PARTS)} (all but the last, which is for a GPU)",
-    )
+    add("--compile", action="store_true", help="times it compiled as well: a minute a network")
+    add("--parts", type=parts, default=PARTS[:3],
+        help=f"of {','.join(PARTS)} (the first three; seeds is for a GPU)")  # fmt: skip
     add("--budget", type=seconds_of, default=float("inf"), metavar="10m", help="then stop")
     add("--out", type=Path, default=Path("outputs/benchmark"), help="folder (outputs/benchmark)")
     own = parser.parse_intermixed_args(given)
@@ -96,20 +90,9 @@ def about(case: Any, own: Namespace) -> dict[str, Any]:
     return found
 
 
-@contextmanager
-def many_networks(compiled: bool) -> Iterator[None]:
-    """Allows many compiled networks of one process, each with graphs of its own shapes: torch
-    counts all of a class as one that is compiled again and again, and would give up."""
-    if not compiled:
-        yield
-        return
-    import torch._dynamo  # takes a second to import
-
-    with torch._dynamo.config.patch(recompile_limit=256, automatic_dynamic_shapes=False):
-        yield
-
-
 def measure(case: Any, own: Namespace) -> int:
+    import torch._dynamo
+
     from sat.bench.book import Book
     from sat.bench.steps import draw
 
@@ -118,7 +101,9 @@ def measure(case: Any, own: Namespace) -> int:
     book.say("# Benchmark\n")
     for key, value in machine.items():
         book.say(f"- {key}: {value:,}" if isinstance(value, int) else f"- {key}: {value}")
-    with many_networks(own.compile):
+    # torch takes all networks of a class for one that is compiled again and again, and gives up
+    many = torch._dynamo.config.patch(recompile_limit=256, automatic_dynamic_shapes=False)
+    with many if own.compile else nullcontext():
         for name in own.parts:
             part = import_module(f"sat.bench.{name}")
             left += book.measure(name, part.__doc__ or "", part.measurements(case, own))

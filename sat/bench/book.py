@@ -17,6 +17,7 @@ from sat.errors import is_out_of_memory
 Row = dict[str, Any]
 # The most valuable first: name, cost beside the others of its part, and what gives rows.
 Measurements = Iterator[tuple[str, float, Callable[[], list[Row]]]]
+SILENT = ("key", "about", "note")
 MOMENT = ("time", "command")  # of the account of a machine: another in each call
 
 
@@ -71,10 +72,9 @@ class Book:
 
     def _tell(self, rows: list[Row], head: list[str]) -> list[str]:
         """Prints rows, below a head where they have columns that it lacks; the head from now on."""
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        columns = [key for key in columns if key not in ("key", "about", "note")]
-        if not set(columns) <= set(head):
-            head = columns
+        columns = dict.fromkeys(key for row in rows for key in row if key not in SILENT)
+        if not {*columns} <= {*head}:
+            head = [*columns]
             self.say("\n" + line_of(head, head))
             self.say(line_of(head, ["---", *("---:" for _ in head[1:])]))
         for row in rows:

@@ -50,8 +50,8 @@ def plans(jobs: Sequence[Any], budget: float) -> tuple[Plan, list[Plan]]:
     """One seed of the runs as they are asked for, and for each number of seeds the most that fits;
     those with which too little does are left out."""
     runs = {job.name: job for job in jobs if job.spec.seed == jobs[0].spec.seed}.values()
-    if any(job.parts is None for job in runs):
-        raise Refused(f"--budget: {next(job.notes[0] for job in runs if job.parts is None)}")
+    if untold := [job.note for job in runs if job.parts is None]:
+        raise Refused(f"--budget: {untold[0]}")
     training, measuring, checks = (sum(each) for each in zip(*(j.parts for j in runs), strict=True))
     fixed, epochs = checks + BEGINNING * len(runs), {job.spec.schedule.epochs for job in runs}
     sizes, limit = jobs[0].sizes, jobs[0].spec.evaluation.limit
@@ -83,7 +83,7 @@ def part(whole: float, share: float) -> Any:
 def spread_of(place: Path, dataset: str) -> tuple[float, int, int] | None:
     """How robust accuracy varies over seeds, in points: the standard deviation pooled over finished
     runs on a data set that differ in the seed alone; how many runs and groups they are."""
-    groups: dict[str, dict[int, float]] = {}
+    kinds: dict[str, dict[int, float]] = {}
     for run in runs_of(place) if place.exists() else ():
         if not isinstance(run, Measured) or run.config["choices"].get("dataset") != dataset:
             continue
@@ -92,13 +92,13 @@ def spread_of(place: Path, dataset: str) -> tuple[float, int, int] | None:
         if robust:
             worst = min(robust, key=lambda name: robust[name])
             key = json.dumps([run.decided, run.images, worst], sort_keys=True)
-            groups.setdefault(key, {})[run.seed] = 100 * robust[worst]
-    each = [over_seeds([*seeds.values()]) for seeds in groups.values() if len(seeds) > 1]
-    if not each:
+            kinds.setdefault(key, {})[run.seed] = 100 * robust[worst]
+    groups = [over_seeds([*seeds.values()]) for seeds in kinds.values() if len(seeds) > 1]
+    if not groups:
         return None
-    freedom = sum(group["n"] - 1 for group in each)
-    pooled = sum((group["n"] - 1) * group["sd"] ** 2 for group in each) / freedom
-    return pooled**0.5, sum(group["n"] for group in each), len(each)
+    squares = sum((group["n"] - 1) * group["sd"] ** 2 for group in groups)
+    runs = sum(group["n"] for group in groups)
+    return (squares / (runs - len(groups))) ** 0.5, runs, len(groups)
 
 
 def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
@@ -107,31 +107,28 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
     runs = f"{len({job.name for job in jobs})} runs as asked for: {duration(asked.seconds)} a seed"
     if not found:
         return f"{runs}; too little of them fits {duration(own.budget)}"
-    spec = jobs[0].spec
-    place = own.spread or Path(spec.record.root)
-    spread = spread_of(place, spec.config["choices"]["dataset"])
+    place = own.spread or Path(jobs[0].spec.record.root)
+    told = f"no two finished runs in {place} differ in the seed alone: what seeds show isn't known"
+    if spread := spread_of(place, jobs[0].spec.config["choices"]["dataset"]):
+        sd, count, kinds = spread
+        told = (
+            f"Over seeds the robust accuracy varies by {sd:.2g} points (sd; {count} runs of {kinds}"
+            f" kinds in {place}): to see {POINTS:g} points you need about"
+            f" {seeds_needed(sd, POINTS)} seeds (paired test at 0.05, power 0.8)."
+        )
     rows = []
     for plan in found:
-        shown = "-"
-        if spread and plan.seeds > 1:
-            shown = f"{detectable(spread[0], plan.seeds):.1f} points"
         epochs = f"{plan.epochs:g}" if plan.epochs else "as asked"
-        counts = [str(plan.seeds), epochs, str(plan.images), str(plan.tested)]
-        rows.append([*counts, duration(plan.seconds), shown])
+        points = "-"
+        if spread and plan.seeds > 1:
+            points = f"{detectable(spread[0], plan.seeds):.1f} points"
+        counts = (str(plan.seeds), epochs, str(plan.images), str(plan.tested))
+        rows.append([*counts, duration(plan.seconds), points])
     head = ["seeds", "epochs", "training images", "test images", "time", "shows a difference of"]
     uncut = [plan for plan in found if (plan.epochs, plan.images) == (asked.epochs, asked.images)]
-    three = [plan for plan in found if plan.seeds <= 3]
-    best = uncut[-1] if uncut and uncut[-1].seeds >= 3 else three[-1]
-    chosen = best.words(asked)
+    few = [plan for plan in found if plan.seeds <= 3]
+    chosen = (uncut if uncut and uncut[-1].seeds >= 3 else few)[-1].words(asked)
     keys = {word.split("=")[0] for word in chosen}
     kept = [word for word in words if word.split("=")[0] not in keys]
     line = shlex.join(["python", "-m", "sat.run", *kept, *chosen])
-    told = f"no two finished runs in {place} differ in the seed alone: what seeds show isn't known"
-    if spread:
-        needed = seeds_needed(spread[0], POINTS)
-        told = (
-            f"Over seeds the robust accuracy varies by {spread[0]:.2g} points (sd; {spread[1]} runs"
-            f" of {spread[2]} kinds in {place}): to see {POINTS:g} points you need about {needed}"
-            " seeds (paired test at 0.05, power 0.8)."
-        )
     return "\n".join([runs, "", table(head, rows), "", told, "", line])

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sat.acceleration.auto import choose
 from sat.acceleration.device import find_device
-from sat.acceleration.recomputation import recompute
 from sat.attacks import PGD, Clean
 from sat.bench.costs import Cost, Sizes, build, cost_of, sizes_of, without_images
 from sat.config import Spec, composed
@@ -53,18 +52,10 @@ class Case:
         """FLOP of a forward of the batch."""
         return 2 * self.cost.multiply_adds * self.batch
 
-    def flop(self, k: int) -> int:
-        """Useful work of a step of PGD-k."""
-        return units(k) * self.unit
-
     def model(self) -> Classifier:
         """The network, with the same weights each time."""
         torch.manual_seed(self.spec.seed)
-        model = build(self.spec, self.sizes, "cpu").to(self.device)
-        if self.spec.schedule.grad_checkpointing:
-            with refusing("schedule."):
-                recompute(model)
-        return model
+        return build(self.spec, self.sizes, "cpu").to(self.device)
 
     def images(self, count: int | None = None) -> tuple[Tensor, Tensor]:
         """A batch x [B, C, H, W] in [0, 1] and y [B], on the device, the same each time."""
@@ -73,10 +64,13 @@ class Case:
         y = torch.randint(self.sizes.classes, (count,), generator=generator)
         return x.to(self.device), y.to(self.device)
 
-    def attack(self, k: int) -> Any:
+    def attack(self, k: int | None) -> Any:
+        """PGD-k; None: the command line's own attack."""
+        if k is None:
+            return self.spec.attack
         return replace(self.spec.attack, steps=k) if k else Clean()
 
-    def state(self, k: int = 0, **choices: Any) -> TrainState:
+    def state(self, k: int | None = 0, **choices: Any) -> TrainState:
         """A training of the program's own, eager unless `compile` or `graph` is chosen."""
         given = {**self.choices, "compile": False, "graph": False, **choices}
         slow = {"learning_rate": RATE, "decay": "constant", "warmup_epochs": 0.0}

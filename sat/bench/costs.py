@@ -2,20 +2,23 @@
 the folder or file of a set of the user's own."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sat.acceleration.auto import depthwise, multiply_adds
 from sat.acceleration.recomputation import recompute
 from sat.activations.surrogate import phase, phased
 from sat.activations.swap import swap_activations
-from sat.attacks import FGSM, Clean, Curve
+from sat.attacks import FGSM, AutoAttack, Curve, Square
+from sat.attacks.outcomes import Ensemble
 from sat.bench.counting import Live
+from sat.bench.step_cost import StepCost, step_cost
 from sat.config import Spec, check
 from sat.data import SVHN, Cifar10, Cifar100, Digits, FashionMNIST, ImageNet, TinyImageNet
 from sat.data.choice import split_training
@@ -24,6 +27,7 @@ from sat.data.memory import MemorySet
 from sat.errors import Refused, refusing
 from sat.models import Classifier
 from sat.models.weights import without_weights
+from sat.objectives import Method
 from sat.training.optimizer import build_optimizer
 from sat.training.overfitting import IMAGES as PROBED
 from sat.training.plan import Plan
@@ -40,6 +44,8 @@ PUBLISHED: dict[type, tuple[int, int, int, int, int]] = {
 }
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 IMAGES = 64  # of the batch whose memory is counted
+STRONG = 170  # input gradients that an ensemble costs an image: 8.5 times PGD-20, as measured
+CHECKED = 310  # what 460 forwards and 160 backwards of the masking checks cost
 
 
 @dataclass(frozen=True)
@@ -109,39 +115,52 @@ def build(spec: Spec, sizes: Sizes, device: str) -> Classifier:
     with refusing("model."), torch.device(device):
         backbone = family(sizes.channels, sizes.classes, sizes.pixels)
         swap_activations(backbone, spec.activation)
-        return Classifier(backbone, [0.5] * sizes.channels, [0.25] * sizes.channels)
+        net = Classifier(backbone, [0.5] * sizes.channels, [0.25] * sizes.channels)
+    if spec.schedule.grad_checkpointing:
+        with refusing("schedule."):
+            recompute(net)
+    return net
 
 
 # gradient computations ------------------------------------------------------------------------
 
 
-def gradients_of(attack: Any) -> int | None:
-    """Input gradients for an image that stands; None for an ensemble, which goes by the image."""
+def gradients_of(attack: Any) -> int:
+    """Input gradients for an image that stands, or what costs as much: a query is half of one."""
     if isinstance(attack, Curve):
         return sum(point.steps for point in attack.attacks if point.eps)
-    return {Clean: 0, FGSM: 1}.get(type(attack), asdict(attack).get("steps"))
+    if isinstance(attack, Ensemble):
+        return STRONG * (7 if isinstance(attack, AutoAttack) else 1)
+    if isinstance(attack, Square):
+        return attack.queries // 2
+    return 1 if isinstance(attack, FGSM) else asdict(attack).get("steps", 0)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do, an image counted as often as it is looked at. The gradients of an
-    ensemble are left out; `untold` names it."""
+    """What there is to do, an image counted as often as it is looked at."""
 
     updates: int
     images: int  # that updates see
-    attack: int  # input gradients of the training
+    step: StepCost  # units an image of these
+    statistics: int  # images on which those of SWA are estimated
     validation: int  # input gradients, at most
     validated: int  # images, each time anew
     evaluation: int  # input gradients, at most
     evaluated: int  # images under an attack or a curve, for each checkpoint
-    ensembled: int  # images under an ensemble, at most, for each checkpoint
     checked: int  # images on which a measurement is doubted, for each checkpoint
-    untold: tuple[str, ...]
 
     @property
-    def training(self) -> int:
-        """Gradient computations: k of the input and one of the weights an image."""
-        return self.attack + self.images
+    def attack(self) -> float:
+        """What the training's attacks cost, and a forward beside each in SWA's passes, in input
+        gradients with their forwards."""
+        return (self.step.attack * (self.images + self.statistics) + self.statistics) / 2
+
+    @property
+    def training(self) -> float:
+        """Units: a forward, an input gradient or a weight gradient of an image; PGD-k has 2k + 3 an
+        image."""
+        return self.step.update * self.images + 2 * self.attack
 
 
 @cache
@@ -150,73 +169,32 @@ def validations(schedule: Any, images: int, every: float) -> int:
     return sum(plan.validates(step) for step in range(1, plan.steps + 1))
 
 
-def work_of(spec: Spec, sizes: Sizes) -> Work:
-    """Counted as if every image were right when clean and stood under every attack but the last."""
-    evaluation, untold = spec.evaluation, []
-
-    def steps_of(name: str, attack: Any) -> int:
-        if (steps := gradients_of(attack)) is None:
-            untold.append(name)
-        return steps or 0
-
-    updates = seen = attack = times = each = 0
-    asked = min(spec.validation.limit or sizes.held_out, sizes.held_out)
-    if trained := spec.evaluate is None:
-        updates = spec.schedule.steps(sizes.train)
-        seen, attack = updates * spec.schedule.batch_size, steps_of("attack", spec.attack)
+def work_of(spec: Spec, sizes: Sizes, trains: bool = True) -> Work:
+    """Counted as if every image were right when clean and stood under every attack but the last;
+    of a run that is there, and of a file, the evaluation alone."""
+    evaluation, one = spec.evaluation, spec.evaluate is not None
+    step, updates, images, estimated, times, asked, each = StepCost(0.0, 0.0), 0, 0, 0, 0, 0, 0
+    if trains and not one:
+        updates, step = spec.schedule.steps(sizes.train), step_cost(Method.of(spec))
+        images = updates * spec.schedule.batch_size
         times = validations(spec.schedule, sizes.train, spec.validation.every)
+        if start := spec.schedule.swa_start:
+            estimated = sizes.train * math.ceil(times * (1 - start))
+        asked = min(spec.validation.limit or sizes.held_out, sizes.held_out)
         nets = 2 if spec.validation.weights == "either" else 1
-        each = nets * asked * steps_of("validation", spec.validation.attack)
+        each = nets * asked * gradients_of(spec.validation.attack)
         if asked and spec.validation.attack.eps:  # the probe: two gradients
             each += 2 * -(-asked // -(-asked // PROBED))
-    checkpoints = len(set(evaluation.checkpoints)) if trained else 1
-    tested = checkpoints * min(evaluation.limit or sizes.test, sizes.test)
-    checked = checkpoints * min(evaluation.masking_checks, tested // checkpoints)
-    attacks = evaluation.measured_by
-    steps = evaluation.restarts * sum(steps_of(name, a) for name, a in attacks.items())
-    ensembles = sum(name in untold for name in attacks)
-    return Work(updates, seen, seen * attack, times * each, times * asked,
-                tested * steps, tested * max(1, len(attacks)), tested * ensembles,
-                checked if evaluation.attacks else 0, tuple(untold))  # fmt: skip
+    checkpoints = 1 if one else len(set(evaluation.checkpoints))
+    tested, attacks = min(evaluation.limit or sizes.test, sizes.test), evaluation.measured_by
+    steps = evaluation.restarts * sum(map(gradients_of, attacks.values()))
+    checked = min(evaluation.masking_checks, tested) if evaluation.attacks else 0
+    return Work(updates, images, step, estimated, times * each, times * asked,
+                checkpoints * tested * steps, checkpoints * tested * max(1, len(attacks)),
+                checkpoints * checked)  # fmt: skip
 
 
 # memory ---------------------------------------------------------------------------------------
-
-
-def update_bytes(model: nn.Module, shape: tuple[int, int, int]) -> tuple[float, float]:
-    """Bytes an image that autograd keeps for the backward of a training forward, and the most that
-    is alive in both, of a model on `meta`: of a large batch, beside which weights count little."""
-    x = torch.zeros(IMAGES, *shape, device="meta")
-    held = [*model.parameters(), *model.buffers(), x]
-    with Live(held) as live, phase(phased(model), "outer"):
-        loss = model.train()(x).sum()
-        saved = live.now
-        torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
-    return saved / IMAGES, live.most / IMAGES
-
-
-def state_bytes(model: nn.Module, schedule: Any) -> int | None:
-    """Weights, gradients, the optimiser's state and the average, of a model on `meta`.
-
-    None for optimisers that look at numbers before they make their state.
-    """
-    with refusing("schedule."):
-        optimizer = build_optimizer(model, schedule)
-    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
-    weights = size([*model.parameters(), *model.buffers()])
-    total = weights * (2 if schedule.averages else 1) + size(model.parameters())
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    try:
-        optimizer.step()
-    except RuntimeError:
-        return None
-    finally:
-        model.zero_grad(set_to_none=True)
-    if schedule.optimizer.startswith("lookahead_"):
-        total += size(model.parameters())  # the slow weights, made later
-    states = optimizer.state_dict()["state"].values()
-    return total + size(t for state in states for t in state.values() if isinstance(t, Tensor))
 
 
 @dataclass(frozen=True)
@@ -225,7 +203,7 @@ class Cost:
 
     parameters: int
     multiply_adds: int  # of one image's forward
-    state: int | None  # bytes
+    state: int | None  # bytes of weights, gradients, optimiser and average
     saved: float  # bytes an image that autograd keeps for an update, in float32
     most: float  # bytes an image that are alive at once in an update, in float32
     depthwise: bool  # whether it has such convolutions
@@ -241,6 +219,34 @@ class Cost:
         return self.most * images * BYTES[precision] / 4
 
 
+def memory(
+    model: nn.Module, schedule: Any, shape: tuple[int, int, int]
+) -> tuple[int | None, float, float]:
+    """`state`, `saved` and `most` of Cost, of a model on `meta`: of an update of a large batch,
+    beside which weights count little. No state of optimisers that look at numbers before they make
+    theirs."""
+    x = torch.zeros(IMAGES, *shape, device="meta")
+    weights = [*model.parameters(), *model.buffers()]
+    with refusing("schedule."):
+        optimizer = build_optimizer(model, schedule)
+    with Live([*weights, x]) as live, phase(phased(model), "outer"):
+        loss = model.train()(x).sum()
+        saved = live.now
+        loss.backward()
+        most = live.most
+        del loss
+        try:
+            optimizer.step()
+        except RuntimeError:
+            return None, saved / IMAGES, most / IMAGES
+        state = live.now  # of gradients and optimiser
+    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
+    state += size(weights) * (2 if schedule.averages else 1)
+    if schedule.optimizer.startswith("lookahead_"):
+        state += size(model.parameters())  # the slow weights, made later
+    return state, saved / IMAGES, most / IMAGES
+
+
 _COSTS: dict[str, Cost] = {}
 
 
@@ -251,12 +257,9 @@ def cost_of(spec: Spec, sizes: Sizes) -> Cost:
     key = json.dumps([*rest, schedule.grad_checkpointing, sizes.classes, *sizes.shape])
     if key not in _COSTS:
         model = build(spec, sizes, "meta")
-        if schedule.grad_checkpointing:
-            with refusing("schedule."):
-                recompute(model)
         try:
             multiplied = multiply_adds(model, sizes.shape)
-            saved, most = update_bytes(model, sizes.shape)
+            parts = memory(model, schedule, sizes.shape)
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise Refused(
@@ -264,6 +267,5 @@ def cost_of(spec: Spec, sizes: Sizes) -> Cost:
                 " choose another size or another model"
             ) from error
         parameters = sum(p.numel() for p in model.parameters())
-        state = state_bytes(model, spec.schedule)
-        _COSTS[key] = Cost(parameters, multiplied, state, saved, most, depthwise(model))
+        _COSTS[key] = Cost(parameters, multiplied, *parts, depthwise(model))
     return _COSTS[key]

@@ -2,10 +2,10 @@
 nothing here is timed, and tensors may have no memory at all (`meta`)."""
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor, UntypedStorage
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -29,28 +29,16 @@ class Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._meet(tensor.untyped_storage())
+        for storage in [t.untyped_storage() for t in tree_leaves(made) if isinstance(t, Tensor)]:
+            if storage not in self._known:
+                self._known[storage] = True
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._part, storage.nbytes())
         return made
-
-    def _meet(self, storage: UntypedStorage) -> None:
-        if storage not in self._known:
-            self._known[storage] = True
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._part, storage.nbytes())
 
     def _part(self, count: int) -> None:
         self.now -= count
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """The most that a call, which must run eagerly, holds beside what was there before:
-    activations, gradients and intermediates."""
-    with Live([]) as live:
-        run()
-    return live.most
 
 
 class Passes(TorchDispatchMode):
@@ -81,6 +69,14 @@ def passes(call: Timed) -> list[tuple[int, int]]:
     with call.entered(), Passes() as counted:
         call.run()
     return counted.each
+
+
+def peak_bytes(call: Timed) -> int:
+    """The most that one call, which must run eagerly, holds beside what was there before:
+    activations, gradients and intermediates."""
+    with call.entered(), Live([]) as live:
+        call.run()
+    return live.most
 
 
 def limits(

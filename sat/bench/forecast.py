@@ -27,116 +27,82 @@ from sat.errors import Fault, Refused, refusing
 from sat.loggers.screen import duration, table
 
 LEGEND = """\
-Multiply-adds: of an image's forward. Gradients are counted image by image: of the training, k of
-the input and one of the weights for PGD-k; of validations (with their probe) and of the evaluation
-at most so many, as if every image were right when clean and stood, and best and last were two.
+Multiply-adds: of an image's forward. A unit is a forward, an input gradient or a weight gradient of
+an image; PGD-k trains at 2k + 3. Gradients of the input are counted image by image, of validations
+(with their probe) and of the evaluation: at most so many, as if every image were right when clean
+and stood, and best and last were two; an ensemble counts as 170 an image, as `strong` usually
+needs, and `autoattack` as seven times that.
 Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what
 an update of a batch has beside them; a kernel's own scratch memory comes on top.
 The time is of training, validations and evaluation. Beside it: masking checks (at most so long),
 reading and decoding images, compilation, and the start of the program (some seconds)."""
-ENSEMBLE = "+: and what an ensemble needs, which goes by the image and can't be told: {}."
 TRIED = "Time: this network tried on this machine, as busy as it is now."
 RATED = """\
 Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32;
-2 FLOP a multiply-add; a forward is one unit, an input gradient two, an update three. Precision
-auto is taken to be bf16."""
+2 FLOP a multiply-add for each unit. Precision auto is taken to be bf16."""
 GIB = (24, 80, 141)  # of a GPU
 
 
 @dataclass
 class Told:
-    """What there is to say of one job."""
+    """What there is to say of one job: why it is refused, or all else."""
 
-    job: int
     overrides: list[str]
-    name: str = ""
-    state: str = ""
     refused: str = ""
     columns: dict[str, str] = field(default_factory=dict)
     parts: tuple[float, float, float] | None = None  # seconds: training, evaluation, checks
-    missing: float | None = None  # seconds of what is left of it
-    notes: list[str] = field(default_factory=list)
+    note: str = ""
     spec: Any = None
     sizes: Any = None
 
-
-def standing(spec: Spec) -> tuple[str, int]:
-    """What of the run is there, and the updates that its checkpoint has behind it.
-
-    Raises Refused or Fault, as the program itself does, for a run that failed or is damaged.
-    """
-    from sat.evaluation import results
-    from sat.rundir import checkpoint
-    from sat.rundir.record import is_running
-    from sat.rundir.result import read_result
-
-    directory, step = Path(spec.record.root) / spec.name, 0
-    if (done := results.finished(spec)) is not None:
-        return "finished", done.steps
-    if spec.record.fresh:
-        return "not begun", 0
-    if (result := read_result(directory)) is not None:
-        return "trained", result["steps"]
-    begun = False
-    for name in ("previous.pt", "last.pt"):
-        try:
-            step, begun = checkpoint.read(directory / "checkpoints" / name)["step"], True
-        except (OSError, ValueError, KeyError):
-            continue
-    return "running" if is_running(directory) else "stopped" if begun else "not begun", step
+    @property
+    def name(self) -> str:
+        return self.columns["run"]
 
 
-def forecast(spec: Spec, told: Told, rates: Namespace) -> None:
-    """Fills in what is told of a run."""
+def forecast(spec: Spec, told: Told, own: Namespace, trains: bool) -> None:
+    """Fills in what is told of a run, or of its evaluation alone."""
     from sat.bench.costs import cost_of, gradients_of, sizes_of, without_images, work_of
 
     told.spec = spec = without_images(spec)
-    told.name, (told.state, step) = spec.name, standing(spec)
     told.sizes = sizes = sizes_of(spec.dataset)
-    cost, work = cost_of(spec, sizes), work_of(spec, sizes)
-    precision, pace, why = paced(spec, sizes, cost, rates)
-    more = lambda *names: "+" * any(name in work.untold for name in names)  # noqa: E731
-    judged, k = more(*spec.evaluation.measured_by), gradients_of(spec.attack)
-    told.notes = [why] * bool(why) + [ENSEMBLE.format(name) for name in work.untold]
-    time = checks = "-"
+    cost, work, schedule = cost_of(spec, sizes), work_of(spec, sizes, trains), spec.schedule
+    precision, pace, told.note = paced(spec, sizes, cost, work.step.update, own)
     if pace is not None:
-        training, measuring = pace.training(work), pace.measuring(work)
-        told.parts = training, measuring + pace.attacking(work), pace.doubting(work)
-        left = 1 - step / work.updates if work.updates and told.state != "trained" else 0
-        told.missing = 0.0 if told.state == "finished" else training * left + measuring
-        time = duration(training + measuring) + (judged or more("attack", "validation"))
-        checks = duration(told.parts[2])
-    fixed = cost.fixed(spec.schedule, precision)
-    part = -(-spec.schedule.batch_size // spec.schedule.parts)
+        told.parts = pace.seconds(work)
+    fixed = cost.fixed(schedule, precision)
     most = [(2**30 * gib - (fixed or 0)) // cost.beside(1, precision) for gib in GIB]
     told.columns = {
+        "run": spec.name,
         "parameters": count(cost.parameters),
         "multiply-adds": count(cost.multiply_adds),
         "training images": count(sizes.train),
-        "epochs": f"{work.images / sizes.train:.4g}",
+        "epochs": f"{work.updates * schedule.batch_size / sizes.train:.4g}",
         "updates": count(work.updates),
-        "attack steps": "-" if k is None or not work.updates else str(k),
-        "training gradients": count(work.training) + more("attack"),
-        "validation gradients": count(work.validation) + more("validation"),
-        "evaluation gradients": count(work.evaluation) + judged,
+        "attack steps": str(gradients_of(spec.attack)) if work.updates else "-",
+        "units an image": f"{sum(work.step):g}" if work.updates else "-",
+        "training units": count(work.training),
+        "validation gradients": count(work.validation),
+        "evaluation gradients": count(work.evaluation),
         "precision": precision,
         "memory": size(fixed),
-        "activations": size(cost.beside(part, precision)),
+        "activations": size(cost.beside(-(-schedule.batch_size // schedule.parts), precision)),
         f"batch in {', '.join(map(str, GIB))} GiB": " ".join(count(max(0, n)) for n in most),
-        "masking checks": checks,
-        "time": time,
+        "masking checks": duration(told.parts[2]) if told.parts else "-",
+        "time": duration(sum(told.parts[:2])) if told.parts else "-",
     }
 
 
-def paced(spec: Spec, sizes: Any, cost: Any, rates: Namespace) -> tuple[str, Any, str]:
-    """The precision of the training, seconds an image, and why there are none."""
+def paced(spec: Spec, sizes: Any, cost: Any, update: float, own: Namespace) -> tuple[str, Any, str]:
+    """The precision of the training, whose update has so many units an image; seconds an image, and
+    why there are none."""
     from sat.acceleration.auto import auto_precision, is_small
     from sat.acceleration.device import find_device
     from sat.bench.pace import from_rate, tried
 
     asked = spec.schedule.precision
-    if rates.tflops:
-        return "bf16" if asked == "auto" else asked, from_rate(cost, *rates.tflops), ""
+    if own.tflops:
+        return "bf16" if asked == "auto" else asked, from_rate(cost, update, *own.tflops), ""
     try:
         with refusing("device"):
             device = find_device(spec.device)
@@ -155,38 +121,38 @@ def summary(jobs: list[Told], own: Namespace) -> str:
     """What all runs share, a table of what they do not, the totals, and what the numbers mean."""
     good, lines = [job for job in jobs if not job.refused], []
     if good:
-        rows = [{"run": job.name, "state": job.state, **job.columns} for job in good]
-        mine = [] if len(rows) == 1 else ["run", "state", "time"]  # in the table, whatever they are
+        rows = [job.columns for job in good]
+        mine = [] if len(rows) == 1 else ["run", "time"]  # in the table, whatever they are
         shared = [key for key in rows[0] if key not in mine and len({r[key] for r in rows}) == 1]
         lines += [f"{key.ljust(24)}{rows[0][key]}" for key in shared]
         if mine:
             told = [key for key in rows[0] if key not in shared]
             lines += ["", table(told, [[row[key] for key in told] for row in rows])]
-        lines += ["", totals(jobs, own.gpus), ""]
-        lines += list(dict.fromkeys(note for job in good for note in job.notes))
-        lines += [LEGEND, RATED.format(*own.tflops) if own.tflops else TRIED]
-    for job in jobs:
+        notes = dict.fromkeys(job.note for job in good if job.note)
+        lines += ["", totals(jobs, own.gpus), "", *notes, LEGEND, rated(own)]
+    for number, job in enumerate(jobs):
         if job.refused:
-            which = f"job {job.job} ({' '.join(job.overrides)}): " * (len(jobs) > 1)
+            which = f"job {number} ({' '.join(job.overrides)}): " * (len(jobs) > 1)
             lines.append(f"! {which}{job.refused}")
     return "\n".join(lines)
 
 
+def rated(own: Namespace) -> str:
+    return RATED.format(*own.tflops) if own.tflops else TRIED
+
+
 def totals(jobs: list[Told], gpus: int) -> str:
-    """How many runs, how far they are, and the time of what is still missing."""
+    """How many runs, and the time of all that aren't the same."""
     runs = {job.name: job for job in jobs if not job.refused}.values()
-    states = [job.state for job in runs] + ["refused" for job in jobs if job.refused]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    known = [job for job in runs if job.missing is not None]
-    each = [job.missing or 0 for job in known]
-    missing = ("nothing" if known and not any(each) else duration(sum(each))) if known else "-"
-    plus = "+" * any(job.columns["time"].endswith("+") and job.missing for job in known)
-    more = f" and {len(runs) - len(known)} of unknown time" if 0 < len(known) < len(runs) else ""
-    asked = f"{len(jobs)} run{'s' * (len(jobs) != 1)}"
-    distinct = f", {len(runs)} distinct" * (len(jobs) > 1)
-    line = f"{asked}{distinct}: {counts}; still missing: {missing}{plus}{more}"
-    if any(each) and gpus > 1:
-        line += f"; on {gpus} GPUs, each run on one: {duration(shared_out(each, gpus))}{plus}"
+    each = [sum(job.parts[:2]) for job in runs if job.parts]
+    line = f"{len(jobs)} run{'s' * (len(jobs) != 1)}" + f", {len(runs)} distinct" * (len(jobs) > 1)
+    if refused := sum(bool(job.refused) for job in jobs):
+        line += f", {refused} refused"
+    line += f": {duration(sum(each))}" if each else ": of unknown time"
+    if 0 < len(each) < len(runs):
+        line += f" and {len(runs) - len(each)} of unknown time"
+    if each and gpus > 1:
+        line += f"; on {gpus} GPUs, each run on one: {duration(shared_out(each, gpus))}"
     return line
 
 
@@ -216,11 +182,9 @@ def measured(folder: Path) -> tuple[float, float]:
         found = json.loads((folder / "benchmark.json").read_text())["steps"]
         own = [row for row in found if row.get("k") == 1 and row["name"].startswith("sat")]
         exact = [row for row in own if row["about"]["choices"]["precision"] == "fp32"]
-        fastest = (max(row["TFLOP/s"] for row in rows) for rows in (own, exact))
-        training, evaluation = fastest
+        return max(row["TFLOP/s"] for row in own), max(row["TFLOP/s"] for row in exact)
     except (OSError, ValueError, KeyError) as error:
         raise Refused(f"--measured {folder}: holds no benchmark of steps, k = 1") from error
-    return training, evaluation
 
 
 def arguments(given: Sequence[str]) -> tuple[Namespace, list[str]]:
@@ -252,7 +216,7 @@ def main(given: Sequence[str] | None = None) -> int:
     jobs: list[Told] = []
 
     def tell(cfg: Any, choices: dict[str, str], overrides: list[str]) -> None:
-        jobs.append(told := Told(len(jobs), overrides))
+        jobs.append(told := Told(overrides))
         try:
             if cfg.evaluate is None:
                 plain = sweep.without(config.resolve(cfg), [*sweep.lacking(choices)])
@@ -261,7 +225,7 @@ def main(given: Sequence[str] | None = None) -> int:
                 from sat.evaluation.reevaluate import reevaluated
 
                 spec = reevaluated(cfg, choices, overrides)
-            forecast(spec, told, own)
+            forecast(spec, told, own, trains=cfg.evaluate is None)
         except (Refused, Fault, OSError) as error:
             told.refused = str(error)
 
@@ -273,8 +237,7 @@ def main(given: Sequence[str] | None = None) -> int:
         if own.budget and not any(job.refused for job in jobs):
             from sat.bench.budget import answer
 
-            rated = RATED.format(*own.tflops) if own.tflops else TRIED
-            text = f"{answer(jobs, words, own)}\n\n{rated}"
+            text = f"{answer(jobs, words, own)}\n\n{rated(own)}"
     except ValueError as error:  # while composing
         print(error, file=sys.stderr)
         return 2

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sat.bench.book import left_out
 from sat.bench.case import RATE, Case
@@ -42,14 +43,13 @@ def ours(case: Case, name: str, **choices: Any) -> Loop:
     return Loop(name, step, state.plan.choices)
 
 
-def theirs(case: Case, name: str, attack_on: Callable[..., Callable[..., Tensor]]) -> Loop:
-    """A plain float32 loop around `attack_on(model)(k, x, y) -> x_adv`."""
+def theirs(case: Case, name: str, attack: Callable[[nn.Module, int, Tensor, Tensor], Any]) -> Loop:
+    """A plain float32 loop around `attack(model, k, x, y) -> x_adv`."""
     model = case.model().train()
     optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=5e-4)
-    attack = attack_on(model)
 
     def step(k: int, x: Tensor, y: Tensor) -> None:
-        x_adv = attack(k, x, y) if k else x
+        x_adv = attack(model, k, x, y) if k else x
         optimizer.zero_grad()
         F.cross_entropy(model(x_adv), y).backward()
         optimizer.step()
@@ -64,39 +64,32 @@ def published(case: Case) -> Loop:
     does (Madry's, TRADES', fast adversarial training's)."""
     eps, start = case.spec.attack.eps / 255, case.spec.attack.start == "uniform"
 
-    def attack_on(model: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def attack(k: int, x: Tensor, y: Tensor) -> Tensor:
-            step_size, x_adv = case.attack(k).step_size / 255, x
-            if start:
-                x_adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
-            for _ in range(k):
-                x_adv = x_adv.detach().requires_grad_()
-                F.cross_entropy(model(x_adv), y).backward()
-                moved = x_adv.detach() + step_size * x_adv.grad.sign()
-                x_adv = torch.min(torch.max(moved, x - eps), x + eps).clamp(0, 1)
-            return x_adv.detach()
+    def attack(model: nn.Module, k: int, x: Tensor, y: Tensor) -> Tensor:
+        step_size, x_adv = case.attack(k).step_size / 255, x
+        if start:
+            x_adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+        for _ in range(k):
+            x_adv = x_adv.detach().requires_grad_()
+            F.cross_entropy(model(x_adv), y).backward()
+            moved = x_adv.detach() + step_size * x_adv.grad.sign()
+            x_adv = torch.min(torch.max(moved, x - eps), x + eps).clamp(0, 1)
+        return x_adv.detach()
 
-        return attack
-
-    return theirs(case, "published", attack_on)
+    return theirs(case, "published", attack)
 
 
 def torchattacks(case: Case) -> Loop:
     """`torchattacks.PGD` in a plain float32 loop. Raises ImportError where it isn't installed."""
     from torchattacks import PGD
 
-    start, attacks = case.spec.attack, {}
+    own = case.spec.attack
 
-    def attack_on(model: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def attack(k: int, x: Tensor, y: Tensor) -> Tensor:
-            if k not in attacks:
-                sizes = {"eps": start.eps / 255, "alpha": case.attack(k).step_size / 255}
-                attacks[k] = PGD(model, **sizes, steps=k, random_start=start.start == "uniform")
-            return attacks[k](x, y)
+    @cache
+    def pgd(model: nn.Module, k: int) -> Any:
+        sizes = {"eps": own.eps / 255, "alpha": case.attack(k).step_size / 255}
+        return PGD(model, **sizes, steps=k, random_start=own.start == "uniform")
 
-        return attack
-
-    return theirs(case, "torchattacks", attack_on)
+    return theirs(case, "torchattacks", lambda model, k, x, y: pgd(model, k)(x, y))
 
 
 def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:

@@ -11,7 +11,7 @@ from sat.acceleration.folding import fold
 from sat.acceleration.precision import float32
 from sat.attacks import PGD
 from sat.bench.case import Case
-from sat.bench.costs import Cost, Sizes, Work
+from sat.bench.costs import CHECKED, Cost, Sizes, Work
 from sat.bench.stopwatch import Timed, interleaved
 from sat.config import Spec
 from sat.errors import is_out_of_memory
@@ -19,8 +19,6 @@ from sat.training.step import update
 
 TRIED = {"cpu": 4e9, "cuda": 4e12}  # multiply-adds of the forward of a batch that is tried
 LARGEST = {"cpu": 2e10, "cuda": 2e13}  # of two images: more would take a minute and longer
-DOUBT = 310  # input gradients that 460 forwards and 160 backwards cost: an image that stands
-STRONG = 170  # input gradients that an ensemble costs an image: 8.5 times PGD-20, as measured
 STEPS, ROUNDS = 2, 3  # of the attack that is timed; and how often it is
 
 
@@ -32,28 +30,20 @@ class Pace:
     attack: float
     evaluation: float
 
-    def training(self, work: Work) -> float:
-        """Updates and validations. Beside its attack an image is seen clean and judged after it:
-        two forwards, which cost what an input gradient does."""
-        gradients = work.attack + work.validation + work.validated
-        return self.update * work.images + self.attack * gradients
-
-    def measuring(self, work: Work) -> float:
-        return self.evaluation * (work.evaluation + work.evaluated)
-
-    def attacking(self, work: Work) -> float:
-        """Ensembles, as long as images usually need that an adversarial training has made."""
-        return self.evaluation * STRONG * work.ensembled
-
-    def doubting(self, work: Work) -> float:
-        """At most so long: an image that falls early costs little."""
-        return self.evaluation * DOUBT * work.checked
+    def seconds(self, work: Work) -> tuple[float, float, float]:
+        """Training with its validations, evaluation, and masking checks (at most so long). Beside
+        its attack an image is seen clean and judged after it: two forwards, which cost what an
+        input gradient does."""
+        training = work.attack + work.validation + work.validated
+        return (self.update * work.images + self.attack * training,
+                self.evaluation * (work.evaluation + work.evaluated),
+                self.evaluation * CHECKED * work.checked)  # fmt: skip
 
 
-def from_rate(cost: Cost, tflops: float, tflops_fp32: float) -> Pace:
-    """A forward is one unit of 2 FLOP a multiply-add, an input gradient two, an update three."""
+def from_rate(cost: Cost, update: float, tflops: float, tflops_fp32: float) -> Pace:
+    """A unit has 2 FLOP a multiply-add; an update has so many, an input gradient two."""
     unit = 2 * cost.multiply_adds / 1e12
-    return Pace(3 * unit / tflops, 2 * unit / tflops, 2 * unit / tflops_fp32)
+    return Pace(update * unit / tflops, 2 * unit / tflops, 2 * unit / tflops_fp32)
 
 
 _TRIED: dict[str, Pace] = {}
@@ -73,7 +63,8 @@ def tried(spec: Spec, sizes: Sizes, cost: Cost) -> Pace:
     schedule = replace(schedule, epochs=1.0, batch_size=batch, accumulate=1)
     case = Case((), replace(spec, parts={**spec.parts, "schedule": schedule}), sizes, device)
     config = spec.config
-    about = [config["model"], config["activation"], config["objective"], evaluated, str(schedule)]
+    parts = "model", "activation", "objective", "regulariser", "weight_attack"
+    about = [*(config[part] for part in parts), evaluated, str(schedule)]
     key = json.dumps([*about, sizes.classes, *sizes.shape, str(device)])
     try:
         if key not in _TRIED:
@@ -101,5 +92,6 @@ def try_out(case: Case, evaluated: int) -> Pace:
             return seconds(Timed(lambda: attack(net, x, y))) / STEPS / count
 
     training, evaluation = gradient(case.batch, exact=False), gradient(evaluated, exact=True)
-    whole = seconds(Timed(partial(update, state, *case.images())))
+    views = state.objective.views
+    whole = seconds(Timed(partial(update, state, *case.images(views * case.batch))))
     return Pace(whole / case.batch, training, evaluation)

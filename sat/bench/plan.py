@@ -21,6 +21,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sat.errors import Refused
@@ -53,22 +54,19 @@ def lines(text: str, own: Namespace) -> Lines:
 def attend(command: str, log: Path, seconds: float) -> str:
     """What became of a line: it may take so long, and is then told to stop."""
     with log.open("a") as file:
-        file.write(f"$ python {command}\n")
-        file.flush()
+        print(f"$ python {command}", file=file, flush=True)
         words = [sys.executable, *shlex.split(command)]
         running = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)
     try:
-        running.wait(seconds)
-    except subprocess.TimeoutExpired:
-        pass
+        with suppress(subprocess.TimeoutExpired):
+            running.wait(seconds)
     finally:  # Ctrl-C and SIGTERM end this command, and the line with it
         if running.poll() is None:
             running.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 running.wait(SAVING)
-            except subprocess.TimeoutExpired:
-                running.kill()
-                running.wait()
+            running.kill()
+            running.wait()
     stopped = running.returncode in (130, 143, -signal.SIGTERM, -signal.SIGKILL)
     return DONE if running.returncode == 0 else STOPPED if stopped else FAILED
 

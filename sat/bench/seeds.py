@@ -28,32 +28,29 @@ def measurements(case: Case, own: Namespace) -> Measurements:
 
 
 def measure(case: Case, own: Namespace) -> list[Row]:
-    states = [case.state(1, graph=True) for _ in range(SEEDS)]
-    images = case.images()
-    in_turn, beside = "one after the other", "side by side"
-    calls = {in_turn: Timed(partial(one_by_one, states, *images)),
-             beside: Timed(partial(together, states, streams(SEEDS), *images))}  # fmt: skip
-    choices = states[0].plan.choices
-    timed = {name: call.under(choices) for name, call in calls.items()}
+    states, (x, y) = [case.state(1, graph=True) for _ in range(SEEDS)], case.images()
+
+    def in_turn() -> None:
+        for state in states:
+            update(state, x, y)
+
+    calls = {"one after the other": Timed(in_turn),
+             "side by side": Timed(partial(together, states, streams(SEEDS), x, y))}  # fmt: skip
+    timed = {name: call.under(states[0].plan.choices) for name, call in calls.items()}
     times = interleaved(timed, case.device, own.rounds, own.until)
     if told := [line for state in states if not state.graph.on for line in state.news]:
         return [{"note": f"seeds side by side are left out: {told[-1]}"}]
-    rows: list[Row] = []
-    for name, seconds in times.items():
-        gain = paired(lambda alone, mine: alone / mine, times[in_turn], seconds)
-        rows.append({"name": f"{SEEDS} seeds, {name}", "ms": milliseconds(seconds),
-                     "images/s": SEEDS * case.batch / median(seconds),
-                     f"times {in_turn}": gain})  # fmt: skip
-    return rows
+    alone = times["one after the other"]
+    return [
+        {"name": f"{SEEDS} seeds, {name}", "ms": milliseconds(mine),
+         "images/s": SEEDS * case.batch / median(mine),
+         "times one after the other": paired(lambda one, t: one / t, alone, mine)}
+        for name, mine in times.items()
+    ]  # fmt: skip
 
 
 def streams(count: int) -> list[torch.cuda.Stream]:
     return [torch.cuda.Stream() for _ in range(count)]
-
-
-def one_by_one(states: Sequence[TrainState], x: Tensor, y: Tensor) -> None:
-    for state in states:
-        update(state, x, y)
 
 
 def together(

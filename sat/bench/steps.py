@@ -19,7 +19,6 @@ from sat.bench.case import Case, units
 from sat.bench.counting import limits, passes, peak_bytes
 from sat.bench.loops import PEERS, Loop, loops_of
 from sat.bench.stopwatch import (
-    COPIED,
     COPY,
     Ceilings,
     Timed,
@@ -27,7 +26,7 @@ from sat.bench.stopwatch import (
     beside_ceilings,
     milliseconds,
     paired,
-    product_flop,
+    spread,
 )
 
 
@@ -42,33 +41,32 @@ def measurements(case: Case, own: Namespace) -> Measurements:
 
 
 def measure(case: Case, loops: Sequence[Loop], k: int, own: Namespace, first: bool) -> list[Row]:
-    """A step of each loop, and the machine's ceilings, round by round."""
-    calls = {loop.name: Timed(partial(loop.step, k, *case.images())) for loop in loops}
-    timed = {loop.name: calls[loop.name].under(loop.choices) for loop in loops}
-    times, best = beside_ceilings(timed, case.device, own.rounds, own.until)
-    bounds = limits(passes(timed["sat"]), median(best.product), median(best.memory))
+    """A step of each loop, and the machine's limits and ceilings, round by round."""
+    calls = {
+        loop.name: Timed(partial(loop.step, k, *case.images())).under(loop.choices)
+        for loop in loops
+    }
+    times, best = beside_ceilings(calls, case.device, own.rounds, own.until)
+    bounds = limits(passes(calls["sat"]), median(best.product), median(best.memory))
     rows: list[Row] = []
     for loop in loops:
         row = step(case, loop.name, k, times, best, bounds["limit, fused"][0])
         if first and not (loop.choices["compile"] or loop.choices["graph"]):
-            with timed[loop.name].entered():
-                row["MiB an image"] = peak_bytes(calls[loop.name].run) / case.batch / 2**20
+            row["MiB an image"] = peak_bytes(calls[loop.name]) / case.batch / 2**20
         rows.append(row | {"about": {"choices": loop.choices, "seconds": times[loop.name]}})
     for name, (seconds, memory) in bounds.items():
         binds = f"memory, {memory:.0%}" if memory > 0.5 else f"product, {1 - memory:.0%}"
         rate = case.batch / seconds
         rows.append({"name": name, "k": k, "ms": 1e3 * seconds, "images/s": rate, "binds": binds})
-    flop, moved = product_flop(case.device) / 1e12, COPIED[case.device.type] / 1e9
-    for name in [name for name in times if name not in calls]:
-        unit, amount = ("GB/s", moved) if name == COPY else ("TFLOP/s", flop)
-        found = {"ms": milliseconds(times[name]), unit: amount / median(times[name])}
-        rows.append({"name": name, "k": k, **found})
+    for name, rates in best.rates.items():
+        unit, size = ("GB/s", 1e9) if name == COPY else ("TFLOP/s", 1e12)
+        rows.append({"name": name, "k": k, unit: spread([rate / size for rate in rates])})
     return rows
 
 
 def step(case: Case, name: str, k: int, times: Times, best: Ceilings, least: float) -> Row:
     """A loop at one k, beside the limits and the peers of the same round; `least` in seconds."""
-    mine, flop = times[name], case.flop(k)
+    mine, flop = times[name], units(k) * case.unit
     row = {
         "name": name, "k": k, "ms": milliseconds(mine),
         "images/s": case.batch / median(mine),

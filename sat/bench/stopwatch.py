@@ -23,7 +23,6 @@ COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes that a copy reads and writes: no
 COPY = "memory copy"
 Spread = dict[str, float]  # median, and the quartiles low and high
 Times = dict[str, list[float]]  # seconds of one call in each round
-Within = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Timed:
     """A call, and what it runs within: that is entered before the clock starts."""
 
     run: Callable[[], object]
-    within: tuple[Within, ...] = ()
+    within: tuple[Callable[[], AbstractContextManager[Any]], ...] = ()
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -47,11 +46,19 @@ class Timed:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine can do at best, in each round: FLOP/s of the fastest large matrix product,
-    and bytes/s, read and written, of a large copy."""
+    """What the machine can do at best: FLOP/s of large matrix products, and bytes/s, read and
+    written, of a large copy, in each round."""
 
-    product: list[float]
-    memory: list[float]
+    rates: Times
+
+    @property
+    def product(self) -> list[float]:
+        """The rates of the fastest product."""
+        return max((each for name, each in self.rates.items() if name != COPY), key=max)
+
+    @property
+    def memory(self) -> list[float]:
+        return self.rates[COPY]
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -97,6 +104,7 @@ def interleaved(
 
 def clocked(call: Timed, block: int, device: torch.device) -> float:
     """Seconds of a call, from one block of them; a GPU is waited for around the block alone."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
     with call.entered():
         wait(device)
         begun = time.perf_counter()
@@ -106,42 +114,32 @@ def clocked(call: Timed, block: int, device: torch.device) -> float:
         return (time.perf_counter() - begun) / block
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def beside_ceilings(
     calls: Mapping[str, Timed], device: torch.device, rounds: int, until: float = math.inf
 ) -> tuple[Times, Ceilings]:
-    """Seconds of the calls, and of what tells the machine's ceilings."""
-    tops = products(device)
-    times = interleaved({**calls, **tops, COPY: copying(device)}, device, rounds, until)
-    best = min(tops, key=lambda name: min(times[name]))
-    product = [product_flop(device) / seconds for seconds in times[best]]
-    return times, Ceilings(product, [COPIED[device.type] / seconds for seconds in times[COPY]])
+    """Seconds of the calls, and in the same rounds the machine's ceilings."""
+    tops = ceilings(device)
+    times = interleaved(
+        {**calls, **{name: call for name, (call, _) in tops.items()}}, device, rounds, until
+    )
+    rates = {name: [work / t for t in times.pop(name)] for name, (_, work) in tops.items()}
+    return times, Ceilings(rates)
 
 
-def products(device: torch.device) -> dict[str, Timed]:
-    """Products in float32, as the machine's settings have it, and in bf16 where it is fast here."""
-    side, types = SIDE[device.type], {"float32 product": torch.float32}
+def ceilings(device: torch.device) -> dict[str, tuple[Timed, int]]:
+    """Products in float32, as the machine's settings have it, and in bf16 where it is fast here,
+    with their FLOP; and a copy, with its bytes."""
+    side, moved = SIDE[device.type], COPIED[device.type]
+    types = {"float32 product": torch.float32}
     if bf16_pays(device.type):
         types["bf16 product"] = torch.bfloat16
     found = {}
     for name, dtype in types.items():
         # random numbers: a GPU draws less power, and clocks higher, on zeros
         a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
-        found[name] = Timed(partial(torch.mm, a, b, out=out))
-    return found
-
-
-def product_flop(device: torch.device) -> int:
-    return 2 * SIDE[device.type] ** 3
-
-
-def copying(device: torch.device) -> Timed:
-    source, target = torch.randn(2, COPIED[device.type] // 8, device=device)
-    return Timed(partial(target.copy_, source))
+        found[name] = Timed(partial(torch.mm, a, b, out=out)), 2 * side**3
+    source, target = torch.randn(2, moved // 8, device=device)
+    return {**found, COPY: (Timed(partial(target.copy_, source)), moved)}
 
 
 @contextmanager

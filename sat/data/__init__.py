@@ -17,9 +17,10 @@ from sat.data.folders import ImageFolder, ImageNet, TinyImageNet
 from sat.data.loader import Loader
 from sat.data.memory import Digits
 from sat.data.npz import Npz
-from sat.data.policies import IDBH, RandAugment
+from sat.data.policies import IDBH, Jitter, RandAugment
 from sat.data.published import SVHN, Cifar10, Cifar100, FashionMNIST
 from sat.data.sets import Data, Split, UnreadableImage
+from sat.data.timm_augment import TimmAugment
 from sat.data.timm_sets import Timm
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "FashionMNIST",
     "ImageFolder",
     "ImageNet",
+    "Jitter",
     "Loader",
     "MixUp",
     "Npz",
@@ -43,6 +45,7 @@ __all__ = [
     "Split",
     "Standard",
     "Timm",
+    "TimmAugment",
     "TinyImageNet",
     "Unchanged",
     "UnreadableImage",

@@ -24,6 +24,10 @@ class Cutter:
     them are `crop` pixels, black or mirrored at the edge (`reflect`)."""
 
     def __init__(self, images: Tensor, crop: int, flip: bool, reflect: bool = False):
+        if crop >= images.shape[-1]:
+            raise ValueError(
+                f"crop={crop}: leaves nothing of {images.shape[-1]} pixels; write fewer"
+            )
         self.crop, self.flip = crop, flip
         padded = mirrored(images, crop) if reflect else F.pad(images, [crop] * 4)
         size = images.shape[-1]

@@ -3,19 +3,22 @@
 They come in the form in which they are published: an .npz file with `image`, uint8 [N, S, S, 3] (or
 [N, S, S], grey), and `label`, whole numbers [N] or probabilities [N, K]. The pixels of one written
 by numpy.savez stay in the file, of which each batch reads its own; those of a compressed one are
-unpacked into memory. See Gowal et al. (2110.09468) and Wang et al. (2302.04638).
+unpacked into memory. Beside a set that streams they go the way of its files: cut, resized and
+mirrored by the same processes. See Gowal et al. (2110.09468) and Wang et al. (2302.04638).
 """
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import tee
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from sat.data.batches import Batch, sent
@@ -30,6 +33,28 @@ IMAGE, LABEL = "image", "label"
 
 
 @dataclass(frozen=True)
+class Extended:
+    """What a set says of images beside its own."""
+
+    # an .npz file of further training images, and what share of each batch they are
+    extra: str | None = field(default=None, metadata={"identity": False}, kw_only=True)
+    extra_fraction: float = field(
+        default=0.7, metadata={"identity": lambda v: bool(v["extra"])}, kw_only=True
+    )
+
+    def check_extra(self) -> None:
+        """Raises ValueError for a share that is none."""
+        if not 0 < self.extra_fraction < 1:
+            raise ValueError(
+                f"extra_fraction={self.extra_fraction}: is a share of each batch, above 0, below 1"
+            )
+
+    def extra_fingerprint(self) -> str | None:
+        """A checksum of the images beside the set; None where there are none."""
+        return self.extra and fingerprint_of(self.extra)
+
+
+@dataclass(frozen=True)
 class Extra:
     """What such a file holds; ValueError, which begins with the key `extra`, for another file."""
 
@@ -37,15 +62,18 @@ class Extra:
     images: NDArray  # uint8 [N, S, S, C], in the file where it can be
     labels: Tensor  # int64 [N], or float32 [N, K], of which each row sums to 1
 
-    def check(self, shape: tuple[int, int], classes: int) -> None:
-        """Raises ValueError where the set's images are not of this shape (C, S), or not of as many
-        classes."""
-        size, channels = self.images.shape[2:]
-        if (channels, size) != shape:
+    def check_shape(self, channels: int, size: int) -> None:
+        """Raises ValueError where its images are of another shape than a set's."""
+        own_size, own_channels = self.images.shape[2:]
+        if (own_channels, own_size) != (channels, size):
             raise ValueError(
-                f"extra={self.path}: holds images of {size}x{size} pixels in {channels} channels,"
-                f" and the set's are of {shape[1]}x{shape[1]} in {shape[0]}; take those made for it"
+                f"extra={self.path}: holds images of {own_size}x{own_size} pixels in"
+                f" {own_channels} channels, and the set's are of {size}x{size} in {channels}; take"
+                " those made for it"
             )
+
+    def check_classes(self, classes: int) -> None:
+        """Raises ValueError where its labels are not of as many classes as a set's."""
         soft = self.labels.ndim == 2
         held = self.labels.shape[1] if soft else int(self.labels.max()) + 1
         if held != classes:
@@ -109,6 +137,46 @@ def _labels(y: NDArray, images: int) -> Tensor:
 CutterOf = Callable[[Tensor], Cutter]  # of these pixels
 
 
+class Cut:
+    """A file's images as a set in memory has its own: cut and mirrored on the device."""
+
+    def __init__(self, extra: Extra, device: torch.device, cut: CutterOf):
+        self._images, self._device, self._cut = extra.images, device, cut
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, None]]:
+        for batch in batches:
+            pixels = sent(torch.from_numpy(self._images[batch.indices.numpy()]), self._device)
+            cut = self._cut(pixels.permute(0, 3, 1, 2))
+            rows = torch.arange(len(batch.indices), device=self._device)
+            yield cut(rows, batch).float().div_(255), None
+
+
+class Stored:
+    """A file's images as a `sat.data.stream.Source`: worker processes make of them what they make
+    of image files."""
+
+    sequential = False
+
+    def __init__(self, extra: Extra):
+        self._extra = extra
+
+    def open(self, number: int) -> tuple[Image.Image, int]:
+        pixels = self._extra.images[number]
+        return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]), 0
+
+    def describe(self, number: int) -> str:
+        return f"{self._extra.path}, image {number}"
+
+    def digest(self) -> str:
+        return self._extra.digest()
+
+
+class Beside(Protocol):
+    """Images of a file by batches, in order; what it says of labels is not asked."""
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Any]]: ...
+
+
 class Mixed:
     """The training images of a set, and behind them, by index, those beside it.
 
@@ -117,9 +185,9 @@ class Mixed:
 
     in_order = False
 
-    def __init__(self, own: Split, extra: Extra, device: torch.device, cut: CutterOf):
-        """Those beside it are cut and mirrored by `cut`; labels are soft where theirs are."""
-        self.labels, self._own, self._extra, self._cut = own.labels, own, extra, cut
+    def __init__(self, own: Split, extra: Extra, beside: Beside, device: torch.device):
+        """`beside` are the images of `extra`; labels are soft where its are."""
+        self.labels, self._own, self._extra, self._beside = own.labels, own, extra, beside
         self._device, self._labels = device, extra.labels.to(device)
 
     def __len__(self) -> int:
@@ -132,31 +200,32 @@ class Mixed:
         return indices
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-        first, second = tee(batches)
-        is_own = lambda batch: (batch.indices < len(self)).nonzero()[:, 0]  # noqa: E731
-        own = self._own.stream(batch.part(is_own(batch)) for batch in first)
-        for batch, (x, y) in zip(second, own, strict=True):
-            others = (batch.indices >= len(self)).nonzero()[:, 0]
-            there = sent(torch.cat([is_own(batch), others]).argsort(), self._device)
-            beside, labels = self._drawn(batch.part(others))
+        every, first, second = tee(batches, 3)
+        own = self._own.stream(batch.part(self._where(batch, own=True)) for batch in first)
+        beside = self._beside.stream(map(self._others, second))
+        for batch, (x, y), (more, _) in zip(every, own, beside, strict=True):
+            rows = [self._where(batch, own=whose) for whose in (True, False)]
+            there = sent(torch.cat(rows).argsort(), self._device)
+            labels = self._labels[sent(self._others(batch).indices, self._device)]
             if labels.ndim == 2 and batch.key is None:  # measured, not trained on
                 labels = labels.argmax(1)
             elif labels.ndim == 2:
                 y = F.one_hot(y, labels.shape[1]).to(labels.dtype)
-            yield torch.cat([x, beside])[there], torch.cat([y, labels])[there]
+            yield torch.cat([x, more])[there], torch.cat([y, labels])[there]
 
-    def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images beside the set, and their labels."""
-        chosen = batch.indices - len(self)
-        pixels = sent(torch.from_numpy(self._extra.images[chosen.numpy()]), self._device)
-        cut = self._cut(pixels.permute(0, 3, 1, 2))
-        x = cut(torch.arange(len(chosen), device=self._device), batch).float().div_(255)
-        return x, self._labels[sent(chosen, self._device)]
+    def _where(self, batch: Batch, own: bool) -> Tensor:
+        """The rows of images of the set, or of those beside it."""
+        return ((batch.indices < len(self)) == own).nonzero()[:, 0]
+
+    def _others(self, batch: Batch) -> Batch:
+        """The images beside the set, by their numbers in the file."""
+        part = batch.part(self._where(batch, own=False))
+        return replace(part, indices=part.indices - len(self))
 
 
-def with_extra(data: Data, path: str, fraction: float, device: torch.device, cut: CutterOf) -> Data:
-    """A set whose training images are mixed with those of a file, the `fraction` of each batch."""
-    extra, mixture = read(path), Mixture(fraction)
-    extra.check((data.channels, data.image_size), len(data.classes))
-    mixed = Mixed(data.train, extra, device, cut)
-    return replace(data, train=mixed, beside=len(extra.images), mixture=mixture)
+def mixed(data: Data, extra: Extra, beside: Beside, fraction: float, device: torch.device) -> Data:
+    """A set whose training images are mixed with those of a file, the `fraction` of each batch.
+    Raises ValueError for a file of other classes."""
+    extra.check_classes(len(data.classes))
+    train = Mixed(data.train, extra, beside, device)
+    return replace(data, train=train, beside=len(extra.images), mixture=Mixture(fraction))

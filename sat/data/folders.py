@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
+from unicodedata import normalize
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from sat.arguments import check_range
 from sat.data.choice import split_training
 from sat.data.fingerprint import of, of_files
 from sat.data.images import PaddedCrop, opened
@@ -138,7 +140,13 @@ class FolderSet(StreamedSet, ABC):
         found = class_folders(folder)
         if different := sorted({*classes} ^ {*found}):
             has, lacks = ("train", "val") if different[0] in classes else ("val", "train")
-            raise ValueError(f"class {different[0]!r} is in {has} but not in {lacks}")
+            said = f"class {different[0]!r} is in {has} but not in {lacks}"
+            if len({normalize("NFC", name) for name in different}) < len(different):
+                said += (
+                    ", where one is that looks alike, written with other signs (Unicode's NFC and"
+                )
+                said += " NFD); give both the same name"
+            raise ValueError(said)
         return sorted_files(folder, classes)
 
     def files(self) -> tuple[list[str], Files, Files]:
@@ -165,7 +173,7 @@ class FolderSet(StreamedSet, ABC):
         def part(files: Files, chosen: Tensor) -> StreamSplit:
             return StreamSplit(files, chosen, files.labels[chosen], reading)
 
-        return Data(
+        data = Data(
             name=self.set_name(),
             classes=tuple(classes),
             channels=3,
@@ -177,6 +185,7 @@ class FolderSet(StreamedSet, ABC):
             test=part(test, torch.arange(len(test.labels))),
             canonical=False,
         )
+        return self.extended(data, reading)
 
 
 @dataclass(frozen=True)
@@ -225,8 +234,8 @@ class TinyImageNet(FolderSet):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.crop < 0:
-            raise ValueError(f"crop={self.crop}: write the pixels of padding; 0 for no crop")
+        why = "is the padding in pixels, which leaves something of the image"
+        check_range("crop", self.crop, 0, self.image_size - 1, why)
 
     def set_name(self) -> str:
         return "tiny_imagenet"

@@ -24,6 +24,8 @@ def opened(source: str | Path | BinaryIO) -> Image.Image:
     """An image, not yet decoded. Raises for another format, and for more pixels than Pillow takes
     for an image (89 million): a file of a few kB may hold billions."""
     with warnings.catch_warnings():
+        # of damage beside the pixels (EXIF), where nothing is read
+        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(source, formats=FORMATS)
 
@@ -41,6 +43,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"holds numbers of 32 bits (mode {image.mode}); save it with 8 a channel")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # as Pillow asks for in a warning; the same colours
     return image.convert("RGB")
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,7 +16,7 @@ from sat.arguments import check_choices
 from sat.data.batches import Batch, sent
 from sat.data.choice import Place, check_choice, split_training
 from sat.data.cutter import Cutter
-from sat.data.extra import fingerprint_of, with_extra
+from sat.data.extra import Cut, Extended, mixed, read
 from sat.data.fingerprint import of
 from sat.data.sets import Data
 
@@ -71,7 +71,7 @@ class Arrays(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MemorySet(ABC):
+class MemorySet(Extended, ABC):
     """What all small sets share; a subclass says in `load` where the arrays come from."""
 
     limit: int | None = None  # training images in use, the held-out ones among them
@@ -81,9 +81,6 @@ class MemorySet(ABC):
     crop: int = 4  # pixels of padding for the random crop
     pad: Literal["black", "reflect"] = "black"
     flip: bool = True  # random mirror images
-    # an .npz file of further training images, and what share of each batch they are; see `extra`
-    extra: str | None = field(default=None, metadata={"identity": False})
-    extra_fraction: float = field(default=0.7, metadata={"identity": lambda v: bool(v["extra"])})
 
     canonical = True  # the order of the test images is everybody's
     fixed = False  # whether the images are always the same, so that a name is enough
@@ -97,10 +94,7 @@ class MemorySet(ABC):
             )
         if self.crop < 0:
             raise ValueError(f"crop={self.crop}: write the pixels of padding; 0 for no crop")
-        if not 0 < self.extra_fraction < 1:
-            raise ValueError(
-                f"extra_fraction={self.extra_fraction}: is a share of each batch, above 0, below 1"
-            )
+        self.check_extra()
 
     @abstractmethod
     def load(self) -> Arrays: ...
@@ -108,10 +102,6 @@ class MemorySet(ABC):
     def fingerprint(self) -> str | None:
         """A checksum of all pixels and labels; None of a set that is always the same."""
         return None if self.fixed else of(*self.load()[:4])
-
-    def extra_fingerprint(self) -> str | None:
-        """A checksum of the images beside the set; None where there are none."""
-        return self.extra and fingerprint_of(self.extra)
 
     def __call__(self, device: torch.device, seed: int) -> Data:
         arrays = self.load()
@@ -138,9 +128,10 @@ class MemorySet(ABC):
         )
         if self.extra is None:
             return data
-        edge = self.pad == "reflect"
+        extra, edge = read(self.extra), self.pad == "reflect"
+        extra.check_shape(data.channels, data.image_size)
         cut = lambda pixels: Cutter(pixels, self.crop, self.flip, edge)  # noqa: E731
-        return with_extra(data, self.extra, self.extra_fraction, device, cut)
+        return mixed(data, extra, Cut(extra, device, cut), self.extra_fraction, device)
 
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

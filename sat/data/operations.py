@@ -14,6 +14,10 @@ from torch import Tensor
 
 LEVELS = 256
 GREY = 0.2989, 0.587, 0.114  # of red, green and blue
+# Of ImageNet's colours: the principal components, each times its share, by row of red, green, blue.
+SHARES = 0.2175, 0.0188, 0.0045
+AXES = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+COMPONENTS = [[a * share for a, share in zip(row, SHARES, strict=True)] for row in AXES]
 
 
 def each(strength: Tensor) -> Tensor:
@@ -86,19 +90,35 @@ def equalize(x: Tensor) -> Tensor:
     return torch.where(step[..., None] > 0, flat, x)
 
 
-def posterize(x: Tensor, bits: int) -> Tensor:
-    """The highest `bits` of 8 alone."""
-    lost = 2 ** (8 - bits)
+def posterize(x: Tensor, bits: int | Tensor) -> Tensor:
+    """The highest `bits` of 8 alone; of each image its own, where they are whole numbers [B]."""
+    lost = 2 ** (8 - (each(bits) if isinstance(bits, Tensor) else bits))
     return (levels(x) // lost * lost).float() / (LEVELS - 1)
 
 
-def solarize(x: Tensor, threshold: float) -> Tensor:
+def solarize(x: Tensor, threshold: float | Tensor) -> Tensor:
     """Inverts what is as bright as the threshold, or brighter."""
-    return torch.where(x >= threshold, 1 - x, x)
+    return torch.where(x >= (each(threshold) if isinstance(threshold, Tensor) else threshold),
+                       1 - x, x)  # fmt: skip
 
 
-def warp(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
-    """Takes the pixel at v from matrix v + shift, the nearest there is, or black from outside.
+def brighten_dark(x: Tensor, more: Tensor) -> Tensor:
+    """Adds `more` to what is darker than the middle of 256 levels, up to white."""
+    return torch.where(levels(x) < LEVELS // 2, (x + each(more)).clamp(max=1), x)
+
+
+def light(x: Tensor, along: Tensor) -> Tensor:
+    """Adds the principal components of ImageNet's colours, `along` [B, 3] of each (Krizhevsky et
+    al. 2012). Leaves images of one channel as they are."""
+    if x.shape[1] != 3:
+        return x
+    added = [sum(part * along[:, k] for k, part in enumerate(row)) for row in COMPONENTS]
+    return (x + torch.stack(added, 1)[:, :, None, None]).clamp(0, 1)
+
+
+def warp(x: Tensor, matrix: Tensor, shift: Tensor, mode: str = "nearest") -> Tensor:
+    """Takes the pixel at v from matrix v + shift, the nearest there is, or black from outside;
+    `mode=bicubic` between its neighbours.
 
     v is in pixels from the image's centre, right and down; `matrix` is [B, 2, 2], `shift` [B, 2].
     """
@@ -112,7 +132,11 @@ def warp(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
         for k in (0, 1)
     ]
     grid = torch.stack(along, 3)
-    return F.grid_sample(x, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    if mode == "nearest":
+        return F.grid_sample(x, grid, mode=mode, padding_mode="zeros", align_corners=False)
+    between = F.grid_sample(x, grid, mode=mode, padding_mode="border", align_corners=False)
+    inside = (grid.abs() <= 1).all(3)[:, None]
+    return between.clamp(0, 1) * inside
 
 
 def matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:

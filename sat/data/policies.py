@@ -1,6 +1,7 @@
 """Augmentations that draw one of many operations for each image."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -91,9 +92,12 @@ ERASING_RATIO = math.log(0.3), math.log(3.3)  # of height to width
 ERASING_TRIES = 10
 
 
-def erase(x: Tensor, rng: RowRng, probability: float, largest: float) -> Tensor:
-    """Blackens a rectangle of 2 % of the area to `largest` of it, of a ratio from 0.3 to 3.3, with
-    that probability (Zhong et al., 1708.04896): the first of ten that fits."""
+def erase(
+    x: Tensor, rng: RowRng, probability: float, largest: float, into: Tensor | float = 0.0
+) -> Tensor:
+    """Puts `into`, black or other images [B, C, S, S], into a rectangle of 2 % of the area to
+    `largest` of it, of a ratio from 0.3 to 3.3, with that probability (Zhong et al., 1708.04896):
+    the first of ten that fits."""
     size = x.shape[-1]
     area = size**2 * (0.02 + (largest - 0.02) * rng.uniform("erasing:area", ERASING_TRIES))
     low, high = ERASING_RATIO
@@ -106,7 +110,54 @@ def erase(x: Tensor, rng: RowRng, probability: float, largest: float) -> Tensor:
     erased = fits.any(1) & (rng.uniform("erasing") < probability)
     sides = torch.where(erased[:, None], sides, 0)
     corner = (rng.uniform("erasing:corner", 2) * (size - sides + 1)).long()
-    return x.masked_fill(ops.box(size, *corner.unbind(1), *sides.unbind(1)), 0)
+    return torch.where(ops.box(size, *corner.unbind(1), *sides.unbind(1)), into, x)
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Brightness, contrast and saturation, in any order, by factors up to so far from 1, then light
+    along the principal components of ImageNet's colours, by normal noise of that deviation.
+
+    The values are those of robustness (Engstrom et al. 2019), for ImageNet; the set's own crop and
+    mirror come first.
+    """
+
+    brightness: float = 0.1
+    contrast: float = 0.1
+    saturation: float = 0.1
+    lighting: float = 0.05
+
+    crops: ClassVar[bool] = True
+    partners: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for key in ("brightness", "contrast", "saturation"):
+            check_share(key, getattr(self, key))
+        if not 0 <= self.lighting < math.inf:
+            raise ValueError(f"lighting={self.lighting}: is a deviation, 0 (none) or above")
+
+    def __call__(self, x: Tensor, y: Tensor, rng: RowRng) -> tuple[Tensor, Tensor]:
+        most = self.brightness, self.contrast, self.saturation
+        ways, order = 2 * rng.uniform("factors", 3) - 1, rng.uniform("order", 3)
+        x = self.apply(x, [1 + ways[:, k] * far for k, far in enumerate(most)], order)
+        return ops.light(x, self.lighting * rng.normal("lighting", 3)), y
+
+    @staticmethod
+    def apply(x: Tensor, factors: Sequence[Tensor], order: Tensor) -> Tensor:
+        """Each image by its factors, [B] of brightness, contrast and saturation, the one of the
+        least `order` [B, 3] first."""
+        place = (order[:, :, None] > order[:, None]).sum(2)
+        operations = ops.brightness, ops.contrast, ops.saturation
+        for turn in range(3):
+            for k, operation in enumerate(operations):
+                x = torch.where(each(place[:, k] == turn), operation(x, factors[k]), x)
+        return x
+
+
+def check_share(key: str, value: float) -> None:
+    """Raises ValueError for what is no share of a whole."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{key}={value}: from 0 (none) to 1")
 
 
 # Names of IDBH's operations with their shares, "colour" for CIFAR, "shape" for SVHN.

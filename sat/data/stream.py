@@ -2,11 +2,14 @@
 
 import logging
 import os
+import re
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.queues import Queue
 from textwrap import shorten
 from typing import NamedTuple, Protocol
 
@@ -18,9 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from sat.data.batches import Batch
 from sat.data.choice import check_choice
+from sat.data.extra import Extended, Stored, mixed
+from sat.data.extra import read as read_extra
 from sat.data.fingerprint import of
 from sat.data.images import NUMBERS, PaddedCrop, ResizedCrop
-from sat.data.sets import UnreadableImage
+from sat.data.sets import Data, UnreadableImage
 from sat.errors import Fault
 from sat.launch import local_size
 from sat.rng import RowRng
@@ -100,13 +105,35 @@ def _follow_the_main_process(_worker: int) -> None:
     """^C and `timeout` signal the whole group; when a worker stops is the main process's affair."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setpgrp()
-    sys.excepthook = _tell_unless_cut_off
+    sys.excepthook = _end_unless_cut_off
+    setattr(Queue, "_on_queue_feeder_error", staticmethod(_end))  # noqa: B010, it is private
 
 
-def _tell_unless_cut_off(kind: type[BaseException], fault: BaseException, trace) -> None:
+def _end_unless_cut_off(kind: type[BaseException], fault: BaseException, trace) -> None:
     """A main process that stops may hang up on a thread that was handing it an image."""
     if not issubclass(kind, ConnectionError | EOFError):
-        sys.__excepthook__(kind, fault, trace)
+        _end()
+
+
+def _end(*fault: object) -> None:
+    """Ends a worker that can't hand over an image: the main process would wait for it for ever, and
+    a thread of multiprocessing's would try again for ever, with a traceback each time."""
+    os._exit(1)
+
+
+def _open_files_for(workers: int) -> None:
+    """Lets this process have as many open files as it and its workers pass to each other. Raises
+    Fault where it may not."""
+    needed = 64 + 16 * workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if not workers or soft >= needed or soft == resource.RLIM_INFINITY:
+        return
+    if hard < needed and hard != resource.RLIM_INFINITY:
+        raise Fault(
+            f"dataset.workers={workers}: may need {needed} open files, and this process may have"
+            f" {hard}; allow it more (ulimit -n {needed}), or write dataset.workers=0"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 @dataclass(frozen=True)
@@ -211,13 +238,13 @@ class StreamSplit:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             yield from parts
         except (RuntimeError, OSError, EOFError) as fault:  # it may die in the middle of a message
-            told = str(fault).startswith("DataLoader worker")
+            told = re.search("^DataLoader worker|ancdata", str(fault))  # of a file passed on
             if not workers or isinstance(fault, RuntimeError) and not told:
                 raise
             reason = str(fault).split(". ")[0] or "it hung up"
             raise Fault(
-                f"a process that reads images has died ({reason}); often memory or /dev/shm is "
-                f"short: try fewer than dataset.workers={workers}"
+                f"a process that reads images has died ({reason}); often memory, /dev/shm or open"
+                f" files (ulimit -n) are short: try fewer than dataset.workers={workers}"
             ) from None
 
     def _report(self, unreadable: list[str]) -> None:
@@ -233,7 +260,7 @@ class StreamSplit:
 
 
 @dataclass(frozen=True)
-class StreamedSet:
+class StreamedSet(Extended):
     """What all streamed sets share."""
 
     limit: int | None = None  # training images in use, the held-out ones among them
@@ -250,6 +277,13 @@ class StreamedSet:
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers={self.workers}: write 0 or more, or null for one a core")
 
+        self.check_extra()
+        if self.extra is not None and self.skip_unreadable:
+            raise ValueError(
+                "skip_unreadable=true: with extra the places in a batch are told beforehand; repair"
+                " the images, or remove them"
+            )
+
     def transform(self) -> Transform:
         return ResizedCrop(self.image_size)
 
@@ -259,4 +293,16 @@ class StreamedSet:
             has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
             cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
             workers = min(max(cores // local_size(), 1), 32)
+        if self.extra is not None:
+            workers = (workers + 1) // 2  # which read files, and as many those beside
+        _open_files_for(workers)
         return Reading(self.transform(), device, workers, self.skip_unreadable)
+
+    def extended(self, data: Data, reading: Reading) -> Data:
+        """The set with the images beside it, if there are any."""
+        if self.extra is None:
+            return data
+        extra = read_extra(self.extra)
+        count = len(extra.images)
+        beside = StreamSplit(Stored(extra), torch.arange(count), torch.zeros(count), reading)
+        return mixed(data, extra, beside, self.extra_fraction, reading.device)

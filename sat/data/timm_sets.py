@@ -101,7 +101,7 @@ class Timm(StreamedSet):
         every = torch.arange(len(test.labels))
         parts = (train, chosen), (held, held_chosen), (test, every)
         splits = [StreamSplit(part, own, part.labels[own], reading) for part, own in parts]
-        return self._data(classes, splits, canonical=False)
+        return self.extended(self._data(classes, splits, canonical=False), reading)
 
     def _in_sequence(self, dataset: IterableDataset, device: torch.device, seed: int) -> Data:
         self._check_sequence()
@@ -215,6 +215,8 @@ class Timm(StreamedSet):
             raise ValueError(f"limit={self.limit}: {told}: name less in train_split instead")
         if self.workers not in (None, 1):
             raise ValueError(f"workers={self.workers}: {told} by one process; write null")
+        if self.extra is not None:
+            raise ValueError(f"extra={self.extra}: {told}, and nothing is mixed into it")
         if self.skip_unreadable:
             raise ValueError(f"skip_unreadable=true: {told} by timm, which knows no skipping")
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.precision import channels_last_pays, float32, lay_out
-from sat.attacks import PGD
 from sat.attacks.outcomes import STANDS, WRONG, AttackOutcomes, Ensemble
 from sat.attacks.series import Series, ensemble_of
 from sat.config import Spec
@@ -25,6 +24,7 @@ from sat.evaluation.corruptions import CorruptionStore
 from sat.evaluation.masking_checks import masking_checks
 from sat.evaluation.measure import by_class, joined, measure, share
 from sat.evaluation.store import Measurement, OutcomeStore, digest_of
+from sat.evaluation.views import Views, views
 from sat.identity import Settings
 from sat.loggers.screen import Progress
 from sat.rng import RowRng, seed_of
@@ -176,6 +176,7 @@ class Evaluator:
             end()
             what = of.attack if len(names) == 1 else f"{of.attack}: {member}"
             bars.append(Progress(f"{of.checkpoint}: {what}", images))
+            bars[0].show()
 
         def end() -> None:
             while bars:
@@ -230,18 +231,12 @@ class Evaluator:
         self.checked[self.weights] = found = replace(found, **at)
         return found
 
-    def views(self) -> tuple[Tensor, Tensor] | None:
+    def views(self) -> Views | None:
         """Eight test images, clean and adversarial; None without an attack."""
-        attack: Any = next(iter(self.evaluation.attacks.values()), None)
-        if attack is None:
-            return None
-        if isinstance(attack, Ensemble):  # an ensemble takes minutes, and shows no more
-            ball: Any = attack
-            attack = PGD(ball.eps, 20, norm=ball.norm)
-        self.model.eval()
+        attack = next(iter(self.evaluation.attacks.values()), None)
         ((indices, x, y),) = indexed(self.data.test, self.indices[:8], 8)
         with float32(self.model):
-            return x, attack(self.model, x, y.clamp_min(0), RowRng(0, indices.to(x.device)))
+            return views(self.model, x, y, indices, attack, self.data.classes)
 
 
 def worst_of(found: Mapping[str, AttackOutcomes]) -> AttackOutcomes:

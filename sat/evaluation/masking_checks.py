@@ -1,7 +1,7 @@
 """Is a measured robustness to be believed? Asked of a few hundred test images, after the attack."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ from sat.attacks.base import ball_of, frozen
 from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.network import Network
 from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits
-from sat.attacks.pool import Pool
+from sat.attacks.pool import Pool, State
 from sat.attacks.square import SquareSearch
 from sat.evaluation.alarm import Alarm, beyond
 from sat.evaluation.measure import accuracy
+from sat.loggers.screen import Progress
 from sat.rng import RowRng
 from sat.rundir.result import CLEAN, MaskingChecks
 from sat.statistics import wilson
@@ -28,6 +29,7 @@ from sat.statistics import wilson
 EFFORTS = ((0, (1,)), (0, (5, 10, 20, 50, 100)), (1, (50,)))
 FEW = 10  # images that tell nothing of chance
 QUERIES = 300  # of Square
+WORK = sum(1 + efforts[-1] for _, efforts in EFFORTS) + QUERIES
 CLEAN_STEPS = 5  # enough to tell in which direction the attack pushes
 
 
@@ -46,13 +48,23 @@ def masking_checks(
     with frozen(model, "eval"):
         with torch.no_grad():
             logits = model(x)
+        if (broken := not_finite_alarm(logits)) is not None:
+            return MaskingChecks(
+                images=len(x),
+                seconds=round(time.monotonic() - began, 3),
+                curve=[{"attack": CLEAN, **accuracy(of_logits(logits, y).right)}],
+                alarms=[broken],
+            )
         right = of_logits(logits, y).right
         with torch.no_grad():
             again = stochastic_alarm(logits, model(x))
         alarms = [random_alarm(logits, y), saturated_alarm(model, x, y, logits), again]
         curve = [{"attack": CLEAN, **accuracy(right)}]
         if attack is not None and attack.eps:
-            effort = Effort(model, x, y, PGD(attack.eps, CLEAN_STEPS, norm=attack.norm), rng)
+            short = PGD(attack.eps, CLEAN_STEPS, norm=attack.norm)
+            bar = Progress("masking checks", WORK, unit="")
+            effort = Effort(model, x, y, short, rng, bar.advance)
+            bar.show()
             alarms.append(coarse_alarm(model, x, effort.ball, rng))
             alarms.append(effort.above_clean(right))
             if robust is None:
@@ -62,6 +74,7 @@ def masking_checks(
                 )
             steps, stands = effort.by_gradients(right)
             black_box, fallen = effort.by_square(stands)
+            bar.close()
             curve += steps + black_box
             alarms.append(more_steps_alarm(robust.to(stands.device) & right, stands, steps))
             alarms.append(black_box_alarm(fallen, len(x)))
@@ -73,15 +86,28 @@ def masking_checks(
     )
 
 
+@dataclass(frozen=True)
+class Counted(SquareSearch):
+    """Square that tells of its queries."""
+
+    told: Callable[[int], object] = int
+
+    def step(self, network: Network, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        self.told(1)
+        return super().step(network, state)
+
+
 @dataclass
 class Effort:
-    """Attacks of ever more steps on the same images, inside `frozen`; `short` is a PGD."""
+    """Attacks of ever more steps on the same images, inside `frozen`; `short` is a PGD. `told` is
+    told of the steps and queries that are done, WORK in all."""
 
     model: nn.Module
     x: Tensor
     y: Tensor
     short: PGD
     rng: RowRng
+    told: Callable[[int], object]
 
     @property
     def ball(self) -> Ball:
@@ -135,6 +161,7 @@ class Effort:
                 break
             logits, gradient = _look(self.model, point, self.y[left])
             stays = of_logits(logits, self.y[left]).right
+            self.told(1)
             fell[left[~stays]] = step
             point, left = point[stays], left[stays]
             point = self.ball.project(
@@ -146,7 +173,7 @@ class Effort:
         """The curve's last point, and how many of the images that stand Square fells."""
         fallen: list[int] = []
         rng = self.rng.child("square").to("cpu")
-        search = SquareSearch(self.ball, rng.key, iterations=QUERIES)
+        search = Counted(self.ball, rng.key, iterations=QUERIES, told=self.told)
 
         def left(images: Tensor, points: Tensor | None = None, tied: Tensor | None = None) -> None:
             fallen.extend(images.tolist() if points is not None else ())
@@ -168,6 +195,20 @@ def _look(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(x)
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
     return logits.detach(), gradient
+
+
+def not_finite_alarm(logits: Tensor) -> Alarm | None:
+    """Logits that are no numbers, or infinite: of such a network nothing else is asked."""
+    broken = int((logits.isnan() | (logits == torch.inf)).any(1).sum())
+    if not broken:
+        return None
+    return Alarm(
+        "not_finite",
+        f"the network's logits of {broken} of {len(logits)} clean images are not finite, and count"
+        " as wrong; nothing else is asked of it. Look for a division by 0 or an overflow in the"
+        " network; train with a lower schedule.learning_rate, or schedule.clip=1",
+        {"not_finite": broken, "images": len(logits)},
+    )
 
 
 def random_alarm(logits: Tensor, y: Tensor) -> Alarm | None:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from sat.evaluation.masking_checks import square_alarm
 from sat.evaluation.measure import accuracy
 from sat.evaluation.reproduction import Published, beside
 from sat.evaluation.settings import Evaluation
-from sat.evaluation.store import changes, taken
+from sat.evaluation.store import changes, read_file, taken
+from sat.loggers import screen
 from sat.loggers.screen import percent, table
 from sat.rundir.environment import code_digest
 from sat.rundir.record import Run
@@ -34,6 +35,7 @@ from sat.rundir.result import (
     LAST,
     LAST_RAW,
     WORST,
+    Alarm,
     AttackResult,
     CheckpointResult,
     Chosen,
@@ -111,6 +113,7 @@ def conclude(
     log.info(
         "measuring %s on %d test images: %s", " and ".join(files), len(evaluator.indices), names
     )
+    screen.stage("measuring")
     if result.lengths:  # an evaluation that was killed may have told of itself already
         run.rewind(result.lengths)
     for which, name in todo(result, spec.evaluation, run.directory):
@@ -121,12 +124,14 @@ def conclude(
         else:
             outcomes = evaluator(which, name)
             result = with_outcomes(result, which, name, outcomes, evaluator)
+    screen.stage("drawing figures and images")
     views = evaluator.views()
     evaluator.dismiss()
     show(spec, run, before, result, views)
     result = replace(result, status="finished", lengths=run.lengths())
     run.write_result(result)
     run.drop_checkpoints(spec.record.keep)
+    screen.stage()
     tell(result)
     compare(spec, result)
     log.info("\nresults in %s", run.directory)
@@ -249,6 +254,19 @@ def check_names(result: RunResult, files: Mapping[str, Path], evaluation: Evalua
                 raise Refused(taken(name, changed))
 
 
+def check_flags(evaluation: Evaluation, flags: Path) -> None:
+    """Raises Refused, before anything is trained or told, where what a killed evaluation kept in a
+    run's `flags` is damaged, or was measured with other settings under the name of an attack."""
+    for path in flags.glob("partial/*.npz"):
+        read_file(path)
+    for which in evaluation.checkpoints:
+        for name in evaluation.measured_by:
+            if (found := read_file(flags / f"{which}-{name}.npz")) is None:
+                continue
+            if changed := changes(found["settings"], evaluation.settings(name)):
+                raise Refused(taken(name, changed))
+
+
 # what was found -----------------------------------------------------------------------------------
 
 
@@ -336,7 +354,6 @@ def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any)
         if row := news(old, part):
             at = {"step": part.step, "epoch": part.epoch, "checkpoint": which, "images": images}
             run.write_metrics({**at, "seconds": result.wall_seconds, **row})
-            loggers.scalars(row, images)
         for name, curve in part.curves.items():
             if old.curves.get(name) != curve:
                 label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
@@ -347,12 +364,11 @@ def show(spec: Spec, run: Run, before: RunResult, result: RunResult, views: Any)
                 label, title = f"{which}-{name}", f"{run.directory.name}, {which}"
                 drawn = corruptions.write(run.directory / CORRUPTIONS, label, title, corrupted)
                 loggers.figure(f"corruptions/{label}", drawn, images)
-        for alarm in result.alarms:
-            if alarm.checkpoint == which and alarm not in before.alarms:
-                text = f"**{alarm.name}** ({which}, {alarm.attack}): {alarm.message}"
-                loggers.alarm(text, images)
-    if views is not None:
-        loggers.pictures(*views, result.images)
+    new = [alarm for alarm in result.alarms if alarm.checkpoint and alarm not in before.alarms]
+    for where, alarm in told_once(new):
+        images = result.part(alarm.checkpoint or LAST).step * spec.schedule.batch_size
+        loggers.alarm(f"**{alarm.name}** ({where}): {alarm.message}", images)
+    loggers.pictures("test", views, result.images)
     loggers.conclude(spec.compared, final_metrics(result), result.images)
     loggers.flush()
 
@@ -375,11 +391,11 @@ def news(before: CheckpointResult, after: CheckpointResult) -> dict[str, float]:
 def final_metrics(result: RunResult) -> dict[str, float]:
     """The numbers of the hyper-parameter table."""
     accuracies = {
-        f"{which}/{name}": found.accuracy
+        f"test/{which}/{name}": found.accuracy
         for which, part in result.measured.items()
         for name, found in part.accuracies.items()
     }
-    return {**accuracies, "alarms": len(result.alarms)}
+    return {**accuracies, "test/alarms": len(told_once(result.alarms))}
 
 
 def tell(result: RunResult) -> None:
@@ -396,11 +412,24 @@ def tell(result: RunResult) -> None:
             if found.ties:
                 text = "%s, %s: %d images are wrong by a tie, which argmax takes for right"
                 log.info(text, which, name, found.ties)
-    for alarm in result.alarms:
-        where = f"epoch {alarm.epoch or 0:.2f}"
-        if alarm.checkpoint is not None:
-            where = f"{alarm.checkpoint}, {alarm.attack or ''}"
+    for where, alarm in told_once(result.alarms):
         log.warning("%s: %s", where, alarm.message)
+
+
+def told_once(alarms: Sequence[Alarm]) -> list[tuple[str, Alarm]]:
+    """Alarms and where they are from; one of several checkpoints, which may be the same weights, is
+    one."""
+    found: dict[tuple[Any, ...], list[Alarm]] = {}
+    for alarm in alarms:
+        found.setdefault((alarm.epoch, alarm.attack, alarm.message), []).append(alarm)
+    told = []
+    for first, *others in found.values():
+        where = f"epoch {first.epoch or 0:.2f}"
+        if first.checkpoint is not None:
+            checkpoints = " and ".join(str(alarm.checkpoint) for alarm in (first, *others))
+            where = f"{checkpoints}, {first.attack or ''}"
+        told.append((where, first))
+    return told
 
 
 _BALL = {"l2": "L2", "l1": "L1", "union": "union"}  # what is said of a ball not of L-inf
@@ -429,6 +458,14 @@ def summary(result: RunResult) -> str:
     return table(head, rows)
 
 
+def short(found: AttackResult | None) -> str:
+    """`97.8 (95.7-98.9)`, in percent."""
+    if found is None:
+        return "-"
+    low, high = found.ci95
+    return f"{100 * found.accuracy:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
 def headline(result: RunResult, evaluation: Evaluation) -> dict[str, Any]:
     """What a sweep's table shows of a run: the checkpoint that its held-out images chose, under the
     first attack that is asked for; and for a search its accuracy on them, since the test set is for
@@ -438,8 +475,8 @@ def headline(result: RunResult, evaluation: Evaluation) -> dict[str, Any]:
     robust = next(
         (found[n] for n in [*evaluation.attacks, *found] if n in found and n != CLEAN), None
     )
-    shown = {"clean": found.get(CLEAN), "robust": robust}
-    told = {key: percent(vars(entry) if entry else None) for key, entry in shown.items()}
+    told = {key: short(entry) for key, entry in (("clean", found.get(CLEAN)), ("robust", robust))}
+    told["alarms"] = str(len(told_once(result.alarms)))
     held_out = (result.best and result.best.held_out) or {}
     chosen_by = ((result.best and result.best.selected_by) or "robust").split()[0]
     return {**told, "score": held_out.get(chosen_by)}

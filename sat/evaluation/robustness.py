@@ -118,7 +118,7 @@ class Robustness:
     def save(self, path: str | Path) -> None:
         """Writes `path`.json, all numbers, and `path`.npz, `standing` and `adversarial`."""
         path = Path(path)
-        text = json.dumps(self.as_json(), indent=1) + "\n"
+        text = json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n"
         arrays = {"standing": self.standing.numpy(), "adversarial": self.adversarial.numpy()}
         write_whole(path.with_name(path.name + ".json"), lambda file: file.write(text.encode()))
         write_whole(path.with_name(path.name + ".npz"), lambda file: np.savez(file, **arrays))

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from sat.arguments import check_choices
+from sat.arguments import check_choices, check_range
 from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble, MinimalNorm
 from sat.attacks.base import Loose, Replayed, Several, check_fields
 from sat.attacks.quick import is_quick
@@ -13,6 +13,7 @@ from sat.identity import Settings, settings_of
 from sat.rundir.result import CHECKPOINTS, CLEAN, CORRUPTIONS, WORST, Chosen
 
 TAKEN = (CLEAN, WORST, CORRUPTIONS)  # names of what a result holds beside attacks
+MOST_RESTARTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Evaluation:
         for key in ("restarts", "batch_size", "limit"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
+        check_range("restarts", self.restarts, 1, MOST_RESTARTS, "is more than anybody waits for")
         for name, attack in self.attacks.items():
             check_attack(f"attacks.{name}", attack)
             if self.restarts > 1 and not _restarts(attack):

@@ -17,6 +17,7 @@ from sat.attacks.outcomes import WRONG, AttackOutcomes
 from sat.errors import Refused
 from sat.identity import Settings
 from sat.rundir.checkpoint import write_whole
+from sat.rundir.files import regular
 from sat.rundir.result import CHECKPOINTS
 
 LARGEST = 2**30  # bytes; a million images have about 12 million
@@ -143,7 +144,7 @@ class OutcomeStore:
             arrays = [found[key] for key in ("fell", "passed", "tied", "attack_seconds")]
             fell, passed, tied, seconds = kept = [torch.from_numpy(array) for array in arrays]
             whole = [t.shape for t in kept] == [(images,)] * 3 + [(len(names),)]
-            kinds = [t.dtype for t in kept[:3]] == [torch.int8, torch.int8, torch.bool]
+            kinds = [t.dtype for t in kept[:3]] == [torch.int16, torch.int16, torch.bool]
             indices = np.array_equal(found["indices"][rows], self.indices.numpy())
             values = WRONG <= int(fell.min()) and int(fell.max()) < len(names)
             if not (whole and kinds and indices and values):
@@ -162,9 +163,10 @@ def read_file(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        if not path.is_file():
-            raise ValueError("it is no file")
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with (
+            open(path, "rb", opener=regular) as opened,
+            np.load(opened, allow_pickle=False) as file,
+        ):
             if sum(member.file_size for member in file.zip.infolist()) > LARGEST:
                 raise ValueError("unfolds to more than 1 GB")
             content = {key: file[key] for key in file.files}
@@ -177,7 +179,10 @@ def read_file(path: Path) -> dict[str, Any] | None:
 
 
 def damaged(path: Path, error: Exception) -> str:
-    return f"{path}: is damaged ({error}); move it away to measure again"
+    reason = getattr(error, "strerror", None) or error
+    if "pickle" in str(reason):  # NumPy advises to load it
+        reason = "it holds objects, or is no archive of arrays"
+    return f"{path}: is damaged ({reason}); move it away to measure again"
 
 
 def taken(attack: str, changed: list[str]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sat.errors import Refused
+from sat.rundir.files import read_text, regular
 
 log = logging.getLogger("sat")
 
@@ -107,16 +108,15 @@ class Loggers:
             if new:
                 self._call(name, "image", tag, pixels, images)
 
-    def pictures(self, x: Any, x_adv: Any, images: int) -> None:
-        """Images [B, C, H, W], and what an attack made of them; `views` sorts behind curves."""
-        from sat.loggers.pictures import rows_of
+    def pictures(self, of: str, views: Any, images: int) -> None:
+        """A `sat.evaluation.views.Views` of those images: `held-out`, `test`."""
+        from sat.loggers.pictures import sheet
 
-        if self.members:
-            tag = "views/clean, adversarial, perturbation"
-            self.image(tag, rows_of(x, x_adv), images)
+        if self.members and views is not None:
+            self.image(f"views/{of}", sheet(views), images)
 
     def figure(self, tag: str, figure: Any, images: int) -> None:
-        """A drawn matplotlib figure."""
+        """A drawn matplotlib figure; `views` sorts behind curves."""
         from sat.loggers.pictures import pixels_of
 
         if self.members:
@@ -186,7 +186,7 @@ class _Sent:
     def __init__(self, path: Path):
         self.path, self.points = path, set()
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in read_text(path).splitlines():
                 with suppress(ValueError):  # the last one may be torn
                     images, tags = json.loads(line)
                     self.points |= {(images, tag) for tag in tags}
@@ -195,7 +195,7 @@ class _Sent:
         new = [tag for tag in tags if (images, tag) not in self.points]
         if new:
             self.points |= {(images, tag) for tag in new}
-            with open(self.path, "a") as file:
+            with open(self.path, "a", opener=regular) as file:
                 file.write(json.dumps([images, new]) + "\n")
         return new
 

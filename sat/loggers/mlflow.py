@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sat.loggers.base import About, Logger, needs_package
+from sat.rundir.files import read_text
 
 
 @dataclass
@@ -33,7 +34,7 @@ class MLflow(Logger):
         self.client = MlflowClient(tracking_uri=self.tracking_uri)
         kept = about.directory / "mlflow.id"
         if kept.exists():
-            self.id = kept.read_text().strip()
+            self.id = read_text(kept).strip()
             self.client.update_run(self.id, status="RUNNING")
             return
         found = self.client.get_experiment_by_name(self.project)
@@ -69,7 +70,7 @@ class MLflow(Logger):
 
         params = [Param(_key(name), str(value)) for name, value in values.items()]
         self.client.log_batch(self.id, params=params)
-        self.scalars({f"test/{key}": value for key, value in (metrics or {}).items()}, images)
+        self.scalars(metrics or {}, images)
 
     def close(self, code: int = 0) -> None:
         status = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}.get(code, "FAILED")

@@ -5,21 +5,8 @@ from typing import Any, ClassVar
 
 from sat.loggers.base import About, Logger
 
-# Charts of several tags, by category. A run has one colour, and the markers mean another tag from
-# run to run: which is which must show from the order, so titles say what lies above what.
-CHARTS = {
-    "accuracy": {
-        "held-out: clean above robust": ["val/clean", "val/robust"],
-        "training: adversarial": ["train/adversarial_accuracy"],
-    },
-    "doubt": {
-        "held-out: one step above many": ["diagnostics/single_step", "val/robust"],
-        "the gap between them": ["diagnostics/gap"],
-        "input gradients: cosine": ["diagnostics/cosine"],
-        "input gradients: share of zeros": ["diagnostics/zero_gradients"],
-    },
-    "optimisation": {"loss": ["train/loss"], "learning rate": ["train/learning_rate"]},
-}
+# TensorBoard sorts groups of cards by name and opens the first two, train and val by these names.
+GROUPS = {"diagnostics": "val_diagnostics", "test": "verdict"}
 
 
 class TensorBoard(Logger):
@@ -30,11 +17,11 @@ class TensorBoard(Logger):
     def open(self, about: About) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(about.directory))
+        self.about, self.writer = about, SummaryWriter(str(about.directory))
 
     def scalars(self, values: Mapping[str, float], images: int) -> None:
         for tag, value in values.items():
-            self.writer.add_scalar(tag, value, images)
+            self.writer.add_scalar(shown(tag), value, images)
 
     def text(self, tag: str, text: str, images: int) -> None:
         self.writer.add_text(tag, text, images)
@@ -45,29 +32,40 @@ class TensorBoard(Logger):
     def config(
         self, values: Mapping[str, Any], metrics: Mapping[str, float] | None, images: int
     ) -> None:
-        """A row of the HPARAMS table: what runs are compared by, and the final numbers; at the
-        start also charts that belong together.
+        """A row of the HPARAMS table: what runs are compared by, and the final numbers. A row is
+        called by what tells it apart; TensorBoard cuts off the end of a name."""
+        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
-        No `Experiment` is written: that of one run would set the columns of all. Without it
-        TensorBoard shows what differs between runs first, and as metrics the first five of all
-        scalars: hence a name that sorts before `diagnostics`.
-        """
-        from torch.utils.tensorboard.summary import hparams
+        from sat.loggers import columns
 
-        _, start, end = hparams(dict(values), {})
-        for summary in [start] if metrics is None else [start, end]:
-            self.writer.file_writer.add_summary(summary)
-        for key, value in (metrics or {}).items():
-            self.writer.add_scalar(f"at_end/{key}", value, images)
-        if metrics is None:
-            layout = {
-                category: {title: ["Multiline", tags] for title, tags in charts.items()}
-                for category, charts in CHARTS.items()
-            }
-            self.writer.add_custom_scalars(layout)
+        final = {shown(tag): value for tag, value in (metrics or {}).items()}
+        columns.tell(self.about.directory.parent, values, final)
+        start = plugin_data_pb2.SessionStartInfo(group_name=trial(self.about.name))
+        for key, value in values.items():
+            kind = "string_value" if isinstance(value, str) else "number_value"
+            setattr(start.hparams[key], kind, value)
+        add = self.writer.file_writer.add_summary
+        add(columns.summary(metadata.SESSION_START_INFO_TAG, session_start_info=start))
+        if metrics is not None:
+            end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
+            add(columns.summary(metadata.SESSION_END_INFO_TAG, session_end_info=end))
+        for tag, value in final.items():
+            self.writer.add_scalar(tag, value, images)
 
     def flush(self) -> None:
         self.writer.flush()
 
     def close(self, code: int = 0) -> None:
         self.writer.close()
+
+
+def shown(tag: str) -> str:
+    """A tag as TensorBoard has it."""
+    group, _, rest = tag.partition("/")
+    return f"{GROUPS.get(group, group)}/{rest}"
+
+
+def trial(name: str) -> str:
+    """A run's name with what many runs share, set and network, at its end."""
+    parts = name.split("-", 2)
+    return f"{parts[-1]} {'-'.join(parts[:-1])}".strip()

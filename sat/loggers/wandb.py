@@ -64,7 +64,7 @@ class WandB(Logger):
         self, values: Mapping[str, Any], metrics: Mapping[str, float] | None, images: int
     ) -> None:
         self.run.config.update(dict(values), allow_val_change=True)
-        self.run.summary.update({f"at_end/{key}": value for key, value in (metrics or {}).items()})
+        self.run.summary.update(dict(metrics or {}))
 
     def close(self, code: int = 0) -> None:
         self.run.finish(exit_code=code)

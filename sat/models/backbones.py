@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sat.arguments import check_choices
+from sat.arguments import check_choices, check_range
 from sat.models.files import read_tensors
 from sat.models.initialisation import Init, initialise
 from sat.models.preactivation import pad_right, raw_shortcuts
@@ -30,6 +30,8 @@ _BLOCKS = {  # a stage, by depth
     152: (3, 8, 36, 3),
     200: (3, 24, 36, 3),
 }
+DEEPEST = 1202  # of He et al. (2016)
+WIDEST = 10_000
 _BASIC = (10, 18, 34)  # blocks of two 3x3 convolutions; the others have bottlenecks
 
 # (width, depth, dropout): Tan and Le, 2019; l1 is of Smooth Adversarial Training.
@@ -70,8 +72,7 @@ class ResNet:
             ("cardinality", self.cardinality, 1),
             ("base_width", self.base_width, 64),
         ):
-            if value < 1:
-                raise ValueError(f"{key}={value}: not positive; write 1 or more")
+            check_range(key, value, 1, WIDEST, "is a number of channels, or of their groups")
             if self.depth in _BASIC and value != usual:
                 bottlenecks = _listed(depth for depth in _BLOCKS if depth not in _BASIC)
                 raise ValueError(
@@ -103,9 +104,10 @@ class CifarResNet:
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.depth < 8 or self.depth % 6 != 2:
+        if not 8 <= self.depth <= DEEPEST or self.depth % 6 != 2:
             raise ValueError(
-                f"depth={self.depth}: not of the form 6n + 2; choose 20, 32, 44, 56 or 110"
+                f"depth={self.depth}: not of the form 6n + 2, up to {DEEPEST}; choose 20, 32, 44,"
+                " 56 or 110"
             )
         _widened((16, 32, 64), self.width)
 
@@ -167,11 +169,12 @@ class WideResNet:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if not 0 < self.norm_momentum <= 1:
-            raise ValueError(f"norm_momentum={self.norm_momentum}: above 0, up to 1")
-        if self.depth < 10 or self.depth % 6 != 4:
+        why = "below that, the statistics stay what they began as"
+        check_range("norm_momentum", self.norm_momentum, 1e-4, 1, why)
+        if not 10 <= self.depth <= DEEPEST or self.depth % 6 != 4:
             raise ValueError(
-                f"depth={self.depth}: not of the form 6n + 4; choose 10, 16, 28, 34 or 70"
+                f"depth={self.depth}: not of the form 6n + 4, up to {DEEPEST}; choose 10, 16, 28,"
+                " 34 or 70"
             )
         _widened((16, 32, 64), self.width, multiple=8)
 
@@ -322,8 +325,11 @@ def _resnet_v2(
 
 def _widened(channels: Sequence[int], width: float, multiple: int = 2) -> tuple[int, ...]:
     """`channels` times `width`, rounded to a multiple; ValueError if none are left."""
-    if not (math.isfinite(width) and width > 0):
-        raise ValueError(f"width={width}: not a positive number; write 1.0 for the family's own")
+    if not 0 < width <= WIDEST:
+        raise ValueError(
+            f"width={width}: multiplies channels, above 0, up to {WIDEST:,}; write 1.0 for the"
+            " family's own"
+        )
     scaled = tuple(round(c * width / multiple) * multiple for c in channels)
     if not all(scaled):
         raise ValueError(

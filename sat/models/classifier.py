@@ -1,11 +1,15 @@
 """The classifier: images in [0, 1] in, logits out; a backbone with its activations swapped."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from sat.activations.swap import SwapReport, prove_swap, swap_activations
+from sat.activations.swap import SwapReport, prove_swap, swap_activations, title
+from sat.models.sight import REFUSED, seen
+
+log = logging.getLogger("sat")
 
 
 class Classifier(nn.Module):
@@ -45,11 +49,30 @@ def assemble(
     image_shape: tuple[int, int, int],
 ) -> Classifier:
     """The classifier with `activation` in place of every activation of `backbone`, proved by one
-    forward on a random image of `image_shape` (channels, height, width); raises ValueError where
-    the proof fails. The report is its `swap`."""
+    forward on a random image of `image_shape` (channels, height, width). The report is its `swap`.
+
+    Raises ValueError where the proof fails, and where a tenth of the pixels or more has no
+    influence, as one input gradient tells; warns of fewer.
+    """
     report = swap_activations(backbone, activation)
     device = next(backbone.parameters()).device
     image = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
     net = Classifier(backbone, mean, std)
     net.swap = prove_swap(backbone, image, report)
+    _check_sight(backbone, image)
     return net
+
+
+def _check_sight(net: nn.Module, image: Tensor) -> None:
+    """Refuses a network that never looks at much of such an image [1, C, H, W]."""
+    height, width = image.shape[2:]
+    rows, columns = seen(net, image)
+    if (unseen := 1 - rows * columns / (height * width)) == 0:
+        return
+    said = (
+        f"name={title(net)}: {unseen:.1%} of the pixels of {height}x{width} images move nothing; it"
+        f" sees {rows}x{columns}, all of dataset.image_size={min(rows, columns)}"
+    )
+    if unseen > REFUSED:
+        raise ValueError(f"{said}; choose that, or another model")
+    log.warning("model.%s", said)

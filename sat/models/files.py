@@ -1,8 +1,6 @@
 """Files of weights, from anywhere: nothing but tensors is ever unpickled."""
 
 import json
-import re
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,38 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sat.rundir.untrusted import check_sums
+from sat.rundir.files import regular
+from sat.rundir.untrusted import check_sums, load_tensors, objects_in, reason_of
 
 Tensors = Mapping[str, Tensor]
-
-# How torch says that a pickle is more than tensors. Operands from 140 on are of pickle protocols 4
-# and 5, in which torch itself writes nothing.
-_OBJECTS = re.compile(
-    r"GLOBAL (\S+)|(TorchScript)|operand 1[45]\d|Can only (?:create|build)|call reduce"
-)
 
 
 def read_file(path: Path) -> Any:
     """What a file holds, tensors on the CPU. Raises ValueError for a file without weights."""
     try:
+        with open(path, "rb", opener=regular):  # no pipe, no device
+            pass
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        with warnings.catch_warnings():  # two that come before a refusal, which is told below
-            check_sums(path)
-            warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
-            return torch.load(path, map_location="cpu", weights_only=True)
+        check_sums(path)
+        return load_tensors(path)
     except OSError:
         raise
     except Exception as error:  # torch and safetensors raise many kinds
-        text = str(error).split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
-        if found := _OBJECTS.search(text):
-            what = found[1] or found[2] or "a plain pickle"
+        if objects := objects_in(error):
             raise ValueError(
-                f"holds objects other than tensors ({what}), and is not loaded, since that could "
-                "run code; save model.state_dict() with torch.save where the file is from"
+                f"{objects}, and is not loaded, since that could run code; save model.state_dict()"
+                " with torch.save where the file is from"
             ) from None
-        reason = text.splitlines()[0][:120] if " " in text else "it can't be read"
-        raise ValueError(f"is damaged, or is no file of weights ({reason})") from None
+        raise ValueError(f"is damaged, or is no file of weights ({reason_of(error)})") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -6,13 +6,17 @@ from torch import nn
 
 # timm: convolutions normal by fan-out, the last scale of each block 0. torch: each layer's own.
 # fan_out: convolutions normal by fan-out, batch norms 1 and 0 (torchvision's ResNet; of a wide one,
-# as Zagoruyko's, the classifier's bias is 0, too).
-Init = Literal["timm", "torch", "fan_out"]
+# as Zagoruyko's, the classifier's bias is 0, too). goyal: timm's, but for the classifier, whose
+# weights are normal of deviation 0.01 (Goyal et al. 2017).
+Init = Literal["timm", "torch", "fan_out", "goyal"]
 
 
 def initialise(net: nn.Module, init: Init, zero_bias: bool = False) -> nn.Module:
     """Draws the weights of `net` anew as `init` says, in place."""
-    if init == "timm":
+    if init == "goyal":
+        nn.init.normal_(net.get_classifier().weight, std=0.01)
+        nn.init.zeros_(net.get_classifier().bias)
+    if init in ("timm", "goyal"):
         return net
     for module in net.modules():
         if hasattr(module, "reset_parameters"):

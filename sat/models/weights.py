@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sat.errors import Refused, refusing
-from sat.identity import SECTIONS
+from sat.identity import NEUTRAL, SECTIONS
 from sat.models.classifier import Classifier, assemble
 from sat.models.files import read_file, state_dicts
+from sat.models.room import build_within, room
 from sat.rundir import checkpoint
 from sat.rundir.record import weights_file
-from sat.rundir.untrusted import read_sections
+from sat.rundir.untrusted import misfit, read_sections
 
 log = logging.getLogger("sat")
 Tensors = Mapping[str, Tensor]
@@ -46,7 +47,6 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
     Its normalisation is the one given, else that of pretrained weights, else the dataset's.
     Raises ValueError, beginning with the key, for what can't be built.
     """
-    torch.manual_seed(spec.seed)
     size, channels = shape["image_size"], shape["channels"]
     for key, values in spec.normalisation.items():
         if len(values) != channels:
@@ -54,7 +54,14 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
                 f"{key}={values}: has {len(values)} values, where images have {channels} channels; "
                 "write one a channel"
             )
-    backbone = spec.model(channels, shape["classes"], size)
+    copies = 1 if spec.evaluate or spec.schedule.shard else 3  # weights, gradients, momentum
+    limit = min(room(torch.device("cpu")), room(device) / copies)
+
+    def seeded() -> nn.Module:
+        torch.manual_seed(spec.seed)
+        return spec.model(channels, shape["classes"], size)
+
+    backbone = build_within(limit, seeded, _told_of(spec.model))
     scale = {"mean": shape["mean"], "std": shape["std"]}
     if getattr(spec.model, "pretrained", False):  # the weights expect their own normalisation
         cfg = backbone.pretrained_cfg
@@ -63,20 +70,28 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
     scale |= spec.normalisation
     model = assemble(backbone, spec.activation, **scale, image_shape=(channels, size, size))
     if spec.weights:
-        load_weights(model, spec.weights, spec.normalisation)
+        load_weights(model, spec.weights, spec.normalisation, transfer=True)
     return model.to(device)
 
 
+def _told_of(model: Any) -> str:
+    """What says how large a network is, as it is written."""
+    given = vars(model)
+    key = next((key for key in ("width", "variant", "name") if key in given), "_target_")
+    return f"{key}={given.get(key, type(model).__name__)}"
+
+
 def load_weights(
-    model: Classifier, place: str, given: Collection[str] = ()
+    model: Classifier, place: str, given: Collection[str] = (), transfer: bool = False
 ) -> Mapping[str, Any] | None:
     """Puts the weights of a run directory or a file, trained anywhere, into `model`.
 
     A file is a checkpoint of this program, what `torch.save` wrote of tensors, or `.safetensors`.
     Its state dict may be nested in others, of which averages are preferred, and its keys may have
     a prefix (`module.`, `1.`). A normalisation in it becomes the model's, but for what `given`
-    names (`mean`, `std`: set by hand). Raises ValueError, beginning with the key, naming what does
-    not fit; `model` is then as it was. Returns what a checkpoint of this program says of the images
+    names (`mean`, `std`: set by hand). With `transfer` a last layer of other classes stays as it
+    began, and that is said. Raises ValueError, beginning with the key, naming what does not fit;
+    `model` is then as it was. Returns what a checkpoint of this program says of the images
     that the network was made for (see `shape_of`), None for other files.
     """
     own = model.backbone.state_dict()
@@ -90,6 +105,9 @@ def load_weights(
         scale = _normalisation(rest, model.mean.numel(), given)
         known = {*scale.values(), *beside}
         surplus = [k for k in rest if not k.endswith(_COUNTERS) and k not in known]
+        heads = _heads(weights, own, model) if transfer else []
+        for key in heads:
+            weights[key] = own[key]
         _refuse_misfits(model, weights, [key.removeprefix(prefix) for key in surplus])
     except OSError as error:
         raise ValueError(f"weights={place}: {error.strerror or error}") from None
@@ -97,6 +115,10 @@ def load_weights(
         raise ValueError(f"weights={place}: {error}") from None
     model.backbone.load_state_dict({**own, **weights})
     taken = {what: rest[key] for what, key in scale.items() if what not in given}
+    if heads:
+        log.warning(
+            "weights=%s: its last layer is of other classes; %s begin anew", place, _listed(heads)
+        )
     if left_out := [key for key in beside if key not in scale.values()]:
         log.info("weights=%s: left out %s, beside the network", place, _listed(left_out))
     for what, values in taken.items():
@@ -219,6 +241,12 @@ def _refuse_misfits(model: Classifier, weights: Tensors, surplus: list[str]) -> 
     raise ValueError(f"{says}; the model must be the same")
 
 
+def _heads(weights: Tensors, own: Tensors, model: Classifier) -> list[str]:
+    """The weights of a last layer of other classes, where nothing else differs in its shape."""
+    shaped = [key for key in weights if weights[key].shape != own[key].shape]
+    return shaped if all(_is_head(weights[key], own[key], model) for key in shaped) else []
+
+
 def _is_head(there: Tensor, here: Tensor, model: Classifier) -> bool:
     """Whether two misfits differ in the number of classes alone."""
     classes = getattr(model.backbone, "num_classes", None)
@@ -254,6 +282,17 @@ def _values(tensor: Tensor) -> str:
     return "[" + ", ".join(f"{value:.4g}" for value in tensor.flatten().tolist()) + "]"
 
 
+# What a checkpoint must have to be used as a network.
+NEEDED = {
+    "facts": {
+        "hash": str,
+        "shape": {"channels": int, "classes": int, "image_size": int,
+                  "mean": [int | float], "std": [int | float]},
+    },
+    "model": {"*": Tensor}, "average?": {"*": Tensor},
+}  # fmt: skip
+
+
 def read_run(run_directory: str | Path, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A run's config, as it builds the network without any weights, and its checkpoint `which`.
 
@@ -268,6 +307,12 @@ def read_run(run_directory: str | Path, which: str) -> tuple[dict[str, Any], dic
         state = checkpoint.read(directory / "checkpoints" / f"{which}.pt")
     except OSError as error:
         raise ValueError(f"{directory}: no run with a {which!r} checkpoint ({error})") from None
+    if missing := [key for key in SECTIONS if key not in {**config, **NEUTRAL}]:
+        raise ValueError(f"{directory / 'config.yaml'}: is damaged; {missing[0]} is missing")
+    if wrong := misfit(state, NEEDED, ""):
+        raise ValueError(
+            f"{directory / 'checkpoints' / which}.pt: is damaged, or of another program ({wrong})"
+        )
     config["evaluate"] = None  # the file may be gone
     config["model"] = without_weights(config["model"])
     return config, state
@@ -293,5 +338,9 @@ def load(run_directory: str | Path, which: str = "best", device: str = "cpu") ->
     config, state = read_run(run_directory, which)
     with torch.random.fork_rng():  # the caller's random numbers are the caller's
         model = build_model(check(config), state["facts"]["shape"], torch.device(device))
-    model.load_state_dict(state.get("average") or state["model"])
+    try:
+        model.load_state_dict(state.get("average") or state["model"])
+    except RuntimeError:  # one line for each weight
+        place = Path(run_directory) / "checkpoints" / f"{which}.pt"
+        raise ValueError(f"{place}: holds the weights of another network") from None
     return model.eval()

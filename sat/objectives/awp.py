@@ -1,11 +1,12 @@
 """Adversarial weight perturbation (Wu et al. 2020, arXiv 2004.05884)."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from sat.arguments import MOST_EPOCHS, check_range
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,9 @@ class AWP:
     warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.gamma < math.inf:
-            raise ValueError(
-                f"gamma={self.gamma}: must be above 0 and finite; for no perturbation:"
-                " weight_attack=none"
-            )
-        if not 0 <= self.warmup_epochs < math.inf:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be finite, 0 or above")
+        why = "must be above 0: a share of each weight's norm (for none: weight_attack=none)"
+        check_range("gamma", self.gamma, 1e-6, 1, why)
+        check_range("warmup_epochs", self.warmup_epochs, 0, MOST_EPOCHS, "is a number of epochs")
 
     def perturb(self, model: nn.Module, loss: Callable[[], None], epoch: Tensor) -> None:
         """Adds the perturbation to the weights that `loss` reaches."""

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
+from sat.arguments import check_range
 from sat.attacks.base import Attack, resolved
 from sat.errors import refusing
 from sat.rng import RowRng
@@ -128,8 +129,13 @@ def training_attack(attack: Attack, objective: Objective) -> Attack:
 
 
 def check_beta(beta: float) -> None:
-    if not 0 <= beta < float("inf"):
-        raise ValueError(f"beta={beta}: must be finite, 0 or above")
+    check_term("beta", beta)
+
+
+def check_term(name: str, weight: float) -> None:
+    """Refuses what a term of a loss is multiplied with where one of the two would be lost."""
+    if weight:
+        check_range(name, weight, 1e-6, 1e6, "float32 keeps seven digits of a sum (0 is none)")
 
 
 def check_smoothing(label_smoothing: float) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sat.arguments import check_range
 from sat.objectives.base import Objective, check_beta, check_smoothing
 
 
@@ -26,8 +27,8 @@ class Consistency(Objective):
     def __post_init__(self) -> None:
         check_beta(self.beta)
         check_smoothing(self.label_smoothing)
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature}: must be above 0 and finite")
+        why = "divides logits, which leaves answers that are sure, or all alike"
+        check_range("temperature", self.temperature, 1e-2, 100, why)
 
     def __call__(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, epoch: Tensor | None = None

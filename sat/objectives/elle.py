@@ -1,6 +1,5 @@
 """Efficient local linearity (Abad Rocamora et al. 2024, arXiv 2401.11618)."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sat.arguments import check_range
 from sat.objectives.base import Regulariser
 from sat.objectives.gradalign import check_noise, check_weight
 from sat.rng import RowRng
@@ -71,10 +71,8 @@ class AdaptiveELLE(ELLE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.sensitivity < math.inf:
-            raise ValueError(f"sensitivity={self.sensitivity}: must be finite, 0 or above")
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"decay={self.decay}: must be above 0, and 1 at most")
+        check_range("sensitivity", self.sensitivity, 0, 1e6, "is in standard deviations")
+        check_range("decay", self.decay, 1e-6, 1, "is what is left of the weight after a step")
         memory = torch.zeros(4, dtype=torch.float64)
         object.__setattr__(self, "_memory", memory)
 

@@ -1,13 +1,12 @@
 """Gradient alignment (Andriushchenko and Flammarion 2020, arXiv 2007.02617)."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.arguments import check_ball
+from sat.arguments import check_ball, check_range
 from sat.attacks import base
 from sat.attacks.losses import ce
 from sat.objectives.base import Regulariser
@@ -57,10 +56,8 @@ class GradAlign(Regulariser):
 
 
 def check_weight(weight: float) -> None:
-    if not 0 < weight < math.inf:
-        raise ValueError(
-            f"weight={weight}: must be above 0 and finite; for no regulariser: regulariser=none"
-        )
+    why = "float32 keeps seven digits of a sum; for no regulariser: regulariser=none"
+    check_range("weight", weight, 1e-6, 1e6, why)
 
 
 def check_noise(eps: float | str) -> float:

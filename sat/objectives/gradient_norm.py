@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices
+from sat.arguments import MOST_EPOCHS, check_ball, check_choices, check_range
 from sat.attacks.ball import Norm
-from sat.objectives.base import Objective, check_beta, check_smoothing
+from sat.objectives.base import Objective, check_beta, check_smoothing, check_term
 from sat.objectives.second_order import input_gradient
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}  # norms of the gradient, by the ball's
@@ -39,10 +39,8 @@ class GradientNorm(Objective):
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         check_beta(self.beta)
         check_smoothing(self.label_smoothing)
-        if not 0 <= self.clean < float("inf"):
-            raise ValueError(f"clean={self.clean}: must be finite, 0 or above")
-        if not 0 <= self.warmup_epochs < float("inf"):
-            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be finite, 0 or above")
+        check_term("clean", self.clean)
+        check_range("warmup_epochs", self.warmup_epochs, 0, MOST_EPOCHS, "is a number of epochs")
 
     def __call__(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, epoch: Tensor | None = None

@@ -7,12 +7,13 @@ from typing import Any
 
 from sat.errors import Refused
 from sat.report.runs import FAULTS, PLACES, Left, Measured, key_of, measured, named, one_line
+from sat.rundir.files import read_text
 
 
 def read(file: Path) -> Iterator[Measured | Left]:
     """The runs of a file that `keep` wrote; a damaged line is one that is left out."""
     try:
-        text = file.read_text()
+        text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"{file}: can't be read ({one_line(error)})") from None
     for number, line in enumerate(text.splitlines(), 1):

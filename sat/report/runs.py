@@ -17,7 +17,8 @@ import yaml
 from sat.errors import Refused
 from sat.identity import SECTIONS
 from sat.rundir import untrusted
-from sat.rundir.record import is_running
+from sat.rundir.files import read_text
+from sat.rundir.lock import is_running
 from sat.rundir.result import AttackResult, RunResult, read_result
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
@@ -125,7 +126,7 @@ def one_line(error: BaseException) -> str:
 def experiments_of(path: Path, config: Mapping[str, Any]) -> list[str]:
     """The experiments under which a run was asked for."""
     try:
-        return named((path / "experiments.txt").read_text(errors="replace").splitlines())
+        return named(read_text(path / "experiments.txt", "replace").splitlines())
     except FileNotFoundError:
         return named([config["choices"].get("experiment") or ""])
 
@@ -147,7 +148,7 @@ def status(run: Path) -> tuple[str, dict[str, Any]]:
     if is_running(run):
         return "running", result
     try:
-        _, fault, error = (run / "log.txt").read_text().splitlines()[-1].partition(" ERROR ")
+        _, fault, error = read_text(run / "log.txt").splitlines()[-1].partition(" ERROR ")
     except (OSError, IndexError, UnicodeDecodeError):
         fault = error = ""
     if fault and not result:
@@ -190,7 +191,7 @@ def metrics(run: Path) -> tuple[list[dict[str, Any]], str | None]:
     """The lines of `metrics.jsonl` that are whole, and what is wrong with the file."""
     rows, fault = [], None
     try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
+        lines = read_text(run / "metrics.jsonl").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         return [], f"metrics.jsonl can't be read ({one_line(error)})"
     for number, line in enumerate(lines, 1):

@@ -9,10 +9,12 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sat.errors import Fault, Refused
+from sat.rundir.untrusted import load_tensors, objects_in, reason_of
 
 log = logging.getLogger("sat")
 FORMAT = 1
@@ -55,14 +57,37 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with naming(path):
-            with open(temporary, "wb") as file:
+            temporary.unlink(missing_ok=True)  # of a process that was killed, or no file at all
+            with open(temporary, "xb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
+                _to_disk(file, path)
             os.replace(temporary, path)
     finally:
         with suppress(OSError):  # it may be that nothing can be changed here
             temporary.unlink(missing_ok=True)
+
+
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+
+
+def _to_disk(file: BinaryIO, path: Path) -> None:
+    """Waits until the disk has what was written; one that can't tell is said once."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        _warn_once(error.strerror)
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    log.warning(
+        "record.root: its disk doesn't tell when a file is safe (fsync: %s); after a power cut the"
+        " newest checkpoint may be damaged, and the one before take its place", reason,
+    )  # fmt: skip
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -115,7 +140,12 @@ def rotate(last: Path, previous: Path, state: dict[str, Any]) -> None:
         link = previous.with_name(f".{previous.name}.tmp")
         with naming(previous):
             link.unlink(missing_ok=True)
-            os.link(last, link)
+            try:
+                os.link(last, link)
+            except OSError as error:  # a disk without links; nothing is lost, but the name is free
+                if error.errno not in _NO_LINKS:
+                    raise
+                link = last
             os.replace(link, previous)
     save(last, state)
 
@@ -123,14 +153,12 @@ def rotate(last: Path, previous: Path, state: dict[str, Any]) -> None:
 def read(path: Path) -> dict[str, Any]:
     """The named states of a checkpoint, on the CPU. Raises ValueError for what is none of this
     format, and for one of which a bit has changed."""
-    import torch
-
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        state = load_tensors(path)
+    except OSError:
         raise
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = str(error).splitlines()[0][:120] if " " in str(error) else "it can't be read"
+        reason = objects_in(error) or reason_of(error)
         raise ValueError(f"{path}: is damaged, or is no checkpoint ({reason})") from None
     version = state.pop("format", None) if isinstance(state, dict) else None
     if version != FORMAT:

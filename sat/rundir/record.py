@@ -1,22 +1,23 @@
 """The run directory: who works in it, what was measured, what came out."""
 
 import errno
-import fcntl
 import json
 import logging
 import math
 import os
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from sat.errors import Busy, Fault, Refused, Stopped
+from sat.errors import Fault, Refused, Stopped
 from sat.rundir import checkpoint
+from sat.rundir.files import read_text, regular
+from sat.rundir.lock import take
 from sat.rundir.result import BEST, LAST, RunResult
 
 log = logging.getLogger("sat")
@@ -68,7 +69,7 @@ class Run:
         finite = lambda v: not isinstance(v, float) or math.isfinite(v)  # noqa: E731
         row = {key: value if finite(value) else None for key, value in row.items()}
         path, line = self.directory / "metrics.jsonl", (json.dumps(row) + "\n").encode()
-        with checkpoint.naming(path), open(path, "ab", buffering=0) as file:
+        with checkpoint.naming(path), open(path, "ab", 0, opener=regular) as file:
             if (written := file.write(line)) < len(line):  # the disk is full
                 file.truncate(file.tell() - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -150,41 +151,38 @@ def claim(record: Record, name: str, config: str, wait: bool = True) -> Iterator
     """The run's directory, locked for this process; a second process waits for the first, or
     raises Busy.
 
-    Raises Refused, naming the key, where the directory can't be written or locked.
+    Raises Refused, naming the key, where the directory can't be written.
     """
     root, directory = Path(record.root), Path(record.root) / name
-    try:
-        lock = _lock(directory, wait)
-        if record.fresh and (directory / "config.yaml").exists():
-            # who waits for the lock finds another directory, and asks again
-            _set_aside(root, directory)
-            old, lock = lock, _lock(directory, wait)
-            old.close()
-        run = Run(directory)
-        if not (directory / "config.yaml").exists():
-            checkpoint.write_whole(directory / "config.yaml", lambda f: f.write(config.encode()))
-        handler = _LogFile(directory / "log.txt")
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            raise _lockless(record.root, directory, error) from error
-        remedy = checkpoint.REMEDIES.get(error.errno or 0)
-        raise Refused(
-            f"record.root={record.root}: can't be written ({error.strerror});"
-            f" {remedy + ', or ' if remedy else ''}name another folder"
-        ) from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    try:
-        with _told(directory), _silent_threads():
-            yield run
-    except Exception as error:  # the screen is told by who catches it
-        level = logging.INFO if isinstance(error, Stopped) else logging.ERROR
-        handler.handle(log.makeRecord("sat", level, __file__, 0, "%s", (error,), None))
-        raise
-    finally:
-        log.removeHandler(handler)
-        handler.close()
-        lock.close()
+    with ExitStack() as held:
+        try:
+            held.enter_context(closing(take(directory, wait)))
+            if record.fresh and (directory / "config.yaml").exists():
+                _set_aside(root, directory)
+                old = held.pop_all()  # who waits for it finds another directory, and asks again
+                held.enter_context(closing(take(directory, wait)))
+                old.close()
+            run = Run(directory)
+            if not (place := directory / "config.yaml").is_file():
+                checkpoint.write_whole(place, lambda file: file.write(config.encode()))
+            handler = held.enter_context(closing(_LogFile(directory / "log.txt")))
+        except OSError as error:
+            remedy = checkpoint.REMEDIES.get(error.errno or 0)
+            named = f"{error.filename} " if str(error.filename).startswith(f"{directory}/") else ""
+            raise Refused(
+                f"record.root={record.root}: can't be written ({named}{error.strerror});"
+                f" {remedy + ', or ' if remedy else ''}name another folder"
+            ) from error
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        held.callback(log.removeHandler, handler)
+        try:
+            with _told(directory), _silent_threads():
+                yield run
+        except Exception as error:  # the screen is told by who catches it
+            level = logging.INFO if isinstance(error, Stopped) else logging.ERROR
+            handler.handle(log.makeRecord("sat", level, __file__, 0, "%s", (error,), None))
+            raise
 
 
 @contextmanager
@@ -195,6 +193,9 @@ def stand_by(record: Record, name: str, config: str, wait: bool = True) -> Itera
 
 class _LogFile(logging.FileHandler):
     """What can't be written here has been said on the screen."""
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", errors="backslashreplace", opener=regular)
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -247,59 +248,12 @@ def enter(directory: Path, experiment: str | None) -> None:
     `experiments.txt`. A run may be part of several."""
     path = directory / "experiments.txt"
     try:
-        if experiment and experiment not in (path.read_text().split() if path.exists() else []):
-            with open(path, "a") as file:
+        there = read_text(path, "replace").split() if path.exists() else []
+        if experiment and experiment not in there:
+            with open(path, "a", opener=regular) as file:
                 file.write(experiment + "\n")
     except OSError as error:  # the run itself is whole
         log.warning("%s: can't be written (%s); reports will miss it", path, error.strerror)
-
-
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-
-
-def _lockless(root: str, directory: Path, error: OSError) -> Refused:
-    """Two processes would write one run; leaves nothing behind."""
-    with suppress(OSError):
-        (directory / "lock").unlink()
-        directory.rmdir()  # where there was no run
-    return Refused(
-        f"record.root={root}: its file system takes no locks ({error.strerror}); mount it with"
-        " them (Lustre: -o flock, NFS: lockd on both sides), or name a folder elsewhere"
-    )
-
-
-def _lock(directory: Path, wait: bool) -> TextIO:
-    """Waits for the directory's lock, and for that of its successor where it was moved away; or
-    raises Busy."""
-    while True:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / "lock", "a+")
-        try:
-            _take(file, directory, wait)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(directory / "lock")):
-                break
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
-
-
-def _take(file: TextIO, directory: Path, wait: bool) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip()
-        if not wait:
-            raise Busy(f"{directory}: {holder} runs it already") from None
-        log.info("%s: waiting for %s, which runs it already", directory, holder)
-        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _set_aside(root: Path, directory: Path) -> None:
@@ -311,17 +265,3 @@ def _set_aside(root: Path, directory: Path) -> None:
     for events in aside.glob("*tfevents*"):
         events.rename(events.with_name(events.name.replace("tfevents", "replaced")))
     log.info("the run of before is now %s", aside)
-
-
-def is_running(directory: Path) -> bool:
-    """Whether a process of this machine holds the run's lock."""
-    try:
-        with open(directory / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks, on which nothing is run
-        return False
-    return False

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self, Union, get_args, get_origin, get_type_hints
 
 from sat.errors import Refused
+from sat.rundir.files import read_text
 from sat.rundir.untrusted import misfit
 
 Share = Annotated[float, "share"]  # from 0 to 1
@@ -310,9 +311,7 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     for what is none."""
     path = directory / "result.json"
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is no file")
-        plain = json.loads(path.read_text())
+        plain = json.loads(read_text(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except RecursionError:

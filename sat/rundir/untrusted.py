@@ -1,18 +1,24 @@
 """What a run directory holds may have been written by anybody: plain data, of the kinds that runs
-write, or refused in one line. Nothing here needs torch, and nothing is ever executed."""
+write, or refused in one line. torch is imported for tensors alone, and nothing is ever executed."""
 
 import math
+import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import yaml
 
 from sat.errors import Refused
+from sat.rundir.files import read_text, regular
 
+MOST_PARTS = 10**6  # tensors, numbers and texts; a checkpoint of a large network has 10,000
 LARGEST = 2**20  # bytes of a config; they have about 2,000
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 
@@ -22,11 +28,9 @@ def read_yaml(path: Path, aliases: bool = False) -> dict[str, Any]:
     which a few lines unfold to more than any memory holds; no run writes them. With `aliases` they
     are taken, as of our own files."""
     try:
-        if not path.is_file():
-            raise OSError("no such file")
-        if path.stat().st_size > LARGEST:
+        text = read_text(path)
+        if len(text) > LARGEST:
             raise ValueError("larger than any config")
-        text = path.read_text()
         tokens = () if aliases else yaml.scan(text, _Loader)
         if any(isinstance(token, yaml.AliasToken) for token in tokens):
             raise ValueError("has aliases; write what they stand for")
@@ -58,11 +62,25 @@ def read_sections(path: Path, sections: list[str]) -> dict[str, Any]:
     return config
 
 
+def unfolded(path: Path) -> int:
+    """The bytes that what a file holds may take in memory: torch packs nothing, and weights can be
+    packed to a fraction; beyond that somebody means harm."""
+    return 16 * path.stat().st_size + 2**26
+
+
+def check_packed(path: Path) -> None:
+    """Raises ValueError for an archive of weights that unfolds to more than `unfolded` allows."""
+    if not zipfile.is_zipfile(path):
+        return
+    with suppress(zipfile.BadZipFile, struct.error), zipfile.ZipFile(path) as file:
+        if (held := sum(part.file_size for part in file.infolist())) > unfolded(path):
+            raise ValueError(f"unfolds to {held / 1e9:.1f} GB")
+
+
 def check_sums(path: Path) -> None:
     """Raises ValueError where a part of an archive is not what was written, by its checksum: torch
     reads weights with a changed bit as other weights. A second a gigabyte."""
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no file")
+    check_packed(path)
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -72,6 +90,52 @@ def check_sums(path: Path) -> None:
         part = f"the archive ({error})"
     if part is not None:
         raise ValueError(f"{part} is not what was written")
+
+
+# How torch says that a pickle is more than tensors. Operands from 140 on are of pickle protocols 4
+# and 5, in which torch itself writes nothing.
+_OBJECTS = re.compile(
+    r"GLOBAL (\S+)|(TorchScript)|operand 1[45]\d|Can only (?:create|build)|call reduce"
+)
+
+
+def load_tensors(path: Path) -> Any:
+    """What a file of tensors and plain values holds, on the CPU; nothing else is unpickled. Raises
+    ValueError for one that unfolds to far more than it holds, and what torch raises, of many
+    kinds."""
+    import torch
+
+    with open(path, "rb", opener=regular) as file, warnings.catch_warnings():
+        check_packed(path)
+        warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    parts, total, pending = 0, 0, [state]
+    while pending:
+        parts, value = parts + 1, pending.pop()
+        if isinstance(value, Mapping | list | tuple):
+            pending += value.values() if isinstance(value, Mapping) else value
+        elif isinstance(value, torch.Tensor):
+            total += value.numel() * value.element_size()
+        if total > unfolded(path) or parts + len(pending) > MOST_PARTS:
+            raise ValueError("unfolds to far more than the file holds")
+    return state
+
+
+def objects_in(error: Exception) -> str | None:
+    """What torch found in a file of tensors alone that is none; None where that isn't why."""
+    if found := _OBJECTS.search(_told(error)):
+        return f"holds objects other than tensors ({found[1] or found[2] or 'a plain pickle'})"
+    return None
+
+
+def reason_of(error: Exception) -> str:
+    """Why torch can't read a file, in few words and without its advice."""
+    text = _told(error)
+    return shorten(text.splitlines()[0], 120) if " " in text else "it can't be read"
+
+
+def _told(error: Exception) -> str:
+    return str(error).split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
 
 
 def misfit(value: Any, kind: Any, place: str) -> str | None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ import torch
 from sat.acceleration.auto import THREADS
 from sat.attacks import Clean
 from sat.config import Spec
-from sat.data import Data
+from sat.data import Data, some_images
 from sat.data.fingerprint import facts_of, same_facts
 from sat.distributed import ALONE, World
 from sat.errors import Diverged, Fault, Lost, Stopped, is_out_of_memory, on_signals
 from sat.evaluation.alarm import Alarm
+from sat.evaluation.views import views
 from sat.loggers.screen import Progress
 from sat.models.weights import shape_of
 from sat.rng import seed_of
@@ -27,7 +29,7 @@ from sat.rundir.record import Run
 from sat.training.loop import Stream
 from sat.training.memory import starved
 from sat.training.overfitting import Overfitting, chance_of
-from sat.training.set_up import no_curvature, separate_batch_norm
+from sat.training.set_up import no_curvature, separate_batch_norm, untrained_average
 from sat.training.state import TrainState
 from sat.training.swa import estimate
 from sat.training.validation import Validated, validate
@@ -55,6 +57,8 @@ class Callbacks:
         self.alarms: list[dict[str, Any]] = []
         self.seconds = self.training_seconds = 0.0
         self.asked_to_stop, self.asked = 0, 0.0
+        self.held_out = ""  # what the last validation said, in a few characters
+        self.loss: float | None = None  # as logged last
 
     def resume(self, state: TrainState, kept: dict[str, Any] | None) -> None:
         """Puts the training where a checkpoint stood, and forgets all that came later."""
@@ -97,7 +101,7 @@ class Callbacks:
         self.saved_step, self.stream = state.step or None, stream
         plan, batch = state.plan, state.plan.schedule.batch_size
         self.began = self.saved = self.ticked = time.monotonic()
-        self.progress = Progress("training", plan.steps * batch, state.step * batch)
+        self.progress = Progress(self._words(state), plan.steps * batch, state.step * batch)
         self.last_images, self.last_training = state.step * batch, self.training_seconds
         before = on_signals(self._ask)
         try:
@@ -180,6 +184,7 @@ class Callbacks:
         spent = self.training_seconds - self.last_training
         values["train/images_per_second"] = (images - self.last_images) / max(spent, 1e-9)
         self.last_images, self.last_training = images, self.training_seconds
+        self.loss = values.get("train/loss")
         self.write(state, values)
 
     def validate(self, state: TrainState) -> None:
@@ -189,19 +194,34 @@ class Callbacks:
         estimate(state, self.data.train)
         if not len(self.data.held_out):
             return
+        self.progress.say(f"{self._words(state)}, validating")
+        self.progress.show()
         found = self._validated(state, "average" if state.average else "weights")
         accuracies = {"val/clean": found.clean, "val/robust": found.robust}
         accuracies |= found.diagnostics
-        said = f"epoch {self._epoch(state):.2f}: {found.said}"
+        assert self.best
+        best = 100 * self.best["score"][0]
+        self.held_out = f" val {100 * found.clean:.1f}/{100 * found.robust:.1f} best {best:.1f}"
         if found.counts and self.selects == "robust":
             self._warn(state, self.overfitting.check(*found.counts))
         if self.validation.weights == "either":
             raw = self._validated(state, "weights")
             accuracies |= {"val/weights_clean": raw.clean, "val/weights_robust": raw.robust}
-            said += f"; without the average {raw.clean:.1%} clean, {raw.robust:.1%} robust"
         self.write(state, accuracies)
-        self.progress.say(said)
+        self._show_images(state)
         self.ticked = time.monotonic()  # no training time
+
+    def _show_images(self, state: TrainState) -> None:
+        """Eight held-out images under the validation's attack, for the trackers: after the first
+        validation, the 4th, the 16th, the 64th ... All processes look, the first one shows."""
+        number = round(state.plan.epoch(state.step) / (self.validation.every or 1))
+        if not self.spec.logger or number & (number - 1) or number % 3 != 1:
+            return
+        x, y = some_images(self.data.held_out, 8)
+        seen = views(state.measured, x, y, torch.arange(len(x)), self.validation.attack,
+                     self.data.classes)  # fmt: skip
+        images = state.step * state.plan.schedule.batch_size
+        self.run.loggers.pictures("held-out", seen, images)
 
     def _validated(self, state: TrainState, of: str) -> Validated:
         """What the held-out images say of the average or of the weights, kept if it is `best`."""
@@ -235,6 +255,26 @@ class Callbacks:
     def _epoch(self, state: TrainState) -> float:
         return round(state.plan.epoch(state.step), 4)
 
+    def _words(self, state: TrainState) -> str:
+        """Where a training stands, as its bar says it: accuracies in percent, clean/robust; `best`
+        is the one that chose the weights."""
+        total = self._epochs(state)
+        return f"ep {min(int(state.plan.epoch(state.step)) + 1, total)}/{total}{self.held_out}"
+
+    def _epochs(self, state: TrainState) -> int:
+        return max(1, ceil(state.plan.epoch(state.plan.steps) - 0.05))  # the last step rounds
+
+    def _say_epoch(self, state: TrainState) -> None:
+        """A line for each epoch that has ended."""
+        plan, step = state.plan, state.step
+        at, total = int(plan.epoch(step)), self._epochs(state)
+        if at == int(plan.epoch(step - 1)) and step < plan.steps:
+            return
+        loss = "" if self.loss is None else f" loss {self.loss:.3f}"
+        held_out = self.held_out if plan.validates(step) else ""
+        at = total if step == plan.steps else at
+        self.progress.line(f"epoch {at}/{total}{loss}{held_out}")
+
     def _say_once(self, state: TrainState) -> None:
         """What a run is told of its set-up: once, however often it is resumed."""
         if not state.skips_on_device and state.step == 0:
@@ -242,10 +282,20 @@ class Callbacks:
                 "schedule.optimizer=%s: can't skip a step by itself that is not finite; the host"
                 " looks at each", state.plan.schedule.optimizer,
             )  # fmt: skip
-        told = {alarm["name"] for alarm in self.alarms}
-        for alarm in (separate_batch_norm(state), no_curvature(state, self.spec.activation())):
-            if alarm and alarm.name not in told:
-                self._warn(state, alarm)
+        for alarm in (
+            separate_batch_norm(state),
+            no_curvature(state, self.spec.activation()),
+            untrained_average(state),
+        ):
+            self._warn_once(state, alarm)
+
+    def check_taken(self, state: TrainState) -> None:
+        """Warns of steps that were skipped; raises Diverged where no other was taken."""
+        self._warn_once(state, state.skips.check_taken(state.step))
+
+    def _warn_once(self, state: TrainState, alarm: Alarm | None) -> None:
+        if alarm and alarm.name not in {told["name"] for told in self.alarms}:
+            self._warn(state, alarm)
 
     def _warn(self, state: TrainState, alarm: Alarm | None) -> None:
         """An alarm goes to the log, the trackers and, in the end, the result."""
@@ -263,7 +313,9 @@ class Callbacks:
 
     def look(self, state: TrainState) -> None:
         """Asks after every step: is there something to tell, is it time to save, or to stop?"""
+        self.progress.say(self._words(state))
         self.progress.advance(state.plan.schedule.batch_size)
+        self._say_epoch(state)
         for line in state.news:
             log.warning("%s", line)
         state.news.clear()

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sat.arguments import check_choices
+from sat.arguments import check_choices, check_range
 
 ROUNDING = 1e-3  # updates: 0.07 * 100 is above 7, and so is 0.0700000001 * 100
 
@@ -80,8 +80,7 @@ class Step(Decay):
     lead: int = 0
 
     def __post_init__(self) -> None:
-        if self.lead < 0:
-            raise ValueError(f"lead={self.lead}: is a number of updates, 0 or more")
+        check_range("lead", self.lead, 0, 10_000, "is a number of updates, 0 or more")
 
     def __call__(self, progress: Progress) -> float:
         return 0.1 ** replace(progress, step=progress.step + self.lead).passed

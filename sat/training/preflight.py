@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
+from sat.activations.swap import in_eval_mode
 from sat.attacks.base import Attack, Loose, Replayed, check_attack, check_fields
 from sat.attacks.outcomes import Ensemble
 from sat.data import Loader
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
 from sat.evaluation.settings import Evaluation, Validation
+from sat.models.room import kept_for_backward, size_of
 from sat.objectives import MART, Method, Objective, Unperturbed
 from sat.rng import RowRng
 from sat.training.schedule import Schedule
@@ -83,6 +85,36 @@ def check_sampler(loader: Loader) -> None:
         )
 
 
+def check_batch(schedule: Schedule, data: Any, room: int) -> None:
+    """Raises Refused for a batch of which not even the images fit into `room` bytes, with what an
+    attack makes of them."""
+    size = 2 * 4 * data.channels * data.image_size**2
+    if schedule.batch_size * size > room:
+        raise Refused(
+            f"schedule.batch_size={schedule.batch_size}: its images take"
+            f" {size_of(schedule.batch_size * size)} under an attack, and there are"
+            f" {size_of(room)}; write {room // size} at most"
+        )
+
+
+def check_memory(schedule: Schedule, model: nn.Module, x: Tensor, room: int) -> None:
+    """Raises Refused where an update needs more than `room` bytes, as a forward of one image x
+    [1, C, H, W] tells: what each layer is given is kept for the backward pass, and more."""
+    if schedule.grad_checkpointing or schedule.accumulate == "auto":
+        return
+    with in_eval_mode(model), torch.no_grad(), kept_for_backward(model) as counts:
+        model(x)
+    bits = 4 if schedule.precision == "fp32" else 2
+    at_once = -(-schedule.batch_size // schedule.parts)
+    if (needed := at_once * bits * sum(counts)) > room:
+        parts = -(-needed * schedule.parts // room)
+        raise Refused(
+            f"schedule.batch_size={schedule.batch_size}: an update keeps {size_of(needed)} for its"
+            f" backward pass, and there are {size_of(room)}; write schedule.accumulate={parts}, or"
+            " a smaller batch"
+        )
+
+
 def check_labels(objective: Objective, loader: Loader) -> None:
     """Raises Refused for mixed images where an objective is about one label of each."""
     if isinstance(objective, MART) and loader.augment.partners:
@@ -109,6 +141,11 @@ def check_augment(loader: Loader) -> None:
         raise Refused(
             f"augment: {kind} makes images of {list(x.shape)} and labels of {list(y.shape)} where"
             f" {list(shape)}, from 0 to 1, and {list(labels)} are due"
+        )
+    if not x.any():
+        raise Refused(
+            f"augment={kind.lower()}: leaves nothing of images of {data.image_size} pixels; see its"
+            " keys"
         )
 
 
@@ -232,6 +269,8 @@ def preflight(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
 def check_classes(measured: Mapping[str, Any], classes: int) -> None:
     """Raises Refused for an attack, by its key, that can't be had for so few classes."""
     for key, attack in measured.items():
+        if (rank := vars(attack).get("target") or 0) >= classes:
+            raise Refused(f"{key}.target={rank}: there are {classes - 1} wrong classes")
         if isinstance(attack, Ensemble) and classes < attack.fewest_classes:
             raise Refused(
                 f"{key}: {type(attack).__name__} compares {attack.fewest_classes} logits, and the"

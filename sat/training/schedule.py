@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sat.acceleration.auto import FUSED
-from sat.arguments import check_choices
+from sat.arguments import MOST_EPOCHS, check_choices, check_range
 from sat.training.decay import Decay, Progress, named
 from sat.training.optimizer import SGDS, check_optimizer
 
@@ -14,6 +14,9 @@ from sat.training.optimizer import SGDS, check_optimizer
 def _takes_milestones(values: Mapping[str, Any]) -> bool:
     """Whether the shape is, or may be, one that milestones move."""
     return values["decay"] not in ("constant", "cosine", "one_cycle")
+
+
+MOST_IMAGES = 10**7
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Schedule:
     layer to the one before it, 1 for none. `ema` is the decay a step of the weights' average,
     `swa_start` the share of the training from which they are averaged alike instead; `ema_ramp` and
     `ema_start`: see `sat.training.average`. These and `clip` (L2 norm of the gradient) are off at
-    0. `sync_batch_norm` is
+    0. `norm_start=batch` begins batch norm's running statistics with those of the first update's
+    forwards, whose momentum is 1, in the place of 0 and 1 (Gowal et al. 2020). `sync_batch_norm` is
     for several processes, see `sat.distributed`; None: on GPUs, unless the attack's batch norm is
     in training mode. `shard` shares out weights and optimiser over them, see
     `sat.distributed.sharding`. `compile=reduce-overhead` takes CUDA graphs as well, for small
@@ -63,6 +67,7 @@ class Schedule:
     ema_ramp: bool = False
     ema_start: float = 0.0
     swa_start: float = 0.0
+    norm_start: Literal["zero", "batch"] = "zero"
     accumulate: int | Literal["auto"] = 1
     clip: float = 0.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -81,11 +86,10 @@ class Schedule:
         for key in ("epochs", "batch_size", "learning_rate", "learning_rate_batch", "accumulate"):
             if not 0 < (self.parts if key == "accumulate" else getattr(self, key)) < math.inf:
                 raise ValueError(f"{key}={getattr(self, key)}: must be finite, above 0")
-        if not isinstance(self.updates_per_epoch, str) and self.updates_per_epoch < 1:
-            raise ValueError(f"updates_per_epoch={self.updates_per_epoch}: 1 or more; auto, whole")
-        for key in ("warmup_epochs", "weight_decay", "clip"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise ValueError(f"{key}={getattr(self, key)}: must be finite, 0 or above")
+        if not isinstance(self.updates_per_epoch, str):
+            why = "is a number of updates, or auto, or whole"
+            check_range("updates_per_epoch", self.updates_per_epoch, 1, MOST_IMAGES, why)
+        self._check_sizes()
         if self.batch_size < 2 * self.parts:
             raise ValueError(
                 f"batch_size={self.batch_size}: accumulate={self.accumulate} leaves parts of less"
@@ -116,9 +120,25 @@ class Schedule:
         check_optimizer(self.optimizer)
         self._check_optimizer()
 
+    def _check_sizes(self) -> None:
+        check_range("epochs", self.epochs, 0, MOST_EPOCHS, "are more than anybody waits for")
+        for key in ("batch_size", "learning_rate_batch"):
+            check_range(key, getattr(self, key), 1, MOST_IMAGES, "is a number of images at once")
+        check_range("warmup_epochs", self.warmup_epochs, 0, MOST_EPOCHS, "is a number of epochs")
+        if self._peak < 1e-9:
+            raise ValueError(
+                f"learning_rate={self.learning_rate}: with batches of {self.batch_size} it is"
+                f" {self._peak:.3g}, by which no float32 weight moves; write"
+                f" {1e-9 * self.learning_rate / self._peak:.1g} or more"
+            )
+        if self.clip:
+            why = "leaves nothing of the gradient (0 clips nothing)"
+            check_range("clip", self.clip, 1e-6, 1e30, why)
+        why = "is the share of a weight that an update takes, times the learning rate"
+        check_range("weight_decay", self.weight_decay, 0, 10, why)
+
     def _check_average(self) -> None:
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema={self.ema}: a decay from 0 (off) to below 1, such as 0.999")
+        check_range("ema", self.ema, 0, 1 - 1e-6, "is a decay, of which float32 has no more digits")
         for key in ("ema_start", "swa_start"):
             if not 0 <= (value := getattr(self, key)) < 1:
                 raise ValueError(f"{key}={value}: is a share of the training, from 0 to below 1")
@@ -134,16 +154,14 @@ class Schedule:
             )
 
     def _check_optimizer(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum={self.momentum}: from 0 to below 1")
+        check_range("momentum", self.momentum, 0, 0.9999, "adds up more than 10,000 gradients")
         if self.optimizer == "sgd" and self.momentum == 0:
             raise ValueError("momentum=0.0: Nesterov's step needs one; write optimizer=momentum")
-        if self.betas and not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={list(self.betas)}: from 0 to below 1, each")
+        if self.betas and (len(self.betas) < 2 or not all(0 <= b < 1 for b in self.betas)):
+            raise ValueError(f"betas={list(self.betas)}: two at least, each from 0 to below 1")
         if self.betas and self.optimizer in SGDS:
             raise ValueError(f"betas={list(self.betas)}: {self.optimizer} has none; see momentum")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay={self.layer_decay}: above 0, up to 1 (none)")
+        check_range("layer_decay", self.layer_decay, 0.01, 1, "is a factor a layer, 1 for none")
         if self.cycles_momentum and self.optimizer not in SGDS:
             raise ValueError(
                 f"decay.momentum: {self.optimizer} has none to cycle; write optimizer=momentum, or"

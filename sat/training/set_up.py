@@ -30,3 +30,20 @@ def no_curvature(state: TrainState, activation: nn.Module) -> Alarm | None:
         " the weights as if no activation ever switched; a smooth activation has one"
     )
     return Alarm("no_curvature", message, {"activation": type(activation).__name__})
+
+
+def untrained_average(state: TrainState) -> Alarm | None:
+    """The average that is measured is for the most part the weights of before the training."""
+    averaging = state.plan.averaging
+    if averaging is None or not averaging.decay or averaging.ramp:
+        return None
+    updates = state.plan.steps - max(averaging.start, 1)
+    if (share := averaging.decay**updates) <= 0.5:
+        return None
+    begun = f"update {averaging.start}" if averaging.start else "the start"
+    message = (
+        f"schedule.ema={averaging.decay}: after the {updates} updates to come, {share:.0%} of the"
+        f" average, which is what is measured, are still the weights of {begun}; write"
+        f" {max(1 - 5 / max(updates, 1), 0):.3g} or less, schedule.ema_ramp=true, or train longer"
+    )
+    return Alarm("untrained_average", message, {"share": share, "updates": updates})

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sat.errors import Diverged
+from sat.evaluation.alarm import Alarm, beyond
 
 # One bad batch passes; weights that have no finite gradient for this many batches, one after the
 # other, are themselves at fault.
@@ -46,6 +47,21 @@ class Skips:
         self.told = self.skipped
         said = f"step {self.last}: the loss or a gradient is not finite; skipped"
         return [f"{said} ({self.skipped} so far)"]
+
+    def check_taken(self, steps: int) -> Alarm | None:
+        """An alarm at the end of a training of which more than a hundredth of the `steps` were
+        skipped, and not by chance. Raises Diverged where none was taken."""
+        if self.skipped and self.skipped == steps:
+            raise Diverged(
+                f"no step was taken: the loss or a gradient is not finite in all {steps}; {REMEDY}"
+            )
+        if not beyond(self.skipped, steps, 0.01):
+            return None
+        message = (
+            f"{self.skipped} of {steps} steps changed nothing, since the loss or a gradient was not"
+            f" finite: the run is shorter than it says; {REMEDY}"
+        )
+        return Alarm("skipped_steps", message, {"skipped": self.skipped, "steps": steps})
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"counts": self.counts}

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sat.acceleration.auto import DTYPES
 from sat.acceleration.compilation import Warmup, compiled
@@ -55,6 +56,16 @@ class Learning(Stateful, Protocol):
         ...
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """What counts in its own calls; of all processes when it is to learn of the step."""
+
+    @property
+    def counted(self) -> Tensor:
+        """Sums over this process's rows since the step began."""
+        ...
+
+
 class TrainState:
     """The network in training and what goes with it; `sat.training.step.update` moves it.
 
@@ -77,6 +88,7 @@ class TrainState:
         parts = self.attack, self.objective, self.regulariser, self.weight_attack
         self.replayed = self.attack if isinstance(self.attack, Replayed) else None
         self.learning = [part for part in parts if isinstance(part, Learning)]
+        self.counting = [part for part in self.learning if isinstance(part, Counting)]
         self.metrics = metrics or Metrics()
         self.device = device = next(model.parameters()).device
         model.autocast = DTYPES[choices["precision"]]
@@ -114,6 +126,7 @@ class TrainState:
         # Lists, because a walk through the modules costs as much as all of the rest.
         self.parameters, buffers = [*model.parameters()], [*model.buffers()]
         self.statistics = Statistics(buffers)
+        self.norms = _momenta(model) if schedule.norm_start == "batch" else []
         self.perturbation = Perturbation(self.weight_attack, model)
         self.local_statistics = local_statistics(model)  # of batch norms that see own images alone
         self.recomputed = buffers if getattr(model, "recomputes", False) else []
@@ -131,6 +144,8 @@ class TrainState:
         self.progress.fill_(self.step / self.plan.steps)
         self.number.fill_(self.step)
         self.key.set(seed_of(self.plan.seed, "attack", self.step))
+        for norm, momentum in self.norms:
+            norm.momentum = momentum if self.step else 1.0
         if not self.model.training:  # half a millisecond on a CPU
             self.model.train()
 
@@ -175,6 +190,8 @@ class TrainState:
 
     def learn(self, broken: Tensor) -> None:
         """Lets all that learns know of the step."""
+        if self.counting:
+            self.world.add_([part.counted for part in self.counting])
         for part in self.learning:
             part.learn(self.sums, broken)
 
@@ -326,3 +343,8 @@ class TrainState:
     def _compiled(self, net: nn.Module) -> nn.Module:
         by_itself = self.plan.schedule.compile == "auto"
         return compiled(net, self.plan.choices["compile"], by_itself)
+
+
+def _momenta(model: nn.Module) -> list[tuple[Any, float | None]]:
+    """Batch norms with their momentum."""
+    return [(norm, norm.momentum) for norm in model.modules() if isinstance(norm, _BatchNorm)]

@@ -19,7 +19,9 @@ from sat.data.fingerprint import same_facts
 from sat.data.samplers import Epochs
 from sat.distributed import World, shared
 from sat.errors import Diverged, refusing
+from sat.loggers import screen
 from sat.models import Classifier, weights
+from sat.models.room import room
 from sat.objectives import Method
 from sat.rundir import checkpoint
 from sat.rundir.record import Run
@@ -47,17 +49,19 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         attack = method.attack
         on_gpu = device.type == "cuda"
         preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
+    screen.stage("reading the images")
     with refusing("dataset."), world.in_turn():
         data = spec.dataset(device, spec.seed)
     if spec.evaluate is None:
         preflight.check_held_out(spec.evaluation, len(data.held_out))
+        preflight.check_batch(spec.schedule, data, room(device))
         loader = loader_of(spec, data)
         preflight.check_sampler(loader)
         loader.check(world.size, getattr(spec.dataset, "skip_unreadable", False))
         preflight.check_augment(loader)
         preflight.check_labels(spec.objective, loader)
-    attacks = {f"evaluation.attacks.{name}": a for name, a in spec.evaluation.attacks.items()}
-    preflight.check_classes(attacks, len(data.classes))
+    preflight.check_classes(attacks_of(spec), len(data.classes))
+    screen.stage("loading timm and building the network")
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
     if spec.evaluate is not None:
@@ -68,15 +72,31 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
             recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
     if world.first and not begun:
-        preflight.preflight(model, attack, *some_images(data.train, 32))
+        screen.stage("trying network and attack on 32 images")
+        images, labels = some_images(data.train, 32)
+        preflight.preflight(model, attack, images, labels)
+        if spec.evaluate is None:
+            preflight.check_memory(spec.schedule, model, images[:1], room(device))
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         preflight.warn_of_threat_models(spec.attack, measured)
     return data, model
 
 
+def attacks_of(spec: Spec) -> dict[str, Any]:
+    """All attacks that the run makes use of, by their keys."""
+    attacks = {f"evaluation.attacks.{name}": a for name, a in spec.evaluation.attacks.items()}
+    attacks |= {
+        f"evaluation.curves.{k}.attack": c.attack for k, c in spec.evaluation.curves.items()
+    }
+    if spec.evaluate is None:
+        attacks |= {"attack": spec.attack, "validation.attack": spec.validation.attack}
+    return attacks
+
+
 def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> dict[str, Any]:
     """Trains from the last checkpoint, or from the start, to the end of the schedule."""
 
+    screen.stage("preparing the training")
     callbacks = Callbacks(spec, run, data, world)
     kept = last_checkpoint(spec, run, model, callbacks.facts, world)
     plan = plan_of(spec, model, data, kept, world)
@@ -89,10 +109,12 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
         return loader.stream(rows, step, plan.steps)
 
     text = summary(spec.config, callbacks.facts, state)
+    screen.stage("compiling the step" if plan.choices["compile"] else "taking the first step")
     log.info("%s\n%s", run.directory, text)
     try:
         with callbacks.open(state, text, stream):
             fit(state, stream, callbacks)
+            callbacks.check_taken(state)
     except Diverged as error:
         failed = callbacks.result(state, status="failed", error=str(error))
         run.write_result(RunResult.from_json(failed))

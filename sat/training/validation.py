@@ -28,13 +28,6 @@ class Validated:
     diagnostics: dict[str, float]  # by tag, see Probe
     counts: tuple[int, int, int] | None  # right after many steps and after one; of how many
 
-    @property
-    def said(self) -> str:
-        """Tells it in a few words."""
-        single = self.diagnostics.get("diagnostics/single_step")
-        note = "" if single is None else f", {single:.1%} single-step"
-        return f"held-out {self.clean:.1%} clean, {self.robust:.1%} robust{note}"
-
 
 def validate(
     model: nn.Module, split: Split, given: Validation, training_attack: Any, seed: int, world: World

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sat.rundir.record import is_running
+from sat.rundir.lock import is_running
 from sat.sweep import is_alive
 
 from .equality import differences
@@ -34,7 +34,7 @@ from .strikes import (
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 3600  # seconds until a process counts as one that hangs; each takes a few
-ORPHANS = 120.0  # seconds; who has lost its command line writes a checkpoint and ends
+ORPHANS = 60.0  # seconds; who has lost its command line ends its step, saves and ends
 
 QUICK = ["schedule.precision=fp32", "schedule.epochs=20", "validation.every=4",
          "validation.attack.steps=2", "evaluation.attacks.pgd20.steps=3",
