@@ -4,6 +4,7 @@
 
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -16,11 +17,11 @@ from sat.acceleration.folding import fold
 from sat.arguments import check_ball, check_choices
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import frozen
-from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats, under_attack
+from sat.attacks.outcomes import STANDS, AttackOutcomes, Ensemble, check_repeats, under_attack
 from sat.errors import Refused
 from sat.rng import RowRng
 
-LEVELS = 100  # of a curve; more than 127 attacks don't fit what is kept of an image
+LEVELS = 100  # of a curve
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
 
 
@@ -82,7 +83,7 @@ class MinimalNorm(Ensemble):
                 for images in left.split(self.batch_size) if len(left) else ():
                     rows = images.to(x.device)
                     found = self.distances(model, x[rows], y[rows]).cpu()
-                    outcomes.fell[images] = _fallen(found, sizes)
+                    outcomes.fell[images] = _fallen(found, sizes).to(outcomes.fell.dtype)
                     outcomes.passed[images] = len(sizes)
                     outcomes.changed(len(images))
 
@@ -103,7 +104,7 @@ class MinimalNorm(Ensemble):
 def _fallen(distances: Tensor, sizes: Tensor) -> Tensor:
     """The first of `sizes`, ascending, that is as large as each distance [B]; STANDS for none."""
     first = torch.bucketize(distances, sizes * (1 + 1e-5))
-    return torch.where(first < len(sizes), first, -1).to(torch.int8)
+    return torch.where(first < len(sizes), first, STANDS)
 
 
 def _attacks(norm: str, steps: int) -> list[Callable[..., Tensor]]:
@@ -125,10 +126,13 @@ def adv_lib() -> Any:
     try:
         if stands_in:
             sys.modules["visdom"] = ModuleType("visdom")
-        import adv_lib.attacks as library
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # it imports distutils
+            import adv_lib.attacks as library
     except ImportError as error:
         raise Refused(
-            f"evaluation=minimal_norm: needs adv-lib ({error}): pip install --no-deps adv-lib"
+            f"evaluation=minimal_norm: needs adv-lib ({error}): pip install --no-deps adv-lib, and"
+            " from Python 3.12 on setuptools"
         ) from None
     finally:
         if stands_in:

@@ -13,7 +13,6 @@ from sat.identity import Settings, settings_of
 from sat.rundir.result import CHECKPOINTS, CLEAN, CORRUPTIONS, WORST, Chosen
 
 TAKEN = (CLEAN, WORST, CORRUPTIONS)  # names of what a result holds beside attacks
-
 MOST_RESTARTS = 10_000
 
 
