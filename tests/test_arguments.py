@@ -105,9 +105,16 @@ def test_arguments_of_a_function_are_checked_as_well():
         check_arguments(made, {"kind": "c"})
 
 
-def test_activations_refuse_too():
-    with pytest.raises(ValueError, match="approximate=tan: choose from none, tanh; tanh?"):
-        sat.activations.GELU(approximate="tan")
+MODULES = [getattr(sat.activations, name) for name in sat.activations.__all__]
+LISTED = [kind for kind in MODULES if inspect.isclass(kind) and choices_of(kind.__init__)]
+
+
+@pytest.mark.parametrize("kind", LISTED, ids=lambda kind: kind.__name__)
+def test_activations_refuse_too(kind):
+    assert {sat.activations.GELU, sat.activations.SurrogateReLU} <= {*LISTED}
+    for name in choices_of(kind.__init__):
+        with pytest.raises(ValueError, match=f"{name}=tan: choose from "):
+            kind(**{name: "tan"})
 
 
 @pytest.mark.parametrize(
