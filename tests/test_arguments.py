@@ -14,6 +14,7 @@ import sat.activations
 from sat.arguments import check_arguments, check_choice, choices_of
 from sat.attacks import APGD, FAB, FGSM, PGD, AutoAttack, Curve, FastAutoAttack, Multi, Square
 from sat.attacks.ball import Ball
+from sat.attacks.transfer import Transfer
 from sat.evaluation.settings import Validation
 
 
@@ -41,6 +42,7 @@ def sound(kind):
         Curve: {"attack": PGD(8, 1), "values": (1.0,)},
         Multi: {"members": {"linf": 8, "l2": 128}},
         Validation: {"attack": PGD(8, 1)},
+        Transfer: {"method": PGD(8, 1), "run_name": "other", "weights": "0", "place": "other"},
     }
     required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING
                 and f.default_factory is dataclasses.MISSING]  # fmt: skip

@@ -4,6 +4,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from sat.errors import Refused, refusing
 from sat.identity import NEUTRAL, SECTIONS
 from sat.models.classifier import Classifier, assemble
 from sat.models.files import read_file, state_dicts
+from sat.models.foreign import Foreign
+from sat.models.given import Given
 from sat.models.room import build_within, room
 from sat.rundir import checkpoint
 from sat.rundir.record import weights_file
@@ -44,7 +47,8 @@ def shape_of(data: Any) -> dict[str, Any]:
 def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Classifier:
     """The spec's network for such images, seeded, with its activations swapped and proved.
 
-    Its normalisation is the one given, else that of pretrained weights, else the dataset's.
+    Its normalisation is the one given, else that of pretrained weights, else the dataset's; a
+    network of the user's own has it inside.
     Raises ValueError, beginning with the key, for what can't be built.
     """
     size, channels = shape["image_size"], shape["channels"]
@@ -63,6 +67,9 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
 
     backbone = build_within(limit, seeded, _told_of(spec.model))
     scale = {"mean": shape["mean"], "std": shape["std"]}
+    own = isinstance(spec.model, Given)
+    if own:
+        scale = {"mean": [0.0] * channels, "std": [1.0] * channels}
     if getattr(spec.model, "pretrained", False):  # the weights expect their own normalisation
         cfg = backbone.pretrained_cfg
         if len(cfg["mean"]) == channels:
@@ -70,8 +77,24 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
     scale |= spec.normalisation
     model = assemble(backbone, spec.activation, **scale, image_shape=(channels, size, size))
     if spec.weights:
-        load_weights(model, spec.weights, spec.normalisation, transfer=True)
+        load_weights(model, spec.weights, spec.normalisation, transfer=spec.evaluate is None)
+    model.any_layout = not own or _takes_channels_last(model, (2, channels, size, size))
+    if isinstance(backbone, Foreign):
+        backbone.move(device)
     return model.to(device)
+
+
+@torch.no_grad()
+def _takes_channels_last(model: Classifier, shape: tuple[int, ...]) -> bool:
+    """Whether a network runs with the channels last; one that flattens by `view` does not."""
+    mode, images = model.training, torch.full(shape, 0.5).to(memory_format=torch.channels_last)
+    try:
+        model.eval().to(memory_format=torch.channels_last)(images)
+    except RuntimeError:
+        return False
+    finally:
+        model.train(mode).to(memory_format=torch.contiguous_format)
+    return True
 
 
 def _told_of(model: Any) -> str:
@@ -123,7 +146,8 @@ def load_weights(
         log.info("weights=%s: left out %s, beside the network", place, _listed(left_out))
     for what, values in taken.items():
         getattr(model, what).copy_(values.detach().view(1, -1, 1, 1))
-    _tell(place, name, prefix, taken, given)
+    chosen = given if model.mean.any() else ("mean", "std")  # 0 and 1: the network has its own
+    _tell(place, name, prefix, taken, chosen)
     facts = state.get("facts")
     return facts.get("shape") if isinstance(facts, Mapping) else None
 
@@ -328,19 +352,25 @@ def without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
     return built
 
 
-def load(run_directory: str | Path, which: str = "best", device: str = "cpu") -> Classifier:
+def load(
+    run_directory: str | Path, which: str = "best", device: str = "cpu", model: Any = None
+) -> Classifier:
     """The trained model of a run, in eval mode and float32, for images [B, C, H, W] in [0, 1].
 
-    `which` is `best` or `last`. Raises ValueError where the directory holds no such checkpoint.
+    `which` is `best` or `last`; `model` the module that a run of `sat.train(model=...)` began with,
+    which no directory holds. Raises ValueError where the directory holds no such checkpoint.
     """
     from sat.config import check
 
     config, state = read_run(run_directory, which)
+    spec = check(config)
+    if isinstance(spec.model, Given) and model is not None:
+        spec = spec.bringing(model=spec.model.bringing(lambda _: deepcopy(model), ""))
     with torch.random.fork_rng():  # the caller's random numbers are the caller's
-        model = build_model(check(config), state["facts"]["shape"], torch.device(device))
+        net = build_model(spec, state["facts"]["shape"], torch.device(device))
     try:
-        model.load_state_dict(state.get("average") or state["model"])
+        net.load_state_dict(state.get("average") or state["model"])
     except RuntimeError:  # one line for each weight
         place = Path(run_directory) / "checkpoints" / f"{which}.pt"
         raise ValueError(f"{place}: holds the weights of another network") from None
-    return model.eval()
+    return net.eval()

@@ -64,14 +64,17 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     screen.stage("loading timm and building the network")
     with refusing("model."):
         model = weights.build_model(spec, weights.shape_of(data), device)
-    if spec.evaluate is not None:
+    own = spec.evaluate is not None and spec.brought is not None
+    if spec.evaluate is not None and not own:
         weights.load_evaluated(model, spec, data.image_size)
     with refusing("schedule."):
         build_optimizer(model, spec.schedule)
         if spec.schedule.grad_checkpointing:
             recompute(model)
     begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
-    if world.first and not begun:
+    if world.first and own:
+        preflight.check_network(model, spec.evaluation, *some_images(data.test, 32))
+    elif world.first and not begun:
         screen.stage("trying network and attack on 32 images")
         images, labels = some_images(data.train, 32)
         preflight.preflight(model, attack, images, labels)
