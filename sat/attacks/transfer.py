@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sat.arguments import check_choices
 from sat.attacks.base import ball_of, row_rng
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats, under_attack
 from sat.errors import Refused
@@ -35,6 +36,9 @@ class Transfer(Ensemble):
     place: str = field(metadata={"identity": False})
     checkpoint: Literal["best", "last"] = "best"
     batch_size: int = field(default=256, metadata={"identity": False})
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     @property
     def names(self) -> tuple[str, ...]:
