@@ -3,7 +3,6 @@
 import argparse
 import ast
 import importlib
-import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -68,26 +67,6 @@ def test_the_page_on_training_names_every_option():
         if group in ("record", "schedule") or group.startswith("experiment"):
             continue
         assert {*there} <= told.get(group, set()), f"{group}: {sorted({*there} - told[group])}"
-
-
-def test_readmes_headline_is_of_the_runs_that_are_kept():
-    kept = [json.loads(line) for line in (DOCS / "results/runs.jsonl").read_text().splitlines()]
-    found: dict[str, list[list[str]]] = {}
-    for run in kept:
-        config, best = run["config"], run["result"]["best"]
-        if config["choices"]["dataset"] == "cifar10" and config["schedule"]["epochs"] == 15:
-            activation = config["activation"]["_target_"].rpartition(".")[2]
-            shares = [best["clean"]["accuracy"], best["robust"]["pgd20"]["accuracy"]]
-            row = found.setdefault(f"{activation}, PGD-{config['attack']['steps']}", [])
-            row.append([f"{100 * share + 1e-6:.1f}" for share in shares])
-    text = (ROOT / "README.md").read_text()
-    table = text[text.index("| training | clean") :].partition("\n\n")[0]
-    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
-    told = {name.partition(" (")[0]: cells[:2] for name, *cells in rows}
-    assert len(found) == 3 and told == {
-        name: [", ".join([*column, "-"][:2]) for column in zip(*seeds, strict=True)]
-        for name, seeds in found.items()
-    }
 
 
 # commands -----------------------------------------------------------------------------------------
