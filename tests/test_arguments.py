@@ -42,7 +42,7 @@ def sound(kind):
         Curve: {"attack": PGD(8, 1), "values": (1.0,)},
         Multi: {"members": {"linf": 8, "l2": 128}},
         Validation: {"attack": PGD(8, 1)},
-        Transfer: {"method": PGD(8, 1), "run_name": "a", "weights": "b", "place": "c"},
+        Transfer: {"method": PGD(8, 1), "run_name": "other", "weights": "0", "place": "other"},
     }
     required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING
                 and f.default_factory is dataclasses.MISSING]  # fmt: skip
@@ -107,9 +107,16 @@ def test_arguments_of_a_function_are_checked_as_well():
         check_arguments(made, {"kind": "c"})
 
 
-def test_activations_refuse_too():
-    with pytest.raises(ValueError, match="approximate=tan: choose from none, tanh; tanh?"):
-        sat.activations.GELU(approximate="tan")
+MODULES = [getattr(sat.activations, name) for name in sat.activations.__all__]
+LISTED = [kind for kind in MODULES if inspect.isclass(kind) and choices_of(kind.__init__)]
+
+
+@pytest.mark.parametrize("kind", LISTED, ids=lambda kind: kind.__name__)
+def test_activations_refuse_too(kind):
+    assert {sat.activations.GELU, sat.activations.SurrogateReLU} <= {*LISTED}
+    for name in choices_of(kind.__init__):
+        with pytest.raises(ValueError, match=f"{name}=tan: choose from "):
+            kind(**{name: "tan"})
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.activations.functions import check_scale, differentiable, is_differentiated, smoothrelu
+from sat.arguments import check_arguments
 
 Phase = Literal["inner", "outer"]
 Smooth = Literal[
@@ -93,6 +94,7 @@ class SurrogateReLU(nn.ReLU):
         inplace: bool = False,
     ):
         super().__init__(inplace)
+        check_arguments(SurrogateReLU.__init__, {"backward": backward})
         if alpha is not None and backward not in _ALPHA:
             raise ValueError(f"alpha={alpha:g}: {backward} has none; write null")
         if alpha is not None:
