@@ -212,12 +212,12 @@ def test_a_real_run_computes_as_many_gradients(sat, counted, attack, steps):
 
 UNITS = [  # of an image: beside the attack, and of the attack
     (Method(Clean(), Adversarial()), (3, 0)),
-    (Method(PGD(8, 10), Adversarial(forwards=3)), (5, 20)),
-    (Method(PGD(8, 3, keep="best"), Adversarial()), (3, 7)),
+    (Method(PGD(8, 2), Adversarial(forwards=3)), (5, 4)),
+    (Method(PGD(8, 2, keep="best"), Adversarial()), (3, 5)),
     (Method(APGD(8, 2), Adversarial()), (3, 5)),
     (Method(Multi({"linf": 8, "l1": 400}, 2), Adversarial()), (3, 5)),
-    (Method(Free(8, 4), Adversarial()), (3, 9)),
-    (Method(PGD(8, 10, loss="kl"), TRADES()), (6, 21)),
+    (Method(Free(8, 2), Adversarial()), (3, 3)),
+    (Method(PGD(8, 2, loss="kl"), TRADES()), (6, 5)),
     (Method(PGD(8, 1, loss="kl"), TRADES(forwards=3)), (9, 3)),
     (Method(PGD(8, 1), MART()), (6, 2)),
     (Method(PGD(8, 2), Consistency()), (6, 8)),
