@@ -1,5 +1,5 @@
-"""Smooth Adversarial Training: `python -m sat.run` trains, `sat.load` gives the model, and
-`sat.evaluate` measures any network."""
+"""Smooth Adversarial Training: `python -m sat.run` or `sat.train` trains, `sat.load` gives the
+model, and `sat.evaluate` measures any network."""
 
 import sys
 
@@ -9,11 +9,23 @@ if sys.platform == "win32":  # has no flock, no fork, and no signal that asks a 
 __version__ = "0.1.0"
 
 
-def load(run_directory, which="best", device="cpu"):
-    """The trained model of a run directory, ready for images [B, C, H, W] in [0, 1]."""
+def train(*words, model=None, data=None):
+    """Trains by the words of the command line: see `sat.python.train` for what it takes and gives.
+
+    run = sat.train("activation=gelu", "attack.steps=2")
+    print(run.path, run.result.best.accuracies, run.model(images))
+    """
+    from sat.python import train
+
+    return train(words, model, data)
+
+
+def load(run_directory, which="best", device="cpu", model=None):
+    """The trained model of a run directory, ready for images [B, C, H, W] in [0, 1]; `model` is the
+    module that a run of `sat.train(model=...)` began with."""
     from sat.models.weights import load
 
-    return load(run_directory, which, device)
+    return load(run_directory, which, device, model)
 
 
 def evaluate(model, images, labels, eps=8, norm="linf", attack="strong", **options):

@@ -80,9 +80,14 @@ class Spec:
             told["dataset"]["fingerprint"] = images
         if self.evaluate is not None:  # no training has a part in them
             told = {key: told[key] for key in ("dataset", "activation", "model")}
+        if (brought := self.brought) is not None:
+            told["model"]["fingerprint"] = brought
+        elif self.evaluate is not None:
             return {"weights": _file_digest(self.evaluate, "evaluate"), **told}
         if self.weights:
             told["model"]["weights"] = _file_digest(self.weights)
+        if self.evaluate is not None:
+            return told
         if isinstance(pretrained := self.config["model"].get("pretrained"), str):
             told["model"]["pretrained"] = _file_digest(pretrained, "model.pretrained")
         if self.config["dataset"].get("extra"):
@@ -95,6 +100,16 @@ class Spec:
         """The checksum of the images, where they are read from a place."""
         with refusing("dataset."):
             return self.parts["dataset"].fingerprint()
+
+    @property
+    def brought(self) -> str | None:
+        """What tells a network of the user's own, which no option here makes, from any other."""
+        content = getattr(self.parts["model"], "fingerprint", None)
+        return content() if content else None
+
+    def bringing(self, **parts: Any) -> "Spec":
+        """This run with parts that a config can't hold: a network, images."""
+        return replace(self, parts={**self.parts, **parts})
 
     @property
     def hash(self) -> str:

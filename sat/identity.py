@@ -232,8 +232,9 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
         name += f"-{Path(dataset['extra']).stem}"
     parts = [name, _network(config, choices)]
     parts.append(_activation(config["activation"], choices))
-    if config.get("evaluate") is not None:
-        parts += ["weights", Path(config["evaluate"]).stem]
+    if config.get("evaluate") is not None:  # a network of its own has its file's name already
+        own = choices.get("model") == "given"
+        parts = parts[:2] if own else [*parts, "weights", Path(config["evaluate"]).stem]
     else:
         attack = choices.get("attack", "attack") + str(config["attack"].get("steps", ""))
         if (eps := config["attack"].get("eps")) not in (None, dataset["eps"]):

@@ -4,7 +4,7 @@ import logging
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sat import config, identity, sweep
@@ -14,6 +14,7 @@ from sat.identity import digest
 from sat.loggers import screen
 
 log = logging.getLogger("sat")
+GROUPS = {*config.SECTIONS, "experiment", "recipe"}
 Execute = Callable[[Spec, list[str], bool], dict[str, Any]]
 
 
@@ -94,18 +95,26 @@ def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:
     """The checked run that a job asks for, or whose results it asks to extend."""
     screen.stage("loading torch and what the run is made of")
     one_experiment(at, sweeping)
-    choices = choices_of(at)
+    choices, overrides = choices_of(at), list(at.overrides.task)
     if cfg.evaluate is None:
         for key in (lacks := [*sweep.lacking(choices)]):
             text = "job %d has no %s: it is the baseline of those that have"
             log.info(text, at.job.num + 1, key)
-        plain = {**sweep.without(config.resolve(cfg), lacks), "choices": choices}
-        if isinstance(told := plain.get("published"), Mapping):
-            plain["published"] = {**told, "overridden": overridden(plain, list(at.overrides.task))}
-        return config.check(plain)
+        return config.check(resolved(cfg, choices, overrides, lacks))
     from sat.evaluation.reevaluate import reevaluated
 
-    return reevaluated(cfg, choices, list(at.overrides.task))
+    return reevaluated(cfg, choices, overrides)
+
+
+def resolved(
+    cfg: Any, choices: Mapping[str, str], overrides: list[str], lacks: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The plain config of a training, less the keys that its options lack, with what it says of the
+    recipe that it follows."""
+    plain = {**sweep.without(config.resolve(cfg), lacks), "choices": choices}
+    if isinstance(told := plain.get("published"), Mapping):
+        plain["published"] = {**told, "overridden": overridden(plain, overrides)}
+    return plain
 
 
 def network_of(spec: Spec) -> str:
@@ -118,8 +127,7 @@ def network_of(spec: Spec) -> str:
 
 def choices_of(at: Any) -> dict[str, str]:
     """The option of each group of a run, by Hydra's account."""
-    groups = {*config.SECTIONS, "experiment", "recipe"}
-    return {group: option for group, option in at.runtime.choices.items() if group in groups}
+    return {group: option for group, option in at.runtime.choices.items() if group in GROUPS}
 
 
 # Groups and keys that a recipe leaves to its user.

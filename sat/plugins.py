@@ -9,6 +9,7 @@ import importlib
 import inspect
 import os
 from importlib.metadata import entry_points
+from typing import Any
 
 VARIABLE = "SAT_PLUGINS"
 GROUP = "sat.plugins"
@@ -24,17 +25,23 @@ def allowed() -> set[str]:
 def load(name: str) -> type:
     """The class of that dotted name. Raises ValueError, with the remedy, where its package is not
     allowed, and where there is no such class of it."""
-    top = name.split(".")[0]
-    if top not in allowed():
+    top, (module, _, attribute) = name.split(".")[0], name.rpartition(".")
+    found = attribute_of(module, attribute, "class")
+    if not inspect.isclass(found) or found.__module__.split(".")[0] != top:
+        raise ValueError(f"is no class of {top}")
+    return found
+
+
+def attribute_of(module: str, attribute: str, what: str, typed: bool = False) -> Any:
+    """An attribute of a module of a package that is allowed, or whose name was `typed` by who runs
+    the program. Raises ValueError, with the remedy, for another, and where there is none."""
+    top = module.split(".")[0]
+    if not typed and top not in allowed():
         raise ValueError(
             f"is outside of this program, and imported only where you say so: {VARIABLE}={top}"
             " before the command (or an entry point of that package in the group sat.plugins)"
         )
-    module, _, attribute = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"no such class ({error}); {top} must lie on PYTHONPATH") from error
-    if not inspect.isclass(found) or found.__module__.split(".")[0] != top:
-        raise ValueError(f"is no class of {top}")
-    return found
+        raise ValueError(f"no such {what} ({error}); {top} must lie on PYTHONPATH") from error

@@ -14,7 +14,7 @@ from sat.errors import Refused
 from sat.identity import readable
 
 OPTIONS = {
-    "activation": 19, "augment": 9, "attack": 10, "model": 6, "dataset": 11, "schedule": 11,
+    "activation": 19, "augment": 9, "attack": 10, "model": 7, "dataset": 11, "schedule": 11,
     "objective": 5, "regulariser": 4, "weight_attack": 2, "validation": 2, "evaluation": 10,
     "record": 1, "experiment": 18, "recipe": 12,
     "sizes": 9, "sampler": 1, "logger": 3, "metrics": 2,

@@ -254,8 +254,9 @@ def test_a_network_without_gradient_is_measured_by_square_alone(digits):
     blind = lambda images: model(images).detach()  # noqa: E731
     with pytest.raises(ValueError, match=r"model: its logits have no gradient .*'square'"):
         quick(blind, x, y)
-    found = quick(blind, x, y, attack=FastAutoAttack(EPS, attacks=("square",)))
+    found = quick(blind, x, y, attack=FastAutoAttack(EPS, attacks=("square",)), masking_checks=20)
     assert 0 < found.felled["square"]
+    assert [alarm.name for alarm in found.alarms if alarm.name != "black_box"] == ["no_gradient"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ def channels_last_pays(kind: str, precision: str) -> bool:
 
 
 def lay_out(model: nn.Module, channels_last: bool) -> None:
-    """Weights, and images in the model's forward, with the channels last or first."""
+    """Weights, and images in the model's forward, with the channels last or first; first in a
+    network that takes no others."""
+    channels_last = channels_last and getattr(model, "any_layout", True)
     model.channels_last = channels_last
     model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 

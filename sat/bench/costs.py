@@ -110,6 +110,8 @@ def without_images(spec: Spec) -> Spec:
 def build(spec: Spec, sizes: Sizes, device: str) -> Classifier:
     """The spec's network, its activations swapped without the proof, and no given weights loaded.
     On `meta` it has shapes and no memory."""
+    if spec.brought is not None:
+        raise Refused(f"evaluate={spec.evaluate}: no forecast is made of networks from elsewhere")
     model = without_weights(spec.config["model"])
     family = check({**spec.config, "model": model, "evaluate": None}).model
     with refusing("model."), torch.device(device):

@@ -1,17 +1,18 @@
 """A user's own arrays from an .npz file."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sat.data.brought import KEYS, arrays_of
 from sat.data.fingerprint import of, remembered
 from sat.data.memory import Arrays, MemorySet
 from sat.data.npz_file import check_images, opened, read_array
-
-KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,33 @@ class Npz(MemorySet):
     flip: bool = False
 
     canonical = False  # arrays are often saved sorted by class
+    held: ClassVar[Mapping[str, NDArray] | None] = None
+
+    def holding(self, data: Any) -> "Npz":
+        """This set with images that lie in no file: see `sat.data.brought.arrays_of`."""
+        own = replace(self)
+        vars(own)["held"] = arrays_of(data)
+        return own
 
     def fingerprint(self) -> str:
         """A checksum of the arrays, however they are packed."""
+        if self.held is not None:
+            return of(*self.load()[:4])
         return remembered(self.path or "", lambda: of(*self.load()[:4]))
 
     def load(self) -> Arrays:
-        if self.path is None:
+        if self.path is None and self.held is None:
             raise ValueError("path=null: name the file with " + ", ".join(KEYS))
+        place = "data" if self.held is not None else f"path={self.path}"
         try:
-            arrays = _read(Path(self.path))
+            arrays = self.held or _read(Path(str(self.path)))
             _check(arrays)
         except ValueError as fault:
-            raise ValueError(f"path={self.path}: {fault}") from None
+            raise ValueError(f"{place}: {fault}") from None
         x_train, y_train, x_test, y_test = (arrays[key] for key in KEYS)
         classes = tuple(str(label) for label in range(int(y_train.max()) + 1))
         labels = [torch.from_numpy(y.astype(np.int64)) for y in (y_train, y_test)]
-        name = self.name or Path(self.path).stem
+        name = self.name or Path(self.path or "data").stem
         return Arrays(_images(x_train), labels[0], _images(x_test), labels[1], classes, name)
 
 
@@ -54,12 +65,12 @@ def _images(x: NDArray) -> torch.Tensor:
     return pixels.permute(0, 3, 1, 2).contiguous()
 
 
-def _read(path: Path) -> dict[str, NDArray]:
+def _read(path: Path) -> Mapping[str, NDArray]:
     with opened(path, KEYS) as file:
         return {key: read_array(file, key) for key in KEYS}
 
 
-def _check(arrays: dict[str, NDArray]) -> None:
+def _check(arrays: Mapping[str, NDArray]) -> None:
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
         check_images(f"x_{part}", x)

@@ -27,6 +27,7 @@ from sat.evaluation.store import Measurement, OutcomeStore, digest_of
 from sat.evaluation.views import Views, views
 from sat.identity import Settings
 from sat.loggers.screen import Progress
+from sat.models.foreign import has_gradient
 from sat.rng import RowRng, seed_of
 from sat.rundir import checkpoint
 from sat.rundir.environment import environment
@@ -232,10 +233,12 @@ class Evaluator:
         return found
 
     def views(self) -> Views | None:
-        """Eight test images, clean and adversarial; None without an attack."""
+        """Eight test images, clean and adversarial; None without an attack, or a gradient."""
         attack = next(iter(self.evaluation.attacks.values()), None)
         ((indices, x, y),) = indexed(self.data.test, self.indices[:8], 8)
         with float32(self.model):
+            if not has_gradient(self.model.eval(), x):
+                return None
             return views(self.model, x, y, indices, attack, self.data.classes)
 
 

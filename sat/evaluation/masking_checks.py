@@ -20,6 +20,7 @@ from sat.attacks.square import SquareSearch
 from sat.evaluation.alarm import Alarm, beyond
 from sat.evaluation.measure import accuracy
 from sat.loggers.screen import Progress
+from sat.models.foreign import has_gradient
 from sat.rng import RowRng
 from sat.rundir.result import CLEAN, MaskingChecks
 from sat.statistics import wilson
@@ -58,9 +59,11 @@ def masking_checks(
         right = of_logits(logits, y).right
         with torch.no_grad():
             again = stochastic_alarm(logits, model(x))
-        alarms = [random_alarm(logits, y), saturated_alarm(model, x, y, logits), again]
+        seen = has_gradient(model, x)
+        blind = saturated_alarm(model, x, y, logits) if seen else no_gradient_alarm()
+        alarms = [random_alarm(logits, y), blind, again]
         curve = [{"attack": CLEAN, **accuracy(right)}]
-        if attack is not None and attack.eps:
+        if attack is not None and attack.eps and seen:
             short = PGD(attack.eps, CLEAN_STEPS, norm=attack.norm)
             bar = Progress("masking checks", WORK, unit="")
             effort = Effort(model, x, y, short, rng, bar.advance)
@@ -240,6 +243,15 @@ def stochastic_alarm(logits: Tensor, again: Tensor) -> Alarm | None:
         " tells little. Look for dropout or noise; a randomised defence is measured with"
         " evaluation=autoattack evaluation.attacks.autoattack.version=rand",
         {"difference": difference, "images": len(logits)},
+    )
+
+
+def no_gradient_alarm() -> Alarm:
+    """Logits that can't be differentiated by the images: nothing but queries has attacked them."""
+    return Alarm(
+        "no_gradient",
+        "the logits have no gradient by the images: only queries were tried, and the true"
+        " robustness may be far lower; put something smooth in the place of what has none",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from sat import config
 from sat.config import SCALARS, Spec
 from sat.errors import Refused
+from sat.evaluation import elsewhere
 from sat.identity import NEUTRAL, SECTIONS, data_name, silent
 from sat.models.weights import without_weights
 from sat.rundir.record import CHECKPOINTS
@@ -21,8 +22,10 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
 
     A run directory, or a checkpoint in it, brings its own config: of the command line it takes the
     evaluation, and where the images are. Any other file holds weights of the model and for the
-    dataset that the command line describes.
+    dataset that the command line describes, or a whole network (see `sat.evaluation.elsewhere`).
     """
+    if elsewhere.is_network(str(cfg.evaluate)):
+        return elsewhere.of_network(cfg, choices, overrides)
     place = Path(os.path.expanduser(str(cfg.evaluate)))
     directory, which = place, None
     if place.suffix == ".pt" and place.parent.name == "checkpoints":
@@ -37,6 +40,13 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
         if which is not None and place.is_file():
             return of_file(cfg, choices, overrides)
         raise Refused(f"{directory / 'config.yaml'}: is no config of a run of this program")
+    if own["model"].get("_target_") == "sat.models.given.Given":
+        before = own.get("evaluate")
+        again = f"evaluate={before}" if before else "sat.train with the same words and network"
+        raise Refused(
+            f"evaluate={place}: does not hold its network, which came from elsewhere; begin as"
+            f" before, and what you ask for is added to this run: {again}"
+        )
     places = places_of(own)
     result = RunResult.read(directory)
     if result is None or result.status != "finished":

@@ -164,6 +164,21 @@ def beside(name: str, published: Published, result: RunResult, root: Path) -> st
     )
 
 
+def beside_card(published: Published, result: RunResult) -> str:
+    """The numbers of the card of these very weights beside those measured here, and how far apart
+    they are, in points; or why they can't be compared."""
+    rows = []
+    for number in published.numbers:
+        found = _measured(number, result)
+        here, apart = "-", "not measured"
+        if found is not None:
+            here = f"{100 * found.accuracy:.2f}"
+            apart = _differs(number, found) or f"{100 * found.accuracy - number.percent:+.2f}"
+        rows.append([number.attack, f"{number.percent:.2f}", here, apart])
+    head = f"the card of {published.network}; {published.source}"
+    return "\n".join([head, table(["attack", "card", "here", "difference"], rows)])
+
+
 def seeds_of(result: RunResult, root: Path) -> list[RunResult]:
     """This run and those under `root` that differ from it in the seed alone, measured to the
     end."""

@@ -21,7 +21,7 @@ from sat.evaluation import corruptions, curves
 from sat.evaluation.evaluator import Evaluator
 from sat.evaluation.masking_checks import square_alarm
 from sat.evaluation.measure import accuracy
-from sat.evaluation.reproduction import Published, beside
+from sat.evaluation.reproduction import Published, beside, beside_card
 from sat.evaluation.settings import Evaluation
 from sat.evaluation.store import changes, read_file, taken
 from sat.loggers import screen
@@ -432,10 +432,14 @@ _BALL = {"l2": "L2", "l1": "L1", "union": "union"}  # what is said of a ball not
 
 
 def compare(spec: Spec, result: RunResult) -> None:
-    """The published numbers of the run's recipe beside its own."""
-    if (published := Published.of(spec.config.get("published"))) is not None:
-        name, root = spec.recipe or "given", Path(spec.record.root)
-        log.info("\n%s", beside(name, published, result, root))
+    """The published numbers of the run's recipe, or of its network's card, beside its own."""
+    if (published := Published.of(spec.config.get("published"))) is None:
+        return
+    if spec.brought is not None:
+        log.info("\n%s", beside_card(published, result))
+        return
+    name, root = spec.recipe or "given", Path(spec.record.root)
+    log.info("\n%s", beside(name, published, result, root))
 
 
 def summary(result: RunResult) -> str:

@@ -28,7 +28,7 @@ from sat.evaluation.state import State
 from sat.evaluation.store import digest_of
 from sat.evaluation.union import shares_by_class, union
 from sat.loggers.screen import percent, table
-from sat.models.foreign import adopt, as_images, resting
+from sat.models.foreign import NO_GRADIENT, adopt, as_images, has_gradient, resting
 from sat.rng import RowRng, seed_of
 from sat.rundir.checkpoint import write_whole
 from sat.rundir.result import Accuracy, MaskingChecks
@@ -237,7 +237,8 @@ def _attack(attack: Any, eps: float | str, norm: str, batch_size: int | None) ->
 def _checked(images: Any, labels: Any) -> Tensor:
     """The labels, int64. Raises ValueError for images or labels that are none."""
     if not isinstance(images, Tensor) or images.ndim not in (2, 4) or not len(images):
-        what = list(images.shape) if hasattr(images, "shape") else type(images).__name__
+        kind = "" if isinstance(images, Tensor) else f"{type(images).__name__} "
+        what = f"{kind}{list(getattr(images, 'shape', []))}"
         raise ValueError(f"images: {what}; give a tensor [N, C, H, W], or flat [N, F]")
     if not images.is_floating_point():
         raise ValueError(
@@ -258,11 +259,10 @@ def _checked(images: Any, labels: Any) -> Tensor:
     return labels.long()
 
 
+@torch.no_grad()
 def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Any) -> None:
-    few = x[:2].to(y.device).requires_grad_()
-    with torch.enable_grad():
-        logits = net(few)
-    classes = logits.shape[1]
+    few = x[:2].to(y.device)
+    classes = net(few).shape[1]
     if not (0 <= int(y.min()) and int(y.max()) < classes):
         raise ValueError(
             f"labels: lie in [{int(y.min())}, {int(y.max())}], and the model has {classes} classes"
@@ -273,12 +273,9 @@ def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Any) -> None:
             f" has {classes}; take attack='strong'"
         )
     blind = isinstance(attack, FastAutoAttack) and attack.attacks == ("square",)
-    slope = None
-    if logits.requires_grad:
-        (slope,) = torch.autograd.grad(logits.sum(), few, allow_unused=True)
-    if slope is None and not blind:
+    if not blind and not has_gradient(net, few):
         raise ValueError(
-            "model: its logits have no gradient by the images (no_grad, numpy or argmax inside?);"
+            f"{NO_GRADIENT};"
             " without one only attack=FastAutoAttack(eps, norm, attacks=('square',)) measures it"
         )
 

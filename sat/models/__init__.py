@@ -9,11 +9,13 @@ from sat.models.backbones import (
     WideResNet,
 )
 from sat.models.classifier import Classifier
+from sat.models.given import Given
 
 __all__ = [
     "CifarResNet",
     "Classifier",
     "EfficientNet",
+    "Given",
     "PreActResNet",
     "ResNet",
     "Timm",

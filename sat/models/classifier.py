@@ -22,6 +22,7 @@ class Classifier(nn.Module):
 
     autocast: torch.dtype | None = None
     channels_last: bool = False
+    any_layout: bool = True  # else images and weights stay with the channels first
     recomputes: bool = False  # see sat.acceleration.recomputation
     swap: SwapReport | None = None
 

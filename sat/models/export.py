@@ -25,6 +25,7 @@ from torch import nn
 from sat import config
 from sat.activations.swap import swap_activations
 from sat.models import Classifier
+from sat.models.card import card_of
 from sat.models.weights import load, read_run
 from sat.rundir.result import RunResult
 
@@ -194,9 +195,13 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run's directory")
     parser.add_argument("--which", choices=("best", "last"), default="best", help="the checkpoint")
     parser.add_argument("--to", type=Path, help="a folder (default: <run>/export-<which>)")
+    parser.add_argument("--card", action="store_true", help="only print a card for RobustBench")
     own = parser.parse_args(given)
     folder = own.to or own.run / f"export-{own.which}"
     try:
+        if own.card:
+            print(json.dumps(card_of(own.run, own.which), indent=2))
+            return 0
         folder = export(own.run, folder, own.which)
     except ValueError as error:
         print(error, file=sys.stderr)

@@ -29,17 +29,29 @@ class Foreign(nn.Module):
     ):
         super().__init__()
         self.flat, self.fixed = len(shape) == 1, 0
-        self.place = nn.Parameter(torch.zeros((), device=device), requires_grad=False)
-        can_be_walked = isinstance(function, nn.Module)
+        self.place = nn.Parameter(torch.zeros(0, device=device), requires_grad=False)
+        walked = isinstance(function, nn.Module)
         if isinstance(function, nn.Module):
             try:
                 function.eval()
             except Exception:  # exported and frozen graphs: modes are part of them
-                can_be_walked = False
-        if can_be_walked and not isinstance(function, torch.jit.ScriptModule):
+                walked = False
+        walked = walked and not isinstance(function, torch.jit.ScriptModule)
+        if walked:
             self.function = function
         else:
             self.__dict__["function"] = function
+
+    @property
+    def can_be_walked(self) -> bool:
+        """Whether the function is a module in sight: its parts can be copied, laid out, swapped."""
+        return "function" in self._modules
+
+    def move(self, device: torch.device) -> None:
+        """To a device, with what is out of sight; constants of a frozen graph stay."""
+        self.to(device)
+        if isinstance(self.function, nn.Module):
+            self.function.to(device)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1) if self.flat else x.contiguous()
@@ -65,7 +77,7 @@ class Foreign(nn.Module):
         return copied
 
 
-def adopt(model: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) -> nn.Module:
+def adopt(model: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) -> Foreign:
     """The network `model` as a module for images like x [N, C, H, W] or [N, F], float in [0, 1].
 
     Raises ValueError, in one line, for one that gives no logits.
@@ -112,6 +124,19 @@ def _with_fixed_batch(net: Foreign, x: Tensor, first: Exception) -> Tensor:
         f"model: fails on images [{len(x)}, {', '.join(map(str, x.shape[1:]))}]"
         f" ({type(first).__name__}: {reason[:200]})"
     ) from first
+
+
+NO_GRADIENT = "model: its logits have no gradient by the images (no_grad, numpy, argmax inside?)"
+
+
+def has_gradient(net: nn.Module, x: Tensor) -> bool:
+    """Whether logits of images x can be differentiated by them."""
+    few = x[:2].detach().clone().requires_grad_()
+    with torch.enable_grad():
+        total = net(few).sum()
+    return total.requires_grad and (
+        torch.autograd.grad(total, few, allow_unused=True)[0] is not None
+    )
 
 
 def as_images(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from sat.errors import Refused, refusing
 from sat.identity import NEUTRAL, SECTIONS
 from sat.models.classifier import Classifier, assemble
 from sat.models.files import read_file, state_dicts
+from sat.models.foreign import Foreign
+from sat.models.given import Given
 from sat.models.room import build_within, room
 from sat.rundir import checkpoint
 from sat.rundir.record import weights_file
@@ -41,10 +44,14 @@ def shape_of(data: Any) -> dict[str, Any]:
     }
 
 
-def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Classifier:
-    """The spec's network for such images, seeded, with its activations swapped and proved.
+def build_model(
+    spec: Any, shape: Mapping[str, Any], device: torch.device, copies: int = 1
+) -> Classifier:
+    """The spec's network for such images, seeded, with its activations swapped and proved; refused
+    where the device has no room for so many `copies` of its weights.
 
-    Its normalisation is the one given, else that of pretrained weights, else the dataset's.
+    Its normalisation is the one given, else that of pretrained weights, else the dataset's; a
+    network of the user's own has it inside.
     Raises ValueError, beginning with the key, for what can't be built.
     """
     size, channels = shape["image_size"], shape["channels"]
@@ -54,7 +61,6 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
                 f"{key}={values}: has {len(values)} values, where images have {channels} channels; "
                 "write one a channel"
             )
-    copies = 1 if spec.evaluate or spec.schedule.shard else 3  # weights, gradients, momentum
     limit = min(room(torch.device("cpu")), room(device) / copies)
 
     def seeded() -> nn.Module:
@@ -63,6 +69,9 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
 
     backbone = build_within(limit, seeded, _told_of(spec.model))
     scale = {"mean": shape["mean"], "std": shape["std"]}
+    own = isinstance(spec.model, Given)
+    if own:
+        scale = {"mean": [0.0] * channels, "std": [1.0] * channels}
     if getattr(spec.model, "pretrained", False):  # the weights expect their own normalisation
         cfg = backbone.pretrained_cfg
         if len(cfg["mean"]) == channels:
@@ -70,8 +79,24 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
     scale |= spec.normalisation
     model = assemble(backbone, spec.activation, **scale, image_shape=(channels, size, size))
     if spec.weights:
-        load_weights(model, spec.weights, spec.normalisation, transfer=True)
+        load_weights(model, spec.weights, spec.normalisation, transfer=spec.evaluate is None)
+    model.any_layout = not own or _takes_channels_last(model, (2, channels, size, size))
+    if isinstance(backbone, Foreign):
+        backbone.move(device)
     return model.to(device)
+
+
+@torch.no_grad()
+def _takes_channels_last(model: Classifier, shape: tuple[int, ...]) -> bool:
+    """Whether a network runs with the channels last; one that flattens by `view` does not."""
+    mode, images = model.training, torch.full(shape, 0.5).to(memory_format=torch.channels_last)
+    try:
+        model.eval().to(memory_format=torch.channels_last)(images)
+    except RuntimeError:
+        return False
+    finally:
+        model.train(mode).to(memory_format=torch.contiguous_format)
+    return True
 
 
 def _told_of(model: Any) -> str:
@@ -82,7 +107,11 @@ def _told_of(model: Any) -> str:
 
 
 def load_weights(
-    model: Classifier, place: str, given: Collection[str] = (), transfer: bool = False
+    model: Classifier,
+    place: str,
+    given: Collection[str] = (),
+    key: str = "weights",
+    transfer: bool = False,
 ) -> Mapping[str, Any] | None:
     """Puts the weights of a run directory or a file, trained anywhere, into `model`.
 
@@ -110,28 +139,28 @@ def load_weights(
             weights[key] = own[key]
         _refuse_misfits(model, weights, [key.removeprefix(prefix) for key in surplus])
     except OSError as error:
-        raise ValueError(f"weights={place}: {error.strerror or error}") from None
+        raise ValueError(f"{key}={place}: {error.strerror or error}") from None
     except ValueError as error:
-        raise ValueError(f"weights={place}: {error}") from None
+        raise ValueError(f"{key}={place}: {error}") from None
+    told = f"{key}={place}".replace("weights=", "model.weights=", 1)
     model.backbone.load_state_dict({**own, **weights})
     taken = {what: rest[key] for what, key in scale.items() if what not in given}
     if heads:
-        log.warning(
-            "weights=%s: its last layer is of other classes; %s begin anew", place, _listed(heads)
-        )
+        log.warning("%s: its last layer is of other classes; %s begin anew", told, _listed(heads))
     if left_out := [key for key in beside if key not in scale.values()]:
-        log.info("weights=%s: left out %s, beside the network", place, _listed(left_out))
+        log.info("%s: left out %s, beside the network", told, _listed(left_out))
     for what, values in taken.items():
         getattr(model, what).copy_(values.detach().view(1, -1, 1, 1))
-    _tell(place, name, prefix, taken, given)
+    chosen = given if model.mean.any() else ("mean", "std")  # 0 and 1: the network has its own
+    _tell(told, name, prefix, taken, chosen)
     facts = state.get("facts")
     return facts.get("shape") if isinstance(facts, Mapping) else None
 
 
 def load_evaluated(model: Classifier, spec: Any, image_size: int) -> None:
     """The weights that `evaluate=` names. Raises Refused where they suit neither model nor set."""
-    with refusing("", weights="evaluate"):
-        shape = load_weights(model, spec.evaluate, spec.normalisation)
+    with refusing(""):
+        shape = load_weights(model, spec.evaluate, spec.normalisation, key="evaluate")
     size = shape.get("image_size", image_size) if isinstance(shape, Mapping) else image_size
     if size != image_size:
         raise Refused(
@@ -253,17 +282,17 @@ def _is_head(there: Tensor, here: Tensor, model: Classifier) -> bool:
     return here.shape[:1] == (classes,) and here.shape[1:] == there.shape[1:]
 
 
-def _tell(place: str, name: str, prefix: str, taken: Tensors, given: Collection[str]) -> None:
+def _tell(told: str, name: str, prefix: str, taken: Tensors, given: Collection[str]) -> None:
     """Says what was taken, and warns of a normalisation that nobody has chosen."""
     said = [f"the state dict {name!r}"] if name else []
     said += [f"keys after {prefix!r}"] if prefix else []
     said += [f"{what} {_values(values)}" for what, values in taken.items()]
     if said:
-        log.info("weights=%s: took %s", place, ", ".join(said))
+        log.info("%s: took %s", told, ", ".join(said))
     if left := [f"model.{what}" for what in ("mean", "std") if what not in {*taken, *given}]:
         log.warning(
-            "weights=%s: has no normalisation; the dataset's mean and std are used unless %s are "
-            "given", place, " and ".join(left),
+            "%s: has no normalisation; the dataset's mean and std are used unless %s are "
+            "given", told, " and ".join(left),
         )  # fmt: skip
 
 
@@ -328,19 +357,25 @@ def without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
     return built
 
 
-def load(run_directory: str | Path, which: str = "best", device: str = "cpu") -> Classifier:
+def load(
+    run_directory: str | Path, which: str = "best", device: str = "cpu", model: Any = None
+) -> Classifier:
     """The trained model of a run, in eval mode and float32, for images [B, C, H, W] in [0, 1].
 
-    `which` is `best` or `last`. Raises ValueError where the directory holds no such checkpoint.
+    `which` is `best` or `last`; `model` the module that a run of `sat.train(model=...)` began with,
+    which no directory holds. Raises ValueError where the directory holds no such checkpoint.
     """
     from sat.config import check
 
     config, state = read_run(run_directory, which)
+    spec = check(config)
+    if isinstance(spec.model, Given) and model is not None:
+        spec = spec.bringing(model=spec.model.bringing(lambda _: deepcopy(model), ""))
     with torch.random.fork_rng():  # the caller's random numbers are the caller's
-        model = build_model(check(config), state["facts"]["shape"], torch.device(device))
+        net = build_model(spec, state["facts"]["shape"], torch.device(device))
     try:
-        model.load_state_dict(state.get("average") or state["model"])
+        net.load_state_dict(state.get("average") or state["model"])
     except RuntimeError:  # one line for each weight
         place = Path(run_directory) / "checkpoints" / f"{which}.pt"
         raise ValueError(f"{place}: holds the weights of another network") from None
-    return model.eval()
+    return net.eval()

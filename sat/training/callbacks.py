@@ -391,7 +391,7 @@ class Callbacks:
             "environment": environment(model.mean.device),
             "dataset": self.facts["dataset"],
             "test_images": len(self.data.test),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sum(p.numel() for p in model.parameters()) or None,  # None: out of sight
             "activation": {"option": config["choices"].get("activation"), **config["activation"],
                            "swapped": model.swap.swapped, "gates": list(model.swap.gates)},
             "attack": None,

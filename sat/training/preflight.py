@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
 from sat.activations.swap import in_eval_mode
+from sat.attacks import FastAutoAttack
 from sat.attacks.base import Attack, Loose, Replayed, check_attack, check_fields
 from sat.attacks.outcomes import Ensemble
 from sat.data import Loader
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
 from sat.evaluation.settings import Evaluation, Validation
+from sat.models.foreign import NO_GRADIENT, has_gradient
 from sat.models.room import kept_for_backward, size_of
 from sat.objectives import MART, Method, Objective, Unperturbed
 from sat.rng import RowRng
@@ -104,14 +106,15 @@ def check_memory(schedule: Schedule, model: nn.Module, x: Tensor, room: int) -> 
         return
     with in_eval_mode(model), torch.no_grad(), kept_for_backward(model) as counts:
         model(x)
-    bits = 4 if schedule.precision == "fp32" else 2
+    image = (4 if schedule.precision == "fp32" else 2) * sum(counts)  # bytes
     at_once = -(-schedule.batch_size // schedule.parts)
-    if (needed := at_once * bits * sum(counts)) > room:
-        parts = -(-needed * schedule.parts // room)
+    if at_once * image > room:
+        parts = -(-schedule.batch_size * image // room)
+        may = 2 * parts <= schedule.batch_size  # two images a part
+        remedy = f"schedule.accumulate={parts}, or a smaller batch" if may else "smaller images"
         raise Refused(
-            f"schedule.batch_size={schedule.batch_size}: an update keeps {size_of(needed)} for its"
-            f" backward pass, and there are {size_of(room)}; write schedule.accumulate={parts}, or"
-            " a smaller batch"
+            f"schedule.batch_size={schedule.batch_size}: an update keeps {size_of(at_once * image)}"
+            f" for its backward pass, and there are {size_of(room)}; write {remedy}"
         )
 
 
@@ -266,6 +269,31 @@ def preflight(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
             model.train(training)
 
 
+def check_network(model: nn.Module, evaluation: Evaluation, x: Tensor, y: Tensor) -> None:
+    """Checks a network from elsewhere on images x [B, C, H, W], labels y [B], for what would end
+    its evaluation. Raises Refused."""
+    _check_images(x)
+    model.eval()
+    with float32(model), torch.no_grad():
+        classes = model(x[:2]).shape[1]
+    if int(y.max()) >= classes:
+        _refuse_label(int(y.max()), classes)
+    attacks = evaluation.attacks.values()
+    blind = all(isinstance(a, FastAutoAttack) and a.attacks == ("square",) for a in attacks)
+    if not blind and not has_gradient(model, x):
+        raise Refused(
+            f"{NO_GRADIENT}; without one only Square measures it: evaluation=strong"
+            " 'evaluation.attacks.strong.attacks=[square]'"
+        )
+
+
+def _refuse_label(label: int, classes: int) -> None:
+    raise Refused(
+        f"dataset: has the label {label}, but the model {classes} classes;"
+        " labels must run from 0 to classes - 1"
+    )
+
+
 def check_classes(measured: Mapping[str, Any], classes: int) -> None:
     """Raises Refused for an attack, by its key, that can't be had for so few classes."""
     for key, attack in measured.items():
@@ -310,7 +338,4 @@ def _check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
             " are not finite; try schedule.precision=fp32, or another model"
         )
     if y.max() >= logits.shape[1]:
-        raise Refused(
-            f"dataset: has the label {int(y.max())}, but the model {logits.shape[1]} classes;"
-            " labels must run from 0 to classes - 1"
-        )
+        _refuse_label(int(y.max()), logits.shape[1])

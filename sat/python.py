@@ -1,0 +1,101 @@
+"""`sat.train`: a run from Python, by the words of the command line."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sat import config, job, sweep
+from sat.config import Spec
+from sat.data import Npz
+from sat.errors import Refused, Stopped, refusing
+from sat.loggers import screen
+from sat.models import Classifier, weights
+from sat.models.given import Given, content_of, described, refuse_other_words
+from sat.run import execute
+from sat.rundir.result import BEST, LAST, RunResult
+
+NPZ = "dataset=npz"  # whose form data of the caller's own have
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What `train` gives: the run's directory, its `result.json`, and the model that its held-out
+    images chose (the last one where there were none), in eval mode on the CPU."""
+
+    path: Path
+    result: RunResult
+    model: Classifier
+
+
+def train(words: Sequence[str], model: nn.Module | None = None, data: Any = None) -> TrainedRun:
+    """Does one run as the command line does it from these words: composed, checked, begun or gone
+    on with, recorded and measured; one that is finished is read.
+
+    `model` is a network of the caller's own, in place of `model=...`: a copy is trained. `data` are
+    images in place of `dataset=...`, in any form that `sat.data.brought.arrays_of` takes.
+
+    Raises Refused, a ValueError of one line, for what the command line refuses; Fault where the run
+    can't go on; KeyboardInterrupt after a checkpoint where it is stopped.
+    """
+    threads = torch.get_num_threads()
+    screen.set_up()
+    spec = spec_of([*words], model, data)
+    try:
+        with torch.random.fork_rng():
+            execute(spec, [*words])
+    except Stopped as error:
+        raise KeyboardInterrupt(f"{error}; the same call goes on from here") from None
+    finally:
+        torch.set_num_threads(threads)
+    directory = Path(spec.record.root) / spec.name
+    result = RunResult.read(directory)
+    assert result is not None  # else the run has raised
+    which = LAST if result.best is None else BEST
+    return TrainedRun(directory, result, weights.load(directory, which, model=model))
+
+
+def spec_of(words: list[str], model: nn.Module | None = None, data: Any = None) -> Spec:
+    """The checked run that the words ask for, of a network and images that its caller brings."""
+    for word in words:
+        if "=" not in word or word.startswith(("-", "evaluate=")):
+            raise Refused(f"{word}: sat.train does one training; write key=value")
+    if data is not None:
+        if other := [word for word in words if word.startswith("dataset=") and word != NPZ]:
+            raise Refused(f"{other[0]}: data are given; drop it, or data")
+        words = [*dict.fromkeys([NPZ, *words])]
+    if model is not None:
+        if not isinstance(model, nn.Module):
+            raise Refused(f"model: {type(model).__name__}; give a torch.nn.Module")
+        refuse_other_words(words, ("model",), "the model given")
+    plain = _composed(words)
+    if model is None:
+        spec = config.check(plain)
+    else:
+        plain["model"] = described(plain["model"], type(model).__name__)
+        plain["choices"] = {**plain["choices"], "model": "given"}
+        spec, own = config.check(plain), deepcopy(model)
+        given: Given = spec.model
+        given = given.bringing(lambda image: deepcopy(own), content_of(own))
+        spec = spec.bringing(model=given)
+    if data is None:
+        return spec
+    images: Npz = spec.dataset
+    with refusing(""):
+        return spec.bringing(dataset=images.holding(data))
+
+
+def _composed(words: list[str]) -> dict[str, Any]:
+    """The plain config of these words."""
+    found: list[dict[str, Any]] = []
+
+    def look(cfg: Any, choices: dict[str, str], overrides: list[str]) -> None:
+        chosen = {group: option for group, option in choices.items() if group in job.GROUPS}
+        found.append(job.resolved(cfg, chosen, overrides))
+
+    sweep.each_job(words, look)
+    return found[0]
