@@ -15,13 +15,35 @@ from conftest import ROOT, TINY
 from PIL import Image
 
 import sat.bench.forecast as module
-from sat.attacks import FGSM, PGD, AutoAttack, Clean, Curve, FastAutoAttack, Free, Square
+from sat.attacks import (
+    APGD,
+    FGSM,
+    PGD,
+    AutoAttack,
+    Clean,
+    Curve,
+    FastAutoAttack,
+    Free,
+    Multi,
+    Square,
+)
 from sat.bench import budget, costs, pace, units
 from sat.bench.step_cost import StepCost, step_cost
 from sat.config import composed
 from sat.errors import Refused
 from sat.loggers.screen import duration
-from sat.objectives import Method
+from sat.objectives import (
+    AWP,
+    ELLE,
+    MART,
+    TRADES,
+    AdaptiveELLE,
+    Adversarial,
+    Consistency,
+    GradAlign,
+    GradientNorm,
+    Method,
+)
 
 
 @pytest.fixture
@@ -188,27 +210,29 @@ def test_a_real_run_computes_as_many_gradients(sat, counted, attack, steps):
     assert counted["validation", "input"] == seen
 
 
-# Of an image: beside the attack, and of the attack.
-UNITS = {
-    "attack=none": (3, 0), "attack=n_fgsm": (3, 2), "attack.steps=10": (3, 20),
-    "attack.steps=3 attack.keep=best": (3, 7), "attack=apgd attack.steps=2": (3, 5),
-    "attack=multi attack.steps=2": (3, 5), "attack=free attack.replays=4": (3, 9),
-    "attack.steps=10 objective.forwards=3": (5, 20),
-    "objective=trades attack.steps=10": (6, 21),
-    "objective=trades objective.forwards=3": (9, 3), "objective=mart": (6, 2),
-    "objective=consistency attack.steps=2": (6, 8),
-    "objective=gradient_norm attack=none": (6, 0), "weight_attack=awp": (6, 2),
-    "objective=trades weight_attack=awp": (12, 3), "regulariser=gradalign": (11, 2),
-    "regulariser=elle": (12, 2), "regulariser=elle_a": (12, 2),
-}  # fmt: skip
+UNITS = [  # of an image: beside the attack, and of the attack
+    (Method(Clean(), Adversarial()), (3, 0)),
+    (Method(PGD(8, 2), Adversarial(forwards=3)), (5, 4)),
+    (Method(PGD(8, 2, keep="best"), Adversarial()), (3, 5)),
+    (Method(APGD(8, 2), Adversarial()), (3, 5)),
+    (Method(Multi({"linf": 8, "l1": 400}, 2), Adversarial()), (3, 5)),
+    (Method(Free(8, 2), Adversarial()), (3, 3)),
+    (Method(PGD(8, 2, loss="kl"), TRADES()), (6, 5)),
+    (Method(PGD(8, 1, loss="kl"), TRADES(forwards=3)), (9, 3)),
+    (Method(PGD(8, 1), MART()), (6, 2)),
+    (Method(PGD(8, 2), Consistency()), (6, 8)),
+    (Method(Clean(), GradientNorm()), (6, 0)),
+    (Method(PGD(8, 1), Adversarial(), weight_attack=AWP()), (6, 2)),
+    (Method(PGD(8, 1, loss="kl"), TRADES(), weight_attack=AWP()), (12, 3)),
+    (Method(PGD(8, 1), Adversarial(), GradAlign()), (11, 2)),
+    (Method(PGD(8, 1), Adversarial(), ELLE()), (12, 2)),
+    (Method(PGD(8, 1), Adversarial(), AdaptiveELLE()), (12, 2)),
+]
 
 
-@pytest.mark.parametrize("words", UNITS)
-def test_the_units_of_a_method_are_counted(words):
-    spec = spec_of(*words.split())
-    assert step_cost(Method.of(spec)) == UNITS[words]
-    work = costs.work_of(spec, costs.sizes_of(spec.dataset))
-    assert work.training == sum(UNITS[words]) * work.images
+def test_the_units_of_every_method_are_counted():
+    for method, expected in UNITS:
+        assert step_cost(method) == expected, method
 
 
 def test_statistics_that_are_estimated_cost_an_attack_and_a_forward():

@@ -15,7 +15,7 @@ from sat.training.schedule import Schedule
 from sat.training.state import TrainState
 from sat.training.step import update
 
-IMAGES, WIDTH, LAYERS = 4, 64, 8  # so many that the first layer and the last count little
+IMAGES, WIDTH = 4, 16
 
 
 class StepCost(NamedTuple):
@@ -42,9 +42,10 @@ def _units(method: Method) -> float:
     choices = {"precision": "fp32", "channels_last": False, "compile": False}
     plan = Plan(Schedule(batch_size=IMAGES, epochs=9.0), IMAGES, 0, choices)
     with torch.random.fork_rng(devices=[]):
-        hidden = [m for _ in range(LAYERS) for m in (nn.SiLU(), nn.Linear(WIDTH, WIDTH))]
-        first = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, WIDTH)
-        net = nn.Sequential(*first, *hidden, nn.Linear(WIDTH, 10))
+        # what comes before the products has parameters, so that an update has their gradients too
+        first = nn.Flatten(), nn.AdaptiveAvgPool1d(WIDTH), nn.LayerNorm(WIDTH)
+        products = nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 10)
+        net = nn.Sequential(*first, *products)
         state = TrainState(net, method, plan)
         x, y = torch.rand(views * IMAGES, 3, 8, 8), torch.arange(views * IMAGES) % IMAGES
         step = _flop(lambda: update(state, x, y))
