@@ -30,7 +30,7 @@ test: setup ## run the tests: make test ARGS="-k attack"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-trackers: setup ## test W&B and MLflow, offline, with their packages (900 MB) in .venv
-	@$(BIN)/python -m pip install --quiet '.[wandb,mlflow]'
+	@$(BIN)/python -m pip install --quiet --editable '.[wandb,mlflow]'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_trackers.py $(ARGS)
 
 check: setup ## lint, format and types (ruff, mypy)
@@ -47,15 +47,16 @@ soak: setup ## kills, command lines and damaged files at random: make soak ARGS=
 report: setup ## tables and figures of the runs in outputs: make report ARGS="--experiment NAME"
 	@$(BIN)/python scripts/report.py outputs $(ARGS)
 
-results: setup ## rebuild docs/results.md from the evidence beside it: make results NEW=outputs/runs.jsonl
+results: setup ## rebuild docs/results.md from its evidence: make results NEW=outputs/runs.jsonl
 	$(if $(NEW),@$(BIN)/python scripts/report.py $(NEW) --keep docs/results/runs.jsonl)
 	@$(BIN)/python scripts/report.py docs/results/runs.jsonl --to docs/results --page docs/results.md
+	@$(BIN)/python -m sat.report.quoted
 
 status: setup ## list the runs in outputs: finished, running, stopped, failed
 	@$(BIN)/python scripts/report.py --status outputs
 
-docs: setup ## build the site of docs/ into site/, the reference from docstrings: open site/index.html
-	@$(BIN)/python -m pip install --quiet '.[docs]'
+docs: setup ## build the site of docs/, with the reference: site/index.html
+	@$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 clean: ## remove what can be made again; outputs/ and data/ stay

@@ -7,9 +7,11 @@ import logging
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -261,16 +263,27 @@ def summary(done: Sequence[dict[str, Any]]) -> str:
         numbers = [job.get(key, "-") for key in ("clean", "robust", "alarms")]
         if job.get("name") and first[job["name"]] != job["job"]:
             numbers = ["the same run", f"as job {first[job['name']]}", ""]
-        rows.append([str(job["job"]), *numbers, "  " + told[job["job"]]])
-    head = ["job", "best: clean %", "robust %", "alarms", "  of"]
-    width = max(len(row[-1]) for row in [head, *rows])
-    lines = [table(head[:-1] + [head[-1].ljust(width)],
-                   [row[:-1] + [row[-1].ljust(width)] for row in rows])]  # fmt: skip
+        rows.append([str(job["job"]), *numbers, told[job["job"]]])
+    lines = beside(["job", "best: clean %", "robust %", "alarms"], "of", rows)
     lines += one_network(done)
     lines += [
         f"! job {job['job']} ({told[job['job']]}): {job['message']}" for job in done if job["code"]
     ]
     return "\n".join(lines)
+
+
+def beside(head: list[str], last: str, rows: list[list[str]]) -> list[str]:
+    """The lines of a table with a last column to the left, which on a terminal is as wide as it
+    is: what does not fit goes on below."""
+    lines = table(head, [row[:-1] for row in rows]).splitlines()
+    room = shutil.get_terminal_size().columns - len(lines[1]) - 2 if sys.stdout.isatty() else 999
+    texts = [[last], [""], *(textwrap.wrap(row[-1], max(room, 20)) for row in rows)]
+    width = max(map(len, lines))
+    return [
+        f"{line:{width}}  {text}".rstrip()
+        for line, told in zip(lines, texts, strict=True)
+        for line, text in zip([line, *[""] * len(told)], told, strict=False)
+    ]
 
 
 def one_network(done: Sequence[dict[str, Any]]) -> list[str]:

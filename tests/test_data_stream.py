@@ -23,6 +23,7 @@ from sat.data import (
     UnreadableImage,
     epoch_batches,
     evaluation_batches,
+    some_images,
 )
 from sat.data.extra import mixed, read
 from sat.data.folders import sorted_files
@@ -222,6 +223,12 @@ def test_generated_images_go_the_way_of_the_sets_own(root, tmp_path, workers):
             hard = torch.nn.functional.one_hot(labels.long(), 3).float()
             wanted = torch.from_numpy(soft)[part.indices] if first else hard
             torch.testing.assert_close(y[rows], wanted)
+    for rows in ([0], [1], [0, 1]):  # a process's share may hold none of one kind
+        few = [batch.part(torch.tensor(rows)) for batch in batches]
+        for (x, y), (a, b) in zip(data.train.stream(few), data.train.stream(batches), strict=True):
+            assert torch.equal(x, a[rows]) and torch.equal(y, b[rows])
+    x, y = some_images(data.train, 4)  # as they are measured
+    assert len(x) == 4 and y.tolist() == [0, 0, 1, 2]
     with pytest.raises(ValueError, match="^extra=.*: is of 3 classes, and the set of 2"):
         two = replace(folder(root), classes=("a", "b"))
         mixed(two, read(str(tmp_path / "made.npz")), alone, 0.5, CPU)

@@ -578,18 +578,14 @@ def finished(monkeypatch):
     """Finished runs stand in: `finished({"a": [0.4, 0.42]})`, robust accuracies by seed."""
 
     def give(groups: dict[str, list[float]]) -> None:
-        class Run(types.SimpleNamespace):
-            pass
-
         runs = [
-            Run(seed=seed, images="x", decided={"model": name},
+            types.SimpleNamespace(seed=seed, images="x", decided={"model": name},
                 config={"choices": {"dataset": "digits"}},
                 entries={("best", "clean"): entry(0.9), ("best", "pgd20"): entry(value + 0.1),
                          ("best", "strong"): entry(value), ("last", "strong"): entry(0.0)})
             for name, values in groups.items() for seed, value in enumerate(values)
         ]  # fmt: skip
-        monkeypatch.setattr(budget, "Measured", Run)
-        monkeypatch.setattr(budget, "runs_of", lambda place: [*runs, "no run"])
+        monkeypatch.setattr(budget, "finished", lambda place: runs)
 
     entry = lambda value: types.SimpleNamespace(accuracy=value)  # noqa: E731
     return give

@@ -73,7 +73,7 @@ def texts(events, tag):
 
 def tracked(directory, **members):
     """The trackers of a run there; TensorBoard by default."""
-    about = About(directory, directory.name, "01234567")
+    about = About(directory, directory.name, directory.name.split("-")[-1])
     return Loggers(members or {"tensorboard": TensorBoard()}, about)
 
 
@@ -99,23 +99,23 @@ def changed(**sections):
 def folder(tmp_path):
     """Three runs, the first of which has no alpha; the last still trains."""
     ends = {"best_clean": 0.9, "best_pgd20": 0.5, "last_clean": 0.8, "last_pgd20": 0.4, "alarms": 1}
-    written(tmp_path / "set-a-relu", CONFIG, **ends)
+    written(tmp_path / "set-relu-a", CONFIG, **ends)
     celu = {"choices": {"activation": "celu"}, "activation": {"alpha": 1.4}, "seed": 1}
-    written(tmp_path / "set-b-celu", changed(**celu), **ends, best_square=0.6)
-    written(tmp_path / "set-c-celu", changed(**celu, attack={"steps": 2}))
+    written(tmp_path / "set-celu-b", changed(**celu), **ends, best_square=0.6)
+    written(tmp_path / "set-celu-c", changed(**celu, attack={"steps": 2}))
     return tmp_path
 
 
 def test_activation_and_seed_come_first_and_what_differs_and_then_the_final_numbers(folder):
     experiment, rows = hyperparameters(folder)
     assert set(rows) == {
-        "relu set-a",
-        "celu set-b",
-        "celu set-c",
+        "a set-relu",
+        "b set-celu",
+        "c set-celu",
     }  # cut off at its end, a row is still told
     shown = [info.name for info in experiment.hparam_infos if info.differs]
-    assert shown == ["activation", "activation.alpha", "attack.steps", "seed"]
-    assert [info.name for info in experiment.hparam_infos][:4] == shown
+    assert shown == ["activation", "activation.alpha", "attack.steps", "dataset", "seed"]
+    assert [info.name for info in experiment.hparam_infos][:5] == shown
     tags = {info.name.tag: info.display_name for info in experiment.metric_infos}
     final = ("best/clean", "best/pgd20", "best/square", "alarms", "last/clean", "last/pgd20")
     assert [*tags] == [f"verdict/{tag}" for tag in final]
@@ -145,11 +145,11 @@ def test_numbers_filter_as_numbers_and_words_as_words(folder):
     for name in ("seed", "attack.steps", "attack.eps", "model.depth", "schedule.epochs"):
         assert infos[name].type == api_pb2.DATA_TYPE_FLOAT64, name
     assert infos["activation"].type == api_pb2.DATA_TYPE_STRING
-    assert rows["relu set-a"].hparams["attack.start"].string_value == "uniform"
-    assert numbers(rows["celu set-b"])["verdict/best/square"] == pytest.approx(0.6)
-    assert numbers(rows["relu set-a"])["verdict/alarms"] == 1
+    assert rows["a set-relu"].hparams["attack.start"].string_value == "uniform"
+    assert numbers(rows["b set-celu"])["verdict/best/square"] == pytest.approx(0.6)
+    assert numbers(rows["a set-relu"])["verdict/alarms"] == 1
     status = {name: row.sessions[0].status for name, row in rows.items()}
-    assert status["relu set-a"] == api_pb2.STATUS_SUCCESS != status["celu set-c"]
+    assert status["a set-relu"] == api_pb2.STATUS_SUCCESS != status["c set-celu"]
 
 
 def test_true_is_a_word_and_no_number():
@@ -187,10 +187,11 @@ def test_pictures_come_behind_every_curve(tmp_path):
     pictures = ["views/curves/best-eps_curve", "views/test"]
     assert sorted(events.Tags()["images"]) == pictures and min(pictures) > "val/robust"
     (grid,) = events.Images("views/test")
-    assert (grid.step, grid.width, grid.height) == (100, 8 * 100, 18 + 3 * (100 + 18))
-    plain = sheet(replace(seen, fell=8 * [False]))
-    changed = (sheet(seen) != plain).any(0).nonzero()  # in the head, and above the image that fell
-    assert changed[:, 0].max() < 18 + 100 + 2 * 18 and changed[changed[:, 0] > 18, 1].max() < 100
+    assert (grid.step, grid.width, grid.height) == (100, 4 * 132, 26 + 2 * (3 * 132 + 2 * 26 + 8))
+    other = sheet(replace(seen, fell=8 * [False]))
+    changed = (sheet(seen) != other).any(0).nonzero()  # in the head, and above the image that fell
+    below = changed[changed[:, 0] > 26]
+    assert len(below) and below[:, 0].max() < 26 + 132 + 2 * 26 and below[:, 1].max() < 132
 
 
 def test_what_is_seen_of_images_is_told_by_class_and_the_model_is_left_as_it_was():
@@ -240,10 +241,8 @@ def test_a_run_is_one_row_with_its_final_numbers(ran):
         robust = part["robust"]["pgd20"]["accuracy"]
         assert final[f"verdict/{which}/pgd20"] == pytest.approx(robust)
     assert final["verdict/alarms"] == len(ran.result["alarms"])
-    assert (
-        row.name == ran.run.name.removeprefix("digits-resnet10-") + " digits-resnet10"
-        and row.hparams["activation"].string_value == "silu"
-    )
+    assert row.name == f"{ran.result['hash']} {ran.run.name[:-9]}"
+    assert row.hparams["activation"].string_value == "silu"
     ((_, config),) = texts(events, "config")
     assert config.startswith("    choices:") and "\n    seed: 0" in config
 

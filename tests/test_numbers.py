@@ -1,16 +1,19 @@
 """Each number of the config has a range: one outside is refused in a line that names its key."""
 
 import math
+import time
 import types
 from collections.abc import Iterator
+from itertools import product
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
+from hydra import compose, initialize_config_dir
 from inputs import memory_limited
 from omegaconf import OmegaConf
 from torch import nn
 
-from sat.config import CONF, build, target
+from sat.config import CONF, build, check, resolve, target
 from sat.errors import Refused
 from sat.identity import FOLLOWED, START
 from sat.models.room import build_within
@@ -86,6 +89,24 @@ def test_an_extreme_number_is_refused_by_its_key_or_taken(path, node):
                 assert "\n" not in said
 
 
+def test_numbers_that_no_class_takes_are_refused_by_their_keys():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        usual = resolve(compose("config"))
+    keys = [f"dataset.{key}" for key in ("eps", "depth", "width")] + [
+        "model.mean",
+        "model.std",
+        "seed",
+    ]
+    for key, value in product(keys, EXTREMES):
+        group, _, name = key.partition(".")
+        given = [value] if group == "model" else value
+        words = {key: given} if not name else {group: {**usual[group], name: given}}
+        try:
+            check({**usual, **words})
+        except Refused as fault:
+            assert str(fault).startswith(f"{key}=") and "\n" not in str(fault)
+
+
 @pytest.mark.parametrize("word, says", [
     ("augment=cutout", "augment=cutout: leaves nothing of images of 8 pixels"),
     ("dataset.crop=8", "dataset.crop=8: leaves nothing of 8 pixels"),
@@ -94,6 +115,18 @@ def test_an_extreme_number_is_refused_by_its_key_or_taken(path, node):
 def test_what_a_set_can_not_have_is_refused_before_training(word, says, sat):
     done = sat(word)
     assert done.code == 2 and says in done.err and not done.runs
+
+
+def test_a_line_comes_before_an_attack_that_may_take_long(sat, monkeypatch):
+    def tried(*given):
+        time.sleep(0.2)
+        raise Refused("attack: is tried now")
+
+    monkeypatch.setattr("sat.loggers.screen.SILENT", 0.01)
+    monkeypatch.setattr("sat.training.preflight.preflight", tried)
+    done = sat()
+    assert (done.code, done.err) == (2, "! attack: is tried now\n")
+    assert done.out.endswith("trying network and attack on 32 images ...\n")
 
 
 def of_memory(monkeypatch, size: int) -> None:

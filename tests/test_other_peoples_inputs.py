@@ -34,6 +34,7 @@ from sat.errors import Stopped
 from sat.models import ResNet
 from sat.models import Timm as TimmModel
 from sat.models.classifier import assemble
+from sat.models.sight import seen
 from sat.models.weights import load_weights
 from sat.training.callbacks import Callbacks
 
@@ -386,6 +387,20 @@ def test_a_kernel_that_must_be_positive_is_no_activation():
     assert kernels and all((kernel(x) >= 0).all() for kernel in kernels)
     assert any(isinstance(m, SiLU) for m in net.modules())  # the rest is swapped
     assert sum("kernel_func (ReLU)" in gate for gate in net.swap.gates) == len(kernels)
+
+
+def test_a_network_that_has_no_gradient_is_asked_for_none():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.zeros(2))
+
+        def forward(self, x):
+            return (x > 0).float().mean((1, 2, 3))[:, None] * self.scale.round()
+
+    net = Counts()
+    assert seen(net, torch.rand(1, 3, 8, 6)) == (8, 6)
+    assert not net.scale.any() and net.scale.grad is None
 
 
 class h_sigmoid(nn.Module):  # noqa: N801, as it is copied from network to network

@@ -131,7 +131,9 @@ def test_float32_alone_decides(robust_digits, monkeypatch):
 
 
 def test_what_is_searched_so():
-    assert is_quick(PGD(8, 20)) and not is_quick(PGD(8, 20, loss="kl", start="normal"))
+    assert is_quick(PGD(8, 20)) and not is_quick(PGD(8, 20, loss="kl"))
+    for other in ({"start": "normal"}, {"start": "uncut"}, {"keep": "best"}):
+        assert not is_quick(PGD(8, 20, **other))
     assert isinstance(ensemble_of(PGD(8), 2, 9, True), Quick)
     assert isinstance(ensemble_of(PGD(8), 2, 9), Series)
     more = [("kept_off", float, field(default=0.0))]

@@ -108,10 +108,10 @@ def prove_swap(net: nn.Module, x: Tensor, report: SwapReport) -> SwapReport:
     kept.
 
     The forward is in eval mode without gradients; modes and batch-norm statistics are as before.
-    Returns the report with `called` and with the gates that are called
-    as functions. What is not seen: branches that run in training alone, activations within a fused
-    operator (an LSTM's), and nonlinearities written out by hand, but for x * sigmoid(x), hard or
-    not, erf and comparison with zero (clamp, maximum).
+    Returns the report with `called` and with the gates that are called as functions. What is not
+    seen: branches that run in training alone, activations within a fused operator (an LSTM's), and
+    nonlinearities written out by hand, but for x * sigmoid(x), hard or not, erf and comparison with
+    zero (clamp, maximum).
     """
     watch = _Watch(net, report)
     try:
@@ -158,7 +158,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, net: nn.Module, report: SwapReport) -> None:
         super().__init__()
         self.swapped = {net.get_submodule(name) for name in report.places}
-        gates = {net.get_submodule(gate.partition(" (")[0]) for gate in report.gates}
+        gates = {net.get_submodule(gate.rpartition(" (")[0]) for gate in report.gates}
         self.own = self.swapped | gates
         self.missed: dict[tuple[str, str], None] = {}  # (function, place), in order
         self.gates: list[str] = []

@@ -35,7 +35,7 @@ class Curve(Ensemble):
         if not values or list(values) != sorted(set(values)) or not values[0] >= 0:
             raise ValueError(f"values={list(values)}: must ascend, from 0 or above")
         most = 1e6 if self.over == "eps" else MOST_STEPS
-        check_range("values", values[-1], 0, most, f"its largest, in multiples of {self.over}, is")
+        check_range("values", values[-1], 0, most, "is more than any ball or ascent has")
         if self.over == "steps" and any(v != int(v) or v < 1 for v in values):
             raise ValueError(f"values={list(values)}: steps are whole numbers from 1 on")
         if self.batch_size < 1:

@@ -30,9 +30,9 @@ HEEDED = {"eps", "steps", "step", "norm", "start", "noise", "clean_start", "batc
 
 
 def is_quick(attack: Any) -> bool:
-    """Whether an attack is an ascent that can be searched so: that of TRADES compares with what the
-    network says of the clean images."""
-    if type(attack) is not PGD or attack.loss == "kl":
+    """Whether an attack is an ascent that can be searched so: its points are in the ball, and it
+    compares with nothing that the network says of the clean images, as that of TRADES does."""
+    if type(attack) is not PGD or attack.loss == "kl" or attack.start in ("uncut", "normal"):
         return False
     own = settings_of(attack)
     return own.keys() - own.usual <= HEEDED | {"_target_"}

@@ -15,8 +15,7 @@ from typing import Any
 
 from sat.errors import Refused
 from sat.loggers.screen import duration, table
-from sat.report.runs import Measured
-from sat.report.study import runs_of
+from sat.report.runs import finished
 from sat.statistics import detectable, over_seeds, seeds_needed
 
 SEEDS = (1, 2, 3, 5, 10)
@@ -84,8 +83,8 @@ def spread_of(place: Path, dataset: str) -> tuple[float, int, int] | None:
     """How robust accuracy varies over seeds, in points: the standard deviation pooled over finished
     runs on a data set that differ in the seed alone; how many runs and groups they are."""
     kinds: dict[str, dict[int, float]] = {}
-    for run in runs_of(place) if place.exists() else ():
-        if not isinstance(run, Measured) or run.config["choices"].get("dataset") != dataset:
+    for run in finished(place) if place.exists() else ():
+        if run.config["choices"].get("dataset") != dataset:
             continue
         robust = {name: entry.accuracy for (which, name), entry in run.entries.items()
                   if which == next(iter(run.entries))[0] and name != "clean"}  # fmt: skip

@@ -52,7 +52,8 @@ def measure(
 
 def step_of(case: Case, words: str) -> tuple[Timed, Case]:
     """A step of the method that these words say, and its case."""
-    kept = [word for word in case.words if word.split("=")[0].split(".")[0] not in GROUPS]
+    group = lambda word: word.split("=")[0].split(".")[0].lstrip("+")  # noqa: E731
+    kept = [word for word in case.words if group(word) not in GROUPS]
     kept += words.split()
     case = replace(case, words=tuple(kept), spec=composed(kept))
     state = case.state(None)

@@ -25,9 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sat.errors import Refused
-from sat.report.kept import keep
-from sat.report.runs import Measured
-from sat.report.study import runs_of
+from sat.report.runs import finished, keep
 
 SAVING = 120.0  # seconds that a line has to end when it is stopped: a sweep gives its runs 60
 DONE, STOPPED, FAILED, LEFT = "done", "stopped", "failed", "left"
@@ -95,8 +93,7 @@ def carry_on(plan: Lines, ledger: Path, seconds: float) -> dict[str, str]:
 def gather(out: Path) -> None:
     """Puts all finished runs into one small file beside them, all that a report needs."""
     try:
-        runs = [run for run in runs_of(out) if isinstance(run, Measured)]
-        keep(runs, out / "runs.jsonl")
+        keep(finished(out), out / "runs.jsonl")
     except (Refused, OSError) as error:
         print(f"    {error}", flush=True)
 

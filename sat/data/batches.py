@@ -23,6 +23,9 @@ class Batch:
     own: Tensor | None = None  # int64 [B], their rows in the whole batch; None: it is the whole
     crops: bool = True  # with a key: whether the set's own random crop and mirror are done
 
+    def __len__(self) -> int:
+        return len(self.indices)
+
     @property
     def rows(self) -> Tensor:
         return torch.arange(len(self.indices)) if self.own is None else self.own

@@ -201,25 +201,35 @@ class Mixed:
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         every, first, second = tee(batches, 3)
-        own = self._own.stream(batch.part(self._where(batch, own=True)) for batch in first)
-        beside = self._beside.stream(map(self._others, second))
-        for batch, (x, y), (more, _) in zip(every, own, beside, strict=True):
-            rows = [self._where(batch, own=whose) for whose in (True, False)]
-            there = sent(torch.cat(rows).argsort(), self._device)
-            labels = self._labels[sent(self._others(batch).indices, self._device)]
-            if labels.ndim == 2 and batch.key is None:  # measured, not trained on
-                labels = labels.argmax(1)
-            elif labels.ndim == 2:
-                y = F.one_hot(y, labels.shape[1]).to(labels.dtype)
-            yield torch.cat([x, more])[there], torch.cat([y, labels])[there]
+        own = self._own.stream(filter(len, map(self._ours, first)))
+        beside = self._beside.stream(filter(len, map(self._others, second)))
+        for batch in every:
+            ours, others = self._ours(batch), self._others(batch)
+            found = [self._labelled(*next(own), batch)] if len(ours) else []
+            if len(others):
+                chosen = self._labels[sent(others.indices, self._device)]
+                found.append(self._labelled(next(beside)[0], chosen, batch))
+            x, y = map(torch.cat, zip(*found, strict=True))
+            is_own = batch.indices < len(self)
+            there = sent((~is_own).long().argsort(stable=True).argsort(), self._device)
+            yield x[there], y[there]
 
-    def _where(self, batch: Batch, own: bool) -> Tensor:
-        """The rows of images of the set, or of those beside it."""
-        return ((batch.indices < len(self)) == own).nonzero()[:, 0]
+    def _labelled(self, x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images with labels that are soft where those beside the set are; where the batch is
+        measured, and not trained on, each label is one class."""
+        if batch.key is None:
+            return x, y if y.ndim == 1 else y.argmax(1)
+        if y.ndim < self._labels.ndim:
+            y = F.one_hot(y, self._labels.shape[1]).to(self._labels.dtype)
+        return x, y
+
+    def _ours(self, batch: Batch) -> Batch:
+        """The images of the set."""
+        return batch.part((batch.indices < len(self)).nonzero()[:, 0])
 
     def _others(self, batch: Batch) -> Batch:
         """The images beside the set, by their numbers in the file."""
-        part = batch.part(self._where(batch, own=False))
+        part = batch.part((batch.indices >= len(self)).nonzero()[:, 0])
         return replace(part, indices=part.indices - len(self))
 
 

@@ -54,7 +54,7 @@ class TimmAugment:
             try:
                 kind(alpha)
             except ValueError as error:
-                raise ValueError(f"{key}: {error}") from None
+                raise ValueError(f"{key}{str(error).removeprefix('alpha')}") from None
 
     def __call__(self, x: Tensor, y: Tensor, rng: RowRng) -> tuple[Tensor, Tensor]:
         own, other = x.chunk(2)

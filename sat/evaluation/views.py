@@ -47,7 +47,7 @@ def views(
     name = lambda labels: [classes[k] if k >= 0 else "?" for k in labels.tolist()]  # noqa: E731
     kind = f"PGD-{attack.steps}" if isinstance(attack, PGD) else type(attack).__name__
     return Views(
-        x.cpu(), x_adv.cpu(), name(y), *map(name, seen),
+        x.cpu(), x_adv.cpu(), truth=name(y), clean=name(seen[0]), attacked=name(seen[1]),
         fell=((seen[0] == y) & (seen[1] != y)).tolist(),
         attack=f"{kind}, eps {attack.eps:g}/255 {attack.norm}",
     )  # fmt: skip

@@ -16,7 +16,7 @@ from sat.rundir.files import read_text
 
 FOLDER = ".hparams"
 SHOWN = 5  # keys and metrics that TensorBoard shows by itself
-# What of the keys that differ comes first, of these two whether they differ or not; then by name.
+# What comes first of the keys that differ, and these two whether they differ or not.
 ALWAYS = ("activation", "seed")
 FIRST = (*ALWAYS, "dataset", "objective", "activation.alpha", "attack.steps", "model.depth",
          "model.width", "model", "attack", "weight_attack", "regulariser")  # fmt: skip
@@ -41,10 +41,10 @@ def tell(root: Path, values: Mapping[str, Any], metrics: Mapping[str, Any]) -> N
         keys[key] = {"value": before["value"], "type": kind, "differs": differs}
     for key in lacking:
         keys[key] = keys[key] | {"differs": True}
-    told = {"keys": keys, "metrics": in_order({*tags, *metrics})}
-    if told != known:
+    tags = in_order({*tags, *metrics})
+    if (told := {"keys": keys, "metrics": tags}) != known:
         path.parent.mkdir(exist_ok=True)
-        events, text = events_of(**told), json.dumps(told, indent=1).encode()
+        events, text = events_of(keys, tags), json.dumps(told, indent=1).encode()
         write_whole(path, lambda file: file.write(text))
         write_whole(path.with_name("events.out.tfevents.0"), lambda file: file.write(events))
 
@@ -60,9 +60,10 @@ def in_order(tags: set[str]) -> list[str]:
 
 
 def shown_first(keys: Mapping[str, Any]) -> list[str]:
-    """The keys that TensorBoard shows by itself."""
+    """The keys that TensorBoard shows by itself: those that differ, and others to fill up."""
     differ = sorted(key for key, told in keys.items() if told["differs"] or key in ALWAYS)
-    return sorted(differ, key=[*FIRST, *differ].index)[:SHOWN]
+    ranked = sorted(differ, key=[*FIRST, *differ].index)
+    return [*ranked, *(key for key in FIRST if key in keys and key not in ranked)][:SHOWN]
 
 
 def events_of(keys: Mapping[str, Any], metrics: list[str]) -> bytes:

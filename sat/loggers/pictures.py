@@ -6,41 +6,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SIZE = 96  # pixels: small images are unreadable at their own size
-LINE = 18  # of text
+SIZE, LINE, FONT = 128, 26, 20  # pixels: dashboards show a sheet at about half its size
+COLUMNS = 4
 INK, ALARM = "black", "#C04000"
 
 
 def sheet(views: Any) -> Tensor:
     """Clean images, adversarial ones, and the perturbation stretched to the full range, of a
-    `sat.evaluation.views.Views`; above each what it is taken for, and whether it fell."""
+    `sat.evaluation.views.Views`; above them the class, where the network is wrong also what it
+    takes the image for, and whether it fell."""
     from PIL import Image, ImageDraw, ImageFont
 
     x, x_adv = views.x, views.x_adv
     delta = x_adv - x
     delta = 0.5 + 0.5 * delta / delta.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
     factor = max(1, SIZE // x.shape[-1])
-    side = factor * x.shape[-1]
-    canvas = Image.new("RGB", (len(x) * (side + 4), LINE + 3 * (side + LINE + 4)), "white")
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    side = factor * x.shape[-1] + 4
+    band = 3 * side + 2 * LINE + 8
+    height = LINE + band * -(-len(x) // COLUMNS)
+    canvas = Image.new("RGB", (COLUMNS * side, height), "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
 
     def write(text: str, left: int, top: int, width: int, ink: str = INK) -> None:
         while font.getlength(text) > width:
             text = text[:-1]
         pen.text((left, top), text, ink, font)
 
-    write(f"{views.attack}: {sum(views.fell)} of {len(x)} fell", 2, 2, canvas.width)
-    for column, fell in enumerate(views.fell):
-        truth, clean, attacked = (n[column] for n in (views.truth, views.clean, views.attacked))
-        told = (
-            (f"{truth}: seen" if clean == truth else f"{truth}: {clean}", clean != truth),
-            (f"{attacked}: fell" if fell else attacked, fell),
-            ("perturbation", False),
-        )
-        for row, (images, (text, bad)) in enumerate(zip((x, x_adv, delta), told, strict=True)):
-            left, top = column * (side + 4) + 2, LINE + row * (side + LINE + 4)
-            write(text, left, top + 2, side, ALARM if bad else INK)
-            canvas.paste(Image.fromarray(enlarged(images[column], factor)), (left, top + LINE))
+    write(f"{views.attack}: {sum(views.fell)} of {len(x)} fell", 2, 0, canvas.width)
+    for number, fell in enumerate(views.fell):
+        left, top = number % COLUMNS * side, LINE + number // COLUMNS * band
+        truth, clean, attacked = (n[number] for n in (views.truth, views.clean, views.attacked))
+        wrong = "" if clean == truth else f", not {clean}"
+        for images, text, bad in (
+            (x, f"{truth}{wrong}", bool(wrong)),
+            (x_adv, f"fell: {attacked}" if fell else attacked, fell),
+            (delta, "", False),
+        ):
+            if text:
+                write(text, left + 2, top, side - 4, ALARM if bad else INK)
+                top += LINE
+            canvas.paste(Image.fromarray(enlarged(images[number], factor)), (left + 2, top))
+            top += side
     return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1)
 
 

@@ -33,14 +33,15 @@ class TensorBoard(Logger):
         self, values: Mapping[str, Any], metrics: Mapping[str, float] | None, images: int
     ) -> None:
         """A row of the HPARAMS table: what runs are compared by, and the final numbers. A row is
-        called by what tells it apart; TensorBoard cuts off the end of a name."""
+        called by its hash first: TensorBoard cuts off the end of a name."""
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
         from sat.loggers import columns
 
         final = {shown(tag): value for tag, value in (metrics or {}).items()}
         columns.tell(self.about.directory.parent, values, final)
-        start = plugin_data_pb2.SessionStartInfo(group_name=trial(self.about.name))
+        trial = f"{self.about.hash} {self.about.name.removesuffix('-' + self.about.hash)}"
+        start = plugin_data_pb2.SessionStartInfo(group_name=trial)
         for key, value in values.items():
             kind = "string_value" if isinstance(value, str) else "number_value"
             setattr(start.hparams[key], kind, value)
@@ -63,9 +64,3 @@ def shown(tag: str) -> str:
     """A tag as TensorBoard has it."""
     group, _, rest = tag.partition("/")
     return f"{GROUPS.get(group, group)}/{rest}"
-
-
-def trial(name: str) -> str:
-    """A run's name with what many runs share, set and network, at its end."""
-    parts = name.split("-", 2)
-    return f"{parts[-1]} {'-'.join(parts[:-1])}".strip()

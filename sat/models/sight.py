@@ -29,13 +29,13 @@ def seen(net: nn.Module, image: Tensor) -> tuple[int, int]:
 
 
 def _moved(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows [H] and columns [W] with a gradient anywhere."""
+    """The rows [H] and columns [W] with a gradient anywhere; none, where there is no gradient."""
     x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        output = net(x)
-        if not output.requires_grad:
-            return torch.zeros(x.shape[2]), torch.zeros(x.shape[3])
-        (gradient,) = torch.autograd.grad(output.square().sum(), x)
+    try:
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(net(x).square().sum(), x)
+    except RuntimeError:  # a network of whole numbers, say; who attacks it will be told
+        gradient = torch.zeros_like(x)
     moves = (gradient != 0).any(1).any(0)
     return moves.any(1), moves.any(0)
 

@@ -44,8 +44,11 @@ def shape_of(data: Any) -> dict[str, Any]:
     }
 
 
-def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Classifier:
-    """The spec's network for such images, seeded, with its activations swapped and proved.
+def build_model(
+    spec: Any, shape: Mapping[str, Any], device: torch.device, copies: int = 1
+) -> Classifier:
+    """The spec's network for such images, seeded, with its activations swapped and proved; refused
+    where the device has no room for so many `copies` of its weights.
 
     Its normalisation is the one given, else that of pretrained weights, else the dataset's; a
     network of the user's own has it inside.
@@ -58,7 +61,6 @@ def build_model(spec: Any, shape: Mapping[str, Any], device: torch.device) -> Cl
                 f"{key}={values}: has {len(values)} values, where images have {channels} channels; "
                 "write one a channel"
             )
-    copies = 1 if spec.evaluate or spec.schedule.shard else 3  # weights, gradients, momentum
     limit = min(room(torch.device("cpu")), room(device) / copies)
 
     def seeded() -> nn.Module:
@@ -105,7 +107,11 @@ def _told_of(model: Any) -> str:
 
 
 def load_weights(
-    model: Classifier, place: str, given: Collection[str] = (), transfer: bool = False
+    model: Classifier,
+    place: str,
+    given: Collection[str] = (),
+    key: str = "weights",
+    transfer: bool = False,
 ) -> Mapping[str, Any] | None:
     """Puts the weights of a run directory or a file, trained anywhere, into `model`.
 
@@ -133,29 +139,28 @@ def load_weights(
             weights[key] = own[key]
         _refuse_misfits(model, weights, [key.removeprefix(prefix) for key in surplus])
     except OSError as error:
-        raise ValueError(f"weights={place}: {error.strerror or error}") from None
+        raise ValueError(f"{key}={place}: {error.strerror or error}") from None
     except ValueError as error:
-        raise ValueError(f"weights={place}: {error}") from None
+        raise ValueError(f"{key}={place}: {error}") from None
+    told = f"{key}={place}".replace("weights=", "model.weights=", 1)
     model.backbone.load_state_dict({**own, **weights})
     taken = {what: rest[key] for what, key in scale.items() if what not in given}
     if heads:
-        log.warning(
-            "weights=%s: its last layer is of other classes; %s begin anew", place, _listed(heads)
-        )
+        log.warning("%s: its last layer is of other classes; %s begin anew", told, _listed(heads))
     if left_out := [key for key in beside if key not in scale.values()]:
-        log.info("weights=%s: left out %s, beside the network", place, _listed(left_out))
+        log.info("%s: left out %s, beside the network", told, _listed(left_out))
     for what, values in taken.items():
         getattr(model, what).copy_(values.detach().view(1, -1, 1, 1))
     chosen = given if model.mean.any() else ("mean", "std")  # 0 and 1: the network has its own
-    _tell(place, name, prefix, taken, chosen)
+    _tell(told, name, prefix, taken, chosen)
     facts = state.get("facts")
     return facts.get("shape") if isinstance(facts, Mapping) else None
 
 
 def load_evaluated(model: Classifier, spec: Any, image_size: int) -> None:
     """The weights that `evaluate=` names. Raises Refused where they suit neither model nor set."""
-    with refusing("", weights="evaluate"):
-        shape = load_weights(model, spec.evaluate, spec.normalisation)
+    with refusing(""):
+        shape = load_weights(model, spec.evaluate, spec.normalisation, key="evaluate")
     size = shape.get("image_size", image_size) if isinstance(shape, Mapping) else image_size
     if size != image_size:
         raise Refused(
@@ -277,17 +282,17 @@ def _is_head(there: Tensor, here: Tensor, model: Classifier) -> bool:
     return here.shape[:1] == (classes,) and here.shape[1:] == there.shape[1:]
 
 
-def _tell(place: str, name: str, prefix: str, taken: Tensors, given: Collection[str]) -> None:
+def _tell(told: str, name: str, prefix: str, taken: Tensors, given: Collection[str]) -> None:
     """Says what was taken, and warns of a normalisation that nobody has chosen."""
     said = [f"the state dict {name!r}"] if name else []
     said += [f"keys after {prefix!r}"] if prefix else []
     said += [f"{what} {_values(values)}" for what, values in taken.items()]
     if said:
-        log.info("weights=%s: took %s", place, ", ".join(said))
+        log.info("%s: took %s", told, ", ".join(said))
     if left := [f"model.{what}" for what in ("mean", "std") if what not in {*taken, *given}]:
         log.warning(
-            "weights=%s: has no normalisation; the dataset's mean and std are used unless %s are "
-            "given", place, " and ".join(left),
+            "%s: has no normalisation; the dataset's mean and std are used unless %s are "
+            "given", told, " and ".join(left),
         )  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sat.errors import Refused
-from sat.report import kept, pages, study
-from sat.report.runs import printable
+from sat.report import pages, study
+from sat.report.runs import keep, printable
 from sat.report.status import states
 
 
@@ -53,7 +53,7 @@ def outcome(arguments: argparse.Namespace) -> None:
             folder = arguments.to or place / "report" / (arguments.experiment or "")
             print(f"written: {write(report, folder, arguments.page or folder / 'report.md')}")
         if arguments.keep:
-            kept.keep(report.runs, arguments.keep)
+            keep(report.runs, arguments.keep)
             print(f"kept: {arguments.keep}")
     except OSError as error:
         raise Refused(f"{error.filename}: can't be written ({error.strerror})") from error

@@ -1,4 +1,5 @@
-"""Run directories as rows of a report: what was measured in each, or why nothing was.
+"""Finished runs, of a folder of run directories or of one file of kept ones: what was measured in
+each, or why nothing was.
 
 Nothing here needs torch, which takes two seconds to import.
 """
@@ -7,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ CONFIG = {  # see `misfit`
     "record": dict,
 }
 PLACES = ("record.root", "dataset.root", "dataset.path")  # overrides that name folders
+VALIDATION = ("step", "epoch", "images", "val/clean", "val/robust")  # what is kept of one
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,21 @@ class Left:
     name: str
     experiments: Sequence[str]
     reason: str
+
+
+# reading --------------------------------------------------------------------------------------
+
+
+def read(place: Path) -> list[Measured | Left]:
+    """The runs below a folder, or in a file that `keep` wrote. Raises Refused where there is
+    none."""
+    if place.is_file():
+        return list(kept_in(place))
+    return [look(path, place) for path in runs_in(place)]
+
+
+def finished(place: Path) -> list[Measured]:
+    return [run for run in read(place) if isinstance(run, Measured)]
 
 
 def runs_in(root: Path) -> list[Path]:
@@ -178,6 +195,21 @@ def measured(
     return Measured(name, experiments, config, told, entries, flat(decided), **more)
 
 
+def kept_in(file: Path) -> Iterator[Measured | Left]:
+    """Runs of a file, a line of JSON each; a damaged line is one that is left out."""
+    try:
+        text = read_text(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{file}: can't be read ({one_line(error)})") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            run = json.loads(line)
+            names, rows = named(run["experiments"]), [dict(row) for row in run["validations"]]
+            yield measured(str(run["name"]), names, run["config"], run["result"], kept=rows)
+        except FAULTS as error:
+            yield Left(f"{file.name}:{number}", (), one_line(error))
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted keys."""
     found: dict[str, Any] = {}
@@ -204,3 +236,47 @@ def metrics(run: Path) -> tuple[list[dict[str, Any]], str | None]:
 
 def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+# keeping --------------------------------------------------------------------------------------
+
+
+def keep(runs: Sequence[Measured], file: Path) -> None:
+    """Adds finished runs to a file, one a line, in place of those of the same name: all that a
+    report rests on, without what is of one machine alone (its name, its folders). Flags stay
+    behind, so two networks of one seed are compared from whole runs only."""
+    found = {}
+    for run in [*(kept_in(file) if file.exists() else ()), *runs]:
+        if isinstance(run, Left):
+            raise Refused(f"{file}: {run.name} {run.reason}; mend or delete the line")
+        found[run.name] = run
+    told = [json.dumps(kept_of(found[name]), separators=(",", ":")) for name in sorted(found)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(line + "\n" for line in told))
+
+
+def kept_of(run: Measured) -> dict[str, Any]:
+    """The line of a run: config, result without its bulky parts, and validations."""
+    dataset = run.config["dataset"]
+    names = {key: Path(dataset[key]).name for key in ("root", "path") if dataset.get(key)}
+    config = {**run.config, "record": {**run.config["record"], "root": "outputs"},
+              "dataset": {**dataset, **names}}  # fmt: skip  # the last part may be the set's name
+    if config.get("evaluate") is not None:
+        config["evaluate"] = run.name
+    result = run.result.as_json()
+    result.pop("lengths", None)  # by names of files that hold the host's
+    words = result.get("overrides") or ()
+    result["overrides"] = [word for word in words if key_of(word) not in PLACES]
+    drop(result["environment"], "host", "command")
+    for part in (result.get("best") or {}, result.get("last") or {}):
+        drop(part, "masking_checks", "curves", "environment")
+        for entry in [part.get("clean") or {}, *part.get("robust", {}).values()]:
+            drop(entry, "environment")
+    rows = [{k: row[k] for k in VALIDATION if k in row} for row in run.validations()[0]]
+    return {"name": run.name, "experiments": list(run.experiments), "config": config,
+            "result": result, "validations": rows}  # fmt: skip
+
+
+def drop(values: dict[str, Any], *keys: str) -> None:
+    for key in keys:
+        values.pop(key, None)

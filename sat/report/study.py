@@ -6,10 +6,10 @@ from pathlib import Path
 
 from sat.config import nearest
 from sat.errors import Refused
-from sat.report import kept
+from sat.report import runs as directories
 from sat.report.claims import compared, judged
 from sat.report.rows import heading, others, set_of, split
-from sat.report.runs import Left, Measured, look, runs_in
+from sat.report.runs import Left, Measured
 from sat.report.spec import OTHERS, Experiment, known, load
 from sat.report.tables import Table, facts_of, primary, rows_of
 
@@ -30,7 +30,7 @@ def read(outputs: Path, experiment: str | None = None) -> Report:
     Raises Refused where there is no run, or no such experiment; what is wrong with single runs
     and files is said in the report.
     """
-    found = runs_of(outputs)
+    found = directories.read(outputs)
     if experiment is not None:
         names = sorted({*known(), *(name for run in found for name in run.experiments)})
         found = [run for run in found if experiment in run.experiments]
@@ -71,13 +71,6 @@ def read(outputs: Path, experiment: str | None = None) -> Report:
     except (OSError, UnicodeDecodeError) as error:
         notes.append(f"preface.md: can't be read ({error})")
     return Report(tables, notes, text, measured)
-
-
-def runs_of(place: Path) -> list[Measured | Left]:
-    """The runs below a folder, or in a file of kept runs. Raises Refused where there is none."""
-    if place.is_file():
-        return list(kept.read(place))
-    return [look(path, place) for path in runs_in(place)]
 
 
 def tables_of(experiment: Experiment, runs: Sequence[Measured]) -> list[Table]:

@@ -106,14 +106,15 @@ def check_memory(schedule: Schedule, model: nn.Module, x: Tensor, room: int) -> 
         return
     with in_eval_mode(model), torch.no_grad(), kept_for_backward(model) as counts:
         model(x)
-    bits = 4 if schedule.precision == "fp32" else 2
+    image = (4 if schedule.precision == "fp32" else 2) * sum(counts)  # bytes
     at_once = -(-schedule.batch_size // schedule.parts)
-    if (needed := at_once * bits * sum(counts)) > room:
-        parts = -(-needed * schedule.parts // room)
+    if at_once * image > room:
+        parts = -(-schedule.batch_size * image // room)
+        may = 2 * parts <= schedule.batch_size  # two images a part
+        remedy = f"schedule.accumulate={parts}, or a smaller batch" if may else "smaller images"
         raise Refused(
-            f"schedule.batch_size={schedule.batch_size}: an update keeps {size_of(needed)} for its"
-            f" backward pass, and there are {size_of(room)}; write schedule.accumulate={parts}, or"
-            " a smaller batch"
+            f"schedule.batch_size={schedule.batch_size}: an update keeps {size_of(at_once * image)}"
+            f" for its backward pass, and there are {size_of(room)}; write {remedy}"
         )
 
 

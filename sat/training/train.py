@@ -54,7 +54,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         data = spec.dataset(device, spec.seed)
     if spec.evaluate is None:
         preflight.check_held_out(spec.evaluation, len(data.held_out))
-        preflight.check_batch(spec.schedule, data, room(device))
+        preflight.check_batch(spec.schedule, data, room(device) * world.size)
         loader = loader_of(spec, data)
         preflight.check_sampler(loader)
         loader.check(world.size, getattr(spec.dataset, "skip_unreadable", False))
@@ -63,7 +63,8 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     preflight.check_classes(attacks_of(spec), len(data.classes))
     screen.stage("loading timm and building the network")
     with refusing("model."):
-        model = weights.build_model(spec, weights.shape_of(data), device)
+        copies = 1 if spec.evaluate or spec.schedule.shard else 3  # weights, gradients, momentum
+        model = weights.build_model(spec, weights.shape_of(data), device, copies)
     own = spec.evaluate is not None and spec.brought is not None
     if spec.evaluate is not None and not own:
         weights.load_evaluated(model, spec, data.image_size)
@@ -79,7 +80,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         images, labels = some_images(data.train, 32)
         preflight.preflight(model, attack, images, labels)
         if spec.evaluate is None:
-            preflight.check_memory(spec.schedule, model, images[:1], room(device))
+            preflight.check_memory(spec.schedule, model, images[:1], room(device) * world.size)
         measured = {"validation": spec.validation.attack, **spec.evaluation.attacks}
         preflight.warn_of_threat_models(spec.attack, measured)
     return data, model

@@ -1,5 +1,6 @@
-"""Kills, command lines and damaged files: `python -m tests.crash [--many] [--only KIND]`, or
-`make soak`. What was tried is counted in outputs/.soak.json, where the next go goes on."""
+"""Kills, command lines, damaged files, and the commands that the docs give: `python -m tests.crash
+[--many] [--only KIND]`, or `make soak`. What was tried is counted in outputs/.soak.json, where the
+next go goes on."""
 
 import argparse
 import json
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import lines
+from .documented import Documented
 from .files import KINDS, Files
 from .kills import ROOT, Kills
 
@@ -17,6 +19,8 @@ COUNTS = ROOT / "outputs" / ".soak.json"
 Attempt = Callable[[int], tuple[int, list[str]]]
 FEW = {"kills": 10, "lines": 200, "lines of Hydra": 24, "lines as processes": 10}
 MANY = {"kills": 200, "lines": 10_000, "lines of Hydra": 500, "lines as processes": 300}
+FEW |= {"documented": 10}
+MANY |= {"documented": 100}
 FEW |= {f"files: {kind}": 5 for kind in KINDS}
 MANY |= {f"files: {kind}": 200 for kind in KINDS}
 
@@ -30,6 +34,8 @@ class Makers:
     def of(self, kind: str) -> Attempt:
         if kind == "kills":
             return Kills(self.folder / "kills").attempt
+        if kind == "documented":
+            return Documented(self.folder).attempt
         if kind == "lines as processes":
             return lines.attempt_process
         if kind.startswith("lines"):
