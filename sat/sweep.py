@@ -369,6 +369,7 @@ def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.singleton import Singleton
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -384,6 +385,8 @@ def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str
     words = [w for w in words if not w.startswith(("hydra/launcher=", "hydra.launcher."))]
     words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
     changed = ("HYDRA_FULL_ERROR", FOLDER, JOINT)
+    own = Singleton._instances  # the caller may be a program of Hydra's itself
+    around = {cls: own.pop(cls) for cls in (GlobalHydra, HydraConfig) if cls in own}
     argv, before = sys.argv, {k: os.environ.get(k) for k in changed}
     with tempfile.TemporaryDirectory(prefix="sat-") as folder:  # for Hydra's multirun.yaml
         os.environ |= {"HYDRA_FULL_ERROR": "1", FOLDER: folder, JOINT: ",".join(keys)}
@@ -394,6 +397,8 @@ def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str
             raise Refused(one_line(error)) from error
         finally:
             sys.argv = argv
-            GlobalHydra.instance().clear()
+            for cls in (GlobalHydra, HydraConfig):
+                own.pop(cls, None)
+            own.update(around)
             for key, value in before.items():
                 os.environ.pop(key) if value is None else os.environ.update({key: value})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from hydra.core.singleton import Singleton
 from torch import nn
 
 import sat
@@ -179,3 +180,17 @@ def test_what_images_are_refused(data, says):
 def test_what_is_refused(words, more, says):
     with pytest.raises(Refused, match=says):
         spec_of(words, **more)
+
+
+def test_it_is_asked_from_within_a_program_of_hydras():
+    """Whose own configuration stays."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    own, config = object.__new__(GlobalHydra), object.__new__(HydraConfig)
+    own.hydra, config.cfg = object(), object()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hydra.core.singleton.Singleton._instances", {
+            **Singleton._instances, GlobalHydra: own, HydraConfig: config})  # fmt: skip
+        assert spec_of(["seed=3"]).seed == 3
+        assert GlobalHydra.instance() is own and HydraConfig.instance() is config

@@ -57,7 +57,8 @@ def open_file(path: Path) -> tuple[Make, str]:
     """The network of a file, on the CPU, and what tells it from others: its bytes. Raises
     ValueError, in one line, for what can't be opened."""
     kind = kind_of(path)
-    content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     if kind == ONNX:
         return _open_onnx(path, content)
     if kind == EXPORT and (compiled := [n for n in names_in(path) if "aotinductor" in n]):
