@@ -18,10 +18,11 @@ from conftest import small_network
 from torch import nn
 
 import sat as package
+from sat import config
 from sat.attacks import FastAutoAttack
 from sat.errors import Refused
 from sat.evaluation import robustbench
-from sat.evaluation.elsewhere import is_network
+from sat.evaluation.elsewhere import is_network, of_network
 from sat.evaluation.reproduction import Published, beside_card
 from sat.evaluation.settings import Evaluation
 from sat.models import card, programs
@@ -124,6 +125,23 @@ def test_foreign_code_runs_only_where_it_is_named(nets, monkeypatch):
     monkeypatch.setenv("SAT_PLUGINS", "their_nets")
     make, _ = programs.open_factory("their_nets.zoo:Viewing", typed=False)
     assert type(make((1, 8, 8))).__name__ == "Viewing"
+
+
+@pytest.mark.parametrize("hand", ["", "1"])
+def test_a_file_is_opened_only_where_it_is_typed(tmp_path, monkeypatch, hand):
+    """Not where a config names it, nor its `hydra.sweeper.params`, which stand in a job's words."""
+    file, opened = tmp_path / "net.onnx", []
+    file.write_bytes(b"onnx")
+    monkeypatch.setattr(programs, "open_file", opened.append)
+    monkeypatch.setenv("SAT_SWEEP_TYPED", hand)
+    cfg, _ = config.compose([f"evaluate={file}"])
+    for words in ([], [f"evaluate={file}"] if not hand else []):
+        with pytest.raises(Refused, match=r"net.onnx: .*opened only where it is typed"):
+            of_network(cfg, {}, words)
+    assert not opened
+    with pytest.raises(TypeError if hand else Refused):  # `append` gives no network
+        of_network(cfg, {}, [f"evaluate={file}"])
+    assert len(opened) == bool(hand)
 
 
 # files ------------------------------------------------------------------------------------------
