@@ -15,7 +15,8 @@ from sat.data import Npz
 from sat.errors import Refused, Stopped, refusing
 from sat.loggers import screen
 from sat.models import Classifier, weights
-from sat.models.given import Given, content_of, described, refuse_other_words
+from sat.models.content import content_of
+from sat.models.given import Given, described, refuse_other_words
 from sat.run import execute
 from sat.rundir.result import BEST, LAST, RunResult
 

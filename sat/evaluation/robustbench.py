@@ -23,7 +23,8 @@ from typing import Any
 from sat import plugins
 from sat.errors import Refused
 from sat.models.card import IMAGES
-from sat.models.given import Make, content_of
+from sat.models.content import content_of
+from sat.models.given import Make
 from sat.models.programs import tensors_alone
 
 PREFIX = "robustbench:"
