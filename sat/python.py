@@ -63,7 +63,8 @@ def train(words: Sequence[str], model: nn.Module | None = None, data: Any = None
 def spec_of(words: list[str], model: nn.Module | None = None, data: Any = None) -> Spec:
     """The checked run that the words ask for, of a network and images that its caller brings."""
     for word in words:
-        if "=" not in word or word.startswith(("-", "evaluate=")):
+        key, is_override, _ = word.partition("=")
+        if not is_override or word.startswith("-") or key.lstrip("+~") == "evaluate":
             raise Refused(f"{word}: sat.train does one training; write key=value")
     if data is not None:
         if other := [word for word in words if word.startswith("dataset=") and word != NPZ]:

@@ -170,6 +170,7 @@ def test_what_images_are_refused(data, says):
     [
         (["-m", "seed=1,2"], {}, "-m: sat.train does one training"),
         (["evaluate=x.pt"], {}, "evaluate=x.pt: sat.train does one training"),
+        (["++evaluate=x:y"], {}, "evaluate=x:y: sat.train does one training"),
         (["atack=pgd"], {}, "atack: no such"),
         (["model.depth=18"], {"model": Net()}, "model.depth=18: the model given is what it is"),
         ([], {"model": Net}, "model: type; give a torch.nn.Module"),
