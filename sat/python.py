@@ -26,7 +26,8 @@ NPZ = "dataset=npz"  # whose form data of the caller's own have
 @dataclass(frozen=True)
 class TrainedRun:
     """What `train` gives: the run's directory, its `result.json`, and the model that its held-out
-    images chose (the last one where there were none), in eval mode on the CPU."""
+    images chose (the last one where there were none, or it was not kept), in eval mode, on the CPU.
+    """
 
     path: Path
     result: RunResult
@@ -56,7 +57,8 @@ def train(words: Sequence[str], model: nn.Module | None = None, data: Any = None
     directory = Path(spec.record.root) / spec.name
     result = RunResult.read(directory)
     assert result is not None  # else the run has raised
-    which = LAST if result.best is None else BEST
+    kept = (directory / "checkpoints" / f"{BEST}.pt").exists()  # see record.keep
+    which = BEST if kept and result.best is not None else LAST
     return TrainedRun(directory, result, weights.load(directory, which, model=model))
 
 

@@ -70,6 +70,15 @@ def test_the_same_words_are_the_same_run(ran):
     assert torch.equal(run.model(x), sat.load(ran.run)(x)) and not run.model.training
 
 
+def test_the_last_model_where_the_best_was_not_kept(ran):
+    """By `record.keep=[last]`, with which the run has the same name."""
+    (ran.run / "checkpoints" / "best.pt").unlink()
+    run = sat.train(f"record.root={ran.root}", "record.keep=[last]", *TINY)
+    assert run.path == ran.run and run.result.best is not None
+    last, x = sat.load(ran.run, "last"), torch.rand(2, 1, 8, 8)
+    assert torch.equal(run.model(x), last(x))
+
+
 def test_a_network_and_images_of_ones_own(net, images, tmp_path, capsys):
     """Stopped and resumed, it is the run that was never stopped."""
     words = ["activation=gelu", *LITTLE]
