@@ -479,6 +479,15 @@ def test_a_model_of_robustbench_comes_with_its_card(zoo):
     assert "published" not in uncarded
 
 
+@pytest.mark.parametrize("text", ['{"clean_acc": "90.1"}', "[]", "no json"])
+def test_a_card_of_another_form_is_left_out(zoo, text, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "model_info" / "cifar10" / "Linf").mkdir(parents=True)
+    (folder / "Ours2026Net.json").write_text(text)
+    robustbench.opened("robustbench:Ours2026Net", asked := plain(), typed=True)
+    assert "published" not in asked and "its card can't be read" in caplog.text
+
+
 @pytest.mark.parametrize(
     "word, asked, says",
     [
