@@ -15,7 +15,8 @@ from sat.data import Npz
 from sat.errors import Refused, Stopped, refusing
 from sat.loggers import screen
 from sat.models import Classifier, weights
-from sat.models.given import Given, content_of, described, refuse_other_words
+from sat.models.content import content_of
+from sat.models.given import Given, described, refuse_other_words
 from sat.run import execute
 from sat.rundir.result import BEST, LAST, RunResult
 
@@ -25,7 +26,8 @@ NPZ = "dataset=npz"  # whose form data of the caller's own have
 @dataclass(frozen=True)
 class TrainedRun:
     """What `train` gives: the run's directory, its `result.json`, and the model that its held-out
-    images chose (the last one where there were none), in eval mode on the CPU."""
+    images chose (the last one where there were none, or it was not kept), in eval mode, on the CPU.
+    """
 
     path: Path
     result: RunResult
@@ -55,14 +57,16 @@ def train(words: Sequence[str], model: nn.Module | None = None, data: Any = None
     directory = Path(spec.record.root) / spec.name
     result = RunResult.read(directory)
     assert result is not None  # else the run has raised
-    which = LAST if result.best is None else BEST
+    kept = (directory / "checkpoints" / f"{BEST}.pt").exists()  # see record.keep
+    which = BEST if kept and result.best is not None else LAST
     return TrainedRun(directory, result, weights.load(directory, which, model=model))
 
 
 def spec_of(words: list[str], model: nn.Module | None = None, data: Any = None) -> Spec:
     """The checked run that the words ask for, of a network and images that its caller brings."""
     for word in words:
-        if "=" not in word or word.startswith(("-", "evaluate=")):
+        key, is_override, _ = word.partition("=")
+        if not is_override or word.startswith("-") or key.lstrip("+~") == "evaluate":
             raise Refused(f"{word}: sat.train does one training; write key=value")
     if data is not None:
         if other := [word for word in words if word.startswith("dataset=") and word != NPZ]:

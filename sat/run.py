@@ -247,6 +247,7 @@ def main() -> None:
                     screen.stage("starting")  # and no word of Hydra's own, which prints itself
                 sys.argv[1:], keys = sweep.joined(place_keys_added(words))
                 os.environ[sweep.JOINT] = ",".join(keys)
+                os.environ[sweep.TYPED] = sweep.typed(words)
                 sweep.run(app)
             code = sweep.exit_code(sweep.jobs())
     except (Fault, RuntimeError, OSError) as error:  # of a launcher

@@ -8,24 +8,29 @@ import shutil
 import sys
 import types
 import zipfile
+from copy import deepcopy
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_network
 from torch import nn
 
 import sat as package
+from sat import config
 from sat.attacks import FastAutoAttack
 from sat.errors import Refused
 from sat.evaluation import robustbench
-from sat.evaluation.elsewhere import is_network
+from sat.evaluation.elsewhere import is_network, of_network
 from sat.evaluation.reproduction import Published, beside_card
 from sat.evaluation.settings import Evaluation
 from sat.models import card, programs
-from sat.models.given import Given, content_of
+from sat.models.content import content_of
+from sat.models.given import Given
 from sat.rundir.result import RunResult
 from sat.training.preflight import check_network
 
@@ -124,6 +129,23 @@ def test_foreign_code_runs_only_where_it_is_named(nets, monkeypatch):
     monkeypatch.setenv("SAT_PLUGINS", "their_nets")
     make, _ = programs.open_factory("their_nets.zoo:Viewing", typed=False)
     assert type(make((1, 8, 8))).__name__ == "Viewing"
+
+
+@pytest.mark.parametrize("hand", ["", "1"])
+def test_a_file_is_opened_only_where_it_is_typed(tmp_path, monkeypatch, hand):
+    """Not where a config names it, nor its `hydra.sweeper.params`, which stand in a job's words."""
+    file, opened = tmp_path / "net.onnx", []
+    file.write_bytes(b"onnx")
+    monkeypatch.setattr(programs, "open_file", opened.append)
+    monkeypatch.setenv("SAT_SWEEP_TYPED", hand)
+    cfg, _ = config.compose([f"evaluate={file}"])
+    for words in ([], [f"evaluate={file}"] if not hand else []):
+        with pytest.raises(Refused, match=r"net.onnx: .*opened only where it is typed"):
+            of_network(cfg, {}, words)
+    assert not opened
+    with pytest.raises(TypeError if hand else Refused):  # `append` gives no network
+        of_network(cfg, {}, [f"evaluate={file}"])
+    assert len(opened) == bool(hand)
 
 
 # files ------------------------------------------------------------------------------------------
@@ -235,6 +257,79 @@ def test_two_networks_are_told_apart():
     nets += [asking(made(), 1), asking(made(), -1), asking(made(seed=1), 1), made().forward]
     assert len({content_of(net) for net in nets}) == len(nets)
     assert content_of(made()) == content_of(made().train()) == content_of(made().eval())
+
+
+class Holding(nn.Module):
+    """A module of one value, which is no parameter of it."""
+
+    def __init__(self, held, **more):
+        super().__init__()
+        self.held = held
+
+    def get_extra_state(self):
+        return "no tensor"
+
+
+class Buffered(nn.Module):
+    def __init__(self, held):
+        super().__init__()
+        self.register_buffer("held", torch.tensor(held), persistent=False)
+
+
+class Calling:
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+def line(value):
+    net = nn.Linear(1, 1)
+    nn.init.constant_(net.weight, value), nn.init.zeros_(net.bias)
+    return net
+
+
+def around(held):
+    return lambda x: held
+
+
+HOLDERS = [
+    lambda v: Calling(line(v)),
+    lambda v: around([line(v)]),
+    lambda v: around(torch.tensor(v)),
+    lambda v: around(around(line(v))),
+    lambda v: around({"a": (np.float32(v), np.array([v]))}),
+    lambda v: partial(torch.add, other=torch.tensor(v)),
+    lambda v: Holding(torch.tensor(v)),
+    lambda v: Holding({"mean": [v]}),
+    lambda v: Holding(around({line(v)})),
+    lambda v: Buffered(v),
+    lambda v: torch.tensor([v, 1.0]).mul,
+    lambda v: Calling(line(v)).__call__,
+    lambda v: torch.jit.script(line(v)),
+]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("held", HOLDERS)
+def test_what_a_network_holds_tells_it(held):
+    one, again, other = held(1.0), held(1.0), held(2.0)
+    assert content_of(one) == content_of(again) != content_of(other)
+
+
+def test_what_cant_be_told_is_never_taken_as_known():
+    endless = Holding(iter([1]))
+    assert content_of(endless) != content_of(endless)
+    endless.held = endless.__dict__  # a circle can
+    assert content_of(endless) == content_of(endless)
+    net, copy = small_network().eval(), small_network().eval()
+    with torch.no_grad():
+        net(torch.rand(2, 1, 8, 8)), copy(torch.rand(2, 1, 8, 8))
+    copy.load_state_dict(net.state_dict())
+    assert content_of(net) == content_of(copy) == content_of(deepcopy(net))
+    program = torch.export.export(net, (torch.zeros(7, 1, 8, 8),)).module()
+    assert content_of(program) == content_of(program)
 
 
 # what would end an evaluation -----------------------------------------------------------------
@@ -382,6 +477,15 @@ def test_a_model_of_robustbench_comes_with_its_card(zoo):
     assert in_l2["published"]["numbers"][1]["eps"] == 127.5
     robustbench.opened("robustbench:Ours2026Net", uncarded := plain("imagenet"), typed=True)
     assert "published" not in uncarded
+
+
+@pytest.mark.parametrize("text", ['{"clean_acc": "90.1"}', "[]", "no json"])
+def test_a_card_of_another_form_is_left_out(zoo, text, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "model_info" / "cifar10" / "Linf").mkdir(parents=True)
+    (folder / "Ours2026Net.json").write_text(text)
+    robustbench.opened("robustbench:Ours2026Net", asked := plain(), typed=True)
+    assert "published" not in asked and "its card can't be read" in caplog.text
 
 
 @pytest.mark.parametrize(

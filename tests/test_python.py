@@ -71,6 +71,15 @@ def test_the_same_words_are_the_same_run(ran):
     assert torch.equal(run.model(x), sat.load(ran.run)(x)) and not run.model.training
 
 
+def test_the_last_model_where_the_best_was_not_kept(ran):
+    """By `record.keep=[last]`, with which the run has the same name."""
+    (ran.run / "checkpoints" / "best.pt").unlink()
+    run = sat.train(f"record.root={ran.root}", "record.keep=[last]", *TINY)
+    assert run.path == ran.run and run.result.best is not None
+    last, x = sat.load(ran.run, "last"), torch.rand(2, 1, 8, 8)
+    assert torch.equal(run.model(x), last(x))
+
+
 def test_a_network_and_images_of_ones_own(net, images, tmp_path, capsys):
     """Stopped and resumed, it is the run that was never stopped."""
     words = ["activation=gelu", *LITTLE]
@@ -171,6 +180,7 @@ def test_what_images_are_refused(data, says):
     [
         (["-m", "seed=1,2"], {}, "-m: sat.train does one training"),
         (["evaluate=x.pt"], {}, "evaluate=x.pt: sat.train does one training"),
+        (["++evaluate=x:y"], {}, "evaluate=x:y: sat.train does one training"),
         (["atack=pgd"], {}, "atack: no such"),
         (["model.depth=18"], {"model": Net()}, "model.depth=18: the model given is what it is"),
         ([], {"model": Net}, "model: type; give a torch.nn.Module"),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sat import config
+from sat import config, sweep
 from sat.config import Spec
 from sat.errors import Refused
 from sat.evaluation import robustbench
@@ -30,7 +30,7 @@ def of_network(cfg: Any, choices: Mapping[str, str], overrides: Sequence[str]) -
     plain["model"] = described(plain["model"], Path(cfg.evaluate).name)
     plain["activation"] = {"_target_": "sat.activations.Keep"}
     plain["choices"] = {**choices, "model": "given", "activation": "keep"}
-    typed = any(word.startswith("evaluate=") for word in overrides)
+    typed = sweep.is_typed() and any(word.startswith("evaluate=") for word in overrides)
     try:
         make, content = _opened(cfg.evaluate, plain, typed)
     except Refused:
@@ -47,6 +47,8 @@ def _opened(word: str, plain: dict[str, Any], typed: bool) -> tuple[Make, str]:
     """The network; of a model of RobustBench its card goes into the config."""
     path = Path(word).expanduser()
     if path.is_file():
+        if not typed:
+            raise ValueError("runs what is in it, and is opened only where it is typed")
         return programs.open_file(path)
     if robustbench.is_name(word):
         return robustbench.opened(word, plain, typed)

@@ -23,9 +23,11 @@ from typing import Any
 from sat import plugins
 from sat.errors import Refused
 from sat.models.card import IMAGES
-from sat.models.given import Make, content_of
+from sat.models.content import content_of
+from sat.models.given import Make
 from sat.models.programs import tensors_alone
 
+log = logging.getLogger("sat")
 PREFIX = "robustbench:"
 INSTALL = (
     "pip install --no-deps robustbench==1.1.1; pip install gdown geotorch torchdiffeq pandas"
@@ -70,7 +72,12 @@ def opened(word: str, plain: dict[str, Any], typed: bool) -> tuple[Make, str]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         path = Path(place) / dataset / threat / f"{name}.pt"
         raise ValueError(f"can't be loaded ({reason}); its weights go to {path}") from None
-    if (card := card_of(name, dataset, threat)) is not None:
+    try:
+        card = card_of(name, dataset, threat)
+    except (ImportError, LookupError, ValueError, TypeError, AttributeError, OSError) as error:
+        log.warning("%s: its card can't be read (%s: %s)", word, type(error).__name__, error)
+        card = None
+    if card is not None:
         plain["published"] = card.published()
     return lambda image: network, f"{dataset}-{threat}-{name}-{content_of(network)}"
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sat import plugins
-from sat.models.given import Make, Network, content_of
+from sat.models.content import content_of
+from sat.models.given import Make, Network
 from sat.rundir.untrusted import check_sums, objects_in, reason_of
 
 FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
