@@ -82,7 +82,7 @@ class Evaluator:
         if attack == CLEAN and self.evaluation.measured_by:
             return self(which, next(iter(self.evaluation.measured_by)))  # which holds it as well
         if attack == WORST:
-            return worst_of({name: self(which, name) for name in self.evaluation.attacks})
+            return worst_of({name: self(which, name) for name in self.evaluation.worst_over})
         of = self._measurement(which, attack)
         if attack == CLEAN:
             return self._measure(of)

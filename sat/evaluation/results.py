@@ -198,9 +198,9 @@ def lacking(result: RunResult, which: str, evaluation: Evaluation) -> list[str]:
         or not holds(found)
         or changes(found.settings or {}, evaluation.settings(name))
     ]
-    worst, attacks = part.robust.get(WORST), list(evaluation.attacks)
+    worst, attacks = part.robust.get(WORST), evaluation.worst_over
     lacks_worst = worst is None or not (
-        worst.attacks == attacks
+        attacks in (worst.attacks, *(worst.milder or ()))
         or (evaluation.limit is not None and worst.images > evaluation.limit)
     )
     if len(attacks) > 1 and (lacks_worst or {*names} & {*attacks}):

@@ -8,7 +8,7 @@ from sat.arguments import check_choices, check_range
 from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble, MinimalNorm
 from sat.attacks.base import Loose, Replayed, Several, check_fields
 from sat.attacks.quick import is_quick
-from sat.attacks.transfer import transfers
+from sat.attacks.transfer import Transfer, transfers
 from sat.identity import Settings, settings_of
 from sat.rundir.result import CHECKPOINTS, CLEAN, CORRUPTIONS, WORST, Chosen
 
@@ -97,6 +97,11 @@ class Evaluation:
             for name, attack in self.attacks.items()
             for run, transfer in transfers(source, attack, self.batch_size).items()
         }
+
+    @property
+    def worst_over(self) -> list[str]:
+        """The attacks of the worst case: images of another network are none of this one's."""
+        return [name for name, attack in self.attacks.items() if not isinstance(attack, Transfer)]
 
     @property
     def subset(self) -> Chosen:
