@@ -15,6 +15,9 @@ from sat.distributed import ALONE
 from sat.errors import Refused
 from sat.evaluation.corruptions import CorruptionStore, measure, text
 from sat.evaluation.measure import by_class
+from sat.evaluation.results import lacks_corruptions
+from sat.evaluation.settings import Evaluation
+from sat.rundir.result import CheckpointResult
 
 CPU = torch.device("cpu")
 EACH = 6  # images of a type and severity
@@ -180,3 +183,22 @@ def test_a_run_is_measured_on_a_corrupted_set(sat, ran, tmp_path):
     assert refused.code == 2 and "lacks gaussian_noise" in refused.out + refused.err
     nothing = sat(*words, tiny=False)
     assert nothing.code == 2 and "evaluation.corruptions" in nothing.out + nothing.err
+
+
+def test_another_folder_of_the_same_name_is_another_set(colours, tmp_path, monkeypatch):
+    roots = [tmp_path / name / "set" for name in ("a", "b")]
+    for root in roots:
+        root.parent.mkdir()
+        arrays(root)
+    store = CorruptionStore(tmp_path / "cells", "w")
+    found = measure(Brightness(3), Corrupted(roots[0], colours), store, 8, ALONE, "x")
+    part = CheckpointResult(step=1, epoch=1.0, corruptions={"set": found})
+    asked = [Evaluation(corruptions=str(root)) for root in roots]
+    assert [lacks_corruptions(part, one) for one in asked] == [False, True]
+    monkeypatch.chdir(roots[0])
+    assert not lacks_corruptions(part, Evaluation(corruptions="."))
+    np.save(roots[0] / "fog.npy", np.load(roots[0] / "fog.npy")[:5])
+    assert lacks_corruptions(part, asked[0])
+    for nameless in ("", "/"):
+        with pytest.raises(ValueError, match="corruptions=.*: name the folder"):
+            Evaluation(corruptions=nameless)

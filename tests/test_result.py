@@ -65,7 +65,7 @@ def full():
     checks = MaskingChecks(images=40, seconds=1.0, curve=[{"attack": CLEAN, "accuracy": 0.5}],
                            alarms=[alarm], attack="pgd", asked=128, subset=(50, None))  # fmt: skip
     corrupted = CorruptionResult(accuracy=0.5, types={"fog": [0.5] * 5}, images=9, seconds=1.0,
-                                 by_class=ensemble.by_class, limit=9)  # fmt: skip
+                                 by_class=ensemble.by_class, limit=9, digest="ab")  # fmt: skip
     part = CheckpointResult(
         step=8, epoch=2.0, of="average", selected_by="robust accuracy on held-out training images",
         held_out={"clean": 0.5, "robust": 0.25}, clean=entry(subset=(50, None)),

@@ -2,6 +2,7 @@
 (Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common corruptions and
 perturbations")."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,30 @@ TYPES = (
     "jpeg_compression",
 )  # fmt: skip
 SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def place_of(folder: str) -> Path:
+    """The folder of a set as it is called, by its own name."""
+    return Path(folder).expanduser().resolve()
+
+
+def told_apart(root: Path) -> str:
+    """What tells a set from another one of its name, or from itself before it was changed: a digest
+    of where it is, and one of the sizes and times of its files (of folders, their times)."""
+    found = [path for path in _files(root) if path.exists()]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+    return "-".join(hashlib.sha256(repr(x).encode()).hexdigest()[:8] for x in (str(root), stats))
+
+
+def is_set(root: Path, digest: str | None) -> bool:
+    """Whether the set is the one of `told_apart`; one that has lost a type since is."""
+    whole = all((root / f"{t}.npy").is_file() or (root / t).is_dir() for t in TYPES)
+    now = told_apart(root)
+    return digest == now if whole else str(digest).split("-")[0] == now.split("-")[0]
+
+
+def _files(root: Path) -> list[Path]:
+    return [root / name for t in TYPES for name in (f"{t}.npy", t)] + [root / "labels.npy"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sat.attacks.outcomes import is_right
 from sat.data.batches import indexed
-from sat.data.corrupted import SEVERITIES, TYPES, Corrupted
+from sat.data.corrupted import SEVERITIES, TYPES, Corrupted, told_apart
 from sat.data.fingerprint import of
 from sat.data.sets import Split
 from sat.distributed import World
@@ -98,6 +98,7 @@ def corruption_result(
         by_class=by_class(right.flatten(), labels.flatten(), images.data.classes),
         seconds=seconds,
         limit=images.limit,
+        digest=told_apart(images.root),
     )
 
 

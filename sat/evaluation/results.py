@@ -14,6 +14,7 @@ from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.config import Spec
 from sat.data import Data
+from sat.data.corrupted import is_set, place_of
 from sat.data.fingerprint import same_facts
 from sat.distributed import ALONE, World
 from sat.errors import Fault, Refused
@@ -214,8 +215,10 @@ def lacks_corruptions(part: CheckpointResult, evaluation: Evaluation) -> bool:
     """Whether a checkpoint was not measured on as many images of the corrupted set."""
     if evaluation.corruptions is None:
         return False
-    found = part.corruptions.get(Path(evaluation.corruptions).name)
-    return found is None or found.limit is not None and found.limit < (evaluation.limit or math.inf)
+    found = part.corruptions.get((root := place_of(evaluation.corruptions)).name)
+    if found is None or not is_set(root, found.digest):
+        return True
+    return found.limit is not None and found.limit < (evaluation.limit or math.inf)
 
 
 def checked(result: RunResult, which: str, evaluation: Evaluation) -> bool:
@@ -329,7 +332,7 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
 
 def with_corruptions(result: RunResult, which: str, evaluator: Evaluator) -> RunResult:
     """Adds what a checkpoint makes of the corrupted set that is asked for."""
-    name, part = Path(str(evaluator.evaluation.corruptions)).name, result.part(which)
+    name, part = place_of(str(evaluator.evaluation.corruptions)).name, result.part(which)
     found = {**part.corruptions, name: evaluator.corrupted(which)}
     return result.with_part(which, replace(part, corruptions=found))
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from sat.arguments import check_choices, check_range
@@ -76,6 +77,10 @@ class Evaluation:
         if unknown or not self.checkpoints:
             known = ", ".join(CHECKPOINTS)
             raise ValueError(f"checkpoints={list(self.checkpoints)}: choose from {known}")
+        if self.corruptions is not None and not (
+            self.corruptions.strip() and Path(self.corruptions).resolve().name
+        ):
+            raise ValueError(f"corruptions={self.corruptions}: name the folder of the set")
         if self.corruptions is not None and self.subset_seed is not None:
             raise ValueError(
                 f"subset_seed={self.subset_seed}: no other part of corruptions is drawn"

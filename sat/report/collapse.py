@@ -11,8 +11,8 @@ WARM, SHARE = 6, 1 / 3  # epochs that don't count; of the best so far
 
 
 def collapsed_at(run: Measured) -> int | None:
-    """The first epoch, whole, after the sixth at which the robust accuracy on held-out images is below a
-    third of its best so far; None of a training that holds."""
+    """The first epoch, whole, after the sixth at which the robust accuracy on held-out images is
+    below a third of its best so far; None of a training that holds."""
     best = 0.0
     for row in run.validations()[0]:
         epoch = round(row["epoch"])  # a validation comes with the first step that passes it

@@ -167,6 +167,7 @@ class CorruptionResult(_Plain):
     by_class: ClassSpread | None = None  # over all of them
     seconds: float
     limit: Count | None = None  # evaluation.limit
+    digest: str | None = None  # of the set's place and files: another of its name is another
 
 
 @dataclass(frozen=True, kw_only=True)
