@@ -12,6 +12,7 @@ from torch import nn
 
 from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
+from sat.attacks.transfer import drop_others
 from sat.config import Spec
 from sat.data import Data
 from sat.data.corrupted import is_set, place_of
@@ -65,12 +66,14 @@ def finished(spec: Spec) -> RunResult | None:
             " schedule.swa_start);"
             " write last"
         )
+    drop_others(spec.evaluation.attacks, spec.config["dataset"], {})
     if spec.record.fresh:
         return None
     if (directory / "config.yaml").is_file():
         spec.refuse_moved(read_yaml(directory / "config.yaml"), directory)
     if (result := usable(RunResult.read(directory), directory)) is None:
         return None
+    drop_others(spec.evaluation.attacks, spec.config["dataset"], result.dataset)
     if todo(result, spec.evaluation, directory) or moved(spec, directory):
         return None
     changed = result.environment.get("code") != code_digest()
@@ -103,6 +106,7 @@ def conclude(
     evaluator = Evaluator(spec, run, model, data, world)
     with world.raise_together():
         same_facts({"hash": result.hash, "dataset": result.dataset}, evaluator.facts)
+        drop_others(spec.evaluation.attacks, spec.config["dataset"], result.dataset)
     torch.set_num_threads(result.choices["threads"])  # another count rounds otherwise
     if not world.first:
         evaluator.follow()
