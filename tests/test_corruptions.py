@@ -135,6 +135,18 @@ def test_another_set_is_refused_in_one_line(spoil, words, colours, tmp_path):
     assert str(root) in str(told.value) and "\n" not in str(told.value)
 
 
+def test_severities_of_other_numbers_of_images_are_refused(colours, tmp_path):
+    root, store = folders(tmp_path / "folders"), CorruptionStore(tmp_path / "cells", "w")
+    (root / "fog" / "3" / "dark" / "1.JPEG").unlink()
+    with pytest.raises(Refused, match="fog: has 6 images of severity 1 and 5 of severity 3"):
+        measure(Brightness(3), Corrupted(root, colours), store, 8, ALONE, "x")
+    root = arrays(tmp_path / "arrays")
+    np.save(root / "labels.npy", np.zeros(29, int))
+    np.save(root / "fog.npy", np.load(root / "fog.npy")[:29])  # no multiple of five
+    with pytest.raises(Refused, match="fog.npy: holds uint8 .29, 4, 4, 3."):
+        Corrupted(root, colours).split("fog", 1, CPU)
+
+
 def test_class_folders_of_another_set_are_refused(colours, tmp_path):
     root = folders(tmp_path / "set")
     (root / "fog" / "2" / "light").rename(root / "fog" / "2" / "grey")

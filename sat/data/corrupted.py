@@ -89,8 +89,14 @@ class Corrupted:
 
     def _of_array(self, kind: str, severity: int, device: torch.device) -> Split:
         images, labels = _read(self._array(kind)), self._labels
-        each = len(images) // len(SEVERITIES)
-        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels) or not each:
+        each, over = divmod(len(images), len(SEVERITIES)) if images.ndim else (0, 0)
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or over
+            or len(images) != len(labels)
+            or not each
+        ):
             raise Refused(
                 f"{self._array(kind)}: holds {images.dtype} {list(images.shape)}, and labels.npy"
                 f" {len(labels)} labels; uint8 images [5 N, S, S, 3] belong there, a label for each"
