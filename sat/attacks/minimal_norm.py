@@ -16,11 +16,11 @@ from sat.acceleration.folding import fold
 from sat.arguments import check_ball, check_choices
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import frozen
-from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats, under_attack
+from sat.attacks.outcomes import STANDS, AttackOutcomes, Ensemble, check_repeats, under_attack
 from sat.errors import Refused
 from sat.rng import RowRng
 
-LEVELS = 100  # of a curve; more than 127 attacks don't fit what is kept of an image
+LEVELS = 100  # of a curve
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
 
 
@@ -103,7 +103,7 @@ class MinimalNorm(Ensemble):
 def _fallen(distances: Tensor, sizes: Tensor) -> Tensor:
     """The first of `sizes`, ascending, that is as large as each distance [B]; STANDS for none."""
     first = torch.bucketize(distances, sizes * (1 + 1e-5))
-    return torch.where(first < len(sizes), first, -1).to(torch.int8)
+    return torch.where(first < len(sizes), first, STANDS).to(torch.int16)
 
 
 def _attacks(norm: str, steps: int) -> list[Callable[..., Tensor]]:
