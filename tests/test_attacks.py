@@ -465,3 +465,11 @@ def test_dlr_of_few_classes_is_the_margin():
     assert losses.dlr(z, y) == losses.margin(z, y) == 2.0
     z = torch.tensor([[1.0, 3.0, 0.0]])
     assert losses.targeted_dlr(z, y, torch.tensor([1])) == 2.0
+
+
+def test_the_level_that_fells_an_image_is_of_the_kind_that_is_kept():
+    from sat.attacks.minimal_norm import _fallen
+    from sat.attacks.outcomes import STANDS
+
+    found = _fallen(torch.tensor([0.0, 0.5, torch.inf]), torch.arange(300) / 300)
+    assert found.dtype == torch.int16 and found.tolist() == [0, 150, STANDS]

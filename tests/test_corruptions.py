@@ -15,6 +15,9 @@ from sat.distributed import ALONE
 from sat.errors import Refused
 from sat.evaluation.corruptions import CorruptionStore, measure, text
 from sat.evaluation.measure import by_class
+from sat.evaluation.results import lacks_corruptions
+from sat.evaluation.settings import Evaluation
+from sat.rundir.result import CheckpointResult
 
 CPU = torch.device("cpu")
 EACH = 6  # images of a type and severity
@@ -132,6 +135,18 @@ def test_another_set_is_refused_in_one_line(spoil, words, colours, tmp_path):
     assert str(root) in str(told.value) and "\n" not in str(told.value)
 
 
+def test_severities_of_other_numbers_of_images_are_refused(colours, tmp_path):
+    root, store = folders(tmp_path / "folders"), CorruptionStore(tmp_path / "cells", "w")
+    (root / "fog" / "3" / "dark" / "1.JPEG").unlink()
+    with pytest.raises(Refused, match="fog: has 6 images of severity 1 and 5 of severity 3"):
+        measure(Brightness(3), Corrupted(root, colours), store, 8, ALONE, "x")
+    root = arrays(tmp_path / "arrays")
+    np.save(root / "labels.npy", np.zeros(29, int))
+    np.save(root / "fog.npy", np.load(root / "fog.npy")[:29])  # no multiple of five
+    with pytest.raises(Refused, match="fog.npy: holds uint8 .29, 4, 4, 3."):
+        Corrupted(root, colours).split("fog", 1, CPU)
+
+
 def test_class_folders_of_another_set_are_refused(colours, tmp_path):
     root = folders(tmp_path / "set")
     (root / "fog" / "2" / "light").rename(root / "fog" / "2" / "grey")
@@ -180,3 +195,22 @@ def test_a_run_is_measured_on_a_corrupted_set(sat, ran, tmp_path):
     assert refused.code == 2 and "lacks gaussian_noise" in refused.out + refused.err
     nothing = sat(*words, tiny=False)
     assert nothing.code == 2 and "evaluation.corruptions" in nothing.out + nothing.err
+
+
+def test_another_folder_of_the_same_name_is_another_set(colours, tmp_path, monkeypatch):
+    roots = [tmp_path / name / "set" for name in ("a", "b")]
+    for root in roots:
+        root.parent.mkdir()
+        arrays(root)
+    store = CorruptionStore(tmp_path / "cells", "w")
+    found = measure(Brightness(3), Corrupted(roots[0], colours), store, 8, ALONE, "x")
+    part = CheckpointResult(step=1, epoch=1.0, corruptions={"set": found})
+    asked = [Evaluation(corruptions=str(root)) for root in roots]
+    assert [lacks_corruptions(part, one) for one in asked] == [False, True]
+    monkeypatch.chdir(roots[0])
+    assert not lacks_corruptions(part, Evaluation(corruptions="."))
+    np.save(roots[0] / "fog.npy", np.load(roots[0] / "fog.npy")[:5])
+    assert lacks_corruptions(part, asked[0])
+    for nameless in ("", "/"):
+        with pytest.raises(ValueError, match="corruptions=.*: name the folder"):
+            Evaluation(corruptions=nameless)

@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
-from sat.attacks import FGSM, PGD, Curve
+from sat.attacks import FGSM, PGD, Curve, Transfer
 from sat.errors import Refused
 from sat.evaluation.results import MASKING_CHECKS, todo
 from sat.evaluation.settings import Evaluation
@@ -65,11 +65,11 @@ def full():
     checks = MaskingChecks(images=40, seconds=1.0, curve=[{"attack": CLEAN, "accuracy": 0.5}],
                            alarms=[alarm], attack="pgd", asked=128, subset=(50, None))  # fmt: skip
     corrupted = CorruptionResult(accuracy=0.5, types={"fog": [0.5] * 5}, images=9, seconds=1.0,
-                                 by_class=ensemble.by_class, limit=9)  # fmt: skip
+                                 by_class=ensemble.by_class, limit=9, digest="ab")  # fmt: skip
     part = CheckpointResult(
         step=8, epoch=2.0, of="average", selected_by="robust accuracy on held-out training images",
         held_out={"clean": 0.5, "robust": 0.25}, clean=entry(subset=(50, None)),
-        robust={"strong": ensemble, WORST: entry(attacks=["strong", "pgd"])},
+        robust={"strong": ensemble, WORST: entry(attacks=["strong", "pgd"], milder=[["a", "b"]])},
         curves={"c": curve}, masking_checks={"pgd": checks}, corruptions={"CIFAR-10-C": corrupted},
     )  # fmt: skip
     return result(
@@ -267,6 +267,23 @@ def test_a_worst_case_is_over_just_the_attacks_asked_for(run):
     assert todo(over(["a", "b"], 50), replace(both, limit=20), run) == []  # of more images
     (run / "flags/last-a.npz").unlink()
     assert todo(of_both, both, run) == [("last", "a")]
+
+
+def test_a_milder_worst_case_takes_no_place_and_is_asked_once(run):
+    known = done(PGD(8)).last.with_attack("a", measured(FGSM(8), "a"))
+    hard = replace(entry(50, attacks=["pgd", "b"]), accuracy=0.1)
+    mild = replace(entry(50, attacks=["pgd", "a"]), accuracy=0.4)
+    (run / "flags/last-a.npz").touch()
+    after = known.with_attack(WORST, hard).with_attack(WORST, mild)
+    assert after.robust[WORST] == replace(hard, milder=[["pgd", "a"]])
+    assert todo(result(last=after), ask({"pgd": PGD(8), "a": FGSM(8)}), run) == []
+    assert known.with_attack(WORST, mild).with_attack(WORST, hard).robust[WORST] is hard
+
+
+def test_images_of_other_networks_are_no_worst_case(run):
+    moved = {name: Transfer(PGD(8), "run", name, "place") for name in ("x", "y")}
+    names = [name for _, name in todo(result(), ask(moved), run)]
+    assert names == ["x", "y", CLEAN] and ask({**moved, "pgd": PGD(8)}).worst_over == ["pgd"]
 
 
 def test_masking_is_checked_as_far_as_is_asked(run):

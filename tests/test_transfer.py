@@ -1,5 +1,6 @@
 """Images crafted on one network, counted on others, and the matrix of a sweep."""
 
+import json
 import shutil
 
 import numpy as np
@@ -15,6 +16,7 @@ from sat.evaluation.settings import Evaluation
 from sat.report import transfer as report
 from sat.rng import RowRng
 from sat.rundir.result import RunResult
+from sat.rundir.untrusted import read_yaml
 
 PGD5 = PGD(25, 5)
 
@@ -92,3 +94,56 @@ def test_a_run_under_the_images_of_others(sat, ran, tmp_path):
     assert nothing.code == 2 and "evaluation.source" in nothing.out + nothing.err
     with pytest.raises(Refused, match="no run was measured under images of another"):
         report.transfer(other, tmp_path / "report")
+
+
+@pytest.mark.parametrize(
+    "file, old, new, why",
+    [
+        ("config.yaml", "image_size: null", "image_size: 16", "image_size: 16, here None"),
+        ("config.yaml", "sat.data.memory.Digits", "sat.data.memory.Npz", "kind: Npz, here Digits"),
+        ("result.json", '"name": "digits"', '"name": "others"', "name: others, here digits"),
+        ("result.json", '"classes": 10', '"classes": 7', "classes: 7, here 10"),
+    ],
+)
+def test_runs_of_other_sets_are_passed_over_or_refused(ran, tmp_path, caplog, file, old, new, why):
+    own, other = ran.run, tmp_path / "outputs" / "other[1]"  # a name that is a pattern, too
+    shutil.copytree(own, other)
+    for text, was, now in ((file, old, new), ("result.json", RunResult.read(other).hash, "0123")):
+        content = (other / text).read_text()
+        assert was in content
+        (other / text).write_text(content.replace(was, now))
+    dataset, facts = read_yaml(own / "config.yaml")["dataset"], RunResult.read(own).dataset
+    many = transfer.transfers(f"{tmp_path}/outputs/*", PGD5, 25)
+    assert len(many) == 2
+    transfer.drop_others(many, dataset, facts)
+    assert [attack.run_name for attack in many.values()] == [own.name]
+    assert f"{other} is passed over" in caplog.text and why in caplog.text
+    with pytest.raises(Refused, match="evaluation.source=.*is of another data set"):
+        transfer.drop_others(transfer.transfers(str(other), PGD5, 25), dataset, facts)
+
+
+def test_a_foreign_network_is_passed_over_or_refused(ran, tmp_path, caplog):
+    own, other = ran.run, tmp_path / "outputs" / "foreign"
+    shutil.copytree(own, other)
+    config = read_yaml(other / "config.yaml")
+    config["model"] = {"_target_": "sat.models.given.Given"}
+    own_hash = RunResult.read(own).hash
+    content = (other / "result.json").read_text().replace(own_hash, "0123")
+    (other / "result.json").write_text(content)
+    (other / "config.yaml").write_text(json.dumps(config))
+    found = transfer.transfers(f"{tmp_path}/outputs/*", PGD5, 25)
+    assert [attack.run_name for attack in found.values()] == [own.name]
+    assert f"{other} is passed over: does not hold its network" in caplog.text
+    with pytest.raises(ValueError, match="^source=.*: does not hold its network"):
+        transfer.transfers(str(other), PGD5, 25)
+
+
+def test_memory_that_ran_out_is_no_other_data_set(networks, monkeypatch):
+    model, _, x, _ = networks
+
+    def full(images):
+        raise torch.OutOfMemoryError("out")
+
+    monkeypatch.setattr(transfer, "_loaded", lambda *where: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        crafted()._other(model, x)

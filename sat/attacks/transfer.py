@@ -3,7 +3,9 @@ transfer of Papernot et al. 2016, "Transferability in machine learning")."""
 
 import glob
 import hashlib
+import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,10 @@ from sat.errors import Refused
 from sat.models.weights import load
 from sat.rng import RowRng
 from sat.rundir.result import RunResult
+from sat.rundir.untrusted import read_yaml
+
+log = logging.getLogger("sat")
+FOREIGN = "sat.models.given.Given"
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Transfer(Ensemble):
     place: str = field(metadata={"identity": False})
     checkpoint: Literal["best", "last"] = "best"
     batch_size: int = field(default=256, metadata={"identity": False})
+    one_of_many: bool = field(default=False, metadata={"identity": False})  # named by a pattern
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -84,11 +91,16 @@ class Transfer(Ensemble):
         return self.method(self._other(model, x), x, y, row_rng(rng, x))
 
     def _other(self, model: nn.Module, x: Tensor) -> nn.Module:
-        other = _loaded(self.place, self.checkpoint, str(x.device))
+        try:
+            other = _loaded(self.place, self.checkpoint, str(x.device))
+        except ValueError as error:
+            raise Refused(f"evaluation.source={self.place}: {error}") from None
         try:
             with torch.no_grad():
                 classes = other(x[:1]).shape[1]
-        except RuntimeError:
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+                raise  # that says nothing of its images
             classes = 0
         with torch.no_grad():
             if not len(x) or classes == model(x[:1]).shape[1]:
@@ -106,26 +118,81 @@ def _loaded(place: str, checkpoint: str, device: str) -> nn.Module:
 
 def transfers(source: str, method: Any, batch_size: int) -> dict[str, Transfer]:
     """One for each finished run that `source` names, a directory or a pattern such as outputs/*, by
-    the run's hash. Raises ValueError, which begins with the key, where there is none."""
-    places = sorted(glob.glob(os.path.expanduser(source)))
+    the run's hash. Raises ValueError, which begins with the key, where there is none; what a
+    pattern names besides is passed over, and told."""
+    whole = Path(source).expanduser()
+    is_pattern = not source or not whole.exists()
+    names = glob.glob(os.path.expanduser(source)) if is_pattern else [str(whole)]
     found = {}
-    for place in map(Path, places):
-        checkpoint: Literal["best", "last"] = "best"
-        if not (file := place / "checkpoints" / "best.pt").is_file():
-            checkpoint, file = "last", file.with_name("last.pt")
-        result = RunResult.read(place)
-        if result is None or result.status != "finished" or not file.is_file():
-            if len(places) > 1:
-                continue
-            raise ValueError(f"source={source}: is no finished run with a checkpoint (record.keep)")
-        found[result.hash] = Transfer(
-            method, place.name, checksum(file), str(place), checkpoint, batch_size
-        )
+    for place in map(Path, sorted(names)):
+        try:
+            key, transfer = _of_run(place, method, batch_size, is_pattern)
+        except ValueError as error:
+            if not is_pattern:
+                raise ValueError(f"source={source}: {error}") from None
+            if (place / "config.yaml").is_file():
+                _passed_over(str(place), str(error))
+            continue
+        found[key] = transfer
     if not found:
         raise ValueError(
             f"source={source}: no such run; name a run directory, or a pattern of them"
         )
     return found
+
+
+def _of_run(place: Path, method: Any, size: int, one_of_many: bool) -> tuple[str, Transfer]:
+    """The run's hash, and the attack on its network. Raises ValueError for one that has none."""
+    checkpoint: Literal["best", "last"] = "best"
+    if not (file := place / "checkpoints" / "best.pt").is_file():
+        checkpoint, file = "last", file.with_name("last.pt")
+    try:
+        result = RunResult.read(place)
+        if result is None or result.status != "finished" or not file.is_file():
+            raise ValueError("is no finished run with a checkpoint (record.keep)")
+        model = read_yaml(place / "config.yaml").get("model")
+    except Refused as error:
+        raise ValueError(str(error)) from None
+    if isinstance(model, dict) and model.get("_target_") == FOREIGN:
+        raise ValueError("does not hold its network, which came from elsewhere")
+    held = (method, place.name, checksum(file), str(place), checkpoint, size, one_of_many)
+    return result.hash, Transfer(*held)
+
+
+def drop_others(attacks: dict[str, Any], dataset: Any, facts: Mapping[str, Any]) -> None:
+    """Takes out of `attacks` those on networks of other data sets than the config's `dataset`, of
+    which the run knows these `facts`, and tells so. Raises Refused for one that was named alone,
+    and where none is left."""
+    crafted = {name: a for name, a in attacks.items() if isinstance(a, Transfer)}
+    for name, attack in crafted.items():
+        if not (why := _differs(Path(attack.place), dataset, facts)):
+            continue
+        if not attack.one_of_many:
+            raise Refused(f"evaluation.source={attack.place}: {why}; name a run on the same set")
+        _passed_over(attack.place, why)
+        del attacks[name]
+    if crafted and not any(name in attacks for name in crafted):
+        raise Refused("evaluation.source: names no run on the same data set")
+
+
+def _differs(place: Path, dataset: Any, facts: Mapping[str, Any]) -> str | None:
+    """How a run's images are others than these."""
+    result, other = RunResult.read(place), read_yaml(place / "config.yaml").get("dataset")
+    theirs = {} if result is None else result.dataset
+    pairs = [(key, theirs.get(key), facts.get(key)) for key in ("name", "classes")]
+    if isinstance(other, dict):
+        kinds = [str(each.get("_target_")).rpartition(".")[2] for each in (other, dataset)]
+        sizes = [each.get("image_size") for each in (other, dataset)]
+        pairs += [("kind", *kinds), ("image_size", *sizes)]
+    for key, its, own in pairs:
+        if its != own and (key == "image_size" or None not in (its, own)):
+            return f"is of another data set ({key}: {its}, here {own})"
+    return None
+
+
+@cache
+def _passed_over(place: str, why: str) -> None:
+    log.warning("evaluation.source: %s is passed over: %s", place, why)
 
 
 def checksum(file: Path) -> str:

@@ -2,6 +2,7 @@
 (Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common corruptions and
 perturbations")."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,30 @@ TYPES = (
     "jpeg_compression",
 )  # fmt: skip
 SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def place_of(folder: str) -> Path:
+    """The folder of a set as it is called, by its own name."""
+    return Path(folder).expanduser().resolve()
+
+
+def told_apart(root: Path) -> str:
+    """What tells a set from another one of its name, or from itself before it was changed: a digest
+    of where it is, and one of the sizes and times of its files (of folders, their times)."""
+    found = [path for path in _files(root) if path.exists()]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+    return "-".join(hashlib.sha256(repr(x).encode()).hexdigest()[:8] for x in (str(root), stats))
+
+
+def is_set(root: Path, digest: str | None) -> bool:
+    """Whether the set is the one of `told_apart`; one that has lost a type since is."""
+    whole = all((root / f"{t}.npy").is_file() or (root / t).is_dir() for t in TYPES)
+    now = told_apart(root)
+    return digest == now if whole else str(digest).split("-")[0] == now.split("-")[0]
+
+
+def _files(root: Path) -> list[Path]:
+    return [root / name for t in TYPES for name in (f"{t}.npy", t)] + [root / "labels.npy"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +89,14 @@ class Corrupted:
 
     def _of_array(self, kind: str, severity: int, device: torch.device) -> Split:
         images, labels = _read(self._array(kind)), self._labels
-        each = len(images) // len(SEVERITIES)
-        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels) or not each:
+        each, over = divmod(len(images), len(SEVERITIES)) if images.ndim else (0, 0)
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or over
+            or len(images) != len(labels)
+            or not each
+        ):
             raise Refused(
                 f"{self._array(kind)}: holds {images.dtype} {list(images.shape)}, and labels.npy"
                 f" {len(labels)} labels; uint8 images [5 N, S, S, 3] belong there, a label for each"

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from sat.attacks.outcomes import is_right
 from sat.data.batches import indexed
-from sat.data.corrupted import SEVERITIES, TYPES, Corrupted
+from sat.data.corrupted import SEVERITIES, TYPES, Corrupted, told_apart
 from sat.data.fingerprint import of
 from sat.data.sets import Split
 from sat.distributed import World
+from sat.errors import Refused
 from sat.evaluation.heat_map import plot_heat_map
 from sat.evaluation.measure import by_class
 from sat.evaluation.store import read_file
@@ -63,6 +64,7 @@ def measure(
     try:
         for kind in own:
             splits = [images.split(kind, severity, model.mean.device) for severity in SEVERITIES]
+            check_counts(images.root / kind, [len(split) for split in splits])
             count = sum(map(len, splits))
             progress = progress or Progress(what, len(own) * count)
             digest = of(*(split.digest() for split in splits))
@@ -77,6 +79,16 @@ def measure(
             progress.close()
     flags = {kind: pair for part in world.gather(found) for kind, pair in part.items()}
     return corruption_result(flags, images, round(time.monotonic() - began, 3))
+
+
+def check_counts(place: Path, counts: list[int]) -> None:
+    """Raises Refused where severities have other numbers of images: each counts as much."""
+    for severity, count in zip(SEVERITIES, counts, strict=True):
+        if count != counts[0]:
+            raise Refused(
+                f"{place}: has {counts[0]} images of severity 1 and {count} of severity {severity};"
+                " put the missing ones in their place"
+            )
 
 
 def _right(model: nn.Module, split: Split, size: int) -> Tensor:
@@ -98,6 +110,7 @@ def corruption_result(
         by_class=by_class(right.flatten(), labels.flatten(), images.data.classes),
         seconds=seconds,
         limit=images.limit,
+        digest=told_apart(images.root),
     )
 
 

@@ -15,7 +15,7 @@ from sat.attacks.outcomes import STANDS, WRONG, AttackOutcomes, Ensemble
 from sat.attacks.series import Series, ensemble_of
 from sat.config import Spec
 from sat.data import Data, chunks, indexed
-from sat.data.corrupted import Corrupted
+from sat.data.corrupted import Corrupted, place_of
 from sat.data.fingerprint import facts_of, same_facts
 from sat.distributed import World
 from sat.errors import Refused
@@ -82,7 +82,7 @@ class Evaluator:
         if attack == CLEAN and self.evaluation.measured_by:
             return self(which, next(iter(self.evaluation.measured_by)))  # which holds it as well
         if attack == WORST:
-            return worst_of({name: self(which, name) for name in self.evaluation.attacks})
+            return worst_of({name: self(which, name) for name in self.evaluation.worst_over})
         of = self._measurement(which, attack)
         if attack == CLEAN:
             return self._measure(of)
@@ -151,7 +151,7 @@ class Evaluator:
             return joined(self.world, outcomes, own)
 
     def _corrupted_together(self, of: Measurement) -> CorruptionResult:
-        root = Path(str(self.evaluation.corruptions)).expanduser()
+        root = place_of(str(self.evaluation.corruptions))
         images = Corrupted(root, self.data, self.evaluation.limit)
         store = CorruptionStore(self.corruptions / f"{of.checkpoint}-{root.name}", of.weights)
         size, what = self.evaluation.batch_size, f"{of.checkpoint}: {root.name}"

@@ -12,8 +12,10 @@ from torch import nn
 
 from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
+from sat.attacks.transfer import drop_others
 from sat.config import Spec
 from sat.data import Data
+from sat.data.corrupted import is_set, place_of
 from sat.data.fingerprint import same_facts
 from sat.distributed import ALONE, World
 from sat.errors import Fault, Refused
@@ -64,12 +66,14 @@ def finished(spec: Spec) -> RunResult | None:
             " schedule.swa_start);"
             " write last"
         )
+    drop_others(spec.evaluation.attacks, spec.config["dataset"], {})
     if spec.record.fresh:
         return None
     if (directory / "config.yaml").is_file():
         spec.refuse_moved(read_yaml(directory / "config.yaml"), directory)
     if (result := usable(RunResult.read(directory), directory)) is None:
         return None
+    drop_others(spec.evaluation.attacks, spec.config["dataset"], result.dataset)
     if todo(result, spec.evaluation, directory) or moved(spec, directory):
         return None
     changed = result.environment.get("code") != code_digest()
@@ -102,6 +106,7 @@ def conclude(
     evaluator = Evaluator(spec, run, model, data, world)
     with world.raise_together():
         same_facts({"hash": result.hash, "dataset": result.dataset}, evaluator.facts)
+        drop_others(spec.evaluation.attacks, spec.config["dataset"], result.dataset)
     torch.set_num_threads(result.choices["threads"])  # another count rounds otherwise
     if not world.first:
         evaluator.follow()
@@ -198,9 +203,9 @@ def lacking(result: RunResult, which: str, evaluation: Evaluation) -> list[str]:
         or not holds(found)
         or changes(found.settings or {}, evaluation.settings(name))
     ]
-    worst, attacks = part.robust.get(WORST), list(evaluation.attacks)
+    worst, attacks = part.robust.get(WORST), evaluation.worst_over
     lacks_worst = worst is None or not (
-        worst.attacks == attacks
+        attacks in (worst.attacks, *(worst.milder or ()))
         or (evaluation.limit is not None and worst.images > evaluation.limit)
     )
     if len(attacks) > 1 and (lacks_worst or {*names} & {*attacks}):
@@ -214,8 +219,10 @@ def lacks_corruptions(part: CheckpointResult, evaluation: Evaluation) -> bool:
     """Whether a checkpoint was not measured on as many images of the corrupted set."""
     if evaluation.corruptions is None:
         return False
-    found = part.corruptions.get(Path(evaluation.corruptions).name)
-    return found is None or found.limit is not None and found.limit < (evaluation.limit or math.inf)
+    found = part.corruptions.get((root := place_of(evaluation.corruptions)).name)
+    if found is None or not is_set(root, found.digest):
+        return True
+    return found.limit is not None and found.limit < (evaluation.limit or math.inf)
 
 
 def checked(result: RunResult, which: str, evaluation: Evaluation) -> bool:
@@ -329,7 +336,7 @@ def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> 
 
 def with_corruptions(result: RunResult, which: str, evaluator: Evaluator) -> RunResult:
     """Adds what a checkpoint makes of the corrupted set that is asked for."""
-    name, part = Path(str(evaluator.evaluation.corruptions)).name, result.part(which)
+    name, part = place_of(str(evaluator.evaluation.corruptions)).name, result.part(which)
     found = {**part.corruptions, name: evaluator.corrupted(which)}
     return result.with_part(which, replace(part, corruptions=found))
 

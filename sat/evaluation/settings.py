@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from sat.arguments import check_choices, check_range
 from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble, MinimalNorm
 from sat.attacks.base import Loose, Replayed, Several, check_fields
 from sat.attacks.quick import is_quick
-from sat.attacks.transfer import transfers
+from sat.attacks.transfer import Transfer, transfers
 from sat.identity import Settings, settings_of
 from sat.rundir.result import CHECKPOINTS, CLEAN, CORRUPTIONS, WORST, Chosen
 
@@ -75,6 +76,10 @@ class Evaluation:
         if unknown or not self.checkpoints:
             known = ", ".join(CHECKPOINTS)
             raise ValueError(f"checkpoints={list(self.checkpoints)}: choose from {known}")
+        if self.corruptions is not None and not (
+            self.corruptions.strip() and Path(self.corruptions).resolve().name
+        ):
+            raise ValueError(f"corruptions={self.corruptions}: name the folder of the set")
         if self.corruptions is not None and self.subset_seed is not None:
             raise ValueError(
                 f"subset_seed={self.subset_seed}: no other part of corruptions is drawn"
@@ -96,6 +101,11 @@ class Evaluation:
             for name, attack in self.attacks.items()
             for run, transfer in transfers(source, attack, self.batch_size).items()
         }
+
+    @property
+    def worst_over(self) -> list[str]:
+        """The attacks of the worst case: images of another network are none of this one's."""
+        return [name for name, attack in self.attacks.items() if not isinstance(attack, Transfer)]
 
     @property
     def subset(self) -> Chosen:

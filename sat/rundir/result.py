@@ -116,6 +116,7 @@ class AttackResult(Accuracy):
     ties: Count | None = None  # images whose verdict is not argmax's: exact ties, logits not finite
     # An ensemble's attacks in their order; of the worst case the names it is taken over.
     attacks: list[str] | dict[str, Member] | None = None
+    milder: list[list[str]] | None = None  # worst case: names over which it was no lower
     by_class: ClassSpread | None = None  # where every image's label is known
     settings: Settings | None = None  # all that decides a verdict
     environment: dict[str, Any] | None = None  # where it was measured: see `sat.rundir.environment`
@@ -166,6 +167,7 @@ class CorruptionResult(_Plain):
     by_class: ClassSpread | None = None  # over all of them
     seconds: float
     limit: Count | None = None  # evaluation.limit
+    digest: str | None = None  # of the set's place and files: another of its name is another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +212,15 @@ class CheckpointResult(_Plain):
 
     def with_attack(self, name: str, found: AttackResult) -> Self:
         """Keeps of two measurements under one name that on more images, or else the first; but a
-        worst case gives way to another on as many."""
+        worst case gives way to another on as many, unless that is the milder one."""
         old = self.clean if name == CLEAN else self.robust.get(name)
         if old and found.images < old.images + (name != WORST):
             return self
         if name == CLEAN:
             return replace(self, clean=found)
+        if old and old.images == found.images and old.accuracy < found.accuracy:
+            names = [*(old.milder or []), list(found.attacks or [])]
+            found = replace(old, milder=names)
         return replace(self, robust={**self.robust, name: found})
 
     def with_curve(self, name: str, found: CurveResult) -> Self:
