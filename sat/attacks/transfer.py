@@ -179,6 +179,7 @@ def _differs(place: Path, dataset: Any, facts: Mapping[str, Any]) -> str | None:
     """How a run's images are others than these."""
     result, other = RunResult.read(place), read_yaml(place / "config.yaml").get("dataset")
     theirs = {} if result is None else result.dataset
+    pairs: list[tuple[Any, ...]]
     pairs = [(key, theirs.get(key), facts.get(key)) for key in ("name", "classes")]
     if isinstance(other, dict):
         kinds = [str(each.get("_target_")).rpartition(".")[2] for each in (other, dataset)]

@@ -318,11 +318,11 @@ def warn_of_threat_models(training: Any, others: dict[str, Any]) -> None:
 def warn_of_short_steps(attack: Any) -> None:
     """Steps that reach a small part of the ball: `step` is easily written for `steps`."""
     if isinstance(attack, PGD) and attack.eps and attack.norm != "l1":
-        reach = attack.steps * attack.step_size
-        if reach < attack.eps / 4:
+        reach, eps = attack.steps * attack.step_size, float(attack.eps)
+        if reach < eps / 4:
             log.warning(
                 "attack.step=%g: reaches %.3g of eps=%g in its %d steps; attack.steps=N takes more",
-                attack.step_size, reach, attack.eps, attack.steps,
+                attack.step_size, reach, eps, attack.steps,
             )  # fmt: skip
 
 
