@@ -8,11 +8,13 @@ module runs its code. So a package is imported only where it stands in the varia
 import importlib
 import inspect
 import os
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
 VARIABLE = "SAT_PLUGINS"
 GROUP = "sat.plugins"
+TYPED = "SAT_SWEEP_TYPED"  # by which the worker processes of a sweep know it
 
 
 def allowed() -> set[str]:
@@ -20,6 +22,17 @@ def allowed() -> set[str]:
     named = {name.strip().split(".")[0] for name in os.environ.get(VARIABLE, "").split(",")}
     installed = {point.value.split(":")[0].split(".")[0] for point in entry_points(group=GROUP)}
     return (named | installed) - {""}
+
+
+def typed(words: Sequence[str]) -> str:
+    """What `TYPED` says of a command line: 1 where `evaluate=` stands in it, by the user's hand."""
+    return "1" if any(word.startswith("evaluate=") for word in words) else ""
+
+
+def is_typed() -> bool:
+    """Whether who runs the program typed `evaluate=`: in the words of a job it may stand by the
+    `hydra.sweeper.params` of a config, too."""
+    return os.environ.get(TYPED) == "1"
 
 
 def load(name: str) -> type:

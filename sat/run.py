@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 import sat
-from sat import config, job, sweep
+from sat import config, job, plugins, sweep
 from sat.config import CONF, Spec
 from sat.errors import Fault, Refused, on_signals, refusing
 from sat.launch import end, local_rank, processes
@@ -247,7 +247,7 @@ def main() -> None:
                     screen.stage("starting")  # and no word of Hydra's own, which prints itself
                 sys.argv[1:], keys = sweep.joined(place_keys_added(words))
                 os.environ[sweep.JOINT] = ",".join(keys)
-                os.environ[sweep.TYPED] = sweep.typed(words)
+                os.environ[plugins.TYPED] = plugins.typed(words)
                 sweep.run(app)
             code = sweep.exit_code(sweep.jobs())
     except (Fault, RuntimeError, OSError) as error:  # of a launcher

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from sat import plugins
 from sat.config import CONF, options
 from sat.errors import Fault, Refused, on_signals
 from sat.loggers.screen import duration, table
@@ -31,7 +32,7 @@ from sat.loggers.screen import duration, table
 log = logging.getLogger("sat")
 # Environment variables, so that worker processes inherit them.
 FOLDER, NAME, JOINT = "SAT_SWEEP_DIR", "SAT_SWEEP_NAME", "SAT_SWEEP_JOINT"
-JOBS, TYPED = "SAT_SWEEP_JOBS", "SAT_SWEEP_TYPED"
+JOBS = "SAT_SWEEP_JOBS"
 RUNNING = "did not end"
 PUT_OFF = "was put off"
 SAVING = 60.0  # seconds that worker processes have to save themselves when the sweep is stopped
@@ -94,17 +95,6 @@ def at_work() -> Iterator[None]:
         os._exit(128 + signal.SIGTERM)
     with _working:
         yield
-
-
-def typed(words: Sequence[str]) -> str:
-    """What `TYPED` says of a command line: 1 where `evaluate=` stands in it, by the user's hand."""
-    return "1" if any(word.startswith("evaluate=") for word in words) else ""
-
-
-def is_typed() -> bool:
-    """Whether who runs the program typed `evaluate=`: in the words of a job it may stand by the
-    `hydra.sweeper.params` of a config, too."""
-    return os.environ.get(TYPED) == "1"
 
 
 def count_jobs(own: Any) -> int:
@@ -395,13 +385,13 @@ def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str
     words, keys = joined(words)
     words = [w for w in words if not w.startswith(("hydra/launcher=", "hydra.launcher."))]
     words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
-    changed = ("HYDRA_FULL_ERROR", FOLDER, JOINT, TYPED)
+    changed = ("HYDRA_FULL_ERROR", FOLDER, JOINT, plugins.TYPED)
     own = Singleton._instances  # the caller may be a program of Hydra's itself
     around = {cls: own.pop(cls) for cls in (GlobalHydra, HydraConfig) if cls in own}
     argv, before = sys.argv, {k: os.environ.get(k) for k in changed}
     with tempfile.TemporaryDirectory(prefix="sat-") as folder:  # for Hydra's multirun.yaml
         os.environ |= {"HYDRA_FULL_ERROR": "1", FOLDER: folder, JOINT: ",".join(keys)}
-        os.environ[TYPED] = typed(words)
+        os.environ[plugins.TYPED] = plugins.typed(words)
         sys.argv = [argv[0], *words, "hydra/launcher=basic"]
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()

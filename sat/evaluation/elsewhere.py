@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sat import config, sweep
+from sat import config, plugins
 from sat.config import Spec
 from sat.errors import Refused
 from sat.evaluation import robustbench
@@ -30,7 +30,7 @@ def of_network(cfg: Any, choices: Mapping[str, str], overrides: Sequence[str]) -
     plain["model"] = described(plain["model"], Path(cfg.evaluate).name)
     plain["activation"] = {"_target_": "sat.activations.Keep"}
     plain["choices"] = {**choices, "model": "given", "activation": "keep"}
-    typed = sweep.is_typed() and any(word.startswith("evaluate=") for word in overrides)
+    typed = plugins.is_typed() and any(word.startswith("evaluate=") for word in overrides)
     try:
         make, content = _opened(cfg.evaluate, plain, typed)
     except Refused:
