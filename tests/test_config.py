@@ -48,8 +48,9 @@ def test_every_option_of_every_group_composes_and_is_counted(monkeypatch):
     tried = 0
     for group, name in chain.from_iterable(([g, n] for n in names) for g, names in found.items()):
         extra = [f"{group}=[{name}]" if group == "logger" else f"{group}={name}"]
-        if name == "transfer":  # asks for a run, and says so
-            with pytest.raises(Refused, match="evaluation.source"):
+        asked = {"transfer": "source", "corruptions": "corruptions"}.get(name)
+        if asked is not None:  # for a run or a folder, and it says so
+            with pytest.raises(Refused, match=f"evaluation.{asked}="):
                 spec(*extra)
             tried += 1
             continue

@@ -182,9 +182,9 @@ def _differs(place: Path, dataset: Any, facts: Mapping[str, Any]) -> str | None:
     pairs: list[tuple[Any, ...]]
     pairs = [(key, theirs.get(key), facts.get(key)) for key in ("name", "classes")]
     if isinstance(other, dict):
-        kinds = [str(each.get("_target_")).rpartition(".")[2] for each in (other, dataset)]
-        sizes = [each.get("image_size") for each in (other, dataset)]
-        pairs += [("kind", *kinds), ("image_size", *sizes)]
+        kind, here = (str(each.get("_target_")).rpartition(".")[2] for each in (other, dataset))
+        pairs.append(("kind", kind, here))
+        pairs.append(("image_size", other.get("image_size"), dataset.get("image_size")))
     for key, its, own in pairs:
         if its != own and (key == "image_size" or None not in (its, own)):
             return f"is of another data set ({key}: {its}, here {own})"
