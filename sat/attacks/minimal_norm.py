@@ -83,7 +83,7 @@ class MinimalNorm(Ensemble):
                 for images in left.split(self.batch_size) if len(left) else ():
                     rows = images.to(x.device)
                     found = self.distances(model, x[rows], y[rows]).cpu()
-                    outcomes.fell[images] = _fallen(found, sizes).to(outcomes.fell.dtype)
+                    outcomes.fell[images] = _fallen(found, sizes)
                     outcomes.passed[images] = len(sizes)
                     outcomes.changed(len(images))
 
@@ -104,7 +104,7 @@ class MinimalNorm(Ensemble):
 def _fallen(distances: Tensor, sizes: Tensor) -> Tensor:
     """The first of `sizes`, ascending, that is as large as each distance [B]; STANDS for none."""
     first = torch.bucketize(distances, sizes * (1 + 1e-5))
-    return torch.where(first < len(sizes), first, STANDS)
+    return torch.where(first < len(sizes), first, STANDS).to(torch.int16)
 
 
 def _attacks(norm: str, steps: int) -> list[Callable[..., Tensor]]:
