@@ -15,10 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sat.errors import Refused
+from sat.errors import Refused, printable
 from sat.launch import lasting_streams
 from sat.report import pages, study
-from sat.report.runs import keep, printable
+from sat.report.runs import keep
 from sat.report.status import states
 
 
@@ -40,9 +40,9 @@ def outcome(arguments: argparse.Namespace) -> None:
     if arguments.transfer:
         from sat.report.transfer import transfer
 
-        return print(printable(transfer(place, arguments.to or place / "report")))
+        return print(printable(transfer(place, arguments.to or place / "report"), "\n"))
     if arguments.status:
-        return print(printable(states(place)))
+        return print(printable(states(place), "\n"))
     report = study.read(place, arguments.experiment)
     print(pages.terminal(pages.markdown(report)))
     alone = place.is_file() or (place / "config.yaml").is_file()
