@@ -46,6 +46,9 @@ class Plan:
     def epoch(self, step: int) -> float:
         return self.schedule.epoch(step, self.images)
 
+    def told_epoch(self, step: int) -> float:
+        return round(self.epoch(step), 4)
+
     def logs(self, step: int) -> bool:
         return step % self.log_every == 0 or step == self.steps
 
