@@ -270,6 +270,8 @@ def _loggers(nodes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         raise Refused(f"logger={_short(nodes)}: is a list of options, 'logger=[tensorboard]'")
     parts, typed = {}, {}
     for name, node in (nodes or {}).items():
+        if not isinstance(node, Mapping):
+            raise Refused(f"logger.{name}={_short(node)}: is no option; write 'logger=[tensorboard]'")
         parts[name], typed[name] = build(node, f"logger.{name}")
     return parts, typed
 
@@ -341,7 +343,7 @@ def _value(given: Any, hint: Any, where: str) -> Built:
         word = _word(built.part, built.settings) if str in get_args(hint) else None
         return built if word is None else Built(word, word, word)
     if isinstance(given, Mapping) and get_origin(hint) is dict:
-        pairs = {key: _value(value, get_args(hint)[1], f"{where}.{key}") for key, value in
+        pairs = {str(key): _value(value, get_args(hint)[1], f"{where}.{key}") for key, value in
                  given.items() if value is not None}  # fmt: skip
         return Built(*({key: value[k] for key, value in pairs.items()} for k in range(3)))
     typed = convert(given, hint, where)

@@ -84,7 +84,8 @@ class Run:
             if not (length := lengths.get(path.name, 0)):
                 path.unlink()
             elif path.stat().st_size > length:  # a shorter one would be filled up with zeros
-                os.truncate(path, length)
+                with checkpoint.naming(path), open(path, "r+b", opener=regular) as file:
+                    file.truncate(length)
 
     def _growing(self) -> list[Path]:
         found = {path for pattern in self.growing for path in self.directory.glob(pattern)}
