@@ -271,7 +271,7 @@ def _loggers(nodes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     parts, typed = {}, {}
     for name, node in (nodes or {}).items():
         if not isinstance(node, Mapping):
-            raise Refused(f"logger.{name}={_short(node)}: is no option; write 'logger=[tensorboard]'")
+            raise Refused(f"logger.{name}={_short(node)}: is no option; write 'logger=[{name}]'")
         parts[name], typed[name] = build(node, f"logger.{name}")
     return parts, typed
 
@@ -682,4 +682,6 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     noise = ("full_key:", "object_type", "See http")
     line = " ".join(line for line in lines if not line.startswith(noise)) or type(error).__name__
+    if (key := re.search(r"^\s*full_key: (\S+)", text, re.M)) and key[1] not in line:
+        line = f"{key[1]}: {line}"
     return line if len(line) <= 400 else line[:397] + "..."  # some quote the whole config

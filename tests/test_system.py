@@ -230,8 +230,9 @@ HOLDERS = {  # what differs from this process, and whether it is taken for alive
 @pytest.mark.parametrize("case", HOLDERS)
 def test_who_is_dead_keeps_nobody_out(case, enolck, tmp_path, monkeypatch):
     change, alive = HOLDERS[case]
-    monkeypatch.setattr(lock, "_oneself", lambda own=lock._oneself(): {**own, "machine": "m"})
-    (tmp_path / "lock.held").write_text(json.dumps({**lock._oneself(), **change}))
+    own = {**lock._oneself(), "machine": "m"}
+    monkeypatch.setattr(lock, "_oneself", lambda: own)
+    (tmp_path / "lock.held").write_text(json.dumps({**own, **change}))
     assert lock.is_running(tmp_path) == alive
     if alive:
         with pytest.raises(Busy):
@@ -523,6 +524,19 @@ def test_words_for_hydra_are_refused_before_it_acts(word, sat, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert HYDRAS[word] in one_line(sat("-m", word, "seed=0"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words, told", [
+    (["seed=${nothing}"], "seed: follows nothing, which is not there"),
+    (["evaluate=${nothing}"], "evaluate: follows nothing, which is not there"),
+    (["-m", "seed=${nothing}"], "seed: follows nothing, which is not there"),
+    (["record.root=${oc.env:NOT_SET}"], "record.root: KeyError raised while resolving"),
+    (["seed=${seed}"], "seed: Recursive interpolation"),
+    (["-m", "seed=3", "schedule.epochs=${seed}", "attack.eps=-1"], "attack.eps=-1"),
+])  # fmt: skip
+def test_words_are_followed_as_the_runs_config_and_not_as_hydras(words, told, sat):
+    """Where the words of a command line are kept as text, what stands in them is none of a text."""
+    assert told in one_line(sat(*words))
 
 
 def test_logging_that_a_file_disables_tells_what_is_refused(sat, tmp_path):

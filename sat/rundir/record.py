@@ -56,6 +56,7 @@ class Run:
         self.flags = directory / "flags"
         self.growing = ["metrics.jsonl", "events.out.tfevents.*"]  # patterns
         self.loggers: Any = None
+        self.told: set[str] = set()  # messages of alarms that this process's screen has shown
 
     # metrics ------------------------------------------------------------------------------------
 
