@@ -13,7 +13,8 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, cached_property, partial
@@ -191,16 +192,23 @@ class Spec:
         return yaml.safe_dump(dict(self.config), sort_keys=False)
 
 
+@contextmanager
+def followed() -> Iterator[None]:
+    """Raises Refused, in one line, for a value of a composed config that follows what is none."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise Refused(one_line(error)) from error
+
+
+@followed()
 def resolve(cfg: DictConfig, under: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The composed config as plain data, interpolations resolved; what stands in `under` takes the
     place of what was composed, and interpolations follow it."""
-    try:
-        if under is not None:
-            cfg = OmegaConf.create({**OmegaConf.to_container(cfg, resolve=False), **under})
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        return {key: value for key, value in plain.items() if key not in BESIDE}
-    except OmegaConfBaseException as error:
-        raise Refused(one_line(error)) from error
+    if under is not None:
+        cfg = OmegaConf.create({**OmegaConf.to_container(cfg, resolve=False), **under})
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    return {key: value for key, value in plain.items() if key not in BESIDE}
 
 
 def check(plain: Mapping[str, Any]) -> Spec:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from omegaconf.errors import OmegaConfBaseException
-
 from sat import config, identity, sweep
 from sat.config import Spec
 from sat.errors import Busy, Diverged, Fault, Lost, Refused, Stopped
@@ -52,9 +50,6 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
     except Refused as error:
         outcome |= {"code": 2, "message": str(error)}
         screen.tell_once("%s", error)
-    except OmegaConfBaseException as error:  # of `evaluate=${...}`, say
-        outcome |= {"code": 2, "message": config.one_line(error)}
-        screen.tell_once("%s", outcome["message"])
     except Stopped as error:
         sweep.note({**outcome, "code": error.code, "message": str(error)})
         screen.tell_once("%s; the same command goes on from here%s", error, without_fresh(spec))
@@ -96,6 +91,7 @@ def told_of_the_compiler(error: Exception) -> None:
     log.error("compilation failed (%s); %s", reason, remedy)
 
 
+@config.followed()
 def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:
     """The checked run that a job asks for, or whose results it asks to extend."""
     screen.stage("loading torch and what the run is made of")
