@@ -218,6 +218,17 @@ def test_a_step_that_is_not_finite_is_skipped_by_a_graph_too(taped):
     assert all(map(torch.equal, *map(memory_of, states)))
 
 
+def test_a_graph_of_skipped_first_steps_is_captured_again(taped):
+    """Statistics begin with the first step that is taken, by a momentum that the graph holds."""
+    states = [started(*CASES["kept"], graph=on) for on in (True, False)]
+    for state in states:
+        for step in range(11):
+            x, y = batch(step)
+            attempt(state, x * (float("nan") if step < 5 else 1), y)
+    assert len(taped) == 2
+    assert all(map(torch.equal, *map(memory_of, states)))
+
+
 def test_a_graph_goes_on_after_a_resume(taped):
     whole = trained("average", 10, graph=True)
     half = trained("average", 5, graph=True)
