@@ -27,7 +27,7 @@ from sat.rundir.environment import environment
 from sat.rundir.record import Run
 from sat.training.loop import Stream
 from sat.training.memory import starved
-from sat.training.overfitting import Overfitting, chance_of
+from sat.training.overfitting import Overfitting, chance_of, remedy_of
 from sat.training.set_up import no_curvature, separate_batch_norm, untrained_average
 from sat.training.state import TrainState
 from sat.training.swa import estimate
@@ -52,7 +52,8 @@ class Callbacks:
         # Without adversarial training the most robust weights are those that learned nothing.
         hardens = spec.objective.attacked is False  # by other means
         self.selects = "clean" if isinstance(spec.attack, Clean) and not hardens else "robust"
-        self.overfitting = Overfitting(chance_of(data.held_out.labels, len(data.classes)))
+        chance = chance_of(data.held_out.labels, len(data.classes))
+        self.overfitting = Overfitting(chance, remedy_of(spec.attack))
         self.alarms: list[dict[str, Any]] = []
         self.seconds = self.training_seconds = 0.0
         self.asked_to_stop, self.asked = 0, 0.0
