@@ -417,7 +417,7 @@ def final_metrics(result: RunResult) -> dict[str, float]:
 def tell(result: RunResult, known: Collection[str] = ()) -> None:
     """The table of a result, and its alarms; of those whose messages are `known` the names."""
     log.info("\n%s", summary(result))
-    for which, part in result.measured.items():
+    for which, part in once(result).items():
         for name, corrupted in part.corruptions.items():
             log.info("\n%s", corruptions.text(which, name, corrupted))
         for name, curve in part.curves.items():
@@ -477,18 +477,39 @@ def compare(spec: Spec, result: RunResult) -> None:
 
 def summary(result: RunResult) -> str:
     """The table at the end of a run: clean and under each attack, with intervals."""
-    rows = []
-    for which, part in result.measured.items():
+    rows = list[list[str]]()
+    for which, part in once(result).items():
         label = f"{which} (epoch {part.epoch:.1f})" if part.step else "weights"
-        for name, found in part.accuracies.items():
-            size = _BALL.get(found.norm or "", "")
-            size = size if found.eps is None else f"{found.eps:g} {size}".strip()
-            spread = found.by_class
-            worst = f"{100 * spread.lowest:.1f} ({spread.worst})" if spread else ""
-            rows.append([label, name, size, f"{found.images:,}", percent(vars(found)), worst])
-            label = ""
-    head = ["checkpoint", "attack", "eps", "images", "accuracy (95 % interval)", "worst class"]
-    return table(head, rows)
+        rows += [[label, "", "", "", ""], *_rows(part)]
+    return table(["checkpoint, attack", "eps", "images", "accuracy (95 %)", "worst class"], rows)
+
+
+def once(result: RunResult) -> dict[str, CheckpointResult]:
+    """What was measured of each checkpoint, by its name; of `best` and `last` as one where they are
+    the same weights, of which the same is known."""
+    told = dict(result.measured)
+    if result.same_weights_as(LAST) in told and _known(told[BEST]) == _known(told.get(LAST)):
+        del told[LAST]
+        told = {f"{BEST} and {LAST}" if k == BEST else k: part for k, part in told.items()}
+    return told
+
+
+def _known(part: CheckpointResult | None) -> Any:
+    if part is None:
+        return None
+    found = {name: (each.images, each.accuracy) for name, each in part.accuracies.items()}
+    return found, [*part.curves], [*part.corruptions]
+
+
+def _rows(part: CheckpointResult) -> list[list[str]]:
+    rows = []
+    for name, found in part.accuracies.items():
+        size = _BALL.get(found.norm or "", "")
+        size = size if found.eps is None else f"{found.eps:g} {size}".strip()
+        spread = found.by_class
+        worst = f"{100 * spread.lowest:.1f} ({spread.worst})" if spread else ""
+        rows.append([f"  {name}", size, f"{found.images:,}", percent(vars(found)), worst])
+    return rows
 
 
 def short(found: AttackResult | None) -> str:

@@ -205,7 +205,7 @@ def facts_of(runs: Sequence[Measured], attack: str) -> dict[str, str]:
         return ", ".join(sorted({str(each[key])[:length] for each in told if each.get(key)}))
 
     command = re.sub(r"(^|, )\S*/", r"\1", all_of("command"))
-    command = re.sub(r"(^|, )run\.py(?= |$)", r"\1python -m sat.run", command)
+    command = re.sub(r"(^|, )run\.py(?=[ ,]|$)", r"\1python -m sat.run", command)
     seconds = duration(sum(run.result.wall_seconds for run in runs))
     facts = {
         "command": command,

@@ -58,7 +58,7 @@ class Callbacks:
         self.seconds = self.training_seconds = 0.0
         self.asked_to_stop, self.asked = 0, 0.0
         self.held_out = ""  # what the last validation said, in a few characters
-        self.loss: float | None = None  # as logged last
+        self.loss: float | None = None  # as logged since the last line of an epoch
 
     def resume(self, state: TrainState, kept: dict[str, Any] | None) -> None:
         """Puts the training where a checkpoint stood, and forgets all that came later."""
@@ -270,7 +270,8 @@ class Callbacks:
         loss = "" if self.loss is None else f" loss {self.loss:.3f}"
         held_out = self.held_out if plan.validates(step) else ""
         at = plan.epochs if step == plan.steps else at
-        self.progress.line(f"epoch {at}/{plan.epochs}{loss}{held_out}")
+        self.progress.line(f"epoch {at}/{plan.epochs}{held_out}{loss}")
+        self.loss = None
 
     def _say_once(self, state: TrainState) -> None:
         """What a run is told of its set-up: once, however often it is resumed."""
