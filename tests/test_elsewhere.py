@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 import types
@@ -102,6 +103,12 @@ def test_a_network_of_a_package_is_measured_like_a_run(sat, nets, tmp_path):
         package.load(done.run)
     loaded = package.load(done.run, model=net)
     assert torch.equal(loaded(x), net((x - 0.5) / 0.25))
+    # so is another eps, under a name of its own
+    taken = sat(*asked, "dataset.eps=20", tiny=False)
+    assert taken.code == 2 and "measured in this run with other settings (eps)" in taken.err
+    (words,) = re.findall(r"'(\+evaluation.*)'", taken.err)
+    second = sat(*asked, words, tiny=False)
+    assert second.code == 0 and second.result["last"]["robust"]["pgd20_20"]["eps"] == 20
     refused = sat(*asked, "activation=relu", tiny=False)
     assert refused.code == 2 and "is what it is" in refused.err
     assert len(refused.runs) == 1

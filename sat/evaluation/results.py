@@ -258,7 +258,7 @@ def check_names(result: RunResult, files: Mapping[str, Path], evaluation: Evalua
             settings = evaluation.settings(name)
             before = part.measured[name].settings if name in part.measured else None
             if changed := changes(before or settings, settings):
-                raise Refused(taken(name, changed))
+                raise Refused(taken(name, changed, settings))
 
 
 def check_flags(evaluation: Evaluation, flags: Path) -> None:
@@ -271,8 +271,9 @@ def check_flags(evaluation: Evaluation, flags: Path) -> None:
             if (found := read_file(path := flags / f"{which}-{name}.npz")) is None:
                 continue
             outcomes_in(path, found)
-            if changed := changes(found["settings"], evaluation.settings(name)):
-                raise Refused(taken(name, changed))
+            settings = evaluation.settings(name)
+            if changed := changes(found["settings"], settings):
+                raise Refused(taken(name, changed, settings))
 
 
 # what was found -----------------------------------------------------------------------------------
