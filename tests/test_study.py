@@ -146,9 +146,12 @@ def test_a_worst_case_is_averaged_over_equal_attacks_alone(folder, write):
         entry = {
             k: robust["third" if seed else "strong"][k] for k in ("accuracy", "ci95", "images")
         }
-        robust["worst_case"] = {**entry, "attacks": list(robust)}
+        robust["strong"] |= {"eps": 128.0, "norm": "l2"}
+        robust["pgd20"] |= {"eps": 8.0, "norm": "linf"}
+        robust["worst_case"] = {**entry, "attacks": list(robust), "norm": "union"}
         (run / "result.json").write_text(json.dumps(whole))
     table = only(folder)
+    assert table.facts["worst_case is the union of"] == "128/255 l2, 8/255 linf"
     found = table.rows[0].numbers["best", "worst_case"]
     assert found.seeds == {1: 0.5, 2: 0.5}
     assert any("worst_case left out, of other settings" in note for note in table.notes)

@@ -26,10 +26,10 @@ class Number:
     """A published accuracy in percent, of `images` test images and the mean of `seeds` runs.
 
     `attack` is `clean`, `autoattack`, by whichever name its ensemble was measured, or a name of the
-    recipe's evaluation, and `norm` its own. `checkpoint` is `last` or `best`, None where that could not be read; `chosen_on` says which
-    images chose it: `held-out`, `test`, None for `last`. `spread` is the standard deviation over
-    the seeds. `eps`, `steps` and `step` are those of the attack, in 1/255. `apart` is why it is not
-    of this network and code.
+    recipe's evaluation. `checkpoint` is `last` or `best`, None where that could not be read;
+    `chosen_on` says which images chose it: `held-out`, `test`, None for `last`. `spread` is the
+    standard deviation over the seeds. `norm`, `eps`, `steps` and `step` are those of the attack, in
+    1/255. `apart` is why it is not of this network and code.
     """
 
     attack: str

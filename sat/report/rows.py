@@ -98,9 +98,8 @@ def others(runs: Sequence[Measured]) -> Experiment:
     whatever is not the same in all of them, what was typed first, but for a key that varies just
     as one before does."""
     if runs[0].config.get("evaluate") is not None:
-        rows = ["evaluate"]
-        spec = {"title": "Weights of files", "rows": rows, "varying": [*rows, "hash"]}
-        return Experiment(FILES, spec)
+        told = {"rows": ["evaluate"], "varying": ["evaluate", "hash"]}
+        return Experiment(FILES, {"title": "Weights of files", **told})
     decided = {key for run in runs for key in run.decided}
     groups = {key.split(".")[0] for key in decided}
     typed = [key_of(word) for word in runs[0].result.overrides]
