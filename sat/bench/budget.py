@@ -7,7 +7,6 @@ training images do.
 
 import json
 import math
-import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sat.errors import Refused
-from sat.loggers.screen import duration, table
+from sat.loggers.screen import duration, table, to_copy
 from sat.report.runs import finished
 from sat.statistics import detectable, over_seeds, seeds_needed
 
@@ -139,5 +138,5 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
     chosen = (uncut if uncut and uncut[-1].seeds >= 3 else few)[-1].words(asked)
     keys = {word.split("=")[0] for word in chosen}
     kept = [word for word in words if word.split("=")[0] not in keys]
-    line = shlex.join(["python", "-m", "sat.run", *kept, *chosen])
+    line = to_copy(["python", "-m", "sat.run", *kept, *chosen])
     return "\n".join([runs, "", table(head, rows), "", told, "", line])

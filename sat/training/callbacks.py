@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from sat.rundir.record import Run
 from sat.training.best import Best
 from sat.training.loop import Stream
 from sat.training.memory import starved
-from sat.training.overfitting import Overfitting, chance_of
+from sat.training.overfitting import Overfitting, chance_of, remedy_of
 from sat.training.resume import facts_for
 from sat.training.set_up import no_curvature, separate_batch_norm, untrained_average
 from sat.training.state import TrainState
@@ -47,12 +46,13 @@ class Callbacks:
         self.spec, self.run, self.data, self.world = spec, run, data, world
         self.record, self.validation = spec.record, spec.validation
         self.facts, self.best = facts_for(spec, data), Best(spec)
-        self.overfitting = Overfitting(chance_of(data.held_out.labels, len(data.classes)))
+        chance = chance_of(data.held_out.labels, len(data.classes))
+        self.overfitting = Overfitting(chance, remedy_of(spec.attack))
         self.alarms: list[dict[str, Any]] = []
         self.seconds = self.training_seconds = 0.0
         self.asked_to_stop, self.asked = 0, 0.0
         self.held_out = ""  # what the last validation said, in a few characters
-        self.loss: float | None = None  # as logged last
+        self.loss: float | None = None  # as logged since the last line of an epoch
 
     def resume(self, state: TrainState, kept: dict[str, Any] | None) -> None:
         """Puts the training where a checkpoint stood, and forgets all that came later."""
@@ -228,22 +228,20 @@ class Callbacks:
     def _words(self, state: TrainState) -> str:
         """Where a training stands, as its bar says it: accuracies in percent, clean/robust; `best`
         is the one that chose the weights."""
-        total = self._epochs(state)
+        total = state.plan.epochs
         return f"ep {min(int(state.plan.epoch(state.step)) + 1, total)}/{total}{self.held_out}"
-
-    def _epochs(self, state: TrainState) -> int:
-        return max(1, ceil(state.plan.epoch(state.plan.steps) - 0.05))  # the last step rounds
 
     def _say_epoch(self, state: TrainState) -> None:
         """A line for each epoch that has ended."""
         plan, step = state.plan, state.step
-        at, total = int(plan.epoch(step)), self._epochs(state)
+        at: float = int(plan.epoch(step))
         if at == int(plan.epoch(step - 1)) and step < plan.steps:
             return
         loss = "" if self.loss is None else f" loss {self.loss:.3f}"
         held_out = self.held_out if plan.validates(step) else ""
-        at = total if step == plan.steps else at
-        self.progress.line(f"epoch {at}/{total}{loss}{held_out}")
+        at = plan.epochs if step == plan.steps else at
+        self.progress.line(f"epoch {at}/{plan.epochs}{held_out}{loss}")
+        self.loss = None
 
     def _say_once(self, state: TrainState) -> None:
         """What a run is told of its set-up: once, however often it is resumed."""
@@ -268,13 +266,14 @@ class Callbacks:
             self._warn(state, alarm)
 
     def _warn(self, state: TrainState, alarm: Alarm | None) -> None:
-        """An alarm goes to the log, the trackers and, in the end, the result."""
+        """An alarm goes to the log, `metrics.jsonl`, the trackers and, in the end, the result."""
         if alarm is None:
             return
         epoch = state.plan.told_epoch(state.step)
         self.alarms.append(replace(alarm, step=state.step, epoch=epoch).as_json())
         log.warning("epoch %.2f: %s", epoch, alarm.message)
-        images = state.step * state.plan.schedule.batch_size
+        self.run.told.add(alarm.message)
+        images = self._note(state, {"alarm": alarm.name})
         self.run.loggers.alarm(f"**{alarm.name}**: {alarm.message}", images)
 
     def _write_best(self) -> None:
@@ -301,11 +300,15 @@ class Callbacks:
 
     def write(self, state: TrainState, values: dict[str, float]) -> None:
         """One line of metrics.jsonl and a point of each curve."""
+        self.run.loggers.scalars(values, self._note(state, values))
+
+    def _note(self, state: TrainState, values: Mapping[str, Any]) -> int:
+        """One line of metrics.jsonl; gives the images seen so far."""
         images = state.step * state.plan.schedule.batch_size
         seconds = self.seconds + time.monotonic() - self.began
         row = {"step": state.step, "epoch": state.plan.told_epoch(state.step)}
         self.run.write_metrics({**row, "images": images, "seconds": round(seconds, 3), **values})
-        self.run.loggers.scalars(values, images)
+        return images
 
     def save(self, state: TrainState) -> None:
         """A checkpoint from which the run goes on as if never stopped."""

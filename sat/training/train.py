@@ -115,7 +115,7 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
     def stream(step: int) -> Iterator[tuple[Tensor, Tensor]]:
         return loader.stream(rows, step, plan.steps)
 
-    text = summary(spec.config, callbacks.facts, state)
+    text = summary(spec, callbacks.facts, state)
     screen.stage("compiling the step" if plan.choices["compile"] else "taking the first step")
     log.info("%s\n%s", run.directory, text)
     try:
