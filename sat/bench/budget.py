@@ -6,6 +6,7 @@ training images do.
 """
 
 import json
+import math
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
@@ -45,9 +46,9 @@ class Plan:
         return [f"{key}={value}" for key, value in found.items()]
 
 
-def plans(jobs: Sequence[Any], budget: float) -> tuple[Plan, list[Plan]]:
-    """One seed of the runs as they are asked for, and for each number of seeds the most that fits;
-    those with which too little does are left out."""
+def plans(jobs: Sequence[Any], budget: float) -> tuple[Plan, list[Plan], float]:
+    """One seed of the runs as they are asked for; for each number of seeds the most that fits,
+    those with which too little does left out; and the seconds that one seed takes at least."""
     runs = {job.name: job for job in jobs if job.spec.seed == jobs[0].spec.seed}.values()
     if untold := [job.note for job in runs if job.parts is None]:
         raise Refused(f"--budget: {untold[0]}")
@@ -56,19 +57,24 @@ def plans(jobs: Sequence[Any], budget: float) -> tuple[Plan, list[Plan]]:
     sizes, limit = jobs[0].sizes, jobs[0].spec.evaluation.limit
     asked = Plan(1, epochs.pop() if len(epochs) == 1 else None, sizes.train + sizes.held_out,
                  min(limit or sizes.test, sizes.test), training + measuring + fixed)  # fmt: skip
+    least = LEAST_EPOCHS if asked.epochs else 1.0
+    training_least = training * least * LEAST_IMAGES
+    measuring_least = measuring * min(LEAST_TESTED, asked.tested) / asked.tested
+    shortest = fixed + max(
+        3 * measuring_least, min(1.5 * training_least, measuring + training_least)
+    )
     found = []
     for seeds in SEEDS:
         room = budget / seeds - fixed
         judged = min(1.0, room / 3 / max(measuring, 1e-9))
         share = min(1.0, (room - judged * measuring) / max(training, 1e-9))
-        least = LEAST_EPOCHS if asked.epochs else 1.0
         images, tested = min(1.0, share / least), part(asked.tested, judged)
         if images < LEAST_IMAGES or tested < min(LEAST_TESTED, asked.tested):
             break
         epochs_of = asked.epochs and (part(asked.epochs, max(share, least)) or asked.epochs)
         seconds = seeds * (fixed + judged * measuring + share * training)
         found.append(Plan(seeds, epochs_of, part(asked.images, images), tested, seconds))
-    return asked, found
+    return asked, found, shortest
 
 
 def part(whole: float, share: float) -> Any:
@@ -102,10 +108,14 @@ def spread_of(place: Path, dataset: str) -> tuple[float, int, int] | None:
 
 def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
     """A row for each number of seeds, the command line of the one to take, and what it can show."""
-    asked, found = plans(jobs, own.budget)
+    asked, found, shortest = plans(jobs, own.budget)
     runs = f"{len({job.name for job in jobs})} runs as asked for: {duration(asked.seconds)} a seed"
     if not found:
-        return f"{runs}; too little of them fits {duration(own.budget)}"
+        return (
+            f"{runs}; too little of them fits {duration(own.budget)}: the least that tells anything"
+            f" takes {duration(shortest)}. Give --budget {math.ceil(shortest / 60)}m, fewer runs,"
+            f" or a smaller network (model.depth, model.width)."
+        )
     place = own.spread or Path(jobs[0].spec.record.root)
     told = f"no two finished runs in {place} differ in the seed alone: what seeds show isn't known"
     if spread := spread_of(place, jobs[0].spec.config["choices"]["dataset"]):

@@ -125,7 +125,7 @@ def summary(jobs: list[Told], own: Namespace) -> str:
         rows = [job.columns for job in good]
         mine = [] if len(rows) == 1 else ["run", "time"]  # in the table, whatever they are
         shared = [key for key in rows[0] if key not in mine and len({r[key] for r in rows}) == 1]
-        lines += [f"{key.ljust(24)}{rows[0][key]}" for key in shared]
+        lines += [f"{key.ljust(26)}{rows[0][key]}" for key in shared]
         if mine:
             told = [key for key in rows[0] if key not in shared]
             lines += ["", table(told, [[row[key] for key in told] for row in rows])]
