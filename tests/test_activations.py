@@ -366,7 +366,7 @@ def test_other_values_out_of_range_are_refused_by_name():
         A.PReLU(math.nan)
     for build, key in ((A.Squareplus, "b"), (A.SmeLU, "beta"), (A.CappedSoftplus, "cap")):
         for value in (0, -1, math.inf, math.nan):
-            with pytest.raises(ValueError, match=f"^{key}={value:g}: must be above 0"):
+            with pytest.raises(ValueError, match=f"^{key}={value:g}: "):
                 build(**{key: value})
     for beta in (-0.1, 0.0, 1.0, math.nan):
         with pytest.raises(ValueError, match=f"^beta={beta:g}: "):

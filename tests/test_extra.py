@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from messages import RESUMED
 from test_config import spec
 
 from sat.data import Digits, Loader, MixUp, Standard, epoch_batches
@@ -201,7 +202,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_never_stopped(sat, file, tmp_path, 
     assert count[0] == (32, 10)
     monkeypatch.undo()
     again = sat(*words, root=stopped)
-    assert again.code == 0 and "resumed at step" in again.out
+    assert again.code == 0 and RESUMED in again.out
     assert done.run.name == again.run.name and "digits-made-" in done.run.name
     states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True)["model"]
               for run in (done.run, again.run)]  # fmt: skip

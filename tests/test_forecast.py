@@ -468,8 +468,8 @@ def test_nothing_is_downloaded(forecast, monkeypatch):
 
 
 @pytest.mark.parametrize("given, line", [
-    (["activaton=relu"], r"activaton: no such key; did you mean activation\?"),
-    (["activation=sillu"], r"activation=sillu: no such option; did you mean silu\?"),
+    (["activaton=relu"], "activaton: "),
+    (["activation=sillu"], "activation=sillu: "),
 ])  # fmt: skip
 def test_a_typo_is_one_line(forecast, given, line):
     code, out, err = forecast(*given)

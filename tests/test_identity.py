@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from messages import FINISHED
 from PIL import Image
 from test_config import composed, spec
 
@@ -85,7 +86,7 @@ def test_an_option_that_is_added_measures_nothing_again(sat, monkeypatch):
     ]
     by_name = sat(f"evaluate={first.run}", *same, *evaluation[1:], tiny=False)
     for answer in (again, by_name):
-        assert answer.code == 0 and "is finished" in answer.err + answer.out, answer.err
+        assert answer.code == 0 and FINISHED in answer.err + answer.out, answer.err
     now = {path: path.stat().st_mtime_ns for path in first.run.rglob("*") if path.is_file()}
     assert {p: t for p, t in now.items() if p.name != "lock"} == {
         p: t for p, t in kept.items() if p.name != "lock"
@@ -345,7 +346,7 @@ def test_images_that_changed_at_their_place_are_another_run(sat, tmp_path):
     again = sat(*words, tiny=False)
     assert again.code == 0 and len(again.runs) == 2, again.err
     np.savez(path, **arrays())
-    assert "is finished" in sat(*words, tiny=False).out
+    assert FINISHED in sat(*words, tiny=False).out
 
 
 def test_facts_see_every_pixel_of_a_set_in_memory():

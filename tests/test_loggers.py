@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from messages import FINISHED, RESUMED
 
 from sat.evaluation.views import Views, views
 from sat.loggers import About, Logger, Loggers, compared, screen
@@ -265,7 +266,7 @@ def test_a_run_that_was_killed_shows_no_step_twice(sat, monkeypatch):
     assert sat().code == 137
     monkeypatch.setattr(Callbacks, "validate", validate)
     done = sat()
-    assert done.code == 0 and "resumed at step" in done.out + done.err
+    assert done.code == 0 and RESUMED in done.out + done.err
     assert len(list(done.run.glob("events.out.tfevents.*"))) == 2  # killed, resumed
     events = accumulated(done.run)
     lines = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
@@ -347,7 +348,7 @@ def test_a_run_without_trackers_still_writes_its_metrics(sat):
         assert epochs == [*"123"]
     assert (done.run / "metrics.jsonl").read_text().count("\n") > 3
     again = sat()  # trackers are no part of a run's identity
-    assert "is finished" in again.out and again.runs == [done.run]
+    assert FINISHED in again.out and again.runs == [done.run]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 import torch
 import warm
 from conftest import ROOT, TINY, command
+from messages import RESUMED
 
 from sat import plugins
 
@@ -301,7 +302,7 @@ def test_all_together_are_killed_resumed_and_reported(sat, mine, tmp_path):
                           {**os.environ, "PYTHONPATH": paths, "MINE_KILL": "150"})  # fmt: skip
     assert struck.wait(300) == -9
     done = sat(*words, tiny=False, root=killed)
-    assert done.code == 0 and "resumed at step" in done.out, done.err
+    assert done.code == 0 and RESUMED in done.out, done.err
     (one,), (two,) = (list(root.glob("bars-plain2*")) for root in (whole, killed))
     assert one.name == two.name and "softsign-mifgsm2" in one.name
     states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (one, two)]

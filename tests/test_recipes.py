@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ended, made
+from messages import FINISHED
 from test_experiments import spec
 
 from sat.config import CONF
@@ -249,7 +250,7 @@ def test_the_seeds_of_a_run_are_those_of_its_configuration(run):
     assert [each.seed for each in seeds_of(result, place / "outputs")] == [3, 4]
     config = yaml.safe_load((first / "config.yaml").read_text())
     text = beside("mine", Published.of(config["published"]), result, place / "outputs")
-    assert "2 of the 3 seeds" in text and "(2 seeds)" in text
+    assert "(2 seeds)" in text
     assert config["published"]["overridden"] == []
 
 
@@ -273,7 +274,7 @@ def test_a_run_is_told_of_its_recipe_again_and_has_the_same_name_without_it(run,
     capfd.readouterr()
     assert ended(f"record.root={place / 'outputs'}", *given, "seed=3") == 0
     said = capfd.readouterr().out
-    assert "is finished" in said and "recipe mine: ResNet-10; https://mine" in said
+    assert FINISHED in said and "recipe mine: ResNet-10; https://mine" in said
     assert ended(f"record.root={place / 'outputs'}", f"evaluate={first}", "evaluation=pgd20",
                  "+attack@evaluation.attacks.more=fgsm", "evaluation.attacks.pgd20.steps=1",
                  "evaluation.masking_checks=0") == 0  # fmt: skip

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, made
+from messages import FINISHED
 
 import sat as package
 from sat.rundir import checkpoint
@@ -128,7 +129,7 @@ def test_weights_of_a_file_become_a_run_of_no_steps(sat, copy, tmp_path):
     x, _ = images()
     assert torch.equal(package.load(run)(x), model(x))
     again = sat(*described, tiny=False)
-    assert again.code == 0 and "is finished" in again.out
+    assert again.code == 0 and FINISHED in again.out
     more = sat(*described, "evaluation.attacks.pgd20=null", "+attack@evaluation.attacks.b=fgsm",
                tiny=False)  # fmt: skip
     assert more.code == 0 and set(result_of(run)["last"]["robust"]) == {"pgd20", "b"}
@@ -222,7 +223,7 @@ def test_damaged_flags_and_configs_are_refused(sat, copy):
     flags.write_bytes(flags.read_bytes()[:100])
     damaged = sat(f"evaluate={copy}", "evaluation.limit=40", "evaluation.attacks.pgd20.steps=3",
                   tiny=False, root=copy.parent)  # fmt: skip
-    assert damaged.code == 2 and "is damaged" in damaged.err and damaged.err.count("\n") == 1
+    assert damaged.code == 2 and flags.name in damaged.err and damaged.err.count("\n") == 1
     (copy / "config.yaml").write_text("seed: 0")
     none = sat(f"evaluate={copy}", tiny=False, root=copy.parent)
     assert none.code == 2 and "no config of a run" in none.err
@@ -342,7 +343,7 @@ def test_curves_never_rise_and_are_drawn(sat, copy):
                 "evaluation.curves.eps_curve.values=[0,0.5,1,4]",
                 "evaluation.curves.steps_curve.values=[1,3,9]", tiny=False,
                 root=copy.parent)  # fmt: skip
-    assert again.code == 0 and "is finished" in again.out
+    assert again.code == 0 and FINISHED in again.out
 
 
 def test_a_network_without_a_right_answer_is_measured(sat, copy, tmp_path):
@@ -389,7 +390,7 @@ def test_a_part_gives_way_to_more_images_and_answers_for_fewer(sat, copy):
 
 def test_flags_are_of_these_weights_and_images(sat, copy):
     ask = [f"evaluate={copy}", *FEW, "evaluation.limit=50"]
-    assert "is finished" in sat(*ask, tiny=False, root=copy.parent).out
+    assert FINISHED in sat(*ask, tiny=False, root=copy.parent).out
     flags = copy / "flags/best-pgd20.npz"
     before = flags.read_bytes()
     flags.unlink()  # as a damaged file is moved away: it is measured again, to the same flags
@@ -406,7 +407,7 @@ def test_flags_are_of_these_weights_and_images(sat, copy):
     for key, value in (("fell", arrays["fell"][:-1]), ("fell", arrays["fell"] + 9)):
         np.savez(flags, **{**arrays, key: value})
         refused = sat(*ask, "+attack@evaluation.attacks.more=fgsm", tiny=False, root=copy.parent)
-        assert refused.code == 2 and "is damaged" in refused.err, refused.err
+        assert refused.code == 2 and flags.name in refused.err, refused.err
 
 
 def test_a_foreign_or_damaged_checkpoint_in_a_run_is_refused_before_anything(sat, copy):
@@ -472,15 +473,15 @@ def test_a_part_takes_nothing_from_the_whole(sat, copy):
     assert alarm["attack"] == "weak" and "weak: more steps help" in whole.err
     few = sat(f"evaluate={copy}", *weak, "evaluation.limit=20", "evaluation.masking_checks=5",
               tiny=False, root=copy.parent)  # fmt: skip
-    assert few.code == 0 and "is finished" in few.out, few.err
+    assert few.code == 0 and FINISHED in few.out, few.err
     again = sat(f"evaluate={copy}", *weak, "evaluation.limit=359", tiny=False, root=copy.parent)
-    assert "is finished" in again.out and result_of(copy) == before
+    assert FINISHED in again.out and result_of(copy) == before
     assert before["best"]["clean"]["images"] == 359
     assert before["best"]["robust"]["worst_case"]["images"] == 359
     (copy / "flags/best-weak.npz").unlink()  # so that the part is measured indeed
     few = sat(f"evaluate={copy}", *weak, "evaluation.limit=20", tiny=False, root=copy.parent)
     after = result_of(copy)
-    assert few.code == 0 and "is finished" not in few.out
+    assert few.code == 0 and FINISHED not in few.out
     assert after["alarms"] == before["alarms"]
     for key in ("clean", "robust", "masking_checks"):
         assert after["best"][key] == before["best"][key], key
@@ -497,7 +498,7 @@ def test_the_batch_of_a_search_is_no_setting_of_its_verdict(sat, copy):
     ]
     assert sat(*ask, tiny=False, root=copy.parent).code == 0
     again = sat(*ask, "evaluation.attacks.strong.batch_size=7", tiny=False, root=copy.parent)
-    assert again.code == 0 and "is finished" in again.out, again.err
+    assert again.code == 0 and FINISHED in again.out, again.err
 
 
 def test_last_raw_is_refused_before_anything(sat, copy, tmp_path):

