@@ -285,7 +285,11 @@ def test_states_of_runs(report, three):
     (fresh / "result.json").unlink()
     timeless = three.add("mish", 0, 50)
     (timeless / "result.json").unlink()
-    (timeless / "metrics.jsonl").write_text('{"epoch": 1.5}\n{"epo')
+    rows = [{"epoch": 0.0, "alarm": "flat"}, {"epoch": 1.5, "alarm": "collapse"}, {"epoch": 1.5}]
+    text = "\n".join(map(json.dumps, [*rows, {"epoch": 1.5, "alarm": "flat"}]))
+    (timeless / "metrics.jsonl").write_text(text + '\n{"epo')
+    change(next(three.outputs.glob("relu-s1*")) / "result.json",
+           alarms=[{"name": "random", "message": "as by chance"}] * 2)  # fmt: skip
     failed = three.add("gelu", 0, 50)
     change(failed / "result.json", status="failed", error="the loss\nis not finite")
     (next(three.outputs.glob("silu-s2*")) / "result.json").write_text("{")
@@ -297,7 +301,8 @@ def test_states_of_runs(report, three):
         "stopped, epoch 2 of 4, held out 75.0% clean 50.0% robust, 30s left"
     )
     assert told[fresh.name] == "stopped, no metrics yet"
-    assert told[timeless.name] == "stopped, epoch 1.5 of 4"
+    assert told[timeless.name] == "stopped, epoch 1.5 of 4, ALARM: flat, collapse"
+    assert told["relu-s1-0"].endswith("took 1m00s, ALARM: random")
     assert told[failed.name] == "failed, the loss is not finite"
     assert told["relu-s0-0"] == "finished, clean 90.0%, pgd20 50.0%, took 1m00s"
 

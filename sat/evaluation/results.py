@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def conclude(
     run.write_result(result)
     run.drop_checkpoints(spec.record.keep)
     screen.stage()
-    tell(result)
+    tell(result, run.told)
     compare(spec, result)
     log.info("\nresults in %s", run.directory)
     if spec.evaluation.curves:
@@ -204,15 +204,22 @@ def lacking(result: RunResult, which: str, evaluation: Evaluation) -> list[str]:
         or changes(found.settings or {}, evaluation.settings(name))
     ]
     worst, attacks = part.robust.get(WORST), evaluation.worst_over
-    lacks_worst = worst is None or not (
-        attacks in (worst.attacks, *(worst.milder or ()))
-        or (evaluation.limit is not None and worst.images > evaluation.limit)
-    )
-    if len(attacks) > 1 and (lacks_worst or {*names} & {*attacks}):
+    holds_worst = worst is not None and holds(worst) and is_over(worst, evaluation)
+    if len(attacks) > 1 and (not holds_worst or {*names} & {*attacks}):
         names.append(WORST)
     if not (part.clean and holds(part.clean)):
         names.append(CLEAN)
     return [*names, CORRUPTIONS] if lacks_corruptions(part, evaluation) else names
+
+
+def is_over(worst: AttackResult, evaluation: Evaluation) -> bool:
+    """Whether a worst case is over the attacks that are asked for, or over more of them on more
+    images."""
+    attacks, over = evaluation.worst_over, list(worst.attacks or ())
+    if attacks in (over, *(worst.milder or ())):
+        return True
+    more = evaluation.limit is not None and worst.images > evaluation.limit
+    return more and {*attacks} <= {*over}
 
 
 def lacks_corruptions(part: CheckpointResult, evaluation: Evaluation) -> bool:
@@ -291,7 +298,8 @@ def with_outcomes(
     if name == WORST:
         ties, names = outcomes.ties["attacked"], list(outcomes.names)
         union = len({evaluation.attacks[name].norm for name in names}) > 1
-        told = {"norm": "union" if union else None, "by_class": evaluator.by_class(outcomes.robust)}
+        told = {"norm": "union" if union else None, "subset": evaluation.subset,
+                "by_class": evaluator.by_class(outcomes.robust)}  # fmt: skip
         worst = AttackResult(**accuracy(outcomes.robust), **told, attacks=names, ties=ties)
         return result.with_part(which, part.with_attack(WORST, worst))
     if name in evaluation.curves:
@@ -406,8 +414,8 @@ def final_metrics(result: RunResult) -> dict[str, float]:
     return {**accuracies, "test/alarms": len(told_once(result.alarms))}
 
 
-def tell(result: RunResult) -> None:
-    """The table of a result, and its alarms."""
+def tell(result: RunResult, known: Collection[str] = ()) -> None:
+    """The table of a result, and its alarms; of those whose messages are `known` the names."""
     log.info("\n%s", summary(result))
     for which, part in once(result).items():
         for name, corrupted in part.corruptions.items():
@@ -421,23 +429,36 @@ def tell(result: RunResult) -> None:
                 text = "%s, %s: %d images are wrong by a tie, which argmax takes for right"
                 log.info(text, which, name, found.ties)
     for where, alarm in told_once(result.alarms):
-        log.warning("%s: %s", where, alarm.message)
+        told = f"{alarm.name}, as told above" if alarm.message in known else alarm.message
+        log.warning("%s: %s", where, told)
 
 
 def told_once(alarms: Sequence[Alarm]) -> list[tuple[str, Alarm]]:
-    """Alarms and where they are from; one of several checkpoints, which may be the same weights, is
-    one."""
+    """Alarms and where they are from; one of several checkpoints or attacks, told with the numbers
+    of the first, is one."""
     found: dict[tuple[Any, ...], list[Alarm]] = {}
     for alarm in alarms:
-        found.setdefault((alarm.epoch, alarm.attack, alarm.message), []).append(alarm)
+        found.setdefault((alarm.epoch, alarm.step, alarm.name), []).append(alarm)
     told = []
     for first, *others in found.values():
         where = f"epoch {first.epoch or 0:.2f}"
         if first.checkpoint is not None:
-            checkpoints = " and ".join(str(alarm.checkpoint) for alarm in (first, *others))
-            where = f"{checkpoints}, {first.attack or ''}"
+            same = [alarm for alarm in (first, *others) if alarm.message == first.message]
+            where = _places(same)
+            if len(same) <= len(others):
+                rest = _places([alarm for alarm in others if alarm not in same])
+                where = f"{where} ({rest} too, with other numbers)"
         told.append((where, first))
     return told
+
+
+def _places(alarms: Sequence[Alarm]) -> str:
+    """`last and best, pgd20`."""
+    checkpoints, attacks = (
+        " and ".join(dict.fromkeys(str(each) for each in found if each is not None))
+        for found in ([a.checkpoint for a in alarms], [a.attack for a in alarms])
+    )
+    return ", ".join(filter(None, [checkpoints, attacks]))
 
 
 _BALL = {"l2": "L2", "l1": "L1", "union": "union"}  # what is said of a ball not of L-inf

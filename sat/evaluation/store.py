@@ -189,10 +189,16 @@ def read_file(path: Path) -> dict[str, Any] | None:
 
 
 def damaged(path: Path, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or error
-    if "pickle" in str(reason):  # NumPy advises to load it
-        reason = "it holds objects, or is no archive of arrays"
-    return f"{path}: is damaged ({reason}); move it away to measure again"
+    return f"{path}: is damaged ({why(error)}); move it away to measure again"
+
+
+def why(error: Exception) -> str:
+    """Why an archive of arrays can't be read."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    reason = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    # NumPy advises to load it
+    return "it holds objects, or is no archive of arrays" if "pickle" in reason else reason
 
 
 def taken(attack: str, changed: list[str]) -> str:

@@ -107,7 +107,7 @@ class Member(Accuracy):
 class AttackResult(Accuracy):
     """A checkpoint's accuracy under one attack; clean; or in the worst case over attacks."""
 
-    subset: Chosen | None = None  # of clean accuracy; an attack has it among its settings
+    subset: Chosen | None = None  # clean, worst case; an attack has it among its settings
     eps: float | None = None  # 1/255
     norm: str | None = None  # linf, l2, l1; of the worst case over several: union
     steps: int | None = None
@@ -126,6 +126,17 @@ class AttackResult(Accuracy):
         """Which test images it is of."""
         settings = self.settings or {}
         return self.subset or (settings.get("limit"), settings.get("subset_seed"))
+
+
+def _worse(old: AttackResult, found: AttackResult) -> AttackResult:
+    """Which of two worst cases stays: the newer one; but on the same images one that is milder
+    gives way to the old one, and so does one over fewer attacks and images."""
+    names, before = list(found.attacks or []), list(old.attacks or [])
+    if old.images > found.images and {*names} <= {*before}:
+        return old
+    if old.chosen == found.chosen and old.images == found.images and old.accuracy < found.accuracy:
+        return replace(old, milder=[*(old.milder or []), names])
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,16 +222,15 @@ class CheckpointResult(_Plain):
         return {**self.robust, **self.curves}
 
     def with_attack(self, name: str, found: AttackResult) -> Self:
-        """Keeps of two measurements under one name that on more images, or else the first; but a
-        worst case gives way to another on as many, unless that is the milder one."""
+        """Keeps of two measurements under one name that on more images, or else the first; of two
+        worst cases see `_worse`."""
         old = self.clean if name == CLEAN else self.robust.get(name)
-        if old and found.images < old.images + (name != WORST):
+        if old and name == WORST:
+            found = _worse(old, found)
+        elif old and found.images <= old.images:
             return self
         if name == CLEAN:
             return replace(self, clean=found)
-        if old and old.images == found.images and old.accuracy < found.accuracy:
-            names = [*(old.milder or []), list(found.attacks or [])]
-            found = replace(old, milder=names)
         return replace(self, robust={**self.robust, name: found})
 
     def with_curve(self, name: str, found: CurveResult) -> Self:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 import torch
@@ -258,22 +257,19 @@ class Callbacks:
     def _words(self, state: TrainState) -> str:
         """Where a training stands, as its bar says it: accuracies in percent, clean/robust; `best`
         is the one that chose the weights."""
-        total = self._epochs(state)
+        total = state.plan.epochs
         return f"ep {min(int(state.plan.epoch(state.step)) + 1, total)}/{total}{self.held_out}"
-
-    def _epochs(self, state: TrainState) -> int:
-        return max(1, ceil(state.plan.epoch(state.plan.steps) - 0.05))  # the last step rounds
 
     def _say_epoch(self, state: TrainState) -> None:
         """A line for each epoch that has ended."""
         plan, step = state.plan, state.step
-        at, total = int(plan.epoch(step)), self._epochs(state)
+        at: float = int(plan.epoch(step))
         if at == int(plan.epoch(step - 1)) and step < plan.steps:
             return
         loss = "" if self.loss is None else f" loss {self.loss:.3f}"
         held_out = self.held_out if plan.validates(step) else ""
-        at = total if step == plan.steps else at
-        self.progress.line(f"epoch {at}/{total}{held_out}{loss}")
+        at = plan.epochs if step == plan.steps else at
+        self.progress.line(f"epoch {at}/{plan.epochs}{held_out}{loss}")
         self.loss = None
 
     def _say_once(self, state: TrainState) -> None:
@@ -299,13 +295,14 @@ class Callbacks:
             self._warn(state, alarm)
 
     def _warn(self, state: TrainState, alarm: Alarm | None) -> None:
-        """An alarm goes to the log, the trackers and, in the end, the result."""
+        """An alarm goes to the log, `metrics.jsonl`, the trackers and, in the end, the result."""
         if alarm is None:
             return
         epoch = self._epoch(state)
         self.alarms.append(replace(alarm, step=state.step, epoch=epoch).as_json())
         log.warning("epoch %.2f: %s", epoch, alarm.message)
-        images = state.step * state.plan.schedule.batch_size
+        self.run.told.add(alarm.message)
+        images = self._note(state, {"alarm": alarm.name})
         self.run.loggers.alarm(f"**{alarm.name}**: {alarm.message}", images)
 
     def _write_best(self) -> None:
@@ -332,11 +329,15 @@ class Callbacks:
 
     def write(self, state: TrainState, values: dict[str, float]) -> None:
         """One line of metrics.jsonl and a point of each curve."""
+        self.run.loggers.scalars(values, self._note(state, values))
+
+    def _note(self, state: TrainState, values: Mapping[str, Any]) -> int:
+        """One line of metrics.jsonl; gives the images seen so far."""
         images = state.step * state.plan.schedule.batch_size
         seconds = self.seconds + time.monotonic() - self.began
         row = {"step": state.step, "epoch": self._epoch(state)}
         self.run.write_metrics({**row, "images": images, "seconds": round(seconds, 3), **values})
-        self.run.loggers.scalars(values, images)
+        return images
 
     def save(self, state: TrainState) -> None:
         """A checkpoint from which the run goes on as if never stopped."""

@@ -90,7 +90,7 @@ def training_line(state: TrainState) -> str:
     )
     return (
         f"training: {plan.steps:,} steps of {schedule.batch_size} images,"
-        f" {plan.epoch(plan.steps):.2f} epochs; {schedule.optimizer}, {schedule.decay},"
+        f" {plan.epochs} epochs; {schedule.optimizer}, {schedule.decay},"
         f" learning_rate={schedule.learning_rate:g} for {schedule.learning_rate_batch} images"
         + extras
     )
