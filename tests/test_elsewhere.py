@@ -203,6 +203,8 @@ def with_member(path, ending, content, to):
 @pytest.mark.filterwarnings("ignore")
 def test_no_pickle_is_loaded_with_a_program(saved, tmp_path):
     """What `torch.export.load` itself unpickles."""
+    from torch.export.pt2_archive import constants
+
     program, marker = saved[0] / "program.pt2", tmp_path / "was here"
     buffer = io.BytesIO()
     torch.save(((Malicious(marker),), {}), buffer)
@@ -213,7 +215,8 @@ def test_no_pickle_is_loaded_with_a_program(saved, tmp_path):
     with zipfile.ZipFile(worse, "a") as file:
         top = file.namelist()[0].split("/")[0]
         file.writestr(f"{top}/data/constants/opaque_obj_0", pickle.dumps(Malicious(marker)))
-    for path in (bad, worse):
+    opaque = hasattr(constants, "OPAQUE_OBJ_FILENAME_PREFIX")
+    for path in (bad, worse)[: 1 + opaque]:  # torch 2.11 has no such objects
         with pytest.raises(ValueError, match="torch.export: holds objects other than tensors"):
             programs.open_file(path)
         assert not marker.exists() and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ

@@ -15,10 +15,11 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.markdown import Markdown as Terminal
 
+from sat.errors import printable
 from sat.loggers.screen import columns
 from sat.report.collapse import count_of
 from sat.report.rows import label_of, name_of, shown_as
-from sat.report.runs import Measure, printable
+from sat.report.runs import Measure
 from sat.report.spec import OTHERS
 from sat.report.study import Report
 from sat.report.tables import Row, Table
@@ -109,7 +110,7 @@ def grid(
 def plain(text: str) -> str:
     """Text that Markdown takes as it is, whoever wrote it: in no cell a bar, nowhere emphasis, a
     tag, a formula or a sign that moves a terminal's cursor."""
-    text = re.sub(r"([\\|*<\[\]`&~$])", r"\\\1", " ".join(printable(text).split()))
+    text = re.sub(r"([\\|*<\[\]`&~$])", r"\\\1", printable(" ".join(text.split())))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # within a word it is none
 
 

@@ -130,11 +130,6 @@ def key_of(override: str) -> str:
     return str(override).split("=", 1)[0].lstrip("+~")
 
 
-def printable(text: str) -> str:
-    """Text without the signs that move a terminal's cursor."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text)
-
-
 def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, Refused) else f"{type(error).__name__}: {text}"
