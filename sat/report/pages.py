@@ -56,7 +56,7 @@ def markdown(report: Report, figures: Sequence[Any] = (), page: Path = Path("rep
     before = None
     for table in report.tables:
         if (experiment := table.experiment) != before:
-            code = f" (`{experiment.name}`)" * (experiment.name != OTHERS)
+            code = f" (`{experiment.name}`)" * experiment.is_asked_for
             parts += [f"## {plain(experiment.title)}{code}"]
             parts += [wrap(plain(str(experiment.spec.get("question") or "")))]
             before = experiment

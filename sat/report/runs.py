@@ -186,7 +186,7 @@ def measured(
             entries[which, attack] = replace(entry, settings=settings)
     decided = {key: value for key, value in told.identity.items() if key != "seed"}
     if (weights := config.get("evaluate")) is not None:  # a file's: no training has a part in it
-        decided = {"evaluate": weights}
+        decided = {"evaluate": weights, "hash": told.hash}  # which is by what the file holds
     return Measured(name, experiments, config, told, entries, flat(decided), **more)
 
 

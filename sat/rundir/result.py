@@ -127,6 +127,15 @@ class AttackResult(Accuracy):
         settings = self.settings or {}
         return self.subset or (settings.get("limit"), settings.get("subset_seed"))
 
+    def is_autoattack(self, letter: bool = True) -> bool:
+        """Whether AutoAttack's standard version measured it; else, all of its attacks as
+        `sat.attacks.FastAutoAttack` runs them."""
+        told = self.settings or {}
+        if letter:
+            return told.get("attack") == "AutoAttack" and told.get("version") == "standard"
+        whole = {"apgd-ce", "apgd-t", "fab-t", "square"} <= {*(told.get("attacks") or ())}
+        return told.get("attack") == "FastAutoAttack" and whole
+
 
 def _worse(old: AttackResult, found: AttackResult) -> AttackResult:
     """Which of two worst cases stays: the newer one; but on the same images one that is milder
