@@ -24,7 +24,7 @@ from sat.rundir.record import Run
 from sat.training.best import Best
 from sat.training.loop import Stream
 from sat.training.memory import starved
-from sat.training.overfitting import Overfitting, chance_of
+from sat.training.overfitting import Overfitting, chance_of, remedy_of
 from sat.training.resume import facts_for
 from sat.training.set_up import no_curvature, separate_batch_norm, untrained_average
 from sat.training.state import TrainState
@@ -46,7 +46,8 @@ class Callbacks:
         self.spec, self.run, self.data, self.world = spec, run, data, world
         self.record, self.validation = spec.record, spec.validation
         self.facts, self.best = facts_for(spec, data), Best(spec)
-        self.overfitting = Overfitting(chance_of(data.held_out.labels, len(data.classes)))
+        chance = chance_of(data.held_out.labels, len(data.classes))
+        self.overfitting = Overfitting(chance, remedy_of(spec.attack))
         self.alarms: list[dict[str, Any]] = []
         self.seconds = self.training_seconds = 0.0
         self.asked_to_stop, self.asked = 0, 0.0
