@@ -116,8 +116,12 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
             f" or a smaller network (model.depth, model.width)."
         )
     place = own.spread or Path(jobs[0].spec.record.root)
-    told = f"no two finished runs in {place} differ in the seed alone: what seeds show isn't known"
-    if spread := spread_of(place, jobs[0].spec.config["choices"]["dataset"]):
+    dataset = jobs[0].spec.config["choices"]["dataset"]
+    told = (
+        f"What seeds show isn't known: no two finished runs of {dataset} in {place} differ in the"
+        " seed alone."
+    )
+    if spread := spread_of(place, dataset):
         sd, count, kinds = spread
         told = (
             f"Over seeds the robust accuracy varies by {sd:.2g} points (sd; {count} runs of {kinds}"

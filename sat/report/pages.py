@@ -121,7 +121,8 @@ def terminal(text: str) -> str:
     console = Console(width=room, emoji=False, highlight=False)
     with console.capture() as shown:
         console.print(Terminal(text, hyperlinks=False))
-    return "\n".join(line.rstrip() for line in shown.get().strip().splitlines())
+    lines = "\n".join(line.rstrip() for line in shown.get().strip().splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines)
 
 
 def _narrow(part: str, room: int) -> str:

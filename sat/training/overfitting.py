@@ -141,8 +141,8 @@ class Overfitting:
             "catastrophic_overfitting",
             f"robust accuracy collapsed from {best_robust:.1%} to {robust:.1%}, accuracy after a"
             f" single step went from {best_single:.1%} to {single:.1%}: the network has learned to"
-            f" fool the step that it is trained on{self.remedy}; the best checkpoint is from"
-            " before",
+            " fool the step that it is trained on; the best checkpoint is from before"
+            f"{self.remedy}",
             {"robust": robust, "single_step": single, "best_robust": best_robust,
              "best_single_step": best_single, "images": images},
         )  # fmt: skip
