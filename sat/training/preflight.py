@@ -14,7 +14,8 @@ from sat.activations.swap import in_eval_mode
 from sat.attacks import PGD, FastAutoAttack
 from sat.attacks.base import Attack, Loose, Replayed, check_attack, check_fields
 from sat.attacks.outcomes import Ensemble
-from sat.data import Loader
+from sat.data import Data, Loader
+from sat.data.corrupted import Corrupted, place_of
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
 from sat.evaluation.settings import Evaluation, Validation
@@ -71,6 +72,12 @@ def check_held_out(evaluation: Evaluation, images: int) -> None:
         raise Refused(
             "evaluation.checkpoints=[best]: none is chosen with dataset.holdout=0; write [last]"
         )
+
+
+def check_corruptions(evaluation: Evaluation, data: Data) -> None:
+    """Raises Refused where the corrupted images that are asked for are none of this set."""
+    if evaluation.corruptions is not None:
+        Corrupted(place_of(evaluation.corruptions), data).check()
 
 
 def check_sampler(loader: Loader) -> None:
