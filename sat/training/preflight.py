@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
 from sat.activations.swap import in_eval_mode
-from sat.attacks import PGD, FastAutoAttack
+from sat.attacks import PGD, FastAutoAttack, MinimalNorm
 from sat.attacks.base import Attack, Loose, Replayed, check_attack, check_fields
+from sat.attacks.minimal_norm import adv_lib
 from sat.attacks.outcomes import Ensemble
 from sat.data import Data, Loader
 from sat.data.corrupted import Corrupted, place_of
@@ -72,6 +73,12 @@ def check_held_out(evaluation: Evaluation, images: int) -> None:
         raise Refused(
             "evaluation.checkpoints=[best]: none is chosen with dataset.holdout=0; write [last]"
         )
+
+
+def check_packages(evaluation: Evaluation) -> None:
+    """Raises Refused where a package is not installed that the evaluation needs."""
+    if any(isinstance(curve, MinimalNorm) for curve in evaluation.curves.values()):
+        adv_lib()
 
 
 def check_corruptions(evaluation: Evaluation, data: Data) -> None:
@@ -287,7 +294,9 @@ def check_network(model: nn.Module, evaluation: Evaluation, x: Tensor, y: Tensor
         _refuse_label(int(y.max()), classes)
     attacks = evaluation.attacks.values()
     blind = all(isinstance(a, FastAutoAttack) and a.attacks == ("square",) for a in attacks)
-    if not blind and not has_gradient(model, x):
+    with refusing(""):
+        sighted = blind or has_gradient(model, x)
+    if not sighted:
         raise Refused(
             f"{NO_GRADIENT}; without one only Square measures it: evaluation=strong"
             " 'evaluation.attacks.strong.attacks=[square]'"

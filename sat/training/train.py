@@ -50,6 +50,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         attack = method.attack
         on_gpu = device.type == "cuda"
         preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
+    preflight.check_packages(spec.evaluation)
     screen.stage("reading the images")
     with refusing("dataset."), world.in_turn():
         data = spec.dataset(device, spec.seed)
