@@ -183,12 +183,11 @@ class Spec:
 
     def refuse_moved(self, stored: Mapping[str, Any], directory: Path) -> None:
         """Raises Refused where the run in `directory`, of this hash, was begun with another value
-        of some key, as its config.yaml tells: a default has moved since."""
-        deciding = self.settings  # of weights from elsewhere no training has a part in the hash
-        if self.evaluate is not None:
-            deciding = {key: deciding[key] for key in ("dataset", "activation", "model")}
+        of some key, as its config.yaml tells: a default has moved since. Of weights that are
+        measured as they are no training's keys are asked."""
         if self.given is None:
-            refuse_moved(deciding, stored, directory)
+            told = {key: part for key, part in self.settings.items() if key in self.identity}
+            refuse_moved(told, stored, directory)
 
     def yaml(self) -> str:
         """The resolved config as text, which `check` accepts again."""

@@ -12,14 +12,24 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sat.acceleration.device import find_device
-from sat.attacks import PGD
+from sat.attacks import PGD, Multi
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of
 from sat.distributed.world import ALONE, World, join, shared
 from sat.evaluation.measure import joined, measure, share
 from sat.evaluation.store import digest_of
 from sat.launch import end, local_rank
-from sat.objectives import AWP, TRADES, Adversarial, Consistency, Method
+from sat.objectives import (
+    AWP,
+    MART,
+    TRADES,
+    AdaptiveELLE,
+    Adversarial,
+    Consistency,
+    GradAlign,
+    GradientNorm,
+    Method,
+)
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 from sat.training.state import TrainState
@@ -37,11 +47,17 @@ CASES = {
     "compiled": {"compile": True},
     "perturbed weights": {"accumulate": 2},
     "two views": {"accumulate": 2},
+    "learned weight": {"accumulate": 2},
+    "gradients of gradients": {"accumulate": 2},
+    "several balls": {"accumulate": 2},
     "sharded": {"shard": True, "accumulate": 2, "ema": 0.5, "clip": 0.1},
 }
-METHODS = {  # beside the attack, where it is not the usual
+METHODS = {  # where it is not the usual one
     "perturbed weights": {"objective": TRADES(), "weight_attack": AWP(0.05)},
     "two views": {"objective": Consistency()},
+    "learned weight": {"objective": MART(), "regulariser": AdaptiveELLE(20.0)},
+    "gradients of gradients": {"objective": GradientNorm(20.0), "regulariser": GradAlign(0.2)},
+    "several balls": {"attack": Multi({"linf": 20, "l1": 400}, 2)},
 }
 counts = {"collectives": 0}
 
@@ -104,7 +120,7 @@ def trained(world: World, case: str, broken: bool = False) -> TrainState:
         net = shared(net, schedule.sync_batch_norm, attack, world)
     counts.update({"collectives": 0, "in attacks": 0})
     plan = Plan(schedule, IMAGES, 0, choices)
-    method = Method(attack, **{"objective": Adversarial(), **METHODS.get(case, {})})
+    method = Method(**{"attack": attack, "objective": Adversarial(), **METHODS.get(case, {})})
     trainer = TrainState(net, method, plan, world)
     rows = torch.cat(world.rows(BATCH, schedule.accumulate))
     x = torch.rand(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(device)
@@ -125,7 +141,8 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 def told_by(trainer: TrainState) -> list[dict[str, torch.Tensor]]:
-    """All tensors of a checkpoint: weights, their average, and what the optimiser remembers."""
+    """All tensors of a checkpoint: weights, their average, what the optimiser remembers, and what
+    attack and regulariser have learned."""
     state = trainer.state_dict()
     memory = {
         f"{index}.{name}": value
@@ -133,7 +150,8 @@ def told_by(trainer: TrainState) -> list[dict[str, torch.Tensor]]:
         for name, value in one.items()
         if isinstance(value, torch.Tensor)
     }
-    return [state["model"], state.get("average", {}), memory]
+    learned = [state.get(part, {}) for part in ("attack", "regulariser")]
+    return [state["model"], state.get("average", {}), memory, *learned]
 
 
 def compare(world: World) -> dict[str, Any]:

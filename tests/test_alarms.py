@@ -17,7 +17,7 @@ from sat.evaluation.masking_checks import Effort, masking_checks, square_alarm
 from sat.evaluation.measure import measure as measured
 from sat.rng import RowRng
 from sat.rundir.result import MaskingChecks
-from sat.training.overfitting import Overfitting, Probe
+from sat.training.overfitting import Overfitting, Probe, remedy_of
 
 EPS = 25.0  # in 1/255, for the digits
 
@@ -267,6 +267,19 @@ def test_the_rule_tells_collapse_from_noise_and_from_decay():
     rule.check(45, 60, 100)
     again.load_state_dict(rule.state_dict())
     assert again.check(3, 95, 100) == rule.check(3, 95, 100) is not None
+
+
+def test_the_alarm_of_a_collapse_advises_what_the_training_does_not_do_yet():
+    more, noise, linear = "attack.steps=2 or more", "attack=n_fgsm", "regulariser=gradalign"
+    for attack, ways in {
+        FGSM(8): [f"attack=pgd {more}", noise, linear],
+        PGD(8): [more, noise, linear],
+        PGD(8, 1, 10): [more, noise, "attack.step=1*eps", linear],
+        PGD(8, 1, noise=2.0, project=False): [more, linear],
+        PGD(128, 3, norm="l2"): ["attack.steps=4 or more", noise],
+    }.items():
+        alarm = Overfitting(0.1, remedy_of(attack)).check(0, 230, 256)
+        assert alarm.message.endswith(f"; try {', or '.join(ways)}")
 
 
 def small(self, channels, classes, size):

@@ -32,6 +32,7 @@ from sat.objectives import (
     TRADES,
     AdaptiveELLE,
     Adversarial,
+    Consistency,
     GradAlign,
     Method,
     training_attack,
@@ -60,6 +61,10 @@ CASES = {
     "dlr": (PGD(20, 2, loss="dlr"), Adversarial(), {}),
     "kept": (PGD(20, 2, start="uncut", keep="best"), Adversarial(), {"norm_start": "batch"}),
     "trades": (PGD(20, 2, start="normal", noise=0.255), TRADES(), {}),
+    "trades, awp": (PGD(20, 2), TRADES(forwards=3), {}, {"weight_attack": AWP(warmup_epochs=1)}),
+    "forwards": (PGD(20, 1, batch_norm="train"), Adversarial(forwards=3), {}),
+    "target": (PGD(20, 2, loss="dlr", target=2), Adversarial(), {}),
+    "two views": (PGD(20, 1), Consistency(), {"accumulate": 3}),
     "mart": (PGD(20, 1), MART(), {}),
     "gradient norm": (Clean(), SmallGradient(20), {}),
     "awp": (PGD(20, 1), Adversarial(), {"accumulate": 3}, {"weight_attack": AWP()}),
@@ -101,17 +106,17 @@ def started(attack, objective, words, beside=None, device="cpu", **more) -> Trai
     return TrainState(model, method, plan, metrics=GradientNorm())
 
 
-def batch(step: int = 0) -> tuple[Tensor, Tensor]:
+def batch(step: int = 0, views: int = 1) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(step)
-    x = torch.rand(BATCH, 1, 8, 8, generator=generator)
-    return x, torch.randint(10, (BATCH,), generator=generator)
+    x = torch.rand(views * BATCH, 1, 8, 8, generator=generator)
+    return x, torch.randint(10, (BATCH,), generator=generator).repeat(views)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_step_asks_the_host(case):
     state = started(*CASES[case])
     for step in range(3):
-        x, y = batch(step)
+        x, y = batch(step, state.objective.views)
         state.begin(x)
         if step < 2:  # the first ones make what the later ones have
             advance(state, x, y)
@@ -143,7 +148,7 @@ def taped(monkeypatch):
 def trained(case: str, steps: int = 7, device: str = "cpu", **choices) -> TrainState:
     state = started(*CASES[case], device=device, **choices)
     for step in range(steps):
-        attempt(state, *(t.to(device) for t in batch(step)))
+        attempt(state, *(t.to(device) for t in batch(step, state.objective.views)))
     return state
 
 
@@ -214,6 +219,17 @@ def test_a_step_that_is_not_finite_is_skipped_by_a_graph_too(taped):
             attempt(state, x * (float("nan") if step == 5 else 1), y)
         assert state.read()["train/skipped_steps"] == 1
         assert state.skips.last == 5
+    assert all(map(torch.equal, *map(memory_of, states)))
+
+
+def test_a_graph_of_skipped_first_steps_is_captured_again(taped):
+    """Statistics begin with the first step that is taken, by a momentum that the graph holds."""
+    states = [started(*CASES["kept"], graph=on) for on in (True, False)]
+    for state in states:
+        for step in range(11):
+            x, y = batch(step)
+            attempt(state, x * (float("nan") if step < 5 else 1), y)
+    assert len(taped) == 2
     assert all(map(torch.equal, *map(memory_of, states)))
 
 

@@ -91,6 +91,27 @@ def test_statistics_may_begin_with_those_of_the_first_update(start):
     assert torch.allclose(kept[0], means[1]) is (start == "batch") and net[1].momentum == 0.1
 
 
+@pytest.mark.parametrize("skipped", [1, 5])
+def test_statistics_begin_with_the_first_step_that_is_taken(skipped):
+    choices = {"precision": "fp32", "channels_last": False, "compile": False}
+    plan = Plan(Schedule(batch_size=6, epochs=9, norm_start="batch"), 6, 0, choices)
+    net, (x, _, y) = small_network(), batch()
+    state = TrainState(net, Method(Clean(), Adversarial()), plan)
+    for _ in range(skipped):
+        update(state, x.float() * float("nan"), y)
+    assert not net[1].running_mean.any() and net[1].momentum == 1
+    seen = []
+    net[1].register_forward_hook(lambda norm, given, _: seen.append(given[0].mean((0, 2, 3))))
+    update(state, x.float(), y)
+    torch.testing.assert_close(net[1].running_mean, seen[0].detach())
+    again = TrainState(small_network(), Method(Clean(), Adversarial()), plan)
+    again.load_state_dict(state.state_dict())
+    for each in (state, again):
+        update(each, x.float(), y)
+        assert each.model[1].momentum == 0.1 and not each.norms_begin
+    assert torch.equal(state.model[1].running_mean, again.model[1].running_mean)
+
+
 def test_the_divergence_of_certain_answers_has_a_gradient():
     """KL with a target of exactly 0 gives NaN."""
     logits = nn.Parameter(torch.tensor([[1000.0, 0.0], [0.0, 1000.0]]))

@@ -222,6 +222,40 @@ def test_apgd_of_two_steps_is_its_formula(batch):
     assert (APGD(8, 2, start="none")(model, x, y) - expected).abs().max() < 1e-9
 
 
+class Wave(nn.Module):
+    """A bend in every direction: a first step of twice eps often goes too far."""
+
+    def forward(self, x):
+        return x.sin()
+
+
+@pytest.mark.parametrize("norm, eps, loss", [("linf", 120, "ce"), ("l2", 1200, "ce"),
+                                             ("linf", 120, "dlr")])  # fmt: skip
+def test_apgd_is_the_published_one_step_by_step(norm, eps, loss):
+    """Against the package, whose first step counts as a rise where its loss is above 0: always of
+    cross-entropy, never of dlr before the target is reached."""
+    from pyautoattack.autopgd_base import APGDAttack_targeted
+
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(24, 3, 6, 6, generator=generator, dtype=torch.float64)
+    any_label = torch.randint(0, 4, (24,), generator=generator)
+    model = network().eval()
+    model[0].weight.data *= 10
+    model[2] = Wave()
+    y, aim = model(x).topk(2).indices.unbind(1)
+    for steps in (1, 2, 5, 10, 14, 20):
+        theirs = APGDAttack_targeted(
+            model, steps, {"linf": "Linf", "l2": "L2"}[norm], eps=eps / 255, device="cpu"
+        )
+        theirs.init_hyperparam(x)
+        theirs.y_target, target = aim, 1
+        if loss == "ce":
+            theirs.loss, target, y = "ce", None, any_label
+        expected = theirs.attack_single_run(x, y, x_init=x)[0]
+        ours = APGD(eps, steps, norm=norm, start="none", loss=loss, target=target)
+        assert (ours(model, x, y) - expected).abs().max() < 1e-5, steps
+
+
 def test_apgd_costs_a_forward_more_than_pgd(batch):
     counts = {}
     for attack in (PGD(8, 3), APGD(8, 3), Multi({"linf": 8, "l1": 400}, 3)):

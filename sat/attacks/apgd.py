@@ -190,13 +190,11 @@ class APGDSearch:
     def advance(self, state: dict[str, Tensor], loss: Tensor, gradient: Tensor) -> None:
         """Moves on from the row's point, whose loss [B] and gradient these are."""
         first = state["iteration"] == 0
-        rose = loss > state["loss"]
-        if self.windows[1]:  # a window of one step: the first of all counts as a rise, as published
-            rose |= state["iteration"] == 1
-        state["rises"] += rose & ~first
+        state["rises"] += (loss > state["loss"]) & ~first
         self.note(state, loss, gradient)
         state["checked_loss"] = torch.where(first, loss, state["checked_loss"])
-        state["loss"] = loss
+        # As published, the first step counts as a rise where its loss is above 0, not the start's.
+        state["loss"] = torch.where(first, 0.0, loss)
         here, gradient = self._check(state, gradient)
         self._move(state, here, gradient, first)
         state["iteration"] = state["iteration"] + 1

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sat.arguments import check_unit
 from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.transfer import drop_others
@@ -114,6 +115,7 @@ def conclude(
     files, before = files_of(result, spec.evaluation, run.directory), result
     check_names(result, files, spec.evaluation)
     evaluator.open(files)
+    warn_of_sizes(spec.evaluation.attacks, spec.config["dataset"])
     names = ", ".join(spec.evaluation.measured_by) or "clean accuracy"
     log.info(
         "measuring %s on %d test images: %s", " and ".join(files), len(evaluator.indices), names
@@ -254,6 +256,19 @@ def subset_covers(
     return seed == now[1] and now[0] is not None and limit >= now[0]
 
 
+def warn_of_sizes(attacks: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
+    """Warns where attacks of several norms are joined, and none is in the set's own ball."""
+    norm, eps = dataset["norm"], check_unit("eps", dataset["eps"], dataset["norm"])
+    names = [name for name, attack in attacks.items() if attack.norm == norm]
+    joined = len({attack.norm for attack in attacks.values()}) > 1
+    if joined and names and all(attacks[name].eps != eps for name in names):
+        balls = ", ".join(f"{attack.eps:g} in {attack.norm}" for attack in attacks.values())
+        log.warning(
+            "evaluation: its balls have sizes of their own, in 1/255 %s, where dataset.eps=%g;"
+            " evaluation.attacks.%s.eps=%g joins that one", balls, eps, names[0], eps,
+        )  # fmt: skip
+
+
 def check_names(result: RunResult, files: Mapping[str, Path], evaluation: Evaluation) -> None:
     """Warns of checkpoints that are gone. Raises Refused when the name of an attack is taken by one
     with other settings."""
@@ -265,7 +280,7 @@ def check_names(result: RunResult, files: Mapping[str, Path], evaluation: Evalua
             settings = evaluation.settings(name)
             before = part.measured[name].settings if name in part.measured else None
             if changed := changes(before or settings, settings):
-                raise Refused(taken(name, changed))
+                raise Refused(taken(name, changed, settings))
 
 
 def check_flags(evaluation: Evaluation, flags: Path) -> None:
@@ -278,8 +293,9 @@ def check_flags(evaluation: Evaluation, flags: Path) -> None:
             if (found := read_file(path := flags / f"{which}-{name}.npz")) is None:
                 continue
             outcomes_in(path, found)
-            if changed := changes(found["settings"], evaluation.settings(name)):
-                raise Refused(taken(name, changed))
+            settings = evaluation.settings(name)
+            if changed := changes(found["settings"], settings):
+                raise Refused(taken(name, changed, settings))
 
 
 # what was found -----------------------------------------------------------------------------------
@@ -417,7 +433,7 @@ def final_metrics(result: RunResult) -> dict[str, float]:
 def tell(result: RunResult, known: Collection[str] = ()) -> None:
     """The table of a result, and its alarms; of those whose messages are `known` the names."""
     log.info("\n%s", summary(result))
-    for which, part in result.measured.items():
+    for which, part in once(result).items():
         for name, corrupted in part.corruptions.items():
             log.info("\n%s", corruptions.text(which, name, corrupted))
         for name, curve in part.curves.items():
@@ -477,18 +493,39 @@ def compare(spec: Spec, result: RunResult) -> None:
 
 def summary(result: RunResult) -> str:
     """The table at the end of a run: clean and under each attack, with intervals."""
-    rows = []
-    for which, part in result.measured.items():
+    rows = list[list[str]]()
+    for which, part in once(result).items():
         label = f"{which} (epoch {part.epoch:.1f})" if part.step else "weights"
-        for name, found in part.accuracies.items():
-            size = _BALL.get(found.norm or "", "")
-            size = size if found.eps is None else f"{found.eps:g} {size}".strip()
-            spread = found.by_class
-            worst = f"{100 * spread.lowest:.1f} ({spread.worst})" if spread else ""
-            rows.append([label, name, size, f"{found.images:,}", percent(vars(found)), worst])
-            label = ""
-    head = ["checkpoint", "attack", "eps", "images", "accuracy (95 % interval)", "worst class"]
-    return table(head, rows)
+        rows += [[label, "", "", "", ""], *_rows(part)]
+    return table(["checkpoint, attack", "eps", "images", "accuracy (95 %)", "worst class"], rows)
+
+
+def once(result: RunResult) -> dict[str, CheckpointResult]:
+    """What was measured of each checkpoint, by its name; of `best` and `last` as one where they are
+    the same weights, of which the same is known."""
+    told = dict(result.measured)
+    if result.same_weights_as(LAST) in told and _known(told[BEST]) == _known(told.get(LAST)):
+        del told[LAST]
+        told = {f"{BEST} and {LAST}" if k == BEST else k: part for k, part in told.items()}
+    return told
+
+
+def _known(part: CheckpointResult | None) -> Any:
+    if part is None:
+        return None
+    found = {name: (each.images, each.accuracy) for name, each in part.accuracies.items()}
+    return found, [*part.curves], [*part.corruptions]
+
+
+def _rows(part: CheckpointResult) -> list[list[str]]:
+    rows = []
+    for name, found in part.accuracies.items():
+        size = _BALL.get(found.norm or "", "")
+        size = size if found.eps is None else f"{found.eps:g} {size}".strip()
+        spread = found.by_class
+        worst = f"{100 * spread.lowest:.1f} ({spread.worst})" if spread else ""
+        rows.append([f"  {name}", size, f"{found.images:,}", percent(vars(found)), worst])
+    return rows
 
 
 def short(found: AttackResult | None) -> str:

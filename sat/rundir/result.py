@@ -40,7 +40,7 @@ CLEAN, WORST, CORRUPTIONS = "clean", "worst_case", "corruptions"
 class _Plain:
     """Dataclasses that become plain JSON and are read back."""
 
-    more: dict[str, Any] = field(default_factory=dict)  # what no field here is called
+    more: dict[str, Any] = field(default_factory=dict, repr=False)  # what no field here is called
 
     def as_json(self) -> dict[str, Any]:
         """Without fields that are None and need not be given."""
@@ -118,14 +118,23 @@ class AttackResult(Accuracy):
     attacks: list[str] | dict[str, Member] | None = None
     milder: list[list[str]] | None = None  # worst case: names over which it was no lower
     by_class: ClassSpread | None = None  # where every image's label is known
-    settings: Settings | None = None  # all that decides a verdict
-    environment: dict[str, Any] | None = None  # where it was measured: see `sat.rundir.environment`
+    settings: Settings | None = field(default=None, repr=False)  # all that decides a verdict
+    environment: dict[str, Any] | None = field(default=None, repr=False)  # where it was measured
 
     @property
     def chosen(self) -> Chosen:
         """Which test images it is of."""
         settings = self.settings or {}
         return self.subset or (settings.get("limit"), settings.get("subset_seed"))
+
+    def is_autoattack(self, letter: bool = True) -> bool:
+        """Whether AutoAttack's standard version measured it; else, all of its attacks as
+        `sat.attacks.FastAutoAttack` runs them."""
+        told = self.settings or {}
+        if letter:
+            return told.get("attack") == "AutoAttack" and told.get("version") == "standard"
+        whole = {"apgd-ce", "apgd-t", "fab-t", "square"} <= {*(told.get("attacks") or ())}
+        return told.get("attack") == "FastAutoAttack" and whole
 
 
 def _worse(old: AttackResult, found: AttackResult) -> AttackResult:
@@ -246,7 +255,7 @@ class CheckpointResult(_Plain):
         return replace(self, masking_checks={**self.masking_checks, found.attack: found})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunResult(_Plain):
     """A run: what was asked for, where it ran, and what came out."""
 
@@ -279,6 +288,14 @@ class RunResult(_Plain):
     last_raw: CheckpointResult | None = None  # `last` without the averaging of its weights
     alarms: list[Alarm] = field(default_factory=list)
     lengths: dict[str, Count] = field(default_factory=dict)  # bytes of the files that grow
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{which} {name} {100 * found.accuracy:.1f} %"
+            for which, part in self.measured.items()
+            for name, found in part.accuracies.items()
+        ]
+        return f"<{self.name}: {', '.join([self.status, *parts])}>"
 
     @classmethod
     def read(cls, directory: Path) -> Self | None:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sat.attacks import APGD, PGD, Multi
 from sat.attacks.ball import Ball
 from sat.attacks.base import frozen, input_gradient
 from sat.attacks.outcomes import AttackOutcomes
@@ -112,8 +113,8 @@ class Overfitting:
     touch).
     """
 
-    def __init__(self, chance: float):
-        self.chance = chance
+    def __init__(self, chance: float, remedy: str = ""):
+        self.chance, self.remedy = chance, remedy
         self.best: list[int] | None = None  # images right after many steps, and after one
         self.collapsed = False
 
@@ -140,8 +141,8 @@ class Overfitting:
             "catastrophic_overfitting",
             f"robust accuracy collapsed from {best_robust:.1%} to {robust:.1%}, accuracy after a"
             f" single step went from {best_single:.1%} to {single:.1%}: the network has learned to"
-            " fool the step that it is trained on. Train with attack.steps=2 or more, a random"
-            " start (attack=pgd), or a smaller attack.step; the best checkpoint is from before",
+            " fool the step that it is trained on; the best checkpoint is from before"
+            f"{self.remedy}",
             {"robust": robust, "single_step": single, "best_robust": best_robust,
              "best_single_step": best_single, "images": images},
         )  # fmt: skip
@@ -151,6 +152,19 @@ class Overfitting:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.collapsed = state["best"], state["collapsed"]
+
+
+def remedy_of(attack: Any) -> str:
+    """What may keep a training by this attack from such a collapse, as the end of a sentence."""
+    more = f"attack.steps={attack.steps + 1}" if isinstance(attack, PGD | APGD | Multi) else ""
+    ways = [f"{more or 'attack=pgd attack.steps=2'} or more"]
+    if not isinstance(attack, PGD) or attack.project:
+        ways.append("attack=n_fgsm")
+    if isinstance(attack, PGD) and attack.step_size > float(attack.eps):
+        ways.append("attack.step=1*eps")
+    if attack.norm == "linf":
+        ways.append("regulariser=gradalign")
+    return f"; try {', or '.join(ways)}"
 
 
 def chance_of(labels: Tensor, classes: int) -> float:

@@ -52,6 +52,9 @@ class Plan:
         total = self.epoch(self.steps)
         return whole if abs(total - (whole := round(total))) < 0.05 and whole else round(total, 2)
 
+    def told_epoch(self, step: int) -> float:
+        return round(self.epoch(step), 4)
+
     def logs(self, step: int) -> bool:
         return step % self.log_every == 0 or step == self.steps
 

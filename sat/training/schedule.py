@@ -35,14 +35,15 @@ class Schedule:
     layer to the one before it, 1 for none. `ema` is the decay a step of the weights' average,
     `swa_start` the share of the training from which they are averaged alike instead; `ema_ramp` and
     `ema_start`: see `sat.training.average`. These and `clip` (L2 norm of the gradient) are off at
-    0. `norm_start=batch` begins batch norm's running statistics with those of the first update's
-    forwards, whose momentum is 1, in the place of 0 and 1 (Gowal et al. 2020). `sync_batch_norm` is
-    for several processes, see `sat.distributed`; None: on GPUs, unless the attack's batch norm is
-    in training mode. `shard` shares out weights and optimiser over them, see
-    `sat.distributed.sharding`. `compile=reduce-overhead` takes CUDA graphs as well, for small
-    images; `graph` takes a whole step as one, see `sat.acceleration.graph`. `fold` merges batch
-    norms for attacks, see `sat.acceleration.folding`; `fused` is the optimiser's own step in one
-    launch; `tf32` is for products of float32 on a GPU.
+    0. `norm_start=batch` begins batch norm's running statistics, in the place of 0 and 1, with
+    those of the last forward (of the last part) of the first update that is taken, whose forwards
+    have momentum 1 (Gowal et al. 2020). `sync_batch_norm` is for several processes, see
+    `sat.distributed`; None: on GPUs, unless the attack's batch norm is in training mode. `shard`
+    shares out weights and optimiser over them, see `sat.distributed.sharding`.
+    `compile=reduce-overhead` takes CUDA graphs as well, for small images; `graph` takes a whole
+    step as one, see `sat.acceleration.graph`. `fold` merges batch norms for attacks, see
+    `sat.acceleration.folding`; `fused` is the optimiser's own step in one launch; `tf32` is for
+    products of float32 on a GPU.
     `grad_checkpointing` keeps of each block its input alone and computes the rest again for the
     backward pass: one unit more for an update and for each step of an attack.
     """

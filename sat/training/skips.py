@@ -32,6 +32,11 @@ class Skips:
         last.copy_(torch.where(broken, step, last))
         step += 1
 
+    def all_skipped(self) -> bool:
+        """Whether no step was taken yet; the host looks."""
+        steps, skipped, *_ = self.counts.tolist()
+        return steps == skipped
+
     def read(self, counts: list[int]) -> list[str]:
         """Takes in what the device has counted; returns what is to be said of it. The first is
         told, and whenever they are twice as many: a fault that stays floods no log. Raises Diverged

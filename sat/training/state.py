@@ -127,6 +127,7 @@ class TrainState:
         self.parameters, buffers = [*model.parameters()], [*model.buffers()]
         self.statistics = Statistics(buffers)
         self.norms = _momenta(model) if schedule.norm_start == "batch" else []
+        self.norms_begin = bool(self.norms)  # no update has moved them yet
         self.perturbation = Perturbation(self.weight_attack, model)
         self.local_statistics = local_statistics(model)  # of batch norms that see own images alone
         self.recomputed = buffers if getattr(model, "recomputes", False) else []
@@ -144,10 +145,19 @@ class TrainState:
         self.progress.fill_(self.step / self.plan.steps)
         self.number.fill_(self.step)
         self.key.set(seed_of(self.plan.seed, "attack", self.step))
-        for norm, momentum in self.norms:
-            norm.momentum = momentum if self.step else 1.0
+        if self.norms_begin:
+            self._begin_norms()
         if not self.model.training:  # half a millisecond on a CPU
             self.model.train()
+
+    def _begin_norms(self) -> None:
+        """Batch norms take the statistics of the first update, which is the first step that was not
+        skipped: until then the host looks at each."""
+        self.norms_begin = self.skips.all_skipped()
+        for norm, momentum in self.norms:
+            norm.momentum = 1.0 if self.norms_begin else momentum
+        if not self.norms_begin and self.step > 1:
+            self.graph.forget()  # it may hold the momentum of skipped steps
 
     def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, RowRng]]:
         """Images, labels and random numbers of each accumulation part of this process's share of a
