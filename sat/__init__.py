@@ -13,7 +13,8 @@ def train(*words, model=None, data=None):
     """Trains by the words of the command line: see `sat.python.train` for what it takes and gives.
 
     run = sat.train("activation=gelu", "attack.steps=2")
-    print(run.path, run.result.best.accuracies, run.model(images))
+    print(run)
+    logits = run.model(images)
     """
     from sat.python import train
 

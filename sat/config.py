@@ -13,7 +13,8 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, cached_property, partial
@@ -182,25 +183,34 @@ class Spec:
 
     def refuse_moved(self, stored: Mapping[str, Any], directory: Path) -> None:
         """Raises Refused where the run in `directory`, of this hash, was begun with another value
-        of some key, as its config.yaml tells: a default has moved since."""
+        of some key, as its config.yaml tells: a default has moved since. Of weights that are
+        measured as they are no training's keys are asked."""
         if self.given is None:
-            refuse_moved(self.settings, stored, directory)
+            told = {key: part for key, part in self.settings.items() if key in self.identity}
+            refuse_moved(told, stored, directory)
 
     def yaml(self) -> str:
         """The resolved config as text, which `check` accepts again."""
         return yaml.safe_dump(dict(self.config), sort_keys=False)
 
 
+@contextmanager
+def followed() -> Iterator[None]:
+    """Raises Refused, in one line, for a value of a composed config that follows what is none."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise Refused(one_line(error)) from error
+
+
+@followed()
 def resolve(cfg: DictConfig, under: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The composed config as plain data, interpolations resolved; what stands in `under` takes the
     place of what was composed, and interpolations follow it."""
-    try:
-        if under is not None:
-            cfg = OmegaConf.create({**OmegaConf.to_container(cfg, resolve=False), **under})
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        return {key: value for key, value in plain.items() if key not in BESIDE}
-    except OmegaConfBaseException as error:
-        raise Refused(one_line(error)) from error
+    if under is not None:
+        cfg = OmegaConf.create({**OmegaConf.to_container(cfg, resolve=False), **under})
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    return {key: value for key, value in plain.items() if key not in BESIDE}
 
 
 def check(plain: Mapping[str, Any]) -> Spec:
@@ -270,6 +280,8 @@ def _loggers(nodes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         raise Refused(f"logger={_short(nodes)}: is a list of options, 'logger=[tensorboard]'")
     parts, typed = {}, {}
     for name, node in (nodes or {}).items():
+        if not isinstance(node, Mapping):
+            raise Refused(f"logger.{name}={_short(node)}: is no option; write 'logger=[{name}]'")
         parts[name], typed[name] = build(node, f"logger.{name}")
     return parts, typed
 
@@ -341,7 +353,7 @@ def _value(given: Any, hint: Any, where: str) -> Built:
         word = _word(built.part, built.settings) if str in get_args(hint) else None
         return built if word is None else Built(word, word, word)
     if isinstance(given, Mapping) and get_origin(hint) is dict:
-        pairs = {key: _value(value, get_args(hint)[1], f"{where}.{key}") for key, value in
+        pairs = {str(key): _value(value, get_args(hint)[1], f"{where}.{key}") for key, value in
                  given.items() if value is not None}  # fmt: skip
         return Built(*({key: value[k] for key, value in pairs.items()} for k in range(3)))
     typed = convert(given, hint, where)
@@ -680,4 +692,6 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     noise = ("full_key:", "object_type", "See http")
     line = " ".join(line for line in lines if not line.startswith(noise)) or type(error).__name__
+    if (key := re.search(r"^\s*full_key: (\S+)", text, re.M)) and key[1] not in line:
+        line = f"{key[1]}: {line}"
     return line if len(line) <= 400 else line[:397] + "..."  # some quote the whole config

@@ -23,7 +23,7 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
     Hydra's account of it, and `execute` runs it."""
     sweeping = at.mode.name == "MULTIRUN"
     lacks = [*sweep.lacking(choices_of(at))]
-    number, overrides = at.job.num + 1 if sweeping else 1, sweep.plain(at.overrides.task, lacks)
+    number, overrides = at.job.num + 1 if sweeping else 1, sweep.plain(sweep.words_of(at), lacks)
     before = sweep.before(number)
     if before is not None and sweep.has_ended(before):
         return before
@@ -91,11 +91,12 @@ def told_of_the_compiler(error: Exception) -> None:
     log.error("compilation failed (%s); %s", reason, remedy)
 
 
+@config.followed()
 def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:
     """The checked run that a job asks for, or whose results it asks to extend."""
     screen.stage("loading torch and what the run is made of")
     one_experiment(at, sweeping)
-    choices, overrides = choices_of(at), list(at.overrides.task)
+    choices, overrides = choices_of(at), sweep.words_of(at)
     if cfg.evaluate is None:
         for key in (lacks := [*sweep.lacking(choices)]):
             text = "job %d has no %s: it is the baseline of those that have"
@@ -158,7 +159,7 @@ def one_experiment(at: Any, sweeping: bool) -> None:
     name = at.runtime.choices["experiment"]
     if not sweeping:
         log.warning("experiment=%s: this is one run of it; -m runs them all", name)
-    elif not {*at.sweeper.params} <= {override.split("=", 1)[0] for override in at.overrides.task}:
+    elif not {*at.sweeper.params} <= {word.split("=", 1)[0] for word in sweep.words_of(at)}:
         raise Refused(f"experiment={name}: is one of several; name one experiment a command line")
 
 

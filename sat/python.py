@@ -13,6 +13,7 @@ from sat import config, job, sweep
 from sat.config import Spec
 from sat.data import Npz
 from sat.errors import Refused, Stopped, refusing
+from sat.evaluation.results import summary
 from sat.loggers import screen
 from sat.models import Classifier, weights
 from sat.models.content import content_of
@@ -27,11 +28,18 @@ NPZ = "dataset=npz"  # whose form data of the caller's own have
 class TrainedRun:
     """What `train` gives: the run's directory, its `result.json`, and the model that its held-out
     images chose (the last one where there were none, or it was not kept), in eval mode, on the CPU.
+    Printed, it is the table of its accuracies.
     """
 
     path: Path
     result: RunResult
     model: Classifier
+
+    def __repr__(self) -> str:
+        return f"TrainedRun(path={str(self.path)!r}, result={self.result})"
+
+    def __str__(self) -> str:
+        return screen.fitted(f"{self.path}\n{summary(self.result)}")
 
 
 def train(words: Sequence[str], model: nn.Module | None = None, data: Any = None) -> TrainedRun:

@@ -1,5 +1,6 @@
 """The single entrypoint: `python -m sat.run [key=value ...]`, or `-m` for a sweep."""
 
+import filecmp
 import logging
 import os
 import re
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -131,6 +132,8 @@ def refuse_words(words: list[str]) -> None:
     parser = get_args_parser()
     parser.error = refuse_option
     given = parser.parse_args([word for word in words if word != "--version"])
+    if given.config_dir:
+        refuse_hidden(Path(given.config_dir))
     if given.experimental_rerun is not None:
         raise Refused(
             "--experimental-rerun: would unpickle a file, which can run any code; write the"
@@ -150,6 +153,18 @@ def refuse_words(words: list[str]) -> None:
             own = "is Hydra's own; of its keys hydra/launcher, hydra.launcher.*, hydra/sweeper,"
             own += " hydra.sweeper.* and hydra.mode are taken"
             raise Refused(f"{key}: {MOVES if moves else own}")
+
+
+def refuse_hidden(folder: Path) -> None:
+    """Raises Refused for a file of --config-dir that is not read: Hydra takes ours of its name."""
+    for path in sorted(folder.rglob("*.yaml")):
+        ours = CONF / path.relative_to(folder)
+        with suppress(OSError):  # what can't be read is told where it is
+            if ours.is_file() and not filecmp.cmp(path, ours, shallow=False):
+                raise Refused(
+                    f"--config-dir: {path}: has the name of a file of this program, which is read"
+                    " in its place; give yours another name"
+                )
 
 
 def refuse_option(message: str) -> NoReturn:

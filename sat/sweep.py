@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from sat import plugins
 from sat.config import CONF, options
@@ -97,6 +98,12 @@ def at_work() -> Iterator[None]:
         yield
 
 
+def words_of(own: Any) -> list[str]:
+    """The words of a command line or a job by Hydra's own config, as they were typed: `${...}` in
+    them is for the run's config to follow."""
+    return list(OmegaConf.to_container(own.overrides.task, resolve=False))
+
+
 def count_jobs(own: Any) -> int:
     """How many jobs a sweep has, by Hydra's own config; 0 where a search decides it."""
     from hydra.core.global_hydra import GlobalHydra
@@ -104,10 +111,11 @@ def count_jobs(own: Any) -> int:
 
     if not own.sweeper._target_.endswith(".BasicSweeper"):
         return 0
-    words = [f"{key}={values}" for key, values in (own.sweeper.params or {}).items()]
+    swept = OmegaConf.to_container(own.sweeper, resolve=False).get("params") or {}
+    words = [f"{key}={values}" for key, values in swept.items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     counts = {}  # the command line wins over an experiment, key by key
-    for word in parser.parse_overrides([*words, *own.overrides.task]):
+    for word in parser.parse_overrides([*words, *words_of(own)]):
         discrete = word.is_sweep_override() and word.is_discrete_sweep()
         counts[word.get_key_element()] = len([*word.sweep_string_iterator()]) if discrete else 1
     return math.prod(counts.values())
@@ -380,7 +388,7 @@ def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str
         at = HydraConfig.get()
         chosen = at.runtime.choices.items()
         choices = {k: v for k, v in chosen if "/" not in k and "@" not in k}
-        look(cfg, choices, plain(at.overrides.task, [*lacking(choices)]))
+        look(cfg, choices, plain(words_of(at), [*lacking(choices)]))
 
     words, keys = joined(words)
     words = [w for w in words if not w.startswith(("hydra/launcher=", "hydra.launcher."))]

@@ -326,15 +326,18 @@ def by_hand(name: str, z, y: int, clean) -> float:
     others = sorted((v for k, v in enumerate(z) if k != y), reverse=True)
     ranked, log_sum = sorted(z, reverse=True), math.log(sum(math.exp(v) for v in z))
     p = [math.exp(v - math.log(sum(math.exp(u) for u in clean))) for v in clean]
+    here = [math.exp(v - log_sum) for v in z]
     return {
         "ce": log_sum - z[y],
         "kl": sum(q * (math.log(q) - (v - log_sum)) for q, v in zip(p, z, strict=True)),
         "margin": others[0] - z[y],
         "cw": min(others[0] - z[y], 0.0),
         "dlr": (others[0] - z[y]) / (ranked[0] - ranked[2] + 1e-12),
+        "pma": max(v for k, v in enumerate(here) if k != y) - here[y] + 1,
         "targeted ce": z[3] - log_sum,
         "targeted margin": z[3] - z[y],
         "targeted cw": min(z[3] - z[y], 0.0),
+        "targeted pma": here[3] - here[y] + 1,
         "targeted dlr": (z[3] - z[y]) / (ranked[0] - (ranked[2] + ranked[3]) / 2 + 1e-12),
     }[name]
 
@@ -457,6 +460,16 @@ def test_auto_is_cross_entropy_unless_it_is_resolved(batch):
     assert resolved(Clean(), "kl") == Clean()
     with pytest.raises(ValueError, match="loss kl has no gradient|loss=kl: has no gradient"):
         resolved(FGSM(8), "kl")
+
+
+def test_the_margin_of_probabilities_has_a_gradient_where_the_label_is_certain():
+    """The label's probability rounds to 1 from a logit of 17 above the others on."""
+    z = torch.tensor([[30.0, 1.0, 2.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(losses.pma(z, torch.tensor([0])).sum(), z)
+    exact = z.detach().double().requires_grad_()
+    p = exact.softmax(1)[0]
+    (slope,) = torch.autograd.grad(p[2] - p[0], exact)
+    torch.testing.assert_close(gradient.double(), slope, rtol=1e-3, atol=0)
 
 
 def test_dlr_of_few_classes_is_the_margin():

@@ -216,14 +216,11 @@ def test_what_attacks_by_updates_has_no_statistics_of_its_own(sat):
 
 
 def test_equals_go_to_whom_the_run_says(swa):
-    from types import SimpleNamespace as Names
-
     from sat.evaluation.settings import Validation
-    from sat.training.callbacks import Callbacks
+    from sat.training import best
 
     def beats(ties, score, step):
-        best = {"score": [0.5, 0.9], "step": 10}
-        return Callbacks._beats(Names(validation=Names(ties=ties)), best, score, step)
+        return best.beats(score, step, {"score": [0.5, 0.9], "step": 10}, ties)
 
     assert not beats("earlier", [0.5, 0.9], 20) and beats("earlier", [0.5, 0.95], 20)
     assert beats("later", [0.5, 0.1], 20) and not beats("later", [0.4, 0.95], 20)

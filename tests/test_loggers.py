@@ -3,8 +3,11 @@
 import copy
 import json
 import logging
+import os
 import re
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -341,7 +344,8 @@ def test_a_run_without_trackers_still_writes_its_metrics(sat):
     done = sat("logger=[]")
     assert done.code == 0 and not list(done.run.glob("events*"))
     for said in (done.out, (done.run / "log.txt").read_text()):
-        assert re.findall(r"epoch (\d)/3 loss \d.\d+ val [\d.]+/[\d.]+ best", said) == [*"123"]
+        epochs = re.findall(r"epoch (\d)/3 val [\d.]+/[\d.]+ best [\d.]+ loss \d.\d", said)
+        assert epochs == [*"123"]
     assert (done.run / "metrics.jsonl").read_text().count("\n") > 3
     again = sat()  # trackers are no part of a run's identity
     assert FINISHED in again.out and again.runs == [done.run]
@@ -349,10 +353,12 @@ def test_a_run_without_trackers_still_writes_its_metrics(sat):
 
 @pytest.fixture
 def speaking():
-    level = screen.log.level
+    level, shows = screen.log.level, screen._Handler.shows
     screen.log.setLevel(logging.INFO)
+    screen._Handler.shows = True
     yield
     screen.log.setLevel(level)
+    screen._Handler.shows = shows
 
 
 def test_a_bar_of_80_columns_has_the_accuracies_first_and_the_bar_last(speaking, monkeypatch):
@@ -376,7 +382,7 @@ def test_what_goes_on_is_shown_until_the_next_of_it(speaking, monkeypatch, capsy
     clock = screen._stage
     progress = screen.Progress("ep 1/30", 10)
     progress.show()
-    assert screen._stage is None and not clock.is_alive()
+    assert screen._stage is None and not clock.pulse.thread.is_alive()
     progress.close()
     shown = re.sub(r"\s*\r\s*", "\n", capsys.readouterr().err).split("\n")
     lines = [line for line in shown if line]
@@ -386,9 +392,61 @@ def test_what_goes_on_is_shown_until_the_next_of_it(speaking, monkeypatch, capsy
 
 def test_without_a_terminal_what_takes_a_second_is_a_line(speaking, monkeypatch):
     monkeypatch.setattr(screen, "SILENT", 0.01)
-    said = []
-    monkeypatch.setattr(screen.log, "info", lambda *given: said.append(given[0] % given[1:]))
+    said, long = [], threading.Event()
+
+    def hear(*given):
+        said.append(given[0] % given[1:])
+        long.set()
+
+    monkeypatch.setattr(screen.log, "info", hear)
     screen.stage("reading the images")
-    screen._stage.join()
+    assert long.wait(5)
     screen.stage()
     assert said == ["reading the images ..."]
+
+
+def test_a_bar_that_does_not_move_shows_that_the_program_lives(speaking, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(screen, "SILENT", 0.01)
+    progress = screen.Progress("last: strong: square", 1000)
+    progress.show()
+    progress.bar.start_t -= 14
+    progress.bar.last_print_t -= 14
+    shown, end = "", time.monotonic() + 5
+    while "(14s)" not in shown and time.monotonic() < end:
+        time.sleep(0.01)
+        shown += capsys.readouterr().err
+    assert "last: strong: square (14s) |" in shown
+    if hasattr(os, "fork"):  # a child has a screen of its own, and its parent's goes on
+        if (child := os.fork()) == 0:
+            os._exit(len(screen._Pulse.living))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert progress.pulse.thread.is_alive()
+    progress.close()
+    assert not progress.pulse.thread.is_alive()
+
+
+def test_a_line_longer_than_the_terminal_goes_on_below_between_words(monkeypatch):
+    path = "outputs/" + 20 * "deep-" + "end"
+    long = f"attack: {'word ' * 20}{path} and-no-hyphen-is-a-place-to-break a sentence"
+    assert screen.fitted(long) == long  # no terminal
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = screen.fitted(f"short\n\n  {long}").split("\n")
+    assert lines[:2] == ["short", ""] and lines[2].startswith("  attack: word")
+    assert " ".join(lines[2:]).split() == long.split()
+    assert all(len(line) <= 40 or line.strip() == path for line in lines)
+    assert all(line.startswith("    ") for line in lines[3:])
+
+
+def test_columns_that_the_terminal_has_no_room_for_follow_below(monkeypatch):
+    head, rows = ["run", "clean", "robust", "time"], [["a", "1", "2", "3"], ["b", "4", "5", "6"]]
+    whole = screen.table(head, rows)
+    assert len(whole.split("\n")) == 4
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert screen.table(head, rows) == whole
+    monkeypatch.setenv("COLUMNS", "20")
+    first, second = screen.table(head, rows).split("\n\n")
+    assert first == screen.table(head[:3], [row[:3] for row in rows])
+    assert second == screen.table(["run", "time"], [["a", "3"], ["b", "6"]])

@@ -169,7 +169,7 @@ def test_more_images_take_the_place_of_fewer():
         assert known.with_attack(name, replace(few, accuracy=0.1)) is known  # the first stays
     other = replace(many, attacks=["a", "b"])  # a worst case over others gives way
     known = part.with_attack(WORST, many).with_attack(WORST, other)
-    assert known.robust[WORST] is other and known.with_attack(WORST, few) is known
+    assert known.robust[WORST] is other
 
 
 def test_an_alarm_gives_way_to_those_of_its_own_measurement_alone():
@@ -264,7 +264,12 @@ def test_a_worst_case_is_over_just_the_attacks_asked_for(run):
     both, of_both = ask({"pgd": PGD(8), "a": FGSM(8)}), over(["pgd", "a"], 50)
     assert todo(of_both, both, run) == []
     assert todo(over(["a", "b"], 50), both, run) == [("last", WORST)]
-    assert todo(over(["a", "b"], 50), replace(both, limit=20), run) == []  # of more images
+    part = replace(both, limit=20)
+    assert todo(over(["a", "b"], 50), part, run) == [("last", WORST)]  # of more, but of others
+    assert todo(over(["pgd", "a", "b"], 50), part, run) == []
+    of_seed = replace(of_both.last.robust[WORST], images=20, subset=(20, 1))
+    assert todo(result(last=replace(of_both.last, robust=of_both.last.robust | {WORST: of_seed})),
+                part, run) == [("last", WORST)]  # of other images, as many  # fmt: skip
     (run / "flags/last-a.npz").unlink()
     assert todo(of_both, both, run) == [("last", "a")]
 
@@ -278,6 +283,19 @@ def test_a_milder_worst_case_takes_no_place_and_is_asked_once(run):
     assert after.robust[WORST] == replace(hard, milder=[["pgd", "a"]])
     assert todo(result(last=after), ask({"pgd": PGD(8), "a": FGSM(8)}), run) == []
     assert known.with_attack(WORST, mild).with_attack(WORST, hard).robust[WORST] is hard
+
+
+@pytest.mark.parametrize("subset, attacks, share, stays", [
+    ((20, None), ["a", "b"], 0.6, False), ((20, 1), ["a", "b"], 0.6, True),
+    ((20, 1), ["a", "b"], 0.4, False), ((10, 1), ["a"], 0.1, True),
+    ((10, 1), ["a", "c"], 0.9, False), ((30, 1), ["a"], 0.9, False),
+])  # fmt: skip
+def test_a_worst_case_stays_beside_milder_ones_of_its_images_alone(subset, attacks, share, stays):
+    """What is asked for last is told: a lower number of other images says nothing of these."""
+    old = replace(entry(20, attacks=["a", "b"]), subset=(20, 1), accuracy=0.5)
+    new = replace(entry(subset[0], attacks=attacks), subset=subset, accuracy=share)
+    part = CheckpointResult(step=1, epoch=1.0).with_attack(WORST, old).with_attack(WORST, new)
+    assert (replace(part.robust[WORST], milder=None) == old) == stays
 
 
 def test_images_of_other_networks_are_no_worst_case(run):
@@ -330,3 +348,20 @@ def test_an_alarm_of_two_checkpoints_with_the_same_weights_is_told_once():
     told = told_once([early, one, replace(one, checkpoint="best"), more])
     assert [where for where, _ in told] == ["epoch 0.00", "last and best, pgd20", "best, pgd20"]
     assert [alarm for _, alarm in told] == [early, one, more]
+    other = replace(more, message="steps help a lot", attack="pgd50", checkpoint="last")
+    ((where, alarm),) = told_once([more, replace(more, attack="pgd50"), other])
+    assert where == "best, pgd20 and pgd50 (last, pgd50 too, with other numbers)" and alarm is more
+    collapse = Alarm(name="collapse", message="collapsed", step=8, epoch=2.0)
+    assert len(told_once([collapse, replace(collapse, step=16, epoch=4.0)])) == 2  # twice, indeed
+
+
+def test_an_alarm_that_the_screen_has_shown_is_named_alone(caplog):
+    from sat.evaluation.results import tell
+
+    one = Alarm(name="collapse", message="robust accuracy collapsed; train so", step=8, epoch=2.0)
+    with caplog.at_level("WARNING", "sat"):
+        tell(result(alarms=[one]), {one.message})
+        tell(result(alarms=[one]))  # as by a command that trained nothing
+    assert [record.getMessage() for record in caplog.records] == [
+        "epoch 2.00: collapse, as told above", f"epoch 2.00: {one.message}",
+    ]  # fmt: skip

@@ -1,7 +1,9 @@
 """`sat.evaluate`: any network that maps images to logits, measured in one call."""
 
+import errno
 import json
 import threading
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -13,8 +15,10 @@ from torch import nn
 import sat
 from sat.attacks import PGD, FastAutoAttack
 from sat.attacks.square import SquareSearch
-from sat.models.foreign import as_images
+from sat.models.foreign import Foreign, as_images
+from sat.rundir.checkpoint import Unwritable
 
+CPU = torch.device("cpu")
 EPS = 25
 QUICK = FastAutoAttack(EPS, attacks=("apgd-ce", "square"))
 
@@ -266,7 +270,17 @@ def test_a_network_without_gradient_is_measured_by_square_alone(digits):
             dict(images=lambda x: x * 255),
             r"images: lie in \[0, 255\], not in \[0, 1\]; let the model",
         ),
-        (dict(images=lambda x: (x * 255).byte()), "images: are torch.uint8; give floats"),
+        (dict(images=lambda x: (x * 255).byte()), "images: are torch.uint8; give float32"),
+        (dict(images=lambda x: x.double()), r"images: are torch.float64; .*\(images.float\(\)\)"),
+        (dict(images=lambda x: x.numpy()), r"images: ndarray \[60.*\(torch.from_numpy\(images\)\)"),
+        (dict(images=lambda x: x.to_sparse()), "images: are torch.sparse_coo; .*to_dense"),
+        (dict(images=lambda x: x.to("meta")), "images: are on no device"),
+        (dict(images=lambda x: x[:, :0]), r"images: \[60, 0, 8, 8\]; give"),
+        (dict(labels=lambda y: "cats"), "labels: str, no numbers; give one whole number"),
+        (dict(labels=lambda y: ["cat"] * 60), "labels: list, no numbers"),
+        (dict(labels=lambda y: None), "labels: NoneType, no numbers"),
+        (dict(labels=lambda y: y.to(torch.complex64)), r"labels: torch.complex64 \[60\]"),
+        (dict(model=lambda m: "resnet18"), "model: str is no function of images; give a module"),
         (dict(images=lambda x: x[0]), r"images: \[1, 8, 8\]; give a tensor \[N, C, H, W\]"),
         (dict(images=lambda x: x[:0]), r"images: \[0, 1, 8, 8\]; give"),
         (dict(images=lambda x: x * torch.nan), r"images: lie in \[nan, nan\]"),
@@ -284,6 +298,13 @@ def test_a_network_without_gradient_is_measured_by_square_alone(digits):
         (dict(attack="pgd20", eps=0.03), "eps=0.03"),
         (dict(attack="pgd20", norm="Linf"), "norm=Linf: choose from linf, l2"),
         (dict(batch_size=0), "batch_size=0"),
+        (dict(batch_size=2.5), "batch_size=2.5: must be a whole number"),
+        (dict(batch_size="8"), "batch_size=8: must be a whole number"),
+        (dict(masking_checks="all"), "masking_checks=all: must be a whole number"),
+        (dict(seed=None), "seed=None: must be a whole number"),
+        (dict(state=3), "state=3: must name a file"),
+        (dict(state="/nowhere/state"), r"state=/nowhere/state: can't be written \(No such"),
+        (dict(state="/dev/null"), r"state=/dev/null: is no state of an evaluation \(is no regular"),
     ],
 )
 def test_what_it_refuses(digits, change, match, monkeypatch):
@@ -295,6 +316,69 @@ def test_what_it_refuses(digits, change, match, monkeypatch):
     with pytest.raises(ValueError, match=match) as error:
         quick(*given.values(), **options)
     assert "\n" not in str(error.value)
+
+
+def test_an_option_that_is_none_is_told(digits):
+    with pytest.raises(TypeError, match="evaluate: has no option batchsize; there are seed, batch"):
+        quick(*digits, batchsize=3)
+
+
+CONTENTS = {
+    "nothing": b"", "no archive": b"x" * 99, "other arrays": {"a": 1},
+    "objects": {"fell": np.array([{}], dtype=object)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_a_file_that_is_no_state_is_told(digits, tmp_path, kind):
+    path, content = tmp_path / "state", CONTENTS[kind]
+    with open(path, "wb") as file:
+        file.write(content) if isinstance(content, bytes) else np.savez(file, **content)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="state=.*: is no state of an evaluation") as error:
+        quick(*digits, state=path)
+    assert "allow_pickle" not in str(error.value) and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [
+    {"fell": np.zeros(59, np.int16)}, {"fell": np.full(60, 9, np.int16)},
+    {"seconds": np.zeros(2)}, {"fallen": np.array([60])}, {"points": np.zeros((0, 1, 8, 8))},
+])  # fmt: skip
+def test_a_state_of_other_images_is_told(digits, tmp_path, change):
+    """By hand: what a disk damages, the archive's checksum tells."""
+    attack, path = PGD(EPS, 1), tmp_path / "state"
+    if not (kept := tmp_path.parent / "kept-state").exists():
+        quick(*digits, attack=attack, state=kept)
+    with np.load(kept) as file:
+        found = {**file, **change}
+    with open(path, "wb") as file:
+        np.savez(file, **found)
+    with pytest.raises(ValueError, match="not one verdict for each image"):
+        quick(*digits, attack=attack, state=path)
+
+
+def test_a_disk_that_fills_ends_no_evaluation(digits, tmp_path, monkeypatch, caplog):
+    writes, attack = [], PGD(EPS, 1)
+    whole = quick(*digits, attack=attack)
+
+    def full(path, write):
+        writes.append(path)
+        if len(writes) > 1:
+            raise Unwritable(path, error) from error
+
+    error = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("sat.evaluation.state.write_whole", full)
+    with caplog.at_level("WARNING", "sat"):
+        found = quick(*digits, attack=attack, state=tmp_path / "state")
+    assert torch.equal(found.standing, whole.standing) and len(writes) == 2
+    assert "can't be written (No space left on device); the evaluation goes on" in caplog.text
+
+
+def test_copies_of_what_is_out_of_sight_compute_alike():
+    net = Foreign(lambda x: x.flatten(1) @ torch.ones(64, 2), torch.Size([1, 8, 8]), CPU)
+    net.autocast = torch.bfloat16
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(deepcopy(net)(x), net(x)) and deepcopy(net).autocast == torch.bfloat16
 
 
 def test_several_balls_give_their_union_image_by_image(digits, tmp_path):

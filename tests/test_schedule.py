@@ -6,6 +6,7 @@ from torch import nn
 
 from sat.training.decay import Cosine, OneCycle, Step
 from sat.training.optimizer import build_optimizer, decayed, set_momentum, set_rate
+from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 
 N, B = 1000, 100
@@ -125,6 +126,13 @@ def test_the_papers_recipe():
 def test_epochs_in_fractions():
     assert Schedule(epochs=0.5, batch_size=100).steps(1000) == 5
     assert Schedule(epochs=0.001, batch_size=100).steps(1000) == 1
+
+
+@pytest.mark.parametrize("epochs, told", [(40, "40"), (1.07, "1.07"), (0.001, "0.1"), (2.98, "3")])
+def test_epochs_are_told_as_they_will_be(epochs, told):
+    schedule = Schedule(epochs=epochs, batch_size=64 if epochs == 1.07 else 100)
+    images = 6400 if epochs == 1.07 else 1000
+    assert str(Plan(schedule, images, 0, {}).epochs) == told
 
 
 def test_decay_falls_on_weights_alone():

@@ -18,6 +18,7 @@ from sat.attacks.network import Network
 from sat.attacks.outcomes import WRONG
 from sat.attacks.shrinking import ShrinkingAPGDSearch
 from sat.attacks.square import SquareSearch
+from sat.attacks.targets import ranked
 from sat.rng import RowRng
 
 EPS = 25.0  # in 1/255, for the digits
@@ -368,3 +369,38 @@ def test_the_attacks_of_l1_are_those_of_the_package(digits, name, monkeypatch):
 def test_bad_settings_are_refused_by_name(wrong, key):
     with pytest.raises(ValueError, match=key):
         FastAutoAttack(**wrong)
+
+
+class WithoutTheThird(nn.Module):
+    def forward(self, z):
+        return z.index_fill(1, torch.tensor([2]), -math.inf)
+
+
+@pytest.mark.parametrize(
+    "norm, lengths", [("linf", [10, 4, 1]), ("l2", [82**0.5, 10**0.5, 1]), ("l1", [9, 3, 1])]
+)
+def test_the_nearest_target_is_the_first_of_malt(norm, lengths):
+    """By hand, of a linear model: the margin over the dual norm of the difference of weights. A
+    class that no point can reach is none."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False)).requires_grad_(False)
+    model[1].weight.copy_(torch.diag(torch.tensor([1.0, 9.0, 3.0, 0.0])))
+    x, y = torch.tensor([0.8, 0.05, 1 / 6, 0.5]).view(1, 1, 2, 2), torch.tensor([0])
+    far = {1: 0.35 / lengths[0], 2: 0.3 / lengths[1], 3: 0.8 / lengths[2]}
+    assert ranked("likeliest", model, x, y, norm).tolist() == [[2, 1, 3]]
+    assert ranked("malt", model, x, y, norm).tolist() == [sorted(far, key=far.get)]
+    masked = nn.Sequential(model, WithoutTheThird())
+    assert ranked("malt", masked, x, y, norm).tolist() == [[1, 3, -1]]
+
+
+def test_malt_and_pma_fell_as_much(digits, monkeypatch):
+    """Each image falls by targets in another order, and by the margin of probabilities first."""
+    model, x, y = digits
+    usual = stands(FastAutoAttack(EPS), model, x, y)
+    asked = []
+    monkeypatch.setattr(
+        ensemble, "ranked", lambda choice, *a: asked.append(choice) or ranked(choice, *a)
+    )
+    other = FastAutoAttack(EPS, attacks=("apgd-pma", *ATTACKS[1:]), targets="malt")
+    verdicts = other.verdicts(model, x, y)
+    assert asked == ["malt"] and (verdicts == 0).sum() > 20
+    assert ((verdicts == -1) != usual).sum() <= 1

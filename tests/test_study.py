@@ -146,9 +146,12 @@ def test_a_worst_case_is_averaged_over_equal_attacks_alone(folder, write):
         entry = {
             k: robust["third" if seed else "strong"][k] for k in ("accuracy", "ci95", "images")
         }
-        robust["worst_case"] = {**entry, "attacks": list(robust)}
+        robust["strong"] |= {"eps": 128.0, "norm": "l2"}
+        robust["pgd20"] |= {"eps": 8.0, "norm": "linf"}
+        robust["worst_case"] = {**entry, "attacks": list(robust), "norm": "union"}
         (run / "result.json").write_text(json.dumps(whole))
     table = only(folder)
+    assert table.facts["worst_case is the union of"] == "128/255 l2, 8/255 linf"
     found = table.rows[0].numbers["best", "worst_case"]
     assert found.seeds == {1: 0.5, 2: 0.5}
     assert any("worst_case left out, of other settings" in note for note in table.notes)
@@ -246,13 +249,17 @@ def test_rows_of_no_experiment_are_what_differs(folder, write):
 
 
 def test_weights_of_files_are_rows_by_themselves(folder, write):
-    """Two files are no two seeds, and no training's setting is theirs."""
+    """Two files are no two seeds, nor are two states of one file, and no training's setting is
+    theirs, nor the figures of runs."""
     for name in ("a.pt", "b.pt"):
         folder.add("relu", 0, 50, evaluate=name)
-    folder.add("relu", 0, 60)
-    mine, files = study.read(folder.outputs).tables
-    assert labels(files) == ["a.pt", "b.pt"] and files.experiment.title == "Weights of files"
-    assert labels(mine) == ["ReLU"] and "epochs" not in files.setting
+    change(folder.add("relu", 0, 55, evaluate="b.pt") / "result.json", hash="87654321")
+    folder.add("relu", 0, 60, experiments=())
+    found = study.read(folder.outputs)
+    mine, files = sorted(found.tables, key=lambda table: len(table.rows))
+    assert files.experiment.title == "Weights of files" and "epochs" not in files.setting
+    assert labels(files) == ["a.pt", "b.pt hash=12345678", "b.pt hash=87654321"]
+    assert labels(mine) == ["ReLU"] and mine.name != files.name and not found.notes
 
 
 # differences and verdicts -------------------------------------------------------------------------

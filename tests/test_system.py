@@ -26,6 +26,7 @@ from conftest import ROOT, ended
 from inputs import DIGITS
 from PIL import Image
 
+from sat.config import CONF
 from sat.data import Batch, ImageFolder
 from sat.data.images import ResizedCrop
 from sat.data.stream import Reading, StreamSplit
@@ -34,7 +35,7 @@ from sat.evaluation import store
 from sat.loggers.base import _Sent
 from sat.models.files import read_file
 from sat.report.runs import experiments_of, metrics, status
-from sat.rundir import checkpoint, lock, record, result, untrusted
+from sat.rundir import checkpoint, files, lock, record, result, untrusted
 from sat.rundir.checkpoint import Unwritable
 
 # files that are none: what is read or written is a regular file, asked without blocking ----------
@@ -118,6 +119,24 @@ def test_a_run_is_not_begun_where_a_file_of_its_own_is_none(name, kind, tmp_path
     assert other.read_text() == "precious"
 
 
+def test_a_link_that_comes_meanwhile_is_not_written_through(tmp_path, monkeypatch):
+    (other := tmp_path / "other").write_text("precious")
+    (tmp_path / "log.txt").symlink_to(other)
+    monkeypatch.setattr(files, "_refuse_others", lambda *given: None)  # as it was a moment before
+    with pytest.raises(OSError, match="symbolic link"):
+        open(tmp_path / "log.txt", "a", opener=files.regular)
+    assert files.read_text(tmp_path / "log.txt") == "precious"  # to read from one is no harm
+
+
+def test_a_resumed_run_cuts_nothing_back_through_a_link(tmp_path):
+    (other := tmp_path / "other").write_text("precious")
+    for name in ("metrics.jsonl", "events.out.tfevents.1"):
+        (tmp_path / name).symlink_to(other)
+    with pytest.raises(Unwritable, match="is no regular file"):
+        record.Run(tmp_path).rewind({"metrics.jsonl": 1, "events.out.tfevents.1": 1})
+    assert other.read_text() == "precious"
+
+
 @pytest.mark.parametrize("kind", ["pipe", "endless"])
 def test_what_is_written_whole_takes_the_place_of_what_is_no_file(kind, tmp_path, soon):
     for name in (".result.json.tmp", "result.json"):
@@ -198,6 +217,8 @@ def enolck(monkeypatch):
 HOLDERS = {  # what differs from this process, and whether it is taken for alive
     "another machine": ({"host": "elsewhere", "process": 1}, True),
     "this machine before it was started anew": ({"boot": "another"}, False),
+    "another of the same name": ({"boot": "another", "machine": "another"}, True),
+    "a machine of before this was written": ({"boot": "another", "machine": None}, True),
     "another container": ({"processes": "pid:[1]", "process": 2**22}, True),
     "a number that another process has by now": ({"began": "1"}, False),
     "a dead process": ({"process": 2**22}, False),
@@ -207,9 +228,11 @@ HOLDERS = {  # what differs from this process, and whether it is taken for alive
 
 @pytest.mark.skipif(sys.platform != "linux", reason="as Linux tells of processes")
 @pytest.mark.parametrize("case", HOLDERS)
-def test_who_is_dead_keeps_nobody_out(case, enolck, tmp_path):
+def test_who_is_dead_keeps_nobody_out(case, enolck, tmp_path, monkeypatch):
     change, alive = HOLDERS[case]
-    (tmp_path / "lock.held").write_text(json.dumps({**lock._oneself(), **change}))
+    own = {**lock._oneself(), "machine": "m"}
+    monkeypatch.setattr(lock, "_oneself", lambda: own)
+    (tmp_path / "lock.held").write_text(json.dumps({**own, **change}))
     assert lock.is_running(tmp_path) == alive
     if alive:
         with pytest.raises(Busy):
@@ -224,6 +247,26 @@ def test_who_is_not_known_may_be_alive(content, enolck, tmp_path):
     (tmp_path / "lock.held").write_text(content)
     with pytest.raises(Busy, match="process . on . "):
         lock.take(tmp_path, wait=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as Linux tells of processes")
+def test_containers_of_one_image_are_no_one_machine(enolck, tmp_path, monkeypatch):
+    """Name and machine-id are the image's; on another machine it has another start."""
+    monkeypatch.setattr(lock, "OUTSIDE", "pid:[2]")
+    assert lock._oneself()["machine"] == ""
+    (tmp_path / "lock.held").write_text(json.dumps({**lock._oneself(), "boot": "another"}))
+    assert lock.is_running(tmp_path)
+
+
+def test_who_is_taken_for_dead_while_it_removes_a_file_goes_on(enolck, tmp_path, monkeypatch):
+    (held := tmp_path / "lock.held").write_text(json.dumps({**lock._oneself(), "process": 2**22}))
+
+    def slow(path):
+        (tmp_path / ".lock.held.breaking").rmdir()  # by another, a minute later
+
+    monkeypatch.setattr(lock, "_holder", slow)
+    lock._remove(held)
+    assert not held.exists()
 
 
 def test_of_many_that_find_a_dead_one_one_gets_in(enolck, tmp_path):
@@ -360,12 +403,12 @@ def test_streams_that_are_closed_are_nobodys_files(how, tmp_path):
     assert int((tmp_path / "own").read_text()) > 2
 
 
-@pytest.mark.parametrize("command", ["bench.benchmark", "models.export", "report.command"])
+@pytest.mark.parametrize("command", ["bench.benchmark", "report.export", "report.command"])
 def test_the_other_commands_have_a_lasting_screen_too(command, tmp_path, monkeypatch):
     main = importlib.import_module(f"sat.{command}").main
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Broken(errno.EPIPE))
-    words = {"bench.benchmark": ["--nothing"], "models.export": [str(tmp_path)],
+    words = {"bench.benchmark": ["--nothing"], "report.export": [str(tmp_path)],
              "report.command": [str(tmp_path)]}  # fmt: skip
     try:
         code = main(words[command])
@@ -438,6 +481,17 @@ def test_a_file_of_the_users_that_is_no_config_is_told(content, sat, tmp_path):
     assert re.search(BROKEN[content], line), line
 
 
+@pytest.mark.parametrize("name", ["dataset/digits.yaml", "config.yaml"])
+def test_a_file_of_the_users_that_would_not_be_read_is_told(name, sat, tmp_path):
+    """Of two options of one name Hydra takes ours, without a word."""
+    (own := tmp_path / "mine" / name).parent.mkdir(parents=True)
+    own.write_text("limit: 100\n")
+    words = [f"--config-dir={tmp_path / 'mine'}", "seed=-1"]
+    assert f"{own}: has the name of a file of this program" in one_line(sat(*words))
+    own.write_bytes((CONF / name).read_bytes())  # a copy, as somebody begins with
+    assert "seed=-1: must be from 0" in one_line(sat(*words))
+
+
 @pytest.mark.parametrize("key", ["record.root", "dataset.name", "model.weights", "evaluate"])
 def test_a_name_that_is_no_utf8_is_told(key, sat):
     line = one_line(sat(f"{key}=caf\udce9"))
@@ -470,6 +524,19 @@ def test_words_for_hydra_are_refused_before_it_acts(word, sat, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert HYDRAS[word] in one_line(sat("-m", word, "seed=0"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words, told", [
+    (["seed=${nothing}"], "seed: follows nothing, which is not there"),
+    (["evaluate=${nothing}"], "evaluate: follows nothing, which is not there"),
+    (["-m", "seed=${nothing}"], "seed: follows nothing, which is not there"),
+    (["record.root=${oc.env:NOT_SET}"], "record.root: KeyError raised while resolving"),
+    (["seed=${seed}"], "seed: Recursive interpolation"),
+    (["-m", "seed=3", "schedule.epochs=${seed}", "attack.eps=-1"], "attack.eps=-1"),
+])  # fmt: skip
+def test_words_are_followed_as_the_runs_config_and_not_as_hydras(words, told, sat):
+    """Where the words of a command line are kept as text, what stands in them is none of a text."""
+    assert told in one_line(sat(*words))
 
 
 def test_logging_that_a_file_disables_tells_what_is_refused(sat, tmp_path):

@@ -16,16 +16,19 @@ from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import frozen, row_rng
 from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.fab import FABSearch
-from sat.attacks.losses import targeted_dlr
+from sat.attacks.losses import pma, targeted_dlr
 from sat.attacks.network import Network
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.attacks.pool import Pool, Search
 from sat.attacks.shrinking import ShrinkingAPGDSearch
 from sat.attacks.square import SquareSearch
+from sat.attacks.targets import Choice, ranked
 from sat.rng import Key, RowRng
 
 log = logging.getLogger("sat")
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+KNOWN = (*ATTACKS, "apgd-pma")
+TARGETED = ("apgd-t", "fab-t")
 BATCH = 10**9  # multiply-adds of a batch's forward on a CPU: a tenth of a second, or less
 MORE = 3  # times Square, where logits are coarse
 
@@ -37,8 +40,10 @@ class FastAutoAttack(Ensemble):
     and Hein 2021): APGD-CE from five starts and APGD-DLR with five targets, through larger balls.
 
     The attacks are those of `pyautoattack`'s standard version and run in the order of `attacks`.
-    An image leaves with its first fall; one that stands has been through all of them. Targets are
-    tried from the second-highest clean logit down; with K < 10 classes there are K - 1. Where
+    An image leaves with its first fall; one that stands has been through all of them. `targets`
+    are tried from the second-highest clean logit down (`likeliest`), or by how near they are
+    (`malt`, see `sat.attacks.targets`); with K < 10 classes there are K - 1. `attacks` may name
+    `apgd-pma` too, APGD on the margin of probabilities. Where
     bfloat16 pays and the model has an `autocast`, the search by gradients runs in it; only float32
     decides. Targets and queries that lead nowhere are given up early (see `sat.attacks.pool`);
     with `patience` None the attacks have their published length. `eps` is in 1/255.
@@ -51,6 +56,7 @@ class FastAutoAttack(Ensemble):
     eps: float | str = 8.0
     norm: Norm = "linf"
     attacks: tuple[str, ...] = ATTACKS
+    targets: Choice = "likeliest"
     batch_size: int | Literal["auto"] = field(default="auto", metadata={"identity": False})
     patience: float | None = 2.0
 
@@ -61,9 +67,9 @@ class FastAutoAttack(Ensemble):
         object.__setattr__(self, "attacks", tuple(self.attacks))
         check_choices(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
-        unknown = [name for name in self.attacks if name not in ATTACKS]
+        unknown = [name for name in self.attacks if name not in KNOWN]
         if unknown or not self.attacks:
-            raise ValueError(f"attacks={list(self.attacks)}: choose from {', '.join(ATTACKS)}")
+            raise ValueError(f"attacks={list(self.attacks)}: choose from {', '.join(KNOWN)}")
         if self.patience is not None and not 1 <= self.patience < math.inf:
             raise ValueError(f"patience={self.patience}: is 1 or above; to never give up, null")
         if self.batch_size != "auto" and self.batch_size < 1:
@@ -106,16 +112,17 @@ class FastAutoAttack(Ensemble):
             coarse = self._coarse(model, few, rng)
             patience = math.inf if self.patience is None or coarse else self.patience
             network = Network(model, self._precision(model), few, self._ball, coarse)
-            targets, size = self._targets(network, x, y), self._size(x, network)
+            size, targets = self._size(x, network), None
             for k, name in enumerate(self.attacks):
                 own = rng.child(name).to("cpu")
                 search = self._search(name, own.key, coarse)
-                if name in ("apgd-t", "fab-t"):
-                    aims = targets
-                else:
-                    aims = torch.zeros(len(y), search.rounds, dtype=torch.long)
-                pool = Pool(x, y, aims, own, outcomes.leave, size, patience)
                 with outcomes.attack(k) as images:
+                    aims = torch.zeros(len(y), search.rounds, dtype=torch.long)
+                    if name in TARGETED:
+                        if targets is None:  # of all that any of the targeted attacks will see
+                            targets = self._targets(network, x, y, outcomes.robust)
+                        aims = targets
+                    pool = Pool(x, y, aims, own, outcomes.leave, size, patience)
                     pool.run(search, network, images.tolist())
 
     @property
@@ -139,6 +146,8 @@ class FastAutoAttack(Ensemble):
         ascent = ShrinkingAPGDSearch if l1 else APGDSearch
         if name == "apgd-ce":
             return ascent(ball, cross_entropy, rounds=5 if l1 else 1)
+        if name == "apgd-pma":
+            return ascent(ball, lambda logits, y, target: pma(logits, y))
         if name == "apgd-t":
             return ascent(ball, targeted_dlr, rounds=5 if l1 else 9)
         if name == "fab-t":
@@ -152,19 +161,14 @@ class FastAutoAttack(Ensemble):
             outcomes.survey(model, x, y, device)
         return outcomes
 
-    @torch.no_grad()
-    def _targets(self, network: Network, x: Tensor, y: Tensor) -> Tensor:
-        """The other classes of each image, the likeliest first [N, T]; -1 in place of those after
-        the first whose logit is -inf, which no point can reach."""
-        targets = []
-        for part, labels in zip(x.split(256), y.split(256), strict=True):
-            logits = network.exact(part.to(network.device))
-            own = labels.to(network.device).clamp_min(0)  # -1: unknown, and never right
-            others = logits.scatter(1, own[:, None], -math.inf)
-            ranked, classes = others.sort(dim=1, descending=True, stable=True)
-            classes[:, 1:][ranked[:, 1:] == -math.inf] = -1
-            targets.append(classes[:, : min(9, logits.shape[1] - 1)])
-        return torch.cat(targets)
+    def _targets(self, network: Network, x: Tensor, y: Tensor, standing: Tensor) -> Tensor:
+        """Nine classes of each image that stands at most [N, T], on the CPU; -1 for none."""
+        targets = torch.full((len(standing), 9), -1)
+        for rows in standing.nonzero()[:, 0].split(256):
+            part, labels = (of[rows.to(of.device)].to(network.device) for of in (x, y))
+            found = ranked(self.targets, network.exact, part, labels, self.norm)[:, :9]
+            targets[rows, : found.shape[1]] = found.cpu()
+        return targets
 
     def _size(self, x: Tensor, network: Network) -> int:
         """Images of a batch; no verdict depends on it. `auto` keeps a GPU busy, and fits it; on a

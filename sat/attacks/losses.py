@@ -1,9 +1,9 @@
 """Losses that an attack may ascend, by the names of `attack.loss`; one value an image.
 
-Each takes logits [B, K] and labels, [B] or soft [B, K] (`margin`, `cw` and `dlr`, which are about
-one label, take the likeliest), and gives [B]. `kl` takes what the model says of the clean images
-in the place of labels: see `reference`. The targeted forms take a target class [B] as well. What an
-attack says of its loss becomes one of these in `aimed`.
+Each takes logits [B, K] and labels, [B] or soft [B, K] (`margin`, `cw`, `dlr` and `pma`, which are
+about one label, take the likeliest), and gives [B]. `kl` takes what the model says of the clean
+images in the place of labels: see `reference`. The targeted forms take a target class [B] as well.
+What an attack says of its loss becomes one of these in `aimed`.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sat.errors import Refused
 
-LossName = Literal["auto", "ce", "kl", "cw", "dlr", "margin"]
+LossName = Literal["auto", "ce", "kl", "cw", "dlr", "margin", "pma"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -54,6 +54,14 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / torch.where(top[:, 2].isinf(), 1.0, ratio)
 
 
+def pma(logits: Tensor, y: Tensor) -> Tensor:
+    """The margin of probabilities, plus 1: above 1 the image is fooled (Xin et al. 2024, PMA). The
+    1 stands for all probabilities together, so that the label's, where it rounds to 1 and has no
+    gradient, is not asked for."""
+    wrong = _wrong(logits, y)
+    return wrong.amax(1) + wrong.sum(1)
+
+
 def targeted_ce(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy with the target as label, negated."""
     return -ce(logits, target)
@@ -81,9 +89,23 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return difference / torch.where(top[:, 3].isinf(), 1.0, ratio)
 
 
-LOSSES: dict[str, Loss] = {"ce": ce, "kl": kl, "cw": cw, "dlr": dlr, "margin": margin}
+def targeted_pma(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The target's probability minus the label's, plus 1."""
+    wrong = _wrong(logits, y)
+    return wrong.gather(1, target[:, None])[:, 0] + wrong.sum(1)
+
+
+def _wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """The probabilities of all classes [B, K], 0 in the place of the label's."""
+    return logits.softmax(1).scatter(1, one_label(y)[:, None], 0.0)
+
+
+LOSSES: dict[str, Loss] = {
+    "ce": ce, "kl": kl, "cw": cw, "dlr": dlr, "margin": margin, "pma": pma,
+}  # fmt: skip
 TARGETED: dict[str, TargetedLoss] = {
     "ce": targeted_ce, "cw": targeted_cw, "dlr": targeted_dlr, "margin": targeted_margin,
+    "pma": targeted_pma,
 }  # fmt: skip
 
 
@@ -116,7 +138,7 @@ def check_aim(attack: Aim) -> None:
     if attack.target and attack.loss == "kl":
         raise ValueError(
             f"target={attack.target}: the loss kl leads away from the clean answer, and to no"
-            " class; write loss=ce, cw, dlr or margin"
+            " class; write loss=ce, cw, dlr, margin or pma"
         )
 
 

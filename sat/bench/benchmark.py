@@ -1,15 +1,16 @@
-"""What a training step costs, beside the machine's limits and beside what people use today:
+"""What a training step costs, beside the machine's limits and what people use today:
 
-    sat-benchmark                                            # ResNet-18 on CIFAR-10's sizes
-    sat-benchmark model.depth=50 dataset=imagenet --steps 0,1 --batch 256 --compile --budget 10m
+    sat-benchmark                               # ResNet-18 on CIFAR-10's sizes
+    sat-benchmark model.depth=50 dataset=imagenet --steps 0,1 --compile --budget 10m
 
-Words are those of `python -m sat.run`; images are random pixels, and nothing is downloaded. Each
-row goes to the screen, and with all numbers (`benchmark.json`) and a figure into the folder of
---out, when it is measured, the most telling first; what was stopped goes on with the same command.
-`torchattacks` is compared where it is installed. `python scripts/benchmark.py` is the same.
+Words are those of `python -m sat.run`; images are random pixels, and nothing is
+downloaded. Each row goes to the screen, and with all numbers (`benchmark.json`)
+and a figure into the folder of --out, when it is measured, the most telling
+first; what was stopped goes on with the same command. `torchattacks` is compared
+where it is installed. `python scripts/benchmark.py` is the same.
 """
 
-import argparse
+import logging
 import os
 import sys
 import time
@@ -22,7 +23,9 @@ from typing import Any
 
 from sat.bench.units import seconds_of
 from sat.errors import Fault, Refused
-from sat.launch import lasting_streams
+from sat.loggers import screen
+from sat.loggers.screen import say
+from sat.loggers.usage import Parser
 
 PARTS = ("steps", "stages", "activations", "seeds", "methods")
 ISA = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")  # what a product's rate is by
@@ -50,11 +53,7 @@ def parts(text: str) -> tuple[str, ...]:
 
 
 def arguments(given: Sequence[str] | None = None) -> Namespace:
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py", usage="benchmark.py [key=value ...] [options]",
-        description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser("sat-benchmark", "sat-benchmark [key=value ...] [options]", __doc__)
     add = parser.add_argument
     add("words", nargs="*", help="what sat.run takes: model=..., activation=..., dataset=...")
     add("--steps", type=steps, default=(0, 1, 2, 3, 10), metavar="K,K", help="of PGD (0,1,2,3,10)")
@@ -122,8 +121,9 @@ def measure(case: Any, own: Namespace) -> int:
 def main(given: Sequence[str] | None = None) -> int:
     """Exit codes: 0, 1 where memory runs out, 2 where the command line is refused, 143 where the
     budget is used up and rows are left."""
-    lasting_streams()
+    screen.set_up(logging.WARNING)
     own = arguments(given)
+    screen.stage("loading torch and the network")
     import torch
 
     from sat.acceleration import auto
@@ -139,10 +139,10 @@ def main(given: Sequence[str] | None = None) -> int:
         settle_on(case.device)
         return measure(case, own)
     except (Refused, Fault, OSError) as error:
-        print(error, file=sys.stderr)
+        say(str(error), sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        print(f"out of memory at batch {case.batch}; --batch takes fewer images", file=sys.stderr)
+        say(f"out of memory at batch {case.batch}; --batch takes fewer images", sys.stderr)
         return 1

@@ -13,6 +13,7 @@ from typing import Any
 
 from sat.bench.units import digits
 from sat.errors import is_out_of_memory
+from sat.loggers.screen import say, stage
 
 Row = dict[str, Any]
 # The most valuable first: name, cost beside the others of its part, and what gives rows.
@@ -45,7 +46,7 @@ class Book:
             return {}
 
     def say(self, line: str) -> None:
-        print(line, flush=True)
+        say(line)
         with self.text.open("a") as file:
             file.write(line + "\n")
 
@@ -63,6 +64,7 @@ class Book:
                 left.append(f"{part} {key}")
                 continue
             if not new:
+                stage(f"{part}: {key}")
                 new = [{"key": key, **row} for row in measured(key, work)]
                 slowest = max(slowest, (time.monotonic() - begun) / max(cost, 1))
             rows += new

@@ -7,7 +7,6 @@ training images do.
 
 import json
 import math
-import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sat.errors import Refused
-from sat.loggers.screen import duration, table
+from sat.loggers.screen import duration, table, to_copy
 from sat.report.runs import finished
 from sat.statistics import detectable, over_seeds, seeds_needed
 
@@ -117,8 +116,12 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
             f" or a smaller network (model.depth, model.width)."
         )
     place = own.spread or Path(jobs[0].spec.record.root)
-    told = f"no two finished runs in {place} differ in the seed alone: what seeds show isn't known"
-    if spread := spread_of(place, jobs[0].spec.config["choices"]["dataset"]):
+    dataset = jobs[0].spec.config["choices"]["dataset"]
+    told = (
+        f"What seeds show isn't known: no two finished runs of {dataset} in {place} differ in the"
+        " seed alone."
+    )
+    if spread := spread_of(place, dataset):
         sd, count, kinds = spread
         told = (
             f"Over seeds the robust accuracy varies by {sd:.2g} points (sd; {count} runs of {kinds}"
@@ -139,5 +142,5 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
     chosen = (uncut if uncut and uncut[-1].seeds >= 3 else few)[-1].words(asked)
     keys = {word.split("=")[0] for word in chosen}
     kept = [word for word in words if word.split("=")[0] not in keys]
-    line = shlex.join(["python", "-m", "sat.run", *kept, *chosen])
+    line = to_copy(["python", "-m", "sat.run", *kept, *chosen])
     return "\n".join([runs, "", table(head, rows), "", told, "", line])

@@ -1,20 +1,21 @@
-"""Tells beforehand what a command line of `sat.run` will do and cost; trains and writes nothing.
+"""Tells beforehand what a command line of `sat.run` will do and cost; trains and
+writes nothing.
 
     sat-forecast activation=gelu attack.steps=2
-    sat-forecast -m activation=relu,silu seed=0,1,2              # a sweep
-    sat-forecast --budget 10m experiment=activations dataset=cifar10    # what fits ten minutes
-    sat-forecast experiment=imagenet_resnet50 --tflops 300       # for another machine
+    sat-forecast -m activation=relu,silu seed=0,1,2         # a sweep
+    sat-forecast --budget 10m experiment=activations dataset=cifar10     # what fits
+    sat-forecast experiment=imagenet_resnet50 --tflops 300  # for another machine
     sat-forecast -m experiment=depth --measured outputs/benchmark --gpus 8
 
 `python scripts/forecast.py` is the same.
 """
 
-import argparse
 import json
 import logging
 import os
 import sys
-from argparse import Namespace
+import textwrap
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,22 +25,23 @@ from sat import config, sweep
 from sat.bench.units import count, seconds_of, size
 from sat.config import Spec
 from sat.errors import Fault, Refused, refusing
-from sat.launch import lasting_streams
-from sat.loggers.screen import duration, table
+from sat.loggers import screen
+from sat.loggers.screen import columns, duration, say, table
+from sat.loggers.usage import Parser
 
 LEGEND = """\
-Multiply-adds: of an image's forward. A unit is a forward, an input gradient or a weight gradient of
-an image; PGD-k trains at 2k + 3. Gradients of the input are counted image by image, of validations
-(with their probe) and of the evaluation: at most so many, as if every image were right when clean
-and stood, and best and last were two; an ensemble counts as 170 an image, as `strong` usually
-needs, and `autoattack` as seven times that.
-Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what
+Multiply-adds: of an image's forward. A unit is a forward, an input gradient or a weight gradient \
+of an image; PGD-k trains at 2k + 3. Gradients of the input are counted image by image, of \
+validations (with their probe) and of the evaluation: at most so many, as if every image were \
+right when clean and stood, and best and last were two; an ensemble counts as 170 an image, as \
+`strong` usually needs, and `autoattack` as seven times that.
+Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what \
 an update of a batch has beside them; a kernel's own scratch memory comes on top.
-The time is of training, validations and evaluation. Beside it: masking checks (at most so long),
+The time is of training, validations and evaluation. Beside it: masking checks (at most so long), \
 reading and decoding images, compilation, and the start of the program (some seconds)."""
 TRIED = "Time: this network tried on this machine, as busy as it is now."
 RATED = """\
-Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32;
+Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32; \
 2 FLOP a multiply-add for each unit. Precision auto is taken to be bf16."""
 GIB = (24, 80, 141)  # of a GPU
 
@@ -130,7 +132,7 @@ def summary(jobs: list[Told], own: Namespace) -> str:
             told = [key for key in rows[0] if key not in shared]
             lines += ["", table(told, [[row[key] for key in told] for row in rows])]
         notes = dict.fromkeys(job.note for job in good if job.note)
-        lines += ["", totals(jobs, own.gpus), "", *notes, LEGEND, rated(own)]
+        lines += ["", totals(jobs, own.gpus), "", *notes, prose(LEGEND), rated(own)]
     for number, job in enumerate(jobs):
         if job.refused:
             which = f"job {number} ({' '.join(job.overrides)}): " * (len(jobs) > 1)
@@ -139,7 +141,13 @@ def summary(jobs: list[Told], own: Namespace) -> str:
 
 
 def rated(own: Namespace) -> str:
-    return RATED.format(*own.tflops) if own.tflops else TRIED
+    return prose(RATED.format(*own.tflops) if own.tflops else TRIED)
+
+
+def prose(text: str) -> str:
+    """Its paragraphs in lines of at most 100 signs."""
+    room = min(columns() or 100, 100)
+    return "\n".join(textwrap.fill(line, room) for line in text.split("\n"))
 
 
 def totals(jobs: list[Told], gpus: int) -> str:
@@ -172,7 +180,7 @@ def rates(text: str) -> tuple[float, float]:
     """TFLOP/s of the training and of the evaluation: `50,25`, or `50` for both."""
     found = [float(part) for part in text.split(",")]
     if len(found) > 2 or not all(0 < rate < float("inf") for rate in found):
-        raise argparse.ArgumentTypeError(f"{text}: write one or two rates, finite and above 0")
+        raise ArgumentTypeError(f"{text}: write one or two rates, finite and above 0")
     return found[0], found[-1]
 
 
@@ -190,10 +198,7 @@ def measured(folder: Path) -> tuple[float, float]:
 
 def arguments(given: Sequence[str]) -> tuple[Namespace, list[str]]:
     """This program's own options, and the words for Hydra."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, usage="forecast.py [-m] [override ...] [options]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser("sat-forecast", "sat-forecast [-m] [override ...] [options]", __doc__)
     add = parser.add_argument
     add("--tflops", type=rates, metavar="X[,Y]", help="TFLOP/s sustained in training and, in"
         " float32, in the evaluation; tries nothing")  # fmt: skip
@@ -210,11 +215,11 @@ def arguments(given: Sequence[str]) -> tuple[Namespace, list[str]]:
 
 def main(given: Sequence[str] | None = None) -> int:
     """Exit codes: 0, or 2 where a run or the command line is refused."""
-    lasting_streams()
+    screen.set_up(logging.ERROR)
     own, words = arguments(sys.argv[1:] if given is None else given)
     for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # a reader of timm's would download
         os.environ[key] = "1"
-    logging.getLogger("sat").setLevel(logging.ERROR)
+    screen.stage("composing the runs")
     jobs: list[Told] = []
 
     def tell(cfg: Any, choices: dict[str, str], overrides: list[str]) -> None:
@@ -227,6 +232,7 @@ def main(given: Sequence[str] | None = None) -> int:
                 from sat.evaluation.reevaluate import reevaluated
 
                 spec = reevaluated(cfg, choices, overrides)
+            screen.stage("counting, and trying the network on this machine")
             forecast(spec, told, own, trains=cfg.evaluate is None)
         except (Refused, Fault, OSError) as error:
             told.refused = str(error)
@@ -241,7 +247,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
             text = f"{answer(jobs, words, own)}\n\n{rated(own)}"
     except ValueError as error:  # while composing
-        print(error, file=sys.stderr)
+        say(str(error), sys.stderr)
         return 2
-    print(text)
+    say(text)
     return 2 if any(job.refused for job in jobs) else 0

@@ -16,23 +16,23 @@ from typing import Any
 
 from sat.errors import Refused
 from sat.loggers.screen import table
-from sat.rundir.result import CLEAN, AttackResult, RunResult
+from sat.rundir.result import AttackResult, RunResult
 
 SEEDS = 3  # of a verdict
-ALIKE = {"autoattack": ("autoattack", "strong")}  # the second has the first one's verdicts
 
 
 @dataclass(frozen=True)
 class Number:
     """A published accuracy in percent, of `images` test images and the mean of `seeds` runs.
 
-    `checkpoint` is `last` or `best`, None where that could not be read; `chosen_on` says which
-    images chose it: `held-out`, `test`, None for `last`. `spread` is the standard deviation over
-    the seeds. `eps`, `steps` and `step` are those of the attack, in 1/255. `apart` is why it is not
-    of this network and code.
+    `attack` is `clean`, `autoattack`, by whichever name its ensemble was measured, or a name of the
+    recipe's evaluation. `checkpoint` is `last` or `best`, None where that could not be read;
+    `chosen_on` says which images chose it: `held-out`, `test`, None for `last`. `spread` is the
+    standard deviation over the seeds. `norm`, `eps`, `steps` and `step` are those of the attack, in
+    1/255. `apart` is why it is not of this network and code.
     """
 
-    attack: str  # clean, autoattack, or a name of the recipe's evaluation
+    attack: str
     percent: float
     checkpoint: str | None = None
     chosen_on: str | None = None
@@ -40,6 +40,7 @@ class Number:
     seeds: int | None = None
     spread: float | None = None
     network: str | None = None
+    norm: str = "linf"
     eps: float | None = None
     steps: int | None = None
     step: float | None = None
@@ -136,6 +137,8 @@ def _differs(number: Number, found: AttackResult) -> str | None:
     """How a measurement is another than the published one."""
     if found.images != number.images:
         return f"measured on {found.images:,} of {number.images:,} test images"
+    if found.norm not in (None, number.norm):
+        return f"measured in {found.norm}, where {number.norm} is published"
     for key in ("eps", "steps", "step"):
         asked, own = getattr(number, key), getattr(found, key)
         if asked is not None and own is not None and abs(asked - own) > 1e-3:
@@ -194,9 +197,15 @@ def seeds_of(result: RunResult, root: Path) -> list[RunResult]:
 
 
 def _measured(number: Number, result: RunResult) -> AttackResult | None:
-    part = result.measured.get(number.checkpoint or "last")
-    names = (CLEAN,) if number.attack == CLEAN else ALIKE.get(number.attack, (number.attack,))
-    return next((part.accuracies[n] for n in names if n in part.accuracies), None) if part else None
+    """What stands beside a published number; of several measurements by AutoAttack one that is
+    alike, then the package's own."""
+    if (part := result.measured.get(number.checkpoint or "last")) is None:
+        return None
+    if number.attack != "autoattack":
+        return part.accuracies.get(number.attack)
+    own = [each for letter in (True, False) for each in part.robust.values()
+           if each.is_autoattack(letter)]  # fmt: skip
+    return min(own, key=lambda found: _differs(number, found) is not None, default=None)
 
 
 def _published(number: Number) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sat.arguments import check_unit
 from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.transfer import drop_others
@@ -114,6 +115,7 @@ def conclude(
     files, before = files_of(result, spec.evaluation, run.directory), result
     check_names(result, files, spec.evaluation)
     evaluator.open(files)
+    warn_of_sizes(spec.evaluation.attacks, spec.config["dataset"])
     names = ", ".join(spec.evaluation.measured_by) or "clean accuracy"
     log.info(
         "measuring %s on %d test images: %s", " and ".join(files), len(evaluator.indices), names
@@ -137,7 +139,7 @@ def conclude(
     run.write_result(result)
     run.drop_checkpoints(spec.record.keep)
     screen.stage()
-    tell(result)
+    tell(result, run.told)
     compare(spec, result)
     log.info("\nresults in %s", run.directory)
     if spec.evaluation.curves:
@@ -204,15 +206,22 @@ def lacking(result: RunResult, which: str, evaluation: Evaluation) -> list[str]:
         or changes(found.settings or {}, evaluation.settings(name))
     ]
     worst, attacks = part.robust.get(WORST), evaluation.worst_over
-    lacks_worst = worst is None or not (
-        attacks in (worst.attacks, *(worst.milder or ()))
-        or (evaluation.limit is not None and worst.images > evaluation.limit)
-    )
-    if len(attacks) > 1 and (lacks_worst or {*names} & {*attacks}):
+    holds_worst = worst is not None and holds(worst) and is_over(worst, evaluation)
+    if len(attacks) > 1 and (not holds_worst or {*names} & {*attacks}):
         names.append(WORST)
     if not (part.clean and holds(part.clean)):
         names.append(CLEAN)
     return [*names, CORRUPTIONS] if lacks_corruptions(part, evaluation) else names
+
+
+def is_over(worst: AttackResult, evaluation: Evaluation) -> bool:
+    """Whether a worst case is over the attacks that are asked for, or over more of them on more
+    images."""
+    attacks, over = evaluation.worst_over, list(worst.attacks or ())
+    if attacks in (over, *(worst.milder or ())):
+        return True
+    more = evaluation.limit is not None and worst.images > evaluation.limit
+    return more and {*attacks} <= {*over}
 
 
 def lacks_corruptions(part: CheckpointResult, evaluation: Evaluation) -> bool:
@@ -247,6 +256,19 @@ def subset_covers(
     return seed == now[1] and now[0] is not None and limit >= now[0]
 
 
+def warn_of_sizes(attacks: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
+    """Warns where attacks of several norms are joined, and none is in the set's own ball."""
+    norm, eps = dataset["norm"], check_unit("eps", dataset["eps"], dataset["norm"])
+    names = [name for name, attack in attacks.items() if attack.norm == norm]
+    joined = len({attack.norm for attack in attacks.values()}) > 1
+    if joined and names and all(attacks[name].eps != eps for name in names):
+        balls = ", ".join(f"{attack.eps:g} in {attack.norm}" for attack in attacks.values())
+        log.warning(
+            "evaluation: its balls have sizes of their own, in 1/255 %s, where dataset.eps=%g;"
+            " evaluation.attacks.%s.eps=%g joins that one", balls, eps, names[0], eps,
+        )  # fmt: skip
+
+
 def check_names(result: RunResult, files: Mapping[str, Path], evaluation: Evaluation) -> None:
     """Warns of checkpoints that are gone. Raises Refused when the name of an attack is taken by one
     with other settings."""
@@ -258,7 +280,7 @@ def check_names(result: RunResult, files: Mapping[str, Path], evaluation: Evalua
             settings = evaluation.settings(name)
             before = part.measured[name].settings if name in part.measured else None
             if changed := changes(before or settings, settings):
-                raise Refused(taken(name, changed))
+                raise Refused(taken(name, changed, settings))
 
 
 def check_flags(evaluation: Evaluation, flags: Path) -> None:
@@ -271,8 +293,9 @@ def check_flags(evaluation: Evaluation, flags: Path) -> None:
             if (found := read_file(path := flags / f"{which}-{name}.npz")) is None:
                 continue
             outcomes_in(path, found)
-            if changed := changes(found["settings"], evaluation.settings(name)):
-                raise Refused(taken(name, changed))
+            settings = evaluation.settings(name)
+            if changed := changes(found["settings"], settings):
+                raise Refused(taken(name, changed, settings))
 
 
 # what was found -----------------------------------------------------------------------------------
@@ -291,7 +314,8 @@ def with_outcomes(
     if name == WORST:
         ties, names = outcomes.ties["attacked"], list(outcomes.names)
         union = len({evaluation.attacks[name].norm for name in names}) > 1
-        told = {"norm": "union" if union else None, "by_class": evaluator.by_class(outcomes.robust)}
+        told = {"norm": "union" if union else None, "subset": evaluation.subset,
+                "by_class": evaluator.by_class(outcomes.robust)}  # fmt: skip
         worst = AttackResult(**accuracy(outcomes.robust), **told, attacks=names, ties=ties)
         return result.with_part(which, part.with_attack(WORST, worst))
     if name in evaluation.curves:
@@ -406,10 +430,10 @@ def final_metrics(result: RunResult) -> dict[str, float]:
     return {**accuracies, "test/alarms": len(told_once(result.alarms))}
 
 
-def tell(result: RunResult) -> None:
-    """The table of a result, and its alarms."""
+def tell(result: RunResult, known: Collection[str] = ()) -> None:
+    """The table of a result, and its alarms; of those whose messages are `known` the names."""
     log.info("\n%s", summary(result))
-    for which, part in result.measured.items():
+    for which, part in once(result).items():
         for name, corrupted in part.corruptions.items():
             log.info("\n%s", corruptions.text(which, name, corrupted))
         for name, curve in part.curves.items():
@@ -421,23 +445,36 @@ def tell(result: RunResult) -> None:
                 text = "%s, %s: %d images are wrong by a tie, which argmax takes for right"
                 log.info(text, which, name, found.ties)
     for where, alarm in told_once(result.alarms):
-        log.warning("%s: %s", where, alarm.message)
+        told = f"{alarm.name}, as told above" if alarm.message in known else alarm.message
+        log.warning("%s: %s", where, told)
 
 
 def told_once(alarms: Sequence[Alarm]) -> list[tuple[str, Alarm]]:
-    """Alarms and where they are from; one of several checkpoints, which may be the same weights, is
-    one."""
+    """Alarms and where they are from; one of several checkpoints or attacks, told with the numbers
+    of the first, is one."""
     found: dict[tuple[Any, ...], list[Alarm]] = {}
     for alarm in alarms:
-        found.setdefault((alarm.epoch, alarm.attack, alarm.message), []).append(alarm)
+        found.setdefault((alarm.epoch, alarm.step, alarm.name), []).append(alarm)
     told = []
     for first, *others in found.values():
         where = f"epoch {first.epoch or 0:.2f}"
         if first.checkpoint is not None:
-            checkpoints = " and ".join(str(alarm.checkpoint) for alarm in (first, *others))
-            where = f"{checkpoints}, {first.attack or ''}"
+            same = [alarm for alarm in (first, *others) if alarm.message == first.message]
+            where = _places(same)
+            if len(same) <= len(others):
+                rest = _places([alarm for alarm in others if alarm not in same])
+                where = f"{where} ({rest} too, with other numbers)"
         told.append((where, first))
     return told
+
+
+def _places(alarms: Sequence[Alarm]) -> str:
+    """`last and best, pgd20`."""
+    checkpoints, attacks = (
+        " and ".join(dict.fromkeys(str(each) for each in found if each is not None))
+        for found in ([a.checkpoint for a in alarms], [a.attack for a in alarms])
+    )
+    return ", ".join(filter(None, [checkpoints, attacks]))
 
 
 _BALL = {"l2": "L2", "l1": "L1", "union": "union"}  # what is said of a ball not of L-inf
@@ -456,18 +493,39 @@ def compare(spec: Spec, result: RunResult) -> None:
 
 def summary(result: RunResult) -> str:
     """The table at the end of a run: clean and under each attack, with intervals."""
-    rows = []
-    for which, part in result.measured.items():
+    rows = list[list[str]]()
+    for which, part in once(result).items():
         label = f"{which} (epoch {part.epoch:.1f})" if part.step else "weights"
-        for name, found in part.accuracies.items():
-            size = _BALL.get(found.norm or "", "")
-            size = size if found.eps is None else f"{found.eps:g} {size}".strip()
-            spread = found.by_class
-            worst = f"{100 * spread.lowest:.1f} ({spread.worst})" if spread else ""
-            rows.append([label, name, size, f"{found.images:,}", percent(vars(found)), worst])
-            label = ""
-    head = ["checkpoint", "attack", "eps", "images", "accuracy (95 % interval)", "worst class"]
-    return table(head, rows)
+        rows += [[label, "", "", "", ""], *_rows(part)]
+    return table(["checkpoint, attack", "eps", "images", "accuracy (95 %)", "worst class"], rows)
+
+
+def once(result: RunResult) -> dict[str, CheckpointResult]:
+    """What was measured of each checkpoint, by its name; of `best` and `last` as one where they are
+    the same weights, of which the same is known."""
+    told = dict(result.measured)
+    if result.same_weights_as(LAST) in told and _known(told[BEST]) == _known(told.get(LAST)):
+        del told[LAST]
+        told = {f"{BEST} and {LAST}" if k == BEST else k: part for k, part in told.items()}
+    return told
+
+
+def _known(part: CheckpointResult | None) -> Any:
+    if part is None:
+        return None
+    found = {name: (each.images, each.accuracy) for name, each in part.accuracies.items()}
+    return found, [*part.curves], [*part.corruptions]
+
+
+def _rows(part: CheckpointResult) -> list[list[str]]:
+    rows = []
+    for name, found in part.accuracies.items():
+        size = _BALL.get(found.norm or "", "")
+        size = size if found.eps is None else f"{found.eps:g} {size}".strip()
+        spread = found.by_class
+        worst = f"{100 * spread.lowest:.1f} ({spread.worst})" if spread else ""
+        rows.append([f"  {name}", size, f"{found.images:,}", percent(vars(found)), worst])
+    return rows
 
 
 def short(found: AttackResult | None) -> str:

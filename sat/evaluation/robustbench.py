@@ -105,6 +105,7 @@ class Card:
     architecture: str
     clean: float
     robust: float
+    norm: str
     eps: float
     images: int
     source: str
@@ -114,7 +115,7 @@ class Card:
         measured = {"clean": self.clean, "autoattack": self.robust}
         numbers = [{"attack": attack, "percent": percent, "checkpoint": "last",
                     "images": self.images} for attack, percent in measured.items()]  # fmt: skip
-        numbers[1]["eps"] = self.eps
+        numbers[1] |= {"eps": self.eps, "norm": self.norm}
         source = f"{self.source}: {self.title}"
         return {"source": source, "network": self.architecture, "numbers": numbers}
 
@@ -123,17 +124,17 @@ def card_of(name: str, dataset: str, threat: str) -> Card | None:
     """The card of a model: its file below `model_info`, where RobustBench keeps them beside its
     code, else its row in the tables that the wheel brings; None where it has neither."""
     path = Path("model_info") / dataset / threat / f"{name}.json"
-    images = IMAGES[dataset]
+    norm, images = threat.lower(), IMAGES[dataset]
     if path.is_file():
         told = json.loads(path.read_text())
         robust = float(told.get("external") or told["autoattack_acc"])
-        numbers = float(told["clean_acc"]), robust, _eps(str(told["eps"])), images
+        numbers = float(told["clean_acc"]), robust, norm, _eps(str(told["eps"])), images
         return Card(told["name"], told["architecture"], *numbers, str(path))
     source = f"RobustBench {version('robustbench')}"
     for place, eps, cells in _rows(str(metadata("robustbench").json["description"])):
         if place == (dataset, threat) and cells[0] == name:
             clean, robust = (float(cell.rstrip("%")) for cell in cells[2:4])
-            return Card(cells[1], cells[4], clean, robust, eps, images, source)
+            return Card(cells[1], cells[4], clean, robust, norm, eps, images, source)
     return None
 
 

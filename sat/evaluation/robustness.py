@@ -5,7 +5,9 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from statistics import pstdev
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sat.acceleration.precision import float32
+from sat.arguments import check_choices
 from sat.attacks import PGD, AutoAttack, FastAutoAttack
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.series import ensemble_of
@@ -24,7 +27,7 @@ from sat.evaluation.masking_checks import masking_checks as look_for_masking
 from sat.evaluation.masking_checks import square_alarm
 from sat.evaluation.measure import accuracy
 from sat.evaluation.settings import check_attack
-from sat.evaluation.state import State
+from sat.evaluation.state import State, writing
 from sat.evaluation.store import digest_of
 from sat.evaluation.union import shares_by_class, union
 from sat.loggers.screen import percent, table
@@ -120,8 +123,9 @@ class Robustness:
         path = Path(path)
         text = json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n"
         arrays = {"standing": self.standing.numpy(), "adversarial": self.adversarial.numpy()}
-        write_whole(path.with_name(path.name + ".json"), lambda file: file.write(text.encode()))
-        write_whole(path.with_name(path.name + ".npz"), lambda file: np.savez(file, **arrays))
+        with writing(f"save: {path}"):
+            write_whole(path.with_name(path.name + ".json"), lambda file: file.write(text.encode()))
+            write_whole(path.with_name(path.name + ".npz"), lambda file: np.savez(file, **arrays))
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,22 @@ class Options:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
+        check_choices(self)
+        size = 1 if self.batch_size is None else self.batch_size
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+            raise ValueError(f"batch_size={size}: must be a whole number from 1")
         if self.masking_checks < 0:
             raise ValueError(f"masking_checks={self.masking_checks}: is a number of images, or 0")
+        if not isinstance(self.state, str | Path | None) or self.state == "":
+            raise ValueError(f"state={self.state}: must name a file")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Options":
+        """Raises TypeError, as Python does, for a word that is none of them."""
+        known = [each.name for each in fields(cls)]
+        for word in given.keys() - {*known}:
+            raise TypeError(f"evaluate: has no option {word}; there are {', '.join(known)}")
+        return cls(**given)
 
 
 def evaluate(
@@ -171,11 +187,11 @@ def evaluate(
     """
     if isinstance(eps, Mapping):
         return _in_each(model, images, labels, eps, attack, options)
-    began, asked = time.monotonic(), Options(**options)
+    began, asked = time.monotonic(), Options.of(options)
     attack, name = _attack(attack, eps, norm, asked.batch_size)
     labels = _checked(images, labels)
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    device = next(parameters, images).device
+    held = [model.parameters(), model.buffers()] if isinstance(model, nn.Module) else []
+    device = next(chain(*held), images).device
     with resting(model):
         net = adopt(model, images, device).eval()
         x, y = as_images(images.detach()), labels.to(device)
@@ -236,26 +252,30 @@ def _attack(attack: Any, eps: float | str, norm: str, batch_size: int | None) ->
 
 def _checked(images: Any, labels: Any) -> Tensor:
     """The labels, int64. Raises ValueError for images or labels that are none."""
-    if not isinstance(images, Tensor) or images.ndim not in (2, 4) or not len(images):
+    if not isinstance(images, Tensor) or images.ndim not in (2, 4) or not images.numel():
         kind = "" if isinstance(images, Tensor) else f"{type(images).__name__} "
         what = f"{kind}{list(getattr(images, 'shape', []))}"
-        raise ValueError(f"images: {what}; give a tensor [N, C, H, W], or flat [N, F]")
-    if not images.is_floating_point():
-        raise ValueError(
-            f"images: are {images.dtype}; give floats in [0, 1] (images.float() / 255)"
-        )
+        remedy = " (torch.from_numpy(images))" * isinstance(images, np.ndarray)
+        raise ValueError(f"images: {what}; give a tensor [N, C, H, W], or flat [N, F]{remedy}")
+    if images.layout != torch.strided or images.is_meta:
+        where = "on no device" if images.is_meta else f"{images.layout}"
+        raise ValueError(f"images: are {where}; give pixels, images.to_dense()")
+    if images.dtype != torch.float32:
+        remedy = "images.float()" + " / 255" * (not images.is_floating_point())
+        raise ValueError(f"images: are {images.dtype}; give float32 in [0, 1] ({remedy})")
     low, high = images.min().item(), images.max().item()
     if not (0 <= low and high <= 1):
         raise ValueError(
             f"images: lie in [{low:.3g}, {high:.3g}], not in [0, 1]; let the model normalise:"
             " torch.nn.Sequential(torchvision.transforms.Normalize(mean, std), model)"
         )
-    labels = torch.as_tensor(labels)
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            f"labels: {labels.dtype} {list(labels.shape)}; give one whole number an image"
-            f" [{len(images)}]"
-        )
+    wanted = f"give one whole number an image [{len(images)}]"
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"labels: {type(labels).__name__}, no numbers; {wanted}") from None
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels: {labels.dtype} {list(labels.shape)}; {wanted}")
     return labels.long()
 
 

@@ -89,7 +89,8 @@ class Evaluation:
 
     def _check_names(self) -> None:
         for name in self.measured_by:
-            if not name.replace("_", "").replace(".", "").isalnum() or name in TAKEN:
+            plain = str(name).replace("_", "").replace(".", "")
+            if not isinstance(name, str) or not plain.isalnum() or name in TAKEN:
                 raise ValueError(
                     f"{name}: letters, digits, '_' and '.' make a name, but {', '.join(TAKEN)}"
                 )

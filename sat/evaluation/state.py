@@ -1,7 +1,9 @@
 """An evaluation that goes on after a kill: its outcomes and adversarial points in one file."""
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sat.attacks.outcomes import AttackOutcomes
-from sat.rundir.checkpoint import write_whole
+from sat.attacks.outcomes import WRONG, AttackOutcomes
+from sat.evaluation.store import why
+from sat.rundir.checkpoint import Unwritable, write_whole
+from sat.rundir.files import regular
 
+log = logging.getLogger("sat")
 KEEP_EVERY = 20.0  # seconds; what a killed evaluation loses at most, beside the batch at hand
 _KEPT = ("fell", "passed", "seconds", "tied")
 
@@ -30,19 +35,22 @@ class State:
 
     def follow(self, path: Path, of: Mapping[str, str]) -> None:
         """Keeps all in `path` from now on, and takes over what it has; `of` says what it is of.
-        Raises ValueError for a file of something else."""
+        Raises ValueError for a file of something else, and for one that can't be written."""
         self.path, self.of = path, of
         if not path.exists():
+            with writing(f"state={path}"):
+                self._write(path)
             return
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb", opener=regular) as opened, np.load(opened) as file:
                 found = dict(file)
             other = [key for key, value in of.items() if str(found[key]) != value]
             kept = [torch.from_numpy(found[key]) for key in _KEPT]
             fallen, points = found["fallen"].tolist(), torch.from_numpy(found["points"])
             self.before = float(found["wall"])
+            self._check(kept, fallen, points)
         except Exception as error:
-            raise ValueError(f"state={path}: is no state of an evaluation ({error})") from None
+            raise ValueError(f"state={path}: is no state of an evaluation ({why(error)})") from None
         if other:
             raise ValueError(
                 f"state={path}: is of another {' and '.join(other)}; name another file"
@@ -50,6 +58,14 @@ class State:
         self.outcomes = AttackOutcomes(self.outcomes.names, *kept)
         self.outcomes.fallen = self._fallen
         self.points = dict(zip(fallen, points, strict=True))
+
+    def _check(self, kept: list[Tensor], fallen: list[int], points: Tensor) -> None:
+        """Raises ValueError for what is none of these images and attacks."""
+        now = [getattr(self.outcomes, key) for key in _KEPT]
+        alike = [(t.shape, t.dtype) for t in kept] == [(t.shape, t.dtype) for t in now]
+        whole = alike and len(fallen) == len(points) and {*fallen} <= {*range(len(now[0]))}
+        if not whole or not WRONG <= int(kept[0].min()) <= kept[0].max() < len(now[2]):
+            raise ValueError("not one verdict for each image")
 
     def images(self, clean: Tensor) -> Tensor:
         """The points where an image fell, and `clean` ones elsewhere; on the CPU."""
@@ -67,14 +83,33 @@ class State:
             self.keep()
 
     def keep(self) -> None:
-        """Writes all that is known, where there is a file for it."""
+        """Writes all that is known, where there is a file for it; one that can't be written any
+        more is said, and the evaluation goes on without."""
         if self.path is None:
             return
+        try:
+            with writing(f"state={self.path}"):
+                self._write(self.path)
+        except ValueError as error:
+            log.warning("%s; the evaluation goes on, and keeps nothing of what follows", error)
+            self.path = None
+
+    def _write(self, path: Path) -> None:
         began = time.monotonic()
         arrays: dict[str, Any] = {key: getattr(self.outcomes, key).numpy() for key in _KEPT}
         points = torch.stack([*self.points.values()]) if self.points else torch.empty(0)
         arrays |= {"fallen": np.array([*self.points], dtype=np.int64), "points": points.numpy()}
         arrays |= {**self.of, "wall": self.before + began - self.begun}
-        write_whole(self.path, lambda file: np.savez(file, **arrays))
+        write_whole(path, lambda file: np.savez(file, **arrays))
         self._written = time.monotonic()
         self._cost = self._written - began
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Raises ValueError, which begins with `what`, for a file that can't be written."""
+    try:
+        yield
+    except Unwritable as error:
+        reason = getattr(error.__cause__, "strerror", None) or error.__cause__
+        raise ValueError(f"{what}: can't be written ({reason})") from None

@@ -20,6 +20,7 @@ from sat.rundir.checkpoint import write_whole
 from sat.rundir.files import regular
 from sat.rundir.result import CHECKPOINTS
 
+OF_EVALUATION = {"attack", "restarts", "limit", "subset_seed", "search"}  # beside an attack's own
 LARGEST = 2**30  # bytes; a million images have about 12 million
 
 
@@ -51,14 +52,14 @@ class OutcomeStore:
         if found is None:
             return None
         if changed := changes(found["settings"], of.settings):
-            raise Refused(taken(of.attack, changed))
+            raise Refused(taken(of.attack, changed, of.settings))
         for key, now in (("weights", of.weights), ("images", self.images)):
             if str(found.get(key)) != now:
                 raise Refused(
                     f"{path}: was measured on other {key} than the run has now; move it away to"
                     " measure again"
                 )
-        rows = self._rows(of.attack, found)
+        rows = self._rows(of, found)
         return None if rows is None else self._outcomes(path, found, rows)
 
     def _of_same_weights(self, of: Measurement) -> tuple[Path, dict[str, Any] | None]:
@@ -69,7 +70,7 @@ class OutcomeStore:
                     return path, found
         return path, None
 
-    def _rows(self, attack: str, found: Mapping[str, Any]) -> np.ndarray | None:
+    def _rows(self, of: Measurement, found: Mapping[str, Any]) -> np.ndarray | None:
         """Where the images of this evaluation stand among those of a file [N]; None where this
         evaluation has all of them and more, and takes their place. Raises Refused for others."""
         now, before = self.indices.numpy(), found.get("indices")
@@ -79,7 +80,7 @@ class OutcomeStore:
             return np.flatnonzero(np.isin(before, now))
         if np.isin(before, now).all():
             return None
-        raise Refused(taken(attack, ["limit or subset_seed"]))
+        raise Refused(taken(of.attack, ["limit or subset_seed"], of.settings))
 
     def write(self, of: Measurement, outcomes: AttackOutcomes) -> None:
         """Keeps complete outcomes."""
@@ -189,17 +190,31 @@ def read_file(path: Path) -> dict[str, Any] | None:
 
 
 def damaged(path: Path, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or error
-    if "pickle" in str(reason):  # NumPy advises to load it
-        reason = "it holds objects, or is no archive of arrays"
-    return f"{path}: is damaged ({reason}); move it away to measure again"
+    return f"{path}: is damaged ({why(error)}); move it away to measure again"
 
 
-def taken(attack: str, changed: list[str]) -> str:
-    """The refusal of settings that are not those that the run has of an attack of this name."""
+def why(error: Exception) -> str:
+    """Why an archive of arrays can't be read."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    reason = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    # NumPy advises to load it
+    return "it holds objects, or is no archive of arrays" if "pickle" in reason else reason
+
+
+def taken(attack: str, changed: list[str], now: Settings) -> str:
+    """The refusal of settings that are not those that the run has of an attack of this name, with
+    the words that add one of the attacks here under a name that is free."""
+    told = [key for key in now if key in {*now.difference(), *changed} - OF_EVALUATION]
+    plain = not any(isinstance(now[key], dict) for key in ("attack", *told))
+    words = ""
+    if plain and {*changed} <= {*told} and "eps" in now and ":" not in now["attack"]:
+        name = f"{attack}_{now['eps']:g}" if "eps" in changed else f"{attack}_2"
+        own = "".join(f", {key}: {json.dumps(now[key])}" for key in told)
+        words = f": '+evaluation.attacks.{name}={{_target_: sat.attacks.{now['attack']}{own}}}'"
     return (
-        f"evaluation.attacks: {attack!r} was measured in this run with other"
-        f" settings ({', '.join(changed)}); give the new one another name"
+        f"evaluation.attacks: {attack!r} was measured in this run with other settings"
+        f" ({', '.join(changed)}); leave it as it was, and give the new one another name{words}"
     )
 
 

@@ -1,13 +1,20 @@
-"""What a run says on the screen: a progress bar, or plain lines where there is no terminal."""
+"""What the program says on the screen, in the width of the terminal: messages, tables, a progress
+bar, or plain lines where there is no terminal."""
 
+import atexit
+import gc
 import logging
+import math
 import os
+import shlex
+import shutil
 import sys
+import textwrap
 import threading
 import time
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 
@@ -22,15 +29,17 @@ class _Handler(logging.Handler):
     """Prints messages on standard output without tearing a progress bar."""
 
     label = ""
+    shows = False  # stages and bars
 
     def emit(self, record: logging.LogRecord) -> None:
         bad = record.levelno >= logging.WARNING
         stream = sys.stderr if bad else sys.stdout
         text = printable(self.format(record), kept="\n\t")
-        text = f"! {_cut(text)}" if bad else text
-        if self.label:
-            text = "\n".join(f"{self.label} | {line}" for line in text.strip("\n").splitlines())
-        tqdm.write(text + "\n", file=stream, end="")  # one write: others may use the screen, too
+        text = f"! {cut(text)}" if bad else text
+        before = f"{self.label} | " if self.label else ""
+        text = fitted(text.strip("\n") if before else text, stream, len(before))
+        text = "".join(f"{before}{line}\n" for line in text.split("\n"))
+        tqdm.write(text, file=stream, end="")  # one write: others may use the screen, too
         stream.flush()
 
 
@@ -39,22 +48,24 @@ def _warned(message: Warning | str, category: type[Warning], *place: Any, **more
     log.warning("%s: %s", category.__name__, " ".join(str(message).split()))
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
     """A line of bearable length: a message begins with the key and ends with the remedy, and what
     was given may be as long as it likes."""
     return text if len(text) <= 800 or "\n" in text else f"{text[:400]} ... {text[-390:]}"
 
 
-def set_up() -> None:
-    """Sends the program's messages to the screen, once a process; of the processes of one run the
-    first speaks, and the others tell their own faults."""
+def set_up(level: int = logging.INFO) -> None:
+    """Sends the program's messages, from a level on, to the screen, once a process; of the
+    processes of one run the first speaks, and the others tell their own faults."""
     lasting_streams()
     warnings.showwarning = _warned
     rank, _ = processes()
     log.disabled = False  # whatever Hydra was told of logging
-    log.setLevel(logging.ERROR if rank else logging.INFO)
+    log.setLevel(logging.ERROR if rank else level)
     log.propagate = False
+    _Handler.shows = not rank
     if not any(isinstance(handler, _Handler) for handler in log.handlers):
+        atexit.register(gc.freeze)  # else Python's end looks through all of torch: a second
         handler = _Handler()
         if rank:
             handler.setFormatter(logging.Formatter(f"process {rank}: %(message)s"))
@@ -72,21 +83,68 @@ def label(text: str) -> None:
     _Handler.label = text
 
 
+def say(text: str, stream: Any = None) -> None:
+    """Prints what a command was asked for, on standard output or another stream."""
+    stage()
+    print(fitted(printable(text, kept="\n\t"), stream or sys.stdout), file=stream, flush=True)
+
+
+def columns(stream: Any = None) -> int:
+    """How many signs a line of this terminal holds, standard output's or that of another stream;
+    0 where there is none, and a line may have any length."""
+    isatty = getattr(stream or sys.stdout, "isatty", None)
+    return max(shutil.get_terminal_size().columns, 20) if isatty and isatty() else 0
+
+
+def fitted(text: str, stream: Any = None, taken: int = 0) -> str:
+    """The text with its long lines broken where the terminal of this stream ends, between words;
+    what is left goes on below, set in. A word that is longer stays whole: it may be a path. The
+    first `taken` signs of each line are another's."""
+    room = columns(stream) - taken
+    lines = text.split("\n")
+    return text if room <= 0 else "\n".join(_broken(line, room) for line in lines)
+
+
+def _broken(line: str, room: int) -> str:
+    if len(line) <= room:
+        return line
+    margin = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(
+        line, max(room, 2 * len(margin)), subsequent_indent=margin, tabsize=4,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def to_copy(words: Sequence[str]) -> str:
+    """A command line, of which a long one is broken so that a shell takes it as it stands."""
+    room, lines = (columns() or math.inf) - 2, [""]
+    for word in map(shlex.quote, words):
+        if lines[-1].strip() and len(lines[-1]) + len(word) > room:
+            lines.append("  ")
+        lines[-1] += f"{word} "
+    return " \\\n".join(line.rstrip() for line in lines)
+
+
 # bars and stages ---------------------------------------------------------------------------------
 
 
 class _Bar(tqdm):
-    """A bar whose format knows this program's words for pace, time left and time passed."""
+    """A bar whose format knows this program's words for pace, time left and time passed; the last
+    stands behind the others where nothing has moved for some time."""
+
+    last_print_t = math.inf  # it has moved never yet
 
     @property
     def format_dict(self) -> dict[str, Any]:
         told = super().format_dict
         done, passed = told["n"] - told["initial"], max(told["elapsed"], 1e-9)
         rate = told["rate"] or done / passed
-        left = ""
+        left, clock = "", duration(passed)
         if done and told["total"]:
             left = f"  {duration((told['total'] - told['n']) / rate)} left"
-        return told | {"pace": _pace(rate, self.unit), "left": left, "clock": duration(passed)}
+        if self._time() - self.last_print_t > SILENT:
+            left += f" ({clock})"
+        return told | {"pace": _pace(rate, self.unit), "left": left, "clock": clock}
 
 
 def _pace(rate: float, unit: str) -> str:
@@ -99,48 +157,81 @@ def _bar(what: str, **given: Any) -> _Bar | None:
     """A bar that leaves nothing behind; None where nobody looks, or has no room for one."""
     if not sys.stderr.isatty() or not _speaks():
         return None
-    return _Bar(desc=what, dynamic_ncols=True, leave=False, smoothing=0.1, **given)
+    return _Bar(desc=what, dynamic_ncols=True, leave=False, smoothing=0.1, miniters=1, **given)
 
 
 def _speaks() -> bool:
-    return log.isEnabledFor(logging.INFO) and not _Handler.label
+    return _Handler.shows and not _Handler.label
 
 
-class _Stage(threading.Thread):
+class _Pulse:
+    """Does something every second, beside what goes on, until it is stopped; it rests while the
+    process forks: no thread may hold a lock then."""
+
+    living: ClassVar[set["_Pulse"]] = set()
+
+    def __init__(self, act: Callable[[], Any]):
+        self.act = act
+        self.living.add(self)
+        self.beat()
+
+    def beat(self) -> None:
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._run, args=(self.over,), daemon=True)
+        self.thread.start()
+
+    def _run(self, over: threading.Event) -> None:
+        while not over.wait(SILENT):
+            self.act()
+
+    def rest(self) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def stop(self) -> None:
+        self.rest()
+        self.living.discard(self)
+
+    @classmethod
+    def all_rest(cls) -> None:
+        for pulse in [*cls.living]:
+            pulse.rest()
+
+    @classmethod
+    def all_beat(cls) -> None:
+        for pulse in [*cls.living]:
+            pulse.beat()
+
+
+os.register_at_fork(
+    before=_Pulse.all_rest,
+    after_in_parent=_Pulse.all_beat,
+    after_in_child=_Pulse.living.clear,
+)
+
+
+class _Stage:
     """Shows what goes on: on a terminal at once, with a clock; else as a line after a second."""
 
     def __init__(self, what: str):
-        super().__init__(daemon=True)
-        self.what, self.over = what, threading.Event()
+        self.what, self.told = what, False
         self.bar = _bar(what, bar_format="{desc} ... {clock}")
+        self.pulse = _Pulse(self.show)
 
-    def run(self) -> None:
-        while not self.over.wait(SILENT):
-            if self.bar is None:
-                log.info("%s ...", self.what)
-                return
+    def show(self) -> None:
+        if self.bar is not None:
             self.bar.refresh()
-
-    def rest(self) -> None:
-        """Stops the clock."""
-        self.over.set()
-        self.join()
+        elif not self.told:
+            self.told = True
+            log.info("%s ...", self.what)
 
     def end(self) -> None:
-        self.rest()
+        self.pulse.stop()
         if self.bar is not None:
             self.bar.close()
 
 
 _stage: _Stage | None = None
-
-
-def _rest() -> None:
-    if _stage is not None:
-        _stage.rest()
-
-
-os.register_at_fork(before=_rest)  # no thread may hold a lock then
 
 
 def stage(what: str = "") -> None:
@@ -151,7 +242,6 @@ def stage(what: str = "") -> None:
         _stage = None
     if what and _speaks():
         _stage = _Stage(what)
-        _stage.start()
 
 
 class Progress:
@@ -162,6 +252,7 @@ class Progress:
         self.what, self.total, self.done, self.first = what, total, done, done
         self.unit, self.shown = unit, False
         self.bar: _Bar | None = None
+        self.pulse: _Pulse | None = None
         self.begun = self.said = time.monotonic()
 
     def show(self) -> None:
@@ -173,6 +264,7 @@ class Progress:
                 self.what, total=self.total, initial=self.done, unit=self.unit,
                 bar_format="{desc}{pace}{left} |{bar}|",
             )  # fmt: skip
+            self.pulse = _Pulse(self.bar.refresh) if self.bar is not None else None
         elif self.bar is not None:
             self.bar.refresh()
 
@@ -202,6 +294,8 @@ class Progress:
         log.info("%s", f"{text}{_pace(rate, self.unit)}{left}")
 
     def close(self) -> None:
+        if self.pulse is not None:
+            self.pulse.stop()
         if self.bar is not None:
             self.bar.close()
 
@@ -223,15 +317,29 @@ def percent(entry: dict[str, Any] | None) -> str:
     if entry is None:
         return "-"
     low, high = entry["ci95"]
-    return f"{entry['accuracy']:.1%} ({low:.1%} - {high:.1%})".replace("%", " %")
+    return f"{100 * entry['accuracy']:.1f} % ({100 * low:.1f} - {100 * high:.1f})"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Text columns, the first to the left and the others to the right."""
+    """Text columns, the first to the left and the others to the right; those that the terminal has
+    no room for follow below, beside the first once more."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    cells = lambda row: [  # noqa: E731
-        text.ljust(width) if i == 0 else text.rjust(width)
-        for i, (text, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    lines = ["  ".join(cells(row)).rstrip() for row in [head, *rows]]
+    room, parts = columns(), [[0]]
+    for i, width in enumerate(widths[1:], 1):
+        used = sum(widths[k] + 2 for k in parts[-1])
+        if 0 < room < used + width and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(i)
+    return "\n\n".join(
+        _part([[row[i] for i in part] for row in [head, *rows]], [widths[i] for i in part])
+        for part in parts
+    )
+
+
+def _part(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

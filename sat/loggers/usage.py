@@ -1,19 +1,23 @@
-"""What `--help` says: groups, options, and every key of the run as it stands with what it means,
-which is the comment beside it in the YAML files."""
+"""What `--help` says; of `sat.run` groups, options, and every key of the run as it stands with what
+it means, which is the comment beside it in the YAML files."""
 
+import argparse
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
+
+from sat.loggers.screen import fitted
 
 HEAD = """\
 sat: adversarial training with smooth activations
 
-  sat [group=option ...] [key=value ...]      one run; python -m sat.run is the same
+  sat [group=option ...] [key=value ...]      one run, as python -m sat.run is
   sat -m activation=relu,silu seed=0,1,2      a sweep: a run of each combination
   sat objective=trades --help                 the keys of another option
   sat evaluate=outputs/RUN evaluation=strong  a trained model, measured again
@@ -28,6 +32,21 @@ Groups, and their options:
 HIDDEN = ("sizes", "report", "published", "hydra/launcher")  # what is no choice of a run
 KEY = re.compile(r"( *)([^\s#:]+):(?!\S)(.*)")
 Config = Mapping[str, Any]
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes the words of a command beside `sat.run`. Its help is `about`, the options and what they
+    mean, in the width of the terminal; what it refuses is one line, exit code 2."""
+
+    def __init__(self, prog: str, usage: str | None, about: str | None):
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, usage, about, formatter_class=raw, allow_abbrev=False)
+
+    def format_help(self) -> str:
+        return fitted(super().format_help())
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, fitted(f"{self.prog}: {message}; see --help\n", sys.stderr))
 
 
 def text(config: Config, choices: Mapping[str, str | None], places: Sequence[Path]) -> str:

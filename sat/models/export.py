@@ -1,5 +1,4 @@
 """A run's model for whoever has timm: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
-`sat-export outputs/<run>` (or `python scripts/export.py outputs/<run>`) writes the folder.
 
 The folder holds the backbone, whose images are normalised by the `mean` and `std` of its
 `pretrained_cfg`. What timm can build by itself needs nothing of this package. For anything else the
@@ -7,12 +6,10 @@ folder names the architecture `sat`, which importing this module registers with 
 the run's own model, activation and shape.
 """
 
-import argparse
 import json
 import os
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +21,7 @@ from torch import nn
 
 from sat import config
 from sat.activations.swap import swap_activations
-from sat.launch import lasting_streams
 from sat.models import Classifier
-from sat.models.card import card_of
 from sat.models.weights import load, read_run
 from sat.rundir.result import RunResult
 
@@ -189,25 +184,3 @@ def how_to_load(folder: Path) -> str:
         'mean, std = (torch.tensor(net.pretrained_cfg[k]).view(-1, 1, 1) for k in ("mean", "std"))',
         "logits = net((images - mean) / std)  # images [B, C, H, W] in [0, 1]",
     ])  # fmt: skip
-
-
-def main(given: Sequence[str] | None = None) -> int:
-    lasting_streams()
-    parser = argparse.ArgumentParser(prog="export.py", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run's directory")
-    parser.add_argument("--which", choices=("best", "last"), default="best", help="the checkpoint")
-    parser.add_argument("--to", type=Path, help="a folder (default: <run>/export-<which>)")
-    parser.add_argument("--card", action="store_true", help="only print a card for RobustBench")
-    own = parser.parse_args(given)
-    folder = own.to or own.run / f"export-{own.which}"
-    try:
-        if own.card:
-            print(json.dumps(card_of(own.run, own.which), indent=2))
-            return 0
-        folder = export(own.run, folder, own.which)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{folder}: written, loaded by timm, and its logits are those of the run\n")
-    print(how_to_load(folder))
-    return 0

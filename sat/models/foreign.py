@@ -70,7 +70,8 @@ class Foreign(nn.Module):
         copied = memo[id(self)] = type(self).__new__(type(self))
         nn.Module.__init__(copied)
         if "function" in self.__dict__:
-            copied.__dict__ |= {"function": self.function, "flat": self.flat, "fixed": self.fixed}
+            copied.__dict__ |= {"function": self.function, "flat": self.flat, "fixed": self.fixed,
+                                "autocast": self.autocast}  # fmt: skip
             copied.place = self.place
             return copied.train(self.training)
         copied.__dict__ = deepcopy(self.__dict__, memo)
@@ -83,7 +84,10 @@ def adopt(model: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) ->
     Raises ValueError, in one line, for one that gives no logits.
     """
     if not callable(model):
-        raise ValueError(f"model: {type(model).__name__} is no function of images")
+        raise ValueError(
+            f"model: {type(model).__name__} is no function of images; give a module, or a function"
+            " (sat.load gives that of a run)"
+        )
     net = Foreign(model, x.shape[1:], device)
     few = as_images(x[:3]).to(device)
     try:

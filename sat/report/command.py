@@ -2,37 +2,42 @@
 
 sat-report outputs                    # tables and figures of all experiments
 sat-report outputs --experiment NAME  # of one
-sat-report outputs --keep FILE.jsonl  # adds the runs to a file, of which the same report comes
+sat-report outputs --keep FILE.jsonl  # adds the runs to a file, for the same report
 sat-report --status outputs           # finished, running, stopped, failed
 sat-report --compare RUN_A RUN_B      # image by image, with a paired test
 sat-report --transfer outputs         # images crafted on each run, counted on each other
 
-Tables go to the terminal and, as Markdown, HTML, CSV, PNG and SVG, into outputs/report.
+Tables go to the terminal and, as Markdown, HTML, CSV, PNG and SVG, into
+outputs/report.
 """
 
-import argparse
+import logging
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from sat.errors import Refused
-from sat.launch import lasting_streams
+from sat.loggers import screen
+from sat.loggers.screen import say
+from sat.loggers.usage import Parser
 from sat.report import pages, study
-from sat.report.runs import keep, printable
+from sat.report.runs import keep
 from sat.report.status import states
 
 
-def outcome(arguments: argparse.Namespace) -> None:
+def outcome(arguments: Namespace) -> None:
     """Prints what the command line asks for. Raises Refused where it can't be had."""
     given = arguments.experiment or arguments.to or arguments.page or arguments.keep
     if arguments.status and given or arguments.compare and (given or arguments.status):
         raise Refused("--status and --compare write nothing; leave the other options away")
+    screen.stage("reading the runs")
     if arguments.compare:
         if arguments.outputs:
             raise Refused("--compare: takes two runs, and no folder beside them")
         from sat.report.compare import compare
 
-        return print(pages.terminal(compare(*arguments.compare, arguments.checkpoint or "best")))
+        return show(compare(*arguments.compare, arguments.checkpoint or "best"))
     if arguments.checkpoint:
         raise Refused(f"--checkpoint {arguments.checkpoint}: belongs to --compare")
     if (place := arguments.outputs) is None:
@@ -40,28 +45,35 @@ def outcome(arguments: argparse.Namespace) -> None:
     if arguments.transfer:
         from sat.report.transfer import transfer
 
-        return print(printable(transfer(place, arguments.to or place / "report")))
+        return say(transfer(place, arguments.to or place / "report"))
     if arguments.status:
-        return print(printable(states(place)))
+        return say(states(place))
     report = study.read(place, arguments.experiment)
-    print(pages.terminal(pages.markdown(report)))
+    show(pages.markdown(report))
     alone = place.is_file() or (place / "config.yaml").is_file()
     if alone and arguments.page and not arguments.to:
         raise Refused(f"--page {arguments.page}: {place} is no folder of runs; name --to FOLDER")
     try:
         if arguments.to or not alone:
             folder = arguments.to or place / "report" / (arguments.experiment or "")
-            print(f"written: {write(report, folder, arguments.page or folder / 'report.md')}")
+            say(f"written: {write(report, folder, arguments.page or folder / 'report.md')}")
         if arguments.keep:
             keep(report.runs, arguments.keep)
-            print(f"kept: {arguments.keep}")
+            say(f"kept: {arguments.keep}")
     except OSError as error:
         raise Refused(f"{error.filename}: can't be written ({error.strerror})") from error
+
+
+def show(markdown: str) -> None:
+    text = pages.terminal(markdown)
+    screen.stage()
+    print(text, flush=True)
 
 
 def write(report: study.Report, folder: Path, page: Path) -> Path:
     """Figures and a CSV file a table, into a folder; the page as Markdown and HTML, which is
     returned."""
+    screen.stage("drawing figures")
     from sat.report.figures import draw
 
     for place in (folder, page.parent):
@@ -76,25 +88,25 @@ def write(report: study.Report, folder: Path, page: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    lasting_streams()
-    parser = argparse.ArgumentParser(
-        "sat-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    say = parser.add_argument
-    say("outputs", type=Path, nargs="?", help="a folder of runs (record.root), a run, or a file")
-    say("--experiment", metavar="NAME", help="only the runs of this experiment")
-    say("--to", type=Path, metavar="FOLDER", help="where to write (OUTPUTS/report)")
-    say("--page", type=Path, metavar="FILE.md", help="the Markdown page (FOLDER/report.md)")
-    say("--keep", type=Path, metavar="FILE", help="add the runs, without flags, to this file")
-    say("--status", action="store_true", help="list the runs and their state")
-    say("--compare", type=Path, nargs=2, metavar=("RUN_A", "RUN_B"), help="two run directories")
-    say("--transfer", action="store_true", help="who fools whom, after evaluation=transfer")
-    say("--checkpoint", choices=("last", "best"), help="which is compared (best)")
+    screen.set_up(logging.WARNING)
+    parser = Parser("sat-report", None, __doc__)
+    add = parser.add_argument
+    add("outputs", type=Path, nargs="?", help="a folder of runs (record.root), a run, or a file")
+    add("--experiment", metavar="NAME", help="only the runs of this experiment")
+    add("--to", type=Path, metavar="FOLDER", help="where to write (OUTPUTS/report)")
+    add("--page", type=Path, metavar="FILE.md", help="the Markdown page (FOLDER/report.md)")
+    add("--keep", type=Path, metavar="FILE", help="add the runs, without flags, to this file")
+    add("--status", action="store_true", help="list the runs and their state")
+    add("--compare", type=Path, nargs=2, metavar=("RUN_A", "RUN_B"), help="two run directories")
+    add("--transfer", action="store_true", help="who fools whom, after evaluation=transfer")
+    add("--checkpoint", choices=("last", "best"), help="which is compared (best)")
     try:
         outcome(parser.parse_args(arguments))
     except Refused as error:
-        print(printable(str(error)))
+        say(str(error))
         return 2
+    finally:
+        screen.stage()
     return 0
 
 

@@ -5,7 +5,6 @@ import csv
 import io
 import os
 import re
-import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,11 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.markdown import Markdown as Terminal
 
+from sat.errors import printable
+from sat.loggers.screen import columns
 from sat.report.collapse import count_of
 from sat.report.rows import label_of, name_of, shown_as
-from sat.report.runs import Measure, printable
+from sat.report.runs import Measure
 from sat.report.spec import OTHERS
 from sat.report.study import Report
 from sat.report.tables import Row, Table
@@ -55,12 +56,12 @@ def markdown(report: Report, figures: Sequence[Any] = (), page: Path = Path("rep
     before = None
     for table in report.tables:
         if (experiment := table.experiment) != before:
-            code = f" (`{experiment.name}`)" * (experiment.name != OTHERS)
+            code = f" (`{experiment.name}`)" * experiment.is_asked_for
             parts += [f"## {plain(experiment.title)}{code}"]
             parts += [wrap(plain(str(experiment.spec.get("question") or "")))]
             before = experiment
         parts += [f"### {plain(table.dataset)}" + f" ({table.number})" * (table.number > 1)]
-        parts += [wrap(plain(f"{table.setting}.")), grid(*cells_of(table))]
+        parts += [wrap(plain(f"{table.setting}.")), grid(*cells_of(table), keys=keys_of(table))]
         for figure in (figure for figure in figures if figure.table == table.name):
             link = quote(os.path.relpath(figure.png, page.parent)) if figure.png else ""
             parts += [f"![{plain(figure.text)}]({link})" if link else wrap(plain(figure.text))]
@@ -97,25 +98,47 @@ def items(lines: Iterable[str]) -> str:
     return "\n".join(wrap(line, "- ") for line in lines)
 
 
-def grid(head: Sequence[str], rows: Sequence[Sequence[str]], side: str = "---:") -> str:
-    """A Markdown table, its first column to the left and the others to that side."""
-    lines = [map(plain, head), ["---", *([side] * (len(head) - 1))]]
+def grid(
+    head: Sequence[str], rows: Sequence[Sequence[str]], side: str = "---:", keys: int = 1
+) -> str:
+    """A Markdown table, its first columns, the keys of a row, to the left and the others to that
+    side."""
+    lines = [map(plain, head), ["---"] * keys + [side] * (len(head) - keys)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *(map(plain, r) for r in rows)])
 
 
 def plain(text: str) -> str:
     """Text that Markdown takes as it is, whoever wrote it: in no cell a bar, nowhere emphasis, a
     tag, a formula or a sign that moves a terminal's cursor."""
-    text = re.sub(r"([\\|*<\[\]`&~$])", r"\\\1", " ".join(printable(text).split()))
+    text = re.sub(r"([\\|*<\[\]`&~$])", r"\\\1", printable(" ".join(text.split())))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # within a word it is none
 
 
 def terminal(text: str) -> str:
     """Markdown for the terminal, in its width; for a pipe in lines as long as need be."""
-    console = Console(width=None if sys.stdout.isatty() else 400, emoji=False, highlight=False)
+    room = columns() or 400
+    text = "\n\n".join(_narrow(part, room) for part in text.split("\n\n"))
+    console = Console(width=room, emoji=False, highlight=False)
     with console.capture() as shown:
         console.print(Terminal(text, hyperlinks=False))
-    return "\n".join(line.rstrip() for line in shown.get().strip().splitlines())
+    lines = "\n".join(line.rstrip() for line in shown.get().strip().splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines)
+
+
+def _narrow(part: str, room: int) -> str:
+    """A table of numbers as several, of which each fits and begins with the keys of the rows."""
+    lines = [re.split(r"(?<!\\) \| ", line[2:-2]) for line in part.split("\n")]
+    if not part.startswith("| ") or "---:" not in lines[1]:
+        return part
+    keys = lines[1].index("---:")
+    widths = [2 + max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    parts = [[*range(keys)]]
+    for k in range(keys, len(widths)):
+        if sum(widths[i] for i in [*parts[-1], k]) > room - 2 and len(parts[-1]) > keys:
+            parts.append([*range(keys)])
+        parts[-1].append(k)
+    tables = [[f"| {' | '.join(line[k] for k in one)} |" for line in lines] for one in parts]
+    return "\n\n".join(map("\n".join, tables))
 
 
 def html(text: str, page: Path) -> str:
@@ -170,6 +193,11 @@ def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
             title = f"{measure[1]} - {table.reference}"
             columns.append((title, lambda row, m=measure: difference(row, m)))
     return [title for title, _ in columns], [[cell(row) for _, cell in columns] for row in rows]
+
+
+def keys_of(table: Table) -> int:
+    """How many columns tell what a row is."""
+    return len(table.experiment.rows) + 1 if table.experiment.name == OTHERS else 1
 
 
 def count(value: float | None) -> str:

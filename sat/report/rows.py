@@ -7,7 +7,7 @@ from typing import Any
 
 from sat.identity import NEUTRAL, data_name
 from sat.report.runs import Measured, key_of
-from sat.report.spec import OTHERS, Experiment, is_number
+from sat.report.spec import FILES, OTHERS, Experiment, is_number
 
 # Activations as the literature writes them, in the order of rows.
 NAMES = {"relu": "ReLU", "parametric_softplus": "Parametric Softplus", "softplus": "Softplus",
@@ -98,7 +98,8 @@ def others(runs: Sequence[Measured]) -> Experiment:
     whatever is not the same in all of them, what was typed first, but for a key that varies just
     as one before does."""
     if runs[0].config.get("evaluate") is not None:
-        return Experiment(OTHERS, {"title": "Weights of files", "rows": ["evaluate"]})
+        told = {"rows": ["evaluate"], "varying": ["evaluate", "hash"]}
+        return Experiment(FILES, {"title": "Weights of files", **told})
     decided = {key for run in runs for key in run.decided}
     groups = {key.split(".")[0] for key in decided}
     typed = [key_of(word) for word in runs[0].result.overrides]

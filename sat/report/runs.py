@@ -130,11 +130,6 @@ def key_of(override: str) -> str:
     return str(override).split("=", 1)[0].lstrip("+~")
 
 
-def printable(text: str) -> str:
-    """Text without the signs that move a terminal's cursor."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text)
-
-
 def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, Refused) else f"{type(error).__name__}: {text}"
@@ -191,7 +186,7 @@ def measured(
             entries[which, attack] = replace(entry, settings=settings)
     decided = {key: value for key, value in told.identity.items() if key != "seed"}
     if (weights := config.get("evaluate")) is not None:  # a file's: no training has a part in it
-        decided = {"evaluate": weights}
+        decided = {"evaluate": weights, "hash": told.hash}  # which is by what the file holds
     return Measured(name, experiments, config, told, entries, flat(decided), **more)
 
 

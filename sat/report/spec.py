@@ -15,6 +15,7 @@ MEASURES = ("robust", "clean", "last robust", "last clean", BEHIND, COLLAPSE)
 EXTREMES = {"lowest": min, "highest": max}
 TUNED = "tuned"  # stands for the value whose runs are the most robust on held-out images
 OTHERS = "other_runs"  # stands for an experiment, of runs that were asked for under none
+FILES = "weights_of_files"  # stands for one, of networks that no run trained
 NODE = {  # see `misfit`
     "title?": str,
     "question?": str,
@@ -41,6 +42,11 @@ class Experiment:
     @property
     def rows(self) -> Sequence[str]:
         return self.spec["rows"]
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether its runs were begun by its name."""
+        return self.name not in (OTHERS, FILES)
 
     @property
     def title(self) -> str:

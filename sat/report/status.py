@@ -2,9 +2,10 @@
 Needs no torch."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
-from sat.loggers.screen import duration
+from sat.loggers.screen import cut, duration
 from sat.report.runs import FAULTS, metrics, name_in, one_line, runs_in, status
 from sat.rundir.untrusted import read_yaml
 
@@ -21,8 +22,11 @@ def states(root: Path) -> str:
         found.append(state)
         lines += [
             name_in(run, root),
-            textwrap.indent(textwrap.fill(f"{state}, {told}", 75), "    "),
-        ]
+            textwrap.fill(
+                f"{state}, {told}", 79, initial_indent="    ", subsequent_indent="    ",
+                break_long_words=False, break_on_hyphens=False,
+            ),
+        ]  # fmt: skip
     counts = ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found))
     return "\n".join([*lines, counts])
 
@@ -36,12 +40,15 @@ def state_of(run: Path) -> tuple[str, str]:
         shares = {"clean": best["clean"], **best["robust"]}
         told = ", ".join(f"{name} {each['accuracy']:.1%}" for name, each in shares.items())
         stopped = ", an evaluation stopped" * (run / "flags" / "partial").exists()
-        return state, f"{told}, took {duration(result['wall_seconds'])}{stopped}"
+        names = [alarm["name"] for alarm in result.get("alarms", ())]
+        return state, f"{told}, took {duration(result['wall_seconds'])}{stopped}{alarms(names)}"
     if fault := result.get("error"):
-        return state, " ".join(str(fault).split())[:200]
-    rows = [row for row in metrics(run)[0] if row.get("epoch")]
+        return state, cut(" ".join(str(fault).split()))
+    every = metrics(run)[0]
+    names = [str(row["alarm"]) for row in every if "alarm" in row]
+    rows = [row for row in every if row.get("epoch")]
     if not rows:
-        return state, "no metrics yet"
+        return state, f"no metrics yet{alarms(names)}"
     epochs = read_yaml(run / "config.yaml")["schedule"]["epochs"]
     epoch, seconds = rows[-1]["epoch"], rows[-1].get("seconds")
     told = f"epoch {epoch:g} of {epochs:g}"
@@ -49,4 +56,9 @@ def state_of(run: Path) -> tuple[str, str]:
         told += f", held out {held_out['val/clean']:.1%} clean {held_out['val/robust']:.1%} robust"
     if seconds:
         told += f", {duration(seconds * (epochs / epoch - 1))} left"
-    return state, told
+    return state, told + alarms(names)
+
+
+def alarms(names: Sequence[str]) -> str:
+    """The alarms of a run, each once."""
+    return f", ALARM: {', '.join(dict.fromkeys(names))}" if names else ""

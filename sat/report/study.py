@@ -10,7 +10,7 @@ from sat.report import runs as directories
 from sat.report.claims import compared, judged
 from sat.report.rows import heading, others, set_of, split
 from sat.report.runs import Left, Measured
-from sat.report.spec import OTHERS, Experiment, known, load
+from sat.report.spec import Experiment, known, load
 from sat.report.tables import Table, facts_of, primary, rows_of
 
 
@@ -83,7 +83,7 @@ def tables_of(experiment: Experiment, runs: Sequence[Measured]) -> list[Table]:
     own = [
         (dataset, -len(mine), setting)
         for (dataset, setting), mine in groups.items()
-        if experiment.name == OTHERS or any(experiment.name in run.experiments for run in mine)
+        if not experiment.is_asked_for or any(experiment.name in run.experiments for run in mine)
     ]
     tables: list[Table] = []
     for dataset, _, setting in sorted(own):

@@ -199,18 +199,23 @@ def facts_of(runs: Sequence[Measured], attack: str) -> dict[str, str]:
     told = [{**run.result.choices, **run.result.environment} for run in runs]
     words = [w for w in runs[0].result.overrides if all(w in r.result.overrides for r in runs)]
     entries = [(name, entry) for run in runs for (_, name), entry in run.entries.items()]
-    sizes = {f"{e.eps:g}/255 {e.norm}" for name, e in entries if name == attack and e.eps}
+    joined = {m for _, e in entries if e.norm == "union" for m in e.attacks or ()}
+
+    def sizes(*names: str) -> str:
+        balls = {f"{e.eps:g}/255 {e.norm}" for name, e in entries if name in names and e.eps}
+        return ", ".join(sorted(balls))
 
     def all_of(key: str, length: int | None = None) -> str:
         return ", ".join(sorted({str(each[key])[:length] for each in told if each.get(key)}))
 
     command = re.sub(r"(^|, )\S*/", r"\1", all_of("command"))
-    command = re.sub(r"(^|, )run\.py(?= |$)", r"\1python -m sat.run", command)
+    command = re.sub(r"(^|, )run\.py(?=[ ,]|$)", r"\1python -m sat.run", command)
     seconds = duration(sum(run.result.wall_seconds for run in runs))
     facts = {
         "command": command,
         "overrides": " ".join(words) * (not command),
-        f"eps of {attack}": ", ".join(sorted(sizes)),
+        f"eps of {attack}": sizes(attack),
+        "worst_case is the union of": sizes(*joined),
         "machine": all_of("device"),
         **{key: all_of(key) for key in ("python", "torch", "timm", "precision", "compile")},
         "commit": all_of("commit", 8),

@@ -17,7 +17,8 @@ def regular(path: str, flags: int) -> int:
         _refuse_others(os.lstat(path) if writing else os.stat(path), path)
     except FileNotFoundError:
         pass
-    file = os.open(path, flags | os.O_NONBLOCK, 0o666)  # of a pipe that came meanwhile as well
+    flags |= os.O_NONBLOCK | os.O_NOFOLLOW * bool(writing)  # for what came there meanwhile
+    file = os.open(path, flags, 0o666)
     try:
         _refuse_others(os.fstat(file), path)
     except OSError:

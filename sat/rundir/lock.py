@@ -23,6 +23,7 @@ log = logging.getLogger("sat")
 NAME, HELD = "lock", "lock.held"
 REFUSED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 BREAKING = 60.0  # seconds until who was to remove a dead process's file counts as dead, too
+OUTSIDE = "pid:[4026531836]"  # the processes of Linux that no container holds
 
 
 class Lock:
@@ -118,8 +119,8 @@ def _warn_once(root: Path, reason: str) -> None:
 
 
 def _holder(held: Path) -> dict[str, Any] | None:
-    """Who holds a directory by its file; None where it is there no more. One of another machine is
-    taken for alive, unless this is that machine, started anew."""
+    """Who holds a directory by its file; None where it is there no more. One of another machine, of
+    this name or another, is taken for alive, unless this is that machine, started anew."""
     try:
         holder = json.loads(read_text(held))
     except FileNotFoundError:
@@ -132,7 +133,8 @@ def _holder(held: Path) -> dict[str, Any] | None:
     if holder.get("host") != mine["host"]:
         return holder
     if holder.get("boot") != mine["boot"]:
-        return None
+        anew = mine["machine"] != "" and holder.get("machine") == mine["machine"]
+        return None if anew else holder
     if holder.get("processes") != mine["processes"]:
         return holder  # of another container, whose processes are not seen from here
     return holder if _lives(holder.get("process"), holder.get("began")) else None
@@ -153,17 +155,21 @@ def _remove(held: Path) -> None:
         if held.exists() and _holder(held) is None:
             held.unlink()
     finally:
-        breaking.rmdir()
+        with suppress(FileNotFoundError):  # another took this process for dead, and removed it
+            breaking.rmdir()
 
 
 def _oneself() -> dict[str, Any]:
-    """This process as no other is called: on which machine, since which start of it."""
-    boot = spaces = ""
+    """This process as no other is called: on which machine, since which start of it. What tells the
+    machine from others of its name is empty in a container, which has it from its image."""
+    boot = spaces = machine = ""
     with suppress(OSError):  # Linux alone has them
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         spaces = os.readlink("/proc/self/ns/pid")
+        if spaces == OUTSIDE:
+            machine = Path("/etc/machine-id").read_text().strip()
     mine = {"process": os.getpid(), "began": _state(os.getpid())[1], "boot": boot}
-    return {**mine, "host": socket.gethostname(), "processes": spaces}
+    return {**mine, "host": socket.gethostname(), "machine": machine, "processes": spaces}
 
 
 def _lives(process: Any, began: Any) -> bool:

@@ -56,6 +56,7 @@ class Run:
         self.flags = directory / "flags"
         self.growing = ["metrics.jsonl", "events.out.tfevents.*"]  # patterns
         self.loggers: Any = None
+        self.told: set[str] = set()  # messages of alarms that this process's screen has shown
 
     # metrics ------------------------------------------------------------------------------------
 
@@ -84,7 +85,8 @@ class Run:
             if not (length := lengths.get(path.name, 0)):
                 path.unlink()
             elif path.stat().st_size > length:  # a shorter one would be filled up with zeros
-                os.truncate(path, length)
+                with checkpoint.naming(path), open(path, "r+b", opener=regular) as file:
+                    file.truncate(length)
 
     def _growing(self) -> list[Path]:
         found = {path for pattern in self.growing for path in self.directory.glob(pattern)}

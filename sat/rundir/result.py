@@ -40,7 +40,7 @@ CLEAN, WORST, CORRUPTIONS = "clean", "worst_case", "corruptions"
 class _Plain:
     """Dataclasses that become plain JSON and are read back."""
 
-    more: dict[str, Any] = field(default_factory=dict)  # what no field here is called
+    more: dict[str, Any] = field(default_factory=dict, repr=False)  # what no field here is called
 
     def as_json(self) -> dict[str, Any]:
         """Without fields that are None and need not be given."""
@@ -107,7 +107,7 @@ class Member(Accuracy):
 class AttackResult(Accuracy):
     """A checkpoint's accuracy under one attack; clean; or in the worst case over attacks."""
 
-    subset: Chosen | None = None  # of clean accuracy; an attack has it among its settings
+    subset: Chosen | None = None  # clean, worst case; an attack has it among its settings
     eps: float | None = None  # 1/255
     norm: str | None = None  # linf, l2, l1; of the worst case over several: union
     steps: int | None = None
@@ -118,14 +118,34 @@ class AttackResult(Accuracy):
     attacks: list[str] | dict[str, Member] | None = None
     milder: list[list[str]] | None = None  # worst case: names over which it was no lower
     by_class: ClassSpread | None = None  # where every image's label is known
-    settings: Settings | None = None  # all that decides a verdict
-    environment: dict[str, Any] | None = None  # where it was measured: see `sat.rundir.environment`
+    settings: Settings | None = field(default=None, repr=False)  # all that decides a verdict
+    environment: dict[str, Any] | None = field(default=None, repr=False)  # where it was measured
 
     @property
     def chosen(self) -> Chosen:
         """Which test images it is of."""
         settings = self.settings or {}
         return self.subset or (settings.get("limit"), settings.get("subset_seed"))
+
+    def is_autoattack(self, letter: bool = True) -> bool:
+        """Whether AutoAttack's standard version measured it; else, all of its attacks as
+        `sat.attacks.FastAutoAttack` runs them."""
+        told = self.settings or {}
+        if letter:
+            return told.get("attack") == "AutoAttack" and told.get("version") == "standard"
+        whole = {"apgd-ce", "apgd-t", "fab-t", "square"} <= {*(told.get("attacks") or ())}
+        return told.get("attack") == "FastAutoAttack" and whole
+
+
+def _worse(old: AttackResult, found: AttackResult) -> AttackResult:
+    """Which of two worst cases stays: the newer one; but on the same images one that is milder
+    gives way to the old one, and so does one over fewer attacks and images."""
+    names, before = list(found.attacks or []), list(old.attacks or [])
+    if old.images > found.images and {*names} <= {*before}:
+        return old
+    if old.chosen == found.chosen and old.images == found.images and old.accuracy < found.accuracy:
+        return replace(old, milder=[*(old.milder or []), names])
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,16 +231,15 @@ class CheckpointResult(_Plain):
         return {**self.robust, **self.curves}
 
     def with_attack(self, name: str, found: AttackResult) -> Self:
-        """Keeps of two measurements under one name that on more images, or else the first; but a
-        worst case gives way to another on as many, unless that is the milder one."""
+        """Keeps of two measurements under one name that on more images, or else the first; of two
+        worst cases see `_worse`."""
         old = self.clean if name == CLEAN else self.robust.get(name)
-        if old and found.images < old.images + (name != WORST):
+        if old and name == WORST:
+            found = _worse(old, found)
+        elif old and found.images <= old.images:
             return self
         if name == CLEAN:
             return replace(self, clean=found)
-        if old and old.images == found.images and old.accuracy < found.accuracy:
-            names = [*(old.milder or []), list(found.attacks or [])]
-            found = replace(old, milder=names)
         return replace(self, robust={**self.robust, name: found})
 
     def with_curve(self, name: str, found: CurveResult) -> Self:
@@ -236,7 +255,7 @@ class CheckpointResult(_Plain):
         return replace(self, masking_checks={**self.masking_checks, found.attack: found})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunResult(_Plain):
     """A run: what was asked for, where it ran, and what came out."""
 
@@ -269,6 +288,14 @@ class RunResult(_Plain):
     last_raw: CheckpointResult | None = None  # `last` without the averaging of its weights
     alarms: list[Alarm] = field(default_factory=list)
     lengths: dict[str, Count] = field(default_factory=dict)  # bytes of the files that grow
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{which} {name} {100 * found.accuracy:.1f} %"
+            for which, part in self.measured.items()
+            for name, found in part.accuracies.items()
+        ]
+        return f"<{self.name}: {', '.join([self.status, *parts])}>"
 
     @classmethod
     def read(cls, directory: Path) -> Self | None:

@@ -6,29 +6,26 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 import torch
 
-from sat.acceleration.auto import THREADS
-from sat.attacks import Clean
 from sat.config import Spec
 from sat.data import Data, some_images
-from sat.data.fingerprint import facts_of, same_facts
+from sat.data.fingerprint import same_facts
 from sat.distributed import ALONE, World
 from sat.errors import Diverged, Fault, Lost, Stopped, is_out_of_memory, on_signals
 from sat.evaluation.alarm import Alarm
 from sat.evaluation.views import views
 from sat.loggers.screen import Progress
-from sat.models.weights import shape_of
 from sat.rng import seed_of
 from sat.rundir import checkpoint
-from sat.rundir.environment import environment
 from sat.rundir.record import Run
+from sat.training.best import Best
 from sat.training.loop import Stream
 from sat.training.memory import starved
 from sat.training.overfitting import Overfitting, chance_of, remedy_of
+from sat.training.resume import facts_for
 from sat.training.set_up import no_curvature, separate_batch_norm, untrained_average
 from sat.training.state import TrainState
 from sat.training.swa import estimate
@@ -48,18 +45,14 @@ class Callbacks:
     def __init__(self, spec: Spec, run: Run, data: Data, world: World = ALONE):
         self.spec, self.run, self.data, self.world = spec, run, data, world
         self.record, self.validation = spec.record, spec.validation
-        self.facts = {"hash": spec.hash, "dataset": facts_of(data), "shape": shape_of(data)}
-        self.best: dict[str, Any] | None = None
-        # Without adversarial training the most robust weights are those that learned nothing.
-        hardens = spec.objective.attacked is False  # by other means
-        self.selects = "clean" if isinstance(spec.attack, Clean) and not hardens else "robust"
+        self.facts, self.best = facts_for(spec, data), Best(spec)
         chance = chance_of(data.held_out.labels, len(data.classes))
         self.overfitting = Overfitting(chance, remedy_of(spec.attack))
         self.alarms: list[dict[str, Any]] = []
         self.seconds = self.training_seconds = 0.0
         self.asked_to_stop, self.asked = 0, 0.0
         self.held_out = ""  # what the last validation said, in a few characters
-        self.loss: float | None = None  # as logged last
+        self.loss: float | None = None  # as logged since the last line of an epoch
 
     def resume(self, state: TrainState, kept: dict[str, Any] | None) -> None:
         """Puts the training where a checkpoint stood, and forgets all that came later."""
@@ -74,7 +67,7 @@ class Callbacks:
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint, all written down and the clocks told."""
         return {
-            "best": self.best,
+            "best": self.best.kept,
             "overfitting": self.overfitting.state_dict(),
             "alarms": self.alarms,
             "seconds": [self.seconds + time.monotonic() - self.began, self.training_seconds],
@@ -82,7 +75,7 @@ class Callbacks:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.best, self.alarms = state["best"], state["alarms"]
+        self.best.kept, self.alarms = state["best"], state["alarms"]
         self.overfitting.load_state_dict(state["overfitting"])
         self.seconds, self.training_seconds = state["seconds"]
 
@@ -200,10 +193,9 @@ class Callbacks:
         found = self._validated(state, "average" if state.average else "weights")
         accuracies = {"val/clean": found.clean, "val/robust": found.robust}
         accuracies |= found.diagnostics
-        assert self.best
-        best = 100 * self.best["score"][0]
-        self.held_out = f" val {100 * found.clean:.1f}/{100 * found.robust:.1f} best {best:.1f}"
-        if found.counts and self.selects == "robust":
+        accuracy = f"{100 * found.clean:.1f}/{100 * found.robust:.1f}"
+        self.held_out = f" val {accuracy} best {self.best.percent:.1f}"
+        if found.counts and self.best.selects == "robust":
             self._warn(state, self.overfitting.check(*found.counts))
         if self.validation.weights == "either":
             raw = self._validated(state, "weights")
@@ -229,52 +221,27 @@ class Callbacks:
         given = (self.data.held_out, self.validation, self.spec.attack, state.plan.seed, self.world)
         net = state.measured if of == "average" else state.replicas.measured(state.model)
         found = validate(net, *given)
-        self._keep_best(state, found, net, of)
+        if self.best.offer(state, found, net, of):
+            self._write_best()
         return found
-
-    def _keep_best(
-        self, state: TrainState, found: Validated, model: torch.nn.Module, of: str
-    ) -> None:
-        clean, robust = found.clean, found.robust
-        score = [clean, robust] if self.selects == "clean" else [robust, clean]
-        if self.best is not None and not self._beats(self.best, score, state.step):
-            return
-        state.check_finite()
-        weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        self.best = {"step": state.step, "epoch": self._epoch(state), "clean": clean,
-                     "robust": robust, "score": score, "model": weights}  # fmt: skip
-        if state.average:
-            self.best["of"] = of
-        self._write_best()
-
-    def _beats(self, best: Mapping[str, Any], score: list[float], step: int) -> bool:
-        """Whether what was measured after `step` takes the place of `best`."""
-        if self.validation.ties == "later" and step > best["step"]:
-            return score[0] >= best["score"][0]
-        return score > best["score"]
-
-    def _epoch(self, state: TrainState) -> float:
-        return round(state.plan.epoch(state.step), 4)
 
     def _words(self, state: TrainState) -> str:
         """Where a training stands, as its bar says it: accuracies in percent, clean/robust; `best`
         is the one that chose the weights."""
-        total = self._epochs(state)
+        total = state.plan.epochs
         return f"ep {min(int(state.plan.epoch(state.step)) + 1, total)}/{total}{self.held_out}"
-
-    def _epochs(self, state: TrainState) -> int:
-        return max(1, ceil(state.plan.epoch(state.plan.steps) - 0.05))  # the last step rounds
 
     def _say_epoch(self, state: TrainState) -> None:
         """A line for each epoch that has ended."""
         plan, step = state.plan, state.step
-        at, total = int(plan.epoch(step)), self._epochs(state)
+        at: float = int(plan.epoch(step))
         if at == int(plan.epoch(step - 1)) and step < plan.steps:
             return
         loss = "" if self.loss is None else f" loss {self.loss:.3f}"
         held_out = self.held_out if plan.validates(step) else ""
-        at = total if step == plan.steps else at
-        self.progress.line(f"epoch {at}/{total}{loss}{held_out}")
+        at = plan.epochs if step == plan.steps else at
+        self.progress.line(f"epoch {at}/{plan.epochs}{held_out}{loss}")
+        self.loss = None
 
     def _say_once(self, state: TrainState) -> None:
         """What a run is told of its set-up: once, however often it is resumed."""
@@ -299,18 +266,19 @@ class Callbacks:
             self._warn(state, alarm)
 
     def _warn(self, state: TrainState, alarm: Alarm | None) -> None:
-        """An alarm goes to the log, the trackers and, in the end, the result."""
+        """An alarm goes to the log, `metrics.jsonl`, the trackers and, in the end, the result."""
         if alarm is None:
             return
-        epoch = self._epoch(state)
+        epoch = state.plan.told_epoch(state.step)
         self.alarms.append(replace(alarm, step=state.step, epoch=epoch).as_json())
         log.warning("epoch %.2f: %s", epoch, alarm.message)
-        images = state.step * state.plan.schedule.batch_size
+        self.run.told.add(alarm.message)
+        images = self._note(state, {"alarm": alarm.name})
         self.run.loggers.alarm(f"**{alarm.name}**: {alarm.message}", images)
 
     def _write_best(self) -> None:
-        if self.best is not None:
-            self.run.save_best({"facts": self.facts, **self.best})
+        if self.best.kept is not None:
+            self.run.save_best({"facts": self.facts, **self.best.kept})
 
     def look(self, state: TrainState) -> None:
         """Asks after every step: is there something to tell, is it time to save, or to stop?"""
@@ -332,11 +300,15 @@ class Callbacks:
 
     def write(self, state: TrainState, values: dict[str, float]) -> None:
         """One line of metrics.jsonl and a point of each curve."""
+        self.run.loggers.scalars(values, self._note(state, values))
+
+    def _note(self, state: TrainState, values: Mapping[str, Any]) -> int:
+        """One line of metrics.jsonl; gives the images seen so far."""
         images = state.step * state.plan.schedule.batch_size
         seconds = self.seconds + time.monotonic() - self.began
-        row = {"step": state.step, "epoch": self._epoch(state)}
+        row = {"step": state.step, "epoch": state.plan.told_epoch(state.step)}
         self.run.write_metrics({**row, "images": images, "seconds": round(seconds, 3), **values})
-        self.run.loggers.scalars(values, images)
+        return images
 
     def save(self, state: TrainState) -> None:
         """A checkpoint from which the run goes on as if never stopped."""
@@ -348,66 +320,6 @@ class Callbacks:
         self.world.all_max(0)  # others wait here for a slow disk, and not in a GPU's collective
         self.saved = self.ticked = time.monotonic()
         self.saved_step = state.step
-
-    def result(self, state: TrainState, status: str, **more: Any) -> dict[str, Any]:
-        """All of `result.json` that is known before the test set is touched."""
-        config, images = self.spec.config, state.step * state.plan.schedule.batch_size
-        chosen = lambda group: {"option": config["choices"].get(group), **config[group]}  # noqa: E731
-        return {
-            **self.untrained(state.model),
-            "status": status,
-            **more,
-            "attack": chosen("attack"),
-            "objective": chosen("objective"),
-            "regulariser": chosen("regulariser"),
-            "weight_attack": chosen("weight_attack"),
-            "choices": state.plan.choices,
-            "steps": state.step,
-            "skipped_steps": state.skips.skipped,
-            "multiply_adds": state.plan.image_cost,
-            "images": images,
-            "wall_seconds": round(self.seconds, 3),
-            "images_per_second": round(images / max(self.training_seconds, 1e-9), 1),
-            "best": self.best and {
-                **{key: self.best[key] for key in ("of",) if key in self.best},
-                "step": self.best["step"],
-                "epoch": self.best["epoch"],
-                "selected_by": f"{self.selects} accuracy on held-out training images",
-                "held_out": {key: self.best[key] for key in ("clean", "robust")},
-            },
-            "last": {"step": state.step, "epoch": self._epoch(state)},
-            "alarms": self.alarms,
-        }  # fmt: skip
-
-    def untrained(self, model: Any) -> dict[str, Any]:
-        """What `result` says, for weights of a file, of whose training nothing is known."""
-        config = self.spec.config
-        return {
-            "name": self.spec.name,
-            "hash": self.spec.hash,
-            "identity": self.spec.identity,
-            "configuration": self.spec.configuration,
-            "status": "trained",
-            "seed": self.spec.seed,
-            "environment": environment(model.mean.device),
-            "dataset": self.facts["dataset"],
-            "test_images": len(self.data.test),
-            "parameters": sum(p.numel() for p in model.parameters()) or None,  # None: out of sight
-            "activation": {"option": config["choices"].get("activation"), **config["activation"],
-                           "swapped": model.swap.swapped, "gates": list(model.swap.gates)},
-            "attack": None,
-            "objective": None,
-            "regulariser": None,
-            "weight_attack": None,
-            "choices": {"threads": THREADS},
-            "steps": 0,
-            "images": 0,
-            "wall_seconds": 0.0,
-            "images_per_second": None,
-            "best": None,
-            "last": {"step": 0, "epoch": 0.0},
-            "alarms": [],
-        }  # fmt: skip
 
     def _tick(self) -> None:
         """Adds what has passed since the last tick to the training's time."""

@@ -46,6 +46,15 @@ class Plan:
     def epoch(self, step: int) -> float:
         return self.schedule.epoch(step, self.images)
 
+    @property
+    def epochs(self) -> float:
+        """How many the run takes, as they are told: 40, 1.07. The last step rounds."""
+        total = self.epoch(self.steps)
+        return whole if abs(total - (whole := round(total))) < 0.05 and whole else round(total, 2)
+
+    def told_epoch(self, step: int) -> float:
+        return round(self.epoch(step), 4)
+
     def logs(self, step: int) -> bool:
         return step % self.log_every == 0 or step == self.steps
 

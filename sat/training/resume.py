@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.auto import DTYPES
-from sat.data.fingerprint import same_facts
+from sat.config import Spec
+from sat.data import Data
+from sat.data.fingerprint import facts_of, same_facts
+from sat.models.weights import shape_of
 from sat.objectives import Method
 from sat.rundir import checkpoint
 from sat.rundir.untrusted import misfit
@@ -45,6 +48,11 @@ _KEPT = {
     "sgd": {"momentum_buffer"}, "momentum": {"momentum_buffer"}, "adam": {"exp_avg", "exp_avg_sq"},
     "adamw": {"exp_avg", "exp_avg_sq"},
 }  # fmt: skip
+
+
+def facts_for(spec: Spec, data: Data) -> dict[str, Any]:
+    """What a checkpoint says of the run that it is of."""
+    return {"hash": spec.hash, "dataset": facts_of(data), "shape": shape_of(data)}
 
 
 def check_state(

@@ -3,25 +3,26 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sat.config import Spec
 from sat.training.state import TrainState
 
 
-def summary(config: Mapping[str, Any], facts: Mapping[str, Any], state: TrainState) -> str:
-    """`config` is the run's resolved config, `facts` what its callbacks know of data and shape."""
+def summary(spec: Spec, facts: Mapping[str, Any], state: TrainState) -> str:
+    """`facts` is what the run's callbacks know of data and shape."""
     choices = state.plan.choices
     lines = [
-        data_line(facts["dataset"], facts["shape"]) + extra_words(config["dataset"]),
-        model_line(config, state),
-        swap_line(config, state.model.swap),
+        data_line(facts["dataset"], facts["shape"]) + extra_words(spec.config["dataset"]),
+        model_line(spec, state),
+        swap_line(spec, state.model.swap),
         "attack: "
-        + described(config, "attack").replace("loss=auto", f"loss=auto (here {state.attack.loss})"),
-        f"objective: {described(config, 'objective')}",
+        + described(spec, "attack").replace("loss=auto", f"loss=auto (here {state.attack.loss})"),
+        f"objective: {described(spec, 'objective')}",
         *(
-            f"{group}: {described(config, group)}"
+            f"{group}: {described(spec, group)}"
             for group in ("regulariser", "weight_attack")
-            if config["choices"].get(group, "none") != "none"
+            if spec.choices.get(group, "none") != "none"
         ),
-        f"augment: {described(config, 'augment')}",
+        f"augment: {described(spec, 'augment')}",
         training_line(state),
         f"on: {state.device}"
         + f", {state.world.size} processes" * (state.world.size > 1)
@@ -32,11 +33,12 @@ def summary(config: Mapping[str, Any], facts: Mapping[str, Any], state: TrainSta
     return "\n".join(lines)
 
 
-def described(config: Mapping[str, Any], section: str) -> str:
-    """An option and its arguments: `pgd eps=8 steps=1`."""
-    words = [config["choices"].get(section, section)]
-    for key, value in config[section].items():
-        if key != "_target_" and value is not None:
+def described(spec: Spec, section: str) -> str:
+    """An option and its arguments, but for what it leaves switched off: `pgd eps=8 steps=1`."""
+    words = [spec.choices.get(section, section)]
+    for key, value in spec.config[section].items():
+        off = value is None or not value and key in spec.settings[section].usual
+        if key != "_target_" and not off:
             words.append(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}")
     return " ".join(words)
 
@@ -59,19 +61,19 @@ def extra_words(dataset: Mapping[str, Any]) -> str:
     return f"; {dataset['extra_fraction']:.3g} of each batch from {dataset['extra']}"
 
 
-def model_line(config: Mapping[str, Any], state: TrainState) -> str:
+def model_line(spec: Spec, state: TrainState) -> str:
     parameters = sum(p.numel() for p in state.model.parameters())
     cost = state.plan.image_cost / 1e6
     return (
-        f"model: {described(config, 'model')}: {parameters:,} parameters,"
+        f"model: {described(spec, 'model')}: {parameters:,} parameters,"
         f" {cost:,.1f} million multiply-adds an image"
     )
 
 
-def swap_line(config: Mapping[str, Any], swap: Any) -> str:
+def swap_line(spec: Spec, swap: Any) -> str:
     gates = ", ".join(swap.gates[:3]) + ", ..." * (len(swap.gates) > 3)
     return (
-        f"activation: {described(config, 'activation')}: "
+        f"activation: {described(spec, 'activation')}: "
         + (f"{len(swap.places)} kept;" if swap.kept else f"{swap.swapped} swapped, none left;")
         + f" {len(swap.gates)} gates left alone{': ' * bool(gates)}{gates}"
     )
@@ -88,7 +90,7 @@ def training_line(state: TrainState) -> str:
     )
     return (
         f"training: {plan.steps:,} steps of {schedule.batch_size} images,"
-        f" {plan.epoch(plan.steps):.2f} epochs; {schedule.optimizer}, {schedule.decay},"
+        f" {plan.epochs} epochs; {schedule.optimizer}, {schedule.decay},"
         f" learning_rate={schedule.learning_rate:g} for {schedule.learning_rate_batch} images"
         + extras
     )

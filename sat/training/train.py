@@ -27,12 +27,12 @@ from sat.objectives import Method
 from sat.rundir import checkpoint
 from sat.rundir.record import Run
 from sat.rundir.result import RunResult
-from sat.training import preflight
+from sat.training import outcome, preflight
 from sat.training.callbacks import Callbacks
 from sat.training.loop import fit
 from sat.training.optimizer import build_optimizer
 from sat.training.plan import Plan
-from sat.training.resume import check_memories, check_state, facts_in
+from sat.training.resume import check_memories, check_state, facts_for, facts_in
 from sat.training.state import TrainState
 from sat.training.summary import summary
 
@@ -115,7 +115,7 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
     def stream(step: int) -> Iterator[tuple[Tensor, Tensor]]:
         return loader.stream(rows, step, plan.steps)
 
-    text = summary(spec.config, callbacks.facts, state)
+    text = summary(spec, callbacks.facts, state)
     screen.stage("compiling the step" if plan.choices["compile"] else "taking the first step")
     log.info("%s\n%s", run.directory, text)
     try:
@@ -123,10 +123,10 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
             fit(state, stream, callbacks)
             callbacks.check_taken(state)
     except Diverged as error:
-        failed = callbacks.result(state, status="failed", error=str(error))
+        failed = outcome.trained(callbacks, state, "failed", error=str(error))
         run.write_result(RunResult.from_json(failed))
         raise
-    return callbacks.result(state, status="trained")
+    return outcome.trained(callbacks, state, "trained")
 
 
 def loader_of(spec: Spec, data: Data) -> Loader:
@@ -174,11 +174,11 @@ def plan_of(
 
 def take_over(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> dict[str, Any]:
     """Makes a run of no steps, whose checkpoint holds the weights of a file."""
-    callbacks, last = Callbacks(spec, run, data, world), run.checkpoints / "last.pt"
+    facts, last = facts_for(spec, data), run.checkpoints / "last.pt"
     if world.first and (before := facts_in(last)) is not None:  # of a measurement that was killed
-        same_facts(before, callbacks.facts)
-    state = {"step": 0, "model": model.state_dict(), "facts": callbacks.facts}
+        same_facts(before, facts)
+    state = {"step": 0, "model": model.state_dict(), "facts": facts}
     if world.first:
         checkpoint.save(last, state)
     run.rewind({})
-    return callbacks.untrained(model)
+    return outcome.untrained(spec, data, facts, model)
