@@ -139,6 +139,12 @@ def test_the_command_line_wins():
         ("attack._target_=sat.rundir.record.os.System", ["attack._target_"]),
         ("model.weights=nowhere.pt", ["model.weights=nowhere.pt"]),
         ("seed=", ["seed"]),
+        *(
+            (f"{key}=", [f"{key}=: is empty; name one"])
+            for key in ("dataset.extra", "model.weights", "record.root", "device", "evaluate")
+        ),
+        ("++logger.tensorboard=5", ["logger.tensorboard=5", "'logger=[tensorboard]'"]),
+        ("++logger.tensorboard=null", ["logger.tensorboard=None", "'logger=[tensorboard]'"]),
         ("seed=${nothing}", ["nothing"]),
         ("gelu", ["gelu", "group=option"]),
         ("attack.eps=8/256", ["attack.eps=8/256", "0.25/255"]),
@@ -147,7 +153,6 @@ def test_the_command_line_wins():
         ("dataset.norm=l3", ["dataset.norm=l3", "linf or l2 or l1"]),
         ("evaluation.attacks.pgd20.batch_norm=train", ["pgd20.batch_norm=train", "eval"]),
         ("+attack@evaluation.attacks.mine=none", ["evaluation.attacks.mine", "no attack"]),
-        ("record.root=''", ["record.root", "folder"]),
         ("schedule.clip=inf", ["schedule.clip=inf", "computes"]),
         ("objective.label_smoothing=2", ["objective.label_smoothing=2"]),
         ("dataset.image_size=100000", ["dataset.image_size=100000"]),
