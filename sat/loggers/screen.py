@@ -13,7 +13,8 @@ import textwrap
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from tqdm import tqdm
@@ -35,7 +36,7 @@ class _Handler(logging.Handler):
         bad = record.levelno >= logging.WARNING
         stream = sys.stderr if bad else sys.stdout
         text = printable(self.format(record), kept="\n\t")
-        text = f"! {_cut(text)}" if bad else text
+        text = f"! {cut(text)}" if bad else text
         before = f"{self.label} | " if self.label else ""
         text = fitted(text.strip("\n") if before else text, stream, len(before))
         text = "".join(f"{before}{line}\n" for line in text.split("\n"))
@@ -48,7 +49,7 @@ def _warned(message: Warning | str, category: type[Warning], *place: Any, **more
     log.warning("%s: %s", category.__name__, " ".join(str(message).split()))
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
     """A line of bearable length: a message begins with the key and ends with the remedy, and what
     was given may be as long as it likes."""
     return text if len(text) <= 800 or "\n" in text else f"{text[:400]} ... {text[-390:]}"
@@ -242,6 +243,17 @@ def stage(what: str = "") -> None:
         _stage = None
     if what and _speaks():
         _stage = _Stage(what)
+
+
+@contextmanager
+def showing(wanted: bool) -> Iterator[None]:
+    """Shows stages and bars meanwhile, or none: for a function that is called from Python."""
+    before, _Handler.shows = _Handler.shows, wanted and not processes()[0]
+    try:
+        yield
+    finally:
+        stage()
+        _Handler.shows = before
 
 
 class Progress:

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from sat.loggers.screen import duration
+from sat.loggers.screen import cut, duration
 from sat.report.runs import FAULTS, metrics, name_in, one_line, runs_in, status
 from sat.rundir.untrusted import read_yaml
 
@@ -22,8 +22,11 @@ def states(root: Path) -> str:
         found.append(state)
         lines += [
             name_in(run, root),
-            textwrap.indent(textwrap.fill(f"{state}, {told}", 75), "    "),
-        ]
+            textwrap.fill(
+                f"{state}, {told}", 79, initial_indent="    ", subsequent_indent="    ",
+                break_long_words=False, break_on_hyphens=False,
+            ),
+        ]  # fmt: skip
     counts = ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found))
     return "\n".join([*lines, counts])
 
@@ -40,7 +43,7 @@ def state_of(run: Path) -> tuple[str, str]:
         names = [alarm["name"] for alarm in result.get("alarms", ())]
         return state, f"{told}, took {duration(result['wall_seconds'])}{stopped}{alarms(names)}"
     if fault := result.get("error"):
-        return state, " ".join(str(fault).split())[:200]
+        return state, cut(" ".join(str(fault).split()))
     every = metrics(run)[0]
     names = [str(row["alarm"]) for row in every if "alarm" in row]
     rows = [row for row in every if row.get("epoch")]

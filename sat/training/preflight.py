@@ -216,7 +216,9 @@ def check_second_order(schedule: Schedule) -> None:
             )
 
 
-def check_processes(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool, size: int) -> None:
+def check_processes(
+    schedule: Schedule, attack: Attack, dataset: Any, on_gpu: bool, size: int
+) -> None:
     """Raises Refused, naming the key, for what `size` processes can't do."""
     if schedule.sync_batch_norm and not on_gpu:
         raise Refused(
@@ -266,7 +268,7 @@ def check_processes(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool,
         )
 
 
-def preflight(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
+def preflight(model: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> None:
     """Checks images x [B, C, H, W], labels y [B], model and attack against each other.
 
     Raises Refused with a sentence that says what is wrong; warns of what may be meant. In float32,
@@ -331,7 +333,7 @@ def warn_of_threat_models(training: Any, others: dict[str, Any]) -> None:
                         training.norm, name, attack.norm, training.norm)  # fmt: skip
 
 
-def warn_of_short_steps(attack: Any) -> None:
+def warn_of_short_steps(attack: Attack) -> None:
     """Steps that reach a small part of the ball: `step` is easily written for `steps`."""
     if isinstance(attack, PGD) and attack.eps and attack.norm != "l1":
         reach, eps = attack.steps * attack.step_size, float(attack.eps)
