@@ -141,10 +141,10 @@ def refuse_words(words: list[str]) -> None:
 
 def refuse_hidden(folder: Path) -> None:
     """Raises Refused for a file of --config-dir that is not read: Hydra takes ours of its name."""
-    for path in sorted(folder.rglob("*.yaml")):
-        ours = CONF / path.relative_to(folder)
+    for ours in sorted(CONF.rglob("*.yaml")):
+        path = folder / ours.relative_to(CONF)
         with suppress(OSError):  # what can't be read is told where it is
-            if ours.is_file() and not filecmp.cmp(path, ours, shallow=False):
+            if path.is_file() and not filecmp.cmp(path, ours, shallow=False):
                 raise Refused(
                     f"--config-dir: {path}: has the name of a file of this program, which is read"
                     " in its place; give yours another name"
