@@ -181,6 +181,15 @@ class Single(nn.Module):
         return self.net(x)
 
 
+class Halving(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(2 * x.mul_(0.5))
+
+
 def copied(model):
     other = small_network()
     other.load_state_dict(model.state_dict())
@@ -212,6 +221,7 @@ def exported(net, **dynamic):
 KINDS = {
     "a function": lambda net: lambda x: net(x),
     "that changes its images": lambda net: lambda x: net(2 * x.mul_(0.5)),
+    "a module that changes its images": lambda net: Halving(net),
     "pruned": pruned,
     "parametrised": lambda net: (
         nn.utils.parametrizations.weight_norm(net[0]), net)[1],
