@@ -140,6 +140,7 @@ def refuse_words(words: list[str]) -> None:
             "--experimental-rerun: would unpickle a file, which can run any code; write the"
             " overrides of that run instead (they are in its result.json)"
         )
+    config.refuse_lists(given.overrides)
     for word in given.overrides:
         key, _, value = word.partition("=")
         key = key.strip(" \t+~'\"")

@@ -212,10 +212,9 @@ def evaluate(
                     ensemble.run(net, own, y[rows], rng[rows], part)
             checks = None
             if asked.masking_checks:
-                at = torch.arange(0, len(x), -(-len(x) // asked.masking_checks))
-                few, stands = x[at.to(x.device)].to(device), kept.outcomes.robust[at].to(device)
-                at = at.to(device)
-                checks = look_for_masking(net, few, y[at], attack, rng[at], stands)
+                every = -(-len(x) // asked.masking_checks)
+                few, stands = x[::every].to(device), kept.outcomes.robust[::every].to(device)
+                checks = look_for_masking(net, few, y[::every], attack, rng[::every], stands)
     return replace(
         _result(kept.outcomes, labels.cpu(), checks), adversarial=kept.images(images),
         attack=settings, seconds=round(kept.before + time.monotonic() - began, 3),
