@@ -611,6 +611,12 @@ def test_windows_is_refused_in_a_line(monkeypatch):
         runpy.run_path(str(ROOT / "sat/__init__.py"))
 
 
+def test_where_the_packages_are_not_installed_a_line_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="^! sat: its packages are not installed here; source"):
+        runpy.run_path(str(ROOT / "sat/__init__.py"))
+
+
 def test_the_gpu_of_a_mac_is_refused_in_a_line(sat):
     assert "device=mps: nobody has tried" in one_line(sat("device=mps"))
 
