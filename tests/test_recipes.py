@@ -46,8 +46,11 @@ def published(name: str) -> Published:
     return Published.of(yaml.safe_load(FILES[name].read_text())["published"])
 
 
-def test_all_twelve_are_there():
+def test_all_twelve_are_there_and_in_the_tables():
     assert FILES.keys() == FACTS.keys()
+    readme, page = ((CONF.parent / name).read_text() for name in ("README.md", "docs/recipes.md"))
+    (row,) = (line for line in readme.splitlines() if line.startswith("| `recipe=` |"))
+    assert all(f"`{name}`" in row and f"\n| `{name}` |" in page for name in FACTS)
 
 
 @pytest.mark.parametrize("name", FACTS)
@@ -118,6 +121,12 @@ def test_a_file_opens_with_command_time_and_source(name):
     assert told.source.startswith("https://") and told.numbers
     for number in told.numbers:
         assert 20 < number.percent < 95 and number.images in (5_000, 10_000, 50_000)
+
+
+def test_a_recipe_goes_with_an_evaluation_that_has_its_attacks():
+    run = spec("recipe=sat2020", "evaluation=paper")
+    assert {name: run.evaluation.attacks[name].step for name in ("pgd20", "pgd200")} == {
+        "pgd20": 1.0, "pgd200": 1.0}  # fmt: skip
 
 
 def test_what_could_not_be_read_is_said():
@@ -199,6 +208,9 @@ WHOLE = Published("https://x", "ResNet-18", (NUMBER,))
 
 
 def test_a_verdict_is_given_where_like_is_compared_with_like():
+    usual = {"attack": "PGD", "loss": "auto", "start": "uniform", "restarts": 1}
+    pgd = replace(NUMBER, attack="pgd20", steps=20)
+    assert verdict(pgd, WHOLE, found(*HERE, steps=20, settings=usual)) == "reproduced"
     assert verdict(NUMBER, WHOLE, found(*HERE)) == "reproduced"
     assert verdict(NUMBER, WHOLE, found(*(a - 0.05 for a in HERE))) == "not reproduced"
 
@@ -214,6 +226,11 @@ def test_a_verdict_is_given_where_like_is_compared_with_like():
     (NUMBER, {}, found(*HERE, images=500), "on 500 of 10,000 test images"),
     (replace(NUMBER, steps=10), {}, found(*HERE, steps=5), "with steps=5, where 10"),
     (replace(NUMBER, eps=7.905), {}, found(*HERE, eps=8.0), "with eps=8, where 7.905"),
+    *((replace(NUMBER, attack="pgd20", steps=20), {},
+       found(*HERE, steps=20, settings={"attack": "PGD", "loss": "auto", "restarts": 1, **other}),
+       f"with {word}, where")
+      for other, word in (({"restarts": 9}, "restarts=9"), ({"loss": "margin"}, "loss=margin"),
+                          ({"start": "none"}, "start=none"), ({"attack": "APGD"}, "attack=APGD"))),
 ])  # fmt: skip
 def test_else_the_reason_is_told(number, recipe_says, here, reason):
     said = verdict(number, replace(WHOLE, **recipe_says), here)

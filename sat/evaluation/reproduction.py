@@ -29,7 +29,8 @@ class Number:
     recipe's evaluation. `checkpoint` is `last` or `best`, None where that could not be read;
     `chosen_on` says which images chose it: `held-out`, `test`, None for `last`. `spread` is the
     standard deviation over the seeds. `norm`, `eps`, `steps` and `step` are those of the attack, in
-    1/255. `apart` is why it is not of this network and code.
+    1/255; one with `steps` is PGD on cross-entropy from uniform starts, `restarts` of them. `apart`
+    is why it is not of this network and code.
     """
 
     attack: str
@@ -44,6 +45,7 @@ class Number:
     eps: float | None = None
     steps: int | None = None
     step: float | None = None
+    restarts: int = 1
     source: str | None = None
     apart: str | None = None
 
@@ -139,11 +141,24 @@ def _differs(number: Number, found: AttackResult) -> str | None:
         return f"measured on {found.images:,} of {number.images:,} test images"
     if found.norm not in (None, number.norm):
         return f"measured in {found.norm}, where {number.norm} is published"
-    for key in ("eps", "steps", "step"):
-        asked, own = getattr(number, key), getattr(found, key)
-        if asked is not None and own is not None and abs(asked - own) > 1e-3:
-            return f"measured with {key}={own:g}, where {asked:g} is published"
+    asked = {key: getattr(number, key) for key in ("eps", "steps", "step")}
+    own: dict[str, Any] = {key: getattr(found, key) for key in asked}
+    if number.steps is not None and found.settings:
+        asked |= {"attack": "PGD", "loss": "ce", "start": "uniform", "restarts": number.restarts}
+        own |= {key: found.settings.get(key) for key in ("attack", "loss", "start", "restarts")}
+        own["loss"] = own["loss"] if own["loss"] != "auto" else "ce"
+    for key, value in asked.items():
+        if value is not None and own[key] is not None and not _alike(value, own[key]):
+            return f"measured with {key}={_plain(own[key])}, where {_plain(value)} is published"
     return None
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return one == other if isinstance(one, str) else abs(one - other) <= 1e-3
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 # what is told ---------------------------------------------------------------------------------
