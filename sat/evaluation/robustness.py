@@ -211,8 +211,7 @@ def evaluate(
                     part.survey(net, own, y[rows])
                     ensemble.run(net, own, y[rows], rng[rows], part)
             checks = None
-            if asked.masking_checks:
-                every = -(-len(x) // asked.masking_checks)
+            if every := asked.masking_checks and -(-len(x) // asked.masking_checks):
                 few, stands = x[::every].to(device), kept.outcomes.robust[::every].to(device)
                 checks = look_for_masking(net, few, y[::every], attack, rng[::every], stands)
     return replace(
