@@ -17,10 +17,11 @@ setup: $(VENV)/ready ## make .venv with all that runs and tests need: make setup
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "sat needs Python 3.11 or newer; name one: make PYTHON=python3.12 setup"; exit 2; }
-	@echo "installing into $(VENV), once: torch and the rest, 6 GB with CUDA, some minutes; in another" \
-	  "environment, pip install -e . does the same"
+	@echo "installing into $(VENV), once: torch and the rest, 6 GB with CUDA, some minutes;"
+	@echo "in another environment, pip install -e . does the same"
 	@$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[sweep,optuna,dev]' $(if $(TORCH),'torch==$(TORCH)')
+	@$(BIN)/python -m pip install --quiet --upgrade --disable-pip-version-check pip || true  # a newer one shows progress
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[sweep,optuna,dev]' $(if $(TORCH),'torch==$(TORCH)')
 	@touch $@
 
 run: setup ## train, attack and record a run: make run ARGS="activation=gelu attack.steps=2"
@@ -57,6 +58,7 @@ status: setup ## list the runs in outputs: finished, running, stopped, failed
 
 docs: setup ## build the site of docs/, with the reference: site/index.html
 	@$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@echo "building site/index.html, half a minute"
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 clean: ## remove what can be made again; outputs/ and data/ stay

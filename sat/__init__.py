@@ -2,9 +2,12 @@
 model, and `sat.evaluate` measures any network."""
 
 import sys
+from importlib.util import find_spec
 
 if sys.platform == "win32":  # has no flock, no fork, and no signal that asks a run to save itself
     sys.exit("! sat runs on Linux and macOS; on Windows use WSL 2, which is a Linux")
+if find_spec("hydra") is None:
+    sys.exit("! sat: its packages are not installed here; source .venv/bin/activate, or make setup")
 
 __version__ = "0.1.0"
 
@@ -12,9 +15,11 @@ __version__ = "0.1.0"
 def train(*words, model=None, data=None):
     """Trains by the words of the command line: see `sat.python.train` for what it takes and gives.
 
+    ```python
     run = sat.train("activation=gelu", "attack.steps=2")
     print(run)
     logits = run.model(images)
+    ```
     """
     from sat.python import train
 
@@ -32,7 +37,9 @@ def load(run_directory, which="best", device="cpu", model=None):
 def evaluate(model, images, labels, eps=8, norm="linf", attack="strong", **options):
     """How robust any network is: see `sat.evaluation.robustness.evaluate` for what it takes.
 
+    ```python
     print(sat.evaluate(model, images, labels, eps=8))
+    ```
     """
     from sat.evaluation.robustness import evaluate
 

@@ -224,8 +224,8 @@ def check(plain: Mapping[str, Any]) -> Spec:
     config: dict[str, Any] = {"choices": choices}
     for key, hint in SCALARS.items():
         config[key] = convert(plain.get(key), hint, key)
-    if config.get("evaluate") is not None:
-        config["evaluate"] = os.path.expanduser(config["evaluate"])
+    _check_named(plain)
+    config["evaluate"] = config["evaluate"] and os.path.expanduser(config["evaluate"])
     if not 0 <= config["seed"] < 2**31:
         raise Refused(f"seed={config['seed']}: must be from 0 to {2**31 - 1}")
     parts, settings = {}, {}
@@ -253,6 +253,15 @@ def check(plain: Mapping[str, Any]) -> Spec:
     if plain.get("published") is not None:  # a recipe's, for the end of the run
         config["published"] = plain["published"]
     return Spec(config["seed"], config["device"], parts, choices, config, settings)
+
+
+def _check_named(plain: Mapping[str, Any]) -> None:
+    """Refuses a place or a name that is empty, as a variable of the shell is that nobody set."""
+    for key in (*PATHS, "model.name", "device", "evaluate"):
+        section, _, name = key.partition(".")
+        node = plain.get(section)
+        if (node.get(name) if name and isinstance(node, Mapping) else node) == "":
+            raise Refused(f"{key}=: is empty; name one, or leave it out")
 
 
 def _check_dataset(dataset: Any) -> None:
@@ -325,10 +334,8 @@ def _build(node: Any, path: str, partial_: bool = False) -> Built:
             raise Refused(f"{path}.{key}: is missing; write {path}.{key}=...")
         values[key] = _value(node.get(key, usual.get(key)), hints[key], f"{path}.{key}")
     given = {key: value.part for key, value in values.items()}
-    try:
+    with refusing(f"{path}."):
         built = cls(**given)
-    except ValueError as error:
-        raise Refused(f"{path}.{error}") from error
     typed: dict[str, Any] = {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
     told: dict[str, Any] = {}
     for key, value in values.items():
@@ -596,6 +603,19 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def refuse_lists(words: Sequence[str]) -> None:
+    """Raises Refused for several options of a group where a run has one: Hydra would lay the last
+    over those before, whose keys stay."""
+    for word in words:
+        key, _, value = word.partition("=")
+        group = re.split("[/@]", key.lstrip("+~"))[0]
+        if group in options() and group != "logger" and value.lstrip().startswith("["):
+            several = ",".join(re.findall(r"[\w.-]+", value)) or "one,another"
+            raise Refused(
+                f"{word}: a run has one option of {group}; several are a sweep: -m {key}={several}"
+            )
+
+
 def composed(words: Sequence[str]) -> Spec:
     """The checked run of a command line, as a single job; raises `Refused`."""
     return check(resolve(compose(words)[0]))
@@ -607,6 +627,7 @@ def compose(words: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
     import hydra
     from hydra.errors import HydraException
 
+    refuse_lists(words)
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra.compose("config", overrides=list(words), return_hydra_config=True)

@@ -62,6 +62,14 @@ def refusing(prefix: str, **keys: str) -> Iterator[None]:
         raise Refused(f"{prefix}{keys.get(key, key)}{equals}{rest}") from error
 
 
+def first_line(error: BaseException) -> str:
+    """What went wrong in code that is not ours, in a few words; of TorchScript its last line, which
+    says it."""
+    lines = str(error).strip().splitlines() or [""]
+    line = lines[-1 if "TorchScript interpreter" in lines[0] else 0]
+    return f"{type(error).__name__}: {line[:200]}"
+
+
 def printable(text: str, kept: str = "") -> str:
     """Text as a terminal may show it: signs that move a cursor, or have no place in UTF-8, are
     written out (`\\x1b`), but for those that are `kept`. Names of files and classes hold any."""

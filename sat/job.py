@@ -102,6 +102,8 @@ def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:
             text = "job %d has no %s: it is the baseline of those that have"
             log.info(text, at.job.num + 1, key)
         return config.check(resolved(cfg, choices, overrides, lacks))
+    if cfg.evaluate == "":
+        raise Refused("evaluate=: is empty; name a run directory or a file of weights")
     from sat.evaluation.reevaluate import reevaluated
 
     return reevaluated(cfg, choices, overrides)

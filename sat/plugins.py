@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
+from sat.errors import first_line
+
 VARIABLE = "SAT_PLUGINS"
 GROUP = "sat.plugins"
 TYPED = "SAT_SWEEP_TYPED"  # by which the worker processes of a sweep know it
@@ -55,6 +57,12 @@ def attribute_of(module: str, attribute: str, what: str, typed: bool = False) ->
             " before the command (or an entry point of that package in the group sat.plugins)"
         )
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = importlib.import_module(module)
+    except ImportError as error:
         raise ValueError(f"no such {what} ({error}); {top} must lie on PYTHONPATH") from error
+    except (Exception, SystemExit) as error:  # of any kind: the code is the user's
+        raise ValueError(f"importing {module} fails ({first_line(error)})") from error
+    try:
+        return getattr(found, attribute)
+    except AttributeError as error:
+        raise ValueError(f"no such {what} ({error})") from error

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -130,7 +131,7 @@ def refuse_words(words: list[str]) -> None:
                 f"{word}: is no UTF-8, as config.yaml is; give the place another name, or a link"
             ) from None
     parser = get_args_parser()
-    parser.error = refuse_option
+    parser.error = partial(refuse_option, words)
     given = parser.parse_args([word for word in words if word != "--version"])
     if given.config_dir:
         refuse_hidden(Path(given.config_dir))
@@ -139,6 +140,7 @@ def refuse_words(words: list[str]) -> None:
             "--experimental-rerun: would unpickle a file, which can run any code; write the"
             " overrides of that run instead (they are in its result.json)"
         )
+    config.refuse_lists(given.overrides)
     for word in given.overrides:
         key, _, value = word.partition("=")
         key = key.strip(" \t+~'\"")
@@ -167,15 +169,16 @@ def refuse_hidden(folder: Path) -> None:
                 )
 
 
-def refuse_option(message: str) -> NoReturn:
-    """Raises Refused for what argparse has to say of the options."""
+def refuse_option(words: list[str], message: str) -> NoReturn:
+    """Raises Refused for what argparse has to say of the options among the words."""
     unknown = message.removeprefix("unrecognized arguments: ")
     if unknown == message:
         raise Refused(f"{message}; see --help")
-    word, *rest = unknown.split(" ")
+    word = unknown.split(" ")[0]
     flag, _, value = word.partition("=")
     if key := config.meant(flag.lstrip("-").replace("-", "_")):
-        value = value or next(iter(rest), "VALUE")
+        rest = words[words.index(word) + 1 :] if word in words else []
+        value = value or next((other for other in rest[:1] if "=" not in other), "VALUE")
         raise Refused(f"{flag}: no such option; a key has no dashes: {key}={value}")
     raise Refused(f"{flag}: no such option; see --help")
 

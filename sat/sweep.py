@@ -382,7 +382,9 @@ def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from sat.config import one_line
+    from sat.config import one_line, refuse_lists
+
+    refuse_lists(words)
 
     def job(cfg: Any) -> None:
         at = HydraConfig.get()

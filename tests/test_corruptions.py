@@ -18,6 +18,7 @@ from sat.evaluation.measure import by_class
 from sat.evaluation.results import lacks_corruptions
 from sat.evaluation.settings import Evaluation
 from sat.rundir.result import CheckpointResult
+from sat.training.preflight import check_corruptions
 
 CPU = torch.device("cpu")
 EACH = 6  # images of a type and severity
@@ -130,9 +131,18 @@ def test_what_a_killed_evaluation_has_measured_is_kept_for_the_same_weights(colo
 def test_another_set_is_refused_in_one_line(spoil, words, colours, tmp_path):
     root = arrays(tmp_path / "set")
     spoil(root)
-    with pytest.raises(Refused, match=words) as told:
+    with pytest.raises(Refused, match=words):
         Corrupted(root, colours).split("fog", 1, CPU)
+    with pytest.raises(Refused, match=words) as told:
+        check_corruptions(Evaluation(corruptions=str(root)), colours)
     assert str(root) in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_set_that_can_not_be_measured_is_refused_before_anything_is_trained(sat, tmp_path):
+    (tmp_path / "none").mkdir()
+    done = sat(f"evaluation.corruptions={tmp_path / 'none'}")
+    assert done.code == 2 and "lacks gaussian_noise" in done.err and not done.runs
+    check_corruptions(Evaluation(), None)
 
 
 def test_severities_of_other_numbers_of_images_are_refused(colours, tmp_path):
@@ -152,6 +162,8 @@ def test_class_folders_of_another_set_are_refused(colours, tmp_path):
     (root / "fog" / "2" / "light").rename(root / "fog" / "2" / "grey")
     with pytest.raises(Refused, match="the class 'grey', which the data set has not"):
         Corrupted(root, colours).split("fog", 2, CPU)
+    with pytest.raises(Refused, match="the class 'grey', which the data set has not"):
+        Corrupted(root, colours).check()
     (root / "fog" / "1" / "light" / "0.JPEG").write_bytes(b"no image")
     from sat.data.sets import UnreadableImage
 

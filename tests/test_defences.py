@@ -9,10 +9,14 @@ from torch import nn
 
 import sat
 from sat.attacks import PGD, FastAutoAttack, MinimalNorm
+from sat.config import composed
 from sat.evaluation.curves import curve_result
 from sat.evaluation.masking_checks import masking_checks
 from sat.evaluation.measure import measure
+from sat.evaluation.settings import Evaluation
 from sat.rng import RowRng
+from sat.training.preflight import check_classes, check_packages
+from sat.training.train import attacks_of
 
 EPS = 25.0  # in 1/255, for the digits
 
@@ -216,3 +220,9 @@ def test_without_adv_lib_one_line_names_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "adv_lib", None)
     with pytest.raises(Refused, match="pip install --no-deps adv-lib"):
         minimal_norm.adv_lib()
+    with pytest.raises(Refused, match="pip install --no-deps adv-lib"):  # before a training
+        check_packages(Evaluation(curves={"mine": MinimalNorm(10)}))
+
+
+def test_a_curve_of_smallest_perturbations_is_had_for_any_number_of_classes():
+    check_classes(attacks_of(composed(["evaluation=minimal_norm"])), 2)

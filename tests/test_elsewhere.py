@@ -53,6 +53,9 @@ class Viewing(nn.Module):
 def fails():
     return 1 / 0
 
+def leaves():
+    raise SystemExit(3)
+
 def number():
     return 3
 """
@@ -120,12 +123,42 @@ def test_a_network_of_a_package_is_measured_like_a_run(sat, nets, tmp_path):
         ("their_nets.zoo:fails", r"fails\(\) fails \(ZeroDivisionError"),
         ("their_nets.zoo:number", "gives int; it must give a module"),
         ("their_nets.zoo:none", "no such function"),
+        ("their_nets.zoo:leaves", r"leaves\(\) fails \(SystemExit: 3\)"),
+        ("their_nets.broken:net", r"importing their_nets.broken fails \(SyntaxError: .*line 1"),
+        ("their_nets.leaving:net", r"importing their_nets.leaving fails \(SystemExit: 3\)"),
+        ("their_nets.nowhere:net", "No module named .*their_nets must lie on PYTHONPATH"),
     ],
 )
 def test_what_a_factory_is_refused_for(nets, word, says):
+    (nets / "broken.py").write_text("def net(:")
+    (nets / "leaving.py").write_text("raise SystemExit(3)")
     assert is_network(word)
     with pytest.raises(ValueError, match=says):
         programs.open_factory(word, typed=True)
+
+
+def test_words_of_a_training_measure_nothing(sat, nets):
+    """Its attack is refused, as what it is not; what else it has moves no number of the network."""
+    asked = ["evaluate=their_nets.zoo:Viewing", "evaluation=clean", "evaluation.limit=20",
+             "evaluation.masking_checks=0"]  # fmt: skip
+    done = sat(*asked, "attack=fgsm", tiny=False)
+    assert done.code == 2 and "attack=fgsm: nothing is trained with evaluate=" in done.err
+    done = sat(*asked, tiny=False)
+    again = sat(*asked, "schedule.epochs=3", tiny=False)
+    assert again.code == 0 and "is finished" in again.out and again.runs == done.runs, again.err
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_what_a_failing_network_says_is_one_line(nets):
+    """Of TorchScript's many lines the last."""
+    with pytest.raises(Refused, match=r"^model: fails on images .*three channels, please\)$"):
+        Given("x").bringing(lambda image: torch.jit.script(Picky()), "0")(1, 10, 8)
+
+
+class Picky(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[1] == 3, "three channels, please"
+        return x.flatten(1)
 
 
 def test_foreign_code_runs_only_where_it_is_named(nets, monkeypatch):

@@ -1,5 +1,7 @@
 """One flag an image, whatever the batch; intervals; restarts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -182,3 +184,23 @@ def test_ties_are_counted_and_kept(tmp_path):
     both = worst_of({"a": outcomes, "b": outcomes})
     assert both.ties["attacked"] == outcomes.ties["attacked"]
     assert torch.equal(both.robust, outcomes.robust) and torch.equal(both.clean, outcomes.clean)
+
+
+def test_outcomes_on_other_images_or_weights_never_meet(tmp_path):
+    """Whatever is kept, whole or in parts, by this checkpoint or another of the same weights."""
+    from sat.errors import Refused
+    from sat.evaluation.store import Measurement, OutcomeStore
+    from sat.identity import Settings
+
+    here, other = (OutcomeStore(tmp_path, torch.arange(4), name) for name in ("these", "those"))
+    of = Measurement("last", "pgd", Settings({"attack": "PGD"}), "weights")
+    here.write_partial(of, AttackOutcomes.new(("pgd",), 4), process=0)
+    assert here.read_partial(of) is not None and other.read_partial(of) is None
+    here.write(of, AttackOutcomes.new(("pgd",), 4))
+    assert len(here.read(replace(of, checkpoint="best")).fell) == 4
+    for store, asked, what in (
+        (other, of, "images"), (other, replace(of, checkpoint="best"), "images"),
+        (here, replace(of, weights="of another"), "weights"),
+    ):  # fmt: skip
+        with pytest.raises(Refused, match=f"measured on other {what} than the run has now"):
+            store.read(asked)

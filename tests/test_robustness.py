@@ -211,6 +211,7 @@ def exported(net, **dynamic):
 
 KINDS = {
     "a function": lambda net: lambda x: net(x),
+    "that changes its images": lambda net: lambda x: net(2 * x.mul_(0.5)),
     "pruned": pruned,
     "parametrised": lambda net: (
         nn.utils.parametrizations.weight_norm(net[0]), net)[1],
@@ -263,6 +264,16 @@ def test_a_network_without_gradient_is_measured_by_square_alone(digits):
     assert [alarm.name for alarm in found.alarms if alarm.name != "black_box"] == ["no_gradient"]
 
 
+class Unlucky(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("no way back\nat all")
+
+
 @pytest.mark.parametrize(
     "change, match",
     [
@@ -280,6 +291,7 @@ def test_a_network_without_gradient_is_measured_by_square_alone(digits):
         (dict(labels=lambda y: ["cat"] * 60), "labels: list, no numbers"),
         (dict(labels=lambda y: None), "labels: NoneType, no numbers"),
         (dict(labels=lambda y: y.to(torch.complex64)), r"labels: torch.complex64 \[60\]"),
+        (dict(model=lambda m: lambda x: Unlucky.apply(m(x))), "model: its gradient fails .*no way"),
         (dict(model=lambda m: "resnet18"), "model: str is no function of images; give a module"),
         (dict(images=lambda x: x[0]), r"images: \[1, 8, 8\]; give a tensor \[N, C, H, W\]"),
         (dict(images=lambda x: x[:0]), r"images: \[0, 1, 8, 8\]; give"),

@@ -388,8 +388,19 @@ def test_the_nearest_target_is_the_first_of_malt(norm, lengths):
     far = {1: 0.35 / lengths[0], 2: 0.3 / lengths[1], 3: 0.8 / lengths[2]}
     assert ranked("likeliest", model, x, y, norm).tolist() == [[2, 1, 3]]
     assert ranked("malt", model, x, y, norm).tolist() == [sorted(far, key=far.get)]
+    assert ranked("auto", model, x, y, norm).tolist() == [[2, 1, 3]]  # none is left out
     masked = nn.Sequential(model, WithoutTheThird())
     assert ranked("malt", masked, x, y, norm).tolist() == [[1, 3, -1]]
+
+
+def test_of_many_classes_the_nearest_nine_are_tried():
+    """By hand: class k is 11 - k behind and k steep, but the tenth, the likeliest, is flat."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 11)).requires_grad_(False)
+    model[1].weight.copy_(torch.tensor([*range(10), 0.05])[:, None])
+    model[1].bias.copy_(torch.tensor([0.0, *range(-10, 0)]))
+    x, y = torch.zeros(1, 1, 1, 1), torch.tensor([0])
+    assert ranked("likeliest", model, x, y, "linf").tolist() == [[*range(10, 1, -1)]]
+    assert ranked("auto", model, x, y, "linf").tolist() == [[*range(9, 0, -1)]]
 
 
 def test_malt_and_pma_fell_as_much(digits, monkeypatch):

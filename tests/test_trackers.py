@@ -140,5 +140,5 @@ def test_each_job_of_a_sweep_is_a_run_of_its_own(sat):
 def test_a_tracker_whose_package_is_missing_is_refused_before_anything_runs(name, sat, monkeypatch):
     monkeypatch.setattr("sat.loggers.base.find_spec", lambda _: None)
     done = sat(f"logger=[{name}]")
-    remedy = f"logger={name}: needs the package {name}: pip install {name}"
+    remedy = f"! logger={name}: needs the package {name}: pip install {name}"
     assert done.code == 2 and remedy in done.err and not done.runs

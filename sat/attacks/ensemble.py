@@ -22,7 +22,7 @@ from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.attacks.pool import Pool, Search
 from sat.attacks.shrinking import ShrinkingAPGDSearch
 from sat.attacks.square import SquareSearch
-from sat.attacks.targets import Choice, ranked
+from sat.attacks.targets import TRIED, Choice, ranked
 from sat.rng import Key, RowRng
 
 log = logging.getLogger("sat")
@@ -42,8 +42,8 @@ class FastAutoAttack(Ensemble):
     The attacks are those of `pyautoattack`'s standard version and run in the order of `attacks`.
     An image leaves with its first fall; one that stands has been through all of them. `targets`
     are tried from the second-highest clean logit down (`likeliest`), or by how near they are
-    (`malt`, see `sat.attacks.targets`); with K < 10 classes there are K - 1. `attacks` may name
-    `apgd-pma` too, APGD on the margin of probabilities. Where
+    (`malt`; `auto`: of more than ten classes; see `sat.attacks.targets`); with K < 10 classes there
+    are K - 1. `attacks` may name `apgd-pma` too, APGD on the margin of probabilities. Where
     bfloat16 pays and the model has an `autocast`, the search by gradients runs in it; only float32
     decides. Targets and queries that lead nowhere are given up early (see `sat.attacks.pool`);
     with `patience` None the attacks have their published length. `eps` is in 1/255.
@@ -56,7 +56,7 @@ class FastAutoAttack(Ensemble):
     eps: float | str = 8.0
     norm: Norm = "linf"
     attacks: tuple[str, ...] = ATTACKS
-    targets: Choice = "likeliest"
+    targets: Choice = "auto"
     batch_size: int | Literal["auto"] = field(default="auto", metadata={"identity": False})
     patience: float | None = 2.0
 
@@ -163,10 +163,10 @@ class FastAutoAttack(Ensemble):
 
     def _targets(self, network: Network, x: Tensor, y: Tensor, standing: Tensor) -> Tensor:
         """Nine classes of each image that stands at most [N, T], on the CPU; -1 for none."""
-        targets = torch.full((len(standing), 9), -1)
+        targets = torch.full((len(standing), TRIED), -1)
         for rows in standing.nonzero()[:, 0].split(256):
             part, labels = (of[rows.to(of.device)].to(network.device) for of in (x, y))
-            found = ranked(self.targets, network.exact, part, labels, self.norm)[:, :9]
+            found = ranked(self.targets, network.exact, part, labels, self.norm)
             targets[rows, : found.shape[1]] = found.cpu()
         return targets
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ LEVELS = 100  # of a curve
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
 
 
-class Level(NamedTuple):
+@dataclass(frozen=True)
+class Level:
     """A point of the curve, as an attack is told there."""
 
     eps: float  # in 1/255

@@ -1,4 +1,9 @@
-"""The classes that a targeted search leads to, those that promise the most first."""
+"""The classes that a targeted search leads to, those that promise the most first.
+
+On four networks of a hundred classes (two digits side by side), in twelve balls of L-inf, L2 and L1
+with 200 to 300 images each, MALT's order felled 7 images that the likeliest nine did not, all in
+L2, and left none that they felled, in 6 % more time; with ten classes all are tried anyway.
+"""
 
 import math
 from typing import Literal
@@ -8,22 +13,25 @@ from torch import Tensor, nn
 
 from sat.attacks.ball import Norm
 
-Choice = Literal["likeliest", "malt"]
+Choice = Literal["auto", "likeliest", "malt"]
+TRIED = 9  # at most
 LOOKED_AT = 100  # of the likeliest wrong classes, by MALT
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}  # the norm of a slope, by that of the way
 
 
 @torch.no_grad()
 def ranked(choice: Choice, model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
-    """The other classes of images x [B, C, H, W] [B, T], by their logits, or, with `malt`, the
-    likeliest of them by how near they are; -1 in place of those after the first whose logit is
-    -inf, which no point can reach. A label y of -1 is unknown."""
+    """Nine other classes of images x [B, C, H, W] at most [B, T]: the likeliest, or, with `malt`,
+    those that are the nearest; -1 in place of those after the first whose logit is -inf, which no
+    point can reach. `auto` is `malt` where not all can be tried. A label y of -1 is unknown."""
     logits = model(x)
     own = y.clamp_min(0)[:, None]
     others, classes = logits.scatter(1, own, -math.inf).sort(dim=1, descending=True, stable=True)
     classes[:, 1:][others[:, 1:] == -math.inf] = -1
     classes = classes[:, :-1]
-    return classes if choice == "likeliest" else by_distance(model, x, own, classes, norm)
+    if choice == "malt" or choice == "auto" and classes.shape[1] > TRIED:
+        classes = by_distance(model, x, own, classes, norm)
+    return classes[:, :TRIED]
 
 
 @torch.enable_grad()

@@ -210,6 +210,9 @@ def arguments(given: Sequence[str]) -> tuple[Namespace, list[str]]:
     own, words = parser.parse_known_args(given)
     if own.gpus < 1:
         parser.error(f"--gpus {own.gpus}: must be at least 1")
+    for word in words:
+        if word[:1] == "-" and word.split("=")[0] not in ("-m", "--multirun", "--config-dir"):
+            parser.error(f"{word}: no such option")
     return own, ["-m", *words] if own.budget and "-m" not in words else words
 
 

@@ -3,7 +3,7 @@
 perturbations")."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from sat.data.images import PaddedCrop
 from sat.data.memory import MemorySplit, resized
 from sat.data.sets import Data, Split
 from sat.data.stream import Reading, StreamSplit
-from sat.errors import Refused
+from sat.errors import Refused, refusing
 
 TYPES = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
@@ -75,6 +75,17 @@ class Corrupted:
                 " (<type>/<severity>/<class>/)"
             )
 
+    def check(self) -> None:
+        """Raises Refused for what can be told of the set without reading its images."""
+        one = replace(self, limit=1)
+        for kind in TYPES:
+            if self._array(kind).is_file():
+                one.split(kind, 1, torch.device("cpu"))
+                continue
+            with refusing(f"evaluation.corruptions={self.root}: "):
+                for severity in SEVERITIES:
+                    self._check_classes(self.root / kind / str(severity))
+
     def _array(self, kind: str) -> Path:
         return self.root / f"{kind}.npy"
 
@@ -82,10 +93,8 @@ class Corrupted:
         """The images of a type at a severity, from 1 to 5."""
         if self._array(kind).is_file():
             return self._of_array(kind, severity, device)
-        try:
+        with refusing(f"evaluation.corruptions={self.root}: "):
             return self._of_folder(self.root / kind / str(severity), device)
-        except ValueError as error:
-            raise Refused(f"evaluation.corruptions={self.root}: {error}") from None
 
     def _of_array(self, kind: str, severity: int, device: torch.device) -> Split:
         images, labels = _read(self._array(kind)), self._labels
@@ -125,9 +134,12 @@ class Corrupted:
             )
         return torch.from_numpy(labels.astype(np.int64))
 
-    def _of_folder(self, folder: Path, device: torch.device) -> Split:
+    def _check_classes(self, folder: Path) -> None:
         if unknown := sorted({*class_folders(folder)} - {*self.data.classes}):
             raise ValueError(f"{folder} has the class {unknown[0]!r}, which the data set has not")
+
+    def _of_folder(self, folder: Path, device: torch.device) -> Split:
+        self._check_classes(folder)
         files = sorted_files(folder, list(self.data.classes))
         count, test = len(files.labels), self.data.test
         chosen = torch.arange(0, count, max(1, -(-count // (self.limit or count))))

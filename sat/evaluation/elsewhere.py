@@ -1,6 +1,7 @@
 """`evaluate=` a network that is none of this program's: a file that holds one whole, a function of
 a package, a model of RobustBench. It becomes a run of no steps, like weights from a file."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def is_network(word: str) -> bool:
 def of_network(cfg: Any, choices: Mapping[str, str], overrides: Sequence[str]) -> Spec:
     """The spec of the network that `cfg.evaluate` names. Raises Refused, in one line, for what
     can't be opened."""
+    refuse_attack(overrides, cfg.evaluate)
     whose = f"the network of evaluate={cfg.evaluate}"
     refuse_other_words(overrides, ("model", "activation"), whose)
     plain = config.resolve(cfg)
@@ -41,6 +43,16 @@ def of_network(cfg: Any, choices: Mapping[str, str], overrides: Sequence[str]) -
         raise Refused(f"evaluate={cfg.evaluate}: {error}") from None
     spec = config.check(plain)
     return spec.bringing(model=spec.model.bringing(make, content))
+
+
+def refuse_attack(overrides: Sequence[str], place: str) -> None:
+    """Raises Refused for a word about the attack of a training, which would measure nothing."""
+    for word in overrides:
+        if re.fullmatch(r"[+~]*attack([.=].*)?", word):
+            raise Refused(
+                f"{word}: nothing is trained with evaluate={place}; what measures it is"
+                " evaluation=OPTION, and of its attacks evaluation.attacks.<name>.eps=... and so on"
+            )
 
 
 def _opened(word: str, plain: dict[str, Any], typed: bool) -> tuple[Make, str]:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from sat.acceleration.precision import float32
 from sat.arguments import check_choices
@@ -30,6 +29,7 @@ from sat.evaluation.settings import check_attack
 from sat.evaluation.state import State, writing
 from sat.evaluation.store import digest_of
 from sat.evaluation.union import shares_by_class, union
+from sat.loggers import screen
 from sat.loggers.screen import percent, table
 from sat.models.foreign import NO_GRADIENT, adopt, as_images, has_gradient, resting
 from sat.rng import RowRng, seed_of
@@ -93,7 +93,7 @@ class Robustness:
         sizes = "; ".join(f"{norm}, eps {eps:g}/255" for norm, eps in sizes.items())
         how = f"{self.attack['name']}, {sizes}"
         lines = [f"{how}: {images:,} images in {self.seconds:.0f} s"]
-        lines.append(table(["attack", "felled", "accuracy (95 % interval)"], rows))
+        lines.append(table(["attack", "felled", "accuracy (95 %)"], rows))
         low, high = self.classes[worst], max(self.classes.values())
         spread = (
             f"worst class {worst}: {low:.1%}, best {high:.1%},"
@@ -102,7 +102,8 @@ class Robustness:
         lines.append(spread.replace("%", " %"))
         if ties := sum(self.ties.values()):
             lines.append(f"{ties} images count as wrong by a tie, where argmax says right")
-        return "\n".join([*lines, *(f"! {alarm.name}: {alarm.message}" for alarm in self.alarms)])
+        lines += [f"! {alarm.name}: {alarm.message}" for alarm in self.alarms]
+        return screen.fitted("\n".join(lines))
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the images, as plain values."""
@@ -192,7 +193,8 @@ def evaluate(
     labels = _checked(images, labels)
     held = [model.parameters(), model.buffers()] if isinstance(model, nn.Module) else []
     device = next(chain(*held), images).device
-    with resting(model):
+    with screen.showing(asked.progress), resting(model):
+        screen.stage("looking at the network and the images")
         net = adopt(model, images, device).eval()
         x, y = as_images(images.detach()), labels.to(device)
         _check_classes(net, x, y, attack)
@@ -202,17 +204,16 @@ def evaluate(
         if asked.state is not None:
             kept.follow(Path(asked.state), _identity(model, images, labels, settings))
         rng = RowRng(seed_of(asked.seed, "evaluation", 0), torch.arange(len(x), device=device))
-        with float32(net), _told(kept, name, asked.progress):
+        with float32(net), _told(kept, name):
             for rows in _chunks(x):
                 part, own = kept.outcomes.part(rows), x[rows].to(device)
                 part.survey(net, own, y[rows])
                 ensemble.run(net, own, y[rows], rng[rows], part)
             checks = None
             if asked.masking_checks:
-                at = torch.arange(0, len(x), -(-len(x) // asked.masking_checks))
-                few, stands = x[at.to(x.device)].to(device), kept.outcomes.robust[at].to(device)
-                at = at.to(device)
-                checks = look_for_masking(net, few, y[at], attack, rng[at], stands)
+                every = -(-len(x) // asked.masking_checks)
+                few, stands = x[::every].to(device), kept.outcomes.robust[::every].to(device)
+                checks = look_for_masking(net, few, y[::every], attack, rng[::every], stands)
     return replace(
         _result(kept.outcomes, labels.cpu(), checks), adversarial=kept.images(images),
         attack=settings, seconds=round(kept.before + time.monotonic() - began, 3),
@@ -339,22 +340,21 @@ def _identity(
 
 
 @contextmanager
-def _told(kept: State, name: str, progress: bool) -> Iterator[None]:
+def _told(kept: State, name: str) -> Iterator[None]:
     """Shows a bar for each attack; keeps the state now and then, and at the end, well or not."""
-    bars: list[tqdm] = []
+    bars: list[screen.Progress] = []
 
     def begin(member: str, images: int) -> None:
         end()
-        hidden = None if progress else True  # None: where there is no terminal
-        what = f"{name}: {member}"
-        bars.append(tqdm(total=images, desc=what, unit=" images", leave=False, disable=hidden))
+        bars.append(screen.Progress(f"{name}: {member}", images))
+        bars[0].show()
 
     def end() -> None:
         while bars:
             bars.pop().close()
 
     def changed(images: int) -> None:
-        bars[0].update(images)
+        bars[0].advance(images)
         kept.keep_now_and_then()
 
     kept.outcomes.begin, kept.outcomes.changed = begin, changed

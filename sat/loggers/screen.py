@@ -13,7 +13,8 @@ import textwrap
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from tqdm import tqdm
@@ -242,6 +243,17 @@ def stage(what: str = "") -> None:
         _stage = None
     if what and _speaks():
         _stage = _Stage(what)
+
+
+@contextmanager
+def showing(wanted: bool) -> Iterator[None]:
+    """Shows stages and bars meanwhile, or none: for a function that is called from Python."""
+    before, _Handler.shows = _Handler.shows, wanted and not processes()[0]
+    try:
+        yield
+    finally:
+        stage()
+        _Handler.shows = before
 
 
 class Progress:

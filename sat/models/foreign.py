@@ -9,6 +9,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from sat.errors import first_line, is_out_of_memory
+
 LARGEST_BATCH = 1024  # of an exported graph that takes one size alone
 PATIENCE = 10.0  # seconds to look for that size; a wrong one is refused at once
 
@@ -17,7 +19,8 @@ class Foreign(nn.Module):
     """Images [B, C, H, W] in [0, 1], in any number, to float32 logits [B, K], by `function`.
 
     What stands between the two: images that `function` takes flat, `shape` [F]; a batch of `fixed`
-    size, filled up with the first image; `autocast`, where the search runs in fewer bits. A
+    size, filled up with the first image; `copies`, where it would change the images that it is
+    given; `autocast`, where the search runs in fewer bits. A
     function that is no module, or whose modes can't be set (an exported or frozen graph), is kept
     out of sight of what walks through modules, and is shared by copies.
     """
@@ -28,7 +31,7 @@ class Foreign(nn.Module):
         self, function: Callable[[Tensor], Tensor], shape: torch.Size, device: torch.device
     ):
         super().__init__()
-        self.flat, self.fixed = len(shape) == 1, 0
+        self.flat, self.fixed, self.copies = len(shape) == 1, 0, False
         self.place = nn.Parameter(torch.zeros(0, device=device), requires_grad=False)
         walked = isinstance(function, nn.Module)
         if isinstance(function, nn.Module):
@@ -55,6 +58,7 @@ class Foreign(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1) if self.flat else x.contiguous()
+        x = x.clone() if self.copies else x
         if not self.fixed:
             return self._ask(x)
         short = -len(x) % self.fixed
@@ -70,8 +74,8 @@ class Foreign(nn.Module):
         copied = memo[id(self)] = type(self).__new__(type(self))
         nn.Module.__init__(copied)
         if "function" in self.__dict__:
-            copied.__dict__ |= {"function": self.function, "flat": self.flat, "fixed": self.fixed,
-                                "autocast": self.autocast}  # fmt: skip
+            own = ("function", "flat", "fixed", "copies", "autocast")
+            copied.__dict__ |= {key: getattr(self, key) for key in own}
             copied.place = self.place
             return copied.train(self.training)
         copied.__dict__ = deepcopy(self.__dict__, memo)
@@ -89,7 +93,8 @@ def adopt(model: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) ->
             " (sat.load gives that of a run)"
         )
     net = Foreign(model, x.shape[1:], device)
-    few = as_images(x[:3]).to(device)
+    few = as_images(x[:3]).to(device, copy=True)
+    before = few.clone()
     try:
         logits = _logits(net, few)
     except Exception as error:  # of any kind: the code is the user's
@@ -103,6 +108,7 @@ def adopt(model: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) ->
         raise ValueError(
             "model: gives one number an image; it must give a logit a class, two or more"
         )
+    net.copies = not torch.equal(few, before)
     return net
 
 
@@ -123,10 +129,9 @@ def _with_fixed_batch(net: Foreign, x: Tensor, first: Exception) -> Tensor:
             return _logits(net, x)
         if time.monotonic() > until:
             break
-    reason = (str(first).strip().splitlines() or [type(first).__name__])[0]
     raise ValueError(
         f"model: fails on images [{len(x)}, {', '.join(map(str, x.shape[1:]))}]"
-        f" ({type(first).__name__}: {reason[:200]})"
+        f" ({first_line(first)})"
     ) from first
 
 
@@ -136,11 +141,16 @@ NO_GRADIENT = "model: its logits have no gradient by the images (no_grad, numpy,
 def has_gradient(net: nn.Module, x: Tensor) -> bool:
     """Whether logits of images x can be differentiated by them."""
     few = x[:2].detach().clone().requires_grad_()
-    with torch.enable_grad():
-        total = net(few).sum()
-    return total.requires_grad and (
-        torch.autograd.grad(total, few, allow_unused=True)[0] is not None
-    )
+    try:
+        with torch.enable_grad():
+            total = net(few).sum()
+        return total.requires_grad and (
+            torch.autograd.grad(total, few, allow_unused=True)[0] is not None
+        )
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"model: its gradient fails ({first_line(error)})") from error
 
 
 def as_images(x: Tensor) -> Tensor:

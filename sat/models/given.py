@@ -1,5 +1,6 @@
 """A network that is no option here: a user's own, brought from Python, a package or a file."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -46,10 +47,13 @@ class Given:
                 " and sat.load(run, model=...)"
             )
         image = (channels, image_size, image_size)
-        images = torch.full((3, *image), 0.5)
+        images = torch.linspace(0, 1, 3 * math.prod(image)).view(3, *image)
         make, _ = self.brought
-        net = adopt(make(image), images, images.device)
-        return net.function if net.can_be_walked and not net.fixed else net
+        try:
+            net = adopt(make(image), images, images.device)
+        except ValueError as error:
+            raise Refused(str(error)) from error  # of the network, no key of a config
+        return net.function if net.can_be_walked and not (net.fixed or net.copies) else net
 
 
 def described(model: Mapping[str, Any], name: str) -> dict[str, Any]:

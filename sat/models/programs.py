@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sat import plugins
+from sat.errors import first_line
 from sat.models.content import content_of
 from sat.models.given import Make, Network
 from sat.rundir.untrusted import check_sums, objects_in, reason_of
@@ -180,9 +181,8 @@ def _made(make: Callable[[], Any], name: str) -> Network:
         return make
     try:
         network = make()
-    except Exception as error:  # of any kind: the code is the user's
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"{name}() fails ({type(error).__name__}: {reason[:200]})") from error
+    except (Exception, SystemExit) as error:  # of any kind: the code is the user's
+        raise ValueError(f"{name}() fails ({first_line(error)})") from error
     if not callable(network) or isinstance(network, Tensor):
         kind = type(network).__name__
         raise ValueError(f"{name}() gives {kind}; it must give a module, or a function of images")

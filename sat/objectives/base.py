@@ -101,7 +101,7 @@ class Unperturbed:
 class Method:
     """How a network is trained: who attacks images and weights, and what is minimised."""
 
-    attack: Any
+    attack: Attack
     objective: Objective
     regulariser: Regulariser = Unregularised()
     weight_attack: WeightAttack = Unperturbed()

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
 from sat.activations.swap import in_eval_mode
-from sat.attacks import PGD, FastAutoAttack
+from sat.attacks import PGD, FastAutoAttack, MinimalNorm
 from sat.attacks.base import Attack, Loose, Replayed, check_attack, check_fields
+from sat.attacks.minimal_norm import adv_lib
 from sat.attacks.outcomes import Ensemble
-from sat.data import Loader
+from sat.data import Data, Loader
+from sat.data.corrupted import Corrupted, place_of
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
 from sat.evaluation.settings import Evaluation, Validation
@@ -71,6 +73,18 @@ def check_held_out(evaluation: Evaluation, images: int) -> None:
         raise Refused(
             "evaluation.checkpoints=[best]: none is chosen with dataset.holdout=0; write [last]"
         )
+
+
+def check_packages(evaluation: Evaluation) -> None:
+    """Raises Refused where a package is not installed that the evaluation needs."""
+    if any(isinstance(curve, MinimalNorm) for curve in evaluation.curves.values()):
+        adv_lib()
+
+
+def check_corruptions(evaluation: Evaluation, data: Data) -> None:
+    """Raises Refused where the corrupted images that are asked for are none of this set."""
+    if evaluation.corruptions is not None:
+        Corrupted(place_of(evaluation.corruptions), data).check()
 
 
 def check_sampler(loader: Loader) -> None:
@@ -202,7 +216,9 @@ def check_second_order(schedule: Schedule) -> None:
             )
 
 
-def check_processes(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool, size: int) -> None:
+def check_processes(
+    schedule: Schedule, attack: Attack, dataset: Any, on_gpu: bool, size: int
+) -> None:
     """Raises Refused, naming the key, for what `size` processes can't do."""
     if schedule.sync_batch_norm and not on_gpu:
         raise Refused(
@@ -252,7 +268,7 @@ def check_processes(schedule: Schedule, attack: Any, dataset: Any, on_gpu: bool,
         )
 
 
-def preflight(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> None:
+def preflight(model: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> None:
     """Checks images x [B, C, H, W], labels y [B], model and attack against each other.
 
     Raises Refused with a sentence that says what is wrong; warns of what may be meant. In float32,
@@ -280,7 +296,9 @@ def check_network(model: nn.Module, evaluation: Evaluation, x: Tensor, y: Tensor
         _refuse_label(int(y.max()), classes)
     attacks = evaluation.attacks.values()
     blind = all(isinstance(a, FastAutoAttack) and a.attacks == ("square",) for a in attacks)
-    if not blind and not has_gradient(model, x):
+    with refusing(""):
+        sighted = blind or has_gradient(model, x)
+    if not sighted:
         raise Refused(
             f"{NO_GRADIENT}; without one only Square measures it: evaluation=strong"
             " 'evaluation.attacks.strong.attacks=[square]'"
@@ -315,7 +333,7 @@ def warn_of_threat_models(training: Any, others: dict[str, Any]) -> None:
                         training.norm, name, attack.norm, training.norm)  # fmt: skip
 
 
-def warn_of_short_steps(attack: Any) -> None:
+def warn_of_short_steps(attack: Attack) -> None:
     """Steps that reach a small part of the ball: `step` is easily written for `steps`."""
     if isinstance(attack, PGD) and attack.eps and attack.norm != "l1":
         reach, eps = attack.steps * attack.step_size, float(attack.eps)

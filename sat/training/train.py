@@ -50,6 +50,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         attack = method.attack
         on_gpu = device.type == "cuda"
         preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
+    preflight.check_packages(spec.evaluation)
     screen.stage("reading the images")
     with refusing("dataset."), world.in_turn():
         data = spec.dataset(device, spec.seed)
@@ -78,6 +79,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     if world.first and own:
         preflight.check_network(model, spec.evaluation, *some_images(data.test, 32))
     elif world.first and not begun:
+        preflight.check_corruptions(spec.evaluation, data)
         screen.stage("trying network and attack on 32 images")
         images, labels = some_images(data.train, 32)
         preflight.preflight(model, attack, images, labels)

@@ -2,11 +2,11 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from sat.acceleration.precision import float32
+from sat.attacks.base import Attack
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.series import ensemble_of
 from sat.data import chunks
@@ -30,7 +30,12 @@ class Validated:
 
 
 def validate(
-    model: nn.Module, split: Split, given: Validation, training_attack: Any, seed: int, world: World
+    model: nn.Module,
+    split: Split,
+    given: Validation,
+    training_attack: Attack,
+    seed: int,
+    world: World,
 ) -> Validated:
     """Measures `model` on the held-out images, of which each process takes its share. Changes
     nothing of it, and draws from no generator of the training."""
