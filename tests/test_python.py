@@ -66,6 +66,8 @@ def test_the_same_words_are_the_same_run(ran):
     run = sat.train(f"record.root={ran.root}", *TINY)
     assert run.path == ran.run and (ran.run / "result.json").read_bytes() == before
     assert run.result == RunResult.read(ran.run)
+    assert len(repr(run)) < 400 and run.path.name in repr(run)
+    assert str(run).startswith(f"{run.path}\ncheckpoint, attack") and len(str(run)) < 1000
     x = torch.rand(2, 1, 8, 8)
     torch.random.set_rng_state(draws)
     assert torch.equal(run.model(x), sat.load(ran.run)(x)) and not run.model.training

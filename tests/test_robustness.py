@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 import threading
 from copy import deepcopy
 from functools import partial
@@ -41,6 +42,19 @@ def digits():
 @pytest.fixture(scope="module")
 def plain(digits):
     return sat.evaluate(*digits, attack=QUICK, masking_checks=0, progress=False)
+
+
+def test_an_attack_has_a_bar_where_it_is_wanted(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    model, x = small_network().eval(), torch.rand(8, 1, 8, 8)
+    shown = {}
+    for progress in (True, False):
+        sat.evaluate(
+            model, x, model(x).argmax(1), attack=PGD(EPS, 2), masking_checks=0, progress=progress
+        )
+        shown[progress] = capsys.readouterr().err
+    assert "looking at the network" in shown[True] and "PGD: " in shown[True]
+    assert shown[False] == ""
 
 
 def quick(model, x, y, **options):
