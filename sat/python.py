@@ -73,16 +73,18 @@ def train(words: Sequence[str], model: nn.Module | None = None, data: Any = None
 def spec_of(words: list[str], model: nn.Module | None = None, data: Any = None) -> Spec:
     """The checked run that the words ask for, of a network and images that its caller brings."""
     for word in words:
-        key, is_override, _ = word.partition("=")
-        if not is_override or word.startswith("-") or key.lstrip("+~") == "evaluate":
+        key, is_override, _ = word.partition("=") if isinstance(word, str) else ("", "", "")
+        if not is_override or key.startswith("-") or key.lstrip("+~") == "evaluate":
             raise Refused(f"{word}: sat.train does one training; write key=value")
     if data is not None:
-        if other := [word for word in words if word.startswith("dataset=") and word != NPZ]:
+        told = [word for word in words if word.startswith(("dataset=", "dataset.path="))]
+        if other := [word for word in told if word != NPZ]:
             raise Refused(f"{other[0]}: data are given; drop it, or data")
         words = [*dict.fromkeys([NPZ, *words])]
     if model is not None:
         if not isinstance(model, nn.Module):
             raise Refused(f"model: {type(model).__name__}; give a torch.nn.Module")
+        _check_trainable(model)
         refuse_other_words(words, ("model",), "the model given")
     plain = _composed(words)
     if model is None:
@@ -99,6 +101,15 @@ def spec_of(words: list[str], model: nn.Module | None = None, data: Any = None) 
     images: Npz = spec.dataset
     with refusing(""):
         return spec.bringing(dataset=images.holding(data))
+
+
+def _check_trainable(model: nn.Module) -> None:
+    """Raises Refused for a network of which no step would change anything."""
+    name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise Refused(f"model: {name} is a program; give the module that it was made of")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise Refused(f"model: {name} has no parameter that is trained (requires_grad)")
 
 
 def _composed(words: list[str]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import filecmp
 import logging
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -30,9 +29,6 @@ from sat.launch import end, local_rank, processes
 from sat.loggers import screen, usage
 
 log = logging.getLogger("sat")
-MOVES = "results lie where record.root says, and Hydra makes no folder; write record.root=DIR"
-# What a command line may say of Hydra's own: how a sweep is run.
-HYDRAS = "hydra/launcher= hydra.launcher. hydra/sweeper hydra.sweeper. hydra.mode=".split()
 
 
 def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, Any]:
@@ -140,29 +136,15 @@ def refuse_words(words: list[str]) -> None:
             "--experimental-rerun: would unpickle a file, which can run any code; write the"
             " overrides of that run instead (they are in its result.json)"
         )
-    config.refuse_lists(given.overrides)
-    for word in given.overrides:
-        key, _, value = word.partition("=")
-        key = key.strip(" \t+~'\"")
-        if key in config.options() and re.search(r"\$\{[\w.]+:", value):
-            raise Refused(f"{word}: is a group; write the name of one of its options")
-        if re.split("[./@]", key)[0] != "hydra":
-            continue
-        if key == "hydra.sweeper.params" or key.startswith("hydra.sweeper.params."):
-            raise Refused(f"{key}: is written as a sweep: -m seed=0,1,2")
-        if not f"{key}=".startswith(tuple(HYDRAS)):
-            moves = re.match(r"hydra\.(job\.chdir|run|sweep|output_subdir)\b", key)
-            own = "is Hydra's own; of its keys hydra/launcher, hydra.launcher.*, hydra/sweeper,"
-            own += " hydra.sweeper.* and hydra.mode are taken"
-            raise Refused(f"{key}: {MOVES if moves else own}")
+    sweep.refuse_overrides(given.overrides)
 
 
 def refuse_hidden(folder: Path) -> None:
     """Raises Refused for a file of --config-dir that is not read: Hydra takes ours of its name."""
-    for path in sorted(folder.rglob("*.yaml")):
-        ours = CONF / path.relative_to(folder)
+    for ours in sorted(CONF.rglob("*.yaml")):
+        path = folder / ours.relative_to(CONF)
         with suppress(OSError):  # what can't be read is told where it is
-            if ours.is_file() and not filecmp.cmp(path, ours, shallow=False):
+            if path.is_file() and not filecmp.cmp(path, ours, shallow=False):
                 raise Refused(
                     f"--config-dir: {path}: has the name of a file of this program, which is read"
                     " in its place; give yours another name"
@@ -186,9 +168,9 @@ def refuse_option(words: list[str], message: str) -> NoReturn:
 def refuse_moves(own: DictConfig) -> None:
     """Raises Refused where a file of the user's sets what `refuse_words` refuses."""
     if own.job.chdir:
-        raise Refused(f"hydra.job.chdir={own.job.chdir}: {MOVES}")
+        raise Refused(f"hydra.job.chdir={own.job.chdir}: {sweep.MOVES}")
     if own.output_subdir is not None:
-        raise Refused(f"hydra.output_subdir={own.output_subdir}: {MOVES}")
+        raise Refused(f"hydra.output_subdir={own.output_subdir}: {sweep.MOVES}")
 
 
 def place_keys_added(words: list[str]) -> list[str]:

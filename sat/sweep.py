@@ -7,6 +7,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -26,7 +27,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from sat import plugins
-from sat.config import CONF, options
+from sat.config import CONF, options, refuse_lists
 from sat.errors import Fault, Refused, on_signals
 from sat.loggers.screen import duration, table
 
@@ -34,6 +35,9 @@ log = logging.getLogger("sat")
 # Environment variables, so that worker processes inherit them.
 FOLDER, NAME, JOINT = "SAT_SWEEP_DIR", "SAT_SWEEP_NAME", "SAT_SWEEP_JOINT"
 JOBS = "SAT_SWEEP_JOBS"
+MOVES = "results lie where record.root says, and Hydra makes no folder; write record.root=DIR"
+# What a command line may say of Hydra's own: how a sweep is run.
+HYDRAS = "hydra/launcher= hydra.launcher. hydra/sweeper hydra.sweeper. hydra.mode=".split()
 RUNNING = "did not end"
 PUT_OFF = "was put off"
 SAVING = 60.0  # seconds that worker processes have to save themselves when the sweep is stopped
@@ -96,6 +100,25 @@ def at_work() -> Iterator[None]:
         os._exit(128 + signal.SIGTERM)
     with _working:
         yield
+
+
+def refuse_overrides(words: Sequence[str]) -> None:
+    """Raises Refused for words of a command line that Hydra would take, and lose results by."""
+    refuse_lists(words)
+    for word in words:
+        key, _, value = word.partition("=")
+        key = key.strip(" \t+~'\"")
+        if key in options() and re.search(r"\$\{[\w.]+:", value):
+            raise Refused(f"{word}: is a group; write the name of one of its options")
+        if re.split("[./@]", key)[0] != "hydra":
+            continue
+        if key == "hydra.sweeper.params" or key.startswith("hydra.sweeper.params."):
+            raise Refused(f"{key}: is written as a sweep: -m seed=0,1,2")
+        if not f"{key}=".startswith(tuple(HYDRAS)):
+            moves = re.match(r"hydra\.(job\.chdir|run|sweep|output_subdir)\b", key)
+            own = "is Hydra's own; of its keys hydra/launcher, hydra.launcher.*, hydra/sweeper,"
+            own += " hydra.sweeper.* and hydra.mode are taken"
+            raise Refused(f"{key}: {MOVES if moves else own}")
 
 
 def words_of(own: Any) -> list[str]:
@@ -382,9 +405,9 @@ def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from sat.config import one_line, refuse_lists
+    from sat.config import one_line
 
-    refuse_lists(words)
+    refuse_overrides([word for word in words if word[:1] != "-"])
 
     def job(cfg: Any) -> None:
         at = HydraConfig.get()

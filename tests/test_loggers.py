@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import threading
 import time
@@ -437,6 +438,16 @@ def test_a_line_longer_than_the_terminal_goes_on_below_between_words(monkeypatch
     assert " ".join(lines[2:]).split() == long.split()
     assert all(len(line) <= 40 or line.strip() == path for line in lines)
     assert all(line.startswith("    ") for line in lines[3:])
+
+
+def test_a_long_command_line_can_be_copied(monkeypatch):
+    words = ["python", "-m", "sat.run", "-m", *(f"group.key{k}=value" for k in range(9)), "a=[b c]"]
+    assert screen.to_copy(words) == shlex.join(words)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    copied = screen.to_copy(words)
+    assert max(map(len, copied.split("\n"))) <= 40 and copied.count("\n") > 3
+    assert shlex.split(copied.replace("\\\n", "")) == words
 
 
 def test_columns_that_the_terminal_has_no_room_for_follow_below(monkeypatch):

@@ -66,6 +66,8 @@ def test_the_same_words_are_the_same_run(ran):
     run = sat.train(f"record.root={ran.root}", *TINY)
     assert run.path == ran.run and (ran.run / "result.json").read_bytes() == before
     assert run.result == RunResult.read(ran.run)
+    assert len(repr(run)) < 400 and run.path.name in repr(run)
+    assert str(run).startswith(f"{run.path}\ncheckpoint, attack") and len(str(run)) < 1000
     x = torch.rand(2, 1, 8, 8)
     torch.random.set_rng_state(draws)
     assert torch.equal(run.model(x), sat.load(ran.run)(x)) and not run.model.training
@@ -148,6 +150,16 @@ FORMS = {
 }  # fmt: skip
 
 
+class Torn:
+    """A Dataset whose files are gone."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, number):
+        raise KeyError("no such file")
+
+
 def channels_last(x):
     return x[:, :, None]
 
@@ -167,6 +179,9 @@ def test_images_come_in_many_forms(images, form):
         ({"x": 1}, "data: has x; give x_train"),
         ((np.full((4, 8, 8), 0.3), 0, 0, 0), "x_train holds floats that are no multiples"),
         (([1], [2]), "data: list gives no images of one size"),
+        ((Torn(), Torn()), "data: Torn gives no images .*KeyError: 'no such file'"),
+        ((torch.empty(4, 8, 8, device="meta"), 0, 0, 0), "data: x_train is no array"),
+        (([[1], [1, 2]], 0, 0, 0), "data: x_train is no array .*inhomogeneous"),
         ((np.zeros((4, 8, 7), np.uint8), [0, 1, 0, 1]) * 2, r"data: .*x_train"),
     ],
 )
@@ -185,11 +200,26 @@ def test_what_images_are_refused(data, says):
         (["model.depth=18"], {"model": Net()}, "model.depth=18: the model given is what it is"),
         ([], {"model": Net}, "model: type; give a torch.nn.Module"),
         (["dataset=digits"], {"data": (1, 2)}, "dataset=digits: data are given"),
+        (["dataset.path=x"], {"data": (1, 2)}, "dataset.path=x: data are given"),
+        ([3], {}, "3: sat.train does one training; write key=value"),
+        ([["seed=1"]], {}, "sat.train does one training; write key=value"),
+        (["hydra.run.dir=here"], {}, "hydra.run.dir: results lie where record.root says"),
+        (["activation=[relu,silu]"], {}, "a run has one option of activation"),
+        ([], {"model": nn.Flatten()}, "model: Flatten has no parameter that is trained"),
+        ([], {"model": Net().requires_grad_(False)}, "model: Net has no parameter that is trained"),
     ],
 )
-def test_what_is_refused(words, more, says):
+def test_what_is_refused(words, more, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(Refused, match=says):
         spec_of(words, **more)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_program_is_not_trained():
+    with pytest.raises(Refused, match="is a program; give the module that it was made of"):
+        spec_of([], torch.jit.script(nn.Linear(2, 2)))
 
 
 def test_it_is_asked_from_within_a_program_of_hydras():

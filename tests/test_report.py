@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from written import CLAIM, PGD, Folder, change, write_flags
 
-from sat.report import figures, runs, study
+from sat.report import figures, pages, runs, study
 from sat.report.command import main
 from sat.report.pages import html
 
@@ -170,6 +170,24 @@ def test_tables_fit_a_narrow_terminal(three, monkeypatch, capsys):
         assert main(words) == 0
         lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
         assert max(map(len, lines)) <= 80 and len(lines) > 5
+        assert "\u2026" not in "".join(lines)
+
+
+def test_a_wide_table_of_numbers_goes_on_below_with_the_keys_of_its_rows(monkeypatch):
+    head = ["activation", "steps", *(f"attack {k}, %" for k in range(9))]
+    rows = [["ReLU", "1", *("41.0 \u00b1 2.5",) * 9], ["a | b", "2", *("[1, 2]",) * 9]]
+    whole = pages.grid(head, rows, keys=2)
+    assert pages.narrow(whole, 400) == whole
+    parts = pages.narrow(whole, 60).split("\n\n")
+    assert len(parts) == 3 and all(part.count("| ReLU | 1 | 41.0") == 1 for part in parts)
+    monkeypatch.setattr(pages, "columns", lambda: 60)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", pages.terminal(whole))
+    assert shown.count("41.0 \u00b1 2.5") == 9 and max(map(len, shown.split("\n"))) <= 60
+    assert [*dict.fromkeys(re.findall(r"attack \d", "".join(parts)))] == [
+        f"attack {k}" for k in range(9)
+    ]
+    text = pages.grid(["claim", "says"], [["word " * 30, "yes"]], "---")
+    assert pages.narrow(text, 60) == text  # words are folded within their cell
 
 
 def test_the_page_may_stand_elsewhere(report, three, tmp_path):

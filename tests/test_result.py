@@ -7,6 +7,7 @@ import pytest
 
 from sat.attacks import FGSM, PGD, Curve, Transfer
 from sat.errors import Refused
+from sat.evaluation import results
 from sat.evaluation.results import MASKING_CHECKS, todo
 from sat.evaluation.settings import Evaluation
 from sat.rundir.record import Run
@@ -179,6 +180,21 @@ def test_an_alarm_gives_way_to_those_of_its_own_measurement_alone():
     again = said.with_alarms("last", "pgd", MASKING_CHECKS, [b])
     places = [(alarm.name, alarm.checkpoint) for alarm in again.alarms]
     assert places == [("a", None), ("b", "best"), ("b", "last")]
+
+
+@pytest.mark.parametrize("change, told", [
+    ({}, ["best and last"]), ({"robust": {}}, ["best", "last"]), ({"step": 9}, ["best", "last"]),
+    ({"clean": entry(9)}, ["best", "last"]), ({"clean": None}, ["best"]),
+])  # fmt: skip
+def test_best_and_last_are_told_as_one_where_they_are_the_same_weights(change, told):
+    best = CheckpointResult(step=8, epoch=2.0, clean=entry(), robust={"pgd20": entry(eps=8.0)})
+    found = result(best=best, last=replace(best, **change))
+    assert [*results.once(found)] == told
+    text = results.summary(found)
+    assert [line.split(" (")[0] for line in text.split("\n") if "(epoch" in line] == told
+    assert max(map(len, text.split("\n"))) <= 80
+    averaged = result(best=replace(best, of="weights"), last=best)
+    assert [*results.once(averaged)] == ["best", "last"]
 
 
 def test_every_field_of_a_result_is_tried():

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 import threading
 from copy import deepcopy
 from functools import partial
@@ -41,6 +42,19 @@ def digits():
 @pytest.fixture(scope="module")
 def plain(digits):
     return sat.evaluate(*digits, attack=QUICK, masking_checks=0, progress=False)
+
+
+def test_an_attack_has_a_bar_where_it_is_wanted(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    model, x = small_network().eval(), torch.rand(8, 1, 8, 8)
+    shown = {}
+    for progress in (True, False):
+        sat.evaluate(
+            model, x, model(x).argmax(1), attack=PGD(EPS, 2), masking_checks=0, progress=progress
+        )
+        shown[progress] = capsys.readouterr().err
+    assert "looking at the network" in shown[True] and "PGD: " in shown[True]
+    assert shown[False] == ""
 
 
 def quick(model, x, y, **options):
@@ -181,6 +195,15 @@ class Single(nn.Module):
         return self.net(x)
 
 
+class Halving(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(2 * x.mul_(0.5))
+
+
 def copied(model):
     other = small_network()
     other.load_state_dict(model.state_dict())
@@ -212,6 +235,7 @@ def exported(net, **dynamic):
 KINDS = {
     "a function": lambda net: lambda x: net(x),
     "that changes its images": lambda net: lambda x: net(2 * x.mul_(0.5)),
+    "a module that changes its images": lambda net: Halving(net),
     "pruned": pruned,
     "parametrised": lambda net: (
         nn.utils.parametrizations.weight_norm(net[0]), net)[1],

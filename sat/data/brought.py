@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+
+from sat.errors import first_line
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 WHOLE = 1e-3  # how near a float comes to a whole number of 1/255
@@ -33,8 +36,15 @@ def arrays_of(data: Any) -> dict[str, NDArray]:
             f"data: {type(data).__name__}; give ({', '.join(KEYS)}), or a pair of Datasets, for"
             " training and test"
         )
-    named = dict(zip(KEYS, map(np.asarray, parts), strict=True))
+    named = {key: _array(key, part) for key, part in zip(KEYS, parts, strict=True)}
     return {key: _pixels(key, x) if key[0] == "x" else x for key, x in named.items()}
+
+
+def _array(key: str, part: Any) -> NDArray:
+    try:
+        return np.asarray(part.detach().cpu() if isinstance(part, Tensor) else part)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"data: {key} is no array ({first_line(error)})") from None
 
 
 def _read(dataset: Iterable[Any]) -> tuple[NDArray, NDArray]:
@@ -43,10 +53,10 @@ def _read(dataset: Iterable[Any]) -> tuple[NDArray, NDArray]:
         pairs = [dataset[i] for i in range(len(dataset))]  # type: ignore[index, arg-type]
         images = np.stack([np.asarray(image) for image, _ in pairs])
         return images, np.asarray([int(label) for _, label in pairs])
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # of any kind: the code is the user's
         raise ValueError(
             f"data: {type(dataset).__name__} gives no images of one size, each with a label"
-            f" ({error})"
+            f" ({first_line(error)})"
         ) from None
 
 

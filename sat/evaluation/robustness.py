@@ -193,8 +193,7 @@ def evaluate(
     labels = _checked(images, labels)
     held = [model.parameters(), model.buffers()] if isinstance(model, nn.Module) else []
     device = next(chain(*held), images).device
-    with screen.showing(asked.progress), resting(model):
-        screen.stage("looking at the network and the images")
+    with screen.showing(asked.progress, "looking at the network"), resting(model):
         net = adopt(model, images, device).eval()
         x, y = as_images(images.detach()), labels.to(device)
         _check_classes(net, x, y, attack)
@@ -204,14 +203,14 @@ def evaluate(
         if asked.state is not None:
             kept.follow(Path(asked.state), _identity(model, images, labels, settings))
         rng = RowRng(seed_of(asked.seed, "evaluation", 0), torch.arange(len(x), device=device))
-        with float32(net), _told(kept, name):
-            for rows in _chunks(x):
-                part, own = kept.outcomes.part(rows), x[rows].to(device)
-                part.survey(net, own, y[rows])
-                ensemble.run(net, own, y[rows], rng[rows], part)
+        with float32(net):
+            with _told(kept, name):
+                for rows in _chunks(x):
+                    part, own = kept.outcomes.part(rows), x[rows].to(device)
+                    part.survey(net, own, y[rows])
+                    ensemble.run(net, own, y[rows], rng[rows], part)
             checks = None
-            if asked.masking_checks:
-                every = -(-len(x) // asked.masking_checks)
+            if every := asked.masking_checks and -(-len(x) // asked.masking_checks):
                 few, stands = x[::every].to(device), kept.outcomes.robust[::every].to(device)
                 checks = look_for_masking(net, few, y[::every], attack, rng[::every], stands)
     return replace(

@@ -53,7 +53,9 @@ class Given:
             net = adopt(make(image), images, images.device)
         except ValueError as error:
             raise Refused(str(error)) from error  # of the network, no key of a config
-        return net.function if net.can_be_walked and not (net.fixed or net.copies) else net
+        own = net.function
+        bare = isinstance(own, nn.Module) and any(True for _ in own.parameters())
+        return own if bare and net.can_be_walked and not (net.fixed or net.copies) else net
 
 
 def described(model: Mapping[str, Any], name: str) -> dict[str, Any]:

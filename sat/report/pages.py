@@ -117,7 +117,7 @@ def plain(text: str) -> str:
 def terminal(text: str) -> str:
     """Markdown for the terminal, in its width; for a pipe in lines as long as need be."""
     room = columns() or 400
-    text = "\n\n".join(_narrow(part, room) for part in text.split("\n\n"))
+    text = "\n\n".join(narrow(part, room) for part in text.split("\n\n"))
     console = Console(width=room, emoji=False, highlight=False)
     with console.capture() as shown:
         console.print(Terminal(text, hyperlinks=False))
@@ -125,7 +125,7 @@ def terminal(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", lines)
 
 
-def _narrow(part: str, room: int) -> str:
+def narrow(part: str, room: int) -> str:
     """A table of numbers as several, of which each fits and begins with the keys of the rows."""
     lines = [re.split(r"(?<!\\) \| ", line[2:-2]) for line in part.split("\n")]
     if not part.startswith("| ") or "---:" not in lines[1]:
