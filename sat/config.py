@@ -701,9 +701,7 @@ def one_line(error: BaseException) -> str:
         return f"{found[2]}: follows {found[1]}, which is not there; give it a value"
     if found := re.search(r"raised while resolving interpolation: (.*)\s+full_key: (\S+)", text):
         told, key = found[1].strip('"'), found[2]
-        lacks = told.startswith("Environment variable")
-        remedy = "set it, or write ${oc.env:NAME,default}" if lacks else f"give {key} a value"
-        return f"{key}: {told}; {remedy}"
+        return f"{key}: {told}; set what it follows, or give {key} a value"
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
         given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])
         given = getattr(error, "override", None) or given.split(": ")[-1].strip()

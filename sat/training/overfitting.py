@@ -158,10 +158,9 @@ class Overfitting:
 def remedy_of(attack: Any, regulariser: Any) -> str:
     """What may keep a training by this attack, with this regulariser, from such a collapse, as the
     end of a sentence."""
-    more = f"attack.steps={attack.steps + 1}" if isinstance(attack, PGD | APGD | Multi) else ""
-    ways = [f"{more or 'attack=pgd attack.steps=2'} or more"]
-    single = getattr(attack, "steps", 1) == 1
-    if single and (not isinstance(attack, PGD) or attack.project):
+    steps = attack.steps if isinstance(attack, PGD | APGD | Multi) else 0
+    ways = [f"attack.steps={steps + 1} or more" if steps else "attack=pgd attack.steps=2 or more"]
+    if steps <= 1 and (not isinstance(attack, PGD) or attack.project):
         ways.append("attack=n_fgsm")
     if isinstance(attack, PGD) and attack.step_size > float(attack.eps):
         ways.append("attack.step=1*eps")
