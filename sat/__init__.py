@@ -20,7 +20,7 @@ def _refuse(text):
 
 if sys.platform == "win32":  # has no flock, no fork, and no signal that asks a run to save itself
     _refuse("sat runs on Linux and macOS; on Windows use WSL 2, which is a Linux")
-if find_spec("omegaconf") is None:
+if find_spec("omegaconf") is None:  # which tables and states need, too
     _refuse(
         "sat: its packages are not installed here; activate the environment that has them"
         " (source .venv/bin/activate), or install them (make setup; pip install of a wheel)"
