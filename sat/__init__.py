@@ -1,13 +1,30 @@
 """Smooth Adversarial Training: `python -m sat.run` or `sat.train` trains, `sat.load` gives the
 model, and `sat.evaluate` measures any network."""
 
+import re
 import sys
 from importlib.util import find_spec
 
+
+def _refuse(text):
+    """Raises ImportError, since who imports this may do without; a command of this package, which
+    comes no further than here, ends with the line and exit code 2."""
+    command = re.search(r"(^|[\\/])sat(-[a-z]+)?(\.exe)?$", sys.argv[0]) is not None
+    if sys.argv[0] == "-m":  # Python looks for the module, which may be another package's
+        command = any(word.startswith("sat.") for word in sys.orig_argv)
+    if not command:
+        raise ImportError(text)
+    print(f"! {text}", file=sys.stderr)
+    sys.exit(2)
+
+
 if sys.platform == "win32":  # has no flock, no fork, and no signal that asks a run to save itself
-    sys.exit("! sat runs on Linux and macOS; on Windows use WSL 2, which is a Linux")
+    _refuse("sat runs on Linux and macOS; on Windows use WSL 2, which is a Linux")
 if find_spec("omegaconf") is None:  # which tables and states need, too
-    sys.exit("! sat: its packages are not installed here; source .venv/bin/activate, or make setup")
+    _refuse(
+        "sat: its packages are not installed here; activate the environment that has them"
+        " (source .venv/bin/activate), or install them (make setup; pip install of a wheel)"
+    )
 
 __version__ = "0.1.0"
 

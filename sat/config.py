@@ -610,6 +610,8 @@ def refuse_lists(words: Sequence[str]) -> None:
         key, _, value = word.partition("=")
         group = re.split("[/@]", key.lstrip("+~"))[0]
         if group in options() and group != "logger" and value.lstrip().startswith("["):
+            if group == "experiment":
+                raise Refused(f"{word}: are several; name one experiment a command line")
             several = ",".join(re.findall(r"[\w.-]+", value)) or "one,another"
             raise Refused(
                 f"{word}: a run has one option of {group}; several are a sweep: -m {key}={several}"
@@ -697,6 +699,9 @@ def one_line(error: BaseException) -> str:
         )
     if found := re.search(r"Interpolation key '([\w.]+)' not found\s+full_key: ([\w.]+)", text):
         return f"{found[2]}: follows {found[1]}, which is not there; give it a value"
+    if found := re.search(r"raised while resolving interpolation: (.*)\s+full_key: (\S+)", text):
+        told, key = found[1].strip('"'), found[2]
+        return f"{key}: {told}; set what it follows, or give {key} a value"
     if "LexerNoViableAlt" in text or "OverrideParse" in type(error).__name__:
         given = next((line for line in text.splitlines() if "=" in line), text.splitlines()[0])
         given = getattr(error, "override", None) or given.split(": ")[-1].strip()

@@ -39,7 +39,7 @@ class TrainedRun:
         return f"TrainedRun(path={str(self.path)!r}, result={self.result})"
 
     def __str__(self) -> str:
-        return screen.fitted(f"{self.path}\n{summary(self.result)}")
+        return f"{self.path}\n{summary(self.result)}"
 
 
 def train(words: Sequence[str], model: nn.Module | None = None, data: Any = None) -> TrainedRun:

@@ -8,7 +8,6 @@ import math
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from omegaconf import OmegaConf
 from sat import plugins
 from sat.config import CONF, options, refuse_lists
 from sat.errors import Fault, Refused, on_signals
-from sat.loggers.screen import duration, table
+from sat.loggers.screen import columns, duration, table
 
 log = logging.getLogger("sat")
 # Environment variables, so that worker processes inherit them.
@@ -297,19 +296,19 @@ def summary(done: Sequence[dict[str, Any]]) -> str:
             numbers = ["the same run", f"as job {first[job['name']]}", ""]
         rows.append([str(job["job"]), *numbers, told[job["job"]]])
     lines = beside(["job", "best: clean %", "robust %", "alarms"], "of", rows)
-    lines += one_network(done)
-    lines += [
+    below = one_network(done)
+    below += [
         f"! job {job['job']} ({told[job['job']]}): {job['message']}" for job in done if job["code"]
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *([""] if below else []), *below])
 
 
 def beside(head: list[str], last: str, rows: list[list[str]]) -> list[str]:
     """The lines of a table with a last column to the left, which on a terminal is as wide as it
     is: what does not fit goes on below."""
     lines = table(head, [row[:-1] for row in rows]).splitlines()
-    room = shutil.get_terminal_size().columns - len(lines[1]) - 2 if sys.stdout.isatty() else 999
-    texts = [[last], [""], *(textwrap.wrap(row[-1], max(room, 20)) for row in rows)]
+    room = (columns() or 999) - len(lines[1]) - 2
+    texts = [[last], ["-" * len(last)], *(textwrap.wrap(row[-1], max(room, 20)) for row in rows)]
     width = max(map(len, lines))
     return [
         f"{line:{width}}  {text}".rstrip()

@@ -203,6 +203,9 @@ def test_a_run_that_can_not_note_its_experiment_is_whole_all_the_same(tmp_path, 
 
 
 def test_a_list_of_experiments_is_refused(sat):
+    listed = sat("experiment=[depth,width]")
+    assert listed.code == 2 and "-m" not in listed.err
+    assert "name one experiment a command line" in listed.err
     answer = sat("-m", "experiment=depth,width")
     assert answer.code == 2 and not answer.runs
     assert "experiment=depth: is one of several; name one experiment a command line" in answer.err

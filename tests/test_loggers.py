@@ -1,12 +1,14 @@
 """What trackers are told, and what TensorBoard makes of a folder of runs, asked as its tabs ask."""
 
 import copy
+import io
 import json
 import logging
 import os
 import re
 import shlex
 import sys
+import termios
 import threading
 import time
 from dataclasses import replace
@@ -440,6 +442,28 @@ def test_a_line_longer_than_the_terminal_goes_on_below_between_words(monkeypatch
     assert all(line.startswith("    ") for line in lines[3:])
 
 
+def test_what_stands_in_quotes_for_the_shell_is_not_broken(monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    word = "'+evaluation.attacks.own={_target_: sat.attacks.PGD, eps: 8.0, norm: linf}'"
+    text = f"the run's attack isn't measured as before; write {word}, or another's name of yours"
+    lines = screen.fitted(text).split("\n")
+    assert any(word in line for line in lines) and " ".join(map(str.strip, lines)) == text
+    assert len(lines) == 4 and all(len(line) <= 40 or word in line for line in lines)
+
+
+def test_a_line_is_as_long_as_the_terminal_that_it_goes_to(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    ends = os.openpty()
+    with open(ends[0], "rb"), open(ends[1], "w") as terminal:  # standard output is another
+        for size, room in ((200, 200), (5, 20), (0, 80)):
+            termios.tcsetwinsize(terminal.fileno(), (24, size))
+            assert screen.columns(terminal) == room
+        monkeypatch.setenv("COLUMNS", "60")
+        assert screen.columns(terminal) == 60
+    assert screen.columns(io.StringIO()) == 0
+
+
 def test_a_long_command_line_can_be_copied(monkeypatch):
     words = ["python", "-m", "sat.run", "-m", *(f"group.key{k}=value" for k in range(9)), "a=[b c]"]
     assert screen.to_copy(words) == shlex.join(words)
@@ -453,11 +477,28 @@ def test_a_long_command_line_can_be_copied(monkeypatch):
 def test_columns_that_the_terminal_has_no_room_for_follow_below(monkeypatch):
     head, rows = ["run", "clean", "robust", "time"], [["a", "1", "2", "3"], ["b", "4", "5", "6"]]
     whole = screen.table(head, rows)
-    assert len(whole.split("\n")) == 4
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
-    assert screen.table(head, rows) == whole
+    assert screen.fitted(whole) == whole and len(whole.split("\n")) == 4
     monkeypatch.setenv("COLUMNS", "20")
-    first, second = screen.table(head, rows).split("\n\n")
+    assert screen.table(head, rows) == whole  # as a file keeps it
+    before, first, second, after = screen.fitted(f"a title\n\n{whole}\n\na line").split("\n\n")
+    assert (before, after) == ("a title", "a line")
     assert first == screen.table(head[:3], [row[:3] for row in rows])
     assert second == screen.table(["run", "time"], [["a", "3"], ["b", "6"]])
+
+
+def test_a_table_is_whole_in_the_log_and_folded_on_the_screen(tmp_path, monkeypatch, capsys):
+    wide = screen.table(["run", *(f"attack {k}" for k in range(6))], [[*"abcdefg"], [*"ABCDEFG"]])
+    kept = logging.FileHandler(tmp_path / "log.txt")
+    monkeypatch.setattr(screen, "columns", lambda stream=None: 40)
+    screen.set_up()
+    screen.log.addHandler(kept)
+    try:
+        screen.log.info("\n%s", wide)
+    finally:
+        screen.log.removeHandler(kept)
+        kept.close()
+    assert (tmp_path / "log.txt").read_text().strip() == wide
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.split("\n"))) <= 40 and shown.count("run") == 2

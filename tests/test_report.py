@@ -310,7 +310,8 @@ def test_states_of_runs(report, three):
     change(random / "result.json",
            alarms=[{"name": "random", "message": "as by chance"}] * 2)  # fmt: skip
     failed = three.add("gelu", 0, 50)
-    change(failed / "result.json", status="failed", error="the loss\nis not finite")
+    change(failed / "result.json", status="failed", error="the loss\nis not finite",
+           alarms=[{"name": "flat", "message": "as before"}])  # fmt: skip
     (next(three.outputs.glob("silu-s2*")) / "result.json").write_text("{")
     code, out = report("--status", three.outputs)
     assert max(len(line) for line in out.splitlines() if " " in line.strip()) <= 80  # but paths
@@ -322,7 +323,7 @@ def test_states_of_runs(report, three):
     assert told[fresh.name] == "stopped, no metrics yet"
     assert told[timeless.name] == "stopped, epoch 1.5 of 4, ALARM: flat, collapse"
     assert told[random.name].endswith("took 1m00s, ALARM: random")
-    assert told[failed.name] == "failed, the loss is not finite"
+    assert told[failed.name] == "failed, the loss is not finite, ALARM: flat"
     assert told["relu-s0-0"] == "finished, clean 90.0%, pgd20 50.0%, took 1m00s"
 
 

@@ -401,7 +401,7 @@ def test_who_stops_a_run_that_began_afresh_is_told_not_to_begin_it_once_more(sat
     monkeypatch.setattr("sat.run.execute", stopped)
     for words, more in (([], False), (["record.fresh=true"], True)):
         done = sat(*words)
-        assert done.code == 143
+        assert done.code == 143 and "goes on" in done.err
         assert ("without record.fresh=true" in done.err) == more
 
 

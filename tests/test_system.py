@@ -534,7 +534,7 @@ def test_words_for_hydra_are_refused_before_it_acts(word, sat, tmp_path, monkeyp
     (["seed=${nothing}"], "seed: follows nothing, which is not there"),
     (["evaluate=${nothing}"], "evaluate: follows nothing, which is not there"),
     (["-m", "seed=${nothing}"], "seed: follows nothing, which is not there"),
-    (["record.root=${oc.env:NOT_SET}"], "record.root: KeyError raised while resolving"),
+    (["record.root=${oc.env:NOT_SET}"], "root: Environment variable 'NOT_SET' not found; set"),
     (["seed=${seed}"], "seed: Recursive interpolation"),
     (["-m", "seed=3", "schedule.epochs=${seed}", "attack.eps=-1"], "attack.eps=-1"),
 ])  # fmt: skip
@@ -605,16 +605,28 @@ def test_a_launcher_that_finds_no_more_open_files_is_one_line(sat, monkeypatch):
 # systems that are not supported -----------------------------------------------------------------
 
 
-def test_windows_is_refused_in_a_line(monkeypatch):
+def test_windows_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
-    with pytest.raises(SystemExit, match="^! sat runs on Linux and macOS"):
+    with pytest.raises(ImportError, match="^sat runs on Linux and macOS"):
         runpy.run_path(str(ROOT / "sat/__init__.py"))
 
 
-def test_where_the_packages_are_not_installed_a_line_says_so(monkeypatch):
+def test_who_may_do_without_the_package_can_tell_that_its_packages_are_not_there(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="^! sat: its packages are not installed here; source"):
+    with pytest.raises(ImportError, match="^sat: its packages are not installed .* pip install"):
         runpy.run_path(str(ROOT / "sat/__init__.py"))
+
+
+@pytest.mark.parametrize("words", [
+    ["-m", "sat.run"], ["-m", "sat.report.command", "outputs"],
+    ["-c", "import sys; sys.argv[0] = '/venv/bin/sat-report'; import sat"],
+])  # fmt: skip
+def test_a_command_whose_packages_are_not_installed_says_so_in_a_line(words):
+    """-S: without site-packages."""
+    done = subprocess.run([sys.executable, "-S", *words], cwd=ROOT, capture_output=True, text=True,
+                          timeout=60, env={"PATH": ""})  # fmt: skip
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("! sat: its packages") and done.stderr.count("\n") == 1
 
 
 def test_the_gpu_of_a_mac_is_refused_in_a_line(sat):

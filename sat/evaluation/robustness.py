@@ -93,7 +93,7 @@ class Robustness:
         sizes = "; ".join(f"{norm}, eps {eps:g}/255" for norm, eps in sizes.items())
         how = f"{self.attack['name']}, {sizes}"
         lines = [f"{how}: {images:,} images in {self.seconds:.0f} s"]
-        lines.append(table(["attack", "felled", "accuracy (95 %)"], rows))
+        lines += [table(["attack", "felled", "accuracy (95 %)"], rows), ""]
         low, high = self.classes[worst], max(self.classes.values())
         spread = (
             f"worst class {worst}: {low:.1%}, best {high:.1%},"
@@ -103,7 +103,7 @@ class Robustness:
         if ties := sum(self.ties.values()):
             lines.append(f"{ties} images count as wrong by a tie, where argmax says right")
         lines += [f"! {alarm.name}: {alarm.message}" for alarm in self.alarms]
-        return screen.fitted("\n".join(lines))
+        return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the images, as plain values."""

@@ -6,8 +6,8 @@ import gc
 import logging
 import math
 import os
+import re
 import shlex
-import shutil
 import sys
 import textwrap
 import threading
@@ -24,6 +24,8 @@ from sat.launch import lasting_streams, processes
 
 log = logging.getLogger("sat")
 SILENT = 1.0  # seconds at most
+_TABLE = re.compile(r"^.*\n-+(?:  -+)+(?:\n.+)*", re.M)  # what `table` makes, to an empty line
+_QUOTED = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)")
 
 
 class _Handler(logging.Handler):
@@ -93,27 +95,59 @@ def say(text: str, stream: Any = None) -> None:
 def columns(stream: Any = None) -> int:
     """How many signs a line of this terminal holds, standard output's or that of another stream;
     0 where there is none, and a line may have any length."""
-    isatty = getattr(stream or sys.stdout, "isatty", None)
-    return max(shutil.get_terminal_size().columns, 20) if isatty and isatty() else 0
+    stream = stream or sys.stdout
+    isatty = getattr(stream, "isatty", None)
+    if not (isatty and isatty()):
+        return 0
+    given = os.environ.get("COLUMNS", "")
+    try:  # of this stream: standard output may be a pipe
+        found = int(given) if given.isdecimal() else os.get_terminal_size(stream.fileno()).columns
+    except OSError:
+        found = 0
+    return max(found or 80, 20)
 
 
 def fitted(text: str, stream: Any = None, taken: int = 0) -> str:
     """The text with its long lines broken where the terminal of this stream ends, between words;
-    what is left goes on below, set in. A word that is longer stays whole: it may be a path. The
-    first `taken` signs of each line are another's."""
-    room = columns(stream) - taken
-    lines = text.split("\n")
-    return text if room <= 0 else "\n".join(_broken(line, room) for line in lines)
+    what is left goes on below, set in. A word that is longer stays whole, be it a path or what
+    stands in quotes for the shell; columns of a table that find no room follow below it. The first
+    `taken` signs of each line are another's."""
+    if (room := columns(stream) - taken) <= 0:
+        return text
+    text = _TABLE.sub(lambda found: _folded(found[0].split("\n"), room), text)
+    return "\n".join(_broken(line, room) for line in text.split("\n"))
+
+
+def _folded(lines: Sequence[str], room: int) -> str:
+    """The lines of a `table` as several, of which each fits and begins with the first column; the
+    last column ends where its lines do."""
+    if max(map(len, lines)) <= room:
+        return "\n".join(lines)
+    places = [slice(*found.span()) for found in re.finditer("-+", lines[1])]
+    places[-1] = slice(places[-1].start, None)
+    widths = [max(len(line[place]) for line in lines) for place in places]
+    parts = [[0]]
+    for i, width in enumerate(widths[1:], 1):
+        used = sum(widths[k] + 2 for k in parts[-1])
+        if used + width > room and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(i)
+    cells = [[line[place].ljust(width) for place, width in zip(places, widths, strict=True)]
+             for line in lines]  # fmt: skip
+    return "\n\n".join(
+        "\n".join("  ".join(row[i] for i in part).rstrip() for row in cells) for part in parts
+    )
 
 
 def _broken(line: str, room: int) -> str:
     if len(line) <= room:
         return line
     margin = " " * (len(line) - len(line.lstrip()) + 2)
+    held = _QUOTED.sub(lambda found: found[0].replace(" ", "\0"), line)
     return textwrap.fill(
-        line, max(room, 2 * len(margin)), subsequent_indent=margin, tabsize=4,
+        held, max(room, 2 * len(margin)), subsequent_indent=margin, tabsize=4,
         break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
+    ).replace("\0", " ")  # fmt: skip
 
 
 def to_copy(words: Sequence[str]) -> str:
@@ -335,25 +369,13 @@ def percent(entry: dict[str, Any] | None) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Text columns, the first to the left and the others to the right; those that the terminal has
-    no room for follow below, beside the first once more."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    room, parts = columns(), [[0]]
-    for i, width in enumerate(widths[1:], 1):
-        used = sum(widths[k] + 2 for k in parts[-1])
-        if 0 < room < used + width and len(parts[-1]) > 1:
-            parts.append([0])
-        parts[-1].append(i)
-    return "\n\n".join(
-        _part([[row[i] for i in part] for row in [head, *rows]], [widths[i] for i in part])
-        for part in parts
-    )
-
-
-def _part(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
+    """Text columns, the first to the left and the others to the right, below a rule that tells
+    where each stands; as wide as it is, since files keep it, too: `fitted` folds it. What follows
+    it begins after an empty line."""
+    widths = [max(1, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
     lines = []
-    for first, *others in rows:
+    for first, *others in [head, ["-" * width for width in widths], *rows]:
         cells = [first.ljust(widths[0])]
         cells += [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return "\n".join(lines)

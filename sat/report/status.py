@@ -42,10 +42,11 @@ def state_of(run: Path) -> tuple[str, str]:
         stopped = ", an evaluation stopped" * (run / "flags" / "partial").exists()
         names = [alarm["name"] for alarm in result.get("alarms", ())]
         return state, f"{told}, took {duration(result['wall_seconds'])}{stopped}{alarms(names)}"
-    if fault := result.get("error"):
-        return state, cut(" ".join(str(fault).split()))
     every = metrics(run)[0]
     names = [str(row["alarm"]) for row in every if "alarm" in row]
+    if fault := result.get("error"):
+        names += [alarm["name"] for alarm in result.get("alarms", ())]
+        return state, cut(" ".join(str(fault).split())) + alarms(names)
     rows = [row for row in every if row.get("epoch")]
     if not rows:
         return state, f"no metrics yet{alarms(names)}"

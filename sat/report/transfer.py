@@ -59,7 +59,8 @@ def text(
     shown = [[name, *("" if share is None else f"{100 * share:.1f}" for share in row)]
              for name, row in zip(names, rows, strict=True)]  # fmt: skip
     head = ["crafted on", *(target.split(" ")[0] for target in targets)]
-    return "\n".join([table(head, shown), *(each for each in targets if each not in names)])
+    below = [each for each in targets if each not in names]
+    return "\n".join([table(head, shown), *([""] if below else []), *below])
 
 
 def draw(

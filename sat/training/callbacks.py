@@ -47,7 +47,7 @@ class Callbacks:
         self.record, self.validation = spec.record, spec.validation
         self.facts, self.best = facts_for(spec, data), Best(spec)
         chance = chance_of(data.held_out.labels, len(data.classes))
-        self.overfitting = Overfitting(chance, remedy_of(spec.attack))
+        self.overfitting = Overfitting(chance, remedy_of(spec.attack, spec.regulariser))
         self.alarms: list[dict[str, Any]] = []
         self.seconds = self.training_seconds = 0.0
         self.asked_to_stop, self.asked = 0, 0.0

@@ -12,6 +12,7 @@ from sat.attacks.base import frozen, input_gradient
 from sat.attacks.outcomes import AttackOutcomes
 from sat.distributed import World
 from sat.evaluation.alarm import Alarm
+from sat.objectives import Unregularised
 from sat.rng import RowRng
 from sat.statistics import wilson
 
@@ -154,15 +155,16 @@ class Overfitting:
         self.best, self.collapsed = state["best"], state["collapsed"]
 
 
-def remedy_of(attack: Any) -> str:
-    """What may keep a training by this attack from such a collapse, as the end of a sentence."""
-    more = f"attack.steps={attack.steps + 1}" if isinstance(attack, PGD | APGD | Multi) else ""
-    ways = [f"{more or 'attack=pgd attack.steps=2'} or more"]
-    if not isinstance(attack, PGD) or attack.project:
+def remedy_of(attack: Any, regulariser: Any) -> str:
+    """What may keep a training by this attack, with this regulariser, from such a collapse, as the
+    end of a sentence."""
+    steps = attack.steps if isinstance(attack, PGD | APGD | Multi) else 0
+    ways = [f"attack.steps={steps + 1} or more" if steps else "attack=pgd attack.steps=2 or more"]
+    if steps <= 1 and (not isinstance(attack, PGD) or attack.project):
         ways.append("attack=n_fgsm")
     if isinstance(attack, PGD) and attack.step_size > float(attack.eps):
         ways.append("attack.step=1*eps")
-    if attack.norm == "linf":
+    if attack.norm == "linf" and isinstance(regulariser, Unregularised):
         ways.append("regulariser=gradalign")
     return f"; try {', or '.join(ways)}"
 
