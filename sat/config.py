@@ -186,8 +186,8 @@ class Spec:
         of some key, as its config.yaml tells: a default has moved since. Of weights that are
         measured as they are no training's keys are asked."""
         if self.given is None:
-            told = {key: part for key, part in self.settings.items() if key in self.identity}
-            refuse_moved(told, stored, directory)
+            asked = self.settings if self.evaluate is None else self.settings.keys() & self.identity
+            refuse_moved({key: self.settings[key] for key in asked}, stored, directory)
 
     def yaml(self) -> str:
         """The resolved config as text, which `check` accepts again."""
@@ -683,7 +683,7 @@ def one_line(error: BaseException) -> str:
         above = parent._get_full_key(None).split(".") if parent is not None else []
         siblings = [name for name in parent or () if name not in ("_target_", "hydra")]
         if above in ([], [""]):  # a word of the first level is what nobody knows
-            above, siblings = [], [*(siblings or [*SECTIONS, *SCALARS]), "experiment"]
+            above, siblings = [], [*(siblings or [*SECTIONS, *SCALARS]), "recipe", "experiment"]
         part = key.split(".")[len(above) :] or [key]  # nothing is left: a key of a mapping
         return f"{key}: no such key; {_instead(key, part[0], siblings)}"
     if found := re.search(r"Ambiguous value for argument '([^']*)'", text):

@@ -67,7 +67,8 @@ def first_line(error: BaseException) -> str:
     says it."""
     lines = str(error).strip().splitlines() or [""]
     line = lines[-1 if "TorchScript interpreter" in lines[0] else 0]
-    return f"{type(error).__name__}: {line[:200]}"
+    kind = type(error).__name__
+    return f"{kind}: {line.removeprefix(f'{kind}: ')[:200]}"
 
 
 def printable(text: str, kept: str = "") -> str:

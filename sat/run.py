@@ -140,8 +140,9 @@ def refuse_words(words: list[str]) -> None:
 
 
 def refuse_hidden(folder: Path) -> None:
-    """Raises Refused for a file of --config-dir that is not read: Hydra takes ours of its name."""
-    for ours in sorted(CONF.rglob("*.yaml")):
+    """Raises Refused for an option of --config-dir that is not read: Hydra takes ours of its
+    name."""
+    for ours in sorted(CONF.glob("*/**/*.yaml")):
         path = folder / ours.relative_to(CONF)
         with suppress(OSError):  # what can't be read is told where it is
             if path.is_file() and not filecmp.cmp(path, ours, shallow=False):

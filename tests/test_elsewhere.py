@@ -25,9 +25,9 @@ import sat as package
 from sat import config
 from sat.attacks import FastAutoAttack
 from sat.attacks.ensemble import ATTACKS
-from sat.errors import Refused
+from sat.errors import Refused, first_line
 from sat.evaluation import robustbench
-from sat.evaluation.elsewhere import is_network, of_network
+from sat.evaluation.elsewhere import is_network, of_network, refuse_training
 from sat.evaluation.reproduction import Published, beside_card
 from sat.evaluation.settings import Evaluation
 from sat.models import card, programs
@@ -137,22 +137,32 @@ def test_what_a_factory_is_refused_for(nets, word, says):
         programs.open_factory(word, typed=True)
 
 
-def test_words_of_a_training_measure_nothing(sat, nets):
-    """Its attack is refused, as what it is not; what else it has moves no number of the network."""
-    asked = ["evaluate=their_nets.zoo:Viewing", "evaluation=clean", "evaluation.limit=20",
-             "evaluation.masking_checks=0"]  # fmt: skip
-    done = sat(*asked, "attack=fgsm", tiny=False)
-    assert done.code == 2 and "attack=fgsm: nothing is trained with evaluate=" in done.err
-    done = sat(*asked, tiny=False)
-    again = sat(*asked, "schedule.epochs=3", tiny=False)
-    assert again.code == 0 and "is finished" in again.out and again.runs == done.runs, again.err
+@pytest.mark.parametrize("word", [
+    "attack=fgsm", "schedule.epochs=3", "schedule.precision=bf16", "+schedule/decay=step",
+    "objective=trades", "augment=none", "~regulariser", "weight_attack=awp", "sampler=epochs",
+    "validation.attack.steps=3", "metrics=gradient_norm",
+])  # fmt: skip
+def test_words_of_a_training_measure_nothing(word):
+    with pytest.raises(Refused, match=rf"^{re.escape(word)}: nothing is trained with evaluate=x:y"):
+        refuse_training(["evaluate=x:y", word], "x:y")
+
+
+def test_words_of_a_measurement_are_none_of_a_training():
+    kept = ["evaluation.attacks.a.steps=3", "+attack@evaluation.attacks.a=fgsm", "dataset=digits"]
+    refuse_training(kept, "x:y")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_what_a_failing_network_says_is_one_line(nets):
     """Of TorchScript's many lines the last."""
-    with pytest.raises(Refused, match=r"^model: fails on images .*three channels, please\)$"):
+    says = r"^model: fails on images .*three channels, please\); give it .*dataset="
+    with pytest.raises(Refused, match=says):
         Given("x").bringing(lambda image: torch.jit.script(Picky()), "0")(1, 10, 8)
+
+
+def test_the_kind_of_an_error_is_said_once():
+    text = "The following fails in the TorchScript interpreter.\nRuntimeError: mat1 and mat2"
+    assert first_line(RuntimeError(text)) == "RuntimeError: mat1 and mat2"
 
 
 class Picky(torch.nn.Module):

@@ -130,6 +130,18 @@ def test_a_default_that_moved_refuses_the_old_run_by_its_key(sat, monkeypatch):
     assert fresh.code == 0 and len(fresh.runs) == 2
 
 
+def test_a_neutral_option_that_moved_is_asked_of_trainings_alone(tmp_path):
+    """No hash has it, neither of a training nor of weights that are measured."""
+    (file := tmp_path / "w.pt").write_bytes(b"weights")
+    cfg, choices = config.compose([])
+    trained = check({**resolve(cfg), "choices": choices})
+    stored = yaml.safe_load(trained.yaml())
+    stored["augment"]["_target_"] = "sat.data.Unchanged"
+    with pytest.raises(Refused, match="augment._target_=Standard: is the default by now"):
+        trained.refuse_moved(stored, Path("run"))
+    check({**resolve(cfg), "choices": choices, "evaluate": f"{file}"}).refuse_moved(stored, file)
+
+
 def test_what_both_have_and_differs_is_found_at_any_depth():
     now = spec("validation=strong", "attack.steps=2")
     stored = yaml.safe_load(now.yaml())

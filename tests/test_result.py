@@ -197,6 +197,14 @@ def test_best_and_last_are_told_as_one_where_they_are_the_same_weights(change, t
     assert [*results.once(averaged)] == ["best", "last"]
 
 
+@pytest.mark.parametrize("attacks, row", [(["a", "b"], "worst_case "), (["a"], "worst_case (a) ")])
+def test_a_worst_case_names_its_attacks_where_they_are_not_all(attacks, row):
+    robust = {"a": entry(), "b": entry(), WORST: entry(attacks=attacks)}
+    last = CheckpointResult(step=8, epoch=2.0, clean=entry(), robust=robust)
+    told = results.summary(result(last=last))
+    assert any(line.strip().startswith(row + " ") for line in told.split("\n")), told
+
+
 def test_every_field_of_a_result_is_tried():
     def filled(held):
         for f in fields(held):

@@ -301,10 +301,8 @@ class Unlucky(torch.autograd.Function):
 @pytest.mark.parametrize(
     "change, match",
     [
-        (
-            dict(images=lambda x: x * 255),
-            r"images: lie in \[0, 255\], not in \[0, 1\]; let the model",
-        ),
+        (dict(images=lambda x: x * 255), r"images: lie in \[0, 255\], .*; give images / 255"),
+        (dict(images=lambda x: x * 4 - 2), r"images: lie in \[-2, 2\], .*; let the model norm"),
         (dict(images=lambda x: (x * 255).byte()), "images: are torch.uint8; give float32"),
         (dict(images=lambda x: x.double()), r"images: are torch.float64; .*\(images.float\(\)\)"),
         (dict(images=lambda x: x.numpy()), r"images: ndarray \[60.*\(torch.from_numpy\(images\)\)"),
@@ -355,8 +353,9 @@ def test_what_it_refuses(digits, change, match, monkeypatch):
 
 
 def test_an_option_that_is_none_is_told(digits):
-    with pytest.raises(TypeError, match="evaluate: has no option batchsize; there are seed, batch"):
-        quick(*digits, batchsize=3)
+    says = "evaluate: has no option epsilon; did you mean eps. allowed: eps, norm, attack, seed, "
+    with pytest.raises(TypeError, match=says):
+        quick(*digits, epsilon=3)
 
 
 CONTENTS = {

@@ -13,6 +13,10 @@ from sat.evaluation import robustbench
 from sat.models import programs
 from sat.models.given import Make, described, refuse_other_words
 
+# Groups that no measurement reads: verdicts have a precision and batches of their own.
+TRAININGS = "attack augment metrics objective regulariser sampler schedule validation".split()
+TRAININGS += ["weight_attack"]
+
 
 def is_network(word: str) -> bool:
     """Whether what `evaluate=` names is a network, not a run or a file of weights."""
@@ -25,7 +29,7 @@ def is_network(word: str) -> bool:
 def of_network(cfg: Any, choices: Mapping[str, str], overrides: Sequence[str]) -> Spec:
     """The spec of the network that `cfg.evaluate` names. Raises Refused, in one line, for what
     can't be opened."""
-    refuse_attack(overrides, cfg.evaluate)
+    refuse_training(overrides, cfg.evaluate)
     whose = f"the network of evaluate={cfg.evaluate}"
     refuse_other_words(overrides, ("model", "activation"), whose)
     plain = config.resolve(cfg)
@@ -45,10 +49,10 @@ def of_network(cfg: Any, choices: Mapping[str, str], overrides: Sequence[str]) -
     return spec.bringing(model=spec.model.bringing(make, content))
 
 
-def refuse_attack(overrides: Sequence[str], place: str) -> None:
-    """Raises Refused for a word about the attack of a training, which would measure nothing."""
+def refuse_training(overrides: Sequence[str], place: str) -> None:
+    """Raises Refused for a word of a group that a training alone reads."""
     for word in overrides:
-        if re.fullmatch(r"[+~]*attack([.=].*)?", word):
+        if re.fullmatch(rf"[+~]*({'|'.join(TRAININGS)})([./=].*)?", word):
             raise Refused(
                 f"{word}: nothing is trained with evaluate={place}; what measures it is"
                 " evaluation=OPTION, and of its attacks evaluation.attacks.<name>.eps=... and so on"

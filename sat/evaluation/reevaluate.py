@@ -81,7 +81,7 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
 def of_file(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:
     """The spec of weights that say nothing of their network. Raises Refused where the command line
     leaves open what can't be seen in the weights."""
-    elsewhere.refuse_attack(overrides, cfg.evaluate)
+    elsewhere.refuse_training(overrides, cfg.evaluate)
     if "activation" not in map(key_of, overrides):
         raise Refused(
             f"evaluate={cfg.evaluate}: no weights tell the activation they were trained with; write"

@@ -518,12 +518,14 @@ def _known(part: CheckpointResult | None) -> Any:
 
 
 def _rows(part: CheckpointResult) -> list[list[str]]:
-    rows = []
+    rows, attacks = [], [name for name in part.robust if name != WORST]
     for name, found in part.accuracies.items():
         size = _BALL.get(found.norm or "", "")
         size = size if found.eps is None else f"{found.eps:g} {size}".strip()
         spread = found.by_class
         worst = f"{100 * spread.lowest:.1f} ({spread.worst})" if spread else ""
+        if name == WORST and [*(found.attacks or ())] != attacks:  # of others than stand here
+            name = f"{name} ({', '.join(found.attacks or ())})"
         rows.append([f"  {name}", size, f"{found.images:,}", percent(vars(found)), worst])
     return rows
 

@@ -21,6 +21,7 @@ from sat.arguments import check_choices
 from sat.attacks import PGD, AutoAttack, FastAutoAttack
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.series import ensemble_of
+from sat.config import SYNONYMS, nearest
 from sat.evaluation.alarm import Alarm
 from sat.evaluation.masking_checks import masking_checks as look_for_masking
 from sat.evaluation.masking_checks import square_alarm
@@ -152,9 +153,10 @@ class Options:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Options":
         """Raises TypeError, as Python does, for a word that is none of them."""
-        known = [each.name for each in fields(cls)]
-        for word in given.keys() - {*known}:
-            raise TypeError(f"evaluate: has no option {word}; there are {', '.join(known)}")
+        own = [each.name for each in fields(cls)]
+        for word in given.keys() - {*own}:
+            known = nearest(SYNONYMS.get(word, word), ["eps", "norm", "attack", *own])
+            raise TypeError(f"evaluate: has no option {word}; {known}")
         return cls(**given)
 
 
@@ -265,10 +267,11 @@ def _checked(images: Any, labels: Any) -> Tensor:
         raise ValueError(f"images: are {images.dtype}; give float32 in [0, 1] ({remedy})")
     low, high = images.min().item(), images.max().item()
     if not (0 <= low and high <= 1):
-        raise ValueError(
-            f"images: lie in [{low:.3g}, {high:.3g}], not in [0, 1]; let the model normalise:"
-            " torch.nn.Sequential(torchvision.transforms.Normalize(mean, std), model)"
-        )
+        normalise = "torchvision.transforms.Normalize(mean, std)"
+        remedy = f"let the model normalise: torch.nn.Sequential({normalise}, model)"
+        if low >= 0 and high > 2:  # of 255
+            remedy = "give images / 255"
+        raise ValueError(f"images: lie in [{low:.3g}, {high:.3g}], not in [0, 1]; {remedy}")
     wanted = f"give one whole number an image [{len(images)}]"
     try:
         labels = torch.as_tensor(labels)

@@ -131,7 +131,7 @@ def _with_fixed_batch(net: Foreign, x: Tensor, first: Exception) -> Tensor:
             break
     raise ValueError(
         f"model: fails on images [{len(x)}, {', '.join(map(str, x.shape[1:]))}]"
-        f" ({first_line(first)})"
+        f" ({first_line(first)}); give it images of its kind (dataset=... on a command line)"
     ) from first
 
 

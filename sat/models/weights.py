@@ -58,8 +58,9 @@ def build_model(
     for key, values in spec.normalisation.items():
         if len(values) != channels:
             raise ValueError(
-                f"{key}={values}: has {len(values)} values, where images have {channels} channels; "
-                "write one a channel"
+                f"{key}={values}: has {len(values)} values, where images have {channels} channel"
+                f"{'s' * (channels > 1)}; write one a channel, or take the dataset's own:"
+                " model.mean=null model.std=null"
             )
     limit = min(room(torch.device("cpu")), room(device) / copies)
 

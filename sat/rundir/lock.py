@@ -23,7 +23,6 @@ log = logging.getLogger("sat")
 NAME, HELD = "lock", "lock.held"
 REFUSED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 BREAKING = 60.0  # seconds until who was to remove a dead process's file counts as dead, too
-OUTSIDE = "pid:[4026531836]"  # the processes of Linux that no container holds
 
 
 class Lock:
@@ -113,14 +112,15 @@ def _hold(directory: Path, wait: bool, error: OSError) -> tuple[Path, os.stat_re
 def _warn_once(root: Path, reason: str) -> None:
     log.warning(
         "record.root=%s: its disk takes no locks (%s); files named %s keep other processes out"
-        " instead, and that of a process that was killed on another machine must be deleted by"
-        " hand", root, reason, HELD,
+        " instead, and that of a process that was killed on another machine, in another container,"
+        " or before this one was started anew, must be deleted by hand", root, reason, HELD,
     )  # fmt: skip
 
 
 def _holder(held: Path) -> dict[str, Any] | None:
-    """Who holds a directory by its file; None where it is there no more. One of another machine, of
-    this name or another, is taken for alive, unless this is that machine, started anew."""
+    """Who holds a directory by its file; None where it is there no more. One of another machine or
+    of another start is taken for alive: machines that are copies of one share its name and all that
+    it knows of itself, so that a start before this one can't be told from a copy that runs."""
     try:
         holder = json.loads(read_text(held))
     except FileNotFoundError:
@@ -130,13 +130,8 @@ def _holder(held: Path) -> dict[str, Any] | None:
     if not isinstance(holder, dict):
         return {"process": "?", "host": "?"}
     mine = _oneself()
-    if holder.get("host") != mine["host"]:
-        return holder
-    if holder.get("boot") != mine["boot"]:
-        anew = mine["machine"] != "" and holder.get("machine") == mine["machine"]
-        return None if anew else holder
-    if holder.get("processes") != mine["processes"]:
-        return holder  # of another container, whose processes are not seen from here
+    if any(holder.get(key) != mine[key] for key in ("host", "boot", "processes")):
+        return holder  # its processes are not seen from here
     return holder if _lives(holder.get("process"), holder.get("began")) else None
 
 
@@ -160,16 +155,14 @@ def _remove(held: Path) -> None:
 
 
 def _oneself() -> dict[str, Any]:
-    """This process as no other is called: on which machine, since which start of it. What tells the
-    machine from others of its name is empty in a container, which has it from its image."""
-    boot = spaces = machine = ""
+    """This process as no other is called: on which machine, since which start of it, and in which
+    container."""
+    boot = spaces = ""
     with suppress(OSError):  # Linux alone has them
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         spaces = os.readlink("/proc/self/ns/pid")
-        if spaces == OUTSIDE:
-            machine = Path("/etc/machine-id").read_text().strip()
     mine = {"process": os.getpid(), "began": _state(os.getpid())[1], "boot": boot}
-    return {**mine, "host": socket.gethostname(), "machine": machine, "processes": spaces}
+    return {**mine, "host": socket.gethostname(), "processes": spaces}
 
 
 def _lives(process: Any, began: Any) -> bool:
