@@ -308,14 +308,17 @@ def beside(head: list[str], last: str, rows: list[list[str]]) -> list[str]:
     """The lines of a table with a last column to the left, which on a terminal is as wide as it
     is: what does not fit goes on below."""
     lines = table(head, [row[:-1] for row in rows]).splitlines()
+    if len(lines) > len(rows) + 2:  # a terminal so narrow that the table folds
+        return table([*head, last], rows).splitlines()
     room = shutil.get_terminal_size().columns - len(lines[1]) - 2 if sys.stdout.isatty() else 999
     texts = [[last], [""], *(textwrap.wrap(row[-1], max(room, 20)) for row in rows)]
     width = max(map(len, lines))
-    return [
+    found = [
         f"{line:{width}}  {text}".rstrip()
         for line, told in zip(lines, texts, strict=True)
         for line, text in zip([line, *[""] * len(told)], told, strict=False)
     ]
+    return [found[0], "-" * max(map(len, found)), *found[2:]]
 
 
 def one_network(done: Sequence[dict[str, Any]]) -> list[str]:

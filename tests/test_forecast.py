@@ -418,7 +418,7 @@ def test_a_network_is_tried_once_in_a_sweep(forecast, monkeypatch):
     monkeypatch.setattr(pace, "try_out", lambda *a: tries.append(a) or pace.Pace(1, 1, 1))
     code, out, _ = forecast(*TINY, "-m", "activation=relu,silu", "attack.steps=1,3")
     assert code == 0 and len(tries) == 2
-    assert "4 runs, 4 distinct: " in out
+    assert re.search(r"4 runs, 4 distinct: \w+, and masking checks \w+ at most\n", out)
 
 
 # the command ------------------------------------------------------------------------------------
@@ -613,10 +613,12 @@ def test_a_plan_becomes_the_words_that_make_it():
 def finished(monkeypatch):
     """Finished runs stand in: `finished({"a": [0.4, 0.42]})`, robust accuracies by seed."""
 
-    def give(groups: dict[str, list[float]]) -> None:
+    def give(groups: dict[str, list[float]], alarms=()) -> None:
+        alarms = [types.SimpleNamespace(name=name) for name in alarms]
         runs = [
             types.SimpleNamespace(seed=seed, images="x", decided={"model": name},
-                config={"choices": {"dataset": "digits"}},
+                config={"choices": {"dataset": "digits"}, "schedule": {"epochs": 4}},
+                result=types.SimpleNamespace(alarms=alarms),
                 entries={("best", "clean"): entry(0.9), ("best", "pgd20"): entry(value + 0.1),
                          ("best", "strong"): entry(value), ("last", "strong"): entry(0.0)})
             for name, values in groups.items() for seed, value in enumerate(values)
@@ -629,9 +631,14 @@ def finished(monkeypatch):
 
 def test_the_spread_over_seeds_is_pooled_over_what_differs_in_nothing_else(finished):
     finished({"a": [0.40, 0.42], "b": [0.6, 0.6, 0.66], "alone": [0.1]})
-    sd, runs, kinds = budget.spread_of(Path("."), "digits")
-    assert (runs, kinds) == (5, 2) and sd == pytest.approx(((2 + 24) / 3) ** 0.5)
+    found = budget.spread_of(Path("."), "digits")
+    assert (found.runs, found.kinds, found.epochs) == (5, 2, (4,))
+    assert found.sd == pytest.approx(((2 + 24) / 3) ** 0.5)
     assert budget.spread_of(Path("."), "cifar10") is None
+    finished({"a": [0.40, 0.42]}, alarms=["collapse"])
+    assert budget.spread_of(Path("."), "digits").runs == 2
+    finished({"a": [0.40, 0.42]}, alarms=["random"])
+    assert budget.spread_of(Path("."), "digits") is None
     finished({"a": [0.4]})
     assert budget.spread_of(Path("."), "digits") is None
     assert budget.spread_of(Path("nowhere"), "digits") is None
@@ -648,6 +655,7 @@ def test_the_answer_is_a_command_line_that_composes_and_what_it_can_show(
     line = next(line for line in out.splitlines() if line.startswith("python -m sat.run -m "))
     assert "seed=0,1,2,3,4,5,6,7,8,9" in line and "schedule.epochs" not in line.split("seed=0")[1]
     assert "to see 2 points you need about" in out and "this network tried" in out
+    assert "4 runs of 4 epochs, 2 kinds" in out and "held-out ones among them" in out
     short = forecast("--budget", "20s", *words)[1]
     line = next(line for line in short.splitlines() if line.startswith("python -m sat.run -m "))
     assert "seed=0 " in line + " "
