@@ -96,8 +96,8 @@ class Spread:
 
 
 def spread_of(place: Path, dataset: str) -> Spread | None:
-    """That of the finished runs on a data set, without those whose network answers at random: no
-    number of theirs means anything."""
+    """The spread of the finished runs on a data set, without those whose network answers at random:
+    no number of theirs means anything."""
     kinds: dict[str, dict[int, float]] = {}
     epochs: dict[str, float] = {}
     for run in finished(place) if place.exists() else ():
