@@ -8,7 +8,7 @@ class PGD:
     norm: Literal["linf", "l2"] = "linf"
 
     def __post_init__(self) -> None:
-        check_choices(self)  # PGD(norm="Linf"): "norm=Linf: choose from linf, l2; linf?"
+        check_choices(self)  # PGD(norm="Linf"): "norm=Linf: ... l2; did you mean linf?"
 """
 
 import math
@@ -160,7 +160,7 @@ def check_choice(name: str, value: Any, hint: Any) -> None:
     others = [_name(part) for part in _parts(hint) if get_origin(part) is not Literal]
     close = get_close_matches(str(value).lower(), listed, 1, 0.5)
     known = ", ".join([*listed, *others])
-    meant = f"; {close[0]}?" if close else ""
+    meant = f"; did you mean {close[0]}?" if close else ""
     raise ValueError(f"{name}={value}: choose from {known}{meant}")
 
 

@@ -61,6 +61,7 @@ def train(words: Sequence[str], model: nn.Module | None = None, data: Any = None
     except Stopped as error:
         raise KeyboardInterrupt(f"{error}; the same call goes on from here") from None
     finally:
+        screen.stage()
         torch.set_num_threads(threads)
     directory = Path(spec.record.root) / spec.name
     result = RunResult.read(directory)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import cache
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -308,12 +308,13 @@ def beside(head: list[str], last: str, rows: list[list[str]]) -> list[str]:
     is: what does not fit goes on below."""
     lines = table(head, [row[:-1] for row in rows]).splitlines()
     room = (columns() or 999) - len(lines[1]) - 2
-    texts = [[last], ["-" * len(last)], *(textwrap.wrap(row[-1], max(room, 20)) for row in rows)]
+    told = [textwrap.wrap(row[-1], max(room, 20)) for row in rows]
+    rule = "-" * max(map(len, [last, *chain(*told)]))
     width = max(map(len, lines))
     return [
         f"{line:{width}}  {text}".rstrip()
-        for line, told in zip(lines, texts, strict=True)
-        for line, text in zip([line, *[""] * len(told)], told, strict=False)
+        for line, texts in zip(lines, [[last], [rule], *told], strict=True)
+        for line, text in zip([line, *[""] * len(texts)], texts, strict=False)
     ]
 
 

@@ -95,7 +95,7 @@ def test_what_a_union_takes(hint, right, wrong):
 
 
 def test_the_nearest_name_is_told():
-    with pytest.raises(ValueError, match="norm=Linf: choose from linf, l2, l1; linf?"):
+    with pytest.raises(ValueError, match="norm=Linf: choose from linf, l2, l1; did you mean linf?"):
         PGD(norm="Linf")
 
 

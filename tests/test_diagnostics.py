@@ -8,7 +8,7 @@ from torch import nn
 
 from sat.attacks import FGSM, PGD, Clean
 from sat.errors import Refused
-from sat.training.preflight import preflight
+from sat.training.preflight import preflight, warn_of_short_steps
 
 
 def network() -> nn.Module:
@@ -115,6 +115,17 @@ def test_a_masked_gradient_is_warned_of(caplog):
     x, y = batch()
     preflight(Masked(), PGD(8, 2), (x * 4).round() / 4, y)
     assert "does not raise the loss" in caplog.text
+
+
+@pytest.mark.parametrize("attack, warned", [
+    (PGD(38, 1, step=10), True), (PGD(8, 10, step=0.5, start="none"), True),
+    (PGD(8, 2, step=0.9), True), (PGD(8, 3), False), (PGD(8, 3, start="none"), False),
+    (PGD(8, 10, step=0.5), False), (PGD(8, 1, step="1.25*eps"), False),
+    (PGD(8, 1, step=8, noise=2, project=False), False), (PGD(1275, 1, step=1, norm="l1"), False),
+])  # fmt: skip
+def test_steps_that_do_not_reach_the_edge_of_the_ball_are_warned_of(attack, warned, caplog):
+    warn_of_short_steps(attack)
+    assert ("attack.steps=N takes more" in caplog.text) == warned
 
 
 def test_an_attack_is_asked_for_the_loss_that_it_ascends(caplog):

@@ -540,6 +540,11 @@ def test_a_benchmark_gives_the_rates(forecast, tmp_path):
     assert "at 212.34 TFLOP/s sustained in training and 38 in the evaluation" in out
 
 
+def test_masking_checks_stand_beside_the_total():
+    two = [module.Told([], columns={"run": name}, parts=(12.0, 4.0, 19.0)) for name in "ab"]
+    assert module.totals(two, 1) == "2 runs, 2 distinct: 32s, and masking checks 38s at most"
+
+
 def test_runs_are_shared_out_to_the_gpu_that_is_free_first():
     assert module.shared_out([3, 1, 1, 1, 2], 2) == 5 and module.shared_out([3, 1], 8) == 3
 
@@ -613,10 +618,12 @@ def test_a_plan_becomes_the_words_that_make_it():
 def finished(monkeypatch):
     """Finished runs stand in: `finished({"a": [0.4, 0.42]})`, robust accuracies by seed."""
 
-    def give(groups: dict[str, list[float]]) -> None:
+    def give(groups: dict[str, list[float]], alarms=()) -> None:
+        alarms = [types.SimpleNamespace(name=name) for name in alarms]
         runs = [
             types.SimpleNamespace(seed=seed, images="x", decided={"model": name},
-                config={"choices": {"dataset": "digits"}},
+                config={"choices": {"dataset": "digits"}, "schedule": {"epochs": 4}},
+                result=types.SimpleNamespace(alarms=alarms),
                 entries={("best", "clean"): entry(0.9), ("best", "pgd20"): entry(value + 0.1),
                          ("best", "strong"): entry(value), ("last", "strong"): entry(0.0)})
             for name, values in groups.items() for seed, value in enumerate(values)
@@ -629,9 +636,14 @@ def finished(monkeypatch):
 
 def test_the_spread_over_seeds_is_pooled_over_what_differs_in_nothing_else(finished):
     finished({"a": [0.40, 0.42], "b": [0.6, 0.6, 0.66], "alone": [0.1]})
-    sd, runs, kinds = budget.spread_of(Path("."), "digits")
-    assert (runs, kinds) == (5, 2) and sd == pytest.approx(((2 + 24) / 3) ** 0.5)
+    found = budget.spread_of(Path("."), "digits")
+    assert (found.runs, found.kinds, found.epochs) == (5, 2, (4,))
+    assert found.sd == pytest.approx(((2 + 24) / 3) ** 0.5)
     assert budget.spread_of(Path("."), "cifar10") is None
+    finished({"a": [0.40, 0.42]}, alarms=["collapse"])
+    assert budget.spread_of(Path("."), "digits").runs == 2
+    finished({"a": [0.40, 0.42]}, alarms=["random"])
+    assert budget.spread_of(Path("."), "digits") is None
     finished({"a": [0.4]})
     assert budget.spread_of(Path("."), "digits") is None
     assert budget.spread_of(Path("nowhere"), "digits") is None
@@ -648,6 +660,7 @@ def test_the_answer_is_a_command_line_that_composes_and_what_it_can_show(
     line = next(line for line in out.splitlines() if line.startswith("python -m sat.run -m "))
     assert "seed=0,1,2,3,4,5,6,7,8,9" in line and "schedule.epochs" not in line.split("seed=0")[1]
     assert "to see 2 points you need about" in out and "this network tried" in out
+    assert "4 runs of 4 epochs, 2 kinds" in out and "held-out ones among them" in out
     short = forecast("--budget", "20s", *words)[1]
     line = next(line for line in short.splitlines() if line.startswith("python -m sat.run -m "))
     assert "seed=0 " in line + " "

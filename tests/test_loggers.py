@@ -255,11 +255,12 @@ def test_a_run_is_one_row_with_its_final_numbers(ran):
 
 
 def test_a_run_that_was_killed_shows_no_step_twice(sat, monkeypatch):
-    validate, alive = Callbacks.validate, [True, False, False]
+    validate, alive, validating = Callbacks.validate, [True, False, False], []
 
     def killed(journal, trainer):
         """At the second validation after the only checkpoint, with a step of each kind beyond."""
         validate(journal, trainer)
+        validating.append(journal.progress.what)
         if alive.pop(0):
             return journal.save(trainer)
         if not alive:
@@ -267,6 +268,7 @@ def test_a_run_that_was_killed_shows_no_step_twice(sat, monkeypatch):
 
     monkeypatch.setattr(Callbacks, "validate", killed)
     assert sat().code == 137
+    assert validating[0].startswith("ep 1/") and validating[0].endswith(", validating")
     monkeypatch.setattr(Callbacks, "validate", validate)
     done = sat()
     assert done.code == 0 and RESUMED in done.out + done.err
@@ -376,6 +378,24 @@ def test_a_bar_of_80_columns_has_the_accuracies_first_and_the_bar_last(speaking,
     assert re.fullmatch(r"ep 9/30 val 76.5/41.2 best 41.5  12\d img/s  6s left ", words)
     assert len(line) == 80 and bar[0] == "█" and bar[-2:] == " |"
     progress.close()
+
+
+def test_bar_and_line_tell_one_pace_of_the_steps_since_the_first(speaking, monkeypatch, caplog):
+    """Which may have compiled for minutes, and began at a checkpoint's images."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(screen.log, "propagate", True)
+    progress = screen.Progress("ep 2/4", 1000, done=400)
+    progress.advance(100)
+    progress.line("epoch 1/4")
+    for begun in (progress.bar, progress):
+        name = "start_t" if begun is progress.bar else "begun"
+        setattr(begun, name, getattr(begun, name) - 10)
+    progress.advance(100)
+    line = progress.bar.format_meter(**progress.bar.format_dict | {"ncols": 80})
+    progress.line("epoch 2/4")
+    progress.close()
+    assert caplog.messages == ["epoch 1/4", "epoch 2/4  10 img/s  40s left"]
+    assert line.startswith("ep 2/4  10 img/s  40s left ")
 
 
 def test_what_goes_on_is_shown_until_the_next_of_it(speaking, monkeypatch, capsys):

@@ -14,6 +14,7 @@ import sat
 from sat.data import Npz
 from sat.data.brought import arrays_of
 from sat.errors import Refused
+from sat.loggers import screen
 from sat.python import spec_of
 from sat.rundir.result import RunResult
 
@@ -64,6 +65,7 @@ def test_the_same_words_are_the_same_run(ran):
     before = (ran.run / "result.json").read_bytes()
     draws = torch.random.get_rng_state()
     run = sat.train(f"record.root={ran.root}", *TINY)
+    assert screen._stage is None  # nothing goes on in the caller's terminal
     assert run.path == ran.run and (ran.run / "result.json").read_bytes() == before
     assert run.result == RunResult.read(ran.run)
     assert len(repr(run)) < 400 and run.path.name in repr(run)
@@ -217,6 +219,11 @@ def test_what_is_refused(words, more, says, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_folder_that_is_none_is_told_as_such(tmp_path):
+    with pytest.raises(ValueError, match="nope: no such folder"):
+        sat.load(tmp_path / "nope")
+
+
 def test_a_program_is_not_trained():
     with pytest.raises(Refused, match="is a program; give the module that it was made of"):
         spec_of([], torch.jit.script(nn.Linear(2, 2)))

@@ -171,6 +171,7 @@ def test_a_recipe_runs_for_a_short_epoch(name, tmp_path, capfd):
     said = capfd.readouterr().out
     assert f"recipe {name}: {published(name).network}" in said
     assert "verdict" in said and "reproduced" not in said
+    assert said.index("not the recipe's") < said.index("on: cpu"), "told before the training"
     for what in published(name).not_as_published:
         assert what.split(",")[0] in said
     (result,) = tmp_path.glob("*/result.json")

@@ -309,6 +309,11 @@ def test_states_of_runs(report, three):
     random = next(three.outputs.glob("relu-s1*"))
     change(random / "result.json",
            alarms=[{"name": "random", "message": "as by chance"}] * 2)  # fmt: skip
+    early = three.add("elu", 0, 50)
+    (early / "result.json").unlink()
+    (early / "metrics.jsonl").write_text('{"epoch": 0.0989, "seconds": 2.0}\n')
+    untrained = three.add("sigmoid", 0, 50)
+    change(untrained / "result.json", wall_seconds=0.0)
     failed = three.add("gelu", 0, 50)
     change(failed / "result.json", status="failed", error="the loss\nis not finite",
            alarms=[{"name": "flat", "message": "as before"}])  # fmt: skip
@@ -316,15 +321,17 @@ def test_states_of_runs(report, three):
     code, out = report("--status", three.outputs)
     assert max(len(line) for line in out.splitlines() if " " in line.strip()) <= 80  # but paths
     told = dict(re.findall(r"^(\S+)\n    (.+(?:\n    .+)*)", out, re.M))
-    assert code == 0 and out.endswith("3 stopped, 1 failed, 5 finished, 1 damaged\n")
+    assert code == 0 and out.endswith("4 stopped, 1 failed, 6 finished, 1 damaged\n")
     assert told[running.name] == (
         "stopped, epoch 2 of 4, held out 75.0% clean 50.0% robust, 30s left"
     )
     assert told[fresh.name] == "stopped, no metrics yet"
     assert told[timeless.name] == "stopped, epoch 1.5 of 4, ALARM: flat, collapse"
-    assert told[random.name].endswith("took 1m00s, ALARM: random")
+    assert told[random.name].endswith("trained in 1m00s, ALARM: random")
+    assert told[early.name] == "stopped, epoch 0.1 of 4"
+    assert "trained in" not in told[untrained.name]
     assert told[failed.name] == "failed, the loss is not finite, ALARM: flat"
-    assert told["relu-s0-0"] == "finished, clean 90.0%, pgd20 50.0%, took 1m00s"
+    assert told["relu-s0-0"] == "finished, clean 90.0%, pgd20 50.0%, trained in 1m00s"
 
 
 # two runs -----------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from sat.errors import Busy, Stopped
 from sat.evaluation import results
 from sat.loggers import screen
 from sat.rundir import lock, record
-from sat.rundir.result import AttackResult, CheckpointResult, RunResult
+from sat.rundir.result import Alarm, AttackResult, CheckpointResult, RunResult
 
 DEADLINE = 600  # seconds: on a busy machine a process takes its time to begin
 
@@ -385,6 +385,18 @@ def test_a_search_never_sees_the_test_set():
                        selected_by=f"{chosen} accuracy on held-out training images")  # fmt: skip
         assert headline(replace(weights, best=best), Evaluation())["score"] == score
     assert headline(weights, Evaluation())["score"] is None
+    own, other, training = (Alarm("flat", "-", checkpoint=c) for c in ("best", "last", None))
+    told = replace(weights, best=last, alarms=[own, replace(other, name="square"), training])
+    assert headline(told, Evaluation())["alarms"] == "1"
+
+
+def test_the_rule_of_a_sweeps_table_is_as_wide_as_the_table(monkeypatch):
+    jobs = [{"job": n, "overrides": [f"activation={n}"], "code": 0, "message": ""} for n in (1, 2)]
+    lines = sweep.summary(jobs).splitlines()
+    assert len(lines[1]) == max(map(len, lines)) and set(lines[1]) == {"-"}
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    assert "activation=2" in sweep.summary(jobs)
 
 
 @pytest.mark.parametrize(

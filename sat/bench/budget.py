@@ -84,12 +84,25 @@ def part(whole: float, share: float) -> Any:
     return int(whole * share) // step * step
 
 
-def spread_of(place: Path, dataset: str) -> tuple[float, int, int] | None:
-    """How robust accuracy varies over seeds, in points: the standard deviation pooled over finished
-    runs on a data set that differ in the seed alone; how many runs and groups they are."""
+@dataclass(frozen=True)
+class Spread:
+    """How robust accuracy varies over seeds, in points: the standard deviation pooled over runs
+    that differ in the seed alone; how many runs, groups and, of each, epochs they are."""
+
+    sd: float
+    runs: int
+    kinds: int
+    epochs: tuple[float, ...]
+
+
+def spread_of(place: Path, dataset: str) -> Spread | None:
+    """The spread of the finished runs on a data set, without those whose network answers at random:
+    no number of theirs means anything."""
     kinds: dict[str, dict[int, float]] = {}
+    epochs: dict[str, float] = {}
     for run in finished(place) if place.exists() else ():
-        if run.config["choices"].get("dataset") != dataset:
+        random = any(alarm.name == "random" for alarm in run.result.alarms)
+        if random or run.config["choices"].get("dataset") != dataset:
             continue
         robust = {name: entry.accuracy for (which, name), entry in run.entries.items()
                   if which == next(iter(run.entries))[0] and name != "clean"}  # fmt: skip
@@ -97,18 +110,22 @@ def spread_of(place: Path, dataset: str) -> tuple[float, int, int] | None:
             worst = min(robust, key=lambda name: robust[name])
             key = json.dumps([run.decided, run.images, worst], sort_keys=True)
             kinds.setdefault(key, {})[run.seed] = 100 * robust[worst]
-    groups = [over_seeds([*seeds.values()]) for seeds in kinds.values() if len(seeds) > 1]
+            epochs[key] = run.config["schedule"]["epochs"]
+    several = {key: seeds for key, seeds in kinds.items() if len(seeds) > 1}
+    groups = [over_seeds([*seeds.values()]) for seeds in several.values()]
     if not groups:
         return None
     squares = sum((group["n"] - 1) * group["sd"] ** 2 for group in groups)
     runs = sum(group["n"] for group in groups)
-    return (squares / (runs - len(groups))) ** 0.5, runs, len(groups)
+    sd = (squares / (runs - len(groups))) ** 0.5
+    return Spread(sd, runs, len(groups), tuple(sorted({epochs[key] for key in several})))
 
 
 def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
     """A row for each number of seeds, the command line of the one to take, and what it can show."""
     asked, found, shortest = plans(jobs, own.budget)
-    runs = f"{len({job.name for job in jobs})} runs as asked for: {duration(asked.seconds)} a seed"
+    count = len({job.name for job in jobs})
+    runs = f"{count} run{'s' * (count > 1)} as asked for: {duration(asked.seconds)} a seed"
     if not found:
         return (
             f"{runs}; too little of them fits {duration(own.budget)}: the least that tells anything"
@@ -121,26 +138,36 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
         f"What seeds show isn't known: no two finished runs of {dataset} in {place} differ in the"
         " seed alone."
     )
+    uncut = [plan for plan in found if (plan.epochs, plan.images) == (asked.epochs, asked.images)]
+    few = [plan for plan in found if plan.seeds <= 3]
+    chosen = (uncut if uncut and uncut[-1].seeds >= 3 else few)[-1]
     if spread := spread_of(place, dataset):
-        sd, count, kinds = spread
-        told = (
-            f"Over seeds the robust accuracy varies by {sd:.2g} points (sd; {count} runs of {kinds}"
-            f" kinds in {place}): to see {POINTS:g} points you need about"
-            f" {seeds_needed(sd, POINTS)} seeds (paired test at 0.05, power 0.8)."
-        )
+        told = shown(spread, place, chosen)
     rows = []
     for plan in found:
         epochs = f"{plan.epochs:g}" if plan.epochs else "as asked"
         points = "-"
         if spread and plan.seeds > 1:
-            points = f"{detectable(spread[0], plan.seeds):.1f} points"
+            points = f"{detectable(spread.sd, plan.seeds):.1f} points"
         counts = (str(plan.seeds), epochs, str(plan.images), str(plan.tested))
         rows.append([*counts, duration(plan.seconds), points])
-    head = ["seeds", "epochs", "training images", "test images", "time", "shows a difference of"]
-    uncut = [plan for plan in found if (plan.epochs, plan.images) == (asked.epochs, asked.images)]
-    few = [plan for plan in found if plan.seeds <= 3]
-    chosen = (uncut if uncut and uncut[-1].seeds >= 3 else few)[-1].words(asked)
-    keys = {word.split("=")[0] for word in chosen}
+    head = ["seeds", "epochs", "images", "test images", "time", "shows a difference of"]
+    changes = chosen.words(asked)
+    keys = {word.split("=")[0] for word in changes}
     kept = [word for word in words if word.split("=")[0] not in keys]
-    line = to_copy(["python", "-m", "sat.run", *kept, *chosen])
-    return "\n".join([runs, "", table(head, rows), "", told, "", line])
+    line = to_copy(["python", "-m", "sat.run", *kept, *changes])
+    held_out = f"Images: held-out ones among them, {jobs[0].sizes.held_out:,} of {asked.images:,}."
+    return "\n".join([runs, "", table(head, rows), "", held_out, told, "", line])
+
+
+def shown(spread: Spread, place: Path, plan: Plan) -> str:
+    """What is known of seeds, with the epochs of the runs that tell it where they are others."""
+    epochs = ""
+    if set(spread.epochs) != {plan.epochs}:
+        epochs = f" of {' and '.join(f'{each:g}' for each in spread.epochs)} epochs"
+    return (
+        f"Over seeds the robust accuracy varies by {spread.sd:.2g} points (sd; {spread.runs} runs"
+        f"{epochs}, {spread.kinds} kind{'s' * (spread.kinds > 1)}, in {place}): to see {POINTS:g}"
+        f" points you need about {seeds_needed(spread.sd, POINTS)} seeds (paired test at 0.05,"
+        " power 0.8)."
+    )

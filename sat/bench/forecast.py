@@ -160,6 +160,8 @@ def totals(jobs: list[Told], gpus: int) -> str:
     line += f": {duration(sum(each))}" if each else ": of unknown time"
     if 0 < len(each) < len(runs):
         line += f" and {len(runs) - len(each)} of unknown time"
+    if checks := sum(job.parts[2] for job in runs if job.parts):
+        line += f", and masking checks {duration(checks)} at most"
     if each and gpus > 1:
         line += f"; on {gpus} GPUs, each run on one: {duration(shared_out(each, gpus))}"
     return line

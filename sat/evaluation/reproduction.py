@@ -123,9 +123,7 @@ def _reason(number: Number, published: Published, here: Sequence[AttackResult]) 
     if number.checkpoint is None:
         return "how its checkpoint was chosen could not be read"
     if published.overridden:
-        first, *others = published.overridden
-        more = f" and {len(others)} more are" if others else " is"
-        return f"{first}{more} not the recipe's"
+        return overridden(published, 1)
     if not here:
         return "not measured here"
     if other := next(filter(None, (_differs(number, found) for found in here)), None):
@@ -133,6 +131,13 @@ def _reason(number: Number, published: Published, here: Sequence[AttackResult]) 
     if len(here) < SEEDS:
         return f"{len(here)} of the {SEEDS} seeds that it takes"
     return None
+
+
+def overridden(published: Published, shown: int) -> str:
+    """`attack.steps=2 and 3 more are not the recipe's`, with so many words shown."""
+    words = published.overridden
+    more = f" and {len(words) - shown} more" if len(words) > shown else ""
+    return f"{', '.join(words[:shown])}{more} {'are' if len(words) > 1 else 'is'} not the recipe's"
 
 
 def _differs(number: Number, found: AttackResult) -> str | None:

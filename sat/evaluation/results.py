@@ -523,7 +523,7 @@ def _rows(part: CheckpointResult) -> list[list[str]]:
         size = _BALL.get(found.norm or "", "")
         size = size if found.eps is None else f"{found.eps:g} {size}".strip()
         spread = found.by_class
-        worst = f"{100 * spread.lowest:.1f} ({spread.worst})" if spread else ""
+        worst = f"{100 * spread.lowest:.1f} % (class {spread.worst})" if spread else ""
         if name == WORST and [*(found.attacks or ())] != attacks:  # of others than stand here
             name = f"{name} ({', '.join(found.attacks or ())})"
         rows.append([f"  {name}", size, f"{found.images:,}", percent(vars(found)), worst])
@@ -542,13 +542,14 @@ def headline(result: RunResult, evaluation: Evaluation) -> dict[str, Any]:
     """What a sweep's table shows of a run: the checkpoint that its held-out images chose, under the
     first attack that is asked for; and for a search its accuracy on them, since the test set is for
     reporting alone."""
-    part = next(iter(result.measured.values()), None)
+    which, part = next(iter(result.measured.items()), (None, None))
     found = {} if part is None else part.accuracies
     robust = next(
         (found[n] for n in [*evaluation.attacks, *found] if n in found and n != CLEAN), None
     )
     told = {key: short(entry) for key, entry in (("clean", found.get(CLEAN)), ("robust", robust))}
-    told["alarms"] = str(len(told_once(result.alarms)))
+    alarms = [alarm for alarm in result.alarms if alarm.checkpoint in (None, which)]
+    told["alarms"] = str(len(told_once(alarms)))
     held_out = (result.best and result.best.held_out) or {}
     chosen_by = ((result.best and result.best.selected_by) or "robust").split()[0]
     return {**told, "score": held_out.get(chosen_by)}

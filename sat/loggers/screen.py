@@ -172,27 +172,29 @@ class _Bar(tqdm):
     @property
     def format_dict(self) -> dict[str, Any]:
         told = super().format_dict
-        done, passed = told["n"] - told["initial"], max(told["elapsed"], 1e-9)
-        rate = told["rate"] or done / passed
-        left, clock = "", duration(passed)
-        if done and told["total"]:
-            left = f"  {duration((told['total'] - told['n']) / rate)} left"
+        clock = duration(told["elapsed"])
+        pace = _pace(told["n"], told["initial"], told["total"], told["elapsed"], self.unit)
         if self._time() - self.last_print_t > SILENT:
-            left += f" ({clock})"
-        return told | {"pace": _pace(rate, self.unit), "left": left, "clock": clock}
+            pace += f" ({clock})"
+        return told | {"pace": pace, "clock": clock}
 
 
-def _pace(rate: float, unit: str) -> str:
-    if not (rate and unit):
+def _pace(done: int, first: int, total: int | None, seconds: float, unit: str) -> str:
+    """`  440 img/s  9s left`: how fast it went from `first` to `done`, pauses included, and how
+    long the rest of `total` takes at that."""
+    if done <= first or seconds <= 0:
         return ""
-    return f"  {rate:,.0f} {unit}/s" if rate >= 10 else f"  {rate:.2g} {unit}/s"
+    rate, told = (done - first) / seconds, ""
+    if unit:
+        told = f"  {rate:,.0f} {unit}/s" if rate >= 10 else f"  {rate:.2g} {unit}/s"
+    return told + (f"  {duration((total - done) / rate)} left" if total and total > done else "")
 
 
 def _bar(what: str, **given: Any) -> _Bar | None:
     """A bar that leaves nothing behind; None where nobody looks, or has no room for one."""
     if not sys.stderr.isatty() or not _speaks():
         return None
-    return _Bar(desc=what, dynamic_ncols=True, leave=False, smoothing=0.1, miniters=1, **given)
+    return _Bar(desc=what, dynamic_ncols=True, leave=False, smoothing=0, miniters=1, **given)
 
 
 def _speaks() -> bool:
@@ -308,19 +310,21 @@ class Progress:
         if not self.shown:
             self.shown = True
             stage()
+            self.begun = time.monotonic()
             self.bar = _bar(
                 self.what, total=self.total, initial=self.done, unit=self.unit,
-                bar_format="{desc}{pace}{left} |{bar}|",
+                bar_format="{desc}{pace} |{bar}|",
             )  # fmt: skip
             self.pulse = _Pulse(self.bar.refresh) if self.bar is not None else None
         elif self.bar is not None:
             self.bar.refresh()
 
     def advance(self, count: int) -> None:
-        if not self.shown:
-            self.show()
         self.done += count
-        if self.bar is not None:
+        if not self.shown:  # what came before is no pace: a first step compiles, or warms up
+            self.first = self.done
+            self.show()
+        elif self.bar is not None:
             self.bar.update(count)
         elif (now := time.monotonic()) - self.said >= max(5.0, 0.1 * (now - self.begun)):
             self.line(self.what)
@@ -332,14 +336,10 @@ class Progress:
             self.bar.set_description_str(what, refresh=False)
 
     def line(self, text: str) -> None:
-        """A line of the log, with pace and time left."""
-        now = time.monotonic()
-        self.said = now
-        rate = (self.done - self.first) / max(now - self.begun, 1e-9)
-        left = ""
-        if rate and self.total > self.done >= 0.05 * self.total:  # a guess before
-            left = f"  {duration((self.total - self.done) / rate)} left"
-        log.info("%s", f"{text}{_pace(rate, self.unit)}{left}")
+        """A line of the log, with pace and time left as the bar has them."""
+        self.said = time.monotonic()
+        passed = self.said - self.begun
+        log.info("%s", text + _pace(self.done, self.first, self.total, passed, self.unit))
 
     def close(self) -> None:
         if self.pulse is not None:

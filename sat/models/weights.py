@@ -328,6 +328,8 @@ def read_run(run_directory: str | Path, which: str) -> tuple[dict[str, Any], dic
     Raises ValueError where the directory holds no such checkpoint.
     """
     directory = Path(run_directory)
+    if not directory.exists():
+        raise ValueError(f"{directory}: no such folder; name the directory of a run")
     try:
         (directory / "config.yaml").stat()  # no run at all, rather than one with a damaged config
         config = read_sections(directory / "config.yaml", SECTIONS)

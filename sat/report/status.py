@@ -41,7 +41,9 @@ def state_of(run: Path) -> tuple[str, str]:
         told = ", ".join(f"{name} {each['accuracy']:.1%}" for name, each in shares.items())
         stopped = ", an evaluation stopped" * (run / "flags" / "partial").exists()
         names = [alarm["name"] for alarm in result.get("alarms", ())]
-        return state, f"{told}, took {duration(result['wall_seconds'])}{stopped}{alarms(names)}"
+        seconds = result["wall_seconds"]
+        trained = f", trained in {duration(seconds)}" if seconds else ""  # a file of weights
+        return state, f"{told}{trained}{stopped}{alarms(names)}"
     every = metrics(run)[0]
     names = [str(row["alarm"]) for row in every if "alarm" in row]
     if fault := result.get("error"):
@@ -52,10 +54,10 @@ def state_of(run: Path) -> tuple[str, str]:
         return state, f"no metrics yet{alarms(names)}"
     epochs = read_yaml(run / "config.yaml")["schedule"]["epochs"]
     epoch, seconds = rows[-1]["epoch"], rows[-1].get("seconds")
-    told = f"epoch {epoch:g} of {epochs:g}"
+    told = f"epoch {round(epoch, 2):g} of {epochs:g}"
     if held_out := next((row for row in reversed(rows) if "val/robust" in row), None):
         told += f", held out {held_out['val/clean']:.1%} clean {held_out['val/robust']:.1%} robust"
-    if seconds:
+    if seconds and epoch >= 0.05 * epochs:  # a guess before
         told += f", {duration(seconds * (epochs / epoch - 1))} left"
     return state, told + alarms(names)
 

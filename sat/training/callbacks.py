@@ -188,7 +188,7 @@ class Callbacks:
         estimate(state, self.data.train)
         if not len(self.data.held_out):
             return
-        self.progress.say(f"{self._words(state)}, validating")
+        self.progress.say(f"{self._words(state, state.step - 1)}, validating")
         self.progress.show()
         found = self._validated(state, "average" if state.average else "weights")
         accuracies = {"val/clean": found.clean, "val/robust": found.robust}
@@ -225,11 +225,11 @@ class Callbacks:
             self._write_best()
         return found
 
-    def _words(self, state: TrainState) -> str:
-        """Where a training stands, as its bar says it: accuracies in percent, clean/robust; `best`
-        is the one that chose the weights."""
-        total = state.plan.epochs
-        return f"ep {min(int(state.plan.epoch(state.step)) + 1, total)}/{total}{self.held_out}"
+    def _words(self, state: TrainState, step: int | None = None) -> str:
+        """Where a training stands, as its bar says it: the epoch of its next step, or of another;
+        accuracies as `validation_line` explains them."""
+        at, total = state.plan.epoch(state.step if step is None else step), state.plan.epochs
+        return f"ep {min(int(at) + 1, total)}/{total}{self.held_out}"
 
     def _say_epoch(self, state: TrainState) -> None:
         """A line for each epoch that has ended."""

@@ -334,13 +334,15 @@ def warn_of_threat_models(training: Any, others: dict[str, Any]) -> None:
 
 
 def warn_of_short_steps(attack: Attack) -> None:
-    """Steps that reach a small part of the ball: `step` is easily written for `steps`."""
+    """Steps that don't reach the ball's edge: `step` is easily written for `steps`. Several from
+    points all over the ball may each cross a part of it alone."""
     if isinstance(attack, PGD) and attack.eps and attack.norm != "l1":
         reach, eps = attack.steps * attack.step_size, float(attack.eps)
-        if reach < eps / 4:
+        spread = attack.start in ("uniform", "uncut") and attack.noise >= 1 and attack.steps > 1
+        if reach < (0.25 if spread else 0.999) * eps:
             log.warning(
-                "attack.step=%g: reaches %.3g of eps=%g in its %d steps; attack.steps=N takes more",
-                attack.step_size, reach, eps, attack.steps,
+                "attack.step=%g: reaches %.3g of eps=%g in its %d step%s; attack.steps=N takes"
+                " more", attack.step_size, reach, eps, attack.steps, "s" * (attack.steps > 1),
             )  # fmt: skip
 
 

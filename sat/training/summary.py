@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sat.config import Spec
+from sat.evaluation.reproduction import Published, overridden
+from sat.training.best import Best
 from sat.training.state import TrainState
 
 
@@ -24,9 +26,11 @@ def summary(spec: Spec, facts: Mapping[str, Any], state: TrainState) -> str:
         ),
         f"augment: {described(spec, 'augment')}",
         training_line(state),
+        *validation_lines(facts["dataset"]["held_out"], Best(spec).selects),
+        *verdict_lines(spec),
         f"on: {state.device}"
         + f", {state.world.size} processes" * (state.world.size > 1)
-        + f", {choices['threads']} threads, {choices['precision']}"
+        + f", {choices['threads']} thread{'s' * (choices['threads'] != 1)}, {choices['precision']}"
         + ", channels_last" * choices["channels_last"]
         + ", compiled: the first steps may take minutes" * bool(choices["compile"]),
     ]
@@ -79,6 +83,22 @@ def swap_line(spec: Spec, swap: Any) -> str:
     )
 
 
+def validation_lines(held_out: int, selects: str) -> list[str]:
+    """What a validation will say, in a few characters, of the held-out images."""
+    if not held_out:
+        return []
+    told = f"held out: `val 76.5/41.2` says clean/robust, percent of {held_out:,} images"
+    return [f"{told}; `best` is the {selects} one that chose the weights"]
+
+
+def verdict_lines(spec: Spec) -> list[str]:
+    """Why a run of a recipe won't be compared with its published numbers, before it trains."""
+    published = Published.of(spec.config.get("published"))
+    if published is None or not published.overridden:
+        return []
+    return [f"no verdict: {overridden(published, 3)}"]
+
+
 def training_line(state: TrainState) -> str:
     plan, schedule = state.plan, state.plan.schedule
     off: dict[str, Any] = {"warmup_epochs": 0, "layer_decay": 1, "ema": 0, "ema_ramp": False}
@@ -89,8 +109,8 @@ def training_line(state: TrainState) -> str:
         if (value := getattr(schedule, key)) != usual
     )
     return (
-        f"training: {plan.steps:,} steps of {schedule.batch_size} images,"
-        f" {plan.epochs} epochs; {schedule.optimizer}, {schedule.decay},"
+        f"training: {plan.steps:,} step{'s' * (plan.steps != 1)} of {schedule.batch_size} images,"
+        f" {plan.epochs} epoch{'s' * (plan.epochs != 1)}; {schedule.optimizer}, {schedule.decay},"
         f" learning_rate={schedule.learning_rate:g} for {schedule.learning_rate_batch} images"
         + extras
     )
