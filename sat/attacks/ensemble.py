@@ -120,7 +120,7 @@ class FastAutoAttack(Ensemble):
                     aims = torch.zeros(len(y), search.rounds, dtype=torch.long)
                     if name in TARGETED:
                         if targets is None:  # of all that any of the targeted attacks will see
-                            targets = self._targets(network, x, y, outcomes.robust)
+                            targets = self._targets(network, x, y, outcomes.robust, size)
                         aims = targets
                     pool = Pool(x, y, aims, own, outcomes.leave, size, patience)
                     pool.run(search, network, images.tolist())
@@ -161,10 +161,13 @@ class FastAutoAttack(Ensemble):
             outcomes.survey(model, x, y, device)
         return outcomes
 
-    def _targets(self, network: Network, x: Tensor, y: Tensor, standing: Tensor) -> Tensor:
-        """Nine classes of each image that stands at most [N, T], on the CPU; -1 for none."""
+    def _targets(
+        self, network: Network, x: Tensor, y: Tensor, standing: Tensor, size: int
+    ) -> Tensor:
+        """At most nine classes of each image that stands [N, T], on the CPU; -1 for none. So many
+        images at once as `size` says."""
         targets = torch.full((len(standing), TRIED), -1)
-        for rows in standing.nonzero()[:, 0].split(256):
+        for rows in standing.nonzero()[:, 0].split(size):
             part, labels = (of[rows.to(of.device)].to(network.device) for of in (x, y))
             found = ranked(self.targets, network.exact, part, labels, self.norm)
             targets[rows, : found.shape[1]] = found.cpu()
