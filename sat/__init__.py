@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 if sys.platform == "win32":  # has no flock, no fork, and no signal that asks a run to save itself
     sys.exit("! sat runs on Linux and macOS; on Windows use WSL 2, which is a Linux")
-if find_spec("hydra") is None:
+if find_spec("omegaconf") is None:  # which tables and states need, too
     sys.exit("! sat: its packages are not installed here; source .venv/bin/activate, or make setup")
 
 __version__ = "0.1.0"

@@ -479,7 +479,7 @@ def test_a_union_over_norms_and_the_spread_over_classes(ran, sat):
     flags = [np.load(done.run / f"flags/last-strong_{n}.npz") for n in ("linf", "l2")]
     stand = flags[0]["robust"] & flags[1]["robust"]
     assert found["norm"] == "union" and found["accuracy"] == stand.mean()
-    assert "sizes of their own, in 1/255 3 in linf, 10 in l2, where dataset.eps=38" in done.err
+    assert "sizes of their own, in 1/255: 3 in linf, 10 in l2, where dataset.eps=38" in done.err
     labels = Digits().load().test_labels.numpy()[flags[0]["indices"]]
     shares = [stand[labels == k].mean() for k in range(10)]
     assert found["by_class"]["lowest"] == pytest.approx(min(shares))

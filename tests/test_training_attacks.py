@@ -243,7 +243,7 @@ def test_apgd_is_the_published_one_step_by_step(norm, eps, loss):
     model[0].weight.data *= 10
     model[2] = Wave()
     y, aim = model(x).topk(2).indices.unbind(1)
-    for steps in (1, 2, 5, 10, 14, 20):
+    for steps in (1, 2, 5, 10, 14):
         theirs = APGDAttack_targeted(
             model, steps, {"linf": "Linf", "l2": "L2"}[norm], eps=eps / 255, device="cpu"
         )

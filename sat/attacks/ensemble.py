@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -120,7 +121,8 @@ class FastAutoAttack(Ensemble):
                     aims = torch.zeros(len(y), search.rounds, dtype=torch.long)
                     if name in TARGETED:
                         if targets is None:  # of all that any of the targeted attacks will see
-                            targets = self._targets(network, x, y, outcomes.robust, size)
+                            left = outcomes.robust.nonzero()[:, 0].split(size)
+                            targets = self._targets(network, x, y, left)
                         aims = targets
                     pool = Pool(x, y, aims, own, outcomes.leave, size, patience)
                     pool.run(search, network, images.tolist())
@@ -161,13 +163,10 @@ class FastAutoAttack(Ensemble):
             outcomes.survey(model, x, y, device)
         return outcomes
 
-    def _targets(
-        self, network: Network, x: Tensor, y: Tensor, standing: Tensor, size: int
-    ) -> Tensor:
-        """At most nine classes of each image that stands [N, T], on the CPU; -1 for none. So many
-        images at once as `size` says."""
-        targets = torch.full((len(standing), TRIED), -1)
-        for rows in standing.nonzero()[:, 0].split(size):
+    def _targets(self, network: Network, x: Tensor, y: Tensor, batches: Iterable[Tensor]) -> Tensor:
+        """At most nine classes of each image in `batches` [N, T], on the CPU; -1 for none."""
+        targets = torch.full((len(y), TRIED), -1)
+        for rows in batches:
             part, labels = (of[rows.to(of.device)].to(network.device) for of in (x, y))
             found = ranked(self.targets, network.exact, part, labels, self.norm)
             targets[rows, : found.shape[1]] = found.cpu()

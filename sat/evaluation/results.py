@@ -264,7 +264,7 @@ def warn_of_sizes(attacks: Mapping[str, Any], dataset: Mapping[str, Any]) -> Non
     if joined and names and all(attacks[name].eps != eps for name in names):
         balls = ", ".join(f"{attack.eps:g} in {attack.norm}" for attack in attacks.values())
         log.warning(
-            "evaluation: its balls have sizes of their own, in 1/255 %s, where dataset.eps=%g;"
+            "evaluation: its balls have sizes of their own, in 1/255: %s, where dataset.eps=%g;"
             " evaluation.attacks.%s.eps=%g joins that one", balls, eps, names[0], eps,
         )  # fmt: skip
 

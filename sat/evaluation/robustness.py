@@ -197,8 +197,7 @@ def evaluate(
     labels = _checked(images, labels)
     held = [model.parameters(), model.buffers()] if isinstance(model, nn.Module) else []
     device = next(chain(*held), images).device
-    with screen.showing(asked.progress), resting(model):
-        screen.stage("looking at the network and the images")
+    with screen.showing(asked.progress, "looking at the network"), resting(model):
         net = adopt(model, images, device).eval()
         x, y = as_images(images.detach()), labels.to(device)
         _check_classes(net, x, y, attack)

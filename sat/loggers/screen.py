@@ -251,10 +251,12 @@ def stage(what: str = "") -> None:
 
 
 @contextmanager
-def showing(wanted: bool) -> Iterator[None]:
-    """Shows stages and bars meanwhile, or none: for a function that is called from Python."""
+def showing(wanted: bool, what: str) -> Iterator[None]:
+    """Shows stages, of which the first is `what`, and bars meanwhile, or none: for a function that
+    is called from Python."""
     before, _Handler.shows = _Handler.shows, wanted and not processes()[0]
     try:
+        stage(what)
         yield
     finally:
         stage()
