@@ -59,11 +59,11 @@ def test_an_attack_has_a_bar_where_it_is_wanted(monkeypatch, capsys):
     assert shown[False] == ""
 
 
-def test_a_notebook_has_bars_too(monkeypatch, capsys):
+def test_a_notebook_has_bars_too(monkeypatch):
     """Its cells are no terminal."""
     kernels = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
     monkeypatch.setattr(sys, "stderr", kernels())
-    with screen.showing(True):
+    with screen.showing(True, "looking"):
         bar = screen.Progress("here", 8)
         bar.show()
         bar.close()

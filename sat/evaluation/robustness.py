@@ -183,12 +183,11 @@ def evaluate(
 
     Options: `seed`; `batch_size`, which bounds the images of a forward; `masking_checks`, on how
     many images it is asked whether the numbers are to be believed (128; 0: not asked); `progress`
-    (a bar on a terminal or in a notebook); `state`, a file from which a killed evaluation goes on,
-    and a finished one is read.
+    (bars, also in notebooks); `state`, a file from which a killed evaluation goes on, and a
+    finished one is read.
 
     Raises ValueError, in one line, for images, labels or a model that it can't take, for a model
-    that answers otherwise each time, and for a state of something else; TypeError for an option
-    that there is not.
+    that answers otherwise each time, and a state of something else; TypeError for another option.
     """
     if isinstance(eps, Mapping):
         return _in_each(model, images, labels, eps, attack, options)
