@@ -585,6 +585,9 @@ def test_the_card_beside_what_was_measured(default_run):
 
     assert said(strong=replace(alike, norm="l2")).endswith("in l2, where linf is published")
     assert said(autoattack=pgd20, strong=weak).endswith("not measured")
+    for other in ({"attacks": [*ATTACKS, "apgd-pma"]}, {"patience": 1.0}):
+        weaker = replace(alike, settings={**alike.settings, **other})
+        assert said(strong=weaker).endswith("not measured")
     assert said(other=strong, mine=alike).endswith(f"{100 * alike.accuracy - 60:+.2f}")
 
 

@@ -137,12 +137,14 @@ def test_timm_folders_are_counted_too(tmp_path):
 
 
 def test_gradients_of_each_attack():
-    of, pgd = costs.gradients_of, PGD(8.0, 7)
+    of, pgd = partial(costs.gradients_of, classes=10), PGD(8.0, 7)
     assert [of(attack) for attack in (Clean(), FGSM(), pgd)] == [0, 1, 7]
     assert of(Curve(pgd, "eps", (0, 0.5, 1.0))) == 14  # a ball of no size takes no step
     assert of(Curve(pgd, "steps", (1, 5))) == 6
     assert [of(Square(queries=100)), of(Free()), of(FastAutoAttack())] == [50, 0, 170]
-    assert of(AutoAttack()) == 7 * 170
+    assert of(AutoAttack(), classes=1000) == of(AutoAttack()) == 7 * 170
+    assert [of(FastAutoAttack(), classes=n) for n in (11, 1000)] == [180, 270]  # MALT's
+    assert of(FastAutoAttack(targets="likeliest"), classes=1000) == 170
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`sat.evaluate`: any network that maps images to logits, measured in one call."""
 
 import errno
+import io
 import json
 import sys
 import threading
@@ -16,6 +17,7 @@ from torch import nn
 import sat
 from sat.attacks import PGD, FastAutoAttack
 from sat.attacks.square import SquareSearch
+from sat.loggers import screen
 from sat.models.foreign import Foreign, as_images
 from sat.rundir.checkpoint import Unwritable
 
@@ -55,6 +57,17 @@ def test_an_attack_has_a_bar_where_it_is_wanted(monkeypatch, capsys):
         shown[progress] = capsys.readouterr().err
     assert "looking at the network" in shown[True] and "PGD: " in shown[True]
     assert shown[False] == ""
+
+
+def test_a_notebook_has_bars_too(monkeypatch):
+    """Its cells are no terminal."""
+    kernels = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    monkeypatch.setattr(sys, "stderr", kernels())
+    with screen.showing(True, "looking"):
+        bar = screen.Progress("here", 8)
+        bar.show()
+        bar.close()
+    assert "here" in sys.stderr.getvalue()
 
 
 def quick(model, x, y, **options):
@@ -140,14 +153,15 @@ def test_a_killed_evaluation_goes_on(digits, tmp_path, attack, after, monkeypatc
     with torch.no_grad():  # in batches of other sizes the search rounds otherwise
         assert torch.equal(model(again.adversarial).argmax(1) == y, whole.standing)
     calls.clear()
-    quick(
-        dying_no_more, x, y, attack=attack, batch_size=20, state=state
-    )  # nothing is attacked any more
+    # nothing is attacked any more
+    quick(dying_no_more, x, y, attack=attack, batch_size=np.int64(20), state=state)
     assert sum(calls) < 300
     for key, other in (("attack", {"seed": 1}), ("images", {})):
         pixels = x if key == "attack" else x.flip(0)
         with pytest.raises(ValueError, match=rf"state=.*is of another {key}; name another file"):
             quick(dying_no_more, pixels, y, attack=attack, batch_size=20, state=state, **other)
+    with pytest.raises(ValueError, match="is of another images; name another file"):  # fewer
+        quick(dying_no_more, x[:9], y[:9], attack=attack, batch_size=20, state=state)
     (tmp_path / "junk.npz").write_bytes(b"junk")
     with pytest.raises(ValueError, match="is no state of an evaluation"):
         quick(model, x, y, state=tmp_path / "junk.npz")

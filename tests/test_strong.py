@@ -12,6 +12,7 @@ from torch import nn
 from sat.attacks import PGD, FastAutoAttack, ensemble
 from sat.attacks.apgd import APGDSearch
 from sat.attacks.ball import Ball
+from sat.attacks.coarse import Tap
 from sat.attacks.ensemble import ATTACKS
 from sat.attacks.fab import FABSearch, onto_hyperplane
 from sat.attacks.network import Network
@@ -403,15 +404,52 @@ def test_of_many_classes_the_nearest_nine_are_tried():
     assert ranked("auto", model, x, y, "linf").tolist() == [[*range(9, 0, -1)]]
 
 
-def test_malt_and_pma_fell_as_much(digits, monkeypatch):
-    """Each image falls by targets in another order, and by the margin of probabilities first."""
+class Once(torch.autograd.Function):
+    """As torch.compile's: a backward that was made to free what it was given can't keep it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, slope):
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            raise RuntimeError("compiled with non-empty donated buffers")
+        return slope
+
+
+class Compiled(nn.Module):
+    def forward(self, x):
+        return Once.apply(x)
+
+
+def test_a_backward_that_runs_once_serves_malt_and_the_search_of_layers():
+    model = nn.Sequential(nn.Flatten(), Compiled(), nn.Linear(4, 12)).requires_grad_(False)
+    x, y = torch.rand(5, 1, 2, 2), torch.zeros(5, dtype=torch.long)
+    twice = nn.Sequential(model[0], model[2])
+    assert torch.equal(ranked("auto", model, x, y, "l2"), ranked("auto", twice, x, y, "l2"))
+    assert Tap.of(twice, x) and Tap.of(model, x) is None
+
+
+def test_pma_fells_as_much(digits):
     model, x, y = digits
     usual = stands(FastAutoAttack(EPS), model, x, y)
-    asked = []
-    monkeypatch.setattr(
-        ensemble, "ranked", lambda choice, *a: asked.append(choice) or ranked(choice, *a)
-    )
-    other = FastAutoAttack(EPS, attacks=("apgd-pma", *ATTACKS[1:]), targets="malt")
-    verdicts = other.verdicts(model, x, y)
-    assert asked == ["malt"] and (verdicts == 0).sum() > 20
+    verdicts = FastAutoAttack(EPS, attacks=("apgd-pma", *ATTACKS[1:])).verdicts(model, x, y)
+    assert (verdicts == 0).sum() > 20
     assert ((verdicts == -1) != usual).sum() <= 1
+
+
+def test_the_nearest_target_fells_as_much_as_all(digits, monkeypatch):
+    """Nearly: a class at random would leave most; the images come in parts of a batch's size."""
+    model, x, y = digits
+    of, seen = {"attacks": ("apgd-t",), "batch_size": 50}, []
+    usual = stands(FastAutoAttack(EPS, **of), model, x, y)
+
+    def first(choice, model, x, *more):
+        seen.append(len(x))
+        return ranked(choice, model, x, *more)[:, :1]
+
+    monkeypatch.setattr(ensemble, "ranked", first)
+    nearest = stands(FastAutoAttack(EPS, **of, targets="malt"), model, x, y)
+    assert seen == [50, 50, 20]
+    assert (nearest != usual).sum() <= 2

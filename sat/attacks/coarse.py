@@ -74,7 +74,10 @@ def _tells(out: Tensor, logits: Tensor, x: Tensor) -> bool:
         return False
     if out.grad_fn is None:
         return False
-    (slope,) = torch.autograd.grad(out.square().sum(), x, retain_graph=True, allow_unused=True)
+    try:
+        (slope,) = torch.autograd.grad(out.square().sum(), x, retain_graph=True, allow_unused=True)
+    except RuntimeError:  # a part is compiled by torch, whose backward overwrites the graph
+        return False
     if slope is None or not (slope.nan_to_num(0.0) != 0).any():
         return False
     top = logits.gather(1, out.argmax(1, keepdim=True))[:, 0]

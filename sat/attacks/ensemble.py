@@ -164,7 +164,7 @@ class FastAutoAttack(Ensemble):
         return outcomes
 
     def _targets(self, network: Network, x: Tensor, y: Tensor, batches: Iterable[Tensor]) -> Tensor:
-        """Nine classes at most of the images in batches [N, T], on the CPU; -1 for none."""
+        """At most nine classes of each image in `batches` [N, T], on the CPU; -1 for none."""
         targets = torch.full((len(y), TRIED), -1)
         for rows in batches:
             part, labels = (of[rows.to(of.device)].to(network.device) for of in (x, y))

@@ -57,7 +57,8 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 def pma(logits: Tensor, y: Tensor) -> Tensor:
     """The margin of probabilities, plus 1: above 1 the image is fooled (Xin et al. 2024, PMA). The
     1 stands for all probabilities together, so that the label's, where it rounds to 1 and has no
-    gradient, is not asked for."""
+    gradient, is not asked for. It is above 0 everywhere, so that APGD counts its first step as a
+    rise (see `sat.attacks.apgd`)."""
     wrong = _wrong(logits, y)
     return wrong.amax(1) + wrong.sum(1)
 

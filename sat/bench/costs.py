@@ -15,8 +15,9 @@ from sat.acceleration.auto import depthwise, multiply_adds
 from sat.acceleration.recomputation import recompute
 from sat.activations.surrogate import phase, phased
 from sat.activations.swap import swap_activations
-from sat.attacks import FGSM, AutoAttack, Curve, Square
+from sat.attacks import FGSM, AutoAttack, Curve, FastAutoAttack, Square
 from sat.attacks.outcomes import Ensemble
+from sat.attacks.targets import LOOKED_AT, by_malt
 from sat.bench.counting import Live
 from sat.bench.step_cost import StepCost, step_cost
 from sat.config import Spec, check
@@ -127,12 +128,15 @@ def build(spec: Spec, sizes: Sizes, device: str) -> Classifier:
 # gradient computations ------------------------------------------------------------------------
 
 
-def gradients_of(attack: Any) -> int:
+def gradients_of(attack: Any, classes: int) -> int:
     """Input gradients for an image that stands, or what costs as much: a query is half of one."""
     if isinstance(attack, Curve):
         return sum(point.steps for point in attack.attacks if point.eps)
     if isinstance(attack, Ensemble):
-        return STRONG * (7 if isinstance(attack, AutoAttack) else 1)
+        if isinstance(attack, AutoAttack):
+            return 7 * STRONG
+        malt = isinstance(attack, FastAutoAttack) and by_malt(attack.targets, classes)
+        return STRONG + min(classes - 1, LOOKED_AT) * malt
     if isinstance(attack, Square):
         return attack.queries // 2
     return 1 if isinstance(attack, FGSM) else asdict(attack).get("steps", 0)
@@ -184,12 +188,12 @@ def work_of(spec: Spec, sizes: Sizes, trains: bool = True) -> Work:
             estimated = sizes.train * math.ceil(times * (1 - start))
         asked = min(spec.validation.limit or sizes.held_out, sizes.held_out)
         nets = 2 if spec.validation.weights == "either" else 1
-        each = nets * asked * gradients_of(spec.validation.attack)
+        each = nets * asked * gradients_of(spec.validation.attack, sizes.classes)
         if asked and spec.validation.attack.eps:  # the probe: two gradients
             each += 2 * -(-asked // -(-asked // PROBED))
     checkpoints = 1 if one else len(set(evaluation.checkpoints))
     tested, attacks = min(evaluation.limit or sizes.test, sizes.test), evaluation.measured_by
-    steps = evaluation.restarts * sum(map(gradients_of, attacks.values()))
+    steps = evaluation.restarts * sum(gradients_of(a, sizes.classes) for a in attacks.values())
     checked = min(evaluation.masking_checks, tested) if evaluation.attacks else 0
     return Work(updates, images, step, estimated, times * each, times * asked,
                 checkpoints * tested * steps, checkpoints * tested * max(1, len(attacks)),

@@ -34,7 +34,8 @@ Multiply-adds: of an image's forward. A unit is a forward, an input gradient or 
 of an image; PGD-k trains at 2k + 3. Gradients of the input are counted image by image, of \
 validations (with their probe) and of the evaluation: at most so many, as if every image were \
 right when clean and stood, and best and last were two; an ensemble counts as 170 an image, as \
-`strong` usually needs, and `autoattack` as seven times that.
+`strong` usually needs, and one more for each wrong class, up to 100, where there are more than \
+ten; `autoattack` counts as seven times 170.
 Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what \
 an update of a batch has beside them; a kernel's own scratch memory comes on top.
 The time is of training, validations and evaluation. Beside it: masking checks (at most so long), \
@@ -82,7 +83,7 @@ def forecast(spec: Spec, told: Told, own: Namespace, trains: bool) -> None:
         "training images": count(sizes.train),
         "epochs": f"{work.updates * schedule.batch_size / sizes.train:.4g}",
         "updates": count(work.updates),
-        "attack steps": str(gradients_of(spec.attack)) if work.updates else "-",
+        "attack steps": str(gradients_of(spec.attack, sizes.classes)) if work.updates else "-",
         "units an image": f"{sum(work.step):g}" if work.updates else "-",
         "training units": count(work.training),
         "validation gradients": count(work.validation),

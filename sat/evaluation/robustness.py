@@ -145,6 +145,8 @@ class Options:
         size = 1 if self.batch_size is None else self.batch_size
         if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
             raise ValueError(f"batch_size={size}: must be a whole number from 1")
+        if self.batch_size is not None:  # NumPy's, too
+            object.__setattr__(self, "batch_size", int(self.batch_size))
         if self.masking_checks < 0:
             raise ValueError(f"masking_checks={self.masking_checks}: is a number of images, or 0")
         if not isinstance(self.state, str | Path | None) or self.state == "":
@@ -173,7 +175,7 @@ def evaluate(
 
     `model`: a module, or any function, from images in [0, 1] to logits [N, K]; modes, gradients and
     statistics are left as they were. It must normalise by itself. `images` [N, C, H, W], or flat
-    [N, F], float in [0, 1]; `labels` [N]. Both may lie on any device; a function is asked on that
+    [N, F], float32 in [0, 1]; `labels` [N]. Both may lie on any device; a function is asked on that
     of the images. `eps` is in 1/255, or has its unit written: `"0.25/255"`, `"0.5/1"`; one for each
     norm, `{"linf": 8, "l2": "0.5/1", "l1": "12/1"}`, measures in each and gives their union.
 
@@ -183,10 +185,11 @@ def evaluate(
 
     Options: `seed`; `batch_size`, which bounds the images of a forward; `masking_checks`, on how
     many images it is asked whether the numbers are to be believed (128; 0: not asked); `progress`
-    (a bar); `state`, a file from which a killed evaluation goes on, and a finished one is read.
+    (bars, also in notebooks); `state`, a file from which a killed evaluation goes on, and a
+    finished one is read.
 
     Raises ValueError, in one line, for images, labels or a model that it can't take, for a model
-    that answers otherwise each time, and for a state of something else.
+    that answers otherwise each time, and a state of something else; TypeError for another option.
     """
     if isinstance(eps, Mapping):
         return _in_each(model, images, labels, eps, attack, options)

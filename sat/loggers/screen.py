@@ -192,9 +192,14 @@ def _pace(done: int, first: int, total: int | None, seconds: float, unit: str) -
 
 def _bar(what: str, **given: Any) -> _Bar | None:
     """A bar that leaves nothing behind; None where nobody looks, or has no room for one."""
-    if not sys.stderr.isatty() or not _speaks():
+    if not _watched(sys.stderr) or not _speaks():
         return None
     return _Bar(desc=what, dynamic_ncols=True, leave=False, smoothing=0, miniters=1, **given)
+
+
+def _watched(stream: Any) -> bool:
+    """Whether it ends on a terminal, or below a cell of a notebook, where a bar works as well."""
+    return stream.isatty() or type(stream).__module__.startswith("ipykernel.")
 
 
 def _speaks() -> bool:

@@ -128,13 +128,14 @@ class AttackResult(Accuracy):
         return self.subset or (settings.get("limit"), settings.get("subset_seed"))
 
     def is_autoattack(self, letter: bool = True) -> bool:
-        """Whether AutoAttack's standard version measured it; else, all of its attacks as
-        `sat.attacks.FastAutoAttack` runs them."""
+        """Whether AutoAttack's standard version measured it; without `letter`, its four attacks and
+        no other as `sat.attacks.FastAutoAttack` runs them, given up no sooner than usual."""
         told = self.settings or {}
         if letter:
             return told.get("attack") == "AutoAttack" and told.get("version") == "standard"
-        whole = {"apgd-ce", "apgd-t", "fab-t", "square"} <= {*(told.get("attacks") or ())}
-        return told.get("attack") == "FastAutoAttack" and whole
+        whole = sorted(told.get("attacks") or ()) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+        patient = (told.get("patience") or 2.0) >= 2.0
+        return told.get("attack") == "FastAutoAttack" and whole and patient
 
 
 def _worse(old: AttackResult, found: AttackResult) -> AttackResult:
