@@ -606,7 +606,7 @@ def test_memory_that_runs_out_is_told_in_a_line(bench, monkeypatch):
 
     monkeypatch.setattr(stages, "measure", greedy)
     code, out, err = bench(*TINY, "--parts", "stages")
-    assert (code, err) == (1, "out of memory at batch 8; --batch takes fewer images\n")
+    assert (code, err) == (1, "! out of memory at batch 8; --batch takes fewer images\n")
 
 
 def test_only_what_can_be_timed_is_a_case():

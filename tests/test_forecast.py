@@ -470,8 +470,8 @@ def test_nothing_is_downloaded(forecast, monkeypatch):
 
 
 @pytest.mark.parametrize("given, line", [
-    (["activaton=relu"], "activaton: "),
-    (["activation=sillu"], "activation=sillu: "),
+    (["activaton=relu"], "! activaton: "),
+    (["activation=sillu"], "! activation=sillu: "),
 ])  # fmt: skip
 def test_a_typo_is_one_line(forecast, given, line):
     code, out, err = forecast(*given)
@@ -479,11 +479,11 @@ def test_a_typo_is_one_line(forecast, given, line):
     assert re.match(line, err) and len(err.strip().splitlines()) == 1
 
 
-def test_an_option_that_is_none_is_refused_before_anything_is_tried(forecast, capsys):
+def test_an_option_that_is_none_is_refused_before_anything_is_tried(forecast, capfd):
     with pytest.raises(SystemExit) as refused:
         forecast("--nothing", "seed=1")
     assert refused.value.code == 2
-    assert capsys.readouterr().err == "sat-forecast: --nothing: no such option; see --help\n"
+    assert capfd.readouterr().err == "! sat-forecast: --nothing: no such option; see --help\n"
 
 
 @pytest.mark.parametrize("given, line", [
@@ -526,7 +526,7 @@ def test_another_launcher_is_not_asked(forecast, monkeypatch):
 
 def test_a_benchmark_gives_the_rates(forecast, tmp_path):
     code, _, err = forecast("--measured", str(tmp_path))
-    assert code == 2 and err.startswith(f"--measured {tmp_path}: holds no benchmark of steps")
+    assert code == 2 and err.startswith(f"! --measured {tmp_path}: holds no benchmark of steps")
     rows = [
         {"name": name, "k": k, "TFLOP/s": rate,
          "about": {"choices": {"precision": "fp32" if "no trick" in name else "bf16"}}}
@@ -671,5 +671,5 @@ def test_the_answer_is_a_command_line_that_composes_and_what_it_can_show(
     finished({})
     assert "isn't known" in forecast("--budget", "1h", *words)[1]
     code, _, err = forecast("--budget", "10m", *TINY, "device=cuda:9")
-    assert code == 2 and err.startswith("--budget: device=cuda:9")
+    assert code == 2 and err.startswith("! --budget: device=cuda:9")
     assert len(err.strip().splitlines()) == 1

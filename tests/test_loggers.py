@@ -383,7 +383,6 @@ def test_a_bar_of_80_columns_has_the_accuracies_first_and_the_bar_last(speaking,
 def test_bar_and_line_tell_one_pace_of_the_steps_since_the_first(speaking, monkeypatch, caplog):
     """Which may have compiled for minutes, and began at a checkpoint's images."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(screen.log, "propagate", True)
     progress = screen.Progress("ep 2/4", 1000, done=400)
     progress.advance(100)
     progress.line("epoch 1/4")

@@ -36,8 +36,8 @@ def report(monkeypatch, capfd):
         capfd.readouterr()
         code = main([str(argument) for argument in arguments])
         out, err = capfd.readouterr()
-        assert not err
-        return code, out
+        assert bool(err) == (code == 2) and (not err or err.startswith("! "))
+        return code, out + err
 
     return call
 
@@ -208,7 +208,7 @@ def test_one_run_is_told_on_the_screen_and_written_where_it_is_said(report, thre
     assert report(run, "--to", tmp_path / "there")[0] == 0
     assert (tmp_path / "there" / "x-digits.csv").exists()
     code, out = report(three.outputs, "--to", run / "config.yaml")
-    assert code == 2 and out.splitlines()[-1].startswith(f"{run}/config.yaml: can't be written (")
+    assert code == 2 and out.splitlines()[-1].startswith(f"! {run}/config.yaml: can't be written (")
 
 
 def test_what_is_not_finished_is_named(report, three):

@@ -393,7 +393,7 @@ def test_a_search_never_sees_the_test_set():
 def test_the_rule_of_a_sweeps_table_is_as_wide_as_the_table(monkeypatch):
     jobs = [{"job": n, "overrides": [f"activation={n}"], "code": 0, "message": ""} for n in (1, 2)]
     lines = sweep.summary(jobs).splitlines()
-    assert len(lines[1]) == max(map(len, lines)) and set(lines[1]) == {"-"}
+    assert len(lines[1]) == max(map(len, lines)) and set(lines[1]) == {"-", " "}
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "20")
     assert "activation=2" in sweep.summary(jobs)

@@ -24,7 +24,7 @@ from typing import Any
 from sat.bench.units import seconds_of
 from sat.errors import Fault, Refused
 from sat.loggers import screen
-from sat.loggers.screen import say
+from sat.loggers.screen import refuse
 from sat.loggers.usage import Parser
 
 PARTS = ("steps", "stages", "activations", "seeds", "methods")
@@ -139,10 +139,10 @@ def main(given: Sequence[str] | None = None) -> int:
         settle_on(case.device)
         return measure(case, own)
     except (Refused, Fault, OSError) as error:
-        say(str(error), sys.stderr)
+        refuse(error)
         return 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        say(f"out of memory at batch {case.batch}; --batch takes fewer images", sys.stderr)
+        refuse(f"out of memory at batch {case.batch}; --batch takes fewer images")
         return 1

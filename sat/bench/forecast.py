@@ -26,7 +26,7 @@ from sat.bench.units import count, seconds_of, size
 from sat.config import Spec
 from sat.errors import Fault, Refused, refusing
 from sat.loggers import screen
-from sat.loggers.screen import columns, duration, say, table
+from sat.loggers.screen import columns, duration, refuse, say, table
 from sat.loggers.usage import Parser
 
 LEGEND = """\
@@ -253,7 +253,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
             text = f"{answer(jobs, words, own)}\n\n{rated(own)}"
     except ValueError as error:  # while composing
-        say(str(error), sys.stderr)
+        refuse(error)
         return 2
     say(text)
     return 2 if any(job.refused for job in jobs) else 0

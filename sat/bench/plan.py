@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sat.errors import Refused
+from sat.loggers.screen import refuse
 from sat.report.runs import finished, keep
 
 SAVING = 120.0  # seconds that a line has to end when it is stopped: a sweep gives its runs 60
@@ -120,7 +121,7 @@ def main(plan: Path, given: Sequence[str] | None = None) -> int:
     try:
         found = lines(own.plan.read_text(), own)
     except (Refused, OSError) as error:
-        print(error, file=sys.stderr)
+        refuse(error)
         return 2
     if own.dry_run:
         print("\n".join(f"python {command}" for command in found))

@@ -92,6 +92,11 @@ def say(text: str, stream: Any = None) -> None:
     print(fitted(printable(text, kept="\n\t"), stream or sys.stdout), file=stream, flush=True)
 
 
+def refuse(reason: object) -> None:
+    """Tells on standard error why a command does not do what it was asked for."""
+    say(f"! {reason}", sys.stderr)
+
+
 def columns(stream: Any = None) -> int:
     """How many signs a line of this terminal holds, standard output's or that of another stream;
     0 where there is none, and a line may have any length."""

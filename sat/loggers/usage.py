@@ -4,7 +4,6 @@ it means, which is the comment beside it in the YAML files."""
 import argparse
 import re
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from sat.loggers.screen import fitted
+from sat.loggers.screen import fitted, refuse
 
 HEAD = """\
 sat: adversarial training with smooth activations
@@ -46,7 +45,8 @@ class Parser(argparse.ArgumentParser):
         return fitted(super().format_help())
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, fitted(f"{self.prog}: {message}; see --help\n", sys.stderr))
+        refuse(f"{self.prog}: {message}; see --help")
+        self.exit(2)
 
 
 def text(config: Config, choices: Mapping[str, str | None], places: Sequence[Path]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sat.errors import Refused
 from sat.loggers import screen
-from sat.loggers.screen import say
+from sat.loggers.screen import refuse, say
 from sat.loggers.usage import Parser
 from sat.report import pages, study
 from sat.report.runs import keep
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         outcome(parser.parse_args(arguments))
     except Refused as error:
-        say(str(error))
+        refuse(error)
         return 2
     finally:
         screen.stage()

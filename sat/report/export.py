@@ -8,12 +8,11 @@
 
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sat.loggers import screen
-from sat.loggers.screen import say
+from sat.loggers.screen import refuse, say
 from sat.loggers.usage import Parser
 
 
@@ -39,7 +38,7 @@ def main(given: Sequence[str] | None = None) -> int:
             return 0
         folder = export(own.run, folder, own.which)
     except ValueError as error:
-        say(str(error), sys.stderr)
+        refuse(error)
         return 2
     say(f"{folder}: written, loaded by timm, and its logits are those of the run\n")
     print(how_to_load(folder))  # to be copied
