@@ -477,11 +477,11 @@ def test_a_typo_is_one_line(forecast, given, line):
     assert re.match(line, err) and len(err.strip().splitlines()) == 1
 
 
-def test_an_option_that_is_none_is_refused_before_anything_is_tried(forecast, capsys):
+def test_an_option_that_is_none_is_refused_before_anything_is_tried(forecast, capfd):
     with pytest.raises(SystemExit) as refused:
         forecast("--nothing", "seed=1")
     assert refused.value.code == 2
-    assert capsys.readouterr().err == "sat-forecast: --nothing: no such option; see --help\n"
+    assert capfd.readouterr().err == "sat-forecast: --nothing: no such option; see --help\n"
 
 
 @pytest.mark.parametrize("given, line", [
