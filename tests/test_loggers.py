@@ -380,9 +380,11 @@ def test_a_bar_of_80_columns_has_the_accuracies_first_and_the_bar_last(speaking,
     progress.close()
 
 
-def test_bar_and_line_tell_one_pace_of_the_steps_since_the_first(speaking, monkeypatch, caplog):
+def test_bar_and_line_tell_one_pace_of_the_steps_since_the_first(speaking, monkeypatch):
     """Which may have compiled for minutes, and began at a checkpoint's images."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    said = []
+    monkeypatch.setattr(screen.log, "info", lambda form, text: said.append(text))
     progress = screen.Progress("ep 2/4", 1000, done=400)
     progress.advance(100)
     progress.line("epoch 1/4")
@@ -393,7 +395,7 @@ def test_bar_and_line_tell_one_pace_of_the_steps_since_the_first(speaking, monke
     line = progress.bar.format_meter(**progress.bar.format_dict | {"ncols": 80})
     progress.line("epoch 2/4")
     progress.close()
-    assert caplog.messages == ["epoch 1/4", "epoch 2/4  10 img/s  40s left"]
+    assert said == ["epoch 1/4", "epoch 2/4  10 img/s  40s left"]
     assert line.startswith("ep 2/4  10 img/s  40s left ")
 
 

@@ -218,12 +218,12 @@ def test_what_is_refused(words, more, says, tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_folder_that_is_none_is_told_as_such(tmp_path):
     with pytest.raises(ValueError, match="nope: no such folder"):
         sat.load(tmp_path / "nope")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_program_is_not_trained():
     with pytest.raises(Refused, match="is a program; give the module that it was made of"):
         spec_of([], torch.jit.script(nn.Linear(2, 2)))

@@ -484,7 +484,7 @@ def test_a_union_over_norms_and_the_spread_over_classes(ran, sat):
     shares = [stand[labels == k].mean() for k in range(10)]
     assert found["by_class"]["lowest"] == pytest.approx(min(shares))
     assert found["by_class"]["deviation"] == pytest.approx(np.std(shares))
-    assert f"({found['by_class']['worst']})" in done.out
+    assert f"(class {found['by_class']['worst']})" in done.out
 
 
 def test_the_strong_evaluation_is_one_more_attack(sat):
