@@ -626,7 +626,7 @@ def test_status_lists_every_state(sat, ran, tmp_path, capfd):
     for state in ("1 finished", "1 failed", "1 stopped", "2 damaged"):
         assert state in listed, listed
     assert report(["--status", str(tmp_path / "none")]) == 2
-    assert "no such folder" in capfd.readouterr().out
+    assert "no such folder" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
