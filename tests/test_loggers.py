@@ -144,6 +144,21 @@ def test_of_many_keys_that_differ_the_first_five_are_shown_and_no_run_is_lost(tm
     assert "activation" in [info.name for info in experiment.hparam_infos] and len(rows) == 5
 
 
+def test_two_runs_that_begin_at_once_keep_their_curves(tmp_path, monkeypatch):
+    """They write one file, each by a temporary one; on a collision a run lost its tracker."""
+    from sat.loggers import columns
+    from sat.rundir import checkpoint
+
+    def meanwhile(*given):
+        monkeypatch.setattr(checkpoint, "_to_disk", lambda *given: None)
+        columns.tell(tmp_path, {"seed": 1}, {})
+
+    monkeypatch.setattr(checkpoint, "_to_disk", meanwhile)
+    columns.tell(tmp_path, {"seed": 0}, {"verdict/best/clean": 0.5})
+    assert hyperparameters(tmp_path)[0].metric_infos
+    assert not [*tmp_path.glob(".hparams/*.tmp")]
+
+
 def test_numbers_filter_as_numbers_and_words_as_words(folder):
     from tensorboard.plugins.hparams import api_pb2
 

@@ -6,6 +6,7 @@ torch is imported where it is needed: who reads results alone need not wait for 
 import errno
 import logging
 import os
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -49,12 +50,14 @@ def naming(path: Path) -> Iterator[None]:
         raise Unwritable(path, refused) from error
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write` on a temporary file and renames it to `path` once it is safe on disk.
+def write_whole(path: Path, write: Callable[[BinaryIO], object], shared: bool = False) -> None:
+    """Calls `write` on a temporary file and renames it to `path` once it is safe on disk; of a
+    `shared` path, which other processes may write meanwhile, the last one counts.
 
     Raises Unwritable; `path` is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    own = f".{uuid.uuid4().hex}" if shared else ""
+    temporary = path.with_name(f".{path.name}{own}.tmp")
     try:
         with naming(path):
             temporary.unlink(missing_ok=True)  # of a process that was killed, or no file at all
