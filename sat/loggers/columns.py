@@ -45,8 +45,9 @@ def tell(root: Path, values: Mapping[str, Any], metrics: Mapping[str, Any]) -> N
     if (told := {"keys": keys, "metrics": tags}) != known:
         path.parent.mkdir(exist_ok=True)
         events, text = events_of(keys, tags), json.dumps(told, indent=1).encode()
-        for place, content in ((path, text), (path.with_name("events.out.tfevents.0"), events)):
-            write_whole(place, lambda file, content=content: file.write(content), shared=True)
+        summary = path.with_name("events.out.tfevents.0")
+        write_whole(path, lambda file: file.write(text), shared=True)
+        write_whole(summary, lambda file: file.write(events), shared=True)
 
 
 def in_order(tags: set[str]) -> list[str]:
