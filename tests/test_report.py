@@ -1,8 +1,7 @@
-"""The command `sat-report`: pages, one file of kept runs, states, and two runs image by image."""
+"""The command `sat-report`: pages, one file of kept runs, and states."""
 
 import csv
 import json
-import os
 import re
 import runpy
 import shutil
@@ -10,10 +9,9 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import ROOT
-from written import CLAIM, PGD, Folder, change, write_flags
+from written import CLAIM, Folder, change
 
 from sat.report import figures, pages, runs, study
 from sat.report.command import main
@@ -22,7 +20,7 @@ from sat.report.pages import html
 
 @pytest.fixture
 def report(monkeypatch, capfd):
-    """`report("--compare", a, b)`: exit code and output; of figures one is made up."""
+    """`report("--status", place)`: exit code and output; of figures one is made up."""
 
     def draw(tables, place):
         place.mkdir(parents=True, exist_ok=True)
@@ -34,7 +32,10 @@ def report(monkeypatch, capfd):
 
     def call(*arguments):
         capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:  # by argparse
+            code = end.code
         out, err = capfd.readouterr()
         assert bool(err) == (code == 2) and (not err or err.startswith("! "))
         return code, out + err
@@ -163,10 +164,8 @@ def test_a_name_is_text_and_moves_no_cursor(report, folder):
 def test_tables_fit_a_narrow_terminal(three, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-    write_flags(next(three.outputs.glob("relu-s0*")), "best-pgd20", first(50))
-    a, b = (next(three.outputs.glob(f"{name}-s0*")) for name in ("relu", "silu"))
-    write_flags(b, "best-pgd20", first(60))
-    for words in ([str(a)], ["--status", str(three.outputs)], ["--compare", str(a), str(b)]):
+    one = next(three.outputs.glob("relu-s0*"))
+    for words in ([str(one)], ["--status", str(three.outputs)]):
         assert main(words) == 0
         lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
         assert max(map(len, lines)) <= 80 and len(lines) > 5
@@ -221,8 +220,8 @@ def test_what_is_not_finished_is_named(report, three):
 
 
 @pytest.mark.parametrize("wrong", [
-    ["--status", "--compare", "a", "a"], ["--compare", "a", "a", "a"], [], ["none"],
-    ["--checkpoint", "last", "."], ["--status", "."], ["."],
+    ["--status", ".", "--to", "a"], ["--status", "--transfer", "."],
+    ["--transfer", ".", "--page", "a.md"], [], ["none"], ["--status", "."], ["."],
 ])  # fmt: skip
 def test_options_that_are_ignored_nowhere(report, wrong, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -334,151 +333,17 @@ def test_states_of_runs(report, three):
     assert told["relu-s0-0"] == "finished, clean 90.0%, pgd20 50.0%, trained in 1m00s"
 
 
-# two runs -----------------------------------------------------------------------------------------
-
-
-def first(right: int, images: int = 100) -> np.ndarray:
-    return np.arange(images) < right
-
-
-def cells(out: str, begin: str) -> list[str]:
-    """The cells of the one table line that begins so."""
-    (line,) = [line for line in out.splitlines() if line.strip().startswith(begin + " ")]
-    return [cell.strip() for cell in line.split("  ") if cell.strip()]
-
-
-@pytest.fixture
-def two(folder) -> list[Path]:
-    return [folder.add(name, 0, 40, flags=True) for name in ("a", "b")]
-
-
-def test_compare_counts_image_by_image(two, report):
-    """By hand: robust, A has 40 right, B the last 30 of these and 2 more, so 10 to 2."""
-    write_flags(two[1], "best-pgd20", (np.arange(100) >= 10) & (np.arange(100) < 42))
-    code, out = report("--compare", *two)
-    assert code == 0
-    name, images, of_a, of_b, difference, only_a, only_b, p = cells(out, "pgd20")
-    assert (images, only_a, only_b) == ("100", "10", "2")
-    assert of_a == "40.0 [30.9, 49.8]" and of_b.startswith("32.0 ")
-    assert difference.startswith("+8.0 (+1.1 to ")
-    assert p == "0.039"  # 2 (1 + 12 + 66) / 4096
-    assert cells(out, "clean")[4:] == ["+0.0 (-3.5 to +3.5)", "0", "0", "1"]
-    code, out = report("--compare", *two, "--checkpoint", "last")
-    assert code == 0 and "checkpoint: last" in out and cells(out, "pgd20")[5] == "0"
-
-
-def test_compare_takes_the_images_that_both_have(two, report):
-    """A has images 0 to 49, of which 0 to 19 stand; B 30 to 79, of which 30 to 34 stand. The size
-    of the part, and how it was drawn, is no other setting."""
-    part = {**PGD, "limit": 50}
-    write_flags(two[0], "best-pgd20", first(20, 50), settings=part)
-    write_flags(two[1], "best-pgd20", first(5, 50), indices=range(30, 80),
-                settings={**part, "subset_seed": 7})  # fmt: skip
-    code, out = report("--compare", *two)
-    assert code == 0 and cells(out, "pgd20")[1] == "20"
-    assert cells(out, "pgd20")[5:7] == ["0", "5"]
-
-
-def test_clean_is_compared_over_all_files_of_a_run(two, report):
-    """The first attack's files have no image in common, the second attack's have."""
-    for run, indices in zip(two, (range(50), range(50, 100)), strict=True):
-        write_flags(run, "best-pgd20", first(9, 50), indices=indices)
-        write_flags(run, "best-strong", first(7))
-    code, out = report("--compare", *two)
-    assert code == 0 and cells(out, "clean")[1] == "100" and cells(out, "strong")[1] == "100"
-    assert "pgd20: left out, indices: none of 50 and 50 images is in both" in out
-
-
-def test_compare_leaves_out_what_was_not_measured_alike(two, report):
-    write_flags(two[0], "best-mine", first(30))
-    write_flags(two[1], "best-pgd20", first(40), settings={**PGD, "steps": 50})
-    code, out = report("--compare", *two)
-    assert code == 0 and "mine: left out, measured in A alone" in out
-    assert "pgd20: left out, measured with other settings (steps: 20, 50)" in out
-    assert not [line for line in out.splitlines() if line.strip().startswith("pgd20  ")]
-    assert cells(out, "clean")[1] == "100"
-
-
-class Trap:
-    """What a pickle may do: makes a folder as it is loaded."""
-
-    def __init__(self, folder: Path):
-        self.folder = str(folder)
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
-
-
-def damage(run: Path, how: str) -> None:
-    path, images = run / "flags" / "best-pgd20.npz", np.arange(100)
-    content = {"settings": np.array(json.dumps(PGD)), "indices": images, "seconds": 1.0}
-    content |= {"clean": first(90), "robust": first(40)}
-    facts = json.loads((run / "result.json").read_text())["dataset"]
-    match how:
-        case "cut":
-            path.write_bytes(path.read_bytes()[:200])
-        case "pickle":
-            np.savez(path, **{**content, "robust": np.array([Trap(run / "executed")])})
-        case "short":
-            np.savez(path, **{**content, "robust": first(40)[:-1]})
-        case "counts":
-            np.savez(path, **{**content, "robust": images})
-        case "twice":
-            np.savez(path, **{**content, "indices": images // 2})
-        case "missing":
-            np.savez(path, **{key: value for key, value in content.items() if key != "clean"})
-        case "settings":
-            np.savez(path, **{**content, "settings": np.array("[]")})
-        case "elsewhere":
-            np.savez(path, **{**content, "indices": images + 100})
-        case "none":
-            shutil.rmtree(run / "flags")
-        case "no run":
-            shutil.rmtree(run)
-        case "no result":
-            (run / "result.json").unlink()
-        case "result":
-            (run / "result.json").write_text("{")
-        case "facts":
-            (run / "result.json").write_text('{"status": "finished", "seed": 0}')
-        case "test_content" | "name" | "test":
-            change(run / "result.json", dataset={**facts, how: "bb"})
-
-
-REFUSALS = {
-    **dict.fromkeys("cut pickle short counts twice missing settings".split(), "npz: is damaged ("),
-    **{key: f"other images (dataset {key}: " for key in ("test_content", "name", "test")},
-    "elsewhere": "no test image was measured in both",
-    "none": "holds no flags of 'best'",
-    "no run": "is no run",
-    "no result": "has no result yet",
-    "result": "result.json: is damaged",
-    "facts": "result.json: is damaged",
-}
-
-
-@pytest.mark.parametrize("how, line", REFUSALS.items())
-def test_compare_refuses_in_one_line(two, report, how, line):
-    a, b = two
-    damage(b, how)
-    for pair in ((a, b), (b, a)):
-        code, out = report("--compare", *pair)
-        assert code == 2 and out.count("\n") == 1 and line in out and str(b) in out, out
-    assert not (b / "executed").exists()
-
-
 # the real thing -----------------------------------------------------------------------------------
 
 
 def test_runs_of_the_program_are_reported(sat, report, tmp_path, monkeypatch, capfd):
     done = sat("schedule.epochs=1")
-    code, out = report("--compare", done.run, done.run)
-    assert code == 0 and cells(out, "pgd20")[1] == "50"
     monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "outputs")])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "scripts/report.py"), run_name="__main__")
     assert end.value.code == 0
-    row = cells(capfd.readouterr().out, "SiLU")
+    (line,) = re.findall("^ *SiLU .*", capfd.readouterr().out, re.M)
+    row = re.split("  +", line.strip())
     clean = 100 * done.result["best"]["clean"]["accuracy"]
     assert row[1] == "1" and row[2].startswith(f"{clean:.1f} [")
     (table,) = study.read(tmp_path / "outputs").tables

@@ -297,9 +297,9 @@ def test_a_star_is_corrected_for_the_rows_that_are_compared(folder, write):
 
 
 def test_one_seed_in_common_is_no_difference(folder, write):
-    folder.add("relu", 0, 50, flags=True)
+    folder.add("relu", 0, 50)
     for seed in range(2):
-        folder.add("silu", seed, 60, flags=True)
+        folder.add("silu", seed, 60)
     assert not only(folder).rows[1].differences
 
 
