@@ -13,7 +13,8 @@ import pytest
 from conftest import ROOT
 from written import CLAIM, Folder, change
 
-from sat.report import figures, pages, runs, study
+from sat.loggers import screen
+from sat.report import figures, pages, runs, tables
 from sat.report.command import main
 from sat.report.pages import html
 
@@ -62,7 +63,7 @@ def contents(place: Path) -> dict[str, bytes]:
 
 def test_the_command_writes_the_same_numbers_everywhere(report, three):
     code, out = report(three.outputs)
-    assert code == 0 and "Is smooth better?" in out and " supports: SiLU wins." in out
+    assert code == 0 and "Is smooth better?" in out and "**supports**: SiLU wins." in out
     line = next(line for line in out.splitlines() if line.strip().startswith("SiLU  "))
     assert "62.0 ± 7.5" in line and "+10.0 (+7.5 to +12.5) *" in line
     written = three.outputs / "report"
@@ -172,21 +173,26 @@ def test_tables_fit_a_narrow_terminal(three, monkeypatch, capsys):
         assert "\u2026" not in "".join(lines)
 
 
-def test_a_wide_table_of_numbers_goes_on_below_with_the_keys_of_its_rows(monkeypatch):
+def test_the_terminal_shows_the_page_without_escapes_and_its_tables_in_columns(monkeypatch, capsys):
+    """What finds no room goes on below, with the keys of the rows."""
     head = ["activation", "steps", *(f"attack {k}, %" for k in range(9))]
-    rows = [["ReLU", "1", *("41.0 \u00b1 2.5",) * 9], ["a | b", "2", *("[1, 2]",) * 9]]
+    rows = [["ReLU", "1", *("[41, 43]",) * 9], ["a | b", "10", *("[1, 2]",) * 9]]
     whole = pages.grid(head, rows, keys=2)
-    assert pages.narrow(whole, 400) == whole
-    parts = pages.narrow(whole, 60).split("\n\n")
-    assert len(parts) == 3 and all(part.count("| ReLU | 1 | 41.0") == 1 for part in parts)
-    monkeypatch.setattr(pages, "columns", lambda: 60)
-    shown = re.sub(r"\x1b\[[\d;]*m", "", pages.terminal(whole))
-    assert shown.count("41.0 \u00b1 2.5") == 9 and max(map(len, shown.split("\n"))) <= 60
-    assert [*dict.fromkeys(re.findall(r"attack \d", "".join(parts)))] == [
-        f"attack {k}" for k in range(9)
-    ]
-    text = pages.grid(["claim", "says"], [["word " * 30, "yes"]], "---")
-    assert pages.narrow(text, 60) == text  # words are folded within their cell
+    text = pages.grid(["claim", "says"], [["word " * 3, "yes"]], keys=2)
+    page = f"# A *title*\n\n{whole}\n\nlong\nlines\n\n- an item\n  goes on\n- another\n\n{text}\n"
+    lines = pages.terminal(page).split("\n")
+    assert lines[:3] == ["# A *title*", "", "activation  steps  " + "  ".join(head[2:])]
+    assert lines[4].split() == ["ReLU", "1", *("[41,", "43]") * 9]
+    assert lines[5].startswith("a | b       10   ") and lines[5].endswith("      [1, 2]")
+    assert lines[6:] == ["", "long lines", "", "- an item goes on", "- another", "",
+                         "- claim: word word word; says: yes"]  # fmt: skip
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    screen.say(pages.terminal(page))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.split("\n"))) <= 60 and shown.count("[41, 43]") == 9
+    assert [*dict.fromkeys(re.findall(r"attack \d", shown))] == [f"attack {k}" for k in range(9)]
+    assert shown.count("\nReLU        1") == shown.count("\na | b       10") > 1
 
 
 def test_the_page_may_stand_elsewhere(report, three, tmp_path):
@@ -318,7 +324,6 @@ def test_states_of_runs(report, three):
            alarms=[{"name": "flat", "message": "as before"}])  # fmt: skip
     (next(three.outputs.glob("silu-s2*")) / "result.json").write_text("{")
     code, out = report("--status", three.outputs)
-    assert max(len(line) for line in out.splitlines() if " " in line.strip()) <= 80  # but paths
     told = dict(re.findall(r"^(\S+)\n    (.+(?:\n    .+)*)", out, re.M))
     assert code == 0 and out.endswith("4 stopped, 1 failed, 6 finished, 1 damaged\n")
     assert told[running.name] == (
@@ -346,6 +351,6 @@ def test_runs_of_the_program_are_reported(sat, report, tmp_path, monkeypatch, ca
     row = re.split("  +", line.strip())
     clean = 100 * done.result["best"]["clean"]["accuracy"]
     assert row[1] == "1" and row[2].startswith(f"{clean:.1f} [")
-    (table,) = study.read(tmp_path / "outputs").tables
+    (table,) = tables.read(tmp_path / "outputs").tables
     assert table.dataset == "digits" and table.attack == "pgd20"
     assert "1 finished" in report("--status", tmp_path / "outputs")[1]

@@ -20,7 +20,7 @@ from sat.errors import Refused
 from sat.loggers import screen
 from sat.loggers.screen import refuse, say
 from sat.loggers.usage import Parser
-from sat.report import pages, study
+from sat.report import pages, tables
 from sat.report.runs import keep
 from sat.report.status import states
 
@@ -39,8 +39,8 @@ def answer(given: Namespace) -> None:
         from sat.report.transfer import transfer
 
         return say(transfer(place, given.to or place / "report"))
-    report = study.read(place, given.experiment)
-    show(pages.markdown(report))
+    report = tables.read(place, given.experiment)
+    say(pages.terminal(pages.markdown(report)))
     alone = place.is_file() or (place / "config.yaml").is_file()
     if alone and given.page and not given.to:
         raise Refused(f"--page {given.page}: {place} is no folder of runs; name --to FOLDER")
@@ -55,13 +55,7 @@ def answer(given: Namespace) -> None:
         raise Refused(f"{error.filename}: can't be written ({error.strerror})") from error
 
 
-def show(markdown: str) -> None:
-    text = pages.terminal(markdown)
-    screen.stage()
-    print(text, flush=True)
-
-
-def write(report: study.Report, folder: Path, page: Path) -> Path:
+def write(report: tables.Report, folder: Path, page: Path) -> Path:
     """Figures and a CSV file a table, into a folder; the page as Markdown and HTML, which is
     returned."""
     screen.stage("drawing figures")
