@@ -69,7 +69,7 @@ def table(rows: int = 4, seeds: int = 3, *, apart: float = 0.05, spread: float =
         found.append(row(label, clean, robust, seeds, spread, gradients=80.0 * 2**k))
     spec = {"title": "Activations", "rows": ["activation", "activation.alpha"],
             "figures": FIGURES, **spec}  # fmt: skip
-    return Table(Experiment("activations", spec), "digits", "eps 38", found, "pgd20")
+    return Table(Experiment("activations", **spec), "digits", "eps 38", found, "pgd20")
 
 
 def alphas(names=("elu", "celu"), values=(1.0, 1.5, 2.0)) -> Table:
@@ -80,7 +80,7 @@ def alphas(names=("elu", "celu"), values=(1.0, 1.5, 2.0)) -> Table:
         for v in values
     ]
     rows.append(row("relu", 0.8, 0.4))
-    experiment = Experiment("elu_vs_celu", {"title": "ELU against CELU"})
+    experiment = Experiment("elu_vs_celu", [], title="ELU against CELU")
     return Table(experiment, "digits", "eps 38", rows, "pgd20")
 
 

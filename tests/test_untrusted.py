@@ -239,12 +239,11 @@ def test_reports_stay_in_their_folder(run, capfd):
 
     for name in ("../../x", "/tmp/x", "..", "a\x1b[2Jb"):
         (run / "experiments.txt").write_text(name + "\n")
-        assert main([str(run.parent), "--experiment", name]) == 2
-        capfd.readouterr()
-        assert {path.name for path in run.parents[1].iterdir()} == {"outputs"}
         assert main([str(run.parent)]) == 0
+        assert {path.name for path in run.parents[1].iterdir()} == {"outputs"}
+        assert {path.name for path in run.parent.iterdir()} == {run.name, "report"}
         out = capfd.readouterr().out
-        assert "experiments.txt is damaged" in out and "\x1b" not in out
+        assert "has no file any more" in out and "\x1b" not in out
 
 
 @pytest.mark.parametrize(

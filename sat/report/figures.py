@@ -17,7 +17,7 @@ from matplotlib.ticker import EngFormatter, NullLocator
 from PIL import Image
 
 from sat.errors import Refused
-from sat.report.rows import Number, Row, label_of
+from sat.report.rows import COSTS, Number, Row, label_of
 from sat.report.spec import is_number
 from sat.report.tables import Table
 
@@ -48,7 +48,6 @@ NOTE = (
 )
 DASHES = ("-", "--", ":", "-.")
 MOST = 60  # rows of a figure
-COSTS = ("gradients", "multiply_adds", "parameters")  # of an image in training, a forward, in all
 
 
 class Drawn(NamedTuple):
@@ -65,7 +64,7 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Drawn]:
     drawn = []
     with matplotlib.rc_context(STYLE):
         for table in tables:
-            for n, entry in enumerate(table.experiment.spec.get("figures", ()), 1):
+            for n, entry in enumerate(table.experiment.figures, 1):
                 kind, over = entry["kind"], f" over {entry['x']}" if "x" in entry else ""
                 text = f"{table.experiment.title}: {kind}{over}"
                 png = folder / f"{table.name}-{n}-{kind}.png"
@@ -231,7 +230,7 @@ def dots(table: Table, entry: Mapping[str, Any]) -> Figure:
 def lines(table: Table, entry: Mapping[str, Any]) -> Figure:
     """Robust and, beside it, clean accuracy over a number that rows differ in, or over a cost; of
     lines of one colour the second is dashed, the third dotted."""
-    x, labels = str(entry["x"]), table.experiment.spec.get("labels", {})
+    x, labels = str(entry["x"]), table.experiment.labels
     at = drawable(table, x)
     if len({*at.values()}) < 2:
         raise Refused(f"{x} has no two values among the rows")
