@@ -115,8 +115,7 @@ class TrainState:
         self.progress = torch.zeros((), device=device)
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.key = StepKey(device)
-        on = bool(choices.get("graph"))
-        self.graph = Graph(on, self.key, self._tell, "a step", self._clear)
+        self.graph = Graph(bool(choices.get("graph")), self.key, self._tell, "a step", self._clear)
         # Its sums: loss, right answers, the regulariser's error, images.
         self.sums = torch.zeros(4, device=device)
         self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
