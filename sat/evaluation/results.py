@@ -476,7 +476,7 @@ def doubted(result: RunResult) -> list[str]:
             measured = part.accuracies[name].images
             few = " (a part, to save time)" * (checks.images < measured)
             told = f"masking checks on {part_of(checks.images, measured)} images{few}"
-        found.setdefault(told, []).append(f"{which}, {name}")
+        found.setdefault(told, []).append(f"{which if part.step else 'weights'}, {name}")
     return [f"{' and '.join(places)}: {told}" for told, places in found.items()]
 
 
