@@ -28,15 +28,24 @@ MARKED = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.S)
 
 
 def filled(page: str, text: str, lines: Iterable[str]) -> str:
-    """The page's text with its table made of the runs in these lines of JSON."""
-    runs = [json.loads(line) for line in lines]
-    rows = ["| training | clean | robust, PGD-20 |", "|---|---|---|"]
+    """The page's text with its table made of the runs in these lines of JSON; with a column of
+    `strong` where one of them was measured with it."""
+    runs, best = [json.loads(line) for line in lines], {}
     for label, name in PAGES[page].items():
         found = {run["config"]["seed"]: run for run in runs if of(run["name"]) == name}
-        best = [found[seed]["result"]["best"] for seed in sorted(found)]
-        columns = ([each["clean"] for each in best], [each["robust"]["pgd20"] for each in best])
-        rows.append(" | ".join([f"| {label}", *map(shares, columns)]) + " |")
-    return MARKED.sub("\n".join(rows) + "\n", text)
+        best[label] = [found[seed]["result"]["best"] for seed in sorted(found)]
+    strong = {label: [each["robust"]["strong"] for each in found if "strong" in each["robust"]]
+              for label, found in best.items()}  # fmt: skip
+    images = {f"{each['images']:,}" for found in strong.values() for each in found}
+    head = ["training", "clean", "robust, PGD-20"]
+    head += [f"robust, `strong` (first {' or '.join(sorted(images))})"] * bool(images)
+    rows = [head, ["---"] * len(head)]
+    for label, found in best.items():
+        cells = [shares([each["clean"] for each in found])]
+        cells += [shares([each["robust"]["pgd20"] for each in found])]
+        cells += [", ".join(map(interval, strong[label])) or "-"] * bool(images)
+        rows.append([label, *cells])
+    return MARKED.sub("".join(f"| {' | '.join(row)} |\n" for row in rows), text)
 
 
 def of(name: str) -> str:
@@ -50,6 +59,12 @@ def shares(found: list[dict[str, Any]]) -> str:
     if len(values) < 3:
         return ", ".join(f"{value:.1f}" for value in values)
     return f"{mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def interval(found: dict[str, Any]) -> str:
+    """`37.0 (30.6 to 43.9)`."""
+    share, low, high = (100 * each for each in (found["accuracy"], *found["ci95"]))
+    return f"{share:.1f} ({low:.1f} to {high:.1f})"
 
 
 if __name__ == "__main__":
