@@ -21,16 +21,36 @@ PAGES = {  # the rows of a page's table: a label, and the runs' name without see
 
 
 def filled(page: str, text: str, runs: list[dict]) -> str:
-    """The page's text with its table made of these runs: each seed, of more than two the range."""
-    rows = ["| training | clean | robust, PGD-20 |", "|---|---|---|"]
-    for label, name in PAGES[page].items():
-        best = [r["result"]["best"] for r in runs if re.sub(r"-s\d+-\w+$", "", r["name"]) == name]
-        for entries in ([b["clean"] for b in best], [b["robust"]["pgd20"] for b in best]):
-            shares = [100 * entry["accuracy"] for entry in entries]
-            spread = f"{mean(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})"
-            label += " | " + (", ".join(f"{x:.1f}" for x in shares) if len(best) < 3 else spread)
-        rows.append(f"| {label} |")
-    return MARKED.sub("\n".join(rows) + "\n", text)
+    """The page's text with its table made of these runs, and a column of `strong` where one of them
+    was measured with it."""
+    best = {
+        label: [r["result"]["best"] for r in runs if re.sub(r"-s\d+-\w+$", "", r["name"]) == name]
+        for label, name in PAGES[page].items()
+    }
+    strong = {label: [b["robust"]["strong"] for b in of if "strong" in b["robust"]]
+              for label, of in best.items()}  # fmt: skip
+    images = {f"{each['images']:,}" for of in strong.values() for each in of}
+    rows = [["training", "clean", "robust, PGD-20"]]
+    rows[0] += [f"robust, `strong` (first {' or '.join(sorted(images))})"] * bool(images)
+    rows += [["---"] * len(rows[0])]
+    for label, of in best.items():
+        row = [label, shares([b["clean"] for b in of]), shares([b["robust"]["pgd20"] for b in of])]
+        rows += [row + [", ".join(map(interval, strong[label])) or "-"] * bool(images)]
+    return MARKED.sub("".join(f"| {' | '.join(row)} |\n" for row in rows), text)
+
+
+def shares(entries: list[dict]) -> str:
+    """Each seed in percent; of more than two the mean and the range."""
+    found = [100 * entry["accuracy"] for entry in entries]
+    if len(found) < 3:
+        return ", ".join(f"{share:.1f}" for share in found)
+    return f"{mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
+
+
+def interval(entry: dict) -> str:
+    """`37.0 (30.6 to 43.9)`: the 95 % interval of one network."""
+    share, low, high = (100 * each for each in (entry["accuracy"], *entry["ci95"]))
+    return f"{share:.1f} ({low:.1f} to {high:.1f})"
 
 
 if __name__ == "__main__":

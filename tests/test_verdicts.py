@@ -470,7 +470,7 @@ def test_a_further_start_fells_an_image_and_no_two_begin_alike():
             return state["point"], falls, state["iteration"] > 20
 
     pool = Pool(torch.zeros(3, 1, 2, 2), torch.zeros(3).long(), torch.ones(3, 2).long(),
-                RowRng(0, torch.arange(3)), lambda *told: fell.append((told[0].tolist(), len(told))),
+                RowRng(0, torch.arange(3)), lambda *t: fell.append((t[0].tolist(), len(t))),
                 4, 2.0, starts=4)  # fmt: skip
     pool.run(Luck(Ball(1 / 255, "linf"), targeted_dlr, rounds=2), Falls(), [0, 1, 2])
     assert sorted(fell) == [([0], 1), ([1], 3), ([2], 1)] or sorted(fell) == [([0, 2], 1), ([1], 3)]
