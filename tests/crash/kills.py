@@ -213,8 +213,9 @@ class Kill:
         return f"{self.case:32} {self.strike} {fate} {'; '.join(self.wrong)}".rstrip()
 
 
-def killed(case: str, process: Process, strike: Strike) -> Kill:
-    """The account of a process that has ended, by its code, words and checkpoint."""
+def killed(case: str, process: Process, strike: Strike, before: int | None) -> Kill:
+    """The account of a process that has ended, by its code, words and checkpoint; `before` is the
+    step of the one that it found: who is asked to stop while it reads that one has no other."""
     code = process.ended()
     out, err = process.said()
     wrong = ["a traceback"] * ("Traceback" in out + err)
@@ -231,7 +232,8 @@ def killed(case: str, process: Process, strike: Strike) -> Kill:
     asked = code > 0 and len(strike.signals) == 1 and strike.signals != ("SIGKILL",)
     if asked and "the same command goes on from here" not in err + out:
         wrong.append("does not say how to go on")
-    if asked and training and (found is None or "stopping after this step" not in err):
+    stopped = "stopping after this step" in err or found == before
+    if asked and training and (found is None or not stopped):
         wrong.append("no checkpoint")
     return Kill(case, strike, code, found, wrong)
 
@@ -278,7 +280,7 @@ def struck(alone: Alone, strikes: list[Strike], folder: Path) -> list[Kill]:
         if strike.where not in POINTS:
             process.strike(strike, alone.startup, alone.running)
         seen |= {*workers(folder)}
-        kills.append(killed(alone.case, process, strike))
+        kills.append(killed(alone.case, process, strike, kills[-1].step if kills else None))
         finished = times_of(folder) | finished
         if (code := kills[-1].code) == 0:
             break
