@@ -53,6 +53,11 @@ class Measured:
     def seed(self) -> int:
         return self.config["seed"]
 
+    @property
+    def images(self) -> str:
+        """A digest of the test images."""
+        return str(self.result.dataset.get("test_content") or "unknown")
+
     def validations(self) -> tuple[Sequence[dict[str, Any]], str | None]:
         """Held-out accuracies by epoch, and what is wrong with the file that tells them."""
         rows, fault = (self.kept, None) if self.path is None else metrics(self.path)
