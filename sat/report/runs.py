@@ -55,6 +55,12 @@ class Measured:
     def seed(self) -> int:
         return self.config["seed"]
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether it was asked if its numbers are to be believed; a kept run has not the answers."""
+        found = any(part.masking_checks for part in self.result.measured.values())
+        return found or self.config.get("evaluation", {}).get("masking_checks") != 0
+
     def validations(self) -> tuple[Sequence[dict[str, Any]], str | None]:
         """Held-out accuracies by epoch, and what is wrong with the file that tells them."""
         rows, fault = (self.kept, None) if self.path is None else metrics(self.path)
