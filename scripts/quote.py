@@ -5,36 +5,36 @@ import re
 from pathlib import Path
 from statistics import mean
 
-RUNS = Path(__file__).parents[1] / "docs/results/runs.jsonl"
-MARKED = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.S)
-BIG = {"ReLU, PGD-1": "relu-pgd1", "SiLU, PGD-1": "silu-pgd1", "ReLU, PGD-3 (control)": "relu-pgd3"}
-SMALL = {"SiLU, PGD-1 (`make run`)": "silu-pgd1", "ReLU, PGD-1": "relu-pgd1"}
-PAGES = {  # the rows of a page's table: a label, and the runs' name without seed and hash
-    "README.md": {k: f"cifar10-resnet18-{name}-15ep" for k, name in BIG.items()},
-    "docs/measured.md": {k: f"digits-resnet10-{name}-40ep" for k, name in SMALL.items()},
-}
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs/measured.md")
+MARKED = re.compile(r"<!-- results\n(.*?)-->\n(.*?)(?=<!-- /results -->)", re.S)
 
 
-def filled(page: str, text: str, runs: list[dict]) -> str:
-    """The page's text with its table made of these runs; with `strong` where one has met it."""
-    rows = [["training", "clean", "robust, PGD-20", "robust, `strong`"], ["---"] * 4]
-    for label, name in PAGES[page].items():
+def filled(text: str, runs: list[dict]) -> str:
+    """A page's text with its table made of the runs that its comment names, no column empty."""
+    (marked,) = MARKED.finditer(text)
+    table: dict[str, list[str]] = {}
+    for training, name in (line.split(" = ") for line in marked[1].splitlines()):
         best = [r["result"]["best"] for r in runs if re.sub(r"-s\d+-\w+$", "", r["name"]) == name]
-        rows.append([label, *(cell(best, attack) for attack in ("clean", "pgd20", "strong"))])
-    many = 4 if any(row[3] != "-" for row in rows[2:]) else 3
-    return MARKED.sub("".join(f"| {' | '.join(row[:many])} |\n" for row in rows), text)
+        of = {"clean": [b["clean"] for b in best], "PGD-20": [b["robust"]["pgd20"] for b in best]}
+        of["`strong`"] = [b["robust"]["strong"] for b in best if "strong" in b["robust"]]
+        for title, cell in {"training": training, **{t: told(e) for t, e in of.items()}}.items():
+            table[title] = [*table.get(title, []), cell]
+    table = {title: cells for title, cells in table.items() if any(cells)}
+    rows = ([*table], ["---"] * len(table), *zip(*table.values(), strict=True))
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return text[: marked.start(2)] + lines + text[marked.end(2) :]
 
 
-def cell(best: list[dict], attack: str) -> str:
-    """Percent: each seed, of more than two the mean and its range."""
-    shares = [100 * found["accuracy"] for b in best if (found := {**b, **b["robust"]}.get(attack))]
-    if len(shares) < 3:
-        return ", ".join(f"{share:.1f}" for share in shares) or "-"
-    return f"{mean(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})"
+def told(of: list[dict]) -> str:
+    """Each seed in percent, with its interval where images are few; of more the mean and range."""
+    if len(found := [100 * entry["accuracy"] for entry in of]) > 2:
+        return f"{mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
+    bound = lambda e: " ({:.1f} to {:.1f})".format(*(100 * b for b in e["ci95"]))  # noqa: E731
+    return ", ".join(f"{100 * e['accuracy']:.1f}" + bound(e) * (e["images"] <= 1000) for e in of)
 
 
 if __name__ == "__main__":
-    kept = [json.loads(line) for line in RUNS.read_text().splitlines()]
+    kept = (ROOT / "docs/results/runs.jsonl").read_text().splitlines()
     for page in PAGES:
-        path = RUNS.parents[2] / page
-        path.write_text(filled(page, path.read_text(), kept))
+        page.write_text(filled(page.read_text(), [json.loads(line) for line in kept]))

@@ -102,7 +102,8 @@ def sheet(
     handles: Sequence[Line2D] = (),
 ) -> Figure:  # fmt: skip
     """An empty figure with axes of that height in inches, under the table's title, with what of it
-    is shown, and a caption: seeds, the note, and what is not drawn; with a legend of the handles below."""
+    is shown, and a caption: seeds, the note, and what is not drawn; with a legend of the handles
+    below."""
     seeds = sorted({len(number.seeds) for row in rows for number in row.numbers.values()}) or [0]
     many = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1])))
     absent = ", ".join(row.label for row in table.rows if row not in rows)

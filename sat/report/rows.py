@@ -92,8 +92,7 @@ def split(run: Measured, experiment: Experiment) -> tuple[str, str]:
     table: dict[str, Any] = {}
     row: dict[str, Any] = {"rows": keys_of(run.config, experiment.rows)}
     varying = experiment.spec.get("varying", experiment.rows)
-    images = str(run.result.dataset.get("test_content") or "unknown")
-    for key, value in {**run.decided, "test images": images}.items():
+    for key, value in {**run.decided, "test images": run.images}.items():
         mine = any(f"{key}.".startswith(f"{part}.") for part in varying)
         data = key == "test images" and any(part.split(".")[0] == "dataset" for part in varying)
         (row if mine or data else table)[key] = value

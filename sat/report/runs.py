@@ -57,9 +57,14 @@ class Measured:
 
     @property
     def is_checked(self) -> bool:
-        """Whether it was asked if its numbers are to be believed; a kept run has not the answers."""
+        """Whether it was asked if its numbers hold; of a kept run its config alone tells."""
         found = any(part.masking_checks for part in self.result.measured.values())
         return found or self.config.get("evaluation", {}).get("masking_checks") != 0
+
+    @property
+    def images(self) -> str:
+        """A digest of the test images."""
+        return str(self.result.dataset.get("test_content") or "unknown")
 
     def validations(self) -> tuple[Sequence[dict[str, Any]], str | None]:
         """Held-out accuracies by epoch, and what is wrong with the file that tells them."""
