@@ -446,7 +446,7 @@ def test_verdicts_are_corrected_for_their_number(folder, write):
 
 
 def test_alarms_and_what_auto_chose_are_told(folder, write):
-    folder.pair("relu", "silu", [9, 10, 11])
+    folder.pair("relu", "silu", [9, 10, 11], evaluation={"masking_checks": 0})
     run = next(folder.outputs.glob("silu-s1*"))
     alarm = {"name": "masked_gradient", "message": "..."}
     change(run / "result.json", alarms=[alarm], choices={"threads": 1, "precision": "bf16"})
@@ -458,6 +458,9 @@ def test_alarms_and_what_auto_chose_are_told(folder, write):
     report = tables.read(folder.outputs)
     (table,) = report.tables
     assert f"! {run.name}: raised alarms (masked_gradient)" in table.notes
+    assert (
+        "6 of 6 runs: not checked for masked gradients (evaluation.masking_checks=0)" in table.notes
+    )
     assert table.facts["precision"] == "bf16, fp32"
     assert "1 of their runs raised alarms" in table.verdicts[0].reason
     page = pages.markdown(report)

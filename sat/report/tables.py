@@ -149,6 +149,9 @@ def table_of(experiment: Experiment, runs: Sequence[Measured], setting: str, num
         except Refused as error:
             notes.append(f"reference: {error}; no differences are told")
     mine = sorted((run for row in rows for run in row.runs), key=lambda run: run.name)
+    if unchecked := sum(not run.is_checked for run in mine):
+        asked = "evaluation.masking_checks=0"
+        notes.append(f"{unchecked} of {len(mine)} runs: not checked for masked gradients ({asked})")
     curves = any(figure["kind"] == "epochs" for figure in experiment.figures)
     for run in mine:
         if curves and (fault := run.validations()[1]):
