@@ -608,7 +608,7 @@ def test_who_may_do_without_the_package_can_tell_that_its_packages_are_not_there
 
 
 @pytest.mark.parametrize("words", [
-    ["-m", "sat.run"], ["-m", "sat.report.command", "outputs"],
+    ["-m", "sat.run"], ["-m", "sat.report.command", "outputs"], ["scripts/report.py", "outputs"],
     ["-c", "import sys; sys.argv[0] = '/venv/bin/sat-report'; import sat"],
 ])  # fmt: skip
 def test_a_command_whose_packages_are_not_installed_says_so_in_a_line(words):
