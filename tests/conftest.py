@@ -24,6 +24,14 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="session", autouse=True)
+def hasty_disk():
+    """No test cuts the power: a file is written and renamed, and none is waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
 @dataclass
 class Answer:
     """What a command said and left behind."""

@@ -315,6 +315,13 @@ def test_a_disk_that_fails_to_flush_is_a_fault(tmp_path, monkeypatch):
         checkpoint.write_whole(tmp_path / "x", lambda file: file.write(b"one"))
 
 
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    place, seen = tmp_path / "x", []
+    monkeypatch.setattr(os, "fsync", lambda n: seen.append((os.fstat(n).st_size, place.exists())))
+    checkpoint.write_whole(place, lambda file: file.write(b"one"))
+    assert seen == [(3, False)]
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_disk_without_links_keeps_two_checkpoints(number, tmp_path, monkeypatch):
     def link(*given):
