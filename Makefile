@@ -51,7 +51,7 @@ report: setup ## tables and figures of the runs in outputs: make report ARGS="--
 results: setup ## rebuild docs/results.md from its evidence: make results NEW=outputs/runs.jsonl
 	$(if $(NEW),@$(BIN)/python scripts/report.py $(NEW) --keep docs/results/runs.jsonl)
 	@$(BIN)/python scripts/report.py docs/results/runs.jsonl --to docs/results --page docs/results.md
-	@$(BIN)/python -m sat.report.quoted
+	@$(BIN)/python scripts/quote.py
 
 status: setup ## list the runs in outputs: finished, running, stopped, failed
 	@$(BIN)/python scripts/report.py --status outputs

@@ -12,9 +12,10 @@ import pytest
 from written import config
 
 from sat.report import figures
+from sat.report.rows import Number, Row
 from sat.report.runs import Measured
 from sat.report.spec import Experiment
-from sat.report.tables import Number, Row, Table
+from sat.report.tables import Table
 
 LABELS = ["relu", "silu", "gelu", "elu alpha=1", "elu alpha=2", "celu alpha=2", "softplus",
           "parametric_softplus alpha=10", "smoothrelu", "mish", "leaky_relu", "pssilu"]  # fmt: skip

@@ -207,6 +207,15 @@ def test_yaml_is_data_and_can_not_unfold(tmp_path):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("strange", [["x"], {"": 1}, 5, True])
+def test_an_option_that_is_no_name_is_damage(strange, tmp_path):
+    """It would be written beside others, or into the name of a run."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"choices": {"attack": None, "experiment": strange}}))
+    with pytest.raises(Refused, match="choices.experiment is no name of an option"):
+        untrusted.read_sections(path, ["choices"])
+
+
 NAMES = ["../../../x", "/tmp/x", "..", ".", "-", "a/../../b", "a\nb", "a\0b", "C:\\x", "~root"]
 
 

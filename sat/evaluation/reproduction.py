@@ -179,12 +179,10 @@ def beside(name: str, published: Published, result: RunResult, root: Path) -> st
     for number in published.numbers:
         here = [found for each in results if (found := _measured(number, each)) is not None]
         chosen = {"test": " (test set)", "held-out": " (held-out)"}.get(number.chosen_on or "", "")
-        label = (number.checkpoint or "unknown") + chosen
+        label = f"{number.checkpoint or 'unknown'}{chosen}, {number.attack}"
         said = verdict(number, published, here)
-        rows.append([label, number.attack, _published(number), _here(here), said])
-    return "\n".join(
-        [*lines, table(["checkpoint", "attack", "published", "here", "verdict"], rows)]
-    )
+        rows.append([label, _published(number), _here(here), said])
+    return "\n".join([*lines, table(["checkpoint, attack", "published", "here", "verdict"], rows)])
 
 
 def beside_card(published: Published, result: RunResult) -> str:

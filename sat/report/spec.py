@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from sat.config import CONF, nearest
@@ -57,16 +56,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def known() -> list[str]:
-    """The names of all experiments that have a file."""
-    return sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-
-
-@cache
 def load(name: str) -> Experiment | None:
     """None where its file has no `report`. Raises Refused where there is no file, or none that can
     be read."""
-    if name not in known():
+    if name not in {path.stem for path in (CONF / "experiment").glob("*.yaml")}:
         raise Refused(f"experiment {name}: has no file any more ({CONF / 'experiment'})")
     try:
         whole = read_yaml(CONF / "experiment" / f"{name}.yaml", aliases=True)

@@ -119,7 +119,7 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
 
     text = summary(spec, callbacks.facts, state)
     screen.stage("compiling the step" if plan.choices["compile"] else "taking the first step")
-    log.info("%s\n%s", run.directory, text)
+    log.info("%s\n%s", run.directory, text, extra=screen.ONCE)
     try:
         with callbacks.open(state, text, stream):
             fit(state, stream, callbacks)
