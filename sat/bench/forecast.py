@@ -14,70 +14,70 @@ import json
 import logging
 import os
 import sys
-import textwrap
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import heapreplace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from sat import config, sweep
-from sat.bench.units import count, seconds_of, size
-from sat.config import Spec
-from sat.errors import Fault, Refused, refusing
+from sat.errors import Fault, Refused
 from sat.loggers import screen
-from sat.loggers.screen import columns, duration, refuse, say, table
-from sat.loggers.usage import Parser
+from sat.loggers.screen import duration, refuse, say, table
+from sat.loggers.usage import Parser, positive, seconds_of
 
 LEGEND = """\
-Multiply-adds: of an image's forward. A unit is a forward, an input gradient or a weight gradient \
-of an image; PGD-k trains at 2k + 3. Gradients of the input are counted image by image, of \
-validations (with their probe) and of the evaluation: at most so many, as if every image were \
-right when clean and stood, and best and last were two; an ensemble counts as 170 an image, as \
-`strong` usually needs, and one more for each wrong class, up to 100, where there are more than \
-ten; `autoattack` counts as seven times 170.
-Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what \
+Multiply-adds: of an image's forward. A unit is a forward, an input gradient or a weight gradient
+of an image; PGD-k trains at 2k + 3. Gradients of the input are counted image by image, of
+validations (with their probe) and of the evaluation, and one more for the forwards beside them: at
+most so many, as if every image were right when clean and stood, and best and last were two; an
+ensemble counts as 170 an image, as `strong` usually needs, and one more for each wrong class, up to
+100, where there are more than ten; `autoattack` counts as seven times 170.
+Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what
 an update of a batch has beside them; a kernel's own scratch memory comes on top.
-The time is of training, validations and evaluation. Beside it: masking checks (at most so long), \
-reading and decoding images, compilation, and the start of the program (some seconds)."""
+The time is of training, validations and evaluation. Beside it: masking checks (at most so long),
+reading and decoding images, averaging's statistics (swa_start), compilation, and the start of the
+program (some seconds)."""
 TRIED = "Time: this network tried on this machine, as busy as it is now."
 RATED = """\
-Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32; \
+Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32;
 2 FLOP a multiply-add for each unit. Precision auto is taken to be bf16."""
 GIB = (24, 80, 141)  # of a GPU
 
 
 @dataclass
-class Told:
+class Job:
     """What there is to say of one job: why it is refused, or all else."""
 
     overrides: list[str]
     refused: str = ""
+    case: Any = None
     columns: dict[str, str] = field(default_factory=dict)
-    parts: tuple[float, float, float] | None = None  # seconds: training, evaluation, checks
-    note: str = ""
-    spec: Any = None
-    sizes: Any = None
+    seconds: tuple[float, float, float] | None = None  # training, evaluation, masking checks
+    note: str = ""  # why these are not known
 
     @property
     def name(self) -> str:
         return self.columns["run"]
 
 
-def forecast(spec: Spec, told: Told, own: Namespace, trains: bool) -> None:
+def forecast(job: Job, own: Namespace, trains: bool) -> None:
     """Fills in what is told of a run, or of its evaluation alone."""
-    from sat.bench.costs import cost_of, gradients_of, sizes_of, without_images, work_of
+    from sat.bench.work import gradients_of, work_of
 
-    told.spec = spec = without_images(spec)
-    told.sizes = sizes = sizes_of(spec.dataset)
-    cost, work, schedule = cost_of(spec, sizes), work_of(spec, sizes, trains), spec.schedule
-    precision, pace, told.note = paced(spec, sizes, cost, work.step.update, own)
-    if pace is not None:
-        told.parts = pace.seconds(work)
+    spec, sizes, cost = job.case.spec, job.case.sizes, job.case.cost
+    work, schedule = work_of(job.case, trains), spec.schedule
+    precision, rates, job.note = rates_of(job.case, own)
+    job.seconds = rates and work.seconds(2 * cost.multiply_adds, rates)
     fixed = cost.fixed(schedule, precision)
     most = [(2**30 * gib - (fixed or 0)) // cost.beside(1, precision) for gib in GIB]
-    told.columns = {
+    job.columns = {
         "run": spec.name,
+        "time": duration(sum(job.seconds[:2])) if job.seconds else "-",
+        "masking checks": duration(job.seconds[2]) if job.seconds else "-",
         "parameters": count(cost.parameters),
         "multiply-adds": count(cost.multiply_adds),
         "training images": count(sizes.train),
@@ -85,35 +85,25 @@ def forecast(spec: Spec, told: Told, own: Namespace, trains: bool) -> None:
         "updates": count(work.updates),
         "attack steps": str(gradients_of(spec.attack, sizes.classes)) if work.updates else "-",
         "units an image": f"{sum(work.step):g}" if work.updates else "-",
-        "training units": count(work.training),
+        "training units": count(sum(work.step) * work.images),
         "validation gradients": count(work.validation),
         "evaluation gradients": count(work.evaluation),
         "precision": precision,
         "memory": size(fixed),
         "activations": size(cost.beside(-(-schedule.batch_size // schedule.parts), precision)),
         f"batch in {', '.join(map(str, GIB))} GiB": " ".join(count(max(0, n)) for n in most),
-        "masking checks": duration(told.parts[2]) if told.parts else "-",
-        "time": duration(sum(told.parts[:2])) if told.parts else "-",
     }
 
 
-def paced(spec: Spec, sizes: Any, cost: Any, update: float, own: Namespace) -> tuple[str, Any, str]:
-    """The precision of the training, whose update has so many units an image; seconds an image, and
-    why there are none."""
-    from sat.acceleration.auto import auto_precision, is_small
-    from sat.acceleration.device import find_device
-    from sat.bench.pace import from_rate, tried
+def rates_of(case: Any, own: Namespace) -> tuple[str, tuple[float, float] | None, str]:
+    """The precision of the training; TFLOP/s of it and of the evaluation; why they aren't known."""
+    from sat.bench.work import tried
 
-    asked = spec.schedule.precision
+    asked = case.spec.schedule.precision
     if own.tflops:
-        return "bf16" if asked == "auto" else asked, from_rate(cost, update, *own.tflops), ""
+        return "bf16" if asked == "auto" else asked, own.tflops, ""
     try:
-        with refusing("device"):
-            device = find_device(spec.device)
-        if asked == "auto":
-            small = is_small(cost.multiply_adds * spec.schedule.batch_size)
-            asked = auto_precision(device.type, cost.depthwise, small)
-        return asked, tried(spec, sizes, cost), ""
+        return case.choices["precision"], tried(case), ""
     except ValueError as error:
         return "fp32" if asked == "auto" else asked, None, f"{error}; --tflops X tells a time"
 
@@ -121,7 +111,17 @@ def paced(spec: Spec, sizes: Any, cost: Any, update: float, own: Namespace) -> t
 # what is printed ------------------------------------------------------------------------------
 
 
-def summary(jobs: list[Told], own: Namespace) -> str:
+def count(number: float) -> str:
+    """`359`, `1,294`, `25.6M`."""
+    return f"{number:,.0f}" if number < 9999.5 else tqdm.format_sizeof(number)
+
+
+def size(number: float | None) -> str:
+    """`1.20GiB`; `-` where it is not known."""
+    return "-" if number is None else tqdm.format_sizeof(number, "iB", 1024)
+
+
+def summary(jobs: list[Job], own: Namespace) -> str:
     """What all runs share, a table of what they do not, the totals, and what the numbers mean."""
     good, lines = [job for job in jobs if not job.refused], []
     if good:
@@ -133,7 +133,7 @@ def summary(jobs: list[Told], own: Namespace) -> str:
             told = [key for key in rows[0] if key not in shared]
             lines += ["", table(told, [[row[key] for key in told] for row in rows])]
         notes = dict.fromkeys(job.note for job in good if job.note)
-        lines += ["", totals(jobs, own.gpus), "", *notes, prose(LEGEND), rated(own)]
+        lines += ["", totals(jobs, own.gpus), "", *notes, LEGEND, rated(own)]
     for number, job in enumerate(jobs):
         if job.refused:
             which = f"job {number} ({' '.join(job.overrides)}): " * (len(jobs) > 1)
@@ -142,26 +142,21 @@ def summary(jobs: list[Told], own: Namespace) -> str:
 
 
 def rated(own: Namespace) -> str:
-    return prose(RATED.format(*own.tflops) if own.tflops else TRIED)
+    return RATED.format(*own.tflops) if own.tflops else TRIED
 
 
-def prose(text: str) -> str:
-    """Its paragraphs in lines of at most 100 signs."""
-    room = min(columns() or 100, 100)
-    return "\n".join(textwrap.fill(line, room) for line in text.split("\n"))
-
-
-def totals(jobs: list[Told], gpus: int) -> str:
+def totals(jobs: list[Job], gpus: int) -> str:
     """How many runs, and the time of all that aren't the same."""
     runs = {job.name: job for job in jobs if not job.refused}.values()
-    each = [sum(job.parts[:2]) for job in runs if job.parts]
+    known = [job.seconds for job in runs if job.seconds]
+    each = [training + evaluation for training, evaluation, _ in known]
     line = f"{len(jobs)} run{'s' * (len(jobs) != 1)}" + f", {len(runs)} distinct" * (len(jobs) > 1)
     if refused := sum(bool(job.refused) for job in jobs):
         line += f", {refused} refused"
     line += f": {duration(sum(each))}" if each else ": of unknown time"
     if 0 < len(each) < len(runs):
         line += f" and {len(runs) - len(each)} of unknown time"
-    if checks := sum(job.parts[2] for job in runs if job.parts):
+    if checks := sum(checks for _, _, checks in known):
         line += f", and masking checks {duration(checks)} at most"
     if each and gpus > 1:
         line += f"; on {gpus} GPUs, each run on one: {duration(shared_out(each, gpus))}"
@@ -172,7 +167,7 @@ def shared_out(seconds: list[float], gpus: int) -> float:
     """When the last of the runs ends, if each in its turn takes the GPU that is free first."""
     free = [0.0] * gpus
     for run in seconds:
-        free[free.index(min(free))] += run
+        heapreplace(free, free[0] + run)
     return max(free)
 
 
@@ -206,17 +201,27 @@ def arguments(given: Sequence[str]) -> tuple[Namespace, list[str]]:
     add("--tflops", type=rates, metavar="X[,Y]", help="TFLOP/s sustained in training and, in"
         " float32, in the evaluation; tries nothing")  # fmt: skip
     add("--measured", type=Path, metavar="DIR", help="those of a benchmark's folder")
-    add("--gpus", type=int, default=1, help="that share the runs of a sweep (1)")
+    add("--gpus", type=positive, default=1, help="that share the runs of a sweep (1)")
     add("--budget", type=seconds_of, metavar="10m", help="what of the sweep fits on one device")
     add("--spread", type=Path, metavar="PLACE", help="finished runs, a folder or a file of kept"
         " ones, whose seeds tell what --budget can show (record.root)")  # fmt: skip
     own, words = parser.parse_known_args(given)
-    if own.gpus < 1:
-        parser.error(f"--gpus {own.gpus}: must be at least 1")
     for word in words:
         if word[:1] == "-" and word.split("=")[0] not in ("-m", "--multirun", "--config-dir"):
             parser.error(f"{word}: no such option")
     return own, ["-m", *words] if own.budget and "-m" not in words else words
+
+
+def case_of(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Any:
+    """What a job would train, or measure anew."""
+    from sat.bench.case import Case
+    from sat.bench.costs import without_images
+    from sat.evaluation.reevaluate import reevaluated
+
+    if cfg.evaluate is not None:
+        return Case(without_images(reevaluated(cfg, choices, overrides)))
+    plain = sweep.without(config.resolve(cfg), [*sweep.lacking(choices)])
+    return Case(without_images(config.check({**plain, "choices": choices})))
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -226,22 +231,16 @@ def main(given: Sequence[str] | None = None) -> int:
     for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # a reader of timm's would download
         os.environ[key] = "1"
     screen.stage("composing the runs")
-    jobs: list[Told] = []
+    jobs: list[Job] = []
 
     def tell(cfg: Any, choices: dict[str, str], overrides: list[str]) -> None:
-        jobs.append(told := Told(overrides))
+        jobs.append(job := Job(overrides))
         try:
-            if cfg.evaluate is None:
-                plain = sweep.without(config.resolve(cfg), [*sweep.lacking(choices)])
-                spec = config.check({**plain, "choices": choices})
-            else:
-                from sat.evaluation.reevaluate import reevaluated
-
-                spec = reevaluated(cfg, choices, overrides)
+            job.case = case_of(cfg, choices, overrides)
             screen.stage("counting, and trying the network on this machine")
-            forecast(spec, told, own, trains=cfg.evaluate is None)
+            forecast(job, own, trains=cfg.evaluate is None)
         except (Refused, Fault, OSError) as error:
-            told.refused = str(error)
+            job.refused = str(error)
 
     try:
         if own.measured:

@@ -4,13 +4,14 @@ else the machine does falls on all alike; ratios are taken within a round."""
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import timeit
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from statistics import median, quantiles
 from typing import Any
 
+import numpy as np
 import torch
 
 from sat.acceleration.auto import bf16_pays
@@ -21,8 +22,7 @@ WARMING = {"cpu": 1, "cuda": 5}  # calls; a step becomes a CUDA graph in the fou
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
 COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes that a copy reads and writes: no cache holds them
 COPY = "memory copy"
-Spread = dict[str, float]  # median, and the quartiles low and high
-Times = dict[str, list[float]]  # seconds of one call in each round
+Rounds = np.ndarray  # a number for each round
 
 
 @dataclass(frozen=True)
@@ -45,90 +45,58 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Ceilings:
-    """What the machine can do at best: FLOP/s of large matrix products, and bytes/s, read and
-    written, of a large copy, in each round."""
+class Stopwatch:
+    """Times calls on a device in so many rounds, of which none but the first begins after `until`,
+    of the monotonic clock."""
 
-    rates: Times
+    device: torch.device
+    rounds: int
+    until: float = math.inf
 
-    @property
-    def product(self) -> list[float]:
-        """The rates of the fastest product."""
-        return max((each for name, each in self.rates.items() if name != COPY), key=max)
+    def times(self, calls: Mapping[str, Timed]) -> dict[str, Rounds]:
+        """Seconds of one call of each; before the rounds each is called untimed, which compiles it
+        and fills what it keeps. A call is repeated until a block takes SECONDS."""
+        order, draw = [*calls], random.Random(0)
+        blocks = dict.fromkeys(calls, 1)
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for name in order:
+            self.clocked(calls[name], WARMING[self.device.type])
+        for number in range(self.rounds):
+            if number and time.monotonic() > self.until:
+                break
+            draw.shuffle(order)
+            for name in order:
+                taken = self.clocked(calls[name], blocks[name])
+                if not number and taken < SECONDS:
+                    blocks[name] = math.ceil(SECONDS / max(taken, 1e-9))
+                    taken = self.clocked(calls[name], blocks[name])
+                times[name].append(taken)
+        return {name: np.array(rounds) for name, rounds in times.items()}
 
-    @property
-    def memory(self) -> list[float]:
-        return self.rates[COPY]
+    def clocked(self, call: Timed, block: int) -> float:
+        """Seconds of a call, from one block of them; a GPU is waited for around the block alone."""
 
+        def clock() -> float:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            return time.perf_counter()
 
-def spread(values: Sequence[float]) -> Spread:
-    low, high = min(values), max(values)
-    if len(values) > 1:
-        low, _, high = quantiles(values, n=4, method="inclusive")
-    return {"median": median(values), "low": low, "high": high}
+        with call.entered():
+            return timeit.timeit(call.run, number=block, timer=clock) / block
 
-
-def paired(of: Callable[..., float], *rounds: Sequence[float]) -> Spread:
-    """A ratio or a difference of several times, taken within each round."""
-    return spread([of(*each) for each in zip(*rounds, strict=True)])
-
-
-def milliseconds(rounds: Sequence[float]) -> Spread:
-    return spread([1e3 * seconds for seconds in rounds])
-
-
-def interleaved(
-    calls: Mapping[str, Timed], device: torch.device, rounds: int, until: float = math.inf
-) -> Times:
-    """Seconds of one call of each, for every round; before them each is called untimed, which
-    compiles it and fills what it keeps. A call is repeated until a block takes SECONDS. No round
-    but the first begins after `until`, of the monotonic clock."""
-    order, draw = [*calls], random.Random(0)
-    times: Times = {key: [] for key in calls}
-    blocks: dict[str, int] = {}
-    for key in order:
-        clocked(calls[key], WARMING[device.type], device)
-    for number in range(rounds):
-        if number and time.monotonic() > until:
-            break
-        draw.shuffle(order)
-        for key in order:
-            taken = clocked(calls[key], blocks.get(key, 1), device)
-            if key not in blocks:
-                blocks[key] = max(1, math.ceil(SECONDS / max(taken, 1e-9)))
-                if blocks[key] > 1:
-                    taken = clocked(calls[key], blocks[key], device)
-            times[key].append(taken)
-    return times
-
-
-def clocked(call: Timed, block: int, device: torch.device) -> float:
-    """Seconds of a call, from one block of them; a GPU is waited for around the block alone."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
-    with call.entered():
-        wait(device)
-        begun = time.perf_counter()
-        for _ in range(block):
-            call.run()
-        wait(device)
-        return (time.perf_counter() - begun) / block
-
-
-def beside_ceilings(
-    calls: Mapping[str, Timed], device: torch.device, rounds: int, until: float = math.inf
-) -> tuple[Times, Ceilings]:
-    """Seconds of the calls, and in the same rounds the machine's ceilings."""
-    tops = ceilings(device)
-    times = interleaved(
-        {**calls, **{name: call for name, (call, _) in tops.items()}}, device, rounds, until
-    )
-    rates = {name: [work / t for t in times.pop(name)] for name, (_, work) in tops.items()}
-    return times, Ceilings(rates)
+    def beside_ceilings(
+        self, calls: Mapping[str, Timed]
+    ) -> tuple[dict[str, Rounds], dict[str, Rounds]]:
+        """Seconds of the calls and, of the same rounds, the rates of the machine's ceilings."""
+        tops = ceilings(self.device)
+        times = self.times({**calls, **{name: call for name, (call, _) in tops.items()}})
+        return times, {name: work / times.pop(name) for name, (_, work) in tops.items()}
 
 
 def ceilings(device: torch.device) -> dict[str, tuple[Timed, int]]:
-    """Products in float32, as the machine's settings have it, and in bf16 where it is fast here,
-    with their FLOP; and a copy, with its bytes."""
+    """What the machine can do at best. Products in float32, as its settings have it, and in bf16
+    where it is fast here, with their FLOP; and a large copy, with the bytes that it reads and
+    writes."""
     side, moved = SIDE[device.type], COPIED[device.type]
     types = {"float32 product": torch.float32}
     if bf16_pays(device.type):
@@ -140,6 +108,23 @@ def ceilings(device: torch.device) -> dict[str, tuple[Timed, int]]:
         found[name] = Timed(partial(torch.mm, a, b, out=out)), 2 * side**3
     source, target = torch.randn(2, moved // 8, device=device)
     return {**found, COPY: (Timed(partial(target.copy_, source)), moved)}
+
+
+def peak(rates: Mapping[str, Rounds]) -> Rounds:
+    """FLOP/s of the fastest product."""
+    return max((rate for name, rate in rates.items() if name != COPY), key=np.max)
+
+
+def spread(values: Rounds) -> dict[str, float]:
+    """The median of some rounds, and the quartiles low and high."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return {"median": median, "low": low, "high": high}
+
+
+def row_of(name: str, images: int, rounds: Rounds) -> dict[str, Any]:
+    """What a table tells of calls that take so many images each."""
+    rate = images / float(np.median(rounds))
+    return {"name": name, "ms": spread(1e3 * rounds), "images/s": rate}
 
 
 @contextmanager
