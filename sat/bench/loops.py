@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sat.acceleration.auto import settle
 from sat.attacks import Clean
 from sat.bench.book import left_out
 from sat.bench.case import RATE, Case
-from sat.bench.stopwatch import settings
+from sat.bench.stopwatch import plain
 from sat.training.step import update
 
 PEERS = ("published", "torchattacks")
@@ -54,8 +55,8 @@ def theirs(case: Case, name: str, attack: Callable[[nn.Module, int, Tensor, Tens
         F.cross_entropy(model(x_adv), y).backward()
         optimizer.step()
 
-    choices = {"precision": "fp32", "channels_last": False, "compile": False, "graph": False}
-    return Loop(name, step, choices | {"threads": torch.get_num_threads()})
+    choices = {"precision": "fp32", "compile": False, "graph": False}
+    return Loop(name, step, choices | plain())
 
 
 def published(case: Case) -> Loop:
@@ -120,6 +121,6 @@ def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
 
 def try_out(loop: Loop, case: Case) -> None:
     """Takes a few steps, by the fourth of which a graph is captured; raises whatever they raise."""
-    with settings(loop.choices):  # what is compiled is for these
-        for k in (1, 1, 1, 1, 2):
-            loop.step(k, *case.images())
+    settle(loop.choices)  # what is compiled is for these
+    for k in (1, 1, 1, 1, 2):
+        loop.step(k, *case.images())

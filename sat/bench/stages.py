@@ -49,7 +49,7 @@ def stages(case: Case, own: Namespace, watch: Stopwatch) -> Measurements:
 def measure(key: str, case: Case, k: int, compiled: bool, watch: Stopwatch) -> list[Row]:
     """Each part of a step: its share, its units of work, and which ceiling binds it."""
     state = case.state(case.pgd(k), compile=compiled)
-    calls = {name: c.under(state.plan.choices) for name, c in step_calls(case, state).items()}
+    calls = step_calls(case, state)
     times, rates = watch.beside_ceilings(calls)
     moved = {name: 0 if compiled else counted(c).bytes for name, c in calls.items()}
     work, amounts = stages_of(k, units_of(k)), stages_of(k, moved)
@@ -106,14 +106,15 @@ def step_calls(case: Case, state: TrainState) -> dict[str, Timed]:
     def attack() -> None:
         state.attack(state.attack_model(x), x, y, RowRng(0, rows))
 
+    timed = partial(Timed, choices=state.plan.choices)
     attacking = (partial(frozen, searched, case.spec.attack.batch_norm), inner)
     return {
-        "attack": Timed(attack, (inner,)),
-        "attack gradient": Timed(lambda: input_gradient(searched, x, y), attacking),
-        "attack forward": Timed(lambda: ce(searched(images), y).sum(), attacking),
-        "step": Timed(lambda: update(state, x, y)),
-        "forward": Timed(lambda: objective(state.net, x, x, y), (outer,)),
-        "gradients": Timed(gradients, (outer,)),
+        "attack": timed(attack, (inner,)),
+        "attack gradient": timed(lambda: input_gradient(searched, x, y), attacking),
+        "attack forward": timed(lambda: ce(searched(images), y).sum(), attacking),
+        "step": timed(lambda: update(state, x, y)),
+        "forward": timed(lambda: objective(state.net, x, x, y), (outer,)),
+        "gradients": timed(gradients, (outer,)),
     }
 
 
@@ -124,5 +125,5 @@ def files(case: Case, watch: Stopwatch) -> list[Row]:
     with closing(images.stream(epoch_batches(len(images), case.batch, 0, 0, 2**40))) as stream:
         for _ in islice(stream, AHEAD + BLOCK * watch.rounds):
             ends.append(time.perf_counter())
-    times = np.diff(ends[AHEAD - 1 :: BLOCK]) / BLOCK
+    times = np.diff(np.array(ends)[AHEAD - 1 :: BLOCK]) / BLOCK
     return [row_of(f"the files alone, {images.workers} readers", case.batch, times)]

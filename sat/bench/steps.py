@@ -35,7 +35,7 @@ def steps(case: Case, own: Namespace, watch: Stopwatch) -> Measurements:
 def measure(case: Case, loops: Sequence[Loop], k: int, watch: Stopwatch, first: bool) -> list[Row]:
     """A step of each loop, and the machine's limits and ceilings, round by round."""
     images = case.images()
-    calls = {c.name: Timed(partial(c.step, k, *images)).under(c.choices) for c in loops}
+    calls = {c.name: Timed(partial(c.step, k, *images), choices=c.choices) for c in loops}
     times, rates = watch.beside_ceilings(calls)
     best, copy = peak(rates), rates[COPY]
     bounds = limits(counted(calls["sat"]).each, float(np.median(best)), float(np.median(copy)))
@@ -61,27 +61,23 @@ def measure(case: Case, loops: Sequence[Loop], k: int, watch: Stopwatch, first: 
 
 
 def draw(rows: Sequence[Row], title: str, folder: Path) -> None:
-    """`steps.png` and `steps.svg`: medians and quartiles of each loop, and the limits, over k."""
-    import matplotlib
+    """`steps.png`: medians and quartiles of each loop, and the limits, over k."""
     from matplotlib.figure import Figure
 
     rows = sorted((row for row in rows if "images/s" in row), key=lambda row: row["k"])
-    style = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "sat", "savefig.dpi": 200}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(6.3, 4.0), layout="constrained")
-        axes = figure.subplots()
-        for name in dict.fromkeys(row["name"] for row in rows):
-            mine = [row for row in rows if row["name"] == name]
-            ks = [row["k"] for row in mine]
-            if "binds" in mine[0]:
-                axes.plot(ks, [row["ms"] for row in mine], "--", label=name)
-                continue
-            middle, low, high = ([row["ms"][q] for row in mine] for q in ("median", "low", "high"))
-            (line,) = axes.plot(ks, middle, marker="o", label=name)
-            axes.vlines(ks, low, high, color=line.get_color())
-        axes.set(yscale="log", xlabel="attack steps k", ylabel="ms a step (logarithmic)")
-        axes.set_xticks(sorted({row["k"] for row in rows}))
-        figure.suptitle("\n".join(textwrap.wrap(title, 88)), fontsize=9, x=0.01, ha="left")
-        figure.legend(loc="outside lower center", ncols=3)
-        figure.savefig(folder / "steps.png")
-        figure.savefig(folder / "steps.svg", metadata={"Date": None})
+    figure = Figure(figsize=(6.3, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(row["name"] for row in rows):
+        mine = [row for row in rows if row["name"] == name]
+        ks = [row["k"] for row in mine]
+        if "binds" in mine[0]:
+            axes.plot(ks, [row["ms"] for row in mine], "--", label=name)
+            continue
+        middle, low, high = ([row["ms"][q] for row in mine] for q in ("median", "low", "high"))
+        (line,) = axes.plot(ks, middle, marker="o", label=name)
+        axes.vlines(ks, low, high, color=line.get_color())
+    axes.set(yscale="log", xlabel="attack steps k", ylabel="ms a step (logarithmic)")
+    axes.set_xticks(sorted({row["k"] for row in rows}))
+    figure.suptitle(textwrap.fill(title, 88), fontsize=9, x=0.01, ha="left")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+    figure.savefig(folder / "steps.png", dpi=200)

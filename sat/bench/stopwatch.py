@@ -7,15 +7,15 @@ import time
 import timeit
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from sat.acceleration.auto import bf16_pays
-from sat.acceleration.precision import set_tf32
+from sat.acceleration import auto
+from sat.acceleration.auto import bf16_pays, settle
 
 SECONDS = 0.2  # of a block of calls: a thousand times the clock's and the synchronisation's cost
 WARMING = {"cpu": 1, "cuda": 5}  # calls; a step becomes a CUDA graph in the fourth
@@ -25,23 +25,29 @@ COPY = "memory copy"
 Rounds = np.ndarray  # a number for each round
 
 
+def plain() -> dict[str, Any]:
+    """What is chosen where nobody chooses."""
+    return {"threads": auto.THREADS, "tf32": None}
+
+
 @dataclass(frozen=True)
 class Timed:
-    """A call, and what it runs within: that is entered before the clock starts."""
+    """A call, what it runs within, and the threads and TF32 that it has (None: torch's): all that
+    is entered before the clock starts."""
 
     run: Callable[[], object]
     within: tuple[Callable[[], AbstractContextManager[Any]], ...] = ()
+    choices: Mapping[str, Any] = field(
+        default_factory=lambda: {"threads": auto.THREADS, "tf32": None}
+    )
 
     @contextmanager
     def entered(self) -> Iterator[None]:
+        settle(self.choices)
         with ExitStack() as stack:
             for enter in self.within:
                 stack.enter_context(enter())
             yield
-
-    def under(self, choices: Mapping[str, Any]) -> "Timed":
-        """Puts a loop's settings around the call."""
-        return Timed(self.run, (partial(settings, choices), *self.within))
 
 
 @dataclass(frozen=True)
@@ -125,20 +131,3 @@ def row_of(name: str, images: int, rounds: Rounds) -> dict[str, Any]:
     """What a table tells of calls that take so many images each."""
     rate = images / float(np.median(rounds))
     return {"name": name, "ms": spread(1e3 * rounds), "images/s": rate}
-
-
-@contextmanager
-def settings(choices: Mapping[str, Any]) -> Iterator[None]:
-    """Sets as many threads as a loop has, TF32 as it has it, if it says; afterwards all as
-    before."""
-    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    cudnn = torch.backends.cudnn.allow_tf32
-    torch.set_num_threads(choices["threads"])
-    if "tf32" in choices:
-        set_tf32(choices["tf32"])
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = cudnn

@@ -54,10 +54,8 @@ def beside_relu(
 
 def passes_of(case: Case, compiled: bool, whose: str = "") -> dict[str, Timed]:
     """An attack step and an update of the network."""
-    state = case.state(case.pgd(1), compile=compiled)
-    calls = step_calls(case, state)
-    chosen = {"attack": calls["attack gradient"], "update": calls["gradients"]}
-    return {f"{what}{whose}": call.under(state.plan.choices) for what, call in chosen.items()}
+    calls = step_calls(case, case.state(case.pgd(1), compile=compiled))
+    return {f"attack{whose}": calls["attack gradient"], f"update{whose}": calls["gradients"]}
 
 
 def methods(case: Case, own: Namespace, watch: Stopwatch) -> Measurements:
@@ -73,7 +71,7 @@ def methods(case: Case, own: Namespace, watch: Stopwatch) -> Measurements:
 def method(words: str, case: Case, watch: Stopwatch) -> list[Row]:
     state, count = case.state(case.spec.attack), sum(step_cost(Method.of(case.spec)))
     images = case.images(state.objective.views * case.batch)
-    step = Timed(partial(update, state, *images)).under(state.plan.choices)
+    step = Timed(partial(update, state, *images), choices=state.plan.choices)
     times, rates = watch.beside_ceilings({words: step})
     share = 100 * count * case.unit / times[words] / peak(rates)
     row = row_of(words, case.batch, times[words])
@@ -108,9 +106,8 @@ def side_by_side(case: Case, watch: Stopwatch) -> list[Row]:
         for stream in streams:
             now.wait_stream(stream)
 
-    calls = {"one after the other": Timed(in_turn), "side by side": Timed(together)}
-    choices = states[0].plan.choices
-    times = watch.times({name: call.under(choices) for name, call in calls.items()})
+    timed = partial(Timed, choices=states[0].plan.choices)
+    times = watch.times({"one after the other": timed(in_turn), "side by side": timed(together)})
     if told := [line for state in states if not state.graph.on for line in state.news]:
         return [{"note": f"seeds side by side are left out: {told[-1]}"}]
     rows = []

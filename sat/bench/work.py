@@ -131,11 +131,10 @@ def try_out(case: Case, evaluated: int) -> tuple[float, float]:
     state, watch = case.state(attack, graph=case.choices["graph"]), Stopwatch(case.device, ROUNDS)
     images = case.images(state.objective.views * case.batch)
     net = fold(state.model.eval(), images[0][:2]).net
-    calls = {
-        "step": Timed(partial(update, state, *images)),
-        "pgd": Timed(partial(pgd, net, *case.images(evaluated)), (partial(float32, net),)),
-    }
-    times = watch.times({name: call.under(state.plan.choices) for name, call in calls.items()})
-    step, exact = (float(np.median(times[name])) for name in calls)
+    timed = partial(Timed, choices=state.plan.choices)
+    search = partial(pgd, net, *case.images(evaluated))
+    calls = {"step": timed(partial(update, state, *images)),
+             "pgd": timed(search, (partial(float32, net),))}  # fmt: skip
+    step, exact = (float(np.median(rounds)) for rounds in watch.times(calls).values())
     units = sum(step_cost(Method.of(case.spec, attack)))
     return case.batch * units * unit / step, evaluated * 2 * STEPS * unit / exact
