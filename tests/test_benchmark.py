@@ -6,6 +6,7 @@ No test looks at a time.
 import json
 import sys
 import time
+import timeit
 import types
 from functools import partial
 from multiprocessing import active_children
@@ -67,7 +68,7 @@ def torchattacks(request, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Blocks of one call and small products: the numbers mean nothing."""
-    monkeypatch.setattr(stopwatch, "SECONDS", 0.0)
+    monkeypatch.setattr(timeit.Timer, "autorange", lambda timer: (1, timer.timeit(1)))
     monkeypatch.setattr(stopwatch, "SIDE", {"cpu": 16, "cuda": 16})
     monkeypatch.setattr(stopwatch, "COPIED", {"cpu": 2**8, "cuda": 2**8})
 
@@ -239,8 +240,8 @@ def test_each_round_times_each_call_in_blocks_that_are_long_enough(monkeypatch):
     assert times["long"] == pytest.approx([1.0] * 12)
     assert times["short"] == pytest.approx([0.06] * 12)
     assert times["within"] == pytest.approx([0.3] * 12) and len(entered) == 13
-    # a call to warm up, one to find the block, and blocks of ceil(0.2 / 0.06)
-    assert clock.calls.count("long") == 13 and clock.calls.count("short") == 2 + 12 * 4
+    # a call to warm up, 1 and 2 to find the block, and blocks of 5, which take 0.3 seconds
+    assert clock.calls.count("long") == 13 and clock.calls.count("short") == 4 + 12 * 5
     firsts = {[c for c in clock.calls if c != "short"][k] for k in range(2, 26, 2)}
     assert firsts == {"long", "within"}, "the order is always the same"
 

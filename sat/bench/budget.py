@@ -45,7 +45,8 @@ class Plan(NamedTuple):
 def plans(jobs: Sequence[Any], budget: float) -> tuple[Plan, list[Plan]]:
     """One seed of the runs as they are asked for; and for each number of seeds the most that fits,
     those with which too little does left out."""
-    runs = {job.name: job for job in jobs if job.case.spec.seed == jobs[0].case.spec.seed}.values()
+    seed = jobs[0].case.spec.seed
+    runs = {job.columns["run"]: job for job in jobs if job.case.spec.seed == seed}.values()
     if unknown := [job.note for job in runs if job.seconds is None]:
         raise Refused(f"--budget: {unknown[0]}")
     training, measuring, checks = map(sum, zip(*(job.seconds for job in runs), strict=True))
@@ -107,7 +108,7 @@ def spread_of(place: Path, dataset: str) -> tuple[float, str] | None:
 def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
     """A row for each number of seeds, the command line of the one to take, and what it can show."""
     asked, found = plans(jobs, own.budget)
-    count, spec = len({job.name for job in jobs}), jobs[0].case.spec
+    count, spec = len({job.columns["run"] for job in jobs}), jobs[0].case.spec
     runs = f"{count} run{'s' * (count > 1)} as asked for: {duration(asked.seconds)} a seed"
     if not found:
         minutes = 1

@@ -37,6 +37,10 @@ class Case:
     spec: Spec
     words: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.spec.evaluate is not None:
+            raise Refused(f"evaluate={self.spec.evaluate}: trains nothing that could be timed")
+
     @cached_property
     def sizes(self) -> Sizes:
         return sizes_of(self.spec.dataset)
@@ -107,7 +111,4 @@ def case_of(words: Sequence[str]) -> Case:
     Refused, in one line, for what `sat.run` would refuse."""
     if not any(word.startswith("dataset=") for word in words):
         words = ["dataset=cifar10", *words]
-    spec = composed(words)
-    if spec.evaluate is not None:
-        raise Refused(f"evaluate={spec.evaluate}: trains nothing that could be timed")
-    return Case(spec, tuple(words))
+    return Case(composed(words), tuple(words))

@@ -46,10 +46,7 @@ class Cost:
 def build(spec: Spec, sizes: Sizes, device: str) -> Classifier:
     """The spec's network, its activations swapped without the proof, and no given weights loaded.
     On `meta` it has shapes and no memory."""
-    if spec.brought is not None:
-        raise Refused(f"evaluate={spec.evaluate}: no forecast is made of networks from elsewhere")
-    model = without_weights(spec.config["model"])
-    family = check({**spec.config, "model": model, "evaluate": None}).model
+    family = check({**spec.config, "model": without_weights(spec.config["model"])}).model
     with refusing("model."), torch.device(device):
         backbone = family(sizes.channels, sizes.classes, sizes.pixels)
         swap_activations(backbone, spec.activation)

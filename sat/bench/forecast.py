@@ -17,6 +17,7 @@ import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heapreplace
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,16 @@ from sat.loggers.screen import duration, refuse, say, table
 from sat.loggers.usage import Parser, positive, seconds_of
 
 LEGEND = """\
-Multiply-adds: of an image's forward. A unit is a forward, an input gradient or a weight gradient
-of an image; PGD-k trains at 2k + 3. Gradients of the input are counted image by image, of
-validations (with their probe) and of the evaluation, and one more for the forwards beside them: at
-most so many, as if every image were right when clean and stood, and best and last were two; an
-ensemble counts as 170 an image, as `strong` usually needs, and one more for each wrong class, up to
-100, where there are more than ten; `autoattack` counts as seven times 170.
-Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what
+Units are forwards, input gradients and weight gradients of an image; PGD-k trains at 2k + 3. \
+Gradients are of the input, with the forwards beside them, at most: as if every image were right \
+when clean and stood (`strong` counts as 170 an image, `autoattack` as seven times that).
+Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what \
 an update of a batch has beside them; a kernel's own scratch memory comes on top.
-The time is of training, validations and evaluation. Beside it: masking checks (at most so long),
-reading and decoding images, averaging's statistics (swa_start), compilation, and the start of the
-program (some seconds)."""
+The time is of training, validations and evaluation, without masking checks (at most so long), the \
+reading of images, averaging's statistics (swa_start), compilation, and the start of the program."""
 TRIED = "Time: this network tried on this machine, as busy as it is now."
 RATED = """\
-Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32;
+Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32; \
 2 FLOP a multiply-add for each unit. Precision auto is taken to be bf16."""
 GIB = (24, 80, 141)  # of a GPU
 
@@ -59,39 +56,39 @@ class Job:
     seconds: tuple[float, float, float] | None = None  # training, evaluation, masking checks
     note: str = ""  # why these are not known
 
-    @property
-    def name(self) -> str:
-        return self.columns["run"]
 
-
-def forecast(job: Job, own: Namespace, trains: bool) -> None:
-    """Fills in what is told of a run, or of its evaluation alone."""
+def forecast(job: Job, spec: config.Spec, own: Namespace) -> None:
+    """Fills in what is told of a run."""
+    from sat.bench.case import Case
+    from sat.bench.costs import without_images
     from sat.bench.work import gradients_of, work_of
 
-    spec, sizes, cost = job.case.spec, job.case.sizes, job.case.cost
-    work, schedule = work_of(job.case, trains), spec.schedule
-    precision, rates, job.note = rates_of(job.case, own)
+    screen.stage("counting, and trying the network on this machine")
+    job.case = case = Case(without_images(spec))
+    sizes, cost, work, schedule = case.sizes, case.cost, work_of(case), spec.schedule
+    precision, rates, job.note = rates_of(case, own)
     job.seconds = rates and work.seconds(2 * cost.multiply_adds, rates)
-    fixed = cost.fixed(schedule, precision)
-    most = [(2**30 * gib - (fixed or 0)) // cost.beside(1, precision) for gib in GIB]
+    count, size = tqdm.format_sizeof, partial(tqdm.format_sizeof, suffix="iB", divisor=1024)
+    fixed, image = cost.fixed(schedule, precision), cost.beside(1, precision)
+    most = [max(0, 2**30 * gib - (fixed or 0)) // image for gib in GIB]
     job.columns = {
-        "run": spec.name,
+        "run": case.spec.name,
         "time": duration(sum(job.seconds[:2])) if job.seconds else "-",
         "masking checks": duration(job.seconds[2]) if job.seconds else "-",
         "parameters": count(cost.parameters),
         "multiply-adds": count(cost.multiply_adds),
-        "training images": count(sizes.train),
+        "training images": f"{sizes.train:,}",
         "epochs": f"{work.updates * schedule.batch_size / sizes.train:.4g}",
-        "updates": count(work.updates),
-        "attack steps": str(gradients_of(spec.attack, sizes.classes)) if work.updates else "-",
-        "units an image": f"{sum(work.step):g}" if work.updates else "-",
+        "updates": f"{work.updates:,}",
+        "attack steps": str(gradients_of(spec.attack, sizes.classes)),
+        "units an image": f"{sum(work.step):g}",
         "training units": count(sum(work.step) * work.images),
         "validation gradients": count(work.validation),
         "evaluation gradients": count(work.evaluation),
         "precision": precision,
-        "memory": size(fixed),
-        "activations": size(cost.beside(-(-schedule.batch_size // schedule.parts), precision)),
-        f"batch in {', '.join(map(str, GIB))} GiB": " ".join(count(max(0, n)) for n in most),
+        "memory": "-" if fixed is None else size(fixed),
+        "activations": size(-(-schedule.batch_size // schedule.parts) * image),
+        f"batch in {', '.join(map(str, GIB))} GiB": " ".join(f"{number:,.0f}" for number in most),
     }
 
 
@@ -109,16 +106,6 @@ def rates_of(case: Any, own: Namespace) -> tuple[str, tuple[float, float] | None
 
 
 # what is printed ------------------------------------------------------------------------------
-
-
-def count(number: float) -> str:
-    """`359`, `1,294`, `25.6M`."""
-    return f"{number:,.0f}" if number < 9999.5 else tqdm.format_sizeof(number)
-
-
-def size(number: float | None) -> str:
-    """`1.20GiB`; `-` where it is not known."""
-    return "-" if number is None else tqdm.format_sizeof(number, "iB", 1024)
 
 
 def summary(jobs: list[Job], own: Namespace) -> str:
@@ -147,7 +134,7 @@ def rated(own: Namespace) -> str:
 
 def totals(jobs: list[Job], gpus: int) -> str:
     """How many runs, and the time of all that aren't the same."""
-    runs = {job.name: job for job in jobs if not job.refused}.values()
+    runs = {job.columns["run"]: job for job in jobs if not job.refused}.values()
     known = [job.seconds for job in runs if job.seconds]
     each = [training + evaluation for training, evaluation, _ in known]
     line = f"{len(jobs)} run{'s' * (len(jobs) != 1)}" + f", {len(runs)} distinct" * (len(jobs) > 1)
@@ -212,18 +199,6 @@ def arguments(given: Sequence[str]) -> tuple[Namespace, list[str]]:
     return own, ["-m", *words] if own.budget and "-m" not in words else words
 
 
-def case_of(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Any:
-    """What a job would train, or measure anew."""
-    from sat.bench.case import Case
-    from sat.bench.costs import without_images
-    from sat.evaluation.reevaluate import reevaluated
-
-    if cfg.evaluate is not None:
-        return Case(without_images(reevaluated(cfg, choices, overrides)))
-    plain = sweep.without(config.resolve(cfg), [*sweep.lacking(choices)])
-    return Case(without_images(config.check({**plain, "choices": choices})))
-
-
 def main(given: Sequence[str] | None = None) -> int:
     """Exit codes: 0, or 2 where a run or the command line is refused."""
     screen.set_up(logging.ERROR)
@@ -236,9 +211,8 @@ def main(given: Sequence[str] | None = None) -> int:
     def tell(cfg: Any, choices: dict[str, str], overrides: list[str]) -> None:
         jobs.append(job := Job(overrides))
         try:
-            job.case = case_of(cfg, choices, overrides)
-            screen.stage("counting, and trying the network on this machine")
-            forecast(job, own, trains=cfg.evaluate is None)
+            plain = sweep.without(config.resolve(cfg), [*sweep.lacking(choices)])
+            forecast(job, config.check({**plain, "choices": choices}), own)
         except (Refused, Fault, OSError) as error:
             job.refused = str(error)
 

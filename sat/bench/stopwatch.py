@@ -17,7 +17,6 @@ import torch
 from sat.acceleration import auto
 from sat.acceleration.auto import bf16_pays, settle
 
-SECONDS = 0.2  # of a block of calls: a thousand times the clock's and the synchronisation's cost
 WARMING = {"cpu": 1, "cuda": 5}  # calls; a step becomes a CUDA graph in the fourth
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
 COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes that a copy reads and writes: no cache holds them
@@ -37,9 +36,7 @@ class Timed:
 
     run: Callable[[], object]
     within: tuple[Callable[[], AbstractContextManager[Any]], ...] = ()
-    choices: Mapping[str, Any] = field(
-        default_factory=lambda: {"threads": auto.THREADS, "tf32": None}
-    )
+    choices: Mapping[str, Any] = field(default_factory=plain)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -61,10 +58,9 @@ class Stopwatch:
 
     def times(self, calls: Mapping[str, Timed]) -> dict[str, Rounds]:
         """Seconds of one call of each; before the rounds each is called untimed, which compiles it
-        and fills what it keeps. A call is repeated until a block takes SECONDS."""
+        and fills what it keeps."""
         order, draw = [*calls], random.Random(0)
-        blocks = dict.fromkeys(calls, 1)
-        times: dict[str, list[float]] = {name: [] for name in calls}
+        blocks, times = dict.fromkeys(calls, 0), {name: list[float]() for name in calls}
         for name in order:
             self.clocked(calls[name], WARMING[self.device.type])
         for number in range(self.rounds):
@@ -72,15 +68,13 @@ class Stopwatch:
                 break
             draw.shuffle(order)
             for name in order:
-                taken = self.clocked(calls[name], blocks[name])
-                if not number and taken < SECONDS:
-                    blocks[name] = math.ceil(SECONDS / max(taken, 1e-9))
-                    taken = self.clocked(calls[name], blocks[name])
-                times[name].append(taken)
+                blocks[name], taken = self.clocked(calls[name], blocks[name])
+                times[name].append(taken / blocks[name])
         return {name: np.array(rounds) for name, rounds in times.items()}
 
-    def clocked(self, call: Timed, block: int) -> float:
-        """Seconds of a call, from one block of them; a GPU is waited for around the block alone."""
+    def clocked(self, call: Timed, block: int) -> tuple[int, float]:
+        """A block of calls, and its seconds; 0: as many as take 0.2 seconds, which is a thousand
+        times what the clock costs, and waiting for a GPU around the block."""
 
         def clock() -> float:
             if self.device.type == "cuda":
@@ -88,7 +82,8 @@ class Stopwatch:
             return time.perf_counter()
 
         with call.entered():
-            return timeit.timeit(call.run, number=block, timer=clock) / block
+            timer = timeit.Timer(call.run, timer=clock)
+            return (block, timer.timeit(block)) if block else timer.autorange()
 
     def beside_ceilings(
         self, calls: Mapping[str, Timed]

@@ -47,27 +47,28 @@ class Work(NamedTuple):
                 exact * 2 * self.evaluation, exact * 2 * self.checks)  # fmt: skip
 
 
-def work_of(case: Case, trains: bool = True) -> Work:
-    """Counted as if every image were right when clean and stood under every attack but the last;
-    without a training the evaluation alone. Beside its attack an image is seen clean and judged
-    after it, which costs what an input gradient does; a validation's probe costs two more."""
+def work_of(case: Case) -> Work:
+    """Counted as if every image were right when clean and stood under every attack but the last.
+    Beside its attack an image is seen clean and judged after it, which costs what an input gradient
+    does; a validation's probe costs two more."""
     spec, sizes, evaluation = case.spec, case.sizes, case.spec.evaluation
-    step, updates, validation = StepCost(0.0, 0.0), 0, 0
-    if trains:
-        step, updates = step_cost(Method.of(spec)), spec.schedule.steps(sizes.train)
-        held_out = min(spec.validation.limit or sizes.held_out, sizes.held_out)
-        each = gradients_of(spec.validation.attack, sizes.classes)
-        each = 3 + each * (2 if spec.validation.weights == "either" else 1)
-        validation = validations(spec.schedule, sizes.train, spec.validation.every)
-        validation *= held_out * each
+    updates = spec.schedule.steps(sizes.train)
+    held_out = min(spec.validation.limit or sizes.held_out, sizes.held_out)
+    each = gradients_of(spec.validation.attack, sizes.classes)
+    each = 3 + each * (2 if spec.validation.weights == "either" else 1)
+    times = validations(spec.schedule, sizes.train, spec.validation.every)
     tested, attacks = min(evaluation.limit or sizes.test, sizes.test), evaluation.measured_by
-    each = evaluation.restarts * sum(gradients_of(a, sizes.classes) for a in attacks.values())
-    each += max(1, len(attacks))
-    checkpoints = len(set(evaluation.checkpoints)) if spec.evaluate is None else 1
+    steps = evaluation.restarts * sum(gradients_of(a, sizes.classes) for a in attacks.values())
+    checkpoints = len(set(evaluation.checkpoints))
     checked = min(evaluation.masking_checks, tested) if evaluation.attacks else 0
-    images = updates * spec.schedule.batch_size
-    return Work(updates, images, step, validation, checkpoints * tested * each,
-                checkpoints * checked * CHECKED)  # fmt: skip
+    return Work(
+        updates=updates,
+        images=updates * spec.schedule.batch_size,
+        step=step_cost(Method.of(spec)),
+        validation=times * held_out * each,
+        evaluation=checkpoints * tested * (steps + max(1, len(attacks))),
+        checks=checkpoints * checked * CHECKED,
+    )
 
 
 @cache
@@ -111,7 +112,7 @@ def tried(case: Case) -> tuple[float, float]:
     schedule = replace(schedule, epochs=1.0, batch_size=batch, accumulate=1)
     parts = "model", "activation", "objective", "regulariser", "weight_attack"
     about = [*(spec.config[part] for part in parts), spec.attack.eps > 0, evaluated, str(schedule)]
-    key = json.dumps([*about, str(case.sizes), str(case.device)])
+    key = json.dumps([*about, case.sizes.classes, *case.sizes.shape, str(case.device)])
     try:
         if key not in _TRIED:
             small = Case(replace(spec, parts={**spec.parts, "schedule": schedule}))

@@ -196,7 +196,7 @@ FAULTS = [
           "tests/test_study.py -k worst_case"),
     # bench ------------------------------------------------------------------------------------
     Fault("blocks too short for the clock", "bench",
-          "blocks[name] = math.ceil(SECONDS / max(taken, 1e-9))", "blocks[name] = 1",
+          "if block else timer.autorange()", "if block else (1, timer.timeit(1))",
           "tests/test_benchmark.py -k long_enough"),
     Fault("rounds in one order", "bench",
           "draw.shuffle(order)", "list(order)",
