@@ -45,13 +45,13 @@ bench: setup ## time training steps against the machine's limit: make bench ARGS
 soak: setup ## kills, command lines and damaged files at random: make soak ARGS=--many
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash $(ARGS)
 
-report: setup ## tables and figures of the runs in outputs: make report ARGS="--experiment NAME"
+report: setup ## tables and figures of the runs in outputs: make report ARGS="--to FOLDER"
 	@$(BIN)/python scripts/report.py outputs $(ARGS)
 
 results: setup ## rebuild docs/results.md from its evidence: make results NEW=outputs/runs.jsonl
 	$(if $(NEW),@$(BIN)/python scripts/report.py $(NEW) --keep docs/results/runs.jsonl)
 	@$(BIN)/python scripts/report.py docs/results/runs.jsonl --to docs/results --page docs/results.md
-	@$(BIN)/python -m sat.report.quoted
+	@$(BIN)/python scripts/quote.py
 
 status: setup ## list the runs in outputs: finished, running, stopped, failed
 	@$(BIN)/python scripts/report.py --status outputs

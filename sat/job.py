@@ -33,7 +33,7 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
     try:
         if sweeping:
             screen.label(f"job {number}" if sweep.is_worker() else "")
-            log.info("\n%s: %s", sweep.place(number), " ".join(overrides))
+            log.info("\n%s: %s", sweep.place(number), sweep.varying(number, overrides))
         spec = spec_of(cfg, at, sweeping)
         if (same := sweep.duplicate_job(number, spec.name)) is not None:
             log.warning("job %d is the same run as job %d: %s", number, same, spec.name)

@@ -54,6 +54,7 @@ def train(words: Sequence[str], model: nn.Module | None = None, data: Any = None
     """
     threads = torch.get_num_threads()
     screen.set_up()
+    screen.forget()
     spec = spec_of([*words], model, data)
     try:
         with torch.random.fork_rng():

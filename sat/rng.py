@@ -25,6 +25,16 @@ def seed_of(seed: int, purpose: str, *numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; the host does not wait for the copy.
+
+    torch gives the pinned memory to nobody else before the copy is done.
+    """
+    if device.type == "cuda":  # from other memory the copy is waited for
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def _hash(x: Tensor) -> Tensor:
     """lowbias32 of an int32 tensor, in place; torch shifts arithmetically, hence the masks."""
     x ^= (x >> 16) & 0xFFFF
@@ -61,8 +71,9 @@ class StepKey:
     def set(self, key: int) -> None:
         """Makes all seeds those of a step's key."""
         self.key = key
-        for path, seed in self._seeds.items():
-            seed.fill_(self._follow(path))
+        if self._seeds:
+            seeds = sent(torch.tensor([*map(self._follow, self._seeds)]), self._device)
+            torch._foreach_copy_([*self._seeds.values()], [*seeds])
 
     def seed(self, name: str) -> Tensor:
         """`seed_of(key, name)`, on the device."""

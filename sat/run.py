@@ -1,6 +1,7 @@
 """The single entrypoint: `python -m sat.run [key=value ...]`, or `-m` for a sweep."""
 
 import filecmp
+import json
 import logging
 import os
 import shutil
@@ -96,7 +97,7 @@ class Meeting(Callback):
             screen.tell_once("-m: is no sweep under torchrun; start torchrun once for each run")
             raise SystemExit(2)  # of a callback Hydra would make a warning of any other
         screen.stage("composing the jobs")
-        os.environ[sweep.JOBS] = str(sweep.count_jobs(config.hydra))
+        os.environ[sweep.COUNTS] = json.dumps(sweep.counts_of(config.hydra))
         if "submitit_folder" in config.hydra.launcher:
             folder = Path(config.hydra.launcher.submitit_folder).absolute().parent
             folder.mkdir(parents=True, exist_ok=True)
@@ -238,6 +239,7 @@ def main() -> None:
     """Runs what the command line asks for. Exit codes: 0 done, 1 fault, 2 refused, 130, 143."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the line is ours
     screen.set_up()
+    screen.forget()
     code = 1
     try:
         with ledger(), sweep.stopping():

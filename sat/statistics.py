@@ -1,4 +1,4 @@
-"""What may be concluded from flags and from seeds: intervals, and a test for two runs.
+"""What may be concluded from flags and from seeds: intervals, tests, and how many seeds they take.
 
 Every interval is at 95 %. SciPy is imported where it is needed: it takes half a second.
 """
@@ -75,79 +75,6 @@ def holm(p: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p) - rank) * p[k]))
         adjusted[k] = highest
     return adjusted
-
-
-def mcnemar(a: Any, b: Any) -> dict[str, Any]:
-    """Two runs on the same images, in the same order: `a` and `b`, bool [N], are their flags.
-
-    `only_a` and `only_b` count the images that one run alone got right; `difference` is the
-    accuracy of `a` minus that of `b`, with `ci95`, Newcombe's interval. `p` is of McNemar's (1947)
-    test, exact and two-sided: were the runs equally good, each image in dispute would fall to
-    either by a fair coin. It holds these two networks fixed: another seed is another question.
-    """
-    a, b = (np.asarray(flags) for flags in (a, b))
-    if a.dtype != bool or b.dtype != bool or a.ndim != 1 or a.shape != b.shape or len(a) == 0:
-        raise ValueError(
-            f"a, b: {a.dtype} {a.shape} and {b.dtype} {b.shape}; must be bool, one flag an image"
-        )
-    from scipy.stats import binomtest
-
-    both, only_a, only_b = (int(x.sum()) for x in (a & b, a & ~b, b & ~a))
-    low, high = newcombe(both, only_a, only_b, len(a) - both - only_a - only_b)
-    disputed = only_a + only_b
-    return {
-        "images": len(a),
-        "only_a": only_a,
-        "only_b": only_b,
-        "difference": (only_a - only_b) / len(a),
-        "ci95": [low, high],
-        "p": float(binomtest(only_a, disputed, 0.5).pvalue) if disputed else 1.0,
-    }
-
-
-def newcombe(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:
-    """The 95 % interval of a difference of paired proportions, a minus b: square-and-add.
-
-    Newcombe (1998), Statistics in Medicine 17, 2635-2650, method 10: the distances of Wilson's
-    limits from their proportions, added in squares less what the two have in common, with the
-    correlation of the 2 x 2 table corrected for continuity.
-    """
-    images = both + only_a + only_b + neither
-    right_a, right_b = both + only_a, both + only_b
-    p_a, p_b = right_a / images, right_b / images
-    (low_a, high_a), (low_b, high_b) = wilson(right_a, images), wilson(right_b, images)
-    margins = right_a * (images - right_a) * right_b * (images - right_b)
-    product = float(both * neither - only_a * only_b)
-    if product > 0:
-        product = max(product - images / 2, 0)
-    phi = product / math.sqrt(margins) if margins else 0.0
-
-    def added(x: float, y: float) -> float:
-        return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))  # below 0 by rounding alone
-
-    difference = p_a - p_b
-    low = difference - added(p_a - low_a, high_b - p_b)
-    return low, difference + added(high_a - p_a, p_b - low_b)
-
-
-def paired(
-    flags_a: Mapping[str, np.ndarray], flags_b: Mapping[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Two flags files cut to the images that are in both, in ascending order of their index.
-
-    `indices` [N] names the images of a file and has each once; what else is of length N goes with
-    it, the rest stays away. Raises ValueError where no image is in both.
-    """
-    a, b = (np.asarray(flags["indices"]) for flags in (flags_a, flags_b))
-    common, at_a, at_b = np.intersect1d(a, b, assume_unique=True, return_indices=True)
-    if len(common) == 0:
-        raise ValueError(f"indices: none of {len(a)} and {len(b)} images is in both files")
-    return _taken(flags_a, at_a), _taken(flags_b, at_b)
-
-
-def _taken(flags: Mapping[str, np.ndarray], at: np.ndarray) -> dict[str, np.ndarray]:
-    images = np.shape(flags["indices"])
-    return {key: np.asarray(v)[at] for key, v in flags.items() if np.shape(v) == images}
 
 
 def detectable(sd: float, seeds: int) -> float:

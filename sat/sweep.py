@@ -33,7 +33,7 @@ from sat.loggers.screen import columns, duration, table
 log = logging.getLogger("sat")
 # Environment variables, so that worker processes inherit them.
 FOLDER, NAME, JOINT = "SAT_SWEEP_DIR", "SAT_SWEEP_NAME", "SAT_SWEEP_JOINT"
-JOBS = "SAT_SWEEP_JOBS"
+COUNTS = "SAT_SWEEP_COUNTS"
 MOVES = "results lie where record.root says, and Hydra makes no folder; write record.root=DIR"
 # What a command line may say of Hydra's own: how a sweep is run.
 HYDRAS = "hydra/launcher= hydra.launcher. hydra/sweeper hydra.sweeper. hydra.mode=".split()
@@ -126,13 +126,14 @@ def words_of(own: Any) -> list[str]:
     return list(OmegaConf.to_container(own.overrides.task, resolve=False))
 
 
-def count_jobs(own: Any) -> int:
-    """How many jobs a sweep has, by Hydra's own config; 0 where a search decides it."""
+def counts_of(own: Any) -> dict[str, int]:
+    """How many values a sweep gives each key, by Hydra's own config; none where a search decides
+    it."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     if not own.sweeper._target_.endswith(".BasicSweeper"):
-        return 0
+        return {}
     swept = OmegaConf.to_container(own.sweeper, resolve=False).get("params") or {}
     words = [f"{key}={values}" for key, values in swept.items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
@@ -140,14 +141,26 @@ def count_jobs(own: Any) -> int:
     for word in parser.parse_overrides([*words, *words_of(own)]):
         discrete = word.is_sweep_override() and word.is_discrete_sweep()
         counts[word.get_key_element()] = len([*word.sweep_string_iterator()]) if discrete else 1
-    return math.prod(counts.values())
+    return counts
+
+
+def _counts() -> dict[str, int]:
+    return json.loads(os.environ.get(COUNTS, "{}"))
+
+
+def varying(number: int, overrides: Sequence[str]) -> str:
+    """The words of a job that its sweep varies; of the first job, and in a search, all."""
+    keys = {key.lstrip("+") for key, count in _counts().items() if count > 1}
+    own = [word for word in overrides if word.partition("=")[0].lstrip("+") in keys]
+    return " ".join(own if number > 1 and own else overrides)
 
 
 def place(number: int) -> str:
     """`job 3 of 8, 1m40s left`: by the pace of the jobs that this sweep has trained."""
-    total, known = int(os.environ.get(JOBS, 0)), jobs()
-    if not total:
+    counts, known = _counts(), jobs()
+    if not counts:
         return f"job {number}"
+    total = math.prod(counts.values())
     ended = [job for job in known if has_ended(job)]
     trained = [job for job in ended if not job.get("known")]
     left = ""

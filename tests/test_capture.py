@@ -3,7 +3,9 @@ counts are read from memory."""
 
 import copy
 from contextlib import contextmanager
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_network
@@ -19,11 +21,14 @@ from guard import (
     nothing_asks_the_host,
 )
 from tape import Tape
+from test_augment import EVERY, names
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sat.acceleration import graph
+from sat.acceleration import auto, graph
 from sat.attacks import APGD, FGSM, PGD, Clean, Free, Multi
+from sat.data import CutMix, Cutout, Data, Digits, Loader, MixUp, Standard
+from sat.data.samplers import Epochs
 from sat.models import Classifier
 from sat.objectives import (
     AWP,
@@ -137,7 +142,8 @@ def taped(monkeypatch):
     sizes = []
 
     def record(call):
-        tape = Tape(call)
+        with nothing_asks_the_host():
+            tape = Tape(call)
         sizes.append(len(tape.calls))
         return tape.replay
 
@@ -164,7 +170,7 @@ def test_what_a_graph_computes_is_what_the_steps_do(case, taped):
     replayed, eager = trained(case, graph=True), trained(case)
     assert len(taped) == 1 and taped[0] > 50
     first = graph.FIRST // replayed.replays
-    assert replayed.news == [f"step {first}: taken as one CUDA graph from here on"]
+    assert replayed.news == [f"step {first}: a step is one CUDA graph from here on"]
     ours, theirs = memory_of(replayed), memory_of(eager)
     assert len(ours) == len(theirs) > 10
     assert all(map(torch.equal, ours, theirs))
@@ -271,7 +277,7 @@ def test_a_step_that_asks_the_host_is_not_captured(taped, monkeypatch):
     state = trained("pgd1", 6, graph=True)
     assert not taped and state.step == 6
     assert state.news == [
-        "step 2: no CUDA graph of a step: it asks the host (average.py:37); steps go on without"
+        "step 2: a step is no CUDA graph: it asks the host (average.py:37); goes on without"
         " (schedule.graph=false)"
     ]
 
@@ -292,6 +298,110 @@ def test_a_draw_that_a_graph_would_repeat_is_refused(taped):
         del CASES["forgetful"]
     assert "start 4: is drawn in this step, and was not in those before" in state.news[0]
     assert state.step == 6
+
+
+# the batches of a step ----------------------------------------------------------------------------
+
+
+class Own(Standard):
+    """An augmentation of somebody's own, which draws with a key of the host's."""
+
+    def __call__(self, x, y, rng):
+        generator = torch.Generator().manual_seed(rng.number)
+        return (x + torch.rand(len(x), 1, 1, 1, generator=generator)).clamp(0, 1), y
+
+
+class Read:
+    """Images that are read for each batch, of which one can't be read in every third."""
+
+    in_order = False
+
+    def __init__(self, split):
+        self._split, self.labels = split, split.labels
+
+    def __len__(self):
+        return len(self._split)
+
+    def stream(self, batches):
+        for number, (x, y) in enumerate(self._split.stream(batches)):
+            missing = number % 3 == 1
+            yield x[missing:], y[missing:]
+
+
+def images(device="cpu", extra=None) -> Data:
+    return Digits(crop=2, extra=extra)(torch.device(device), 0)
+
+
+def batches(data: Data, augment, on: bool, views: int = 1) -> tuple[list[Tensor], list[str]]:
+    """The x and y of six batches, with a graph that is `on` or not; and what it says."""
+    told: list[str] = []
+    device = data.test.device
+    taken = graph.Graph(on, StepKey(device), told.append, "a batch's augmentation")
+    sampler = data.mixture or Epochs()
+    stream = Loader(data, augment, sampler, BATCH, 9, views).stream(
+        torch.arange(BATCH), 2, 8, taken
+    )
+    made = [part.clone() for batch in stream for part in batch]
+    return made, told
+
+
+@pytest.mark.parametrize("augment", EVERY, ids=names)
+def test_what_a_graph_makes_of_indices_are_the_batches_without(augment, taped):
+    """To the bit; a loader without draws with the number of each step."""
+    data, views = images(), 2 if augment == MixUp() else 1
+    made, told = batches(data, augment, True, views)
+    assert len(taped) == 1 and told == ["a batch's augmentation is one CUDA graph from here on"]
+    plain = Loader(data, augment, Epochs(), BATCH, 9, views).stream(torch.arange(BATCH), 2, 8)
+    assert all(map(torch.equal, made, [part for batch in plain for part in batch]))
+    assert len(made) == 12 and len(made[0]) == views * BATCH
+
+
+@pytest.mark.parametrize("augment", [Cutout(5), MixUp()], ids=names)
+def test_batches_that_lack_an_image_are_made_as_before(augment, taped):
+    data = images()
+    data = replace(data, train=Read(data.train))
+    (made, _), (plain, _) = (batches(data, augment, on) for on in (True, False))
+    assert len(taped) == 1 and [len(x) for x in made[::2]] == [12, 11, 12] * 2
+    assert all(map(torch.equal, made, plain))
+
+
+def test_images_beside_a_set_are_mixed_in_before_the_graph(taped, tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(30, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "made.npz", image=pixels, label=np.arange(30) % 10)
+    data = images(extra=str(tmp_path / "made.npz"))
+    for augment, graphs in (Standard(), 0), (CutMix(), 1):
+        made, _ = batches(data, augment, True)
+        assert len(taped) == graphs, "of images that are only read a graph would be empty"
+        assert all(map(torch.equal, made, batches(data, augment, False)[0]))
+
+
+def test_an_augmentation_that_cannot_be_captured_goes_on_as_before(taped):
+    data = images()
+    made, (line,) = batches(data, Own(), True)
+    assert all(map(torch.equal, made, batches(data, Own(), False)[0])) and not taped
+    assert line.startswith(
+        "a batch's augmentation is no CUDA graph: RuntimeError: the key of a step"
+    )
+
+
+def test_a_run_takes_its_batches_and_its_steps_as_a_graph_each(
+    sat, default_run, taped, monkeypatch
+):
+    monkeypatch.setattr(auto, "_captured", lambda *_: True)
+    run = sat().run
+    assert len(taped) == 2
+    kept = [torch.load(at / "checkpoints" / "last.pt", weights_only=True)["model"]
+            for at in (run, default_run)]  # fmt: skip
+    assert all(map(torch.equal, *(weights.values() for weights in kept)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("augment", EVERY, ids=names)
+def test_a_gpu_captures_the_making_of_batches(augment):
+    data = images("cuda")
+    (made, told), (plain, _) = (batches(data, augment, on) for on in (True, False))
+    assert told == ["a batch's augmentation is one CUDA graph from here on"]
+    torch.testing.assert_close(made, plain)
 
 
 # the guard ----------------------------------------------------------------------------------------

@@ -314,6 +314,20 @@ def test_a_killed_worker_is_one_clear_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_group_while_a_worker_begins_is_not_the_workers(number, root, monkeypatch):
+    leave = os.setpgrp
+
+    def struck():
+        os.kill(os.getpid(), number)
+        leave()
+
+    monkeypatch.setattr("sat.data.stream.os.setpgrp", struck)  # the worker is forked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    ((x, _),) = folder(root, workers=1).train.stream(epoch_batches(21, 5, 0, 0, 1))
+    assert len(x) == 5 and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 def test_an_interrupt_stops_the_workers_without_a_word_from_them(root):
     program = f"""
 import signal, time, torch

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sat.acceleration.precision import float32
-from sat.attacks import PGD, Clean, Curve
+from sat.attacks import FGSM, PGD, Clean, Curve, FastAutoAttack
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of
 from sat.evaluation.measure import accuracy
@@ -128,6 +128,11 @@ def test_a_verdict_is_in_float32():
         ({"attacks": {"worst_case": PGD(8)}}, "worst_case: letters"),
         ({"curves": {"x": PGD(8)}}, "curves.x=PGD"),
         ({"curves": {"x": Curve(PGD(8), "eps", (1,))}, "restarts": 2}, "restarts=2"),
+        (
+            {"attacks": {"x": FastAutoAttack(8)}, "restarts": 2},
+            "restarts=2: attacks.x has starts of its own",
+        ),
+        ({"attacks": {"x": FGSM(8)}, "restarts": 2}, "restarts=2: attacks.x begins at the same"),
         ({"checkpoints": ()}, "checkpoints=[]"),
         ({"masking_checks": -1}, "masking_checks=-1"),
     ],

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sat.attacks import PGD
-from sat.errors import Diverged
+from sat.errors import Diverged, Fault
 from sat.objectives import Adversarial, Method
 from sat.rng import RowRng, seed_of
 from sat.training import memory, skips
@@ -461,6 +461,27 @@ def test_a_worker_that_dies_is_a_fault_with_a_checkpoint(sat, tmp_path, at_step)
     assert again.code == 0 and RESUMED in again.out, again.err
     whole = sat(*arguments, root=tmp_path / "whole", tiny=False)
     same_outcome(again.run, whole.run)
+
+
+@pytest.mark.parametrize("time", [1, 2])  # on the way, and after the last step
+def test_a_validation_that_fails_is_made_up_for(sat, tmp_path, monkeypatch, whole, time):
+    from sat.training import callbacks
+
+    validate, calls = callbacks.validate, []
+
+    def fails(*given):
+        found = validate(*given)
+        calls.append(1)
+        if len(calls) == time:
+            raise Fault("a process that reads images has died")
+        return found
+
+    monkeypatch.setattr(callbacks, "validate", fails)
+    torn = sat(root=tmp_path / "torn")
+    assert torn.code == 1 and "has died" in torn.err and len(calls) == time
+    again = sat(root=tmp_path / "torn")
+    assert again.code == 0 and RESUMED in again.out
+    same_outcome(again.run, whole)
 
 
 @pytest.mark.parametrize("kind", ["device", "host"])

@@ -151,6 +151,7 @@ def test_what_both_have_and_differs_is_found_at_any_depth():
         ("attack", "norm", "l2", "attack.norm=linf"),
         ("attack", "_target_", "sat.attacks.FGSM", "attack._target_=PGD"),
         ("model", "mean", [0.5], "model.mean=null"),
+        ("attack", "norm", "l2\n\x1b[2J", r"begun with l2\n\x1b[2J;"),
     ):
         other = {**stored, section: {**stored[section], key: value}}
         with pytest.raises(Refused, match=re.escape(told)):

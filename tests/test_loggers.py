@@ -388,9 +388,11 @@ def test_a_bar_of_80_columns_has_the_accuracies_first_and_the_bar_last(speaking,
     progress.bar.start_t -= 2
     progress.say("ep 9/30 val 76.5/41.2 best 41.5")
     progress.advance(250)
+    assert "left" not in str(progress.bar), "of two seconds it means nothing yet"
+    progress.bar.start_t -= 8
     line = progress.bar.format_meter(**progress.bar.format_dict | {"ncols": 80})
     words, bar = line.split("|", 1)
-    assert re.fullmatch(r"ep 9/30 val 76.5/41.2 best 41.5  12\d img/s  6s left ", words)
+    assert re.fullmatch(r"ep 9/30 val 76.5/41.2 best 41.5  25 img/s  30s left ", words)
     assert len(line) == 80 and bar[0] == "█" and bar[-2:] == " |"
     progress.close()
 
@@ -532,9 +534,13 @@ def test_a_table_is_whole_in_the_log_and_folded_on_the_screen(tmp_path, monkeypa
     screen.log.addHandler(kept)
     try:
         screen.log.info("\n%s", wide)
+        for job in "aba":
+            screen.log.info("data: digits\n%s", job, extra=screen.ONCE)
     finally:
         screen.log.removeHandler(kept)
         kept.close()
-    assert (tmp_path / "log.txt").read_text().strip() == wide
+    whole = (tmp_path / "log.txt").read_text().strip()
+    assert whole == wide + "".join(f"\ndata: digits\n{job}" for job in "aba")
     shown = capsys.readouterr().out
     assert max(map(len, shown.split("\n"))) <= 40 and shown.count("run") == 2
+    assert shown.endswith("\ndata: digits\na\nb\na\n"), "what jobs share is told once"

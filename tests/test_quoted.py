@@ -1,23 +1,27 @@
 """What a page quotes is what docs/results holds."""
 
 import json
+import runpy
 
 import pytest
 from conftest import ROOT
 
-from sat.report.quoted import MARKED, PAGES, RUNS, filled
+QUOTE = runpy.run_path(str(ROOT / "scripts/quote.py"))
+filled, pages = QUOTE["filled"], QUOTE["PAGES"]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", pages, ids=lambda page: page.name)
 def test_a_page_quotes_the_runs_of_the_results(page):
-    """`python -m sat.report.quoted` writes what is wrong here."""
-    text, lines = (ROOT / page).read_text(), (ROOT / RUNS).read_text().splitlines()
-    assert len(MARKED.findall(text)) == 1 and filled(page, text, lines) == text
-    name = next(iter(PAGES[page].values()))
-    runs = [json.loads(line) for line in lines]
-    best = next(run["result"]["best"] for run in runs if run["name"].startswith(f"{name}-s0-"))
+    """`python scripts/quote.py` writes what is wrong here."""
+    kept = (ROOT / "docs/results/runs.jsonl").read_text().splitlines()
+    text, runs = page.read_text(), [json.loads(line) for line in kept]
+    assert filled(text, runs) == text
+    table, around = QUOTE["MARKED"].search(text), " ".join(text.split())
+    rows = tuple(line.split(" = ")[1] for line in table[1].splitlines())
+    met = [r["result"]["best"]["robust"].get("strong") for r in runs if r["name"].startswith(rows)]
+    assert all(f"first {one['images']:,})" in around for one in met if one), "of how many images"
+    best = next(run["result"]["best"] for run in runs if run["name"].startswith(f"{rows[0]}-s0-"))
     best["robust"]["pgd20"]["accuracy"] = 0.999
-    other = filled(page, text, map(json.dumps, runs))
-    changed = zip(text.splitlines(), other.splitlines(), strict=True)
+    changed = zip(text.splitlines(), filled(text, runs).splitlines(), strict=True)
     ((before, after),) = [(old, new) for old, new in changed if old != new]
     assert "99.9" in after and "99.9" not in before

@@ -1,8 +1,7 @@
-"""The command `sat-report`: pages, one file of kept runs, states, and two runs image by image."""
+"""The command `sat-report`: pages, one file of kept runs, and states."""
 
 import csv
 import json
-import os
 import re
 import runpy
 import shutil
@@ -10,19 +9,19 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import ROOT
-from written import CLAIM, PGD, Folder, change, write_flags
+from written import CLAIM, Folder, change
 
-from sat.report import figures, pages, runs, study
+from sat.loggers import screen
+from sat.report import figures, pages, runs, tables
 from sat.report.command import main
 from sat.report.pages import html
 
 
 @pytest.fixture
 def report(monkeypatch, capfd):
-    """`report("--compare", a, b)`: exit code and output; of figures one is made up."""
+    """`report("--status", place)`: exit code and output; of figures one is made up."""
 
     def draw(tables, place):
         place.mkdir(parents=True, exist_ok=True)
@@ -34,7 +33,10 @@ def report(monkeypatch, capfd):
 
     def call(*arguments):
         capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:  # by argparse
+            code = end.code
         out, err = capfd.readouterr()
         assert bool(err) == (code == 2) and (not err or err.startswith("! "))
         return code, out + err
@@ -61,7 +63,7 @@ def contents(place: Path) -> dict[str, bytes]:
 
 def test_the_command_writes_the_same_numbers_everywhere(report, three):
     code, out = report(three.outputs)
-    assert code == 0 and "Is smooth better?" in out and " supports: SiLU wins." in out
+    assert code == 0 and "Is smooth better?" in out and "**supports**: SiLU wins." in out
     line = next(line for line in out.splitlines() if line.strip().startswith("SiLU  "))
     assert "62.0 ± 7.5" in line and "+10.0 (+7.5 to +12.5) *" in line
     written = three.outputs / "report"
@@ -163,31 +165,34 @@ def test_a_name_is_text_and_moves_no_cursor(report, folder):
 def test_tables_fit_a_narrow_terminal(three, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-    write_flags(next(three.outputs.glob("relu-s0*")), "best-pgd20", first(50))
-    a, b = (next(three.outputs.glob(f"{name}-s0*")) for name in ("relu", "silu"))
-    write_flags(b, "best-pgd20", first(60))
-    for words in ([str(a)], ["--status", str(three.outputs)], ["--compare", str(a), str(b)]):
+    one = next(three.outputs.glob("relu-s0*"))
+    for words in ([str(one)], ["--status", str(three.outputs)]):
         assert main(words) == 0
         lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
         assert max(map(len, lines)) <= 80 and len(lines) > 5
         assert "\u2026" not in "".join(lines)
 
 
-def test_a_wide_table_of_numbers_goes_on_below_with_the_keys_of_its_rows(monkeypatch):
+def test_the_terminal_shows_the_page_without_escapes_and_its_tables_in_columns(monkeypatch, capsys):
+    """What finds no room goes on below, with the keys of the rows."""
     head = ["activation", "steps", *(f"attack {k}, %" for k in range(9))]
-    rows = [["ReLU", "1", *("41.0 \u00b1 2.5",) * 9], ["a | b", "2", *("[1, 2]",) * 9]]
+    rows = [["ReLU", "1", *("[41, 43]",) * 9], ["a | b", "10", *("[1, 2]",) * 9]]
     whole = pages.grid(head, rows, keys=2)
-    assert pages.narrow(whole, 400) == whole
-    parts = pages.narrow(whole, 60).split("\n\n")
-    assert len(parts) == 3 and all(part.count("| ReLU | 1 | 41.0") == 1 for part in parts)
-    monkeypatch.setattr(pages, "columns", lambda: 60)
-    shown = re.sub(r"\x1b\[[\d;]*m", "", pages.terminal(whole))
-    assert shown.count("41.0 \u00b1 2.5") == 9 and max(map(len, shown.split("\n"))) <= 60
-    assert [*dict.fromkeys(re.findall(r"attack \d", "".join(parts)))] == [
-        f"attack {k}" for k in range(9)
-    ]
-    text = pages.grid(["claim", "says"], [["word " * 30, "yes"]], "---")
-    assert pages.narrow(text, 60) == text  # words are folded within their cell
+    text = pages.grid(["claim", "says"], [["word " * 3, "yes"]], keys=2)
+    page = f"# A *title*\n\n{whole}\n\nlong\nlines\n\n- an item\n  goes on\n- another\n\n{text}\n"
+    lines = pages.terminal(page).split("\n")
+    assert lines[:3] == ["# A *title*", "", "activation  steps  " + "  ".join(head[2:])]
+    assert lines[4].split() == ["ReLU", "1", *("[41,", "43]") * 9]
+    assert lines[5].startswith("a | b       10   ") and lines[5].endswith("      [1, 2]")
+    assert lines[6:] == ["", "long lines", "", "- an item goes on", "- another", "",
+                         "- claim: word word word; says: yes"]  # fmt: skip
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    screen.say(pages.terminal(page))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.split("\n"))) <= 60 and shown.count("[41, 43]") == 9
+    assert [*dict.fromkeys(re.findall(r"attack \d", shown))] == [f"attack {k}" for k in range(9)]
+    assert shown.count("\nReLU        1") == shown.count("\na | b       10") > 1
 
 
 def test_the_page_may_stand_elsewhere(report, three, tmp_path):
@@ -221,8 +226,8 @@ def test_what_is_not_finished_is_named(report, three):
 
 
 @pytest.mark.parametrize("wrong", [
-    ["--status", "--compare", "a", "a"], ["--compare", "a", "a", "a"], [], ["none"],
-    ["--checkpoint", "last", "."], ["--status", "."], ["."],
+    ["--status", ".", "--to", "a"], ["--status", "--transfer", "."],
+    ["--transfer", ".", "--page", "a.md"], [], ["none"], ["--status", "."], ["."],
 ])  # fmt: skip
 def test_options_that_are_ignored_nowhere(report, wrong, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -319,7 +324,6 @@ def test_states_of_runs(report, three):
            alarms=[{"name": "flat", "message": "as before"}])  # fmt: skip
     (next(three.outputs.glob("silu-s2*")) / "result.json").write_text("{")
     code, out = report("--status", three.outputs)
-    assert max(len(line) for line in out.splitlines() if " " in line.strip()) <= 80  # but paths
     told = dict(re.findall(r"^(\S+)\n    (.+(?:\n    .+)*)", out, re.M))
     assert code == 0 and out.endswith("4 stopped, 1 failed, 6 finished, 1 damaged\n")
     assert told[running.name] == (
@@ -334,153 +338,19 @@ def test_states_of_runs(report, three):
     assert told["relu-s0-0"] == "finished, clean 90.0%, pgd20 50.0%, trained in 1m00s"
 
 
-# two runs -----------------------------------------------------------------------------------------
-
-
-def first(right: int, images: int = 100) -> np.ndarray:
-    return np.arange(images) < right
-
-
-def cells(out: str, begin: str) -> list[str]:
-    """The cells of the one table line that begins so."""
-    (line,) = [line for line in out.splitlines() if line.strip().startswith(begin + " ")]
-    return [cell.strip() for cell in line.split("  ") if cell.strip()]
-
-
-@pytest.fixture
-def two(folder) -> list[Path]:
-    return [folder.add(name, 0, 40, flags=True) for name in ("a", "b")]
-
-
-def test_compare_counts_image_by_image(two, report):
-    """By hand: robust, A has 40 right, B the last 30 of these and 2 more, so 10 to 2."""
-    write_flags(two[1], "best-pgd20", (np.arange(100) >= 10) & (np.arange(100) < 42))
-    code, out = report("--compare", *two)
-    assert code == 0
-    name, images, of_a, of_b, difference, only_a, only_b, p = cells(out, "pgd20")
-    assert (images, only_a, only_b) == ("100", "10", "2")
-    assert of_a == "40.0 [30.9, 49.8]" and of_b.startswith("32.0 ")
-    assert difference.startswith("+8.0 (+1.1 to ")
-    assert p == "0.039"  # 2 (1 + 12 + 66) / 4096
-    assert cells(out, "clean")[4:] == ["+0.0 (-3.5 to +3.5)", "0", "0", "1"]
-    code, out = report("--compare", *two, "--checkpoint", "last")
-    assert code == 0 and "checkpoint: last" in out and cells(out, "pgd20")[5] == "0"
-
-
-def test_compare_takes_the_images_that_both_have(two, report):
-    """A has images 0 to 49, of which 0 to 19 stand; B 30 to 79, of which 30 to 34 stand. The size
-    of the part, and how it was drawn, is no other setting."""
-    part = {**PGD, "limit": 50}
-    write_flags(two[0], "best-pgd20", first(20, 50), settings=part)
-    write_flags(two[1], "best-pgd20", first(5, 50), indices=range(30, 80),
-                settings={**part, "subset_seed": 7})  # fmt: skip
-    code, out = report("--compare", *two)
-    assert code == 0 and cells(out, "pgd20")[1] == "20"
-    assert cells(out, "pgd20")[5:7] == ["0", "5"]
-
-
-def test_clean_is_compared_over_all_files_of_a_run(two, report):
-    """The first attack's files have no image in common, the second attack's have."""
-    for run, indices in zip(two, (range(50), range(50, 100)), strict=True):
-        write_flags(run, "best-pgd20", first(9, 50), indices=indices)
-        write_flags(run, "best-strong", first(7))
-    code, out = report("--compare", *two)
-    assert code == 0 and cells(out, "clean")[1] == "100" and cells(out, "strong")[1] == "100"
-    assert "pgd20: left out, indices: none of 50 and 50 images is in both" in out
-
-
-def test_compare_leaves_out_what_was_not_measured_alike(two, report):
-    write_flags(two[0], "best-mine", first(30))
-    write_flags(two[1], "best-pgd20", first(40), settings={**PGD, "steps": 50})
-    code, out = report("--compare", *two)
-    assert code == 0 and "mine: left out, measured in A alone" in out
-    assert "pgd20: left out, measured with other settings (steps: 20, 50)" in out
-    assert not [line for line in out.splitlines() if line.strip().startswith("pgd20  ")]
-    assert cells(out, "clean")[1] == "100"
-
-
-class Trap:
-    """What a pickle may do: makes a folder as it is loaded."""
-
-    def __init__(self, folder: Path):
-        self.folder = str(folder)
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
-
-
-def damage(run: Path, how: str) -> None:
-    path, images = run / "flags" / "best-pgd20.npz", np.arange(100)
-    content = {"settings": np.array(json.dumps(PGD)), "indices": images, "seconds": 1.0}
-    content |= {"clean": first(90), "robust": first(40)}
-    facts = json.loads((run / "result.json").read_text())["dataset"]
-    match how:
-        case "cut":
-            path.write_bytes(path.read_bytes()[:200])
-        case "pickle":
-            np.savez(path, **{**content, "robust": np.array([Trap(run / "executed")])})
-        case "short":
-            np.savez(path, **{**content, "robust": first(40)[:-1]})
-        case "counts":
-            np.savez(path, **{**content, "robust": images})
-        case "twice":
-            np.savez(path, **{**content, "indices": images // 2})
-        case "missing":
-            np.savez(path, **{key: value for key, value in content.items() if key != "clean"})
-        case "settings":
-            np.savez(path, **{**content, "settings": np.array("[]")})
-        case "elsewhere":
-            np.savez(path, **{**content, "indices": images + 100})
-        case "none":
-            shutil.rmtree(run / "flags")
-        case "no run":
-            shutil.rmtree(run)
-        case "no result":
-            (run / "result.json").unlink()
-        case "result":
-            (run / "result.json").write_text("{")
-        case "facts":
-            (run / "result.json").write_text('{"status": "finished", "seed": 0}')
-        case "test_content" | "name" | "test":
-            change(run / "result.json", dataset={**facts, how: "bb"})
-
-
-REFUSALS = {
-    **dict.fromkeys("cut pickle short counts twice missing settings".split(), "npz: is damaged ("),
-    **{key: f"other images (dataset {key}: " for key in ("test_content", "name", "test")},
-    "elsewhere": "no test image was measured in both",
-    "none": "holds no flags of 'best'",
-    "no run": "is no run",
-    "no result": "has no result yet",
-    "result": "result.json: is damaged",
-    "facts": "result.json: is damaged",
-}
-
-
-@pytest.mark.parametrize("how, line", REFUSALS.items())
-def test_compare_refuses_in_one_line(two, report, how, line):
-    a, b = two
-    damage(b, how)
-    for pair in ((a, b), (b, a)):
-        code, out = report("--compare", *pair)
-        assert code == 2 and out.count("\n") == 1 and line in out and str(b) in out, out
-    assert not (b / "executed").exists()
-
-
 # the real thing -----------------------------------------------------------------------------------
 
 
 def test_runs_of_the_program_are_reported(sat, report, tmp_path, monkeypatch, capfd):
     done = sat("schedule.epochs=1")
-    code, out = report("--compare", done.run, done.run)
-    assert code == 0 and cells(out, "pgd20")[1] == "50"
     monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "outputs")])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "scripts/report.py"), run_name="__main__")
     assert end.value.code == 0
-    row = cells(capfd.readouterr().out, "SiLU")
+    (line,) = re.findall("^ *SiLU .*", capfd.readouterr().out, re.M)
+    row = re.split("  +", line.strip())
     clean = 100 * done.result["best"]["clean"]["accuracy"]
     assert row[1] == "1" and row[2].startswith(f"{clean:.1f} [")
-    (table,) = study.read(tmp_path / "outputs").tables
+    (table,) = tables.read(tmp_path / "outputs").tables
     assert table.dataset == "digits" and table.attack == "pgd20"
     assert "1 finished" in report("--status", tmp_path / "outputs")[1]

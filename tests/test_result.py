@@ -345,6 +345,28 @@ def test_masking_is_checked_as_far_as_is_asked(run):
         assert todo(known, ask({"pgd": PGD(8)}, count), run) == todos
 
 
+def test_a_verdict_tells_on_how_many_images_it_was_doubted():
+    checks = MaskingChecks(images=30, seconds=0.0, curve=[], alarms=[], attack="pgd")
+    known = done(PGD(8))
+    best, whole = known.best.with_masking_checks(checks), replace(checks, images=50)
+    last = known.last.with_masking_checks(whole).with_attack("more", measured(PGD(8, 9)))
+    assert results.doubted(replace(known, best=best)) == [
+        "best, pgd: masking checks on 30 of 50 images (a part, to save time)",
+        "last, pgd: not checked for masked gradients (evaluation.masking_checks=0)",
+    ]
+    assert [line.split(":")[0] for line in results.doubted(known)] == ["best, pgd and last, pgd"]
+    (told,) = results.doubted(replace(known, last=last))
+    assert told.startswith("best, pgd and last, more: not checked"), "more came after the checks"
+    last = known.last.with_masking_checks(whole)
+    assert "last, pgd: masking checks on 50 images" in results.doubted(replace(known, last=last))
+
+
+def test_what_measures_is_told_with_its_ball(run):
+    told = results.asked_for(ask({"a": PGD(8), "b": PGD(8, 3), "c": PGD(128, norm="l2")}))
+    assert told == "a, b (eps 8/255 in linf); c (eps 128/255 in l2)"
+    assert results.asked_for(ask({})) == "clean accuracy"
+
+
 def test_outcomes_that_were_moved_away_are_measured_again(run):
     (run / "flags/best-pgd.npz").unlink()
     assert todo(done(PGD(8)), ask({"pgd": PGD(8)}), run) == [("best", "pgd")]

@@ -118,6 +118,7 @@ def test_a_network_with_masked_gradients_is_doubted(digits):
     found = sat.evaluate(flat, x, y, attack=PGD(EPS, 5), masking_checks=40, progress=False)
     assert "saturated" in [alarm.name for alarm in found.alarms]
     assert "! saturated: attacks by gradients are blind" in str(found)
+    assert "\nmasking checks on 30 of 60 images\n" in str(found)
     honest = sat.evaluate(model, x, y, EPS, attack="pgd20", masking_checks=40, progress=False)
     assert honest.masking_checks.images == 30 and "saturated" not in str(honest)
     assert honest.attack["name"] == "pgd20"
@@ -447,7 +448,11 @@ def test_several_balls_give_their_union_image_by_image(digits, tmp_path):
     assert torch.equal(model(found.adversarial).argmax(1) == y, found.standing)
     assert found.classes[found.worst_class] == min(found.classes.values())
     assert found.deviation == pytest.approx(np.std([*found.classes.values()]))
-    for text in ("l2, eps 70/255; linf, eps 25/255; l1, eps 306/255", "robust in l1 alone"):
+    for text in (
+        "l2, eps 70/255; linf, eps 25/255; l1, eps 306/255",
+        "robust in l1 alone",
+        "not checked for masked gradients (masking_checks=0)",
+    ):
         assert text in str(found)
     told = json.loads(json.dumps(found.as_json()))
     assert told["norms"]["l2"]["robust"]["accuracy"] == alone["l2"].robust.accuracy

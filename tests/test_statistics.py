@@ -9,67 +9,7 @@ import pytest
 from scipy import stats
 
 from sat import statistics
-from sat.statistics import holm, mcnemar, newcombe, over_seeds, paired, paired_seeds, wilson
-
-# Fagerland, Lydersen & Laake (2017), Statistical Analysis of Contingency Tables, chapter 8: the
-# cells (both, a alone, b alone, neither), Newcombe's interval, p of McNemar's exact test.
-PUBLISHED = [
-    ((1, 1, 7, 12), (-0.507, -0.026), 0.0703),  # airway hyper-responsiveness, Bentur et al. 2009
-    ((59, 6, 16, 80), (-0.1186, -0.0046), 0.0525),  # complete response, Cavo et al. 2012
-]
-
-
-def flags_of(both: int, only_a: int, only_b: int, neither: int):
-    a = np.repeat([True, True, False, False], (both, only_a, only_b, neither))
-    b = np.repeat([True, False, True, False], (both, only_a, only_b, neither))
-    return a, b
-
-
-@pytest.mark.parametrize("cells, interval, p", PUBLISHED)
-def test_mcnemar_gives_the_published_values(cells, interval, p):
-    found = mcnemar(*flags_of(*cells))
-    assert (found["only_a"], found["only_b"], found["images"]) == (*cells[1:3], sum(cells))
-    assert found["difference"] == pytest.approx((cells[1] - cells[2]) / sum(cells))
-    digits = 3 if interval[0] == -0.507 else 4
-    assert [round(end, digits) for end in found["ci95"]] == list(interval)
-    assert found["p"] == pytest.approx(p, abs=6e-5)
-
-
-def test_mcnemar_by_hand_and_by_scipy():
-    a, b = flags_of(90, 5, 0, 5)
-    assert mcnemar(a, b)["p"] == 2 * 0.5**5  # five of five coins alike
-    backward, forward = mcnemar(b, a), mcnemar(a, b)
-    assert backward["difference"] == -forward["difference"] == -0.05
-    assert backward["ci95"] == pytest.approx([-end for end in reversed(forward["ci95"])])
-    for only_a, only_b in ((3, 11), (40, 25), (7, 7)):
-        p = stats.binomtest(only_a, only_a + only_b, 0.5).pvalue
-        assert mcnemar(*flags_of(50, only_a, only_b, 20))["p"] == p
-
-
-def test_runs_that_agree_on_every_image():
-    same = mcnemar(*flags_of(70, 0, 0, 30))
-    assert same["p"] == 1.0 and same["difference"] == 0.0
-    low, high = same["ci95"]
-    assert -0.05 < low < 0 < high < 0.05  # no width of 0: 100 images prove no equality
-    low, high = mcnemar(*flags_of(20, 0, 0, 0))["ci95"]
-    assert low == pytest.approx(-0.1611, abs=1e-4) and high == -low  # Wilson's of 20 of 20
-
-
-def test_mcnemar_refuses_what_is_not_one_flag_an_image():
-    a, b = flags_of(3, 1, 1, 1)
-    for wrong in (b[1:], b.astype(int), b[None]):
-        with pytest.raises(ValueError, match="one flag an image"):
-            mcnemar(a, wrong)
-    with pytest.raises(ValueError, match="one flag an image"):
-        mcnemar(a[:0], b[:0])
-
-
-@pytest.mark.parametrize("cells", [(0.55, 0.06, 0.03, 0.36), (0.9, 0.03, 0.03, 0.04)])
-def test_newcombe_covers_as_often_as_it_says(cells):
-    truth = cells[1] - cells[2]
-    drawn = np.random.default_rng(0).multinomial(200, cells, size=4000)
-    inside = [low <= truth <= high for low, high in (newcombe(*map(int, d)) for d in drawn)]
-    assert 0.94 < np.mean(inside) < 0.975  # standard error 0.003
+from sat.statistics import holm, over_seeds, paired_seeds, wilson
 
 
 def test_over_seeds():
@@ -95,18 +35,6 @@ def test_wilson_covers_as_often_as_it_says():
     right = np.random.default_rng(2).binomial(300, 0.3, size=4000)
     inside = [low <= 0.3 <= high for low, high in (wilson(int(r), 300) for r in right)]
     assert 0.94 < np.mean(inside) < 0.96
-
-
-def test_paired_takes_the_images_that_are_in_both():
-    a = {"indices": np.array([7, 2, 9, 4]), "robust": np.array([True, False, True, False])}
-    a["seconds"] = np.array(3.0)
-    b = {"indices": np.array([4, 5, 9]), "robust": np.array([True, False, False])}
-    left, right = paired(a, b)
-    assert left["indices"].tolist() == right["indices"].tolist() == [4, 9]
-    assert left["robust"].tolist() == [False, True] and right["robust"].tolist() == [True, False]
-    assert "seconds" not in left
-    with pytest.raises(ValueError, match="none of 4 and 1 images"):
-        paired(a, {"indices": np.array([3]), "robust": np.array([True])})
 
 
 def test_scipy_is_not_loaded_for_an_interval():

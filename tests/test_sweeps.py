@@ -1,5 +1,6 @@
 """Sweeps over processes and machines: who takes which GPU, what is shared, what a kill costs."""
 
+import json
 import os
 import re
 import signal
@@ -339,7 +340,7 @@ def test_what_the_queue_is_asked_for(sat, tmp_path, monkeypatch):
 
 
 def test_a_job_tells_its_place_and_how_long_the_sweep_will_take(sat, ledger, monkeypatch):
-    monkeypatch.setenv(sweep.JOBS, "8")
+    monkeypatch.setenv(sweep.COUNTS, json.dumps({"seed": 4, "+attack.steps": 2, "activation": 1}))
     assert sweep.place(1) == "job 1 of 8"
     now = time.time()
     done = {"code": 0, "message": "", "overrides": []}
@@ -347,6 +348,11 @@ def test_a_job_tells_its_place_and_how_long_the_sweep_will_take(sat, ledger, mon
     sweep.note(done | {"job": 2, "began": now - 50})
     sweep.note(done | {"job": 3, "began": now - 25})
     assert sweep.place(4) == "job 4 of 8, 2m05s left"  # 50 s for two, and five are left
+    words = ["seed=1", "attack.steps=2", "activation=relu", "schedule.epochs=3"]
+    assert sweep.varying(1, words) == " ".join(words)
+    assert sweep.varying(4, words) == "seed=1 attack.steps=2"
+    monkeypatch.delenv(sweep.COUNTS)
+    assert sweep.varying(4, words) == " ".join(words), "of a search nobody knows beforehand"
 
 
 def test_the_jobs_of_a_sweep_are_counted_before_the_first(sat):

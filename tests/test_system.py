@@ -78,7 +78,7 @@ READ = {
     "config.yaml": lambda run: untrusted.read_yaml(run / "config.yaml"),
     "checkpoints/last.pt": lambda run: checkpoint.read(run / "checkpoints/last.pt"),
     "flags/last-pgd20.npz": lambda run: store.read_file(run / "flags/last-pgd20.npz"),
-    "experiments.txt": lambda run: experiments_of(run, {"choices": {}}),
+    "experiments.txt": lambda run: experiments_of(run),
     "wandb.sent.jsonl": lambda run: _Sent(run / "wandb.sent.jsonl"),
     "w.pt": lambda run: read_file(run / "w.pt"),
     "w.safetensors": lambda run: read_file(run / "w.safetensors"),

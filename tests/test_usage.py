@@ -45,6 +45,9 @@ def test_help_shows_the_run_with_meanings_and_units(sat, monkeypatch):
         "logger.wandb.tags=[] words", "validation.attack.steps=10",
     } <= lines  # fmt: skip
     assert "schedule.milestones=[0.3,0.6,0.9]" in lines  # too long for a meaning beside it
+    assert "validation.attack.step=auto" not in lines, "is as the attack's, told above"
+    groups = {line.split(":")[0] for line in lines}
+    assert "recipe" in groups and not {"experiment/alpha", "sampler"} & groups, "are no choices"
 
 
 def test_help_knows_the_options_of_a_folder_and_refuses_what_a_run_refuses(sat, tmp_path):

@@ -73,7 +73,7 @@ class Folder:
         outputs.mkdir()
 
     def add(self, activation, seed, right, *, alpha=None, experiments=("x",), facts=(),
-            flags=False, overrides=(), **changes) -> Path:  # fmt: skip
+            overrides=(), **changes) -> Path:  # fmt: skip
         """`right` images stand pgd20, or with a dict each of its attacks."""
         number = len(list(self.outputs.glob("*")))
         run = self.outputs / f"{activation}{alpha or ''}-s{seed}-{number}"
@@ -99,8 +99,6 @@ class Folder:
                 name = {"other": "pgd20", "weak": "pgd50"}.get(name, name)
                 robust = np.arange(100) < count
                 result[which]["robust"][name] = {**accuracy(robust), "settings": settings}
-                if flags:
-                    write_flags(run, f"{which}-{name}", robust, settings=settings)
         (run / "result.json").write_text(json.dumps(result))
         return run
 
@@ -109,15 +107,6 @@ class Folder:
         for seed, above in enumerate(points):
             self.add(one, seed, base + 2 * seed, **more)
             self.add(two, seed, base + 2 * seed + above, **more)
-
-
-def write_flags(run: Path, name: str, robust, clean=None, indices=None, settings=PGD) -> None:
-    """A flags file; `robust` [N], and `clean` [N] where it is not the first 90."""
-    indices = np.arange(len(robust)) if indices is None else np.asarray(indices)
-    clean = indices < 90 if clean is None else clean
-    (run / "flags").mkdir(exist_ok=True)
-    np.savez(run / f"flags/{name}.npz", indices=indices, clean=clean, robust=robust,
-             settings=np.array(json.dumps(settings)))  # fmt: skip
 
 
 def change(path: Path, **values) -> None:
@@ -141,8 +130,6 @@ def write(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         node = {key: value for key, value in {**SPEC, **changes}.items() if value is not None}
         path.write_text(yaml.safe_dump({"report": node, **(whole or {})}))
-        spec.load.cache_clear()
 
     call()
-    yield call
-    spec.load.cache_clear()
+    return call

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,72 +15,88 @@ from sat.rng import StepKey
 # its kernels, a compiler works; the last one is watched for questions to the host.
 FIRST = 3
 
-Step = Callable[..., None]
+Step = Callable[..., Any]
 
 
 class Graph:
     """Takes steps on tensors: `graph(step, *inputs)`; where it is `on`, as one graph after a few.
 
+    Gives what the step gives: of a graph the same tensors each time, overwritten by the next call.
     The graph holds a step as it was captured, with every address: it reads what lies in memory when
     it is replayed. So a step must read from memory what changes (see `TrainState.begin`), write
     what it keeps in place, and ask the host for nothing. One that asks, or can't be captured for
     another reason, is taken as before, which is told in one line. Inputs of other shapes than those
     of the graph, such as a batch with unreadable images, are taken as before too.
 
-    `key` is the key of the step's random numbers; `undo` clears what a step leaves behind that was
-    captured in part: none of it was computed.
+    `key` is the key of the step's random numbers; `what` names the step in what is told; `undo`
+    clears what a step leaves behind that was captured in part: none of it was computed.
     """
 
     def __init__(
-        self, on: bool, key: StepKey, undo: Callable[[], None], tell: Callable[[str], None]
+        self,
+        on: bool,
+        key: StepKey,
+        tell: Callable[[str], None],
+        what: str,
+        undo: Callable[[], None] = lambda: None,
     ):
-        self.on, self._key, self._undo, self._tell = on, key, undo, tell
+        self.on, self.key, self._tell, self._what, self._undo = on, key, tell, what, undo
         self.forget()
 
     def forget(self) -> None:
         """Begins again: another step is taken from here on, in other memory."""
         self._taken = 0
         self._inputs: tuple[Tensor, ...] = ()
+        self._outputs: Any = None
         self._replay: Callable[[], None] | None = None
 
-    def __call__(self, step: Step, *inputs: Tensor) -> None:
+    def __call__(self, step: Step, *inputs: Tensor) -> Any:
         if self._replay is not None and _alike(self._inputs, inputs):
             torch._foreach_copy_([*self._inputs], [*inputs])
             self._replay()
-        elif not self.on or self._replay is not None:
-            step(*inputs)
-        elif self._taken < FIRST:
-            self._taken += 1
-            with aside():
-                self._watch(step, *inputs) if self._taken == FIRST else step(*inputs)
-        else:
-            self._capture(step, *inputs)
+            return self._outputs
+        if not self.on or self._replay is not None:
+            return step(*inputs)
+        if self._taken == FIRST:
+            return self._capture(step, *inputs)
+        self._taken += 1
+        with aside():
+            return self._watch(step, *inputs) if self._taken == FIRST else step(*inputs)
 
-    def _watch(self, step: Step, *inputs: Tensor) -> None:
+    def _watch(self, step: Step, *inputs: Tensor) -> Any:
         with questions() as asked:
-            step(*inputs)
+            outputs = step(*inputs)
         if asked:
             self._give_up(f"it asks the host ({asked[0]})")
+        return outputs
 
-    def _capture(self, step: Step, *inputs: Tensor) -> None:
+    def _capture(self, step: Step, *inputs: Tensor) -> Any:
         """Captures the step, which computes nothing, and replays it."""
         self._inputs = tuple(map(torch.clone, inputs))
-        self._key.sealed = True
+        self.key.sealed = True
         try:
-            replay = record(lambda: step(*self._inputs))
+            replay = record(lambda: self._keep(step(*self._inputs)))
         except Exception as error:  # torch raises many kinds, memory that runs out among them
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:200])
             self._undo()
         else:
             self._replay = replay
-            self._tell("taken as one CUDA graph from here on")
+            self._tell(f"{self._what} is one CUDA graph from here on")
         finally:
-            self._key.sealed = False
-        self._replay() if self._replay else step(*inputs)
+            self.key.sealed = False
+        if self._replay is None:
+            return step(*inputs)
+        self._replay()
+        return self._outputs
+
+    def _keep(self, outputs: Any) -> None:
+        self._outputs = outputs
 
     def _give_up(self, reason: str) -> None:
-        self.on, self._inputs = False, ()
-        self._tell(f"no CUDA graph of a step: {reason}; steps go on without (schedule.graph=false)")
+        self.on, self._inputs, self._outputs = False, (), None
+        self._tell(
+            f"{self._what} is no CUDA graph: {reason}; goes on without (schedule.graph=false)"
+        )
 
 
 def _alike(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> bool:

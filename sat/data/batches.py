@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sat.data.samplers import Epochs, Sampler
-from sat.rng import seed_of
+from sat.rng import RowRng, seed_of, sent
 
 CHUNK = 2**30  # bytes of images that are attacked together
 
@@ -30,6 +30,12 @@ class Batch:
     def rows(self) -> Tensor:
         return torch.arange(len(self.indices)) if self.own is None else self.own
 
+    def draws(self, device: torch.device) -> RowRng | None:
+        """What crop and mirror draw with there; None where there are none."""
+        if self.key is None or not self.crops:
+            return None
+        return RowRng(self.key, sent(self.rows, device))
+
     def part(self, rows: Tensor) -> "Batch":
         """Some rows of a whole batch, with the same images and the same augmentation."""
         return replace(self, indices=self.indices[rows], own=self.rows[rows])
@@ -49,13 +55,6 @@ def epoch_batches(
     for step in range(start, stop):
         indices = sampler(seed, step, batch_size, sizes)
         yield Batch(indices, seed_of(seed, "augment", step), step * batch_size)
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device; the host does not wait for the copy."""
-    if device.type == "cuda":  # from other memory the copy is waited for
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def evaluation_batches(indices: Tensor, batch_size: int) -> Iterator[Batch]:

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sat.data.batches import Batch, sent
 from sat.rng import RowRng
 
 
@@ -20,8 +19,8 @@ def mirrored(images: Tensor, width: int) -> Tensor:
 
 
 class Cutter:
-    """Cuts images out of uint8 pixels [N, C, S, S], at random where a batch asks for it: around
-    them are `crop` pixels, black or mirrored at the edge (`reflect`)."""
+    """Cuts images out of uint8 pixels [N, C, S, S], at random where that is asked for: around them
+    are `crop` pixels, black or mirrored at the edge (`reflect`)."""
 
     def __init__(self, images: Tensor, crop: int, flip: bool, reflect: bool = False):
         if crop >= images.shape[-1]:
@@ -39,11 +38,10 @@ class Cutter:
         """As they are stored."""
         return self._windows[:, :, self.crop, self.crop]
 
-    def __call__(self, chosen: Tensor, batch: Batch) -> Tensor:
-        """Pixels uint8 [B, C, S, S] of the images `chosen` [B], augmented as rows of the batch."""
-        if batch.key is None or not batch.crops:
+    def __call__(self, chosen: Tensor, rng: RowRng | None) -> Tensor:
+        """Pixels uint8 [B, C, S, S] of the images `chosen` [B], cut and mirrored by these draws."""
+        if rng is None:
             return self._windows[chosen, :, self.crop, self.crop]
-        rng = RowRng(batch.key, sent(batch.rows, chosen.device))
         corner = rng.uniform("crop", 2).mul_(2 * self.crop + 1).long()
         pixels = self._windows[chosen, :, corner[:, 0], corner[:, 1]]
         if self.flip:

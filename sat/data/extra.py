@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sat.data.batches import Batch, sent
+from sat.data.batches import Batch
 from sat.data.cutter import Cutter
 from sat.data.fingerprint import WHOLE, of, remembered
 from sat.data.npz_file import check_images, mapped, opened, read_array
 from sat.data.samplers import Mixture
 from sat.data.sets import Data, Split
+from sat.rng import sent
 
 log = logging.getLogger("sat")
 IMAGE, LABEL = "image", "label"
@@ -148,7 +149,7 @@ class Cut:
             pixels = sent(torch.from_numpy(self._images[batch.indices.numpy()]), self._device)
             cut = self._cut(pixels.permute(0, 3, 1, 2))
             rows = torch.arange(len(batch.indices), device=self._device)
-            yield cut(rows, batch).float().div_(255), None
+            yield cut(rows, batch.draws(self._device)).float().div_(255), None
 
 
 class Stored:

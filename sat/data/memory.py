@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sat.arguments import check_choices
-from sat.data.batches import Batch, sent
+from sat.data.batches import Batch
 from sat.data.choice import Place, check_choice, split_training
 from sat.data.cutter import Cutter
 from sat.data.extra import Cut, Extended, mixed, read
 from sat.data.fingerprint import of
 from sat.data.sets import Data
+from sat.rng import RowRng, sent
 
 
 class MemorySplit:
@@ -53,10 +54,18 @@ class MemorySplit:
     def readable(self, indices: Tensor) -> Tensor:
         return indices
 
+    @property
+    def device(self) -> torch.device:
+        return self._labels.device
+
+    def cut(self, chosen: Tensor, rng: RowRng | None) -> tuple[Tensor, Tensor]:
+        """x and y of the images `chosen` [B], on the device; cut and mirrored by these draws. The
+        host is asked nothing."""
+        return self._cut(chosen, rng).float().div_(255), self._labels[chosen]
+
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
-            chosen = sent(batch.indices, self._labels.device)
-            yield self._cut(chosen, batch).float().div_(255), self._labels[chosen]
+            yield self.cut(sent(batch.indices, self.device), batch.draws(self.device))
 
 
 class Arrays(NamedTuple):

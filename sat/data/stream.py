@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.queues import Queue
 from textwrap import shorten
@@ -26,7 +27,7 @@ from sat.data.extra import read as read_extra
 from sat.data.fingerprint import of
 from sat.data.images import NUMBERS, PaddedCrop, ResizedCrop
 from sat.data.sets import Data, UnreadableImage
-from sat.errors import Fault
+from sat.errors import SIGNALS, Fault
 from sat.launch import local_size
 from sat.rng import RowRng
 
@@ -102,11 +103,25 @@ class _Reader(Dataset):
 
 
 def _follow_the_main_process(_worker: int) -> None:
-    """^C and `timeout` signal the whole group; when a worker stops is the main process's affair."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """^C and `timeout` signal the whole group; when a worker stops is the main process's affair.
+    What has come before the worker was out of the group was held back (see `_held_back`)."""
     os.setpgrp()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the loader ends one that hangs
     sys.excepthook = _end_unless_cut_off
     setattr(Queue, "_on_queue_feeder_error", staticmethod(_end))  # noqa: B010, it is private
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Signals wait meanwhile, those to a process that begins here too."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_unless_cut_off(kind: type[BaseException], fault: BaseException, trace) -> None:
@@ -231,7 +246,8 @@ class StreamSplit:
             generator=torch.Generator(),  # the loader would draw a seed from the global one
         )
         try:
-            parts = iter(loader)
+            with _held_back():
+                parts = iter(loader)
             if workers and threading.current_thread() is threading.main_thread():
                 # torch's handler would raise wherever the main process is, in the middle of an
                 # update too; the loader itself finds a dead worker within 5 s, between two batches

@@ -9,6 +9,7 @@ from sat.config import SCALARS, Spec
 from sat.errors import Refused
 from sat.evaluation import elsewhere
 from sat.identity import NEUTRAL, SECTIONS, data_name, silent
+from sat.models.files import read_tensors
 from sat.models.weights import without_weights
 from sat.rundir.record import CHECKPOINTS
 from sat.rundir.result import RunResult
@@ -82,6 +83,10 @@ def of_file(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:
     """The spec of weights that say nothing of their network. Raises Refused where the command line
     leaves open what can't be seen in the weights."""
     elsewhere.refuse_training(overrides, cfg.evaluate)
+    try:
+        read_tensors(os.path.expanduser(str(cfg.evaluate)))
+    except ValueError as error:
+        raise Refused(f"evaluate={cfg.evaluate}: {error}") from None
     if "activation" not in map(key_of, overrides):
         raise Refused(
             f"evaluate={cfg.evaluate}: no weights tell the activation they were trained with; write"

@@ -116,10 +116,11 @@ def conclude(
     check_names(result, files, spec.evaluation)
     evaluator.open(files)
     warn_of_sizes(spec.evaluation.attacks, spec.config["dataset"])
-    names = ", ".join(spec.evaluation.measured_by) or "clean accuracy"
     log.info(
-        "measuring %s on %d test images: %s", " and ".join(files), len(evaluator.indices), names
-    )
+        "measuring %s on %s test images of %s: %s", " and ".join(files),
+        part_of(len(evaluator.indices), result.test_images), result.dataset["name"],
+        asked_for(spec.evaluation), extra=screen.ONCE,
+    )  # fmt: skip
     screen.stage("measuring")
     if result.lengths:  # an evaluation that was killed may have told of itself already
         run.rewind(result.lengths)
@@ -145,8 +146,22 @@ def conclude(
     if spec.evaluation.curves:
         log.info("figures and data of the curves in %s", run.directory / "curves")
     if "tensorboard" in spec.logger:
-        log.info("dashboard: tensorboard --logdir %s", spec.record.root)
+        log.info("dashboard: tensorboard --logdir %s", spec.record.root, extra=screen.ONCE)
     return result
+
+
+def part_of(images: int, every: int) -> str:
+    """`1,000 of 10,000`, or `10,000`."""
+    return f"{images:,} of {every:,}" if images < every else f"{images:,}"
+
+
+def asked_for(evaluation: Evaluation) -> str:
+    """`pgd10, pgd20 (eps 8/255 in linf)`: what measures, ball by ball."""
+    balls: dict[str, list[str]] = {}
+    for name, attack in evaluation.attacks.items():
+        balls.setdefault(f" (eps {attack.eps:g}/255 in {attack.norm})", []).append(name)
+    told = [", ".join(names) + ball for ball, names in balls.items()]
+    return "; ".join([*told, *evaluation.curves]) or "clean accuracy"
 
 
 # what is to be done -------------------------------------------------------------------------------
@@ -431,8 +446,9 @@ def final_metrics(result: RunResult) -> dict[str, float]:
 
 
 def tell(result: RunResult, known: Collection[str] = ()) -> None:
-    """The table of a result, and its alarms; of those whose messages are `known` the names."""
-    log.info("\n%s", summary(result))
+    """The table of a result, whether it was doubted, and its alarms; of those whose messages are
+    `known` the names."""
+    log.info("\n%s\n\n%s", summary(result), "\n".join(doubted(result)))
     for which, part in once(result).items():
         for name, corrupted in part.corruptions.items():
             log.info("\n%s", corruptions.text(which, name, corrupted))
@@ -447,6 +463,21 @@ def tell(result: RunResult, known: Collection[str] = ()) -> None:
     for where, alarm in told_once(result.alarms):
         told = f"{alarm.name}, as told above" if alarm.message in known else alarm.message
         log.warning("%s: %s", where, told)
+
+
+def doubted(result: RunResult) -> list[str]:
+    """On how many images it was asked whether the last attack's numbers hold, of each checkpoint;
+    or that it was not asked."""
+    found: dict[str, list[str]] = {}
+    for which, part in once(result).items():
+        name = next((name for name in reversed(part.robust) if name != WORST), CLEAN)
+        told = "not checked for masked gradients (evaluation.masking_checks=0)"
+        if checks := part.masking_checks.get(name):
+            measured = part.accuracies[name].images
+            few = " (a part, to save time)" * (checks.images < measured)
+            told = f"masking checks on {part_of(checks.images, measured)} images{few}"
+        found.setdefault(told, []).append(f"{which if part.step else 'weights'}, {name}")
+    return [f"{' and '.join(places)}: {told}" for told, places in found.items()]
 
 
 def told_once(alarms: Sequence[Alarm]) -> list[tuple[str, Alarm]]:

@@ -103,6 +103,9 @@ class Robustness:
         lines.append(spread.replace("%", " %"))
         if ties := sum(self.ties.values()):
             lines.append(f"{ties} images count as wrong by a tie, where argmax says right")
+        found = [one.masking_checks for one in (self, *self.norms.values()) if one.masking_checks]
+        few = f"masking checks on {found[0].images:,} of {images:,} images" if found else ""
+        lines.append(few or "not checked for masked gradients (masking_checks=0)")
         lines += [f"! {alarm.name}: {alarm.message}" for alarm in self.alarms]
         return "\n".join(lines)
 

@@ -56,9 +56,11 @@ class Evaluation:
         for name, attack in self.attacks.items():
             check_attack(f"attacks.{name}", attack)
             if self.restarts > 1 and not _restarts(attack):
+                several = isinstance(attack, Ensemble)
+                why = "has starts of its own" if several else "begins at the same point each time"
                 raise ValueError(
-                    f"restarts={self.restarts}: attacks.{name} begins at the same point each time;"
-                    " write restarts=1, or an attack with start=uniform"
+                    f"restarts={self.restarts}: attacks.{name} {why}; write restarts=1, or an"
+                    " attack with start=uniform, evaluation=pgd20 say"
                 )
         if self.source is not None:
             if self.curves or self.restarts > 1:

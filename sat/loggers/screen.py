@@ -23,7 +23,9 @@ from sat.errors import printable
 from sat.launch import lasting_streams, processes
 
 log = logging.getLogger("sat")
+ONCE = {"once": True}  # of a message: the screen leaves out lines that the last of its kind had
 SILENT = 1.0  # seconds at most
+SOON = 5.0  # seconds after which a pace tells how long the rest takes
 _TABLE = re.compile(r"^.*\n-+(?:  -+)+(?:\n.+)*", re.M)  # what `table` makes, to an empty line
 _QUOTED = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)")
 
@@ -33,17 +35,26 @@ class _Handler(logging.Handler):
 
     label = ""
     shows = False  # stages and bars
+    said: ClassVar[dict[str, list[str]]] = {}  # the last lines of each kind of message, see ONCE
 
     def emit(self, record: logging.LogRecord) -> None:
         bad = record.levelno >= logging.WARNING
         stream = sys.stderr if bad else sys.stdout
         text = printable(self.format(record), kept="\n\t")
+        if hasattr(record, "once") and not (text := self.new_in(record.msg, text)):
+            return
         text = f"! {cut(text)}" if bad else text
         before = f"{self.label} | " if self.label else ""
         text = fitted(text.strip("\n") if before else text, stream, len(before))
         text = "".join(f"{before}{line}\n" for line in text.split("\n"))
         tqdm.write(text, file=stream, end="")  # one write: others may use the screen, too
         stream.flush()
+
+    def new_in(self, kind: str, text: str) -> str:
+        """The lines that the last message of this kind did not have."""
+        before, lines = self.said.get(kind, []), text.split("\n")
+        self.said[kind] = lines
+        return "\n".join(each for each in lines if each not in before)
 
 
 def _warned(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
@@ -78,6 +89,11 @@ def set_up(level: int = logging.INFO) -> None:
 def tell_once(text: str, *values: Any, also: int = 0) -> None:
     """An error that all processes of a run meet, told by those of a rank up to `also`."""
     log.log(logging.INFO if processes()[0] > also else logging.ERROR, text, *values)
+
+
+def forget() -> None:
+    """Has what was told with `extra=ONCE` told again: a new command line begins."""
+    _Handler.said.clear()
 
 
 def label(text: str) -> None:
@@ -185,14 +201,16 @@ class _Bar(tqdm):
 
 
 def _pace(done: int, first: int, total: int | None, seconds: float, unit: str) -> str:
-    """`  440 img/s  9s left`: how fast it went from `first` to `done`, pauses included, and how
-    long the rest of `total` takes at that."""
+    """`  440 img/s  9s left`: how fast it went from `first` to `done`, pauses included, and, after
+    some seconds, how long the rest of `total` takes at that."""
     if done <= first or seconds <= 0:
         return ""
     rate, told = (done - first) / seconds, ""
     if unit:
         told = f"  {rate:,.0f} {unit}/s" if rate >= 10 else f"  {rate:.2g} {unit}/s"
-    return told + (f"  {duration((total - done) / rate)} left" if total and total > done else "")
+    if seconds < SOON or not total or total <= done:
+        return told
+    return f"{told}  {duration((total - done) / rate)} left"
 
 
 def _bar(what: str, **given: Any) -> _Bar | None:

@@ -16,15 +16,17 @@ from sat.loggers.screen import fitted, refuse
 HEAD = """\
 sat: adversarial training with smooth activations
 
-  sat [group=option ...] [key=value ...]      one run, as python -m sat.run is
+  sat activation=gelu attack.steps=2          trains one network, and measures it
   sat -m activation=relu,silu seed=0,1,2      a sweep: a run of each combination
-  sat objective=trades --help                 the keys of another option
   sat evaluate=outputs/RUN evaluation=strong  a trained model, measured again
+  sat objective=trades --help                 the keys of another option
 
-  --version         this program's version
-  --cfg job         the run as YAML
-  --config-dir DIR  options of your own, DIR/GROUP/OPTION.yaml
-  --hydra-help      what Hydra adds, tab completion say (-sc install=bash)
+  python -m sat.run  is the same as sat
+  --version          this program's version
+  --cfg job          the run as YAML
+  --config-dir DIR   options of your own, DIR/GROUP/OPTION.yaml
+  -sc install=bash   tab completion: eval "$(sat -sc install=bash)"
+  --hydra-help       what else Hydra takes
 
 Groups, and their options:
 """
@@ -68,9 +70,11 @@ def text(config: Config, choices: Mapping[str, str | None], places: Sequence[Pat
     width = shutil.get_terminal_size((100, 0)).columns
     lines = [HEAD]
     for group, names in groups(places).items():
+        if len(names) == 1 or "/" in group and group.startswith("experiment"):
+            continue  # no choice; the pieces of an experiment
         line = f"{group}: {', '.join(names)}"
         lines.append(textwrap.fill(line, width, initial_indent="  ", subsequent_indent="    "))
-    lines.append("\nThis run, as key=value, and what each key means:\n")
+    lines.append("\nThis run, and what each key means (of further attacks what they change):\n")
     meaning = meanings(places, "", "config")
     for place, option in choices.items():
         group, _, path = place.partition("@")
@@ -85,9 +89,12 @@ def text(config: Config, choices: Mapping[str, str | None], places: Sequence[Pat
             lines += ["", aligned(f"{key}={option}", meaning.get(key, ""), width)]
         for path, leaf in leaves(value, key):
             word = f"{'  ' * isinstance(value, Mapping)}{path}={flow(leaf)}"
-            said = meaning.get(path, "")
-            again = path.count(".") > 1 and said == meaning.get(f"attack.{path.split('.')[-1]}")
-            lines.append(aligned(word, said * (not again), width))
+            said, name = meaning.get(path, ""), path.split(".")[-1]
+            if path.count(".") > 1 and said == meaning.get(f"attack.{name}"):
+                if config["attack"].get(name) == leaf:
+                    continue
+                said = ""
+            lines.append(aligned(word, said, width))
     return "\n".join(lines)
 
 

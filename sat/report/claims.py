@@ -1,15 +1,18 @@
-"""What may be concluded from a table: rows against the reference, and the verdict on each claim."""
+"""What may be concluded from a table: rows against the reference, the verdict on each claim, and
+catastrophic overfitting as a count."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sat.errors import Refused
-from sat.report import collapse
+from sat.report.rows import Number, Row
 from sat.report.runs import Measure
 from sat.report.spec import BEHIND, COLLAPSE, EXTREMES, TUNED, is_number
-from sat.report.tables import Difference, Number, Row
 from sat.statistics import holm, paired_seeds
+
+LEVEL = 0.05
+WARM, SHARE = 6, 1 / 3  # a collapse: epochs that don't count; of the best accuracy so far
 
 
 @dataclass(frozen=True)
@@ -19,103 +22,31 @@ class Verdict:
     text: str
     answer: str
     reason: str
-    difference: Difference | None = None  # of its sides
-
-
-def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:
-    """The one row of these values; a list allows any of its own. `lowest` and `highest` stand for
-    the smallest and largest number, or the first and last word, that any row of the table has: so
-    both sides of a claim mean the same value, and a row that is not there is missed. `tuned` is the
-    value whose runs are the most robust on held-out images, with all else as asked.
-
-    Raises Refused where none fits or several do.
-    """
-    wanted = {}
-    tuned = [key for key, value in selector.items() if value == TUNED]
-    for key, value in ((k, v) for k, v in selector.items() if k not in tuned):
-        if extreme := EXTREMES.get(str(value)):
-            found = [row.keys[key] for row in rows if row.keys.get(key) is not None]
-            value = extreme([each for each in found if is_number(each)] or found, default=value)
-        wanted[key] = value if isinstance(value, list) else [value]
-    fitting = [row for row in rows if all(row.keys.get(k) in v for k, v in wanted.items())]
-    named = ", ".join(f"{k}={' or '.join(map(str, v))}" for k, v in wanted.items())
-    if tuned and len({tuple(row.keys[key] for key in tuned) for row in fitting}) == len(fitting):
-        fitting = sorted(fitting, key=held_out)[-1:]
-    if len(fitting) > 1:
-        labels = ", ".join(row.label for row in fitting)
-        raise Refused(f"{named} fits {len(fitting)} rows ({labels}); name more keys")
-    if not fitting:
-        raise Refused(f"no row {named}")
-    return fitting[0]
-
-
-def held_out(row: Row) -> float:
-    """Robust accuracy of `best` on held-out images, the mean over a row's seeds."""
-    told = [(run.result.best and run.result.best.held_out) or {} for run in row.runs]
-    return sum(each.get("robust") or 0.0 for each in told) / len(told)
-
-
-def difference(row: Row, reference: Row, measure: Measure) -> Difference | None:
-    """Over the seeds that both have, p not corrected; None where these are not two at least."""
-    a, b = (each.numbers.get(measure) for each in (row, reference))
-    if a is None or b is None or len(a.seeds.keys() & b.seeds.keys()) < 2:
-        return None
-    found = paired_seeds(a.seeds, b.seeds, 1 / max(1, a.images))
-    low, high = found["ci95"]
-    return Difference(found["mean"], max(low, -1.0), min(high, 1.0), found["p"])
-
-
-def corrected(found: Sequence[Difference]) -> list[Difference]:
-    adjusted = holm([each.p for each in found])
-    return [replace(each, p=p) for each, p in zip(found, adjusted, strict=True)]
-
-
-def compared(
-    rows: Sequence[Row], selector: Mapping[str, Any] | None
-) -> tuple[list[Row], str | None, list[str]]:
-    """Rows with their differences to the reference, its label, and why there are none."""
-    if not selector or not rows:
-        return list(rows), None, []
-    try:
-        reference = only(rows, selector)
-    except Refused as error:
-        return list(rows), None, [f"reference: {error}; no differences are told"]
-    told: dict[str, dict[Measure, Difference]] = {row.label: {} for row in rows}
-    for measure in reference.numbers:
-        found = {r.label: difference(r, reference, measure) for r in rows if r is not reference}
-        there = {label: each for label, each in found.items() if each}
-        for label, each in zip(there, corrected([*there.values()]), strict=True):
-            told[label][measure] = each
-    return [replace(row, differences=told[row.label]) for row in rows], reference.label, []
+    difference: Number | None = None  # of its sides, as long as it is not judged
 
 
 def judged(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], attack: str) -> list[Verdict]:
     """What the numbers say of each claim, p corrected by Holm's method over all that are tested."""
     found = [examined(rows, claim, attack) for claim in claims]
-    pairs = list(zip(found, claims, strict=True))
-    tested = [v.difference for v, claim in pairs if v.difference and "within" not in claim]
-    tests, verdicts = iter(corrected(tested)), []
-    for verdict, claim in pairs:
-        if verdict.difference and "within" in claim:
-            verdict = replace(verdict, answer=within(verdict.difference, claim["within"] / 100))
-        elif verdict.difference:
-            each = next(tests)
-            sure = "supports" if each.mean > 0 else "contradicts"
-            reason = f"{verdict.reason}, Holm's p = {each.p:.2g}"
-            verdict = replace(
-                verdict, answer=sure if each.marked else "says nothing", reason=reason
-            )
-        verdicts.append(verdict)
+    adjusted = iter(holm([each.difference.p for each in found if each.difference]))
+    verdicts = []
+    for each in found:
+        if each.difference:
+            p, sure = next(adjusted), "supports" if each.difference.mean > 0 else "contradicts"
+            answer, reason = sure if p < LEVEL else "says nothing", f"Holm's p = {p:.2g}"
+            each = Verdict(each.text, answer, f"{each.reason}, {reason}")
+        verdicts.append(each)
     return verdicts
 
 
 def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Verdict:
-    """A claim with the difference of its sides, not judged yet; or why it can't be."""
+    """The verdict on a claim, as far as it takes no correction for others: with the difference of
+    its sides where it does."""
     last, clean = claim["measure"].startswith("last"), claim["measure"].endswith("clean")
     measure = "last" if last else "best", "clean" if clean else attack
     try:
         if claim["measure"] == COLLAPSE:
-            return Verdict(claim["text"], "", *collapse.compared(rows, claim))
+            return Verdict(claim["text"], "", *fewer_collapses(rows, claim))
         better, than = sides_of(rows, claim, measure)
         if claim["measure"] == BEHIND:
             measure = BEHIND, attack
@@ -134,6 +65,8 @@ def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Verd
         return Verdict(claim["text"], "says nothing", few)
     points = f"{100 * found.mean:+.1f} points ({100 * found.low:.1f} to {100 * found.high:.1f})"
     reason = f"{sides}: {points}, {len(shared)} seeds, {name}"
+    if "within" in claim:
+        return Verdict(claim["text"], within(found, claim["within"] / 100), reason)
     return Verdict(claim["text"], "", reason, found)
 
 
@@ -144,12 +77,48 @@ def sides_of(rows: Sequence[Row], claim: Mapping[str, Any], measure: Measure) ->
         raise Refused(f"both sides are the row {better.label}")
     for row in (better, than):
         if measure not in row.numbers:
-            which, name = measure
-            raise Refused(f"{row.label} was not measured: {name or 'robust'}, {which}")
+            raise Refused(f"{row.label} was not measured: {measure[1] or 'robust'}, {measure[0]}")
     if claim.get("equal") and better.gradients != than.gradients:
         costs = f"{better.gradients:g} and {than.gradients:g} gradient computations an image"
         raise Refused(f"the cost is not equal: {costs}")
     return better, than
+
+
+def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:
+    """The one row that fits a selector. `tuned` in it is the value whose runs are the most robust
+    on held-out images, with all else as asked. Raises Refused where none fits or several do."""
+    tuned = [key for key, value in selector.items() if value == TUNED]
+    asked = {key: value for key, value in selector.items() if key not in tuned}
+    found, named = fitting(rows, asked)
+    if tuned and len({tuple(row.keys[key] for key in tuned) for row in found}) == len(found):
+        found = sorted(found, key=held_out)[-1:]
+    if len(found) > 1:
+        labels = ", ".join(row.label for row in found)
+        raise Refused(f"{named} fits {len(found)} rows ({labels}); name more keys")
+    if not found:
+        raise Refused(f"no row {named}")
+    return found[0]
+
+
+def fitting(rows: Sequence[Row], selector: Mapping[str, Any]) -> tuple[list[Row], str]:
+    """The rows of these values, and the values in words; a list allows any of its own. `lowest` and
+    `highest` stand for the smallest and largest number, or the first and last word, that any row of
+    the table has: so both sides of a claim mean the same value, and a row that is not there is
+    missed."""
+    wanted = {}
+    for key, value in selector.items():
+        if extreme := EXTREMES.get(str(value)):
+            found = [row.keys[key] for row in rows if row.keys.get(key) is not None]
+            value = extreme([each for each in found if is_number(each)] or found, default=value)
+        wanted[key] = value if isinstance(value, list) else [value]
+    named = ", ".join(f"{key}={' or '.join(map(str, v))}" for key, v in wanted.items())
+    return [row for row in rows if all(row.keys.get(k) in v for k, v in wanted.items())], named
+
+
+def held_out(row: Row) -> float:
+    """Robust accuracy of `best` on held-out images, the mean over a row's seeds."""
+    told = [(run.result.best and run.result.best.held_out) or {} for run in row.runs]
+    return sum(each.get("robust") or 0.0 for each in told) / len(told)
 
 
 def behind(row: Row, attack: str) -> Row:
@@ -162,9 +131,83 @@ def behind(row: Row, attack: str) -> Row:
     return replace(row, numbers={**row.numbers, (BEHIND, attack): found})
 
 
-def within(found: Difference, most: float) -> str:
+def within(found: Number, most: float) -> str:
     """Judges a difference's 95 % interval, for a claim that it is of at most so much."""
     low, high = round(found.low, 11), round(found.high, 11)
     if -most <= low and high <= most:
         return "supports"
     return "contradicts" if low > most or high < -most else "says nothing"
+
+
+# differences to the reference ---------------------------------------------------------------------
+
+
+def compared(rows: Sequence[Row], reference: Row) -> list[Row]:
+    """Rows with their differences to the reference."""
+    told: dict[str, dict[Measure, Number]] = {row.label: {} for row in rows}
+    for measure in reference.numbers:
+        found = {r.label: difference(r, reference, measure) for r in rows if r is not reference}
+        there = {label: each for label, each in found.items() if each}
+        adjusted = holm([each.p for each in there.values()])
+        for (label, each), p in zip(there.items(), adjusted, strict=True):
+            told[label][measure] = replace(each, p=p)
+    return [replace(row, differences=told[row.label]) for row in rows]
+
+
+def difference(row: Row, reference: Row, measure: Measure) -> Number | None:
+    """Over the seeds that both have, p not corrected; None where these are not two at least."""
+    a, b = (each.numbers.get(measure) for each in (row, reference))
+    if a is None or b is None or len(a.seeds.keys() & b.seeds.keys()) < 2:
+        return None
+    found = paired_seeds(a.seeds, b.seeds, 1 / max(1, a.images))
+    low, high = found["ci95"]
+    return Number(found["mean"], max(low, -1.0), min(high, 1.0), p=found["p"])
+
+
+# collapses ----------------------------------------------------------------------------------------
+
+
+def collapses(row: Row) -> list[int | None]:
+    """The epoch at which each training collapsed: the first one after the sixth at which the robust
+    accuracy on held-out images is a third of its best so far or less; None of one that holds.
+    Without the runs that were never validated after the sixth: of these nothing is known."""
+    found = []
+    for run in row.runs:
+        best, at, watched = 0.0, None, False
+        for line in run.validations()[0]:
+            epoch = round(line["epoch"])  # a validation comes with the first step that passes it
+            watched |= epoch > WARM
+            if at is None and epoch > WARM and line["val/robust"] <= SHARE * best:
+                at = epoch
+            best = max(best, line["val/robust"])
+        found += [at] if watched else []
+    return found
+
+
+def count_of(row: Row) -> str:
+    """`2 of 3 (epochs 45, 53)`."""
+    found = collapses(row)
+    epochs = sorted(filter(None, found))
+    when = f" (epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))})"
+    return f"{len(epochs)} of {len(found)}" + when * bool(epochs)
+
+
+def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> tuple[str, Number]:
+    """Whether fewer of the trainings of one side collapse, all rows that fit a side taken together:
+    both counts, and the difference of their shares with p by Fisher's exact test (1935), two-sided.
+    Raises Refused where a side has no run that was watched, or both have one in common."""
+    from scipy.stats import fisher_exact
+
+    counts, labels = [], list[str]()
+    for side in ("better", "than"):
+        fit, named = fitting(rows, claim[side])
+        if not (found := [epoch for row in fit for epoch in collapses(row)]):
+            raise Refused(f"no run {named}")
+        labels += [row.label for row in fit]
+        counts.append((len([*filter(None, found)]), found.count(None)))
+    if len({*labels}) < len(labels):
+        raise Refused("both sides have runs in common")
+    (a, held_a), (b, held_b) = counts
+    less = b / (b + held_b) - a / (a + held_a)
+    reason = f"{a} of {a + held_a} collapsed against {b} of {b + held_b}, Fisher's exact test"
+    return reason, Number(less, less, less, p=float(fisher_exact(counts).pvalue))

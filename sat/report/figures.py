@@ -4,9 +4,8 @@
 import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -14,13 +13,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
-from sat.report.rows import label_of
-from sat.report.runs import Measure
+from sat.errors import Refused
+from sat.report.rows import COSTS, Number, Row, label_of
+from sat.report.runs import Measured
 from sat.report.spec import is_number
-from sat.report.tables import Number, Row, Table
+from sat.report.tables import Table
 
 # Okabe and Ito's colours, told apart by the colour-blind, for those that papers compare most.
 COLOURS = {
@@ -33,12 +33,10 @@ MARKERS = {0: "P", 1: "o", 2: "s", 3: "^", 4: "v", 5: "p", 7: "h", 10: "D"}  # o
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 9,
-    **dict.fromkeys(("axes.labelsize", "axes.titlesize", "legend.fontsize"), 9),
-    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 9),
+    "axes.titlesize": 9,
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     **dict.fromkeys(("figure.dpi", "savefig.dpi"), 200),
-    "axes.grid": True,
-    "axes.axisbelow": True,
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     "axes.edgecolor": "#888888",
     "grid.color": "#e4e4e4",
     "text.parse_math": False,  # a name may hold $
@@ -49,21 +47,16 @@ NOTE = (
     "Checkpoint chosen on held-out images; bars: 95 % intervals over seeds, or over test images"
     " where there is one seed, as far as the frame; small: each seed"
 )
+DASHES = ("-", "--", ":", "-.")
 MOST = 60  # rows of a figure
-COSTS = ("gradients", "multiply_adds", "parameters")  # of an image in training, a forward, in all
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A figure's file and what it shows; or, without a file, why it is not drawn."""
 
     table: str  # Table.name
     text: str
     png: Path | None = None
-
-
-class Undrawable(ValueError):
-    """A figure that lacks data: one line of why."""
 
 
 def draw(tables: Sequence[Table], folder: Path) -> list[Drawn]:
@@ -72,23 +65,26 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Drawn]:
     drawn = []
     with matplotlib.rc_context(STYLE):
         for table in tables:
-            for n, entry in enumerate(table.experiment.spec.get("figures", ()), 1):
+            for n, entry in enumerate(table.experiment.figures, 1):
                 kind, over = entry["kind"], f" over {entry['x']}" if "x" in entry else ""
                 text = f"{table.experiment.title}: {kind}{over}"
-                png, svg = (folder / f"{table.name}-{n}-{kind}.{end}" for end in ("png", "svg"))
+                png = folder / f"{table.name}-{n}-{kind}.png"
                 try:
                     if len(table.rows) > MOST:
-                        raise Undrawable(f"more than {MOST} rows")
-                    figure = KINDS[kind](table, entry)
-                except Undrawable as fault:
+                        raise Refused(f"more than {MOST} rows")
+                    save(KINDS[kind](table, entry), png)
+                    drawn.append(Drawn(table.name, text, png))
+                except Refused as fault:
                     drawn.append(Drawn(table.name, f"Not drawn: {text}: {fault}."))
-                    continue
-                figure.savefig(png)
-                few = Image.open(png).convert("RGB").quantize(dither=Image.Dither.NONE)
-                few.save(png, optimize=True)  # a third of the bytes, and no eye sees it
-                figure.savefig(svg, metadata={"Date": None})
-                drawn.append(Drawn(table.name, text, png))
     return drawn
+
+
+def save(figure: Figure, png: Path) -> None:
+    """Writes a figure as PNG, of 256 colours, and as SVG beside it."""
+    figure.savefig(png)
+    few = Image.open(png).convert("RGB").quantize(dither=Image.Dither.NONE)
+    few.save(png, optimize=True)  # a third of the bytes, and no eye sees it
+    figure.savefig(png.with_suffix(".svg"), metadata={"Date": None})
 
 
 def look(row: Row) -> dict[str, Any]:
@@ -101,18 +97,19 @@ def look(row: Row) -> dict[str, Any]:
 
 
 def sheet(
-    table: Table, rows: Sequence[Row], note: str, height: float = 2.6,
+    table: Table, what: str, rows: Sequence[Row], note: str = NOTE, height: float = 2.6,
     handles: Sequence[Line2D] = (),
 ) -> Figure:  # fmt: skip
-    """An empty figure with axes of that height in inches, under the table's title and a caption:
-    seeds, the note, and what is not drawn; with a legend of the handles below."""
+    """An empty figure with axes of that height in inches, under the table's title, with what of it
+    is shown, and a caption: seeds, the note, and what is not drawn; with a legend of the handles
+    below."""
     seeds = sorted({len(number.seeds) for row in rows for number in row.numbers.values()}) or [0]
     many = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1])))
     absent = ", ".join(row.label for row in table.rows if row not in rows)
     said = f"{many} seed{'s' * (many != '1')}. {note}."
     said += f" Not drawn, for want of the numbers: {absent}." * bool(absent)
     said += " Hollow: raised alarms." * any(row.alarms for row in rows)
-    head = textwrap.wrap(f"{table.experiment.title}, {table.dataset}", 66)
+    head = textwrap.wrap(f"{table.experiment.title}, {table.dataset}: {what}", 66)
     caption = textwrap.wrap(said, 88)
     widest = max((len(str(handle.get_label())) for handle in handles), default=0)
     columns = max(1, min(len(handles), 84 // (widest + 8)))
@@ -129,17 +126,12 @@ def sheet(
     return figure
 
 
-def panels(
-    figure: Any, table: Table, rows: Sequence[Row], **shared: Any
-) -> Iterator[tuple[Any, Measure, list[Number]]]:
-    """Axes side by side, robust and then clean, with what they show of rows."""
-    titles = {("best", table.attack): f"robust ({table.attack})", ("best", "clean"): "clean"}
-    found = {m: [row.numbers[m] for row in rows if m in row.numbers] for m in titles}
-    there = [measure for measure in titles if found[measure]]
-    grid = figure.subplots(1, len(there), squeeze=False, **shared)
-    for axes, measure in zip(grid[0], there, strict=True):
-        axes.set_title(titles[measure])
-        yield axes, measure, found[measure]
+def panels(figure: Figure, table: Table, **shared: Any) -> Iterator[tuple[Any, tuple[str, str]]]:
+    """Axes side by side, robust and then clean, with what they show."""
+    titles = {table.attack: f"robust ({table.attack})", "clean": "clean"}
+    for axes, name in zip(figure.subplots(1, 2, **shared), titles, strict=True):
+        axes.set_title(titles[name])
+        yield axes, ("best", name)
 
 
 def mark(axes: Any, row: Row, x: float | Number, y: float | Number, text: str = "") -> None:
@@ -172,32 +164,33 @@ def frame(axes: Any, side: str, numbers: Iterable[Number], label: str = "accurac
     axes.set(**{f"{side}lim": limits, f"{side}label": label})
 
 
-def measured(table: Table, x: str) -> dict[int, Any]:
+def drawable(table: Table, x: str) -> dict[int, Any]:
     """The value of each row, by its place in the table: a number of its own, or its clean accuracy;
-    without rows that lack it, or that the judging attack didn't measure."""
+    without rows that lack it, or were not measured clean and under the judging attack."""
     found: dict[int, Any] = {}
     for k, row in enumerate(table.rows):
         value = row.keys.get(x) if x not in COSTS else getattr(row, x) or None
         value = row.numbers.get(("best", "clean")) if x == "clean" else value
-        there = is_number(value) or isinstance(value, Number)
-        if there and ("best", table.attack) in row.numbers:
+        measured = {("best", "clean"), ("best", table.attack)} <= row.numbers.keys()
+        if measured and (is_number(value) or isinstance(value, Number)):
             found[k] = value
     if not found:
-        raise Undrawable(f"no row has {x}, and accuracy under an attack that all rows have")
+        raise Refused(f"no row has {x}, and accuracy under an attack that all rows have")
     return found
 
 
-def scatter(table: Table, entry: Mapping[str, Any]) -> Any:
+def scatter(table: Table, entry: Mapping[str, Any]) -> Figure:
     """Robust over clean accuracy, or over a number: a numbered point a row, and the rows that no
     other beats in both accuracies."""
     x, robust = entry.get("x", "clean"), ("best", table.attack)
-    points = [(k, at, table.rows[k]) for k, at in measured(table, x).items()]
+    points = [(k, at, table.rows[k]) for k, at in drawable(table, x).items()]
     handles = [
         Line2D([], [], **look(row), linestyle="", label=f"{k + 1} {row.label}")
         for k, _, row in points
     ]
     note = NOTE + "; dashed: what no other row beats in both" * (x == "clean")
-    figure = sheet(table, [row for *_, row in points], note, handles=handles)
+    what = f"robust over {x.replace('_', ' ')}"
+    figure = sheet(table, what, [row for *_, row in points], note, handles=handles)
     axes = figure.subplots()
     for k, at, row in points:
         mark(axes, row, at, row.numbers[robust], str(k + 1))
@@ -222,30 +215,30 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def dots(table: Table, entry: Mapping[str, Any]) -> Any:
+def dots(table: Table, entry: Mapping[str, Any]) -> Figure:
     """A line a row: robust beside clean."""
-    rows = [table.rows[k] for k in measured(table, "clean")]
+    rows = [table.rows[k] for k in drawable(table, "clean")]
     labels = [textwrap.fill(row.label, 34) for row in rows]
     count = len(rows) + "".join(labels).count("\n")
-    figure = sheet(table, rows, NOTE, 0.8 + 0.21 * count)
-    for axes, measure, numbers in panels(figure, table, rows, sharey=True):
+    figure = sheet(table, "robust and clean", rows, height=0.8 + 0.21 * count)
+    for axes, measure in panels(figure, table, sharey=True):
         for k, row in enumerate(rows):
             mark(axes, row, row.numbers[measure], k)
-        frame(axes, "x", numbers)
+        frame(axes, "x", [row.numbers[measure] for row in rows])
     figure.axes[0].set_yticks(range(len(rows)), labels)
     figure.axes[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure
 
 
-def lines(table: Table, entry: Mapping[str, Any]) -> Any:
+def lines(table: Table, entry: Mapping[str, Any]) -> Figure:
     """Robust and, beside it, clean accuracy over a number that rows differ in, or over a cost; of
     lines of one colour the second is dashed, the third dotted."""
-    x, labels = str(entry["x"]), table.experiment.spec.get("labels", {})
-    at = measured(table, x)
+    x, labels = str(entry["x"]), table.experiment.labels
+    at = drawable(table, x)
     if len({*at.values()}) < 2:
-        raise Undrawable(f"{x} has no two values among the rows")
+        raise Refused(f"{x} has no two values among the rows")
     series: dict[str, list[tuple[float, Row]]] = {}
-    for k in sorted(at, key=lambda k: at[k]):
+    for k in sorted(at, key=at.__getitem__):
         row = table.rows[k]
         keys = {key: row.keys.get(key) for key in entry.get("series", ())}
         name = label_of(keys or {"activation": row.activation}, labels)
@@ -254,19 +247,18 @@ def lines(table: Table, entry: Mapping[str, Any]) -> Any:
     for label, line in series.items():
         style = look(line[0][1])
         before = sum(handle.get_color() == style["color"] for handle in handles)
-        style["linestyle"] = ("-", "--", ":", "-.")[before % 4]
-        handles.append(Line2D([], [], **style, label=label))
-    rows = [table.rows[k] for k in at]
-    figure = sheet(table, rows, NOTE, handles=handles)
-    for axes, measure, numbers in panels(figure, table, rows):
+        handles.append(Line2D([], [], **style, linestyle=DASHES[before % 4], label=label))
+    figure = sheet(
+        table, f"over {x.replace('_', ' ')}", [table.rows[k] for k in at], handles=handles
+    )
+    for axes, measure in panels(figure, table):
         for line, handle in zip(series.values(), handles, strict=True):
-            there = [(value, row) for value, row in line if measure in row.numbers]
-            means = [100 * row.numbers[measure].mean for _, row in there]
+            means = [100 * row.numbers[measure].mean for _, row in line]
             style = {"linestyle": handle.get_linestyle(), "color": handle.get_color()}
-            axes.plot([value for value, _ in there], means, **style)
-            for value, row in there:
+            axes.plot([value for value, _ in line], means, **style)
+            for value, row in line:
                 mark(axes, row, value, row.numbers[measure])
-        frame(axes, "y", numbers)
+        frame(axes, "y", [table.rows[k].numbers[measure] for k in at])
         number_axis(axes, list(at.values()), x)
     return figure
 
@@ -284,44 +276,47 @@ def number_axis(axes: Any, values: Sequence[float], x: str) -> None:
         axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
 
 
-def epochs(table: Table, entry: Mapping[str, Any]) -> Any:
+def epochs(table: Table, entry: Mapping[str, Any]) -> Figure:
     """Held-out accuracy over the training: a panel a row, the others grey in it; the mean over
-    seeds in a band from the lowest to the highest, with a mark at the best epoch."""
-    curves = [(row, held_out(row, "robust"), held_out(row, "clean")) for row in table.rows]
+    seeds with a mark at the best epoch, and each seed."""
+    curves = [(row, held_out(row.runs, "robust")) for row in table.rows]
     curves = [curve for curve in curves if len(curve[1])]
     if not curves:
-        raise Undrawable("no run has val/robust in its metrics")
+        raise Refused("no run has val/robust in its metrics")
     columns = min(len(curves), 2 if len(curves) == 4 else 3)
     high = -(-len(curves) // columns)
     note = "On held-out images, under the attack of the validations; solid: robust, dashed: clean,"
-    note += " grey: the other panels' robust; marked: best epoch; band: lowest to highest seed"
-    figure = sheet(table, [row for row, *_ in curves], note, max(2.6, 0.5 + 1.35 * high))
+    note += " grey: the other panels' robust; marked: best epoch; thin: each seed"
+    rows, height = [row for row, *_ in curves], max(2.6, 0.5 + 1.35 * high)
+    figure = sheet(table, "over the training", rows, note, height)
     grid = figure.subplots(high, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(curves) :]:
         axes.set_visible(False)
-    for axes, (row, robust, clean) in zip(grid.flat, curves, strict=False):
-        for _, other, _ in curves:
-            axes.plot(*other[:, :2].T, color="#c4c4c4", linewidth=0.8, zorder=1)
+    for axes, (row, robust) in zip(grid.flat, curves, strict=False):
+        for _, other in curves:
+            axes.plot(*other.T, color="#c4c4c4", linewidth=0.8, zorder=1)
         style = look(row)
-        for curve, line in ((clean, "--"), (robust, "-")):
-            at, mean, low, top = curve.T
-            axes.fill_between(at, low, top, color=style["color"], alpha=0.18, linewidth=0)
-            axes.plot(at, mean, line, color=style["color"], linewidth=1.3, zorder=3)
-        best = robust[robust[:, 1].argmax()]
-        axes.plot(*best[:2], **style, markersize=6.5, zorder=4)
+        for tag, line in (("clean", "--"), ("robust", "-")):
+            for run in row.runs:
+                seed = held_out([run], tag)
+                axes.plot(*seed.T, line, color=style["color"], linewidth=0.6, alpha=0.5, zorder=2)
+            mean = held_out(row.runs, tag)
+            axes.plot(*mean.T, line, color=style["color"], linewidth=1.5, zorder=3)
+        axes.plot(*robust[robust[:, 1].argmax()], **style, markersize=6.5, zorder=4)
         axes.set_title(textwrap.fill(row.label, 24))
+    grid[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("accuracy, %", fontsize=9)
     return figure
 
 
-def held_out(row: Row, tag: str) -> np.ndarray:
-    """Epoch, and mean, lowest and highest over the seeds in percent, [N, 4]."""
+def held_out(runs: Sequence[Measured], tag: str) -> np.ndarray:
+    """Epoch, and the mean over the runs in percent, [N, 2]."""
     found: dict[float, list[float]] = {}
-    for run in row.runs:
+    for run in runs:
         for line in run.validations()[0]:
             found.setdefault(round(line["epoch"], 2), []).append(100 * line[f"val/{tag}"])
-    return np.array([(e, np.mean(v), min(v), max(v)) for e, v in sorted(found.items())])
+    return np.array([(epoch, np.mean(v)) for epoch, v in sorted(found.items())]).reshape(-1, 2)
 
 
 KINDS = {"scatter": scatter, "dots": dots, "lines": lines, "epochs": epochs}

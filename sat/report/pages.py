@@ -1,4 +1,4 @@
-"""A report as Markdown, which the terminal and the HTML page show as it is; and tables as CSV."""
+"""A report as Markdown, for the terminal and as an HTML page; and tables as CSV."""
 
 import base64
 import csv
@@ -6,23 +6,20 @@ import io
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 from markdown_it import MarkdownIt
-from rich.console import Console
-from rich.markdown import Markdown as Terminal
 
 from sat.errors import printable
-from sat.loggers.screen import columns
-from sat.report.collapse import count_of
-from sat.report.rows import label_of, name_of, shown_as
+from sat.loggers import screen
+from sat.report.claims import LEVEL, count_of
+from sat.report.rows import COSTS, Number, Row, label_of, name_of, shown_as
 from sat.report.runs import Measure
-from sat.report.spec import OTHERS
-from sat.report.study import Report
-from sat.report.tables import Row, Table
+from sat.report.spec import OTHERS, Experiment
+from sat.report.tables import Report, Table
 
 LEGEND = """\
 Accuracies are of the checkpoint that held-out training images chose (best), or of the last one. \
@@ -50,41 +47,43 @@ img { display: block; width: 100%; max-width: 720px; background: #fff; }
 
 def markdown(report: Report, figures: Sequence[Any] = (), page: Path = Path("report.md")) -> str:
     """The report as a Markdown file at `page`, from where its links start."""
-    parts = [report.preface.strip() or "# Results", wrap(plain(LEGEND))]
+    parts = [report.preface.strip() or "# Results", text(LEGEND)]
     claims = glance(report.tables)
-    parts += ["## The claims at a glance", wrap(plain(RULE)), claims] if claims else []
+    parts += ["## The claims at a glance", text(RULE), claims] if claims else []
     before = None
     for table in report.tables:
         if (experiment := table.experiment) != before:
             code = f" (`{experiment.name}`)" * experiment.is_asked_for
             parts += [f"## {plain(experiment.title)}{code}"]
-            parts += [wrap(plain(str(experiment.spec.get("question") or "")))]
+            parts += [text(experiment.question)]
             before = experiment
-        parts += [f"### {plain(table.dataset)}" + f" ({table.number})" * (table.number > 1)]
-        parts += [wrap(plain(f"{table.setting}.")), grid(*cells_of(table), keys=keys_of(table))]
+        parts += [f"### {plain(table.place)}", text(f"{table.setting}."), grid(*cells_of(table))]
         for figure in (figure for figure in figures if figure.table == table.name):
             link = quote(os.path.relpath(figure.png, page.parent)) if figure.png else ""
-            parts += [f"![{plain(figure.text)}]({link})" if link else wrap(plain(figure.text))]
+            parts += [f"![{plain(figure.text)}]({link})" if link else text(figure.text)]
         verdicts = [f"**{v.answer}**: {plain(f'{v.text} ({v.reason})')}" for v in table.verdicts]
-        facts = "; ".join(f"{name}: {text}" for name, text in table.facts.items())
-        parts += [items(verdicts), wrap(plain(published(experiment.spec)))]
-        parts += [wrap(plain(f"{facts}.")), items(map(plain, table.notes))]
+        facts = "; ".join(f"{name}: {fact}" for name, fact in (table.facts or {}).items())
+        parts += [items(verdicts), text(published(experiment)), text(f"{facts}.")]
+        parts += [items(map(plain, table.notes))]
     parts += [] if report.tables else ["No finished run."]
     parts += ["## In no table", items(map(plain, report.notes))] if report.notes else []
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def glance(tables: Sequence[Table]) -> str:
-    """A line a claim: the verdict on each data set, of which a further setting has its number
-    behind."""
+    """A line a claim: the verdict on each data set."""
     claims: dict[tuple[str, str], dict[str, str]] = {}
     for table in tables:
-        column = table.dataset + f" ({table.number})" * (table.number > 1)
         for verdict in table.verdicts:
-            claims.setdefault((table.experiment.name, verdict.text), {})[column] = verdict.answer
+            told = claims.setdefault((table.experiment.name, verdict.text), {})
+            told[table.place] = verdict.answer
     columns = list(dict.fromkeys(column for told in claims.values() for column in told))
     rows = [[*claim, *(told.get(each, "-") for each in columns)] for claim, told in claims.items()]
-    return grid(["experiment", "claim", *columns], rows, "---") if rows else ""
+    return grid(["experiment", "claim", *columns], rows, len(columns) + 2) if rows else ""
+
+
+def text(text: str) -> str:
+    return wrap(plain(text))
 
 
 def wrap(text: str, first: str = "") -> str:
@@ -98,13 +97,11 @@ def items(lines: Iterable[str]) -> str:
     return "\n".join(wrap(line, "- ") for line in lines)
 
 
-def grid(
-    head: Sequence[str], rows: Sequence[Sequence[str]], side: str = "---:", keys: int = 1
-) -> str:
-    """A Markdown table, its first columns, the keys of a row, to the left and the others to that
-    side."""
-    lines = [map(plain, head), ["---"] * keys + [side] * (len(head) - keys)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *(map(plain, r) for r in rows)])
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]], keys: int = 1) -> str:
+    """A Markdown table, its first columns, the keys of a row, to the left, numbers to the right."""
+    sides = ["---"] * keys + ["---:"] * (len(head) - keys)
+    lines = [[*map(plain, head)], sides, *([*map(plain, row)] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def plain(text: str) -> str:
@@ -115,30 +112,30 @@ def plain(text: str) -> str:
 
 
 def terminal(text: str) -> str:
-    """Markdown for the terminal, in its width; for a pipe in lines as long as need be."""
-    room = columns() or 400
-    text = "\n\n".join(narrow(part, room) for part in text.split("\n\n"))
-    console = Console(width=room, emoji=False, highlight=False)
-    with console.capture() as shown:
-        console.print(Terminal(text, hyperlinks=False))
-    lines = "\n".join(line.rstrip() for line in shown.get().strip().splitlines())
-    return re.sub(r"\n{3,}", "\n\n", lines)
+    """Markdown for the screen, which breaks its lines: without escapes, tables in columns."""
+    parts = [aligned(part) if part.startswith("| ") else bare(re.sub(r"\n *(?!- )", " ", part))
+             for part in text.strip().split("\n\n")]  # fmt: skip
+    return "\n\n".join(parts)
 
 
-def narrow(part: str, room: int) -> str:
-    """A table of numbers as several, of which each fits and begins with the keys of the rows."""
-    lines = [re.split(r"(?<!\\) \| ", line[2:-2]) for line in part.split("\n")]
-    if not part.startswith("| ") or "---:" not in lines[1]:
-        return part
-    keys = lines[1].index("---:")
-    widths = [2 + max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    parts = [[*range(keys)]]
-    for k in range(keys, len(widths)):
-        if sum(widths[i] for i in [*parts[-1], k]) > room - 2 and len(parts[-1]) > keys:
-            parts.append([*range(keys)])
-        parts[-1].append(k)
-    tables = [[f"| {' | '.join(line[k] for k in one)} |" for line in lines] for one in parts]
-    return "\n\n".join(map("\n".join, tables))
+def aligned(part: str) -> str:
+    """A Markdown table in columns, the keys of a row in the first; one of words alone as a list."""
+    lines = [[*map(bare, re.split(r"(?<!\\) \| ", line[2:-2]))] for line in part.split("\n")]
+    head, sides, *rows = lines
+    if "---:" not in sides:
+        told = (zip(head, row, strict=True) for row in rows)
+        return "\n".join(f"- {'; '.join(f'{name}: {cell}' for name, cell in row)}" for row in told)
+    keys = sides.index("---:")
+    widths = [max(map(len, column)) for column in list(zip(head, *rows, strict=True))[:keys]]
+    head, *rows = (
+        ["  ".join(map(str.ljust, line, widths)), *line[keys:]] for line in (head, *rows)
+    )
+    return screen.table(head, rows)
+
+
+def bare(text: str) -> str:
+    """Text as it was before `plain`."""
+    return re.sub(r"\\(.)", r"\1", text)
 
 
 def html(text: str, page: Path) -> str:
@@ -164,44 +161,37 @@ def html(text: str, page: Path) -> str:
 # cells --------------------------------------------------------------------------------------------
 
 
-def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table: accuracies in percent, of the checkpoint best but for `last`. Rows
-    without an experiment have a column for each key that tells them apart."""
-    rows, attack = table.rows, table.attack
-    columns: list[tuple[str, Any]] = [("", lambda row: row.label + " (!)" * bool(row.alarms))]
-    if table.experiment.name == OTHERS:
+def cells_of(table: Table) -> tuple[list[str], list[tuple[str, ...]], int]:
+    """Head and rows of a table, and how many columns say what a row is: accuracies in percent, of
+    the checkpoint best but for `last`. Rows without an experiment have a column for each key that
+    tells them apart."""
+    rows, experiment = table.rows, table.experiment
+    columns = [("", [row.label + " (!)" * bool(row.alarms) for row in rows])]
+    if experiment.name == OTHERS:
         columns = [
-            (name_of(key), lambda row, key=key: shown_as(key, row.keys[key]))
-            for key in table.experiment.rows
+            (name_of(k), [shown_as(k, row.keys[k]) for row in rows]) for k in experiment.rows
         ]
-        columns.append(("", lambda row: "(!)" * bool(row.alarms)))
-    for name in ("parameters", "multiply_adds", "gradients"):
-        if len({getattr(row, name) for row in rows} - {None}) > 1:
-            title = name.replace("_", "-")
-            columns.append((title, lambda row, name=name: count(getattr(row, name))))
-    columns.append(("seeds", lambda row: str(len(row.runs))))
-    if table.experiment.spec.get("collapse"):
-        columns.append(("collapsed", count_of))
+        columns.append(("", [(row.beside + " (!)" * bool(row.alarms)).strip() for row in rows]))
+    keys = len(columns)
+    for name in COSTS:
+        costs = [getattr(row, name) for row in rows]
+        if len({*costs} - {None}) > 1:
+            told = ["-" if cost is None else f"{cost:,.10g}" for cost in costs]
+            columns.append((name.replace("_", "-"), told))
+    columns.append(("seeds", [str(len(row.runs)) for row in rows]))
+    if experiment.collapse:
+        columns.append(("collapsed", [count_of(row) for row in rows]))
     found = dict.fromkeys(measure for row in rows for measure in row.numbers)
     best = [measure for measure in found if measure[0] == "best"]
-    last = [measure for measure in found if measure[0] == "last"]  # of these the judging one
-    for measure in [*best, *(m for m in last if m[1] == attack or not best)]:
-        title = f"{'last ' * (measure[0] == 'last')}{measure[1]}, %"
-        columns.append((title, lambda row, m=measure: number(row, m)))
-    for measure in (("best", "clean"), ("best", attack)):
-        if any(measure in row.differences for row in rows):
-            title = f"{measure[1]} - {table.reference}"
-            columns.append((title, lambda row, m=measure: difference(row, m)))
-    return [title for title, _ in columns], [[cell(row) for _, cell in columns] for row in rows]
-
-
-def keys_of(table: Table) -> int:
-    """How many columns tell what a row is."""
-    return len(table.experiment.rows) + 1 if table.experiment.name == OTHERS else 1
-
-
-def count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.10g}"
+    last = [m for m in found if m[0] == "last" and (m[1] == table.attack or not best)]
+    for which, name in (*best, *last):
+        title = f"{'last ' * (which == 'last')}{name}, %"
+        columns.append((title, [number(row, (which, name)) for row in rows]))
+    for name in ("clean", table.attack):
+        if any(("best", name) in row.differences for row in rows):
+            told = [difference(row.differences.get(("best", name))) for row in rows]
+            columns.append((f"{name} - {table.reference}", told))
+    return [title for title, _ in columns], [*zip(*(c for _, c in columns), strict=True)], keys
 
 
 def number(row: Row, measure: Measure) -> str:
@@ -215,37 +205,38 @@ def number(row: Row, measure: Measure) -> str:
     return f"{mean:.1f} ± {high - mean:.1f}{some}"
 
 
-def difference(row: Row, measure: Measure) -> str:
-    if (found := row.differences.get(measure)) is None:
+def difference(found: Number | None) -> str:
+    """`+1.3 (-6.6 to +9.3) *`, in points."""
+    if found is None:
         return "-"
     points = f"{100 * found.mean:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    return points + " *" * found.marked
+    return points + " *" * (found.p < LEVEL)
 
 
-def published(spec: Mapping[str, Any]) -> str:
+def published(experiment: Experiment) -> str:
     """What others printed: `Published: ImageNet (Xie et al.): ReLU 68.8 clean, 33 robust; ...`."""
-    if not (given := spec.get("published")):
+    if not (given := experiment.published):
         return ""
     told = []
-    for row in given.get("rows", ()):
-        keys = {key: row[key] for key in spec["rows"] if key in row}
+    for row in given["rows"]:
+        keys = {key: row[key] for key in experiment.rows if key in row}
         numbers = [f"{row[name]:.4g} {name}" for name in ("clean", "robust") if name in row]
-        told.append(f"{label_of(keys, spec.get('labels', {}))} {', '.join(numbers)}")
+        told.append(f"{label_of(keys, experiment.labels)} {', '.join(numbers)}")
     setting, source = given.get("setting", "setting not told"), given.get("source", "no source")
     return f"Published, not measured here: {setting} ({source}): {'; '.join(told)}."
 
 
 def csv_of(table: Table) -> str:
     """A line for each row, checkpoint and measure; accuracies and differences as fractions."""
-    seeds = sorted({seed for row in table.rows for seed in row.seeds})
+    seeds = sorted({run.seed for row in table.rows for run in row.runs})
     keys, text = list(table.experiment.rows), io.StringIO()
     write = csv.writer(text, lineterminator="\n").writerow
-    costs, parts = ("parameters", "multiply_adds", "gradients"), ("mean", "low", "high")
-    write(["row", *keys, *costs, "alarms", "checkpoint", "measure", "seeds", "images", *parts,
+    parts = ("mean", "low", "high")
+    write(["row", *keys, *COSTS, "alarms", "checkpoint", "measure", "seeds", "images", *parts,
            *(f"seed {seed}" for seed in seeds), "difference", "difference_low", "difference_high",
            "p_holm"])  # fmt: skip
     for row in table.rows:
-        told = [row.label, *(row.keys[key] for key in keys), *(getattr(row, c) for c in costs)]
+        told = [row.label, *(row.keys[key] for key in keys), *(getattr(row, c) for c in COSTS)]
         for measure, found in row.numbers.items():
             values = [getattr(found, part) for part in parts]
             values += [found.seeds.get(seed) for seed in seeds]

@@ -1,13 +1,14 @@
-"""What tells rows of a table apart, and what tables: parts of the configs of their runs."""
+"""Rows of tables: runs that differ in the seed alone, what tells rows apart, and their numbers."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sat.identity import NEUTRAL, data_name
-from sat.report.runs import Measured, key_of
-from sat.report.spec import FILES, OTHERS, Experiment, is_number
+from sat.identity import NEUTRAL
+from sat.report.runs import Measure, Measured
+from sat.report.spec import Experiment, is_number
+from sat.statistics import over_seeds
 
 # Activations as the literature writes them, in the order of rows.
 NAMES = {"relu": "ReLU", "parametric_softplus": "Parametric Softplus", "softplus": "Softplus",
@@ -15,6 +16,130 @@ NAMES = {"relu": "ReLU", "parametric_softplus": "Parametric Softplus", "softplus
          "silu": "SiLU", "celu": "CELU", "mish": "Mish", "leaky_relu": "LeakyReLU",
          "prelu": "PReLU", "pssilu": "PSSiLU", "squareplus": "Squareplus", "smelu": "SmeLU",
          "bent_identity": "Bent identity", "rcr_af": "RCR-AF"}  # fmt: skip
+COSTS = ("parameters", "multiply_adds", "gradients")  # of a Row
+
+
+@dataclass(frozen=True)
+class Number:
+    """An accuracy over seeds, or the difference of two, paired by seed: as a fraction, with a 95 %
+    interval, which is Student's over several seeds, and Wilson's over the test images of one."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: Mapping[int, float] = field(default_factory=dict)
+    images: int = 0  # of the test set, for each seed
+    p: float = 1.0  # of a difference: Student's paired test, or what is said of it
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs of a table that differ in the seed alone."""
+
+    label: str  # `ELU alpha=1.2`
+    keys: Mapping[str, Any]  # the value of each of the experiment's `rows`
+    runs: Sequence[Measured]  # in the order of their seeds
+    numbers: Mapping[Measure, Number]
+    differences: Mapping[Measure, Number] = field(default_factory=dict)  # to the reference
+    beside: str = ""  # the end of the label that tells it from rows of the same keys
+    gradients: float = 0  # gradient computations of the training, per training image
+    parameters: int = 0
+    multiply_adds: float | None = None  # of one image's forward
+    activation: str = ""  # decides the colour in figures
+    steps: int = 0  # of the training attack; decide the marker
+    alarms: int = 0  # runs that raised one: their numbers are in doubt
+
+
+def rows_of(experiment: Experiment, runs: Sequence[Measured]) -> tuple[list[Row], list[str]]:
+    """The rows of one table in order, and what is to be said of runs and numbers in none."""
+    groups: dict[str, dict[int, Measured]] = {}
+    notes: list[str] = []
+    for run in sorted(runs, key=lambda run: (run.seed, run.name)):
+        group = groups.setdefault(split(run, experiment)[1], {})
+        if same := group.get(run.seed):
+            notes.append(f"{run.name}: left out, the same run as {same.name}")
+        else:
+            group[run.seed] = run
+    alike, unlike = measured_alike([run for group in groups.values() for run in group.values()])
+    found = {
+        text: row_of(experiment, [alike[run.name] for run in group.values()])
+        for text, group in groups.items()
+    }
+    rows = []
+    for text, row in found.items():  # equal labels get what tells the rows apart
+        mine, equal = json.loads(text), [o for o in found if found[o].label == row.label]
+        keys = {k for o in map(json.loads, equal) for k in {*mine, *o} if mine.get(k) != o.get(k)}
+        beside = " ".join(f"{name_of(k)}={shown_as(k, mine.get(k))}" for k in sorted(keys))
+        rows.append(replace(row, label=f"{row.label} {beside}".strip(), beside=beside))
+    return sorted(rows, key=lambda row: order(row.keys)), notes + unlike
+
+
+def split(run: Measured, experiment: Experiment) -> tuple[str, str]:
+    """What all runs of a table share, and what those of a row do, as JSON: all that decided the
+    trained weights but the seed, by dotted keys. A group among the rows belongs to the row with all
+    its arguments; so does a digest of the test images where rows differ in their data."""
+    table: dict[str, Any] = {}
+    row: dict[str, Any] = keys_of(run.config, experiment.rows)
+    varying = experiment.varying or experiment.rows
+    for key, value in {**run.decided, "test images": run.images}.items():
+        mine = any(f"{key}.".startswith(f"{part}.") for part in varying)
+        data = key == "test images" and any(part.split(".")[0] == "dataset" for part in varying)
+        (row if mine or data else table)[key] = value
+    return json.dumps(table, sort_keys=True), json.dumps(row, sort_keys=True)
+
+
+def measured_alike(runs: Sequence[Measured]) -> tuple[dict[str, Measured], list[str]]:
+    """The runs by name, each with those entries alone that were measured with the settings that
+    most of them have, of as many those on more images; and a line on each other entry."""
+    kept: dict[str, dict[Measure, Any]] = {run.name: {} for run in runs}
+    notes = []
+    for measure in dict.fromkeys(measure for run in runs for measure in run.entries):
+        kinds: dict[str, list[Measured]] = {}
+        for run in (run for run in runs if measure in run.entries):
+            text = json.dumps(run.entries[measure].settings, sort_keys=True)
+            kinds.setdefault(text, []).append(run)
+        best = max(kinds.values(), key=lambda k: (len(k), k[0].entries[measure].images))
+        kept |= {run.name: {**kept[run.name], measure: run.entries[measure]} for run in best}
+        mine = best[0].entries[measure].settings or {}
+        for run in (run for kind in kinds.values() if kind is not best for run in kind):
+            other = run.entries[measure].settings or {}
+            keys = ", ".join(sorted(k for k in {*other, *mine} if other.get(k) != mine.get(k)))
+            name = "last " * (measure[0] == "last") + measure[1]
+            notes.append(f"{run.name}: {name} left out, of other settings ({keys})")
+    return {run.name: replace(run, entries=kept[run.name]) for run in runs}, notes
+
+
+def row_of(experiment: Experiment, runs: Sequence[Measured]) -> Row:
+    """Runs of one configuration, in the order of their seeds."""
+    result, config = runs[0].result, runs[0].config
+    keys, attack = keys_of(config, experiment.rows), config["attack"]
+    steps = attack.get("steps", int(attack["_target_"].endswith(".FGSM")))
+    measures = dict.fromkeys(measure for run in runs for measure in run.entries)
+    return Row(
+        label=label_of(keys, experiment.labels),
+        keys=keys,
+        runs=runs,
+        numbers={measure: number(runs, measure) for measure in measures},
+        gradients=float(config["schedule"]["epochs"] * (steps + 1)),
+        parameters=int(result.parameters or 0),
+        multiply_adds=max(run.result.multiply_adds or 0 for run in runs) or None,
+        activation=str(config["choices"].get("activation") or ""),
+        steps=steps,
+        alarms=sum(bool(run.result.alarms) for run in runs),
+    )
+
+
+def number(runs: Sequence[Measured], measure: Measure) -> Number:
+    """An accuracy over the seeds that have it, one at least."""
+    entries = {run.seed: run.entries[measure] for run in runs if measure in run.entries}
+    seeds = {seed: float(entry.accuracy) for seed, entry in entries.items()}
+    entry, found = next(iter(entries.values())), over_seeds(list(seeds.values()))
+    mean, (low, high) = found["mean"], found["ci95"] or entry.ci95
+    low, high = max(0.0, min(low, mean)), min(1.0, max(high, mean))  # Wilson's ends are rounded
+    return Number(mean, low, high, seeds, entry.images)
+
+
+# how rows are called ------------------------------------------------------------------------------
 
 
 def keys_of(config: Mapping[str, Any], rows: Iterable[str]) -> dict[str, Any]:
@@ -41,24 +166,18 @@ def order(keys: Mapping[str, Any]) -> list[tuple[float, str]]:
 
 
 def label_of(keys: Mapping[str, Any], labels: Mapping[str, Any]) -> str:
-    """`ELU alpha=1.2`: options by their names, keys with their values; without absent ones, and
-    without a group at the option that adds nothing, but where nothing is left."""
-    parts = [text_of(key, value, labels) for key, value in keys.items()]
+    """`ELU alpha=1.2`: options by their names, keys with their values, or as `labels` has them: by
+    a template with {} in the value's place, or a text of its own for some values. Without absent
+    ones, and without a group at the option that adds nothing, but where nothing is left."""
+    parts = []
+    for key, value in keys.items():
+        label, shown = labels.get(key), shown_as(key, value)
+        if isinstance(label, Mapping) and value in label:
+            parts.append(str(label[value]))
+        elif value is not None and (key not in NEUTRAL or value != NEUTRAL[key]):
+            named = f"{name_of(key)}={shown}" if "." in key else shown
+            parts.append(label.replace("{}", shown) if isinstance(label, str) else named)
     return " ".join(filter(None, parts)) or next((shown_as(*item) for item in keys.items()), "-")
-
-
-def text_of(key: str, value: Any, labels: Mapping[str, Any]) -> str:
-    """A key's value for people: `SiLU`, `alpha=1.2`, or as `labels` has it: by a template with {}
-    in the value's place, or a text of its own for some values."""
-    label = labels.get(key)
-    if isinstance(label, Mapping) and value in label:
-        return str(label[value])
-    if value is None or (key in NEUTRAL and value == NEUTRAL[key]):
-        return ""
-    shown = shown_as(key, value)
-    if isinstance(label, str):
-        return label.replace("{}", shown)
-    return f"{name_of(key)}={shown}" if "." in key else shown
 
 
 def shown_as(key: str, value: Any) -> str:
@@ -69,88 +188,3 @@ def shown_as(key: str, value: Any) -> str:
 def name_of(key: str) -> str:
     """`alpha` of activation.alpha."""
     return key.rsplit(".", 1)[-1]
-
-
-def split(run: Measured, experiment: Experiment) -> tuple[str, str]:
-    """What all runs of a table share, and what those of a row do, as JSON: all that decided the
-    trained weights but the seed, by dotted keys. A group among the rows belongs to the row with all
-    its arguments; so does a digest of the test images where rows differ in their data."""
-    table: dict[str, Any] = {}
-    row: dict[str, Any] = {"rows": keys_of(run.config, experiment.rows)}
-    varying = experiment.spec.get("varying", experiment.rows)
-    for key, value in {**run.decided, "test images": run.images}.items():
-        mine = any(f"{key}.".startswith(f"{part}.") for part in varying)
-        data = key == "test images" and any(part.split(".")[0] == "dataset" for part in varying)
-        (row if mine or data else table)[key] = value
-    return json.dumps(table, sort_keys=True), json.dumps(row, sort_keys=True)
-
-
-def apart(row: str, others: Iterable[str]) -> dict[str, Any]:
-    """The keys in which one of `split` differs from any of the others, with its values; None for
-    one that is at its default."""
-    mine = json.loads(row)
-    keys = {k for o in map(json.loads, others) for k in {*mine, *o} if mine.get(k) != o.get(k)}
-    return {key: mine.get(key) for key in sorted(keys - {"rows"})}
-
-
-def others(runs: Sequence[Measured]) -> Experiment:
-    """Stands for the experiment of runs on one data set that have none: rows are told apart by
-    whatever is not the same in all of them, what was typed first, but for a key that varies just
-    as one before does."""
-    if runs[0].config.get("evaluate") is not None:
-        told = {"rows": ["evaluate"], "varying": ["evaluate", "hash"]}
-        return Experiment(FILES, {"title": "Weights of files", **told})
-    decided = {key for run in runs for key in run.decided}
-    groups = {key.split(".")[0] for key in decided}
-    typed = [key_of(word) for word in runs[0].result.overrides]
-    keys = dict.fromkeys([*typed, *sorted(groups | decided)])
-    rows: list[str] = []
-    patterns: dict[tuple[int, ...], str] = {}
-    with_another: dict[str, str] = {}
-    for key in (k for k in keys if k in groups | decided and not k.endswith("_target_")):
-        values = [json.dumps(keys_of(run.config, [key])[key]) for run in runs]
-        options = [str(run.config["choices"].get(key.split(".")[0])) for run in runs]
-        varies = len({*zip(options, values, strict=True)}) > len({*options})  # under one option
-        pattern = tuple(map(values.index, values))
-        if not any(pattern) or "." in key and not varies:
-            continue
-        if (other := patterns.setdefault(pattern, key)) != key:
-            with_another[key] = other
-        else:
-            rows.append(key)
-    rows = rows or ["activation"]
-    configs = [keys_of(run.config, rows) for run in runs]
-    numbers = [key for key in rows if len({c[key] for c in configs if is_number(c[key])}) > 1]
-    figures: list[dict[str, Any]] = [{"kind": "dots"}, {"kind": "scatter"}, {"kind": "epochs"}]
-    figures += [{"kind": "lines", "x": k, "series": [s for s in rows if s != k]} for k in numbers]
-    spec = {
-        "title": f"Runs by {', '.join(map(name_of, rows))}",
-        "question": "; ".join(
-            f"{key} varies as {other} does" for key, other in with_another.items()
-        ),
-        "rows": rows,
-        "varying": [*rows, *with_another],
-        "figures": figures,
-    }
-    return Experiment(OTHERS, spec)
-
-
-def heading(setting: str) -> str:
-    """What all runs of a table share, for people, group by group, without what is at its default:
-    `attack pgd eps=38, model resnet depth=10, schedule digits epochs=40`."""
-    groups: dict[str, list[str]] = {}
-    for key, value in json.loads(setting).items():
-        group, _, rest = key.partition(".")
-        parts = groups.setdefault(group, [group])
-        if rest == "_target_":
-            parts.insert(1, str(value))
-        elif not rest.endswith("_target_"):
-            parts.append(f"{rest}={shown_as(key, value)}" if rest else str(value))
-    return ", ".join(" ".join(parts) for parts in groups.values())
-
-
-def set_of(run: Measured) -> str:
-    """The data set as the run's command names it: a subset is an option of its own."""
-    own = data_name(run.config["dataset"])
-    own = own or run.config["choices"].get("dataset") or run.result.dataset["name"]
-    return Path(str(own)).name

@@ -1,14 +1,10 @@
 """Finished runs, of a folder of run directories or of one file of kept ones: what was measured in
-each, or why nothing was.
-
-Nothing here needs torch, which takes two seconds to import.
-"""
+each, or why nothing was. Needs no torch, which takes two seconds to import."""
 
 import json
 import math
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ from sat.identity import SECTIONS
 from sat.rundir import untrusted
 from sat.rundir.files import read_text
 from sat.rundir.lock import is_running
-from sat.rundir.result import AttackResult, RunResult, read_result
+from sat.rundir.result import CHECKPOINTS, AttackResult, RunResult, read_result
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -37,6 +33,7 @@ CONFIG = {  # see `misfit`
 }
 PLACES = ("record.root", "dataset.root", "dataset.path")  # overrides that name folders
 VALIDATION = ("step", "epoch", "images", "val/clean", "val/robust")  # what is kept of one
+LEFT_BEHIND = ("host", "command", "environment", "masking_checks", "curves")  # by kept runs
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,12 @@ class Measured:
         return self.config["seed"]
 
     @property
+    def is_checked(self) -> bool:
+        """Whether it was asked if its numbers hold; of a kept run its config alone tells."""
+        found = any(part.masking_checks for part in self.result.measured.values())
+        return found or self.config.get("evaluation", {}).get("masking_checks") != 0
+
+    @property
     def images(self) -> str:
         """A digest of the test images."""
         return str(self.result.dataset.get("test_content") or "unknown")
@@ -70,14 +73,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Left:
-    """What holds no finished run, and why; `experiments` as far as it tells."""
+    """What holds no finished run, and why."""
 
     name: str
-    experiments: Sequence[str]
     reason: str
-
-
-# reading --------------------------------------------------------------------------------------
 
 
 def read(place: Path) -> list[Measured | Left]:
@@ -85,49 +84,34 @@ def read(place: Path) -> list[Measured | Left]:
     none."""
     if place.is_file():
         return list(kept_in(place))
-    return [look(path, place) for path in runs_in(place)]
+    return [look(path, name) for name, path in runs_in(place).items()]
 
 
 def finished(place: Path) -> list[Measured]:
     return [run for run in read(place) if isinstance(run, Measured)]
 
 
-def runs_in(root: Path) -> list[Path]:
-    """Run directories below `root`, by name, without those set aside by record.fresh. Raises
+def runs_in(root: Path) -> dict[str, Path]:
+    """Run directories below `root` by their names, without those set aside by record.fresh. Raises
     Refused where there is none."""
     if not root.is_dir():
         raise Refused(f"{root}: no such folder; name the record.root of your runs")
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name != ".replaced"]
-        if "config.yaml" in files:
-            found.append(Path(folder))
-    if not found:
+    paths = sorted(file.parent.relative_to(root) for file in root.rglob("config.yaml"))
+    if not (found := [path for path in paths if ".replaced" not in path.parts]):
         raise Refused(f"{root}: holds no run; a run's directory has a config.yaml")
-    return sorted(found)
+    return {str(path) if path.parts else root.name: root / path for path in found}
 
 
-def name_in(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path != root else path.name
-
-
-def look(path: Path, root: Path) -> Measured | Left:
-    """What a run directory below `root` holds; every file is read once."""
-    name, experiments = name_in(path, root), list[str]()
+def look(path: Path, name: str) -> Measured | Left:
+    """What a run directory holds; every file is read once."""
     try:
         config = untrusted.read_yaml(path / "config.yaml")
-        experiments = experiments_of(path, config)
         state, result = status(path)
         if state == "finished":
-            return measured(name, experiments, config, result, path=path)
-        reason = ": ".join([state, *filter(None, [result.get("error")])])
+            return measured(name, experiments_of(path), config, result, path=path)
+        return Left(name, ": ".join([state, *filter(None, [result.get("error")])]))
     except FAULTS as error:
-        reason = one_line(error).replace(f"{path}/", "")
-    return Left(name, experiments, reason)
-
-
-def key_of(override: str) -> str:
-    return str(override).split("=", 1)[0].lstrip("+~")
+        return Left(name, one_line(error).replace(f"{path}/", ""))
 
 
 def one_line(error: BaseException) -> str:
@@ -135,20 +119,14 @@ def one_line(error: BaseException) -> str:
     return text if isinstance(error, Refused) else f"{type(error).__name__}: {text}"
 
 
-def experiments_of(path: Path, config: Mapping[str, Any]) -> list[str]:
+def experiments_of(path: Path) -> list[str]:
     """The experiments under which a run was asked for."""
     try:
-        return named(read_text(path / "experiments.txt", "replace").splitlines())
+        return sorted({*read_text(path / "experiments.txt").split()})
     except FileNotFoundError:
-        return named([config["choices"].get("experiment") or ""])
-
-
-def named(names: Sequence[str]) -> list[str]:
-    """Experiments in order; a report's folder has the name of its own, so it must be one."""
-    for name in names:
-        if not re.fullmatch(r"([\w-]+([./][\w-]+)*)?", name):
-            raise Refused(f"experiments.txt is damaged: {name[:40]!r} is no experiment's name")
-    return sorted({*names} - {""})
+        return []
+    except UnicodeDecodeError as error:
+        raise Refused(f"experiments.txt is damaged ({error.reason})") from None
 
 
 def status(run: Path) -> tuple[str, dict[str, Any]]:
@@ -190,21 +168,6 @@ def measured(
     return Measured(name, experiments, config, told, entries, flat(decided), **more)
 
 
-def kept_in(file: Path) -> Iterator[Measured | Left]:
-    """Runs of a file, a line of JSON each; a damaged line is one that is left out."""
-    try:
-        text = read_text(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{file}: can't be read ({one_line(error)})") from None
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            run = json.loads(line)
-            names, rows = named(run["experiments"]), [dict(row) for row in run["validations"]]
-            yield measured(str(run["name"]), names, run["config"], run["result"], kept=rows)
-        except FAULTS as error:
-            yield Left(f"{file.name}:{number}", (), one_line(error))
-
-
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted keys."""
     found: dict[str, Any] = {}
@@ -233,45 +196,57 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-# keeping --------------------------------------------------------------------------------------
+# one file of kept runs ----------------------------------------------------------------------------
+
+
+def kept_in(file: Path) -> Iterator[Measured | Left]:
+    """Runs of a file, a line of JSON each; a damaged line is one that is left out."""
+    try:
+        text = read_text(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{file}: can't be read ({one_line(error)})") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            run = json.loads(line)
+            names, rows = map(str, run["experiments"]), [dict(row) for row in run["validations"]]
+            yield measured(str(run["name"]), [*names], run["config"], run["result"], kept=rows)
+        except FAULTS as error:
+            yield Left(f"{file.name}:{number}", one_line(error))
 
 
 def keep(runs: Sequence[Measured], file: Path) -> None:
     """Adds finished runs to a file, one a line, in place of those of the same name: all that a
-    report rests on, without what is of one machine alone (its name, its folders). Flags stay
-    behind, so two networks of one seed are compared from whole runs only."""
+    report rests on, without what is of one machine alone (its name, its folders)."""
     found = {}
     for run in [*(kept_in(file) if file.exists() else ()), *runs]:
         if isinstance(run, Left):
             raise Refused(f"{file}: {run.name} {run.reason}; mend or delete the line")
         found[run.name] = run
-    told = [json.dumps(kept_of(found[name]), separators=(",", ":")) for name in sorted(found)]
+    lines = [json.dumps(kept_of(found[name]), separators=(",", ":")) for name in sorted(found)]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(line + "\n" for line in told))
+    file.write_text("".join(line + "\n" for line in lines))
 
 
 def kept_of(run: Measured) -> dict[str, Any]:
     """The line of a run: config, result without its bulky parts, and validations."""
-    dataset = run.config["dataset"]
-    names = {key: Path(dataset[key]).name for key in ("root", "path") if dataset.get(key)}
-    config = {**run.config, "record": {**run.config["record"], "root": "outputs"},
-              "dataset": {**dataset, **names}}  # fmt: skip  # the last part may be the set's name
+    config, result = deepcopy(dict(run.config)), run.result.as_json()
+    config["record"]["root"] = "outputs"
+    for key in ("root", "path"):
+        if place := config["dataset"].get(key):
+            config["dataset"][key] = Path(place).name  # it may be the set's name
     if config.get("evaluate") is not None:
         config["evaluate"] = run.name
-    result = run.result.as_json()
     result.pop("lengths", None)  # by names of files that hold the host's
-    words = result.get("overrides") or ()
-    result["overrides"] = [word for word in words if key_of(word) not in PLACES]
-    drop(result["environment"], "host", "command")
-    for part in (result.get("best") or {}, result.get("last") or {}):
-        drop(part, "masking_checks", "curves", "environment")
-        for entry in [part.get("clean") or {}, *part.get("robust", {}).values()]:
-            drop(entry, "environment")
+    result["overrides"] = [word for word in result["overrides"] if key_of(word) not in PLACES]
+    parts = [result[which] for which in CHECKPOINTS if result.get(which)]
+    entries = [each for part in parts for each in (part.get("clean"), *part["robust"].values())]
+    for each in filter(None, [result["environment"], *parts, *entries]):
+        for key in LEFT_BEHIND:
+            each.pop(key, None)
     rows = [{k: row[k] for k in VALIDATION if k in row} for row in run.validations()[0]]
     return {"name": run.name, "experiments": list(run.experiments), "config": config,
             "result": result, "validations": rows}  # fmt: skip
 
 
-def drop(values: dict[str, Any], *keys: str) -> None:
-    for key in keys:
-        values.pop(key, None)
+def key_of(override: str) -> str:
+    return str(override).split("=", 1)[0].lstrip("+~")

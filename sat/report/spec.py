@@ -1,8 +1,7 @@
 """What an experiment's file says of its report: the `report` node, checked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from typing import Any
 
 from sat.config import CONF, nearest
@@ -37,36 +36,32 @@ class Experiment:
     """An experiment's name and its `report` node."""
 
     name: str
-    spec: Mapping[str, Any]
-
-    @property
-    def rows(self) -> Sequence[str]:
-        return self.spec["rows"]
+    rows: Sequence[str]
+    varying: Sequence[str] | None = None  # keys that differ between rows; None: just `rows`
+    title: str = ""
+    question: str = ""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    figures: Sequence[Mapping[str, Any]] = ()
+    published: Mapping[str, Any] = field(default_factory=dict)
+    claims: Sequence[Mapping[str, Any]] = ()
+    also: Sequence[str] = ()  # experiments whose runs are shown, too
+    collapse: bool = False  # count them
 
     @property
     def is_asked_for(self) -> bool:
         """Whether its runs were begun by its name."""
         return self.name not in (OTHERS, FILES)
 
-    @property
-    def title(self) -> str:
-        return str(self.spec.get("title") or self.name)
-
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def known() -> list[str]:
-    """The names of all experiments that have a file."""
-    return sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-
-
-@cache
 def load(name: str) -> Experiment | None:
     """None where its file has no `report`. Raises Refused where there is no file, or none that can
     be read."""
-    if name not in known():
+    if name not in {path.stem for path in (CONF / "experiment").glob("*.yaml")}:
         raise Refused(f"experiment {name}: has no file any more ({CONF / 'experiment'})")
     try:
         whole = read_yaml(CONF / "experiment" / f"{name}.yaml", aliases=True)
@@ -75,7 +70,7 @@ def load(name: str) -> Experiment | None:
         check(node)
     except Refused as error:
         raise Refused(f"experiment {name}: {error}") from None
-    return Experiment(name, node)
+    return Experiment(name, **{"title": name, **node})
 
 
 def check(node: Any) -> None:

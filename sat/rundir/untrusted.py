@@ -50,6 +50,9 @@ def read_sections(path: Path, sections: list[str]) -> dict[str, Any]:
     for key in sections:
         if key in config and not isinstance(config[key], dict):
             raise Refused(f"{path}: is damaged; {key} is no group of keys")
+    for group, name in config.get("choices", {}).items() if "choices" in sections else ():
+        if not isinstance(name, str | None):
+            raise Refused(f"{path}: is damaged; choices.{group} is no name of an option")
     pending: list[tuple[str, Any]] = [("", config)]
     while pending:
         place, value = pending.pop()

@@ -53,6 +53,7 @@ class Callbacks:
         self.asked_to_stop, self.asked = 0, 0.0
         self.held_out = ""  # what the last validation said, in a few characters
         self.loss: float | None = None  # as logged since the last line of an epoch
+        self.owed: dict[str, Any] | None = None  # its state before a validation that has not ended
 
     def resume(self, state: TrainState, kept: dict[str, Any] | None) -> None:
         """Puts the training where a checkpoint stood, and forgets all that came later."""
@@ -65,11 +66,15 @@ class Callbacks:
         self.run.rewind(kept["callbacks"]["lengths"] if kept else {})
 
     def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint, all written down and the clocks told."""
+        """State for a checkpoint, all written down and the clocks told. After a fault in a
+        validation it is that from before, and says that the validation is owed."""
+        if self.owed is not None:
+            return self.owed
         return {
             "best": self.best.kept,
             "overfitting": self.overfitting.state_dict(),
-            "alarms": self.alarms,
+            "alarms": [*self.alarms],
+            "owed": False,
             "seconds": [self.seconds + time.monotonic() - self.began, self.training_seconds],
             "lengths": self.run.lengths(),
         }
@@ -78,6 +83,7 @@ class Callbacks:
         self.best.kept, self.alarms = state["best"], state["alarms"]
         self.overfitting.load_state_dict(state["overfitting"])
         self.seconds, self.training_seconds = state["seconds"]
+        self.owed = {**state} if state.get("owed") else None
 
     def _generators(self, state: TrainState, kept: dict[str, Any]) -> dict[str, Any]:
         """What this process draws from; of another number of processes the first one goes on."""
@@ -103,6 +109,9 @@ class Callbacks:
                 self.run.loggers.introduce(self.spec.compared, self.spec.yaml(), summary)
             self._say_once(state)
             with self._saving(state):
+                if self.owed is not None:
+                    self.validate(state)
+                    self.saved_step = None
                 yield
             if self.saved_step != state.step:
                 self.save(state)
@@ -185,9 +194,13 @@ class Callbacks:
         """Clean and robust accuracy of the held-out images; the most robust weights are kept. Where
         nothing is held out, the average is made ready at the end."""
         self._tick()
+        self.owed = {**self.state_dict(), "owed": True}
         estimate(state, self.data.train)
-        if not len(self.data.held_out):
-            return
+        if len(self.data.held_out):
+            self._validate(state)
+        self.owed = None
+
+    def _validate(self, state: TrainState) -> None:
         self.progress.say(f"{self._words(state, state.step - 1)}, validating")
         self.progress.show()
         found = self._validated(state, "average" if state.average else "weights")

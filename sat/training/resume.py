@@ -29,7 +29,7 @@ _BEST = {
 _CALLBACKS = {
     "best": (_NONE, _BEST), "overfitting": {"best": (_NONE, [int, int]), "collapsed": bool},
     "alarms": [{"name": str, "message": str, "epoch": _NUMBER}],
-    "seconds": [_NUMBER, _NUMBER], "lengths": {"*": "count"},
+    "seconds": [_NUMBER, _NUMBER], "lengths": {"*": "count"}, "owed?": bool,
 }  # fmt: skip
 STATE = {
     "facts": FACTS, "step": int, "generators": [{"rng": Tensor, "rng_cuda?": Tensor}],

@@ -115,7 +115,7 @@ class TrainState:
         self.progress = torch.zeros((), device=device)
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.key = StepKey(device)
-        self.graph = Graph(bool(choices.get("graph")), self.key, self._clear, self._tell)
+        self.graph = Graph(bool(choices.get("graph")), self.key, self._tell, "a step", self._clear)
         # Its sums: loss, right answers, the regulariser's error, images.
         self.sums = torch.zeros(4, device=device)
         self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
@@ -275,6 +275,11 @@ class TrainState:
     def _new_scaler(self) -> torch.amp.GradScaler:
         half = self.plan.choices["precision"] == "fp16"
         return torch.amp.GradScaler(self.device.type, enabled=half)
+
+    def graph_of_batches(self) -> Graph:
+        """For what makes the batches of one stream."""
+        on, key = bool(self.plan.choices.get("graph")), StepKey(self.device)
+        return Graph(on, key, self._tell, "a batch's augmentation")
 
     def _tell(self, text: str) -> None:
         self.news.append(f"step {self.step}: {text}")

@@ -114,11 +114,11 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
     rows, loader = torch.cat(state.rows).cpu(), loader_of(spec, data)
 
     def stream(step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return loader.stream(rows, step, plan.steps)
+        return loader.stream(rows, step, plan.steps, state.graph_of_batches())
 
     text = summary(spec, callbacks.facts, state)
     screen.stage("compiling the step" if plan.choices["compile"] else "taking the first step")
-    log.info("%s\n%s", run.directory, text)
+    log.info("%s\n%s", run.directory, text, extra=screen.ONCE)
     try:
         with callbacks.open(state, text, stream):
             fit(state, stream, callbacks)

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as pytest does, for `warm`
+
 from . import lines
 from .documented import Documented
 from .files import KINDS, Files

@@ -17,6 +17,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import warm
+
 from sat.rundir.lock import is_running
 from sat.sweep import is_alive
 
@@ -89,27 +91,37 @@ if shutil.which("nvidia-smi"):
     CASES["digits, one CUDA graph"] = [*DIGITS, *RESNET, "device=cuda", "schedule.graph=true"]
 
 
-def begin(words: list[str], folder: Path) -> subprocess.Popen:
-    """A process of its own session in the folder, and what it says in `out` and `err` there."""
+def begin(words: list[str], folder: Path, anew: bool) -> subprocess.Popen | warm.Command:
+    """A process of its own session in the folder, and what it says in `out` and `err` there: `anew`
+    by an interpreter that starts, or forked from one that has imported torch."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if not anew:
+        return warm.Command(words, folder, environment, folder)
     with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
         return subprocess.Popen(
-            words, cwd=folder, stdout=out, stderr=err,
-            env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
-        )  # fmt: skip
+            words, cwd=folder, stdout=out, stderr=err, env=environment, start_new_session=True
+        )
 
 
 class Process:
     """A command in a folder of its own; what it says goes to files, since workers that outlive a
     killed process would keep a pipe open."""
 
-    def __init__(self, folder: Path, arguments: list[str], strike: Strike | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        arguments: list[str],
+        strike: Strike | None = None,
+        anew: bool = False,
+    ):
         program = ["-m", "sat.run"]
         if strike is not None and strike.where in POINTS:
             words = json.dumps([strike.where, strike.nth, strike.signals])
             program = [str(Path(__file__).with_name("strikes.py")), words]
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.begun = folder, time.monotonic()
-        self.process = begin([sys.executable, *program, *arguments], folder)
+        anew = anew or (strike is not None and strike.where == STARTING)
+        self.process = begin([sys.executable, *program, *arguments], folder, anew)
 
     def ended(self, deadline: float = LONGEST) -> int:
         """Its exit code; killed where it hangs."""
@@ -201,8 +213,9 @@ class Kill:
         return f"{self.case:32} {self.strike} {fate} {'; '.join(self.wrong)}".rstrip()
 
 
-def killed(case: str, process: Process, strike: Strike) -> Kill:
-    """The account of a process that has ended, by its code, words and checkpoint."""
+def killed(case: str, process: Process, strike: Strike, before: int | None) -> Kill:
+    """The account of a process that has ended, by its code, words and checkpoint; `before` is the
+    step of the one that it found: who is asked to stop while it reads that one has no other."""
     code = process.ended()
     out, err = process.said()
     wrong = ["a traceback"] * ("Traceback" in out + err)
@@ -219,7 +232,8 @@ def killed(case: str, process: Process, strike: Strike) -> Kill:
     asked = code > 0 and len(strike.signals) == 1 and strike.signals != ("SIGKILL",)
     if asked and "the same command goes on from here" not in err + out:
         wrong.append("does not say how to go on")
-    if asked and training and (found is None or "stopping after this step" not in err):
+    stopped = "stopping after this step" in err or found == before
+    if asked and training and (found is None or not stopped):
         wrong.append("no checkpoint")
     return Kill(case, strike, code, found, wrong)
 
@@ -247,7 +261,7 @@ class Alone:
     running: float = 0.0
 
     def run(self) -> "Alone":
-        process = Process(self.folder, self.arguments)
+        process = Process(self.folder, self.arguments, anew=True)
         while not process.written() and process.process.poll() is None:
             time.sleep(0.02)
         self.startup = time.monotonic() - process.begun
@@ -266,7 +280,7 @@ def struck(alone: Alone, strikes: list[Strike], folder: Path) -> list[Kill]:
         if strike.where not in POINTS:
             process.strike(strike, alone.startup, alone.running)
         seen |= {*workers(folder)}
-        kills.append(killed(alone.case, process, strike))
+        kills.append(killed(alone.case, process, strike, kills[-1].step if kills else None))
         finished = times_of(folder) | finished
         if (code := kills[-1].code) == 0:
             break

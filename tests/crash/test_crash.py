@@ -1,7 +1,6 @@
 """A few of what `make soak` tries, and that it would see a difference."""
 
 import json
-import os
 import random
 import re
 import shutil
@@ -10,7 +9,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-import warm
 
 from sat.rundir import checkpoint
 
@@ -24,12 +22,7 @@ def elsewhere(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         patch.setenv("HYDRA_FULL_ERROR", "1")
-        patch.setattr(kills, "begin", begin)  # from here on: `make soak` kills while Python starts
         yield
-
-
-def begin(words, folder):
-    return warm.Command(words, folder, os.environ | {"PYTHONPATH": str(kills.ROOT)}, folder)
 
 
 def alone_in(folder, sat, arguments) -> kills.Alone:
