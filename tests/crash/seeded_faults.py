@@ -202,8 +202,7 @@ FAULTS = [
           "draw.shuffle(order)", "list(order)",
           "tests/test_benchmark.py -k long_enough"),
     Fault("a forecast of one checkpoint", "bench",
-          "checkpoints = len(set(evaluation.checkpoints)) if spec.evaluate is None else 1",
-          "checkpoints = 1",
+          "checkpoints = len(set(evaluation.checkpoints))", "checkpoints = 1",
           "tests/test_forecast.py -k multiply"),
     # loose files ------------------------------------------------------------------------------
     Fault("a shortened option unpickles", "run.py",
