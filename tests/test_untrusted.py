@@ -24,7 +24,7 @@ import sat as package
 from sat import config
 from sat.data.folders import Files, sorted_files
 from sat.data.images import opened
-from sat.errors import Refused
+from sat.errors import Diverged, Fault, Refused
 from sat.evaluation.store import read_file
 from sat.rundir import untrusted
 from sat.rundir.result import RunResult
@@ -214,6 +214,12 @@ def test_an_option_that_is_no_name_is_damage(strange, tmp_path):
     path.write_text(yaml.safe_dump({"choices": {"attack": None, "experiment": strange}}))
     with pytest.raises(Refused, match="choices.experiment is no name of an option"):
         untrusted.read_sections(path, ["choices"])
+
+
+@pytest.mark.parametrize("kind", [Refused, Fault, Diverged])
+def test_what_a_message_quotes_makes_no_second_line_of_it(kind):
+    told = kind("result.json: status is a\nb\x1b[2J; move it")
+    assert str(told) == f"{told}" == r"result.json: status is a\nb\x1b[2J; move it"
 
 
 NAMES = ["../../../x", "/tmp/x", "..", ".", "-", "a/../../b", "a\nb", "a\0b", "C:\\x", "~root"]
