@@ -15,6 +15,7 @@ from conftest import ROOT, TINY
 from PIL import Image
 
 import sat.bench.forecast as module
+from sat import objectives
 from sat.attacks import (
     APGD,
     FGSM,
@@ -34,18 +35,7 @@ from sat.config import composed
 from sat.data import sizes
 from sat.errors import Refused
 from sat.loggers.screen import duration
-from sat.objectives import (
-    AWP,
-    ELLE,
-    MART,
-    TRADES,
-    AdaptiveELLE,
-    Adversarial,
-    Consistency,
-    GradAlign,
-    GradientNorm,
-    Method,
-)
+from sat.objectives import Adversarial, Method
 
 
 @pytest.fixture
@@ -223,16 +213,16 @@ UNITS = [  # of an image: beside the attack, and of the attack
     (Method(APGD(8, 2), Adversarial()), (3, 5)),
     (Method(Multi({"linf": 8, "l1": 400}, 2), Adversarial()), (3, 5)),
     (Method(Free(8, 2), Adversarial()), (3, 3)),
-    (Method(PGD(8, 2, loss="kl"), TRADES()), (6, 5)),
-    (Method(PGD(8, 1, loss="kl"), TRADES(forwards=3)), (9, 3)),
-    (Method(PGD(8, 1), MART()), (6, 2)),
-    (Method(PGD(8, 2), Consistency()), (6, 8)),
-    (Method(Clean(), GradientNorm()), (6, 0)),
-    (Method(PGD(8, 1), Adversarial(), weight_attack=AWP()), (6, 2)),
-    (Method(PGD(8, 1, loss="kl"), TRADES(), weight_attack=AWP()), (12, 3)),
-    (Method(PGD(8, 1), Adversarial(), GradAlign()), (11, 2)),
-    (Method(PGD(8, 1), Adversarial(), ELLE()), (12, 2)),
-    (Method(PGD(8, 1), Adversarial(), AdaptiveELLE()), (12, 2)),
+    (Method(PGD(8, 2, loss="kl"), objectives.TRADES()), (6, 5)),
+    (Method(PGD(8, 1, loss="kl"), objectives.TRADES(forwards=3)), (9, 3)),
+    (Method(PGD(8, 1), objectives.MART()), (6, 2)),
+    (Method(PGD(8, 2), objectives.Consistency()), (6, 8)),
+    (Method(Clean(), objectives.GradientNorm()), (6, 0)),
+    (Method(PGD(8, 1), Adversarial(), weight_attack=objectives.AWP()), (6, 2)),
+    (Method(PGD(8, 1, loss="kl"), objectives.TRADES(), weight_attack=objectives.AWP()), (12, 3)),
+    (Method(PGD(8, 1), Adversarial(), objectives.GradAlign()), (11, 2)),
+    (Method(PGD(8, 1), Adversarial(), objectives.ELLE()), (12, 2)),
+    (Method(PGD(8, 1), Adversarial(), objectives.AdaptiveELLE()), (12, 2)),
 ]
 
 
