@@ -61,7 +61,7 @@ def forecast(job: Job, spec: config.Spec, own: Namespace) -> None:
     """Fills in what is told of a run."""
     from sat.bench.case import Case
     from sat.bench.costs import without_images
-    from sat.bench.work import gradients_of, work_of
+    from sat.bench.work import work_of
 
     screen.stage("counting, and trying the network on this machine")
     job.case = case = Case(without_images(spec))
@@ -80,9 +80,7 @@ def forecast(job: Job, spec: config.Spec, own: Namespace) -> None:
         "training images": f"{sizes.train:,}",
         "epochs": f"{work.updates * schedule.batch_size / sizes.train:.4g}",
         "updates": f"{work.updates:,}",
-        "attack steps": str(gradients_of(spec.attack, sizes.classes)),
         "units an image": f"{sum(work.step):g}",
-        "training units": count(sum(work.step) * work.images),
         "validation gradients": count(work.validation),
         "evaluation gradients": count(work.evaluation),
         "precision": precision,
