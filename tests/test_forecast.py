@@ -67,7 +67,7 @@ def case_of(*words: str) -> Case:
 
 def told(out: str) -> dict[str, str]:
     """The list of what all runs share."""
-    return {line[:24].strip(): line[24:].strip() for line in out.split("\n\n")[0].splitlines()}
+    return {line[:24].strip(): line[24:].strip() for line in out.split("\n\n")[1].splitlines()}
 
 
 # sizes ----------------------------------------------------------------------------------------

@@ -107,18 +107,19 @@ def rates_of(case: Any, own: Namespace) -> tuple[str, tuple[float, float] | None
 
 
 def summary(jobs: list[Job], own: Namespace) -> str:
-    """What all runs share, a table of what they do not, the totals, and what the numbers mean."""
+    """The totals, what all runs share, a table of what they do not, and what the numbers mean."""
     good, lines = [job for job in jobs if not job.refused], []
     if good:
         rows = [job.columns for job in good]
         mine = [] if len(rows) == 1 else ["run", "time"]  # in the table, whatever they are
         shared = [key for key in rows[0] if key not in mine and len({r[key] for r in rows}) == 1]
+        lines += [totals(jobs, own.gpus), ""]
         lines += [f"{key.ljust(26)}{rows[0][key]}" for key in shared]
         if mine:
             told = [key for key in rows[0] if key not in shared]
             lines += ["", table(told, [[row[key] for key in told] for row in rows])]
         notes = dict.fromkeys(job.note for job in good if job.note)
-        lines += ["", totals(jobs, own.gpus), "", *notes, LEGEND, rated(own)]
+        lines += ["", *notes, LEGEND, rated(own)]
     for number, job in enumerate(jobs):
         if job.refused:
             which = f"job {number} ({' '.join(job.overrides)}): " * (len(jobs) > 1)
