@@ -67,7 +67,7 @@ def case_of(*words: str) -> Case:
 
 def told(out: str) -> dict[str, str]:
     """The list of what all runs share."""
-    return {line[:24].strip(): line[24:].strip() for line in out.split("\n\n")[0].splitlines()}
+    return {line[:24].strip(): line[24:].strip() for line in out.split("\n\n")[1].splitlines()}
 
 
 # sizes ----------------------------------------------------------------------------------------
@@ -573,8 +573,8 @@ def test_what_fits_is_cut_in_the_order_that_costs_least(monkeypatch):
 def test_a_plan_becomes_the_words_that_make_it():
     asked = budget.Plan(1, 40.0, 50_000, 10_000, 1.0)
     assert asked.words(asked) == ["seed=0"]
-    assert budget.Plan(3, 12, 25_000, 1000, 1.0).words(asked) == [
-        "seed=0,1,2", "schedule.epochs=12", "dataset.limit=25000", "evaluation.limit=1000"
+    assert budget.Plan(3, 12, 1_200_000, 1000, 1.0).words(asked) == [
+        "seed=0,1,2", "schedule.epochs=12", "dataset.limit=1200000", "evaluation.limit=1000"
     ]  # fmt: skip
     assert [budget.part(w, s) for w, s in ((50_000, 0.777), (40.0, 0.3), (7, 1.0), (359, 0.5))] == [
         38_000, 12, 7, 170
@@ -632,7 +632,7 @@ def test_the_answer_is_a_command_line_that_composes_and_what_it_can_show(
     line = next(line for line in short.splitlines() if line.startswith("python -m sat.run -m "))
     assert "seed=0 " in line + " "
     assert forecast(*shlex.split(line)[3:])[0] == 0, "the line composes"
-    least = re.search("too little of them fits 1s.*--budget (.*?)[.]",
+    least = re.search("too little of them fits 1s.*--budget (.*?);",
                       forecast("--budget", "1s", *words)[1], re.S)[1]  # fmt: skip
     assert "python -m sat.run -m " in forecast("--budget", least, *words)[1]
     finished({})

@@ -39,7 +39,7 @@ class Plan(NamedTuple):
         keys = "schedule.epochs", "dataset.limit", "evaluation.limit"
         cuts = zip(keys, self[1:4], asked[1:4], strict=True)
         seeds = ",".join(map(str, range(self.seeds)))
-        return [f"seed={seeds}", *(f"{key}={mine:g}" for key, mine, all in cuts if mine != all)]
+        return [f"seed={seeds}", *(f"{key}={mine}" for key, mine, whole in cuts if mine != whole)]
 
 
 def plans(jobs: Sequence[Any], budget: float) -> tuple[Plan, list[Plan]]:
@@ -116,8 +116,8 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
             minutes = math.ceil(1.05 * minutes)
         return (
             f"{runs}; too little of them fits {duration(own.budget)}: the least that tells anything"
-            f" takes --budget {minutes}m. Give that, fewer runs, or a smaller network"
-            " (model.depth, model.width)."
+            f" is --budget {minutes}m; give that, fewer runs, or a smaller network (model.depth,"
+            " model.width)."
         )
     place, dataset = own.spread or Path(spec.record.root), spec.config["choices"]["dataset"]
     spread = spread_of(place, dataset)
@@ -139,7 +139,7 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
             f"What seeds show isn't known: no two finished runs of {dataset} in {place} differ in"
             " the seed alone."
         )
-    uncut = [plan for plan in found if plan[1:4] == (*asked[1:3], plan.tested) and plan.seeds >= 3]
+    uncut = [plan for plan in found if plan[1:3] == asked[1:3] and plan.seeds >= 3]
     changes = (uncut or [plan for plan in found if plan.seeds <= 3])[-1].words(asked)
     keys = {word.split("=")[0] for word in changes}
     kept = [word for word in words if word.split("=")[0] not in keys]

@@ -104,7 +104,7 @@ def memory(
         loss = model.train()(x).sum()
         saved = live.now
         loss.backward()
-        most, state = live.most, None
+        most = live.most
         del loss
         try:
             optimizer.step()

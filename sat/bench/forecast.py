@@ -61,7 +61,7 @@ def forecast(job: Job, spec: config.Spec, own: Namespace) -> None:
     """Fills in what is told of a run."""
     from sat.bench.case import Case
     from sat.bench.costs import without_images
-    from sat.bench.work import gradients_of, work_of
+    from sat.bench.work import work_of
 
     screen.stage("counting, and trying the network on this machine")
     job.case = case = Case(without_images(spec))
@@ -80,9 +80,7 @@ def forecast(job: Job, spec: config.Spec, own: Namespace) -> None:
         "training images": f"{sizes.train:,}",
         "epochs": f"{work.updates * schedule.batch_size / sizes.train:.4g}",
         "updates": f"{work.updates:,}",
-        "attack steps": str(gradients_of(spec.attack, sizes.classes)),
         "units an image": f"{sum(work.step):g}",
-        "training units": count(sum(work.step) * work.images),
         "validation gradients": count(work.validation),
         "evaluation gradients": count(work.evaluation),
         "precision": precision,
@@ -109,18 +107,19 @@ def rates_of(case: Any, own: Namespace) -> tuple[str, tuple[float, float] | None
 
 
 def summary(jobs: list[Job], own: Namespace) -> str:
-    """What all runs share, a table of what they do not, the totals, and what the numbers mean."""
+    """The totals, what all runs share, a table of what they do not, and what the numbers mean."""
     good, lines = [job for job in jobs if not job.refused], []
     if good:
         rows = [job.columns for job in good]
         mine = [] if len(rows) == 1 else ["run", "time"]  # in the table, whatever they are
         shared = [key for key in rows[0] if key not in mine and len({r[key] for r in rows}) == 1]
+        lines += [totals(jobs, own.gpus), ""]
         lines += [f"{key.ljust(26)}{rows[0][key]}" for key in shared]
         if mine:
             told = [key for key in rows[0] if key not in shared]
             lines += ["", table(told, [[row[key] for key in told] for row in rows])]
         notes = dict.fromkeys(job.note for job in good if job.note)
-        lines += ["", totals(jobs, own.gpus), "", *notes, LEGEND, rated(own)]
+        lines += ["", *notes, LEGEND, rated(own)]
     for number, job in enumerate(jobs):
         if job.refused:
             which = f"job {number} ({' '.join(job.overrides)}): " * (len(jobs) > 1)
