@@ -55,15 +55,15 @@ class Measured:
         return self.config["seed"]
 
     @property
-    def is_checked(self) -> bool:
-        """Whether it was asked if its numbers hold; of a kept run its config alone tells."""
-        found = any(part.masking_checks for part in self.result.measured.values())
-        return found or self.config.get("evaluation", {}).get("masking_checks") != 0
-
-    @property
     def images(self) -> str:
         """A digest of the test images."""
         return str(self.result.dataset.get("test_content") or "unknown")
+
+    def is_checked(self, attack: str) -> bool:
+        """Whether its accuracy was checked for masked gradients, or was to be: of a kept run its
+        config alone tells."""
+        found = any(attack in part.masking_checks for part in self.result.measured.values())
+        return found or self.config.get("evaluation", {}).get("masking_checks") != 0
 
     def value(self, key: str) -> Any:
         """A key's value: a group's option by its name; None for a key that is not there."""
