@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class Measured:
         simple = value is None or isinstance(value, str | int | float)
         return value if simple else json.dumps(value)
 
+    @cached_property
     def validations(self) -> tuple[Sequence[dict[str, Any]], str | None]:
         """Held-out accuracies by epoch, and what is wrong with the file that tells them."""
         rows, fault = (self.kept, None) if self.path is None else metrics(self.path)
@@ -199,7 +201,7 @@ def kept_of(run: Measured) -> dict[str, Any]:
     for each in filter(None, [result["environment"], *parts, *entries]):
         for key in LEFT_BEHIND:
             each.pop(key, None)
-    rows = [{k: row[k] for k in VALIDATION if k in row} for row in run.validations()[0]]
+    rows = [{k: row[k] for k in VALIDATION if k in row} for row in run.validations[0]]
     return {"name": run.name, "experiments": list(run.experiments), "config": config,
             "result": result, "validations": rows}  # fmt: skip
 

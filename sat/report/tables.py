@@ -154,7 +154,7 @@ def table_of(experiment: Experiment, runs: Sequence[Measured], setting: str, num
                      f" {len(mine)} runs (evaluation.masking_checks=0)")  # fmt: skip
     curves = any(figure["kind"] == "epochs" for figure in experiment.figures)
     for run in mine:
-        if curves and (fault := run.validations()[1]):
+        if curves and (fault := run.validations[1]):
             notes.append(f"{run.name}: {fault}")
         if names := sorted({alarm.name for alarm in run.result.alarms}):
             notes.append(f"! {run.name}: raised alarms ({', '.join(names)})")
