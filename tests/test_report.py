@@ -178,14 +178,14 @@ def test_the_terminal_shows_the_page_without_escapes_and_its_tables_in_columns(m
     head = ["activation", "steps", *(f"attack {k}, %" for k in range(9))]
     rows = [["ReLU", "1", *("[41, 43]",) * 9], ["a | b", "10", *("[1, 2]",) * 9]]
     whole = pages.grid(head, rows, keys=2)
-    text = pages.grid(["claim", "says"], [["word " * 3, "yes"]], keys=2)
+    text = pages.grid(["experiment", "claim", "digits"], [["x", "It is.", "supports"]], keys=3)
     page = f"# A *title*\n\n{whole}\n\nlong\nlines\n\n- an item\n  goes on\n- another\n\n{text}\n"
     lines = pages.terminal(page).split("\n")
     assert lines[:3] == ["# A *title*", "", "activation  steps  " + "  ".join(head[2:])]
     assert lines[4].split() == ["ReLU", "1", *("[41,", "43]") * 9]
     assert lines[5].startswith("a | b       10   ") and lines[5].endswith("      [1, 2]")
     assert lines[6:] == ["", "long lines", "", "- an item goes on", "- another", "",
-                         "- claim: word word word; says: yes"]  # fmt: skip
+                         "- x: It is. (digits supports)"]  # fmt: skip
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
     screen.say(pages.terminal(page))
@@ -251,7 +251,7 @@ def test_kept_runs_give_the_same_report(report, three, tmp_path):
     mine, other = contents(tmp_path / "kept"), contents(three.outputs / "report")
     assert {name: mine[name] for name in other} == other
     found = {line.name: line for line in runs.read(file)}
-    assert found[run.name].validations()[0] == [
+    assert found[run.name].validations[0] == [
         {k: v for k, v in rows[0].items() if k != "diagnostics/x"}
     ]
     shutil.rmtree(run)

@@ -34,9 +34,9 @@ from sat.errors import Busy, Fault, Refused
 from sat.evaluation import store
 from sat.loggers.base import _Sent
 from sat.models.files import read_file
-from sat.report.runs import experiments_of, metrics, status
 from sat.rundir import checkpoint, files, lock, record, result, untrusted
 from sat.rundir.checkpoint import Unwritable
+from sat.rundir.reading import experiments_of, metrics, status
 
 # files that are none: what is read or written is a regular file, asked without blocking ----------
 

@@ -122,12 +122,12 @@ def terminal(text: str) -> str:
 
 
 def aligned(part: str) -> str:
-    """A Markdown table in columns, the keys of a row in the first; one of words alone as a list."""
+    """A Markdown table in columns, the keys of a row in the first; the claims as a list."""
     lines = [[*map(bare, re.split(r"(?<!\\) \| ", line[2:-2]))] for line in part.split("\n")]
     head, sides, *rows = lines
     if "---:" not in sides:
-        told = (zip(head, row, strict=True) for row in rows)
-        return "\n".join(f"- {'; '.join(f'{name}: {cell}' for name, cell in row)}" for row in told)
+        told = ((row, map(" ".join, zip(head[2:], row[2:], strict=True))) for row in rows)
+        return "\n".join(f"- {row[0]}: {row[1]} ({', '.join(verdicts)})" for row, verdicts in told)
     keys = sides.index("---:")
     widths = [max(map(len, column)) for column in list(zip(head, *rows, strict=True))[:keys]]
     head, *rows = (

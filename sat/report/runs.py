@@ -3,21 +3,21 @@ each, or why nothing was. Needs no torch, which takes two seconds to import."""
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sat.errors import Refused
+from sat.errors import Refused, first_line
 from sat.identity import NEUTRAL, SECTIONS
 from sat.rundir import untrusted
 from sat.rundir.files import read_text
-from sat.rundir.lock import is_running
-from sat.rundir.result import CHECKPOINTS, AttackResult, RunResult, read_result
+from sat.rundir.reading import experiments_of, metrics, runs_in, status
+from sat.rundir.result import CHECKPOINTS, AttackResult, RunResult
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -55,15 +55,15 @@ class Measured:
         return self.config["seed"]
 
     @property
-    def is_checked(self) -> bool:
-        """Whether it was asked if its numbers hold; of a kept run its config alone tells."""
-        found = any(part.masking_checks for part in self.result.measured.values())
-        return found or self.config.get("evaluation", {}).get("masking_checks") != 0
-
-    @property
     def images(self) -> str:
         """A digest of the test images."""
         return str(self.result.dataset.get("test_content") or "unknown")
+
+    def is_checked(self, attack: str) -> bool:
+        """Whether its accuracy was checked for masked gradients, or was to be: of a kept run its
+        config alone tells."""
+        found = any(attack in part.masking_checks for part in self.result.measured.values())
+        return found or self.config.get("evaluation", {}).get("masking_checks") != 0
 
     def value(self, key: str) -> Any:
         """A key's value: a group's option by its name; None for a key that is not there."""
@@ -75,6 +75,7 @@ class Measured:
         simple = value is None or isinstance(value, str | int | float)
         return value if simple else json.dumps(value)
 
+    @cached_property
     def validations(self) -> tuple[Sequence[dict[str, Any]], str | None]:
         """Held-out accuracies by epoch, and what is wrong with the file that tells them."""
         rows, fault = (self.kept, None) if self.path is None else metrics(self.path)
@@ -102,21 +103,6 @@ def finished(place: Path) -> list[Measured]:
     return [run for run in read(place) if isinstance(run, Measured)]
 
 
-def runs_in(root: Path) -> dict[str, Path]:
-    """Run directories below `root` by their names, without those set aside by record.fresh. Raises
-    Refused where there is none."""
-    if not root.is_dir():
-        raise Refused(f"{root}: no such folder; name the record.root of your runs")
-    found = []
-    for folder, folders, files in os.walk(root):  # passes over what goes meanwhile
-        folders[:] = [name for name in folders if name != ".replaced"]
-        found += [Path(folder)] if "config.yaml" in files else []
-    if not found:
-        raise Refused(f"{root}: holds no run; a run's directory has a config.yaml")
-    return {root.name if path == root else str(path.relative_to(root)): path
-            for path in sorted(found)}  # fmt: skip
-
-
 def look(path: Path, name: str) -> Measured | Left:
     """What a run directory holds; every file is read once."""
     try:
@@ -130,35 +116,7 @@ def look(path: Path, name: str) -> Measured | Left:
 
 
 def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, Refused) else f"{type(error).__name__}: {text}"
-
-
-def experiments_of(path: Path) -> list[str]:
-    """The experiments under which a run was asked for."""
-    try:
-        return sorted({*read_text(path / "experiments.txt").split()})
-    except FileNotFoundError:
-        return []
-    except UnicodeDecodeError as error:
-        raise Refused(f"experiments.txt is damaged ({error.reason})") from None
-
-
-def status(run: Path) -> tuple[str, dict[str, Any]]:
-    """finished, running, stopped, failed or damaged; and the result as far as there is one."""
-    try:
-        result = read_result(run) or {}
-    except ValueError as error:
-        return "damaged", {"error": str(error)}
-    if is_running(run):
-        return "running", result
-    try:
-        _, fault, error = read_text(run / "log.txt").splitlines()[-1].partition(" ERROR ")
-    except (OSError, IndexError, UnicodeDecodeError):
-        fault = error = ""
-    if fault and not result:
-        return "failed", {"error": f"{error} (resumable)"}
-    return result.get("status", "stopped"), result
+    return str(error) if isinstance(error, Refused) else first_line(error)
 
 
 def measured(
@@ -190,21 +148,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, Mapping)
         found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
-
-
-def metrics(run: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """The lines of `metrics.jsonl` that are whole, and what is wrong with the file."""
-    rows, fault = [], None
-    try:
-        lines = read_text(run / "metrics.jsonl").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        return [], f"metrics.jsonl can't be read ({one_line(error)})"
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            fault = fault or f"metrics.jsonl is damaged in line {number} ({one_line(error)})"
-    return rows, fault
 
 
 def _finite(value: Any) -> bool:
@@ -258,7 +201,7 @@ def kept_of(run: Measured) -> dict[str, Any]:
     for each in filter(None, [result["environment"], *parts, *entries]):
         for key in LEFT_BEHIND:
             each.pop(key, None)
-    rows = [{k: row[k] for k in VALIDATION if k in row} for row in run.validations()[0]]
+    rows = [{k: row[k] for k in VALIDATION if k in row} for row in run.validations[0]]
     return {"name": run.name, "experiments": list(run.experiments), "config": config,
             "result": result, "validations": rows}  # fmt: skip
 

@@ -4,7 +4,8 @@ Needs no torch."""
 from pathlib import Path
 
 from sat.loggers.screen import cut, duration
-from sat.report.runs import FAULTS, metrics, one_line, runs_in, status
+from sat.report.runs import FAULTS, one_line
+from sat.rundir.reading import metrics, runs_in, status
 from sat.rundir.untrusted import read_yaml
 
 

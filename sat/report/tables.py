@@ -149,12 +149,12 @@ def table_of(experiment: Experiment, runs: Sequence[Measured], setting: str, num
         except Refused as error:
             notes.append(f"reference: {error}; no differences are told")
     mine = sorted((run for row in rows for run in row.runs), key=lambda run: run.name)
-    if unchecked := sum(not run.is_checked for run in mine):
-        asked = "evaluation.masking_checks=0"
-        notes.append(f"{unchecked} of {len(mine)} runs: not checked for masked gradients ({asked})")
+    if unchecked := sum(not run.is_checked(attack) for run in mine):
+        notes.append(f"{attack or 'clean'}: not checked for masked gradients in {unchecked} of"
+                     f" {len(mine)} runs (evaluation.masking_checks=0)")  # fmt: skip
     curves = any(figure["kind"] == "epochs" for figure in experiment.figures)
     for run in mine:
-        if curves and (fault := run.validations()[1]):
+        if curves and (fault := run.validations[1]):
             notes.append(f"{run.name}: {fault}")
         if names := sorted({alarm.name for alarm in run.result.alarms}):
             notes.append(f"! {run.name}: raised alarms ({', '.join(names)})")
