@@ -4,12 +4,15 @@ model, and `sat.evaluate` measures any network."""
 import re
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 
 def _refuse(text):
     """Raises ImportError, since who imports this may do without; a command of this package, which
     comes no further than here, ends with the line and exit code 2."""
+    scripts = Path(__file__).resolve().parents[1] / "scripts"
     command = re.search(r"(^|[\\/])sat(-[a-z]+)?(\.exe)?$", sys.argv[0]) is not None
+    command = command or Path(sys.argv[0]).resolve().parent == scripts
     if sys.argv[0] == "-m":  # Python looks for the module, which may be another package's
         command = any(word.startswith("sat.") for word in sys.orig_argv)
     if not command:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import warm
-import yaml
+from composed import composed_once  # noqa: F401, of all tests
 from written import folder, write  # noqa: F401, fixtures of reports
 
 ROOT = Path(__file__).parents[1]
@@ -25,21 +25,10 @@ TINY = [
 
 
 @pytest.fixture(scope="session", autouse=True)
-def parsed_once():
-    """A config's text is parsed once a process, not by every composition of it: OmegaConf's reader
-    takes a third of each."""
-    load, parsed = yaml.load, {}
-
-    def read(stream, Loader):  # noqa: N803, as callers name it
-        if Loader.__name__ != "OmegaConfLoader" or isinstance(stream, str):
-            return load(stream, Loader)
-        if (text := stream.read()) not in parsed:
-            stream.seek(0)
-            parsed[text] = load(stream, Loader)
-        return parsed[text]
-
+def hasty_disk():
+    """No test cuts the power: a file is written and renamed, and none is waited for."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(yaml, "load", read)
+        patch.setattr(os, "fsync", lambda file: None)
         yield
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sat import objectives
 from sat.acceleration.device import find_device
 from sat.attacks import PGD, Multi
 from sat.attacks.outcomes import AttackOutcomes
@@ -19,17 +20,7 @@ from sat.distributed.world import ALONE, World, join, shared
 from sat.evaluation.measure import joined, measure, share
 from sat.evaluation.store import digest_of
 from sat.launch import end, local_rank
-from sat.objectives import (
-    AWP,
-    MART,
-    TRADES,
-    AdaptiveELLE,
-    Adversarial,
-    Consistency,
-    GradAlign,
-    GradientNorm,
-    Method,
-)
+from sat.objectives import Adversarial, Method
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 from sat.training.state import TrainState
@@ -53,10 +44,16 @@ CASES = {
     "sharded": {"shard": True, "accumulate": 2, "ema": 0.5, "clip": 0.1},
 }
 METHODS = {  # where it is not the usual one
-    "perturbed weights": {"objective": TRADES(), "weight_attack": AWP(0.05)},
-    "two views": {"objective": Consistency()},
-    "learned weight": {"objective": MART(), "regulariser": AdaptiveELLE(20.0)},
-    "gradients of gradients": {"objective": GradientNorm(20.0), "regulariser": GradAlign(0.2)},
+    "perturbed weights": {"objective": objectives.TRADES(), "weight_attack": objectives.AWP(0.05)},
+    "two views": {"objective": objectives.Consistency()},
+    "learned weight": {
+        "objective": objectives.MART(),
+        "regulariser": objectives.AdaptiveELLE(20.0),
+    },
+    "gradients of gradients": {
+        "objective": objectives.GradientNorm(20.0),
+        "regulariser": objectives.GradAlign(0.2),
+    },
     "several balls": {"attack": Multi({"linf": 20, "l1": 400}, 2)},
 }
 counts = {"collectives": 0}

@@ -269,7 +269,7 @@ def wait_for(path: Path, process: warm.Command, newer: float = 0.0) -> None:
 def test_stopped_killed_and_resumed_by_other_numbers_of_processes(sat, tmp_path):
     """3 processes, asked to stop; 2 with shared out weights, of which one is killed; 1 to the end:
     as one, never stopped."""
-    options = ["schedule.epochs=8", "record.checkpoint_minutes=0", "evaluation.masking_checks=8"]
+    options = ["schedule.epochs=8", "record.checkpoint_minutes=0"]
     words = [word for word in [*TINY, *NETWORK, *options] if "width" not in word]
     ended = sat(*words, tiny=False, root=tmp_path / "alone")
     assert ended.code == 0, ended.err

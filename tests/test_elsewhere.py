@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import types
+import warnings
 import zipfile
 from copy import deepcopy
 from dataclasses import replace
@@ -214,10 +215,12 @@ SAVED = {
 def saved(tmp_path_factory):
     """Files of one network, and it."""
     folder, net = tmp_path_factory.mktemp("saved"), small_network().eval()
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():  # whichever test asks first
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         net(torch.zeros(2, 1, 8, 8))
-    for name, save in SAVED.items():
-        save(net, folder / name)
+        for name, save in SAVED.items():
+            save(net, folder / name)
     return folder, net
 
 

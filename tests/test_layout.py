@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SAT = ROOT / "sat"
 SOURCES = sorted(SAT.rglob("*.py"))
 ALL = [*SOURCES, *sorted((ROOT / "scripts").glob("*.py"))]
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROSE = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 # Each tier imports from those after it alone; members of one tier don't import each other.
 TIERS = """
@@ -189,7 +189,7 @@ def test_readme_is_short_and_its_keys_exist():
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
 def test_prose_can_be_read_in_a_plain_terminal(path):
     for number, line in enumerate(path.read_text().splitlines(), 1):
         assert len(line) <= 100 or line.startswith(("|", "![", "http")), f"{path}:{number}"

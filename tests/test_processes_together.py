@@ -22,12 +22,12 @@ SMALL = [word for word in TINY if not word.startswith("model.width")] + NETWORK
 # Of the two attacks one gives its verdicts image by image, and its images are shared out; the other
 # gives them by batches, which one process takes. MaskingChecks are the first process's affair.
 PGD = [
-    "evaluation.limit=24", "evaluation.batch_size=2", "evaluation.checkpoints=[last]",
+    "evaluation.limit=24", "evaluation.checkpoints=[last]",
     "evaluation.search=exact",  # by PGD.__call__, where a process can be killed
     "+attack@evaluation.attacks.pgd=pgd", "evaluation.attacks.pgd.steps=3",
 ]  # fmt: skip
 BOTH = [
-    "evaluation=autoattack", *PGD, "evaluation.masking_checks=8",
+    "evaluation=autoattack", *PGD, "evaluation.masking_checks=8", "evaluation.batch_size=6",
     "evaluation.attacks.autoattack.eps=60",
     "evaluation.attacks.autoattack.version=custom",
     "evaluation.attacks.autoattack.attacks=[apgd-ce]",
@@ -130,7 +130,7 @@ def test_an_evaluation_that_is_killed_twice_goes_on_where_it_was(trained, measur
     known: list[set[int]] = [set()]
     for whom in ("all", "one", "none"):
         notes = tmp_path / f"attacked-{whom}"
-        words = ["evaluation=clean", *PGD, "evaluation.masking_checks=0"]
+        words = ["evaluation=clean", *PGD, "evaluation.batch_size=2", "evaluation.masking_checks=0"]
         code, _, err = told(tmp_path, *torchrun(2, str(program), whom, str(notes),
                                                 f"evaluate={run}", *words))  # fmt: skip
         assert code == {"all": -signal.SIGKILL, "one": 1, "none": 0}[whom], err
@@ -188,11 +188,11 @@ main()
 
 
 def test_dropout_resumed_by_as_many_processes_equals_never_stopped(tmp_path):
-    """Stochastic depth, too; and batch norm, whose statistics are of each process's own images."""
+    """Of whole blocks; beside batch norm, whose statistics are of each process's own images."""
     words = [word for word in TINY if not word.startswith(("model", "evaluation"))]
-    words += ["model=efficientnet", "model.dropout=0.3", "schedule.epochs=1.5",
-              "validation.every=1.5", "validation.limit=8", "evaluation=clean",
-              "evaluation.limit=20", "evaluation.masking_checks=0"]  # fmt: skip
+    words += ["model=timm", "model.name=test_efficientnet", "model.drop_path=0.5",
+              "schedule.epochs=1.5", "validation.every=1.5", "validation.limit=8",
+              "evaluation=clean", "evaluation.limit=20", "evaluation.masking_checks=0"]  # fmt: skip
     program = tmp_path / "stops.py"
     program.write_text(STOPS)
     whole, folder = tmp_path / "whole", tmp_path / "stopped"

@@ -315,6 +315,13 @@ def test_a_disk_that_fails_to_flush_is_a_fault(tmp_path, monkeypatch):
         checkpoint.write_whole(tmp_path / "x", lambda file: file.write(b"one"))
 
 
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    place, seen = tmp_path / "x", []
+    monkeypatch.setattr(os, "fsync", lambda n: seen.append((os.fstat(n).st_size, place.exists())))
+    checkpoint.write_whole(place, lambda file: file.write(b"one"))
+    assert seen == [(3, False)]
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_disk_without_links_keeps_two_checkpoints(number, tmp_path, monkeypatch):
     def link(*given):
@@ -608,7 +615,7 @@ def test_who_may_do_without_the_package_can_tell_that_its_packages_are_not_there
 
 
 @pytest.mark.parametrize("words", [
-    ["-m", "sat.run"], ["-m", "sat.report.command", "outputs"],
+    ["-m", "sat.run"], ["-m", "sat.report.command", "outputs"], ["scripts/report.py", "outputs"],
     ["-c", "import sys; sys.argv[0] = '/venv/bin/sat-report'; import sat"],
 ])  # fmt: skip
 def test_a_command_whose_packages_are_not_installed_says_so_in_a_line(words):

@@ -6,6 +6,7 @@ is asked or suffers, and not how Python starts."""
 import atexit
 import importlib
 import json
+import logging
 import os
 import runpy
 import shutil
@@ -16,6 +17,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -162,25 +164,25 @@ def python(words: list[str]) -> None:
 
 
 class Fork(Child):
-    """One of the processes of torchrun, forked from it."""
+    """A process of torchrun, or a worker of joblib, forked from the command that starts it."""
 
-    def __init__(self, words: list[str], env: dict):
+    def __init__(self, words: list[str], env: dict, prepare: Callable[[], None]):
         self.args = words
         if (number := os.fork()) == 0:
-            self._run(words, env)
+            self._run(words, env, prepare)
         self.pid = number
 
     def _code(self) -> int | None:
         number, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if number else None
 
-    def _run(self, words: list[str], env: dict) -> None:
+    def _run(self, words: list[str], env: dict, prepare: Callable[[], None]) -> None:
         code = 1
         try:
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.setsid()
+            prepare()
             os.environ.clear()
             os.environ.update(env)
             python(words)
@@ -197,14 +199,30 @@ class Fork(Child):
 
 def forked(handler: object, args: tuple, env: dict) -> Fork:
     """Torchrun's way to start one of its processes: `[python, -u, ...]`."""
-    return Fork([word for word in args[1:] if word != "-u"], env)
+    return Fork([word for word in args[1:] if word != "-u"], env, os.setsid)
+
+
+def forget() -> None:
+    """Leaves nothing that the command has made of the package, which is imported anew."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sat"]:
+        del sys.modules[name]
+    logging.getLogger("sat").handlers.clear()
+
+
+def launched(cmd: list[str], keep_fds: list, env: dict | None = None) -> int:
+    """Joblib's way to start a worker, `[python, -m, ...]`, or what keeps account of them."""
+    if cmd[1] != "-m":
+        return FORK_EXEC(cmd, keep_fds, env=env)
+    return Fork(cmd[1:], {**os.environ, **(env or {})}, forget).pid
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     for name in IMPORTED:
         importlib.import_module(name)
+    from joblib.externals.loky.backend import fork_exec
     from torch.distributed.elastic.multiprocessing import subprocess_handler
 
     subprocess_handler.SubprocessHandler._popen = forked
+    FORK_EXEC, fork_exec.fork_exec = fork_exec.fork_exec, launched
     python(serve())

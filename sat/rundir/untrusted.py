@@ -112,14 +112,14 @@ def load_tensors(path: Path) -> Any:
         check_packed(path)
         warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
         state = torch.load(file, map_location="cpu", weights_only=True)
-    parts, total, pending = 0, 0, [state]
+    parts, total, pending, most = 0, 0, [state], unfolded(path)
     while pending:
         parts, value = parts + 1, pending.pop()
         if isinstance(value, Mapping | list | tuple):
             pending += value.values() if isinstance(value, Mapping) else value
         elif isinstance(value, torch.Tensor):
             total += value.numel() * value.element_size()
-        if total > unfolded(path) or parts + len(pending) > MOST_PARTS:
+        if total > most or parts + len(pending) > MOST_PARTS:
             raise ValueError("unfolds to far more than the file holds")
     return state
 
