@@ -355,6 +355,7 @@ def test_a_verdict_tells_on_how_many_images_it_was_doubted():
         "last, pgd: not checked for masked gradients (evaluation.masking_checks=0)",
     ]
     assert [line.split(":")[0] for line in results.doubted(known)] == ["best, pgd and last, pgd"]
+    assert results.doubted(replace(known, last=replace(last, robust={}), best=None)) == []
     (told,) = results.doubted(replace(known, last=last))
     assert told.startswith("best, pgd and last, more: not checked"), "more came after the checks"
     last = known.last.with_masking_checks(whole)

@@ -448,7 +448,7 @@ def final_metrics(result: RunResult) -> dict[str, float]:
 def tell(result: RunResult, known: Collection[str] = ()) -> None:
     """The table of a result, whether it was doubted, and its alarms; of those whose messages are
     `known` the names."""
-    log.info("\n%s\n\n%s", summary(result), "\n".join(doubted(result)))
+    log.info("\n%s", "\n".join([summary(result), "", *doubted(result)]).rstrip())
     for which, part in once(result).items():
         for name, corrupted in part.corruptions.items():
             log.info("\n%s", corruptions.text(which, name, corrupted))
@@ -467,13 +467,15 @@ def tell(result: RunResult, known: Collection[str] = ()) -> None:
 
 def doubted(result: RunResult) -> list[str]:
     """On how many images it was asked whether the last attack's numbers hold, of each checkpoint;
-    or that it was not asked."""
+    or that it was not asked. Nothing without an attack."""
     found: dict[str, list[str]] = {}
     for which, part in once(result).items():
-        name = next((name for name in reversed(part.robust) if name != WORST), CLEAN)
+        if not (attacks := [name for name in part.robust if name != WORST]):
+            continue
+        name = attacks[-1]
         told = "not checked for masked gradients (evaluation.masking_checks=0)"
         if checks := part.masking_checks.get(name):
-            measured = part.accuracies[name].images
+            measured = part.robust[name].images
             few = " (a part, to save time)" * (checks.images < measured)
             told = f"masking checks on {part_of(checks.images, measured)} images{few}"
         found.setdefault(told, []).append(f"{which if part.step else 'weights'}, {name}")
