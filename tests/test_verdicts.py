@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -415,7 +416,7 @@ class Falls:
         )
 
 
-def steps_until_it_ends(recording, patience=2.0, starts=1):
+def steps_until_it_ends(recording, patience=2.0):
     """And whether the image fell."""
     search = Replayed(Ball(1 / 255, "linf"), targeted_dlr, rounds=2).play(recording)
     steps, fell = [], []
@@ -423,7 +424,7 @@ def steps_until_it_ends(recording, patience=2.0, starts=1):
     object.__setattr__(search, "step", lambda *given: steps.append(1) or plain(*given))
     left = lambda images, points=None, tied=None: fell.append(points is not None)  # noqa: E731
     pool = Pool(torch.zeros(1, 1, 2, 2), torch.tensor([0]), torch.tensor([[1, -1]]),
-                RowRng(0, torch.arange(1)), left, 4, patience, starts)  # fmt: skip
+                RowRng(0, torch.arange(1)), left, 4, patience)  # fmt: skip
     pool.run(search, Falls(), [0])
     return len(steps), fell == [True]
 
@@ -445,36 +446,45 @@ def test_a_round_that_stalls_on_its_way_is_given_up_later():
     assert steps_until_it_ends(stalls) == (41, False)
 
 
-def test_a_round_that_ends_near_a_fall_begins_again_from_another_start():
-    ends_near, ends_far = {0: 1, 5: 0.15, 90: 0.09}, {0: 1, 5: 0.15, 90: 0.11}
-    assert steps_until_it_ends(ends_near) == (101, False)
-    assert steps_until_it_ends(ends_near, starts=3) == (3 * 101, False)
-    assert steps_until_it_ends(ends_far, starts=3) == (101, False)
-    assert steps_until_it_ends(HOPELESS[0], starts=3) == (11, False)
+@pytest.mark.parametrize(
+    "recording, given, say",
+    [({0: 1, 5: 0.25, 20: 0.2}, {0: [7]}, []), ({0: 1, 5: 0.25}, {}, [1]),
+     ({0: 1, 5: 0.25, 20: 0.2, 90: 0}, {}, [3])],
+)  # fmt: skip
+def test_an_image_with_a_round_that_ends_near_a_fall_is_given_back_and_not_told(
+    recording, given, say
+):
+    search, told = Replayed(Ball(1 / 255, "linf"), targeted_dlr).play(recording), []
+    pool = Pool(torch.zeros(1, 1, 2, 2), torch.tensor([0]), torch.tensor([[7]]),
+                RowRng(0, torch.arange(1)), lambda *of: told.append(len(of)), 4, 2.0)  # fmt: skip
+    assert replace(pool, gives_back=True).run(search, Falls(), [0]) == given
+    assert told == say
+    assert pool.run(search, Falls(), [0]) == {} and told[-1] == (3 if 90 in recording else 1)
 
 
-def test_a_further_start_fells_an_image_and_no_two_begin_alike():
-    drawn, fell = [], []
+def test_what_stands_near_a_fall_is_tried_again_in_float32(digits, monkeypatch):
+    model, x, y = digits
+    monkeypatch.setattr("sat.attacks.patience.AGAIN", 1.0)  # all rounds that are not given up
+    attack, ran, run = FastAutoAttack(30, attacks=("apgd-t",)), [], Pool.run
 
-    class Luck(APGDSearch):
-        """Image 1 falls from its third start; all others end near a fall each time."""
+    def watched(pool, search, network, images):
+        found = run(pool, search, network, images)
+        ran.append((pool, search, network, images, found))
+        return found
 
-        def begin(self, x, y, target, rng):
-            drawn.extend(rng.rows.tolist())
-            return super().begin(x, y, target, rng)
-
-        def step(self, network, state):
-            state["iteration"] = state["iteration"] + 1
-            state["short"] = 1 / state["iteration"]
-            falls = (state["image"] == 1) & (state["start"] == 2)
-            return state["point"], falls, state["iteration"] > 20
-
-    pool = Pool(torch.zeros(3, 1, 2, 2), torch.zeros(3).long(), torch.ones(3, 2).long(),
-                RowRng(0, torch.arange(3)), lambda *t: fell.append((t[0].tolist(), len(t))),
-                4, 2.0, starts=4)  # fmt: skip
-    pool.run(Luck(Ball(1 / 255, "linf"), targeted_dlr, rounds=2), Falls(), [0, 1, 2])
-    assert sorted(fell) == [([0], 1), ([1], 3), ([2], 1)] or sorted(fell) == [([0, 2], 1), ([1], 3)]
-    assert len({*drawn}) == len(drawn) > 2 * 2 * 4
+    monkeypatch.setattr(Pool, "run", watched)
+    found = attack.verdicts(model, x, y)
+    (_, _, _, _, nearly), (again, search, network, images, none) = ran
+    assert images == [*nearly] and nearly and none == {}
+    assert network.low is network.fast and network.near == 0
+    for image, targets in nearly.items():
+        tried = again.targets[image][again.targets[image] >= 0].tolist()
+        assert tried == targets * ensemble.STARTS and len(tried) <= search.rounds <= again.spread
+    assert again.rng.key != ran[0][0].rng.key  # other starts
+    published = replace(attack, patience=None).verdicts(model, x, y)
+    assert (
+        len(ran) == 3 and ran[2][-1] == {} and not ((found == STANDS) & (published != STANDS)).any()
+    )
 
 
 def test_square_ends_where_each_single_pixel_was_asked_for_without_a_gain():

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -32,7 +32,7 @@ KNOWN = (*ATTACKS, "apgd-pma")
 TARGETED = ("apgd-t", "fab-t")
 BATCH = 10**9  # multiply-adds of a batch's forward on a CPU: a tenth of a second, or less
 MORE = 3  # times Square, where logits are coarse
-STARTS = 4  # of a targeted round that ends near a fall each time
+STARTS = 5  # more, of a targeted round that ended near a fall
 
 
 @dataclass(frozen=True)
@@ -125,15 +125,28 @@ class FastAutoAttack(Ensemble):
                             left = outcomes.robust.nonzero()[:, 0].split(size)
                             targets = self._targets(network, x, y, left)
                         aims = targets
-                    starts = self._starts if name == "apgd-t" else 1
-                    pool = Pool(x, y, aims, own, outcomes.leave, size, patience, starts)
-                    pool.run(search, network, images.tolist())
+                    pool = Pool(x, y, aims, own, outcomes.leave, size, patience)
+                    if name == "apgd-t" and self._tries_again:
+                        pool = replace(pool, gives_back=True)
+                    if nearly := pool.run(search, network, images.tolist()):
+                        self._again(pool, network, nearly)
+
+    def _again(self, pool: Pool, network: Network, nearly: dict[int, list[int]]) -> None:
+        """Tries the targets that brought images near a fall from further starts, in float32: with
+        bfloat16 a search can't tell the two sides of the edge."""
+        rounds = TRIED * STARTS
+        aims = torch.full((len(pool.y), rounds), -1)
+        for image, targets in nearly.items():
+            aims[image, : len(targets) * STARTS] = torch.tensor(targets * STARTS)
+        own = pool.rng.child("again")
+        again = replace(pool, targets=aims, rng=own, spread=64, gives_back=False)
+        search = APGDSearch(self._ball, targeted_dlr, rounds=rounds)
+        again.run(search, network.in_float32(), [*nearly])
 
     @property
-    def _starts(self) -> int:
-        """Starts of a targeted round that ends near a fall: one, as published, where nothing is
-        given up, and in L1, whose distances are of larger balls."""
-        return 1 if self.patience is None or self.norm == "l1" else STARTS
+    def _tries_again(self) -> bool:
+        """Not with the published lengths, nor in L1, whose distances are of larger balls."""
+        return self.patience is not None and self.norm != "l1"
 
     @property
     def _ball(self) -> Ball:

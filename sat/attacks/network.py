@@ -1,5 +1,6 @@
 """The attacked network: fast copies to search with, and the model itself to confirm."""
 
+import copy
 from collections.abc import Callable
 from functools import cache
 
@@ -54,6 +55,12 @@ class Network:
                 continue
             return net
         return None
+
+    def in_float32(self) -> "Network":
+        """This network for a search that takes no fewer bits."""
+        other = copy.copy(self)
+        other.low, other.near = self.fast, 0.0
+        return other
 
     def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]):
         """Logits [B, K], loss(logits) [B] and the gradient of each loss by its image, 0 where it is

@@ -2,8 +2,8 @@
 
 So the batch stays full until the queue is empty, whatever share of the images falls early.
 
-A round that leads nowhere ends early, and one that ends near a fall is begun again from another
-start (see `sat.attacks.patience`).
+A round that leads nowhere ends early; what ended near a fall is told, to be tried again (see
+`sat.attacks.patience`).
 """
 
 from collections import deque
@@ -48,10 +48,9 @@ class Search(Protocol):
 class Pool:
     """Images [N] with their labels, targets [N, rounds] and random numbers.
 
-    A target of -1 is none. An image's rounds draw with `spread` times its row, and their number;
-    from a further start, as those of further images would.
-    `left(images, points, tied)` is told of images that fell, where, and
-    which of them by a tie; without points, of those that stand.
+    A target of -1 is none. An image's rounds draw with `spread` times its row, and their number.
+    `left(images, points, tied)` is told of images that fell, where, and which of them by a tie;
+    without points, of those that stand, but not of those that `run` is to give back.
     """
 
     x: Tensor
@@ -61,37 +60,41 @@ class Pool:
     left: Callable[..., None]
     size: int  # of a batch
     patience: float
-    starts: int = 1  # of a round that ends near a fall each time
     spread: int = 16
+    gives_back: bool = False
 
-    def run(self, search: Search, network: Network, images: list[int]) -> None:
+    def run(self, search: Search, network: Network, images: list[int]) -> dict[int, list[int]]:
         """Puts `images` through the search's rounds: the first of all of them, then the second.
+        Gives those that stand and were near a fall, where asked to, with the targets of the rounds.
 
         Near the end of the queue an image is in several rounds at once, to keep the batch full.
         """
         rounds = min(search.rounds, self.targets.shape[1])
         real = self.targets[:, :rounds] >= 0
-        queue = deque((image, k, 0) for k in range(rounds) for image in images if real[image, k])
+        queue = deque((image, k) for k in range(rounds) for image in images if real[image, k])
         rounds_left = {image: int(real[image].sum()) for image in images}
         state: State = {}
+        nearly: dict[int, list[int]] = {}
         while state := self._fill(search, network, state, queue, rounds_left):
             points, may_fall, over = search.step(network, state)
-            again = over & near(state) & (state["start"] < self.starts - 1)
+            if self.gives_back and (close := over & near(state)).any():
+                both = torch.stack([state["image"], state["target"]], 1)
+                for image, target in both[close].tolist():
+                    nearly.setdefault(image, []).append(target)
             over |= search.hopeless(state, self.patience)
             if not (may_fall | over).any():
                 continue
             over |= self._take_fallen(network, state, points, may_fall, rounds_left)
             stand = []
-            for image, k, start, more in _entries(state, over, again):
-                if image in rounds_left and more:
-                    queue.append((image, k, start + 1))
-                elif image in rounds_left:
+            for image in state["image"][over].tolist():
+                if image in rounds_left:
                     rounds_left[image] -= 1
-                    stand += [image] if rounds_left[image] == 0 else []
+                    stand += [image] if rounds_left[image] == 0 and image not in nearly else []
             if stand:
                 self.left(torch.tensor(stand))
             stay = (~over).nonzero()[:, 0]
             state = {key: rows[stay] for key, rows in state.items()} if len(stay) else {}
+        return {image: targets for image, targets in nearly.items() if image in rounds_left}
 
     def _fill(
         self, search: Search, network: Network, state: State, queue: deque, rounds_left: dict
@@ -104,13 +107,11 @@ class Pool:
                 coming.append(entry)
         if not coming:
             return state
-        images, rounds, starts = torch.tensor(coming).T
-        own = {"image": images, "round": rounds, "start": starts}
-        own["x"] = self.x[images.to(self.x.device)]
+        images, rounds = torch.tensor(coming).T
+        own = {"image": images, "round": rounds, "x": self.x[images.to(self.x.device)]}
         own |= {"y": self.y[images], "target": self.targets[images, rounds]}
         own = {key: rows.to(network.device) for key, rows in own.items()}
-        rows = (self.rng.rows[images] + starts * len(self.x)).to(network.device)
-        rows = rows * self.spread + own["round"]
+        rows = self.rng.rows[images].to(network.device) * self.spread + own["round"]
         own |= search.begin(own["x"], own["y"], own["target"], RowRng(self.rng.key, rows))
         own |= fields(own["iteration"], own["short"])
         return {key: torch.cat([state[key], rows]) for key, rows in own.items()} if state else own
@@ -134,9 +135,3 @@ class Pool:
             at = list(rows.values())
             self.left(torch.tensor(list(rows)), points[at], tied[at])
         return torch.isin(state["image"], state["image"][asked])
-
-
-def _entries(state: State, over: Tensor, again: Tensor) -> list[list[int]]:
-    """Image, round and start of the rows that are `over` [B], and whether another start is due."""
-    told = (state["image"], state["round"], state["start"], again)
-    return torch.stack([part.long() for part in told], 1)[over].tolist()
