@@ -45,7 +45,7 @@ bench: setup ## time training steps against the machine's limit: make bench ARGS
 soak: setup ## kills, command lines and damaged files at random: make soak ARGS=--many
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash $(ARGS)
 
-report: setup ## tables and figures of the runs in outputs: make report ARGS="--experiment NAME"
+report: setup ## tables and figures of the runs in outputs: make report ARGS="--to FOLDER"
 	@$(BIN)/python scripts/report.py outputs $(ARGS)
 
 results: setup ## rebuild docs/results.md from its evidence: make results NEW=outputs/runs.jsonl

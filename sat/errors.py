@@ -21,11 +21,18 @@ def on_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
     return {number: signal.signal(number, handler) for number in numbers}
 
 
-class Refused(ValueError):
+class _OneLine:
+    """Says one line, whatever the names and values hold that it quotes."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class Refused(_OneLine, ValueError):
     """Bad input: one line that names the key, the value and the remedy. Exit code 2."""
 
 
-class Fault(Exception):
+class Fault(_OneLine, Exception):
     """The run could not go on; what it saved is kept. One line; exit code 1."""
 
 

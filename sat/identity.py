@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from sat.errors import Refused, printable
+from sat.errors import Refused
 
 SECTIONS = "dataset sampler augment activation attack model schedule objective".split()
 SECTIONS += "regulariser weight_attack validation evaluation metrics record".split()
@@ -207,7 +207,7 @@ def refuse_moved(
 
 
 def _shown(value: Any) -> str:
-    text = "null" if value is None else printable(str(value))
+    text = "null" if value is None else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -16,8 +16,11 @@ def test_a_page_quotes_the_runs_of_the_results(page):
     kept = (ROOT / "docs/results/runs.jsonl").read_text().splitlines()
     text, runs = page.read_text(), [json.loads(line) for line in kept]
     assert filled(text, runs) == text
-    name = QUOTE["MARKED"].search(text)[1].splitlines()[0].split(" = ")[1]
-    best = next(run["result"]["best"] for run in runs if run["name"].startswith(f"{name}-s0-"))
+    table, around = QUOTE["MARKED"].search(text), " ".join(text.split())
+    rows = tuple(line.split(" = ")[1] for line in table[1].splitlines())
+    met = [r["result"]["best"]["robust"].get("strong") for r in runs if r["name"].startswith(rows)]
+    assert all(f"first {one['images']:,})" in around for one in met if one), "of how many images"
+    best = next(run["result"]["best"] for run in runs if run["name"].startswith(f"{rows[0]}-s0-"))
     best["robust"]["pgd20"]["accuracy"] = 0.999
     changed = zip(text.splitlines(), filled(text, runs).splitlines(), strict=True)
     ((before, after),) = [(old, new) for old, new in changed if old != new]

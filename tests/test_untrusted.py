@@ -24,7 +24,7 @@ import sat as package
 from sat import config
 from sat.data.folders import Files, sorted_files
 from sat.data.images import opened
-from sat.errors import Refused
+from sat.errors import Diverged, Fault, Refused
 from sat.evaluation.store import read_file
 from sat.rundir import untrusted
 from sat.rundir.result import RunResult
@@ -216,6 +216,12 @@ def test_an_option_that_is_no_name_is_damage(strange, tmp_path):
         untrusted.read_sections(path, ["choices"])
 
 
+@pytest.mark.parametrize("kind", [Refused, Fault, Diverged])
+def test_what_a_message_quotes_makes_no_second_line_of_it(kind):
+    told = kind("result.json: status is a\nb\x1b[2J; move it")
+    assert str(told) == f"{told}" == r"result.json: status is a\nb\x1b[2J; move it"
+
+
 NAMES = ["../../../x", "/tmp/x", "..", ".", "-", "a/../../b", "a\nb", "a\0b", "C:\\x", "~root"]
 
 
@@ -248,12 +254,11 @@ def test_reports_stay_in_their_folder(run, capfd):
 
     for name in ("../../x", "/tmp/x", "..", "a\x1b[2Jb"):
         (run / "experiments.txt").write_text(name + "\n")
-        assert main([str(run.parent), "--experiment", name]) == 2
-        capfd.readouterr()
-        assert {path.name for path in run.parents[1].iterdir()} == {"outputs"}
         assert main([str(run.parent)]) == 0
+        assert {path.name for path in run.parents[1].iterdir()} == {"outputs"}
+        assert {path.name for path in run.parent.iterdir()} == {run.name, "report"}
         out = capfd.readouterr().out
-        assert "experiments.txt is damaged" in out and "\x1b" not in out
+        assert "has no file any more" in out and "\x1b" not in out
 
 
 @pytest.mark.parametrize(

@@ -175,14 +175,16 @@ def beside(name: str, published: Published, result: RunResult, root: Path) -> st
     lines = [f"recipe {name}: {published.network}; {published.source}"]
     lines += [f"not as published: {what}" for what in published.not_as_published]
     lines += [f"a known deviation: {what}" for what in published.deviations]
-    rows = []
+    rows, verdicts = [], dict[str, list[str]]()
     for number in published.numbers:
         here = [found for each in results if (found := _measured(number, each)) is not None]
         chosen = {"test": " (test set)", "held-out": " (held-out)"}.get(number.chosen_on or "", "")
         label = f"{number.checkpoint or 'unknown'}{chosen}, {number.attack}"
-        said = verdict(number, published, here)
-        rows.append([label, _published(number), _here(here), said])
-    return "\n".join([*lines, table(["checkpoint, attack", "published", "here", "verdict"], rows)])
+        rows.append([label, _published(number), _here(here)])
+        verdicts.setdefault(verdict(number, published, here), []).append(label)
+    lines += [table(["checkpoint, attack", "published", "here"], rows), ""]
+    lines += [f"{'; '.join(labels)}: {said}" for said, labels in verdicts.items()]
+    return "\n".join(lines)
 
 
 def beside_card(published: Published, result: RunResult) -> str:

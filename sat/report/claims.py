@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sat.errors import Refused
-from sat.report.rows import Difference, Number, Row
+from sat.report.rows import Number, Row
 from sat.report.runs import Measure
 from sat.report.spec import BEHIND, COLLAPSE, EXTREMES, TUNED, is_number
 from sat.statistics import holm, paired_seeds
@@ -22,7 +22,7 @@ class Verdict:
     text: str
     answer: str
     reason: str
-    difference: Difference | None = None  # of its sides, as long as it is not judged
+    difference: Number | None = None  # of its sides, as long as it is not judged
 
 
 def judged(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], attack: str) -> list[Verdict]:
@@ -131,7 +131,7 @@ def behind(row: Row, attack: str) -> Row:
     return replace(row, numbers={**row.numbers, (BEHIND, attack): found})
 
 
-def within(found: Difference, most: float) -> str:
+def within(found: Number, most: float) -> str:
     """Judges a difference's 95 % interval, for a claim that it is of at most so much."""
     low, high = round(found.low, 11), round(found.high, 11)
     if -most <= low and high <= most:
@@ -144,7 +144,7 @@ def within(found: Difference, most: float) -> str:
 
 def compared(rows: Sequence[Row], reference: Row) -> list[Row]:
     """Rows with their differences to the reference."""
-    told: dict[str, dict[Measure, Difference]] = {row.label: {} for row in rows}
+    told: dict[str, dict[Measure, Number]] = {row.label: {} for row in rows}
     for measure in reference.numbers:
         found = {r.label: difference(r, reference, measure) for r in rows if r is not reference}
         there = {label: each for label, each in found.items() if each}
@@ -154,14 +154,14 @@ def compared(rows: Sequence[Row], reference: Row) -> list[Row]:
     return [replace(row, differences=told[row.label]) for row in rows]
 
 
-def difference(row: Row, reference: Row, measure: Measure) -> Difference | None:
+def difference(row: Row, reference: Row, measure: Measure) -> Number | None:
     """Over the seeds that both have, p not corrected; None where these are not two at least."""
     a, b = (each.numbers.get(measure) for each in (row, reference))
     if a is None or b is None or len(a.seeds.keys() & b.seeds.keys()) < 2:
         return None
     found = paired_seeds(a.seeds, b.seeds, 1 / max(1, a.images))
     low, high = found["ci95"]
-    return Difference(found["mean"], max(low, -1.0), min(high, 1.0), found["p"])
+    return Number(found["mean"], max(low, -1.0), min(high, 1.0), p=found["p"])
 
 
 # collapses ----------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def count_of(row: Row) -> str:
     return f"{len(epochs)} of {len(found)}" + when * bool(epochs)
 
 
-def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> tuple[str, Difference]:
+def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> tuple[str, Number]:
     """Whether fewer of the trainings of one side collapse, all rows that fit a side taken together:
     both counts, and the difference of their shares with p by Fisher's exact test (1935), two-sided.
     Raises Refused where a side has no run that was watched, or both have one in common."""
@@ -210,4 +210,4 @@ def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> tuple[str,
     (a, held_a), (b, held_b) = counts
     less = b / (b + held_b) - a / (a + held_a)
     reason = f"{a} of {a + held_a} collapsed against {b} of {b + held_b}, Fisher's exact test"
-    return reason, Difference(less, less, less, float(fisher_exact(counts).pvalue))
+    return reason, Number(less, less, less, p=float(fisher_exact(counts).pvalue))

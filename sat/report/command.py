@@ -1,7 +1,6 @@
 """Reads run directories, or a file of kept runs, and changes none of them:
 
 sat-report outputs                    # tables and figures of all experiments
-sat-report outputs --experiment NAME  # of one
 sat-report outputs --keep FILE.jsonl  # adds the runs to a file, for the same report
 sat-report --status outputs           # finished, running, stopped, failed
 sat-report --transfer outputs         # images crafted on each run, counted on each other
@@ -27,7 +26,7 @@ from sat.report.status import states
 
 def answer(given: Namespace) -> None:
     """Prints and writes what the command line asks for. Raises Refused where it can't be had."""
-    place, others = given.outputs, given.experiment or given.page or given.keep
+    place, others = given.outputs, given.page or given.keep
     screen.stage("reading the runs")
     if given.status:
         if given.transfer or given.to or others:
@@ -39,14 +38,14 @@ def answer(given: Namespace) -> None:
         from sat.report.transfer import transfer
 
         return say(transfer(place, given.to or place / "report"))
-    report = tables.read(place, given.experiment)
+    report = tables.read(place)
     say(pages.terminal(pages.markdown(report)))
     alone = place.is_file() or (place / "config.yaml").is_file()
     if alone and given.page and not given.to:
         raise Refused(f"--page {given.page}: {place} is no folder of runs; name --to FOLDER")
     try:
         if given.to or not alone:
-            folder = given.to or place / "report" / (given.experiment or "")
+            folder = given.to or place / "report"
             say(f"written: {write(report, folder, given.page or folder / 'report.md')}")
         if given.keep:
             keep(report.runs, given.keep)
@@ -78,7 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("sat-report", None, __doc__)
     add = parser.add_argument
     add("outputs", type=Path, help="a folder of runs (record.root), a run, or a file")
-    add("--experiment", metavar="NAME", help="only the runs of this experiment")
     add("--to", type=Path, metavar="FOLDER", help="where to write (OUTPUTS/report)")
     add("--page", type=Path, metavar="FILE.md", help="the Markdown page (FOLDER/report.md)")
     add("--keep", type=Path, metavar="FILE", help="add the runs, without flags, to this file")

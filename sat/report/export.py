@@ -27,6 +27,9 @@ def main(given: Sequence[str] | None = None) -> int:
     add("--card", action="store_true", help="only print a card for RobustBench")
     own = parser.parse_args(given)
     folder = own.to or own.run / f"export-{own.which}"
+    if not own.run.exists():  # told before torch and timm are loaded, which takes seconds
+        refuse(f"{own.run}: no such folder; name the directory of a run")
+        return 2
     screen.stage("loading torch and timm")
     from sat.models.card import card_of
     from sat.models.export import export, how_to_load

@@ -13,11 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
 from sat.errors import Refused
-from sat.report.rows import Number, Row, label_of
+from sat.report.rows import COSTS, Number, Row, label_of
+from sat.report.runs import Measured
 from sat.report.spec import is_number
 from sat.report.tables import Table
 
@@ -48,7 +49,6 @@ NOTE = (
 )
 DASHES = ("-", "--", ":", "-.")
 MOST = 60  # rows of a figure
-COSTS = ("gradients", "multiply_adds", "parameters")  # of an image in training, a forward, in all
 
 
 class Drawn(NamedTuple):
@@ -65,7 +65,7 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Drawn]:
     drawn = []
     with matplotlib.rc_context(STYLE):
         for table in tables:
-            for n, entry in enumerate(table.experiment.spec.get("figures", ()), 1):
+            for n, entry in enumerate(table.experiment.figures, 1):
                 kind, over = entry["kind"], f" over {entry['x']}" if "x" in entry else ""
                 text = f"{table.experiment.title}: {kind}{over}"
                 png = folder / f"{table.name}-{n}-{kind}.png"
@@ -97,18 +97,19 @@ def look(row: Row) -> dict[str, Any]:
 
 
 def sheet(
-    table: Table, rows: Sequence[Row], note: str = NOTE, height: float = 2.6,
+    table: Table, what: str, rows: Sequence[Row], note: str = NOTE, height: float = 2.6,
     handles: Sequence[Line2D] = (),
 ) -> Figure:  # fmt: skip
-    """An empty figure with axes of that height in inches, under the table's title and a caption:
-    seeds, the note, and what is not drawn; with a legend of the handles below."""
+    """An empty figure with axes of that height in inches, under the table's title, with what of it
+    is shown, and a caption: seeds, the note, and what is not drawn; with a legend of the handles
+    below."""
     seeds = sorted({len(number.seeds) for row in rows for number in row.numbers.values()}) or [0]
     many = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1])))
     absent = ", ".join(row.label for row in table.rows if row not in rows)
     said = f"{many} seed{'s' * (many != '1')}. {note}."
     said += f" Not drawn, for want of the numbers: {absent}." * bool(absent)
     said += " Hollow: raised alarms." * any(row.alarms for row in rows)
-    head = textwrap.wrap(f"{table.experiment.title}, {table.dataset}", 66)
+    head = textwrap.wrap(f"{table.experiment.title}, {table.dataset}: {what}", 66)
     caption = textwrap.wrap(said, 88)
     widest = max((len(str(handle.get_label())) for handle in handles), default=0)
     columns = max(1, min(len(handles), 84 // (widest + 8)))
@@ -188,7 +189,8 @@ def scatter(table: Table, entry: Mapping[str, Any]) -> Figure:
         for k, _, row in points
     ]
     note = NOTE + "; dashed: what no other row beats in both" * (x == "clean")
-    figure = sheet(table, [row for *_, row in points], note, handles=handles)
+    what = f"robust over {x.replace('_', ' ')}"
+    figure = sheet(table, what, [row for *_, row in points], note, handles=handles)
     axes = figure.subplots()
     for k, at, row in points:
         mark(axes, row, at, row.numbers[robust], str(k + 1))
@@ -218,7 +220,7 @@ def dots(table: Table, entry: Mapping[str, Any]) -> Figure:
     rows = [table.rows[k] for k in drawable(table, "clean")]
     labels = [textwrap.fill(row.label, 34) for row in rows]
     count = len(rows) + "".join(labels).count("\n")
-    figure = sheet(table, rows, height=0.8 + 0.21 * count)
+    figure = sheet(table, "robust and clean", rows, height=0.8 + 0.21 * count)
     for axes, measure in panels(figure, table, sharey=True):
         for k, row in enumerate(rows):
             mark(axes, row, row.numbers[measure], k)
@@ -231,7 +233,7 @@ def dots(table: Table, entry: Mapping[str, Any]) -> Figure:
 def lines(table: Table, entry: Mapping[str, Any]) -> Figure:
     """Robust and, beside it, clean accuracy over a number that rows differ in, or over a cost; of
     lines of one colour the second is dashed, the third dotted."""
-    x, labels = str(entry["x"]), table.experiment.spec.get("labels", {})
+    x, labels = str(entry["x"]), table.experiment.labels
     at = drawable(table, x)
     if len({*at.values()}) < 2:
         raise Refused(f"{x} has no two values among the rows")
@@ -246,7 +248,9 @@ def lines(table: Table, entry: Mapping[str, Any]) -> Figure:
         style = look(line[0][1])
         before = sum(handle.get_color() == style["color"] for handle in handles)
         handles.append(Line2D([], [], **style, linestyle=DASHES[before % 4], label=label))
-    figure = sheet(table, [table.rows[k] for k in at], handles=handles)
+    figure = sheet(
+        table, f"over {x.replace('_', ' ')}", [table.rows[k] for k in at], handles=handles
+    )
     for axes, measure in panels(figure, table):
         for line, handle in zip(series.values(), handles, strict=True):
             means = [100 * row.numbers[measure].mean for _, row in line]
@@ -274,42 +278,45 @@ def number_axis(axes: Any, values: Sequence[float], x: str) -> None:
 
 def epochs(table: Table, entry: Mapping[str, Any]) -> Figure:
     """Held-out accuracy over the training: a panel a row, the others grey in it; the mean over
-    seeds in a band from the lowest to the highest, with a mark at the best epoch."""
-    curves = [(row, held_out(row, "robust"), held_out(row, "clean")) for row in table.rows]
+    seeds with a mark at the best epoch, and each seed."""
+    curves = [(row, held_out(row.runs, "robust")) for row in table.rows]
     curves = [curve for curve in curves if len(curve[1])]
     if not curves:
         raise Refused("no run has val/robust in its metrics")
     columns = min(len(curves), 2 if len(curves) == 4 else 3)
     high = -(-len(curves) // columns)
     note = "On held-out images, under the attack of the validations; solid: robust, dashed: clean,"
-    note += " grey: the other panels' robust; marked: best epoch; band: lowest to highest seed"
-    figure = sheet(table, [row for row, *_ in curves], note, max(2.6, 0.5 + 1.35 * high))
+    note += " grey: the other panels' robust; marked: best epoch; thin: each seed"
+    rows, height = [row for row, *_ in curves], max(2.6, 0.5 + 1.35 * high)
+    figure = sheet(table, "over the training", rows, note, height)
     grid = figure.subplots(high, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(curves) :]:
         axes.set_visible(False)
-    for axes, (row, robust, clean) in zip(grid.flat, curves, strict=False):
-        for _, other, _ in curves:
-            axes.plot(*other[:, :2].T, color="#c4c4c4", linewidth=0.8, zorder=1)
+    for axes, (row, robust) in zip(grid.flat, curves, strict=False):
+        for _, other in curves:
+            axes.plot(*other.T, color="#c4c4c4", linewidth=0.8, zorder=1)
         style = look(row)
-        for curve, line in ((clean, "--"), (robust, "-")):
-            at, mean, low, top = curve.T
-            axes.fill_between(at, low, top, color=style["color"], alpha=0.18, linewidth=0)
-            axes.plot(at, mean, line, color=style["color"], linewidth=1.3, zorder=3)
-        best = robust[robust[:, 1].argmax()]
-        axes.plot(*best[:2], **style, markersize=6.5, zorder=4)
+        for tag, line in (("clean", "--"), ("robust", "-")):
+            for run in row.runs:
+                seed = held_out([run], tag)
+                axes.plot(*seed.T, line, color=style["color"], linewidth=0.6, alpha=0.5, zorder=2)
+            mean = held_out(row.runs, tag)
+            axes.plot(*mean.T, line, color=style["color"], linewidth=1.5, zorder=3)
+        axes.plot(*robust[robust[:, 1].argmax()], **style, markersize=6.5, zorder=4)
         axes.set_title(textwrap.fill(row.label, 24))
+    grid[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("accuracy, %", fontsize=9)
     return figure
 
 
-def held_out(row: Row, tag: str) -> np.ndarray:
-    """Epoch, and mean, lowest and highest over the seeds in percent, [N, 4]."""
+def held_out(runs: Sequence[Measured], tag: str) -> np.ndarray:
+    """Epoch, and the mean over the runs in percent, [N, 2]."""
     found: dict[float, list[float]] = {}
-    for run in row.runs:
+    for run in runs:
         for line in run.validations()[0]:
             found.setdefault(round(line["epoch"], 2), []).append(100 * line[f"val/{tag}"])
-    return np.array([(e, np.mean(v), min(v), max(v)) for e, v in sorted(found.items())])
+    return np.array([(epoch, np.mean(v)) for epoch, v in sorted(found.items())]).reshape(-1, 2)
 
 
 KINDS = {"scatter": scatter, "dots": dots, "lines": lines, "epochs": epochs}

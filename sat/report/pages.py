@@ -6,7 +6,7 @@ import io
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -16,9 +16,9 @@ from markdown_it import MarkdownIt
 from sat.errors import printable
 from sat.loggers import screen
 from sat.report.claims import LEVEL, count_of
-from sat.report.rows import Row, label_of, name_of, shown_as
+from sat.report.rows import COSTS, Number, Row, label_of, name_of, shown_as
 from sat.report.runs import Measure
-from sat.report.spec import OTHERS
+from sat.report.spec import OTHERS, Experiment
 from sat.report.tables import Report, Table
 
 LEGEND = """\
@@ -55,7 +55,7 @@ def markdown(report: Report, figures: Sequence[Any] = (), page: Path = Path("rep
         if (experiment := table.experiment) != before:
             code = f" (`{experiment.name}`)" * experiment.is_asked_for
             parts += [f"## {plain(experiment.title)}{code}"]
-            parts += [text(str(experiment.spec.get("question") or ""))]
+            parts += [text(experiment.question)]
             before = experiment
         parts += [f"### {plain(table.place)}", text(f"{table.setting}."), grid(*cells_of(table))]
         for figure in (figure for figure in figures if figure.table == table.name):
@@ -63,7 +63,7 @@ def markdown(report: Report, figures: Sequence[Any] = (), page: Path = Path("rep
             parts += [f"![{plain(figure.text)}]({link})" if link else text(figure.text)]
         verdicts = [f"**{v.answer}**: {plain(f'{v.text} ({v.reason})')}" for v in table.verdicts]
         facts = "; ".join(f"{name}: {fact}" for name, fact in (table.facts or {}).items())
-        parts += [items(verdicts), text(published(experiment.spec)), text(f"{facts}.")]
+        parts += [items(verdicts), text(published(experiment)), text(f"{facts}.")]
         parts += [items(map(plain, table.notes))]
     parts += [] if report.tables else ["No finished run."]
     parts += ["## In no table", items(map(plain, report.notes))] if report.notes else []
@@ -161,42 +161,37 @@ def html(text: str, page: Path) -> str:
 # cells --------------------------------------------------------------------------------------------
 
 
-def cells_of(table: Table) -> tuple[list[str], list[list[str]], int]:
+def cells_of(table: Table) -> tuple[list[str], list[tuple[str, ...]], int]:
     """Head and rows of a table, and how many columns say what a row is: accuracies in percent, of
     the checkpoint best but for `last`. Rows without an experiment have a column for each key that
     tells them apart."""
-    rows, attack, keys = table.rows, table.attack, 1
-    columns: list[tuple[str, Any]] = [("", lambda row: row.label + " (!)" * bool(row.alarms))]
-    if table.experiment.name == OTHERS:
+    rows, experiment = table.rows, table.experiment
+    columns = [("", [row.label + " (!)" * bool(row.alarms) for row in rows])]
+    if experiment.name == OTHERS:
         columns = [
-            (name_of(key), lambda row, key=key: shown_as(key, row.keys[key]))
-            for key in table.experiment.rows
+            (name_of(k), [shown_as(k, row.keys[k]) for row in rows]) for k in experiment.rows
         ]
-        columns.append(("", lambda row: f"{row.beside} {'(!)' * bool(row.alarms)}".strip()))
-        keys = len(columns)
-    for name in ("parameters", "multiply_adds", "gradients"):
-        if len({getattr(row, name) for row in rows} - {None}) > 1:
-            title = name.replace("_", "-")
-            columns.append((title, lambda row, name=name: count(getattr(row, name))))
-    columns.append(("seeds", lambda row: str(len(row.runs))))
-    if table.experiment.spec.get("collapse"):
-        columns.append(("collapsed", count_of))
+        columns.append(("", [(row.beside + " (!)" * bool(row.alarms)).strip() for row in rows]))
+    keys = len(columns)
+    for name in COSTS:
+        costs = [getattr(row, name) for row in rows]
+        if len({*costs} - {None}) > 1:
+            told = ["-" if cost is None else f"{cost:,.10g}" for cost in costs]
+            columns.append((name.replace("_", "-"), told))
+    columns.append(("seeds", [str(len(row.runs)) for row in rows]))
+    if experiment.collapse:
+        columns.append(("collapsed", [count_of(row) for row in rows]))
     found = dict.fromkeys(measure for row in rows for measure in row.numbers)
     best = [measure for measure in found if measure[0] == "best"]
-    last = [measure for measure in found if measure[0] == "last"]  # of these the judging one
-    for measure in [*best, *(m for m in last if m[1] == attack or not best)]:
-        title = f"{'last ' * (measure[0] == 'last')}{measure[1]}, %"
-        columns.append((title, lambda row, m=measure: number(row, m)))
-    for measure in (("best", "clean"), ("best", attack)):
-        if any(measure in row.differences for row in rows):
-            title = f"{measure[1]} - {table.reference}"
-            columns.append((title, lambda row, m=measure: difference(row, m)))
-    cells = [[cell(row) for _, cell in columns] for row in rows]
-    return [title for title, _ in columns], cells, keys
-
-
-def count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.10g}"
+    last = [m for m in found if m[0] == "last" and (m[1] == table.attack or not best)]
+    for which, name in (*best, *last):
+        title = f"{'last ' * (which == 'last')}{name}, %"
+        columns.append((title, [number(row, (which, name)) for row in rows]))
+    for name in ("clean", table.attack):
+        if any(("best", name) in row.differences for row in rows):
+            told = [difference(row.differences.get(("best", name))) for row in rows]
+            columns.append((f"{name} - {table.reference}", told))
+    return [title for title, _ in columns], [*zip(*(c for _, c in columns), strict=True)], keys
 
 
 def number(row: Row, measure: Measure) -> str:
@@ -210,22 +205,23 @@ def number(row: Row, measure: Measure) -> str:
     return f"{mean:.1f} ± {high - mean:.1f}{some}"
 
 
-def difference(row: Row, measure: Measure) -> str:
-    if (found := row.differences.get(measure)) is None:
+def difference(found: Number | None) -> str:
+    """`+1.3 (-6.6 to +9.3) *`, in points."""
+    if found is None:
         return "-"
     points = f"{100 * found.mean:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
     return points + " *" * (found.p < LEVEL)
 
 
-def published(spec: Mapping[str, Any]) -> str:
+def published(experiment: Experiment) -> str:
     """What others printed: `Published: ImageNet (Xie et al.): ReLU 68.8 clean, 33 robust; ...`."""
-    if not (given := spec.get("published")):
+    if not (given := experiment.published):
         return ""
     told = []
-    for row in given.get("rows", ()):
-        keys = {key: row[key] for key in spec["rows"] if key in row}
+    for row in given["rows"]:
+        keys = {key: row[key] for key in experiment.rows if key in row}
         numbers = [f"{row[name]:.4g} {name}" for name in ("clean", "robust") if name in row]
-        told.append(f"{label_of(keys, spec.get('labels', {}))} {', '.join(numbers)}")
+        told.append(f"{label_of(keys, experiment.labels)} {', '.join(numbers)}")
     setting, source = given.get("setting", "setting not told"), given.get("source", "no source")
     return f"Published, not measured here: {setting} ({source}): {'; '.join(told)}."
 
@@ -235,12 +231,12 @@ def csv_of(table: Table) -> str:
     seeds = sorted({run.seed for row in table.rows for run in row.runs})
     keys, text = list(table.experiment.rows), io.StringIO()
     write = csv.writer(text, lineterminator="\n").writerow
-    costs, parts = ("parameters", "multiply_adds", "gradients"), ("mean", "low", "high")
-    write(["row", *keys, *costs, "alarms", "checkpoint", "measure", "seeds", "images", *parts,
+    parts = ("mean", "low", "high")
+    write(["row", *keys, *COSTS, "alarms", "checkpoint", "measure", "seeds", "images", *parts,
            *(f"seed {seed}" for seed in seeds), "difference", "difference_low", "difference_high",
            "p_holm"])  # fmt: skip
     for row in table.rows:
-        told = [row.label, *(row.keys[key] for key in keys), *(getattr(row, c) for c in costs)]
+        told = [row.label, *(row.keys[key] for key in keys), *(getattr(row, c) for c in COSTS)]
         for measure, found in row.numbers.items():
             values = [getattr(found, part) for part in parts]
             values += [found.seeds.get(seed) for seed in seeds]

@@ -16,32 +16,20 @@ NAMES = {"relu": "ReLU", "parametric_softplus": "Parametric Softplus", "softplus
          "silu": "SiLU", "celu": "CELU", "mish": "Mish", "leaky_relu": "LeakyReLU",
          "prelu": "PReLU", "pssilu": "PSSiLU", "squareplus": "Squareplus", "smelu": "SmeLU",
          "bent_identity": "Bent identity", "rcr_af": "RCR-AF"}  # fmt: skip
+COSTS = ("parameters", "multiply_adds", "gradients")  # of a Row
 
 
 @dataclass(frozen=True)
 class Number:
-    """An accuracy, as a fraction, over seeds.
-
-    `low` and `high` are a 95 % interval within 0 and 1: Student's of the mean over several seeds,
-    Wilson's over the test images of one. `images` counts the test images of each seed.
-    """
+    """An accuracy over seeds, or the difference of two, paired by seed: as a fraction, with a 95 %
+    interval, which is Student's over several seeds, and Wilson's over the test images of one."""
 
     mean: float
     low: float
     high: float
-    seeds: Mapping[int, float]
-    images: int = 0
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A row minus the reference, paired by seed, as a fraction: with its 95 % interval (Student's
-    t), and p after Holm's correction over the differences of its measure."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
+    seeds: Mapping[int, float] = field(default_factory=dict)
+    images: int = 0  # of the test set, for each seed
+    p: float = 1.0  # of a difference: Student's paired test, or what is said of it
 
 
 @dataclass(frozen=True)
@@ -52,7 +40,7 @@ class Row:
     keys: Mapping[str, Any]  # the value of each of the experiment's `rows`
     runs: Sequence[Measured]  # in the order of their seeds
     numbers: Mapping[Measure, Number]
-    differences: Mapping[Measure, Difference] = field(default_factory=dict)
+    differences: Mapping[Measure, Number] = field(default_factory=dict)  # to the reference
     beside: str = ""  # the end of the label that tells it from rows of the same keys
     gradients: float = 0  # gradient computations of the training, per training image
     parameters: int = 0
@@ -78,9 +66,10 @@ def rows_of(experiment: Experiment, runs: Sequence[Measured]) -> tuple[list[Row]
         for text, group in groups.items()
     }
     rows = []
-    for text, row in found.items():
-        equal = [other for other in found if other != text and found[other].label == row.label]
-        beside = " ".join(f"{name_of(k)}={shown_as(k, v)}" for k, v in apart(text, equal).items())
+    for text, row in found.items():  # equal labels get what tells the rows apart
+        mine, equal = json.loads(text), [o for o in found if found[o].label == row.label]
+        keys = {k for o in map(json.loads, equal) for k in {*mine, *o} if mine.get(k) != o.get(k)}
+        beside = " ".join(f"{name_of(k)}={shown_as(k, mine.get(k))}" for k in sorted(keys))
         rows.append(replace(row, label=f"{row.label} {beside}".strip(), beside=beside))
     return sorted(rows, key=lambda row: order(row.keys)), notes + unlike
 
@@ -90,21 +79,13 @@ def split(run: Measured, experiment: Experiment) -> tuple[str, str]:
     trained weights but the seed, by dotted keys. A group among the rows belongs to the row with all
     its arguments; so does a digest of the test images where rows differ in their data."""
     table: dict[str, Any] = {}
-    row: dict[str, Any] = {"rows": keys_of(run.config, experiment.rows)}
-    varying = experiment.spec.get("varying", experiment.rows)
+    row: dict[str, Any] = keys_of(run.config, experiment.rows)
+    varying = experiment.varying or experiment.rows
     for key, value in {**run.decided, "test images": run.images}.items():
         mine = any(f"{key}.".startswith(f"{part}.") for part in varying)
         data = key == "test images" and any(part.split(".")[0] == "dataset" for part in varying)
         (row if mine or data else table)[key] = value
     return json.dumps(table, sort_keys=True), json.dumps(row, sort_keys=True)
-
-
-def apart(row: str, others: Iterable[str]) -> dict[str, Any]:
-    """The keys in which one of `split` differs from any of the others, with its values; None for
-    one that is at its default."""
-    mine = json.loads(row)
-    keys = {k for o in map(json.loads, others) for k in {*mine, *o} if mine.get(k) != o.get(k)}
-    return {key: mine.get(key) for key in sorted(keys - {"rows"})}
 
 
 def measured_alike(runs: Sequence[Measured]) -> tuple[dict[str, Measured], list[str]]:
@@ -135,7 +116,7 @@ def row_of(experiment: Experiment, runs: Sequence[Measured]) -> Row:
     steps = attack.get("steps", int(attack["_target_"].endswith(".FGSM")))
     measures = dict.fromkeys(measure for run in runs for measure in run.entries)
     return Row(
-        label=label_of(keys, experiment.spec.get("labels", {})),
+        label=label_of(keys, experiment.labels),
         keys=keys,
         runs=runs,
         numbers={measure: number(runs, measure) for measure in measures},
@@ -185,24 +166,18 @@ def order(keys: Mapping[str, Any]) -> list[tuple[float, str]]:
 
 
 def label_of(keys: Mapping[str, Any], labels: Mapping[str, Any]) -> str:
-    """`ELU alpha=1.2`: options by their names, keys with their values; without absent ones, and
-    without a group at the option that adds nothing, but where nothing is left."""
-    parts = [text_of(key, value, labels) for key, value in keys.items()]
+    """`ELU alpha=1.2`: options by their names, keys with their values, or as `labels` has them: by
+    a template with {} in the value's place, or a text of its own for some values. Without absent
+    ones, and without a group at the option that adds nothing, but where nothing is left."""
+    parts = []
+    for key, value in keys.items():
+        label, shown = labels.get(key), shown_as(key, value)
+        if isinstance(label, Mapping) and value in label:
+            parts.append(str(label[value]))
+        elif value is not None and (key not in NEUTRAL or value != NEUTRAL[key]):
+            named = f"{name_of(key)}={shown}" if "." in key else shown
+            parts.append(label.replace("{}", shown) if isinstance(label, str) else named)
     return " ".join(filter(None, parts)) or next((shown_as(*item) for item in keys.items()), "-")
-
-
-def text_of(key: str, value: Any, labels: Mapping[str, Any]) -> str:
-    """A key's value for people: `SiLU`, `alpha=1.2`, or as `labels` has it: by a template with {}
-    in the value's place, or a text of its own for some values."""
-    label = labels.get(key)
-    if isinstance(label, Mapping) and value in label:
-        return str(label[value])
-    if value is None or (key in NEUTRAL and value == NEUTRAL[key]):
-        return ""
-    shown = shown_as(key, value)
-    if isinstance(label, str):
-        return label.replace("{}", shown)
-    return f"{name_of(key)}={shown}" if "." in key else shown
 
 
 def shown_as(key: str, value: Any) -> str:

@@ -3,8 +3,6 @@ each, or why nothing was. Needs no torch, which takes two seconds to import."""
 
 import json
 import math
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -56,6 +54,12 @@ class Measured:
         return self.config["seed"]
 
     @property
+    def is_checked(self) -> bool:
+        """Whether it was asked if its numbers hold; of a kept run its config alone tells."""
+        found = any(part.masking_checks for part in self.result.measured.values())
+        return found or self.config.get("evaluation", {}).get("masking_checks") != 0
+
+    @property
     def images(self) -> str:
         """A digest of the test images."""
         return str(self.result.dataset.get("test_content") or "unknown")
@@ -69,10 +73,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Left:
-    """What holds no finished run, and why; `experiments` as far as it tells."""
+    """What holds no finished run, and why."""
 
     name: str
-    experiments: Sequence[str]
     reason: str
 
 
@@ -93,30 +96,22 @@ def runs_in(root: Path) -> dict[str, Path]:
     Refused where there is none."""
     if not root.is_dir():
         raise Refused(f"{root}: no such folder; name the record.root of your runs")
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name != ".replaced"]
-        if "config.yaml" in files:
-            found.append(Path(folder))
-    if not found:
+    paths = sorted(file.parent.relative_to(root) for file in root.rglob("config.yaml"))
+    if not (found := [path for path in paths if ".replaced" not in path.parts]):
         raise Refused(f"{root}: holds no run; a run's directory has a config.yaml")
-    return {str(path.relative_to(root)) if path != root else path.name: path
-            for path in sorted(found)}  # fmt: skip
+    return {str(path) if path.parts else root.name: root / path for path in found}
 
 
 def look(path: Path, name: str) -> Measured | Left:
     """What a run directory holds; every file is read once."""
-    experiments: list[str] = []
     try:
         config = untrusted.read_yaml(path / "config.yaml")
-        experiments = experiments_of(path)
         state, result = status(path)
         if state == "finished":
-            return measured(name, experiments, config, result, path=path)
-        reason = ": ".join([state, *filter(None, [result.get("error")])])
+            return measured(name, experiments_of(path), config, result, path=path)
+        return Left(name, ": ".join([state, *filter(None, [result.get("error")])]))
     except FAULTS as error:
-        reason = one_line(error).replace(f"{path}/", "")
-    return Left(name, experiments, reason)
+        return Left(name, one_line(error).replace(f"{path}/", ""))
 
 
 def one_line(error: BaseException) -> str:
@@ -127,17 +122,11 @@ def one_line(error: BaseException) -> str:
 def experiments_of(path: Path) -> list[str]:
     """The experiments under which a run was asked for."""
     try:
-        return named(read_text(path / "experiments.txt", "replace").splitlines())
+        return sorted({*read_text(path / "experiments.txt").split()})
     except FileNotFoundError:
         return []
-
-
-def named(names: Sequence[str]) -> list[str]:
-    """Experiments in order; a report's folder has the name of its own, so it must be one."""
-    for name in names:
-        if not re.fullmatch(r"([\w-]+([./][\w-]+)*)?", name):
-            raise Refused(f"experiments.txt is damaged: {name[:40]!r} is no experiment's name")
-    return sorted({*names} - {""})
+    except UnicodeDecodeError as error:
+        raise Refused(f"experiments.txt is damaged ({error.reason})") from None
 
 
 def status(run: Path) -> tuple[str, dict[str, Any]]:
@@ -219,10 +208,10 @@ def kept_in(file: Path) -> Iterator[Measured | Left]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             run = json.loads(line)
-            names, rows = named(run["experiments"]), [dict(row) for row in run["validations"]]
-            yield measured(str(run["name"]), names, run["config"], run["result"], kept=rows)
+            names, rows = map(str, run["experiments"]), [dict(row) for row in run["validations"]]
+            yield measured(str(run["name"]), [*names], run["config"], run["result"], kept=rows)
         except FAULTS as error:
-            yield Left(f"{file.name}:{number}", (), one_line(error))
+            yield Left(f"{file.name}:{number}", one_line(error))
 
 
 def keep(runs: Sequence[Measured], file: Path) -> None:

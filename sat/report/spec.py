@@ -1,7 +1,7 @@
 """What an experiment's file says of its report: the `report` node, checked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sat.config import CONF, nearest
@@ -36,20 +36,22 @@ class Experiment:
     """An experiment's name and its `report` node."""
 
     name: str
-    spec: Mapping[str, Any]
-
-    @property
-    def rows(self) -> Sequence[str]:
-        return self.spec["rows"]
+    rows: Sequence[str]
+    varying: Sequence[str] | None = None  # keys that differ between rows; None: just `rows`
+    title: str = ""
+    question: str = ""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    figures: Sequence[Mapping[str, Any]] = ()
+    published: Mapping[str, Any] = field(default_factory=dict)
+    claims: Sequence[Mapping[str, Any]] = ()
+    also: Sequence[str] = ()  # experiments whose runs are shown, too
+    collapse: bool = False  # count them
 
     @property
     def is_asked_for(self) -> bool:
         """Whether its runs were begun by its name."""
         return self.name not in (OTHERS, FILES)
-
-    @property
-    def title(self) -> str:
-        return str(self.spec.get("title") or self.name)
 
 
 def is_number(value: Any) -> bool:
@@ -68,7 +70,7 @@ def load(name: str) -> Experiment | None:
         check(node)
     except Refused as error:
         raise Refused(f"experiment {name}: {error}") from None
-    return Experiment(name, node)
+    return Experiment(name, **{"title": name, **node})
 
 
 def check(node: Any) -> None:

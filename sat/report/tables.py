@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sat.config import nearest
 from sat.errors import Refused
 from sat.identity import data_name
 from sat.loggers.screen import duration
@@ -59,32 +58,20 @@ class Report:
     runs: Sequence[Measured]  # finished ones
 
 
-def read(outputs: Path, experiment: str | None = None) -> Report:
-    """The report of all runs below a folder or in a file, or of one experiment's alone.
-
-    Raises Refused where there is no run, or none of the experiment; what is wrong with single runs
-    and files is said in the report.
-    """
+def read(outputs: Path) -> Report:
+    """The report of all runs below a folder or in a file. Raises Refused where there is none; what
+    is wrong with single runs and files is said in the report."""
     found = directories.read(outputs)
-    names = sorted({name for run in found for name in run.experiments})
-    if experiment is not None:
-        if experiment not in names:
-            raise Refused(
-                f"--experiment {experiment}: has no run in {outputs}; {nearest(experiment, names)}"
-            )
-        found, names = [run for run in found if experiment in run.experiments], [experiment]
     finished = [run for run in found if isinstance(run, Measured)]
     trained = [run for run in finished if run.config.get("evaluate") is None]
     notes, tables, placed = [], list[Table](), set[str]()
-    for name in names:
+    for name in sorted({name for run in trained for name in run.experiments}):
         mine = [run for run in trained if name in run.experiments]
         try:
-            if (spec := load(name)) is None:
-                continue
-            also = {*spec.spec.get("also", ())}
-            more = [run for run in trained if also & {*run.experiments} and run not in mine]
-            tables += tables_of(spec, [*mine, *more])
-            placed |= {run.name for run in mine}
+            if experiment := load(name):
+                also = {name, *experiment.also}
+                tables += tables_of(experiment, [r for r in trained if also & {*r.experiments}])
+                placed |= {run.name for run in mine}
         except Refused as error:
             notes.append(f"{error}; its {len(mine)} finished runs are in no table of it")
     left: dict[tuple[str, bool], list[Measured]] = {}
@@ -114,7 +101,7 @@ def others(runs: Sequence[Measured]) -> Experiment:
     was typed and is not the same in all of them, then by the groups that are not."""
     if runs[0].config.get("evaluate") is not None:
         told = {"rows": ["evaluate"], "varying": ["evaluate", "hash"]}
-        return Experiment(FILES, {"title": "Weights of files", **told})
+        return Experiment(FILES, title="Weights of files", **told)
     decided = sorted({key for run in runs for key in run.decided})
     varying = [k for k in decided if len({json.dumps(run.decided.get(k)) for run in runs}) > 1]
     keys = [key_of(word) for run in runs for word in run.result.overrides]
@@ -129,9 +116,7 @@ def others(runs: Sequence[Measured]) -> Experiment:
     figures: list[dict[str, Any]] = [{"kind": "dots"}, {"kind": "scatter"}, {"kind": "epochs"}]
     figures += [{"kind": "lines", "x": k, "series": [s for s in rows if s != k]} for k in numbers]
     title = f"Runs by {', '.join(map(name_of, rows))}"
-    return Experiment(
-        OTHERS, {"title": title, "rows": rows, "varying": varying, "figures": figures}
-    )
+    return Experiment(OTHERS, rows, varying, title, figures=figures)
 
 
 def tables_of(experiment: Experiment, runs: Sequence[Measured]) -> list[Table]:
@@ -153,27 +138,29 @@ def tables_of(experiment: Experiment, runs: Sequence[Measured]) -> list[Table]:
 
 
 def table_of(experiment: Experiment, runs: Sequence[Measured], setting: str, number: int) -> Table:
-    spec, dataset = experiment.spec, set_of(runs[0])
     rows, notes = rows_of(experiment, runs)
     attack, weaker = judge(rows)
     notes += weaker
     reference = None
-    if spec.get("reference"):
+    if experiment.reference:
         try:
-            row = only(rows, spec["reference"])
+            row = only(rows, experiment.reference)
             rows, reference = compared(rows, row), row.label
         except Refused as error:
             notes.append(f"reference: {error}; no differences are told")
     mine = sorted((run for row in rows for run in row.runs), key=lambda run: run.name)
-    curves = any(figure["kind"] == "epochs" for figure in spec.get("figures", ()))
+    if unchecked := sum(not run.is_checked for run in mine):
+        asked = "evaluation.masking_checks=0"
+        notes.append(f"{unchecked} of {len(mine)} runs: not checked for masked gradients ({asked})")
+    curves = any(figure["kind"] == "epochs" for figure in experiment.figures)
     for run in mine:
         if curves and (fault := run.validations()[1]):
             notes.append(f"{run.name}: {fault}")
         if names := sorted({alarm.name for alarm in run.result.alarms}):
             notes.append(f"! {run.name}: raised alarms ({', '.join(names)})")
-    verdicts, facts = judged(rows, spec.get("claims", ()), attack), facts_of(mine, attack)
-    told = heading(setting)
-    return Table(experiment, dataset, told, rows, attack, verdicts, notes, facts, reference, number)
+    verdicts, facts = judged(rows, experiment.claims, attack), facts_of(mine, attack)
+    return Table(experiment, set_of(runs[0]), heading(setting), rows, attack, verdicts, notes,
+                 facts, reference, number)  # fmt: skip
 
 
 def judge(rows: Sequence[Row]) -> tuple[str, list[str]]:
