@@ -23,6 +23,15 @@ TINY = [
     "evaluation.limit=50", "schedule.precision=fp32", "evaluation.masking_checks=0",
 ]  # fmt: skip
 
+# Tests of several seconds each, mostly of processes.
+LONGEST = {"test_contributing", "test_crash", "test_distributed", "test_install",
+        "test_processes_together", "test_run", "test_sweeps"}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest comes first, so that no worker waits for another's last test."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def hasty_disk():
