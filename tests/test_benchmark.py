@@ -6,10 +6,12 @@ No test looks at a time.
 import json
 import sys
 import time
+import timeit
 import types
 from functools import partial
 from multiprocessing import active_children
 
+import numpy as np
 import pytest
 import torch
 import torch._inductor.compile_fx
@@ -18,22 +20,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from sat.acceleration import auto
 from sat.acceleration.graph import Graph
-from sat.bench import (
-    activations,
-    benchmark,
-    book,
-    counting,
-    loops,
-    methods,
-    stages,
-    stopwatch,
-)
-from sat.bench import (
-    units as numbers,
-)
+from sat.bench import benchmark, book, counting, loops, stages, stopwatch, variants
 from sat.bench.case import case_of, units
 from sat.errors import Refused
+from sat.loggers.usage import seconds_of
 from sat.models import Classifier
 
 TINY = ["dataset=digits", "model=resnet_cifar", "model.depth=8", "model.width=0.25",
@@ -76,7 +68,7 @@ def torchattacks(request, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Blocks of one call and small products: the numbers mean nothing."""
-    monkeypatch.setattr(stopwatch, "SECONDS", 0.0)
+    monkeypatch.setattr(timeit.Timer, "autorange", lambda timer: (1, timer.timeit(1)))
     monkeypatch.setattr(stopwatch, "SIDE", {"cpu": 16, "cuda": 16})
     monkeypatch.setattr(stopwatch, "COPIED", {"cpu": 2**8, "cuda": 2**8})
 
@@ -153,16 +145,16 @@ def test_work_is_counted_as_torch_counts_it(torchattacks):
     for k in (0, 1, 2):
         counted = {}
         for loop in (ours, loops.published(case), loops.torchattacks(case)):
-            passes = counting.passes(stopwatch.Timed(partial(loop.step, k, *images)))
-            counted[loop.name] = sum(flop for flop, _ in passes)
-        assert units(k) == 2 * k + 3 == stages.units_of(k, "all")
+            call = stopwatch.Timed(partial(loop.step, k, *images))
+            counted[loop.name] = counting.counted(call).flop
+        assert units(k) == 2 * k + 3
         assert counted["ours"] == counted["torchattacks"] == units(k) * unit - first
         assert counted["published"] == (3 * k + 3) * unit - first
 
 
 def test_what_can_be_compared_here(torchattacks, monkeypatch):
     case = case_of(TINY)
-    monkeypatch.setattr(loops, "tried", lambda loop, case: loop)  # compiles nothing
+    monkeypatch.setattr(loops, "try_out", lambda loop, case: None)  # compiles nothing
     names = ["sat", "sat, compiled", "sat, no trick", "published", "torchattacks"]
     found, notes = loops.loops_of(case, compiled=True)
     assert [loop.name for loop in found] == names and not notes
@@ -198,8 +190,8 @@ def test_a_compilation_that_fails_does_not_pass_for_one(monkeypatch):
 def test_a_graph_that_gave_up_does_not_pass_for_one():
     """On a CPU none can be captured: the steps would go on eagerly."""
     case = case_of(TINY)
-    with pytest.raises(RuntimeError, match="schedule.graph=false"):
-        loops.tried(loops.ours(case, "sat, one graph", graph=True), case)
+    with pytest.raises(RuntimeError, match="a step is no CUDA graph"):
+        loops.try_out(loops.ours(case, "sat, one graph", graph=True), case)
 
 
 def test_an_attack_of_its_own_begins_a_graph_anew(monkeypatch):
@@ -243,13 +235,13 @@ def test_each_round_times_each_call_in_blocks_that_are_long_enough(monkeypatch):
             entered.append(1)
 
     calls["within"] = stopwatch.Timed(clock.call("within", 0.3), (Within,))
-    times = stopwatch.interleaved(calls, torch.device("cpu"), 12)
+    times = stopwatch.Stopwatch(torch.device("cpu"), 12).times(calls)
     assert {name: len(rounds) for name, rounds in times.items()} == dict.fromkeys(calls, 12)
     assert times["long"] == pytest.approx([1.0] * 12)
     assert times["short"] == pytest.approx([0.06] * 12)
     assert times["within"] == pytest.approx([0.3] * 12) and len(entered) == 13
-    # a call to warm up, one to find the block, and blocks of ceil(0.2 / 0.06)
-    assert clock.calls.count("long") == 13 and clock.calls.count("short") == 2 + 12 * 4
+    # a call to warm up, 1 and 2 to find the block, and blocks of 5, which take 0.3 seconds
+    assert clock.calls.count("long") == 13 and clock.calls.count("short") == 4 + 12 * 5
     firsts = {[c for c in clock.calls if c != "short"][k] for k in range(2, 26, 2)}
     assert firsts == {"long", "within"}, "the order is always the same"
 
@@ -263,30 +255,26 @@ def test_ratios_are_those_of_a_round(monkeypatch):
         clock.pace *= 3 if clock.calls[2:] else 1
 
     monkeypatch.setattr(stopwatch.random.Random, "shuffle", lambda self, order: shuffle(order))
-    times = stopwatch.interleaved(calls, torch.device("cpu"), 4)
+    times = stopwatch.Stopwatch(torch.device("cpu"), 4).times(calls)
     assert times["a"] == pytest.approx([1, 3, 9, 27])
-    falling = stopwatch.paired(lambda b, a: b / a, [6.0, 4.0, 2.0], [1.0, 2.0, 4.0])
-    assert [*falling.values()] == pytest.approx([2, 1.25, 4])
-    ratio = stopwatch.paired(lambda b, a: b / a, times["b"], times["a"])
+    ratio = stopwatch.spread(times["b"] / times["a"])
     assert [*ratio.values()] == pytest.approx([2, 2, 2])
-    found = stopwatch.spread([4.0, 1.0, 2.0, 3.0, 100.0])
+    found = stopwatch.spread(np.array([4.0, 1.0, 2.0, 3.0, 100.0]))
     assert found == {"median": 3.0, "low": 2.0, "high": 4.0}
-    assert stopwatch.spread([5.0]) == {"median": 5.0, "low": 5.0, "high": 5.0}
+    assert stopwatch.spread(np.array([5.0])) == {"median": 5.0, "low": 5.0, "high": 5.0}
 
 
 @pytest.mark.parametrize("tf32", [True, False, None])
-def test_settings_are_as_before(tf32):
+def test_a_call_has_the_settings_of_its_loop(tf32):
     def now():
         matmul = torch.get_float32_matmul_precision()
         return torch.get_num_threads(), matmul, torch.backends.cudnn.allow_tf32
 
-    before = now()
-    choices = {"threads": before[0] + 1} | ({} if tf32 is None else {"tf32": tf32})
-    with pytest.raises(ZeroDivisionError), stopwatch.settings(choices):
-        kept = before[1:] if tf32 is None else ("high" if tf32 else "highest", tf32)
-        assert now() == (before[0] + 1, *kept)
-        raise ZeroDivisionError
-    assert now() == before
+    call = stopwatch.Timed(now, choices={"threads": 3, "tf32": tf32})
+    with call.entered():
+        assert call.run() == (3, "high" if tf32 else "highest", tf32 is not False)
+    with stopwatch.Timed(now).entered():
+        assert now() == (auto.THREADS, "highest", True), "as torch has it"
 
 
 def test_a_product_has_2n3_operations(quick):
@@ -294,22 +282,25 @@ def test_a_product_has_2n3_operations(quick):
     tops = stopwatch.ceilings(device)
     copy, bytes_of = tops.pop(stopwatch.COPY)
     for product, work in tops.values():
-        ((flop, moved),) = counting.passes(product)
+        ((flop, moved),) = counting.counted(product).each
         assert flop == work == 2 * 16**3
         assert moved in (4 * 4 * 16**2, 2 * 4 * 16**2)  # two factors, a result and its place
-    assert counting.passes(copy) == [(0, 3 * 2**8 // 2)]  # as torch tells it, the target twice
+    assert counting.counted(copy).each == [
+        (0, 3 * 2**8 // 2)
+    ]  # as torch tells it, the target twice
     assert bytes_of == 2**8
 
 
 def test_the_peak_is_the_fastest_product_of_the_same_rounds():
-    best = stopwatch.Ceilings({"a": [1.0, 5.0], "b": [4.0, 4.0], stopwatch.COPY: [9.0, 8.0]})
-    assert best.product == [1.0, 5.0] and best.memory == [9.0, 8.0]
+    rates = {"a": [1.0, 5.0], "b": [4.0, 4.0], stopwatch.COPY: [9.0, 8.0]}
+    best = stopwatch.peak({name: np.array(values) for name, values in rates.items()})
+    assert best.tolist() == [1.0, 5.0]
 
 
 def test_operations_and_bytes_are_counted_and_the_slower_binds():
     a, b, layer = torch.ones(8, 4), torch.ones(8, 4), nn.Linear(4, 2)
     calls = lambda: layer(a + b).t().relu_()  # noqa: E731  # a view moves nothing
-    added, multiplied, cut = counting.passes(stopwatch.Timed(calls))
+    added, multiplied, cut = counting.counted(stopwatch.Timed(calls)).each
     assert added == (0, 3 * 4 * 32) and cut == (0, 2 * 4 * 16)
     assert multiplied == (2 * 8 * 4 * 2, 4 * (32 + 8 + 2 + 16))
     work = [(100, 10), (0, 30), (10, 40)]
@@ -326,7 +317,7 @@ def test_a_fused_step_moves_what_its_products_do_and_ours_moves_more():
     loop.step(1, *case.images())  # folds for the first time, which is tried
     found = {}
     for k in (1, 2):
-        work = counting.passes(stopwatch.Timed(partial(loop.step, k, *case.images())))
+        work = counting.counted(stopwatch.Timed(partial(loop.step, k, *case.images()))).each
         limit = counting.limits(work, 1e12, 1e9)
         found[k] = limit["limit"][0], limit["limit, fused"][0]
         assert limit["limit"][0] > 2 * limit["limit, fused"][0] > 0
@@ -335,15 +326,14 @@ def test_a_fused_step_moves_what_its_products_do_and_ours_moves_more():
 
 
 def test_stages_add_up_to_the_step():
-    calls = ["attack forward", "attack gradient", "attack", "forward", "gradients", "optimizer",
-             "step", "data", "fold"]  # fmt: skip
+    calls = ["attack forward", "attack gradient", "attack", "forward", "gradients", "step"]
     times = {call: 1.7**k for k, call in enumerate(calls)}
     for k in (0, 1, 3):
         times["attack"] = 1.7**2 if k else 0.0
-        found = stages.stages_of(k, times)
-        whole = found.pop("all")
-        assert sum(found.values()) == pytest.approx(whole) == times["step"] + times["data"]
-        assert sum(stages.units_of(k, name) for name in found) == stages.units_of(k, "all")
+        for found in (stages.stages_of(k, times), stages.stages_of(k, stages.units_of(k))):
+            whole = found.pop("all")
+            assert sum(found.values()) == pytest.approx(whole)
+        assert whole == units(k) and min(found.values()) == 0
 
 
 # memory -----------------------------------------------------------------------------------------
@@ -359,9 +349,9 @@ def test_memory_that_is_known():
         del b, c
         torch.ones(500_000)
 
-    assert counting.peak_bytes(stopwatch.Timed(three_megabytes)) == 3_000_000
+    assert counting.counted(stopwatch.Timed(three_megabytes)).most == 3_000_000
     held = torch.ones(250_000)
-    with counting.Live([held]) as live:
+    with counting.Counted([held]) as live:
         three_megabytes()
         held.add_(1)
         held.view(5, -1)
@@ -376,8 +366,8 @@ def bench(quick, tmp_path, monkeypatch, capfd):
     """`bench("--steps", "0,1")` in this process, on tiny networks: code, output, errors."""
     monkeypatch.chdir(tmp_path)
     few = lambda: {"activation": ["gelu", "relu"]}  # noqa: E731
-    monkeypatch.setattr(activations, "options", few)
-    monkeypatch.setattr(activations, "FIRST", ("relu",))
+    monkeypatch.setattr(variants, "options", few)
+    monkeypatch.setattr(variants, "FIRST", ("relu",))
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
@@ -418,7 +408,10 @@ def test_the_command_from_end_to_end(bench, tmp_path, monkeypatch):
     ]
     for row in timed:
         assert len(row["about"]["seconds"]) == 2 and is_spread(row["% of peak"])
-        assert is_spread(row["ms"]) and is_spread(row["times published"])
+        assert is_spread(row["ms"])
+        (peer,) = [each for each in timed if (each["name"], each["k"]) == ("published", row["k"])]
+        ratio = np.array(peer["about"]["seconds"]) / row["about"]["seconds"]
+        assert row["times published"] == stopwatch.spread(ratio), "not within a round"
         assert "times torchattacks" not in row and ("MiB an image" in row) == (row["k"] == 1)
     assert {row["k"] for row in rows if row["name"].endswith("product")} == {0, 1}
     limits = [row for row in rows if row.get("binds")]
@@ -428,13 +421,13 @@ def test_the_command_from_end_to_end(bench, tmp_path, monkeypatch):
     assert sum("GB/s" in row for row in rows) == 2
     *staged, whole = found["stages"]
     assert whole["name"] == "PGD-1: all" and sum(row["units"] for row in staged) == 5
-    assert {row["binds"] for row in staged[1:]} <= {"memory", "product"} and not staged[0]["binds"]
-    optimizer = next(row for row in staged if row["name"].endswith("optimizer"))
-    assert optimizer["binds"] == "memory" and is_spread(optimizer["% of memory"])
+    assert {row["binds"] for row in staged} <= {"memory", "product"}
+    rest = next(row for row in staged if "optimizer" in row["name"])
+    assert rest["binds"] == "memory" and is_spread(rest["% of memory"])
     relu, gelu = found["activations"]
     assert (relu["name"], gelu["name"]) == ("relu", "gelu") and is_spread(gelu["update"])
     assert gelu["saved, MiB an image"] > relu["saved, MiB an image"]
-    for name in ("steps.png", "steps.svg", "benchmark.md"):
+    for name in ("steps.png", "benchmark.md"):
         assert (tmp_path / "kept" / name).stat().st_size > 500
     assert (tmp_path / "kept/benchmark.md").read_text() == out
 
@@ -461,13 +454,13 @@ def test_a_row_is_kept_when_it_is_measured_and_measured_once(tmp_path, capsys):
     assert [row["name"] for row in kept(tmp_path)["count"]] == ["a"]
     assert "| a " in (tmp_path / "benchmark.md").read_text() and "| a " in capsys.readouterr().out
     again = book.Book(tmp_path, about | {"time": "later"})
-    assert again.measure("count", "", counting_rows(log)) == [] and log == ["a", "b", "c"]
+    again.measure("count", "", counting_rows(log))
+    assert not again.left and log == ["a", "b", "c"]
     assert (tmp_path / "benchmark.md").read_text().count("| a ") == 1
     other = book.Book(tmp_path, about | {"device": "y"})
     other.measure("count", "", counting_rows(log))
     assert log[3:] == ["a", "b", "c"], "another machine's rows are none of these"
-    other.found["left"] = []
-    other.write()
+    assert other.close() == 0
     book.Book(tmp_path, about | {"device": "y"}).measure("count", "", counting_rows(log))
     assert log[6:] == ["a", "b", "c"], "what came to its end is measured anew"
 
@@ -477,23 +470,27 @@ def test_rows_are_told_as_they_are_kept(tmp_path, capsys):
     rows = [{"name": "a", "ms": ratio, "about": 1}, {"note": "a line"}, {"name": "b", "ms": None}]
     book.Book(tmp_path, {}).measure("count", "what it is", iter([("all", 1, lambda: rows)]))
     assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line] == [
-        "## Count", "what it is", "| name | ms |", "| --- | ---: |", "| a | 2 (1.5 to 1,234) |",
-        "a line", "| b | - |",
+        "# Benchmark", "## Count", "what it is", "| name | ms |", "| --- | ---: |",
+        "| a | 2 (1.5 to 1,234) |", "a line", "| b | - |",
     ]  # fmt: skip
+
+
+def named(name: str, part):
+    part.__name__ = name
+    return part
 
 
 def test_a_budget_ends_between_rows_and_says_what_is_left(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     log: list[str] = []
     short = book.Book(tmp_path, {}, time.monotonic() + 0.15)
-    left = short.measure("count", "", counting_rows(log, seconds=0.1))
-    assert log == ["a"] and left == ["count b", "count c"]
-    part = types.SimpleNamespace(measurements=lambda *_: counting_rows(log, seconds=0.1))
-    monkeypatch.setattr(benchmark, "import_module", lambda name: part)
+    short.measure("count", "", counting_rows(log, seconds=0.1))
+    assert log == ["a"] and short.left == ["count b", "count c"]
+    monkeypatch.setattr(stages, "stages", named("stages", lambda *_: counting_rows(log, 0.1)))
     assert benchmark.main([*TINY, "--parts", "stages", "--budget", "0.001s", "--out", "o"]) == 143
     assert capsys.readouterr().out.endswith("same command again: stages a, stages b, stages c\n")
     assert benchmark.main([*TINY, "--parts", "stages", "--out", "o"]) == 0
-    assert [numbers.seconds_of(text) for text in ("90s", "10m", "1.5h")] == [90, 600, 5400]
+    assert [seconds_of(text) for text in ("90s", "10m", "1.5h")] == [90, 600, 5400]
 
 
 def test_a_row_that_would_take_too_long_is_left_for_a_cheaper_one(tmp_path, monkeypatch):
@@ -508,7 +505,8 @@ def test_a_row_that_would_take_too_long_is_left_for_a_cheaper_one(tmp_path, monk
     rows = (("a", 1, 10), ("dear", 10, 100), ("b", 1, 10))
     keep = book.Book(tmp_path, {}, until=60.0)
     given = ((key, cost, lambda key=key, s=s: work(key, s)) for key, cost, s in rows)
-    assert keep.measure("count", "", given) == ["count dear"] and log == ["a", "b"]
+    keep.measure("count", "", given)
+    assert keep.left == ["count dear"] and log == ["a", "b"]
 
 
 def test_rounds_end_with_the_time_but_for_the_first(monkeypatch):
@@ -517,7 +515,7 @@ def test_rounds_end_with_the_time_but_for_the_first(monkeypatch):
     calls = {"a": stopwatch.Timed(clock.call("a", 1.0))}
     for until, rounds in ((0.0, 1), (3.5, 3), (99.0, 5)):
         clock.now = 0.0
-        times = stopwatch.interleaved(calls, torch.device("cpu"), 5, until)
+        times = stopwatch.Stopwatch(torch.device("cpu"), 5, until).times(calls)
         assert len(times["a"]) == rounds
 
 
@@ -534,28 +532,28 @@ def photographs(tmp_path):
 
 
 def test_a_folder_is_read_beside_the_step(bench, tmp_path, photographs):
-    own = ["--parts", "stages", "--steps", "1", "--rounds", "1", "--batch", "4"]
+    own = ["--parts", "stages", "--steps", "1", "--rounds", "2", "--batch", "4"]
     code, out, err = bench(*photographs, *own)
     assert code == 0, err
-    first, *_, last = kept(tmp_path / "outputs/benchmark")["stages"]
-    assert first["name"] == "PGD-1: data" and first["ms"]["median"] == 0, "it is no part of it"
-    assert last["name"] == "PGD-1: the files alone, 1 readers" and last["ms"]["median"] > 0
+    *_, whole, files = kept(tmp_path / "outputs/benchmark")["stages"]
+    assert whole["name"] == "PGD-1: all", "reading is no part of it"
+    assert files["name"] == "the files alone, 1 readers" and files["images/s"] > 0
     assert not active_children()
 
 
-def test_readers_end_with_the_call_that_fails(photographs):
+def test_readers_end_with_the_call_that_fails(photographs, monkeypatch):
     case = case_of([*photographs, "schedule.batch_size=4"])
-    timed = stages.batches(case, stages.training_images(case))
-    with pytest.raises(ZeroDivisionError), timed.entered():
-        x, _ = timed.run()
-        assert len(x) == 4 and active_children()
-        raise ZeroDivisionError
+    clock = iter([1.0])
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: next(clock))  # it stops
+    with pytest.raises(StopIteration):
+        stages.files(case, stopwatch.Stopwatch(case.device, 1))
     assert not active_children()
 
 
-def test_images_that_are_not_here_are_random_pixels():
+def test_images_that_are_not_here_are_not_read():
     case = case_of(["dataset=imagenet", "dataset.image_size=16", *TINY[1:]])
-    assert type(stages.training_images(case)).__name__ == "MemorySplit"
+    own = types.SimpleNamespace(steps=(1,), compile=False)
+    assert [key for key, *_ in stages.stages(case, own, None)] == ["PGD-1"]
 
 
 def test_a_compiler_that_fails_costs_no_eager_number(bench, tmp_path, monkeypatch):
@@ -615,14 +613,16 @@ def test_only_what_can_be_timed_is_a_case():
     case = case_of([])
     assert case.batch == 128 and case.sizes.shape == (3, 32, 32)
     assert case.cost.parameters == 11_173_962, "ResNet-18 of 32x32 images"
-    assert case.varied("dataset.image_size=16").sizes.pixels == 16
-    assert case.attack(10).step_size == 2 and case.attack(1).step_size == 8
+    assert case_of(["activation=elu", "activation.alpha=2", "seed=1"]).without("activation") == [
+        "dataset=cifar10", "seed=1"
+    ]  # fmt: skip
+    assert case.pgd(10).step_size == 2 and case.pgd(1).step_size == 8
 
 
 def test_methods_are_told_in_units_and_in_time(quick, monkeypatch, tmp_path, capfd):
     """Of what the command line says of methods nothing is left."""
-    chosen = (methods.PGD2, "objective=trades attack.steps=2", "attack=free attack.replays=4")
-    monkeypatch.setattr(methods, "METHODS", chosen)
+    chosen = ("attack.steps=2", "objective=trades attack.steps=2", "attack=free attack.replays=4")
+    monkeypatch.setattr(variants, "METHODS", chosen)
     given = [*FIXED, "regulariser=elle", "--parts=methods", "--rounds=1", f"--out={tmp_path}"]
     assert benchmark.main(given) == 0, capfd.readouterr().err
     rows = json.loads((tmp_path / "benchmark.json").read_text())["methods"]

@@ -1,22 +1,22 @@
 """Trainings side by side: what is timed, on a CPU without streams."""
 
-from argparse import Namespace
+import timeit
+import types
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
 import torch
 
 from sat.acceleration import graph
-from sat.bench import seeds, stopwatch
+from sat.bench import stopwatch, variants
 from sat.bench.case import case_of
 
-OWN = Namespace(rounds=1, until=float("inf"))
+WATCH = stopwatch.Stopwatch(torch.device("cpu"), 1)
 
 
 @pytest.fixture
 def case(monkeypatch):
-    monkeypatch.setattr(stopwatch, "SECONDS", 0.0)
+    monkeypatch.setattr(timeit.Timer, "autorange", lambda timer: (1, timer.timeit(1)))
     monkeypatch.setattr(graph, "FIRST", 1)
     monkeypatch.setattr(stopwatch, "WARMING", {"cpu": 1})
     words = ["dataset=digits", "model.width=0.25", "schedule.batch_size=4", "device=cpu"]
@@ -39,14 +39,14 @@ def waits(monkeypatch):
     main = Stream(log)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(seeds, "streams", lambda count: [Stream(log) for _ in range(count)])
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: Stream(log))
     return main, log
 
 
 def test_four_trainings_are_timed_one_after_the_other_and_side_by_side(case, waits, monkeypatch):
     captured = []
     monkeypatch.setattr(graph, "record", lambda call: captured.append(1) or call)
-    alone, beside = seeds.measure(case, OWN)
+    alone, beside = variants.side_by_side(case, WATCH)
     assert len(captured) == 4, "a graph each"
     assert alone["name"] == "4 seeds, one after the other"
     assert alone["times one after the other"]["median"] == 1
@@ -59,13 +59,13 @@ def test_four_trainings_are_timed_one_after_the_other_and_side_by_side(case, wai
 
 def test_a_step_that_is_no_graph_is_left_out(case, waits, monkeypatch):
     monkeypatch.setattr(graph, "record", lambda call: 1 / 0)
-    ((key, note),) = [row for row in seeds.measure(case, OWN)[0].items()]
+    ((key, note),) = [row for row in variants.side_by_side(case, WATCH)[0].items()]
     assert key == "note" and "ZeroDivisionError" in note
 
 
 def test_a_cpu_has_none(case):
-    ((_, cost, work),) = seeds.measurements(case, OWN)
+    ((_, cost, work),) = variants.seeds(case, None, WATCH)
     assert cost == 0 and "are for a GPU" in work()[0]["note"]
-    on_gpu = replace(case, device=torch.device("cuda"))
-    ((key, cost, _),) = seeds.measurements(on_gpu, OWN)
+    on_gpu = types.SimpleNamespace(device=torch.device("cuda"))
+    ((key, cost, _),) = variants.seeds(on_gpu, None, WATCH)
     assert (key, cost) == ("seeds", 20)

@@ -28,9 +28,11 @@ from sat.attacks import (
     Multi,
     Square,
 )
-from sat.bench import budget, costs, pace, units
-from sat.bench.step_cost import StepCost, step_cost
+from sat.bench import budget, costs, work
+from sat.bench.case import Case
+from sat.bench.counting import StepCost, step_cost
 from sat.config import composed
+from sat.data import sizes
 from sat.errors import Refused
 from sat.loggers.screen import duration
 from sat.objectives import Adversarial, Method
@@ -59,6 +61,10 @@ def spec_of(*words: str):
     return composed(words)
 
 
+def case_of(*words: str) -> Case:
+    return Case(composed(words))
+
+
 def told(out: str) -> dict[str, str]:
     """The list of what all runs share."""
     return {line[:24].strip(): line[24:].strip() for line in out.split("\n\n")[0].splitlines()}
@@ -72,22 +78,22 @@ def told(out: str) -> dict[str, str]:
 def test_digits_are_as_large_as_they_are_known_to_be(given):
     spec = spec_of(*given)
     data = spec.dataset(torch.device("cpu"), 3)
-    sizes = costs.sizes_of(spec.dataset)
+    found = sizes.sizes_of(spec.dataset)
     parts = [len(part) for part in (data.train, data.held_out, data.test)]
-    assert [sizes.train, sizes.held_out, sizes.test] == parts
-    assert (sizes.classes, *sizes.shape) == (10, 1, data.image_size, data.image_size)
+    assert [found.train, found.held_out, found.test] == parts
+    assert (found.classes, *found.shape) == (10, 1, data.image_size, data.image_size)
 
 
 def test_published_sizes_are_those_in_the_headers_of_the_options():
-    for name, dataset in {"cifar10": costs.Cifar10, "cifar100": costs.Cifar100, "svhn": costs.SVHN,
-                          "fashion_mnist": costs.FashionMNIST}.items():  # fmt: skip
+    for name, dataset in {"cifar10": sizes.Cifar10, "cifar100": sizes.Cifar100, "svhn": sizes.SVHN,
+                          "fashion_mnist": sizes.FashionMNIST}.items():  # fmt: skip
         head = (ROOT / f"conf/dataset/{name}.yaml").read_text().splitlines()[0]
         found = re.search(r"([\d,]+) \+ ([\d,]+) (grey|colour).*?(\d+)x\d+", head)
         counts = [int(found[k].replace(",", "")) for k in (1, 2, 4)]
-        train, test, classes, channels, pixels = costs.PUBLISHED[dataset]
+        train, test, classes, channels, pixels = sizes.PUBLISHED[dataset]
         assert counts == [train, test, pixels] and classes == (100 if "100" in name else 10)
         assert channels == {"grey": 1, "colour": 3}[found[3]]
-    assert costs.PUBLISHED[costs.ImageNet][:3] == (1_281_167, 50_000, 1000)
+    assert sizes.PUBLISHED[sizes.ImageNet][:3] == (1_281_167, 50_000, 1000)
 
 
 def test_folders_and_files_of_ones_own_are_counted(tmp_path):
@@ -96,7 +102,7 @@ def test_folders_and_files_of_ones_own_are_counted(tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
             for k in range(count):
                 (tmp_path / part / name / f"{k}.png").write_bytes(b"never decoded")
-    sizes_of = costs.sizes_of
+    sizes_of = sizes.sizes_of
     spec = spec_of("dataset=imagefolder", f"dataset.root={tmp_path}", "dataset.holdout=3")
     found = sizes_of(spec.dataset)
     assert (found.train, found.held_out, found.test, found.classes) == (15, 3, 6, 3)
@@ -119,7 +125,7 @@ def test_timm_folders_are_counted_too(tmp_path):
                 Image.new("RGB", (4, 4)).save(tmp_path / part / name / f"{k}.png")
     spec = spec_of("dataset=timm", "dataset.name=folder", f"dataset.root={tmp_path}",
                    "dataset.holdout=2")  # fmt: skip
-    found = costs.sizes_of(spec.dataset)
+    found = sizes.sizes_of(spec.dataset)
     assert (found.train, found.held_out, found.test, found.classes) == (8, 2, 4, 2)
 
 
@@ -127,7 +133,7 @@ def test_timm_folders_are_counted_too(tmp_path):
 
 
 def test_gradients_of_each_attack():
-    of, pgd = partial(costs.gradients_of, classes=10), PGD(8.0, 7)
+    of, pgd = partial(work.gradients_of, classes=10), PGD(8.0, 7)
     assert [of(attack) for attack in (Clean(), FGSM(), pgd)] == [0, 1, 7]
     assert of(Curve(pgd, "eps", (0, 0.5, 1.0))) == 14  # a ball of no size takes no step
     assert of(Curve(pgd, "steps", (1, 5))) == 6
@@ -185,19 +191,17 @@ def test_a_real_run_computes_as_many_gradients(sat, counted, attack, steps):
              "evaluation.checkpoints=[last]", "evaluation.search=exact"]  # fmt: skip
     done = sat(*given)
     assert done.code == 0, done.err
-    spec = spec_of(*TINY, *given)
-    work = costs.work_of(spec, costs.sizes_of(spec.dataset))
+    found = work.work_of(case_of(*TINY, *given))
     result = done.result
-    assert work.updates == result["steps"] and work.images == result["images"]
-    assert counted["training", "update"] == work.images
-    assert counted.get(("training", "input"), 0) == work.attack == steps * work.images
-    assert work.training == (2 * steps + 3) * work.images
+    assert found.updates == result["steps"] and found.images == result["images"]
+    assert counted["training", "update"] == found.images
+    assert counted.get(("training", "input"), 0) == steps * found.images
+    assert found.step == (3, 2 * steps)
     right = round(result["last"]["clean"]["accuracy"] * 50)  # only these are attacked
-    assert work.evaluation == 3 * 50 and counted["evaluation", "input"] == 3 * right
+    assert found.evaluation == (3 + 1) * 50 and counted["evaluation", "input"] == 3 * right
     rows = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "val/clean" in row]
-    assert work.validated == len(rows) * 30
-    assert work.validation == len(rows) * 30 * (2 + 2)  # two steps, and the probe
+    assert found.validation == len(rows) * 30 * (2 + 2 + 1)  # two steps, the probe, two forwards
     seen = sum(round(row["val/clean"] * 30) * (2 + 2) for row in rows)
     assert counted["validation", "input"] == seen
 
@@ -227,24 +231,17 @@ def test_the_units_of_every_method_are_counted():
         assert step_cost(method) == expected, method
 
 
-def test_statistics_that_are_estimated_cost_an_attack_and_a_forward():
-    spec = spec_of("schedule.swa_start=0.75", "attack.steps=2", "schedule.epochs=8")
-    work = costs.work_of(spec, sizes := costs.sizes_of(spec.dataset))
-    assert work.statistics == 2 * sizes.train  # before two of eight validations
-    assert work.training == 7 * work.images + 5 * work.statistics
-
-
 def test_checkpoints_restarts_and_curves_multiply():
+    """Each attack or curve has two forwards besides, which cost as much as one of its steps."""
 
     def evaluation(*given: str) -> int:
-        spec = spec_of(*given)
-        return costs.work_of(spec, costs.sizes_of(spec.dataset)).evaluation
+        return work.work_of(case_of(*given)).evaluation
 
-    assert evaluation() == 2 * 359 * 20
-    assert evaluation("evaluation.restarts=3", "evaluation.limit=100") == 2 * 100 * 60
-    assert evaluation("evaluation=paper", "evaluation.checkpoints=[last]") == 359 * 280
-    assert evaluation("evaluation=curves") == 2 * 359 * (8 * 20 + 391)
-    assert evaluation("evaluation=strong", "evaluation.limit=10") == 2 * 10 * 170
+    assert evaluation() == 2 * 359 * 21
+    assert evaluation("evaluation.restarts=3", "evaluation.limit=100") == 2 * 100 * 61
+    assert evaluation("evaluation=paper", "evaluation.checkpoints=[last]") == 359 * 284
+    assert evaluation("evaluation=curves") == 2 * 359 * (8 * 20 + 391 + 2)
+    assert evaluation("evaluation=strong", "evaluation.limit=10") == 2 * 10 * 171
 
 
 # memory -----------------------------------------------------------------------------------------
@@ -258,16 +255,14 @@ def test_activations_are_what_a_forward_leaves_allocated(given):
     """Measured by torch's profiler: all that was allocated in a forward and is not freed."""
     from torch.profiler import ProfilerActivity, profile
 
-    spec = spec_of(*given, "dataset.image_size=16")
-    sizes = costs.sizes_of(spec.dataset)
-    model = costs.build(spec, sizes, "cpu").train()
-    x = torch.rand(64, *sizes.shape)
+    case = case_of(*given, "dataset.image_size=16")
+    model, (x, _) = case.model().train(), case.images(64)
     model(x)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         logits = model(x)
     left = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
     del logits
-    assert 64 * costs.cost_of(spec, sizes).saved == pytest.approx(left, rel=0.05)
+    assert 64 * case.cost.saved == pytest.approx(left, rel=0.05)
 
 
 def real_update(model, x, y) -> None:
@@ -276,21 +271,17 @@ def real_update(model, x, y) -> None:
 
 def test_memory_that_is_told_is_that_of_a_real_update_and_recomputation_needs_less():
     """Counted on shapes, beside tensors that are there: an SGD step's forward and backward."""
-    from sat.bench.counting import Timed, peak_bytes
+    from sat.bench.counting import Timed, counted
 
     most = {}
     for less in ("false", "true"):
-        spec = spec_of("model=resnet", "model.depth=18", "dataset.image_size=32",
+        case = case_of("model=resnet", "model.depth=18", "dataset.image_size=32",
                        "model.width=0.25", f"schedule.grad_checkpointing={less}")  # fmt: skip
-        sizes = costs.sizes_of(spec.dataset)
-        cost = costs.cost_of(spec, sizes)
-        model = costs.build(spec, sizes, "cpu").train()
-        x, y = torch.rand(128, *sizes.shape), torch.arange(128) % 10
-        work = partial(real_update, model, x, y)
-        work()  # gradients are there from here on, and belong to the state
-        most[less] = cost.beside(128, "fp32")
-        assert most[less] == pytest.approx(peak_bytes(Timed(work)), rel=0.02)
-        assert cost.beside(128, "bf16") == most[less] / 2
+        call = partial(real_update, case.model().train(), *case.images(128))
+        call()  # gradients are there from here on, and belong to the state
+        most[less] = case.cost.beside(128, "fp32")
+        assert most[less] == pytest.approx(counted(Timed(call)).most, rel=0.02)
+        assert case.cost.beside(128, "bf16") == most[less] / 2
     assert most["true"] < 0.7 * most["false"]
 
 
@@ -301,14 +292,13 @@ def test_memory_is_that_of_the_tensors_of_a_training(optimizer, ema):
     from sat.training.state import TrainState
     from sat.training.step import update
 
-    spec = spec_of(f"schedule.optimizer={optimizer}", f"schedule.ema={ema}")
-    sizes = costs.sizes_of(spec.dataset)
-    model = costs.build(spec, sizes, "cpu")
+    case = case_of(f"schedule.optimizer={optimizer}", f"schedule.ema={ema}")
+    spec, model = case.spec, case.model()
     choices = {"precision": "fp32", "channels_last": False, "compile": False}
     schedule = replace(spec.schedule, batch_size=4)
     trainer = TrainState(model, Method(Clean(), spec.objective), Plan(schedule, 400, 0, choices))
     for _ in range(7):  # lookahead makes its slow weights at the sixth
-        update(trainer, torch.rand(4, *sizes.shape), torch.arange(4))
+        update(trainer, *case.images(4))
     held = [*model.parameters(), *model.buffers(), *model.parameters()]  # once for the gradients
     if ema:
         held += [*trainer.average.module.parameters(), *trainer.average.module.buffers()]
@@ -317,7 +307,7 @@ def test_memory_is_that_of_the_tensors_of_a_training(optimizer, ema):
         for state in part.state.values() if part is not None else ():
             held += [t for t in state.values() if isinstance(t, torch.Tensor)]
     held = sum(t.numel() * t.element_size() for t in held)
-    assert costs.cost_of(spec, sizes).state == pytest.approx(held, rel=0.001)
+    assert case.cost.state == pytest.approx(held, rel=0.001)
 
 
 # the network ------------------------------------------------------------------------------------
@@ -327,19 +317,16 @@ def test_counts_are_those_of_the_real_network():
     from sat.acceleration.auto import multiply_adds
     from sat.models.weights import build_model
 
-    spec = spec_of("activation=prelu", "model=efficientnet")
-    sizes = costs.sizes_of(spec.dataset)
+    case = case_of("activation=prelu", "model=efficientnet")
     shape = {"channels": 1, "classes": 10, "image_size": 8, "mean": [0.5], "std": [0.5]}
-    real = build_model(spec, shape, torch.device("cpu"))
-    cost = costs.cost_of(spec, sizes)
-    assert cost.parameters == sum(p.numel() for p in real.parameters())
-    assert cost.multiply_adds == multiply_adds(real, sizes.shape)
+    real = build_model(case.spec, shape, torch.device("cpu"))
+    assert case.cost.parameters == sum(p.numel() for p in real.parameters())
+    assert case.cost.multiply_adds == multiply_adds(real, case.sizes.shape)
 
 
 @pytest.mark.parametrize("option", sorted(p.stem for p in (ROOT / "conf/activation").glob("*")))
 def test_every_activation_is_counted(option):
-    spec = spec_of(f"activation={option}", "model.width=0.0625")
-    cost = costs.cost_of(spec, costs.sizes_of(spec.dataset))
+    cost = case_of(f"activation={option}", "model.width=0.0625").cost
     assert cost.multiply_adds > 0 and cost.parameters > 0
 
 
@@ -347,42 +334,40 @@ def test_a_surrogate_gradient_keeps_what_its_update_needs():
     """ReLU keeps its output, which the next layer keeps as well; a surrogate its input besides."""
     kept = {}
     for outer in ("true", "false"):
-        spec = spec_of("activation=surrogate_relu", f"activation.outer={outer}")
-        kept[outer] = costs.cost_of(spec, costs.sizes_of(spec.dataset)).saved
+        case = case_of("activation=surrogate_relu", f"activation.outer={outer}")
+        kept[outer] = case.cost.saved
     assert kept["true"] > 1.2 * kept["false"]
 
 
 def test_the_largest_networks_of_the_study_need_no_memory(monkeypatch):
-    spec = spec_of("dataset=imagenet", "model=efficientnet", "model.variant=l1",
+    case = case_of("dataset=imagenet", "model=efficientnet", "model.variant=l1",
                    "dataset.image_size=600")  # fmt: skip
     build, built = costs.build, []
     monkeypatch.setattr(costs, "build", lambda *a: built.append(build(*a)) or built[0])
-    sizes = costs.sizes_of(spec.dataset)
-    cost = costs.cost_of(spec, sizes)
+    cost = case.cost
     assert all(t.is_meta for t in [*built[0].parameters(), *built[0].buffers()])
     assert cost.parameters == 272_630_564 and 160e9 < cost.multiply_adds < 164e9
     with pytest.raises(ValueError, match="^not timed: too"):
-        pace.tried(spec, sizes, cost)
+        work.tried(case)
 
 
 # time -------------------------------------------------------------------------------------------
 
 
 def test_time_adds_up():
-    work = costs.Work(updates=10, images=100, step=StepCost(3.0, 6.0), statistics=0,
-                      validation=40, validated=10, evaluation=50, evaluated=5,
-                      checked=2)  # fmt: skip
-    speed = pace.Pace(update=3.0, attack=2.0, evaluation=4.0)
-    assert speed.seconds(work) == (300 + 600 + 100, 4 * 55, 4 * 2 * 310)
+    found = work.Work(updates=10, images=100, step=StepCost(3.0, 6.0), validation=40,
+                      evaluation=50, checks=620)  # fmt: skip
+    unit = 10**12
+    assert found.seconds(unit, (2.0, 4.0)) == ((900 + 80) / 2, 100 / 4, 1240 / 4)
 
 
 def test_a_rate_tells_the_time_without_trying(forecast, monkeypatch):
-    monkeypatch.setattr(pace, "try_out", None)
+    monkeypatch.setattr(work, "try_out", None)
     code, out, err = forecast("experiment=imagenet_resnet50", "--tflops", "300",
                               "evaluation=clean", "validation.every=1000")  # fmt: skip
     assert code == 0, err
     here = told(out)
-    assert here["multiply-adds"] == "4.09 G" and here["precision"] == "bf16"
+    assert here["multiply-adds"] == "4.09G" and here["precision"] == "bf16"
     updates = round(100 * (1_281_167 - 12_812) / 256)
     hours = updates * 256 * (2 * 1 + 3) * 2 * 4.089e9 / 300e12 / 3600
     found = re.fullmatch(r"(\d+)h(\d+)m", here["time"])
@@ -391,7 +376,7 @@ def test_a_rate_tells_the_time_without_trying(forecast, monkeypatch):
     # 100,000 images under 200 steps, at a hundredth of the rate
     out = forecast("experiment=imagenet_resnet50", "--tflops=300,3")[1]
     more = 2 * 50_000 * 201 * 2 * 2 * 4.089e9 / 3e12 / 3600
-    validations = 100 * 12_812 * 11 * 2 * 2 * 4.089e9 / 300e12 / 3600
+    validations = 100 * 12_812 * 13 * 2 * 2 * 4.089e9 / 300e12 / 3600
     found = re.fullmatch(r"(\d+)h(\d+)m", told(out)["time"])
     measured = int(found[1]) + int(found[2]) / 60 - hours - validations
     assert measured == pytest.approx(more, rel=0.02)
@@ -406,8 +391,8 @@ def test_a_rate_that_is_none_is_refused(forecast, rate):
 
 def test_a_network_is_tried_once_in_a_sweep(forecast, monkeypatch):
     tries = []
-    monkeypatch.setattr(pace, "_TRIED", {})
-    monkeypatch.setattr(pace, "try_out", lambda *a: tries.append(a) or pace.Pace(1, 1, 1))
+    monkeypatch.setattr(work, "_TRIED", {})
+    monkeypatch.setattr(work, "try_out", lambda *a: tries.append(a) or (1, 1))
     code, out, _ = forecast(*TINY, "-m", "activation=relu,silu", "attack.steps=1,3")
     assert code == 0 and len(tries) == 2
     assert "4 runs, 4 distinct: " in out
@@ -417,17 +402,15 @@ def test_a_network_is_tried_once_in_a_sweep(forecast, monkeypatch):
 
 
 def without_time(monkeypatch):
-    monkeypatch.setattr(pace, "_TRIED", {})
-    monkeypatch.setattr(pace, "try_out", lambda *a: pace.Pace(1e-4, 1e-4, 1e-4))
+    monkeypatch.setattr(work, "_TRIED", {})
+    monkeypatch.setattr(work, "try_out", lambda *a: (1e-3, 1e-3))
 
 
-def test_a_run_is_counted_once_and_a_finished_one_can_be_measured_anew(ran, forecast, monkeypatch):
+def test_a_run_is_counted_once(ran, forecast, monkeypatch):
     without_time(monkeypatch)
     given = [*TINY, f"record.root={ran.root}"]
     code, out, _ = forecast(*given)
     assert code == 0 and told(out)["run"] == ran.run.name
-    again = told(forecast(f"evaluate={ran.run}", "evaluation=pgd200")[1])
-    assert again["updates"] == "0" and again["attack steps"] == "-"
     _, out, _ = forecast(*given, "-m", "seed=0,0,1")
     assert "3 runs, 2 distinct: " in out
 
@@ -483,7 +466,7 @@ def test_an_option_that_is_none_is_refused_before_anything_is_tried(forecast, ca
     (["model.depth=11"], "! model.depth=11: no such depth"),
     (["model=timm", "model.name=resnet19"], "! model.name=resnet19: no such model in timm"),
     (["model=timm", "model.name=vgg11"], "! dataset.image_size=8: the network fails on"),
-    (["evaluate=nowhere"], "! evaluate=nowhere: no such file or run"),
+    (["evaluate=nowhere"], "! evaluate=nowhere: trains nothing that could be timed"),
     (["schedule.optimizer=fusedsgd"], "! schedule.optimizer=fusedsgd: can't be built here"),
 ])  # fmt: skip
 def test_what_is_refused_is_one_line(forecast, given, line):
@@ -533,7 +516,7 @@ def test_a_benchmark_gives_the_rates(forecast, tmp_path):
 
 
 def test_masking_checks_stand_beside_the_total():
-    two = [module.Told([], columns={"run": name}, parts=(12.0, 4.0, 19.0)) for name in "ab"]
+    two = [module.Job([], columns={"run": name}, seconds=(12.0, 4.0, 19.0)) for name in "ab"]
     assert module.totals(two, 1) == "2 runs, 2 distinct: 32s, and masking checks 38s at most"
 
 
@@ -542,36 +525,31 @@ def test_runs_are_shared_out_to_the_gpu_that_is_free_first():
 
 
 def test_numbers_are_for_people():
-    assert [units.count(n) for n in (359, 9999, 9999.6, 999_700, 25_557_032, 3.99e9)] == [
-        "359", "9,999", "10 k", "1 M", "25.6 M", "3.99 G"]  # fmt: skip
     assert [duration(s) for s in (26, 190, 3599.8, 12_000, 1_051_200)] == [
         "26s", "3m10s", "1h00m", "3h20m", "12d04h"]  # fmt: skip
-    assert [units.size(n) for n in (0, 2**20, 1.25 * 2**30, None)] == [
-        "0 KiB", "1 MiB", "1.25 GiB", "-"]  # fmt: skip
 
 
 def test_an_unmet_limit_is_a_refusal():
     with pytest.raises(Refused, match="^dataset.holdout=40000: "):
-        costs.sizes_of(replace(spec_of("dataset=cifar100").dataset,
-                                          limit=30_000, holdout=40_000))  # fmt: skip
+        sizes.sizes_of(replace(spec_of("dataset=cifar100").dataset,
+                               limit=30_000, holdout=40_000))  # fmt: skip
 
 
 # what fits --------------------------------------------------------------------------------------
 
 
-def job(name: str, seed: int = 0, epochs: float = 40.0, parts=(300.0, 60.0, 0.0)):
+def job(name: str, seed: int = 0, epochs: float = 40.0, seconds=(300.0, 60.0, 0.0)):
     """A run that trains for 300 seconds and is measured for 60."""
     schedule, limit = types.SimpleNamespace(epochs=epochs), types.SimpleNamespace(limit=None)
     spec = types.SimpleNamespace(seed=seed, schedule=schedule, evaluation=limit)
-    sizes = costs.Sizes(
-        train=45_000, held_out=5_000, test=10_000, classes=10, channels=3, pixels=32
-    )
-    return types.SimpleNamespace(name=name, spec=spec, sizes=sizes, parts=parts, note="no rate")
+    counts = types.SimpleNamespace(train=45_000, held_out=5_000, test=10_000)
+    case = types.SimpleNamespace(spec=spec, sizes=counts)
+    columns = {"run": name}
+    return types.SimpleNamespace(columns=columns, case=case, seconds=seconds, note="no rate")
 
 
 def fitting(seconds: float, *jobs) -> dict[int, tuple]:
-    asked, found, shortest = budget.plans(jobs, seconds)
-    assert bool(found) == (seconds >= shortest)
+    asked, found = budget.plans(jobs, seconds)
     assert asked.images == 50_000 and all(plan.seconds <= seconds + 1e-6 for plan in found)
     return {plan.seeds: (plan.epochs, plan.images, plan.tested) for plan in found}
 
@@ -590,9 +568,6 @@ def test_what_fits_is_cut_in_the_order_that_costs_least(monkeypatch):
     studied = fitting(360, job("a", epochs=20), job("b", epochs=40))
     assert studied[1][0] is None and studied[1][1] < 50_000, "epochs are what is studied"
     assert fitting(3, *two) == {}
-    for each in (two, [job("a", parts=(900.0, 1.0, 5.0))], [job("a", epochs=1), job("b")]):
-        shortest = budget.plans(each, 1.0)[2]
-        assert not fitting(0.99 * shortest, *each) and fitting(1.01 * shortest, *each)
 
 
 def test_a_plan_becomes_the_words_that_make_it():
@@ -629,11 +604,11 @@ def finished(monkeypatch):
 def test_the_spread_over_seeds_is_pooled_over_what_differs_in_nothing_else(finished):
     finished({"a": [0.40, 0.42], "b": [0.6, 0.6, 0.66], "alone": [0.1]})
     found = budget.spread_of(Path("."), "digits")
-    assert (found.runs, found.kinds, found.epochs) == (5, 2, (4,))
-    assert found.sd == pytest.approx(((2 + 24) / 3) ** 0.5)
+    assert found[0] == pytest.approx(((2 + 24) / 3) ** 0.5)
+    assert found[1] == "5 runs of 4 epochs, 2 kinds, in ."
     assert budget.spread_of(Path("."), "cifar10") is None
     finished({"a": [0.40, 0.42]}, alarms=["collapse"])
-    assert budget.spread_of(Path("."), "digits").runs == 2
+    assert budget.spread_of(Path("."), "digits")[1].startswith("2 runs")
     finished({"a": [0.40, 0.42]}, alarms=["random"])
     assert budget.spread_of(Path("."), "digits") is None
     finished({"a": [0.4]})
@@ -657,7 +632,9 @@ def test_the_answer_is_a_command_line_that_composes_and_what_it_can_show(
     line = next(line for line in short.splitlines() if line.startswith("python -m sat.run -m "))
     assert "seed=0 " in line + " "
     assert forecast(*shlex.split(line)[3:])[0] == 0, "the line composes"
-    assert "too little of them fits" in forecast("--budget", "1s", *words)[1]
+    least = re.search("too little of them fits 1s.*--budget (.*?)[.]",
+                      forecast("--budget", "1s", *words)[1], re.S)[1]  # fmt: skip
+    assert "python -m sat.run -m " in forecast("--budget", least, *words)[1]
     finished({})
     assert "isn't known" in forecast("--budget", "1h", *words)[1]
     code, _, err = forecast("--budget", "10m", *TINY, "device=cuda:9")

@@ -1,12 +1,13 @@
 """What `auto` stands for here: the precision, layout, compilation and threads that pay."""
 
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
 from sat.acceleration.compilation import compiles
-from sat.acceleration.precision import channels_last_pays
+from sat.acceleration.precision import channels_last_pays, set_tf32
 from sat.acceleration.processor import cpu_has_bf16
 from sat.launch import processes
 
@@ -145,3 +146,9 @@ def choose(
         "threads": 1 if small else THREADS,
         "accumulate": schedule.parts,
     }
+
+
+def settle(choices: Mapping[str, Any]) -> None:
+    """Gives the process the threads and the TF32 that were chosen."""
+    torch.set_num_threads(choices["threads"])
+    set_tf32(choices["tf32"])

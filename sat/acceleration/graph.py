@@ -94,9 +94,7 @@ class Graph:
 
     def _give_up(self, reason: str) -> None:
         self.on, self._inputs, self._outputs = False, (), None
-        self._tell(
-            f"{self._what} is no CUDA graph: {reason}; goes on without (schedule.graph=false)"
-        )
+        self._tell(f"{self._what} is no CUDA graph, and goes on without: {reason}")
 
 
 def _alike(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> bool:

@@ -4,17 +4,21 @@ By its letter PGD-k takes k steps with every image, in float32, and its last ite
 the ascent, from the same start, looks at each of its iterates in the precision that is fast; what
 may have fallen is put to the network itself, in float32, and so is the last iterate of all others.
 An image that fell leaves, and the next takes its place. So no image stands but by the letter's own
-question, on a point that differs by rounding.
+question, on a point that differs by rounding. On a GPU that would wait for its launches a step is
+one graph, while the batch is full.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sat.acceleration.auto import bf16_pays
+from sat.acceleration.auto import GRAPH_PAYS_BELOW, GRAPH_PAYS_FROM, bf16_pays
+from sat.acceleration.graph import Graph
 from sat.attacks.ball import Ball
 from sat.attacks.base import ball_of, frozen
 from sat.attacks.losses import LOSSES, ce
@@ -23,7 +27,9 @@ from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
 from sat.attacks.pgd import PGD
 from sat.attacks.pool import Pool
 from sat.identity import settings_of
-from sat.rng import RowRng
+from sat.rng import RowRng, StepKey
+
+log = logging.getLogger("sat")
 
 # The options of PGD that the search heeds; one that has another at work goes by the letter.
 HEEDED = {"eps", "steps", "step", "norm", "start", "noise", "clean_start", "batch_norm", "loss"}
@@ -53,11 +59,15 @@ class Quick(Ensemble):
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """Decides as `sat.attacks.outcomes.Ensemble` promises."""
-        few, search = x[:8], PGDSearch(self.attack)
+        few = x[:8]
         check_repeats(model, few)
         with frozen(model, "eval"):
             precision = torch.bfloat16 if bf16_pays(x.device.type) else None
-            network = Network(model, precision, few, search.ball)
+            network = Network(model, precision, few, ball_of(self.attack))
+            steps = len(x) * self.restarts * self.attack.steps / self.batch_size
+            on = graph_pays(network, few, self.batch_size, steps)
+            graph = Graph(on, StepKey(network.device), log.debug, "a step of the search")
+            search = PGDSearch(self.attack, graph)
             targets = torch.zeros(len(x), 1, dtype=torch.long)  # an ascent without a target
             for k in range(self.restarts):
                 own = (rng.child("series", k) if k else rng).to("cpu")
@@ -68,11 +78,20 @@ class Quick(Ensemble):
                     pool.run(search, network, images.tolist())
 
 
+def graph_pays(network: Network, x: Tensor, batch: int, steps: float) -> bool:
+    """Whether so many steps on images like x, a batch each, are faster as a graph: on a GPU that
+    waits for their launches."""
+    if network.device.type != "cuda" or steps < GRAPH_PAYS_FROM:
+        return False
+    return network.multiply_adds(x[:1]) * batch < GRAPH_PAYS_BELOW
+
+
 @dataclass(frozen=True)
 class PGDSearch:
-    """PGD's ascent as a pool drives it."""
+    """PGD's ascent as a pool drives it; its steps go through `graph`."""
 
     attack: PGD
+    graph: Graph
     rounds = 1
 
     @property
@@ -90,13 +109,21 @@ class PGDSearch:
 
     def step(self, network: Network, state: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Advances `state`; the iterate before it may have fallen, the last one has to be asked."""
-        here, y, length = state["point"], state["y"], self.attack.step_size / 255
+        given = (state[key] for key in ("point", "iteration", "x", "y"))
+        moved = self.graph(partial(self._moved, network), *given)
+        state["point"], state["iteration"], points, may_fall, last = moved
+        return points, may_fall, last
+
+    def _moved(
+        self, network: Network, here: Tensor, iteration: Tensor, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The next iterates and their numbers, and what `step` returns; asks the host nothing."""
         logits, _, gradient = network.gradient(here, self._loss(y))
-        ahead = self.ball.project(here + length * self.ball.steepest(gradient), state["x"])
-        state["point"], state["iteration"] = ahead, state["iteration"] + 1
-        last = state["iteration"] == self.attack.steps
+        length, iteration = self.attack.step_size / 255, iteration + 1
+        ahead = self.ball.project(here + length * self.ball.steepest(gradient), x)
+        last = iteration == self.attack.steps
         points = torch.where(last.view(-1, 1, 1, 1), ahead, here)
-        return points, network.may_fall(logits, y) | last, last
+        return ahead, iteration, points, network.may_fall(logits, y) | last, last
 
     def _loss(self, y: Tensor) -> Callable[[Tensor], Tensor]:
         loss = LOSSES.get(self.attack.loss, ce)

@@ -17,18 +17,16 @@ import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
-from importlib import import_module
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
-from sat.bench.units import seconds_of
 from sat.errors import Fault, Refused
 from sat.loggers import screen
 from sat.loggers.screen import refuse
-from sat.loggers.usage import Parser
+from sat.loggers.usage import Parser, positive, seconds_of
 
-PARTS = ("steps", "stages", "activations", "seeds", "methods")
-ISA = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")  # what a product's rate is by
+PARTS = ("steps", "stages", "activations", "seeds", "methods")  # the most telling first
 
 
 def steps(text: str) -> tuple[int, ...]:
@@ -37,19 +35,6 @@ def steps(text: str) -> tuple[int, ...]:
     if found[0] < 0:
         raise ArgumentTypeError(f"{text}: must be 0 or above")
     return found
-
-
-def positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ArgumentTypeError(f"{text}: must be 1 or above")
-    return number
-
-
-def parts(text: str) -> tuple[str, ...]:
-    chosen = tuple(text.split(","))
-    if wrong := {*chosen} - {*PARTS}:
-        raise ArgumentTypeError(f"{', '.join(wrong)}: is none of {', '.join(PARTS)}")
-    return chosen
 
 
 def arguments(given: Sequence[str] | None = None) -> Namespace:
@@ -61,61 +46,63 @@ def arguments(given: Sequence[str] | None = None) -> Namespace:
     add("--rounds", type=positive, default=7, help="how often each is timed (7)")
     add("--threads", type=positive, help="of a CPU (as many as torch takes)")
     add("--compile", action="store_true", help="times it compiled as well: a minute a network")
-    add("--parts", type=parts, default=PARTS[:3],
-        help=f"of {','.join(PARTS)} (the first three; seeds is for a GPU)")  # fmt: skip
+    add("--parts", default="steps,stages,activations", metavar="P,P", help=f"of {','.join(PARTS)}"
+        " (the first three; seeds is for a GPU)")  # fmt: skip
     add("--budget", type=seconds_of, default=float("inf"), metavar="10m", help="then stop")
     add("--out", type=Path, default=Path("outputs/benchmark"), help="folder (outputs/benchmark)")
     own = parser.parse_intermixed_args(given)
     for word in own.words:
         if "=" not in word:
             parser.error(f"{word}: is no key=value")
+    own.parts = own.parts.split(",")
+    for part in own.parts:
+        if part not in PARTS:
+            parser.error(f"--parts: {part}: is none of {', '.join(PARTS)}")
     own.words += [f"schedule.batch_size={own.batch}"] if own.batch else []
     own.until = time.monotonic() + own.budget
     return own
 
 
-def about(case: Any, own: Namespace) -> dict[str, Any]:
+def about(case: Any, rounds: int) -> dict[str, Any]:
     """Machine, versions, command line and what is timed."""
     from sat.acceleration.processor import flags
     from sat.rundir.environment import environment
 
     found = environment(case.device) | {
         "command": " ".join(["python", *sys.argv]), "words": " ".join(case.words),
-        "rounds": own.rounds, "batch": case.batch, "shape": "x".join(map(str, case.sizes.shape)),
+        "rounds": rounds, "batch": case.batch, "shape": "x".join(map(str, case.sizes.shape)),
         "multiply_adds": case.cost.multiply_adds, "parameters": case.cost.parameters,
     }  # fmt: skip
     if case.device.type == "cpu":
-        found["isa"] = ", ".join(name for name in ISA if name in flags())
+        # what a product's rate is by
+        found["isa"] = " ".join(sorted(f for f in flags() if f.startswith(("avx", "amx"))))
         found["isa_limit"] = os.environ.get("ONEDNN_MAX_CPU_ISA")
     return found
 
 
 def measure(case: Any, own: Namespace) -> int:
+    """The parts that were asked for, one after the other; the exit code."""
     from sat.bench.book import Book
-    from sat.bench.steps import draw
+    from sat.bench.stages import stages
+    from sat.bench.steps import draw, steps
+    from sat.bench.stopwatch import Stopwatch
+    from sat.bench.variants import activations, methods, seeds
 
-    machine = about(case, own)
-    book, left = Book(own.out, machine, own.until), []
-    book.say("# Benchmark\n")
-    for key, value in machine.items():
-        book.say(f"- {key}: {value:,}" if isinstance(value, int) else f"- {key}: {value}")
+    machine = about(case, own.rounds)
+    book, watch = Book(own.out, machine, own.until), Stopwatch(case.device, own.rounds, own.until)
     many: Any = nullcontext()
     if own.compile:  # torch takes all networks of a class for one that changes, and gives up
         from torch._dynamo import config  # takes a second to import
 
         many = config.patch(recompile_limit=256, automatic_dynamic_shapes=False)
     with many:
-        for name in own.parts:
-            part = import_module(f"sat.bench.{name}")
-            left += book.measure(name, part.__doc__ or "", part.measurements(case, own))
+        for part in (steps, stages, activations, seeds, methods):
+            if part.__name__ in own.parts:
+                book.measure(part.__name__, getdoc(part) or "", part(case, own, watch))
     if any("images/s" in row for row in book.found.get("steps", [])):
         title = f"{machine['device']}, torch {machine['torch']}; {machine['words']}"
         draw(book.found["steps"], title, own.out)
-    if left:
-        book.say(f"\nThe time is over; left, for the same command again: {', '.join(left)}")
-    book.found["left"] = left
-    book.write()
-    return 143 if left else 0
+    return book.close()
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -128,6 +115,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
     from sat.acceleration import auto
     from sat.acceleration.device import settle_on
+    from sat.attacks import PGD
     from sat.bench.case import case_of
     from sat.errors import is_out_of_memory
 
@@ -136,6 +124,8 @@ def main(given: Sequence[str] | None = None) -> int:
         auto.THREADS = own.threads  # what `auto` gives a run that is not small
     try:
         case = case_of(own.words)
+        if not isinstance(case.spec.attack, PGD) or case.spec.attack.norm != "linf":
+            raise Refused("attack: only PGD in the l-infinity norm is timed; --steps says how long")
         settle_on(case.device)
         return measure(case, own)
     except (Refused, Fault, OSError) as error:

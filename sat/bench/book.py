@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sat.bench.units import digits
 from sat.errors import is_out_of_memory
 from sat.loggers.screen import say, stage
 
@@ -23,19 +22,23 @@ MOMENT = ("time", "command")  # of the account of a machine: another in each cal
 
 
 class Book:
-    """`benchmark.md` and `benchmark.json` of a folder, and the screen.
+    """`benchmark.md` and `benchmark.json` of a folder, and the screen; `about` is what was
+    measured, and where.
 
     What stands there of the same benchmark, stopped before its end, is not measured again; after
     `until`, of the monotonic clock, nothing is begun.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any], until: float = float("inf")):
-        self.until = until
+        self.until, self.left = until, list[str]()
         self.file, self.text = folder / "benchmark.json", folder / "benchmark.md"
         self.kept = self._stopped(about)
         self.found: dict[str, Any] = {"about": about, "left": ["all"]}
         folder.mkdir(parents=True, exist_ok=True)
         self.text.write_text("")
+        self.say("# Benchmark\n")
+        for key, value in about.items():
+            self.say(f"- {key}: {value:,}" if isinstance(value, int) else f"- {key}: {value}")
 
     def _stopped(self, about: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -50,18 +53,17 @@ class Book:
         with self.text.open("a") as file:
             file.write(line + "\n")
 
-    def measure(self, part: str, note: str, measurements: Measurements) -> list[str]:
-        """One table; the names of the measurements that are left when the time is over, or that
-        would take longer than it is, by those before."""
+    def measure(self, part: str, note: str, measurements: Measurements) -> None:
+        """One table. Measurements are left when the time is over, or where they would take longer
+        than it is, by those before."""
         self.say(f"\n## {part.capitalize()}\n\n{note}")
-        rows: list[Row] = []
-        self.found[part] = rows
-        left, head, slowest = list[str](), list[str](), 0.0
+        rows = self.found[part] = list[Row]()
+        head, slowest = list[str](), 0.0
         for key, cost, work in measurements:
             new = [row for row in self.kept.get(part, []) if row["key"] == key]
             begun = time.monotonic()
             if not new and begun + slowest * cost > self.until:
-                left.append(f"{part} {key}")
+                self.left.append(f"{part} {key}")
                 continue
             if not new:
                 stage(f"{part}: {key}")
@@ -70,7 +72,6 @@ class Book:
             rows += new
             head = self._tell(new, head)
             self.write()
-        return left
 
     def _tell(self, rows: list[Row], head: list[str]) -> list[str]:
         """Prints rows, below a head where they have columns that it lacks; the head from now on."""
@@ -86,6 +87,15 @@ class Book:
 
     def write(self) -> None:
         self.file.write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def close(self) -> int:
+        """Tells what is left; the exit code."""
+        if self.left:
+            left = ", ".join(self.left)
+            self.say(f"\nThe time is over; left, for the same command again: {left}")
+        self.found["left"] = self.left
+        self.write()
+        return 143 if self.left else 0
 
 
 def measured(key: str, work: Callable[[], list[Row]]) -> list[Row]:
@@ -110,6 +120,13 @@ def cell(value: Any) -> str:
     if isinstance(value, dict):
         return "{} ({} to {})".format(*(digits(value[key]) for key in ("median", "low", "high")))
     return "-" if value is None else value if isinstance(value, str) else digits(value)
+
+
+def digits(number: float) -> str:
+    """Three of a number."""
+    if abs(number) >= 99.95:
+        return f"{number:,.0f}"
+    return f"{number:.3g}" if number else "0"
 
 
 def line_of(head: list[str], cells: list[str]) -> str:

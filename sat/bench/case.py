@@ -1,7 +1,9 @@
-"""What is measured: the network and the schedule of a command line, on images of random pixels."""
+"""What is measured: the network and the method of a command line, on images of random pixels."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,9 +11,10 @@ from torch import Tensor
 
 from sat.acceleration.auto import choose
 from sat.acceleration.device import find_device
-from sat.attacks import PGD, Clean
-from sat.bench.costs import Cost, Sizes, build, cost_of, sizes_of, without_images
+from sat.attacks import Clean
+from sat.bench.costs import Cost, build, cost_of
 from sat.config import Spec, composed
+from sat.data.sizes import Sizes, sizes_of
 from sat.errors import Refused, refusing
 from sat.models import Classifier
 from sat.objectives import Method
@@ -25,20 +28,40 @@ RATE = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """A training that is timed; no image is read."""
+    """A training that is counted or timed; no image is read.
 
-    words: tuple[str, ...]
+    Its properties raise Refused for a set or a network that can't be had, and for a device that
+    isn't there.
+    """
+
     spec: Spec
-    sizes: Sizes
-    device: torch.device
+    words: tuple[str, ...] = ()
 
-    @property
+    def __post_init__(self) -> None:
+        if self.spec.evaluate is not None:
+            raise Refused(f"evaluate={self.spec.evaluate}: trains nothing that could be timed")
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        return sizes_of(self.spec.dataset)
+
+    @cached_property
     def cost(self) -> Cost:
         return cost_of(self.spec, self.sizes)
+
+    @cached_property
+    def device(self) -> torch.device:
+        with refusing("device"):
+            return find_device(self.spec.device)
 
     @property
     def batch(self) -> int:
         return self.spec.schedule.batch_size
+
+    @property
+    def unit(self) -> int:
+        """FLOP of a forward of the batch."""
+        return 2 * self.cost.multiply_adds * self.batch
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -46,11 +69,6 @@ class Case:
         schedule, cost = replace(self.spec.schedule, compile=False), self.cost
         images = self.sizes.train
         return choose(schedule, self.device, images, cost.multiply_adds, cost.depthwise)
-
-    @property
-    def unit(self) -> int:
-        """FLOP of a forward of the batch."""
-        return 2 * self.cost.multiply_adds * self.batch
 
     def model(self) -> Classifier:
         """The network, with the same weights each time."""
@@ -64,25 +82,22 @@ class Case:
         y = torch.randint(self.sizes.classes, (count,), generator=generator)
         return x.to(self.device), y.to(self.device)
 
-    def attack(self, k: int | None) -> Any:
-        """PGD-k; None: the command line's own attack."""
-        if k is None:
-            return self.spec.attack
+    def pgd(self, k: int) -> Any:
+        """The command line's PGD, of k steps."""
         return replace(self.spec.attack, steps=k) if k else Clean()
 
-    def state(self, k: int | None = 0, **choices: Any) -> TrainState:
+    def state(self, attack: Any, **choices: Any) -> TrainState:
         """A training of the program's own, eager unless `compile` or `graph` is chosen."""
         given = {**self.choices, "compile": False, "graph": False, **choices}
         slow = {"learning_rate": RATE, "decay": "constant", "warmup_epochs": 0.0}
         # asked for, not by itself: a compilation that fails must not pass for one
         schedule = replace(self.spec.schedule, **slow, compile=given["compile"], accumulate=1)
         plan = Plan(schedule, self.sizes.train, self.spec.seed, given)
-        return TrainState(self.model(), Method.of(self.spec, self.attack(k)), plan)
+        return TrainState(self.model(), Method.of(self.spec, attack), plan)
 
-    def varied(self, *words: str) -> "Case":
-        """This case but for what these words say."""
-        names = {word.split("=", 1)[0] for word in words}
-        return case_of([*(w for w in self.words if w.split("=", 1)[0] not in names), *words])
+    def without(self, *groups: str) -> list[str]:
+        """The words of the command line that say nothing of these groups."""
+        return [word for word in self.words if re.split("[=.]", word.lstrip("+"))[0] not in groups]
 
 
 def units(k: int) -> int:
@@ -92,18 +107,8 @@ def units(k: int) -> int:
 
 
 def case_of(words: Sequence[str]) -> Case:
-    """The case of a command line of `sat.run`; without a data set it has CIFAR-10's sizes.
-
-    Raises Refused, in one line, for what `sat.run` would refuse and for other attacks than PGD in
-    the l-infinity norm.
-    """
+    """The case of a command line of `sat.run`; without a data set it has CIFAR-10's sizes. Raises
+    Refused, in one line, for what `sat.run` would refuse."""
     if not any(word.startswith("dataset=") for word in words):
         words = ["dataset=cifar10", *words]
-    spec = without_images(composed(words))
-    if not isinstance(spec.attack, PGD) or spec.attack.norm != "linf":
-        raise Refused("attack: only PGD in the l-infinity norm is compared; --steps says how long")
-    if spec.evaluate is not None:
-        raise Refused(f"evaluate={spec.evaluate}: trains nothing that could be timed")
-    with refusing("device"):
-        device = find_device(spec.device)
-    return Case(tuple(words), spec, sizes_of(spec.dataset), device)
+    return Case(composed(words), tuple(words))

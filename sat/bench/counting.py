@@ -3,80 +3,78 @@ nothing here is timed, and tensors may have no memory at all (`meta`)."""
 
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from sat.attacks import Clean
 from sat.bench.stopwatch import Timed
+from sat.objectives import Method
+from sat.training.plan import Plan
+from sat.training.schedule import Schedule
+from sat.training.state import TrainState
+from sat.training.step import update
+
+IMAGES, WIDTH = 4, 16  # of the batch and the network on which a method's work is counted
 
 
-class Live(TorchDispatchMode):
-    """Bytes of storages that are alive and were made within: `now`, and at most so far, `most`.
+class Counted(TorchDispatchMode):
+    """Counts what runs within.
 
-    Of `held` none counts. Memory that a kernel takes for itself and gives back is not seen.
+    `each` has FLOP and bytes of each operation: multiplications and additions of products and
+    convolutions, by torch's formulas, and the tensors that it reads and writes. `now` are bytes of
+    storages that are alive and were made within, `most` the most that were; of `held` none counts.
+    Memory that a kernel takes for itself and gives back is not seen.
     """
 
-    def __init__(self, held: Iterable[Tensor]):
+    def __init__(self, held: Iterable[Tensor] = ()):
         super().__init__()
+        self.each: list[tuple[int, int]] = []
         self.now = self.most = 0
-        self._known = WeakIdKeyDictionary()
-        for tensor in held:
-            self._known[tensor.untyped_storage()] = True
+        self._known = WeakIdKeyDictionary({tensor.untyped_storage(): True for tensor in held})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
+        if not func.is_view and not func.__name__.startswith(("empty", "new_empty")):
+            formula = flop_registry.get(func._overloadpacket)
+            flop = formula(*args, **(kwargs or {}), out_val=made) if formula else 0
+            self.each.append((flop, size_of((args, kwargs)) + size_of(made)))
         for storage in [t.untyped_storage() for t in tree_leaves(made) if isinstance(t, Tensor)]:
             if storage not in self._known:
                 self._known[storage] = True
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self._part, storage.nbytes())
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes())
         return made
 
-    def _part(self, count: int) -> None:
-        self.now -= count
+    def _add(self, count: int) -> None:
+        self.now += count
+        self.most = max(self.most, self.now)
+
+    @property
+    def flop(self) -> int:
+        return sum(flop for flop, _ in self.each)
+
+    @property
+    def bytes(self) -> int:
+        return sum(moved for _, moved in self.each)
 
 
-class Passes(TorchDispatchMode):
-    """FLOP and bytes of each operation: multiplications and additions of products and convolutions,
-    by torch's formulas, and the tensors that it reads and writes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.each: list[tuple[int, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view and not func.__name__.startswith(("empty", "new_empty")):
-            formula = flop_registry.get(func._overloadpacket)
-            flop = formula(*args, **(kwargs or {}), out_val=out) if formula else 0
-            self.each.append((flop, size_of((args, kwargs)) + size_of(out)))
-        return out
+def counted(call: Timed) -> Counted:
+    """Counts one call, which must run eagerly."""
+    with call.entered(), Counted() as found:
+        call.run()
+    return found
 
 
 def size_of(found: Any) -> int:
     """Bytes of the tensors in it, each once; what is expanded is as large as it lies in memory."""
     tensors = {id(t): t for t in tree_leaves(found) if isinstance(t, Tensor)}.values()
     return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
-
-
-def passes(call: Timed) -> list[tuple[int, int]]:
-    """(FLOP, bytes) of each operation of one call, which must run eagerly."""
-    with call.entered(), Passes() as counted:
-        call.run()
-    return counted.each
-
-
-def peak_bytes(call: Timed) -> int:
-    """The most that one call, which must run eagerly, holds beside what was there before:
-    activations, gradients and intermediates."""
-    with call.entered(), Live([]) as live:
-        call.run()
-    return live.most
 
 
 def limits(
@@ -91,3 +89,38 @@ def limits(
         seconds = sum(map(max, chosen))
         found[name] = seconds, sum(m for f, m in chosen if m > f) / seconds
     return found
+
+
+class StepCost(NamedTuple):
+    """Units an image of a batch, in all views and replays of it: a forward, an input gradient and a
+    weight gradient are one each."""
+
+    update: float  # beside the attack
+    attack: float
+
+
+_COUNTED: dict[str, StepCost] = {}
+
+
+def step_cost(method: Method) -> StepCost:
+    """What a step of a method costs, counted in one on a network of matrix products, and in one
+    without the attack; once for each method."""
+    if (told := repr(method)) not in _COUNTED:
+        update = _units(method.with_attack(Clean()))
+        _COUNTED[told] = StepCost(round(update, 1), round(_units(method) - update, 1))
+    return _COUNTED[told]
+
+
+def _units(method: Method) -> float:
+    views = method.objective.views
+    choices = {"precision": "fp32", "channels_last": False, "compile": False}
+    plan = Plan(Schedule(batch_size=IMAGES, epochs=9.0), IMAGES, 0, choices)
+    with torch.random.fork_rng(devices=[]):
+        # what comes before the products has parameters, so that an update has their gradients too
+        first = nn.Flatten(), nn.AdaptiveAvgPool1d(WIDTH), nn.LayerNorm(WIDTH)
+        products = nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 10)
+        net = nn.Sequential(*first, *products)
+        state = TrainState(net, method, plan)
+        x, y = torch.rand(views * IMAGES, 3, 8, 8), torch.arange(views * IMAGES) % IMAGES
+        step = counted(Timed(lambda: update(state, x, y)))
+        return step.flop / counted(Timed(lambda: net(x[:IMAGES]))).flop

@@ -14,32 +14,30 @@ import json
 import logging
 import os
 import sys
-import textwrap
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from heapq import heapreplace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from sat import config, sweep
-from sat.bench.units import count, seconds_of, size
-from sat.config import Spec
-from sat.errors import Fault, Refused, refusing
+from sat.errors import Fault, Refused
 from sat.loggers import screen
-from sat.loggers.screen import columns, duration, refuse, say, table
-from sat.loggers.usage import Parser
+from sat.loggers.screen import duration, refuse, say, table
+from sat.loggers.usage import Parser, positive, seconds_of
 
 LEGEND = """\
-Multiply-adds: of an image's forward. A unit is a forward, an input gradient or a weight gradient \
-of an image; PGD-k trains at 2k + 3. Gradients of the input are counted image by image, of \
-validations (with their probe) and of the evaluation: at most so many, as if every image were \
-right when clean and stood, and best and last were two; an ensemble counts as 170 an image, as \
-`strong` usually needs, and one more for each wrong class, up to 100, where there are more than \
-ten; `autoattack` counts as seven times 170.
+Units are forwards, input gradients and weight gradients of an image; PGD-k trains at 2k + 3. \
+Gradients are of the input, with the forwards beside them, at most: as if every image were right \
+when clean and stood (`strong` counts as 170 an image, `autoattack` as seven times that).
 Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what \
 an update of a batch has beside them; a kernel's own scratch memory comes on top.
-The time is of training, validations and evaluation. Beside it: masking checks (at most so long), \
-reading and decoding images, compilation, and the start of the program (some seconds)."""
+The time is of training, validations and evaluation, without masking checks (at most so long), the \
+reading of images, averaging's statistics (swa_start), compilation, and the start of the program."""
 TRIED = "Time: this network tried on this machine, as busy as it is now."
 RATED = """\
 Time: at {:g} TFLOP/s sustained in training and {:g} in the evaluation, which computes in float32; \
@@ -48,72 +46,61 @@ GIB = (24, 80, 141)  # of a GPU
 
 
 @dataclass
-class Told:
+class Job:
     """What there is to say of one job: why it is refused, or all else."""
 
     overrides: list[str]
     refused: str = ""
+    case: Any = None
     columns: dict[str, str] = field(default_factory=dict)
-    parts: tuple[float, float, float] | None = None  # seconds: training, evaluation, checks
-    note: str = ""
-    spec: Any = None
-    sizes: Any = None
-
-    @property
-    def name(self) -> str:
-        return self.columns["run"]
+    seconds: tuple[float, float, float] | None = None  # training, evaluation, masking checks
+    note: str = ""  # why these are not known
 
 
-def forecast(spec: Spec, told: Told, own: Namespace, trains: bool) -> None:
-    """Fills in what is told of a run, or of its evaluation alone."""
-    from sat.bench.costs import cost_of, gradients_of, sizes_of, without_images, work_of
+def forecast(job: Job, spec: config.Spec, own: Namespace) -> None:
+    """Fills in what is told of a run."""
+    from sat.bench.case import Case
+    from sat.bench.costs import without_images
+    from sat.bench.work import gradients_of, work_of
 
-    told.spec = spec = without_images(spec)
-    told.sizes = sizes = sizes_of(spec.dataset)
-    cost, work, schedule = cost_of(spec, sizes), work_of(spec, sizes, trains), spec.schedule
-    precision, pace, told.note = paced(spec, sizes, cost, work.step.update, own)
-    if pace is not None:
-        told.parts = pace.seconds(work)
-    fixed = cost.fixed(schedule, precision)
-    most = [(2**30 * gib - (fixed or 0)) // cost.beside(1, precision) for gib in GIB]
-    told.columns = {
-        "run": spec.name,
+    screen.stage("counting, and trying the network on this machine")
+    job.case = case = Case(without_images(spec))
+    sizes, cost, work, schedule = case.sizes, case.cost, work_of(case), spec.schedule
+    precision, rates, job.note = rates_of(case, own)
+    job.seconds = rates and work.seconds(2 * cost.multiply_adds, rates)
+    count, size = tqdm.format_sizeof, partial(tqdm.format_sizeof, suffix="iB", divisor=1024)
+    fixed, image = cost.fixed(schedule, precision), cost.beside(1, precision)
+    most = [max(0, 2**30 * gib - (fixed or 0)) // image for gib in GIB]
+    job.columns = {
+        "run": case.spec.name,
+        "time": duration(sum(job.seconds[:2])) if job.seconds else "-",
+        "masking checks": duration(job.seconds[2]) if job.seconds else "-",
         "parameters": count(cost.parameters),
         "multiply-adds": count(cost.multiply_adds),
-        "training images": count(sizes.train),
+        "training images": f"{sizes.train:,}",
         "epochs": f"{work.updates * schedule.batch_size / sizes.train:.4g}",
-        "updates": count(work.updates),
-        "attack steps": str(gradients_of(spec.attack, sizes.classes)) if work.updates else "-",
-        "units an image": f"{sum(work.step):g}" if work.updates else "-",
-        "training units": count(work.training),
+        "updates": f"{work.updates:,}",
+        "attack steps": str(gradients_of(spec.attack, sizes.classes)),
+        "units an image": f"{sum(work.step):g}",
+        "training units": count(sum(work.step) * work.images),
         "validation gradients": count(work.validation),
         "evaluation gradients": count(work.evaluation),
         "precision": precision,
-        "memory": size(fixed),
-        "activations": size(cost.beside(-(-schedule.batch_size // schedule.parts), precision)),
-        f"batch in {', '.join(map(str, GIB))} GiB": " ".join(count(max(0, n)) for n in most),
-        "masking checks": duration(told.parts[2]) if told.parts else "-",
-        "time": duration(sum(told.parts[:2])) if told.parts else "-",
+        "memory": "-" if fixed is None else size(fixed),
+        "activations": size(-(-schedule.batch_size // schedule.parts) * image),
+        f"batch in {', '.join(map(str, GIB))} GiB": " ".join(f"{number:,.0f}" for number in most),
     }
 
 
-def paced(spec: Spec, sizes: Any, cost: Any, update: float, own: Namespace) -> tuple[str, Any, str]:
-    """The precision of the training, whose update has so many units an image; seconds an image, and
-    why there are none."""
-    from sat.acceleration.auto import auto_precision, is_small
-    from sat.acceleration.device import find_device
-    from sat.bench.pace import from_rate, tried
+def rates_of(case: Any, own: Namespace) -> tuple[str, tuple[float, float] | None, str]:
+    """The precision of the training; TFLOP/s of it and of the evaluation; why they aren't known."""
+    from sat.bench.work import tried
 
-    asked = spec.schedule.precision
+    asked = case.spec.schedule.precision
     if own.tflops:
-        return "bf16" if asked == "auto" else asked, from_rate(cost, update, *own.tflops), ""
+        return "bf16" if asked == "auto" else asked, own.tflops, ""
     try:
-        with refusing("device"):
-            device = find_device(spec.device)
-        if asked == "auto":
-            small = is_small(cost.multiply_adds * spec.schedule.batch_size)
-            asked = auto_precision(device.type, cost.depthwise, small)
-        return asked, tried(spec, sizes, cost), ""
+        return case.choices["precision"], tried(case), ""
     except ValueError as error:
         return "fp32" if asked == "auto" else asked, None, f"{error}; --tflops X tells a time"
 
@@ -121,7 +108,7 @@ def paced(spec: Spec, sizes: Any, cost: Any, update: float, own: Namespace) -> t
 # what is printed ------------------------------------------------------------------------------
 
 
-def summary(jobs: list[Told], own: Namespace) -> str:
+def summary(jobs: list[Job], own: Namespace) -> str:
     """What all runs share, a table of what they do not, the totals, and what the numbers mean."""
     good, lines = [job for job in jobs if not job.refused], []
     if good:
@@ -133,7 +120,7 @@ def summary(jobs: list[Told], own: Namespace) -> str:
             told = [key for key in rows[0] if key not in shared]
             lines += ["", table(told, [[row[key] for key in told] for row in rows])]
         notes = dict.fromkeys(job.note for job in good if job.note)
-        lines += ["", totals(jobs, own.gpus), "", *notes, prose(LEGEND), rated(own)]
+        lines += ["", totals(jobs, own.gpus), "", *notes, LEGEND, rated(own)]
     for number, job in enumerate(jobs):
         if job.refused:
             which = f"job {number} ({' '.join(job.overrides)}): " * (len(jobs) > 1)
@@ -142,26 +129,21 @@ def summary(jobs: list[Told], own: Namespace) -> str:
 
 
 def rated(own: Namespace) -> str:
-    return prose(RATED.format(*own.tflops) if own.tflops else TRIED)
+    return RATED.format(*own.tflops) if own.tflops else TRIED
 
 
-def prose(text: str) -> str:
-    """Its paragraphs in lines of at most 100 signs."""
-    room = min(columns() or 100, 100)
-    return "\n".join(textwrap.fill(line, room) for line in text.split("\n"))
-
-
-def totals(jobs: list[Told], gpus: int) -> str:
+def totals(jobs: list[Job], gpus: int) -> str:
     """How many runs, and the time of all that aren't the same."""
-    runs = {job.name: job for job in jobs if not job.refused}.values()
-    each = [sum(job.parts[:2]) for job in runs if job.parts]
+    runs = {job.columns["run"]: job for job in jobs if not job.refused}.values()
+    known = [job.seconds for job in runs if job.seconds]
+    each = [training + evaluation for training, evaluation, _ in known]
     line = f"{len(jobs)} run{'s' * (len(jobs) != 1)}" + f", {len(runs)} distinct" * (len(jobs) > 1)
     if refused := sum(bool(job.refused) for job in jobs):
         line += f", {refused} refused"
     line += f": {duration(sum(each))}" if each else ": of unknown time"
     if 0 < len(each) < len(runs):
         line += f" and {len(runs) - len(each)} of unknown time"
-    if checks := sum(job.parts[2] for job in runs if job.parts):
+    if checks := sum(checks for _, _, checks in known):
         line += f", and masking checks {duration(checks)} at most"
     if each and gpus > 1:
         line += f"; on {gpus} GPUs, each run on one: {duration(shared_out(each, gpus))}"
@@ -172,7 +154,7 @@ def shared_out(seconds: list[float], gpus: int) -> float:
     """When the last of the runs ends, if each in its turn takes the GPU that is free first."""
     free = [0.0] * gpus
     for run in seconds:
-        free[free.index(min(free))] += run
+        heapreplace(free, free[0] + run)
     return max(free)
 
 
@@ -206,13 +188,11 @@ def arguments(given: Sequence[str]) -> tuple[Namespace, list[str]]:
     add("--tflops", type=rates, metavar="X[,Y]", help="TFLOP/s sustained in training and, in"
         " float32, in the evaluation; tries nothing")  # fmt: skip
     add("--measured", type=Path, metavar="DIR", help="those of a benchmark's folder")
-    add("--gpus", type=int, default=1, help="that share the runs of a sweep (1)")
+    add("--gpus", type=positive, default=1, help="that share the runs of a sweep (1)")
     add("--budget", type=seconds_of, metavar="10m", help="what of the sweep fits on one device")
     add("--spread", type=Path, metavar="PLACE", help="finished runs, a folder or a file of kept"
         " ones, whose seeds tell what --budget can show (record.root)")  # fmt: skip
     own, words = parser.parse_known_args(given)
-    if own.gpus < 1:
-        parser.error(f"--gpus {own.gpus}: must be at least 1")
     for word in words:
         if word[:1] == "-" and word.split("=")[0] not in ("-m", "--multirun", "--config-dir"):
             parser.error(f"{word}: no such option")
@@ -226,22 +206,15 @@ def main(given: Sequence[str] | None = None) -> int:
     for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # a reader of timm's would download
         os.environ[key] = "1"
     screen.stage("composing the runs")
-    jobs: list[Told] = []
+    jobs: list[Job] = []
 
     def tell(cfg: Any, choices: dict[str, str], overrides: list[str]) -> None:
-        jobs.append(told := Told(overrides))
+        jobs.append(job := Job(overrides))
         try:
-            if cfg.evaluate is None:
-                plain = sweep.without(config.resolve(cfg), [*sweep.lacking(choices)])
-                spec = config.check({**plain, "choices": choices})
-            else:
-                from sat.evaluation.reevaluate import reevaluated
-
-                spec = reevaluated(cfg, choices, overrides)
-            screen.stage("counting, and trying the network on this machine")
-            forecast(spec, told, own, trains=cfg.evaluate is None)
+            plain = sweep.without(config.resolve(cfg), [*sweep.lacking(choices)])
+            forecast(job, config.check({**plain, "choices": choices}), own)
         except (Refused, Fault, OSError) as error:
-            told.refused = str(error)
+            job.refused = str(error)
 
     try:
         if own.measured:

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sat.acceleration.auto import settle
+from sat.attacks import Clean
 from sat.bench.book import left_out
 from sat.bench.case import RATE, Case
-from sat.bench.stopwatch import settings
+from sat.bench.stopwatch import plain
 from sat.training.step import update
 
 PEERS = ("published", "torchattacks")
@@ -29,12 +31,11 @@ class Loop:
 
 def ours(case: Case, name: str, **choices: Any) -> Loop:
     """This program's trainer, with what `auto` chooses unless it is given here."""
-    state = case.state(**choices)
-    attacks: dict[int, Any] = {}
+    state, pgd = case.state(Clean(), **choices), cache(case.pgd)
 
     def step(k: int, x: Tensor, y: Tensor) -> None:
-        if state.attack is not attacks.setdefault(k, case.attack(k)):
-            state.attack = attacks[k]
+        if state.attack is not pgd(k):
+            state.attack = pgd(k)
             state.graph.forget()
         update(state, x, y)
         if state.plan.choices["graph"] and not state.graph.on:
@@ -54,8 +55,8 @@ def theirs(case: Case, name: str, attack: Callable[[nn.Module, int, Tensor, Tens
         F.cross_entropy(model(x_adv), y).backward()
         optimizer.step()
 
-    choices = {"precision": "fp32", "channels_last": False, "compile": False, "graph": False}
-    return Loop(name, step, choices | {"threads": torch.get_num_threads()})
+    choices = {"precision": "fp32", "compile": False, "graph": False}
+    return Loop(name, step, choices | plain())
 
 
 def published(case: Case) -> Loop:
@@ -65,7 +66,7 @@ def published(case: Case) -> Loop:
     eps, start = case.spec.attack.eps / 255, case.spec.attack.start == "uniform"
 
     def attack(model: nn.Module, k: int, x: Tensor, y: Tensor) -> Tensor:
-        step_size, x_adv = case.attack(k).step_size / 255, x
+        step_size, x_adv = case.pgd(k).step_size / 255, x
         if start:
             x_adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
         for _ in range(k):
@@ -86,7 +87,7 @@ def torchattacks(case: Case) -> Loop:
 
     @cache
     def pgd(model: nn.Module, k: int) -> Any:
-        sizes = {"eps": own.eps / 255, "alpha": case.attack(k).step_size / 255}
+        sizes = {"eps": own.eps / 255, "alpha": case.pgd(k).step_size / 255}
         return PGD(model, **sizes, steps=k, random_start=own.start == "uniform")
 
     return theirs(case, "torchattacks", lambda model, k, x, y: pgd(model, k)(x, y))
@@ -95,17 +96,21 @@ def torchattacks(case: Case) -> Loop:
 def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
     """All that can be compared here, and a line for each that can't: not every network can be
     compiled or captured as a CUDA graph."""
-    found, notes = [ours(case, "sat")], []
-    kinds = {"sat, compiled": {"compile": True}} if compiled else {}
+    kinds: dict[str, dict[str, Any]] = {"sat": {}}
+    if compiled:
+        kinds["sat, compiled"] = {"compile": True}
     if case.device.type == "cuda":
-        kinds |= {f"{name}, one graph": {**kind, "graph": True}
-                  for name, kind in {"sat": {}, **kinds}.items()}  # fmt: skip
+        kinds |= {f"{name}, one graph": {**kind, "graph": True} for name, kind in kinds.items()}
+    kinds["sat, no trick"] = {"precision": "fp32", **dict.fromkeys(TRICKS, False)}
+    found, notes = [], []
     for name, kind in kinds.items():
+        loop = ours(case, name, **kind)
         try:
-            found.append(tried(ours(case, name, **kind), case))
+            if "compile" in kind or "graph" in kind:
+                try_out(loop, case)
+            found.append(loop)
         except Exception as error:  # torch's compiler raises many kinds
             notes.append(left_out(name, error))
-    found.append(ours(case, "sat, no trick", precision="fp32", **dict.fromkeys(TRICKS, False)))
     found.append(published(case))
     try:
         found.append(torchattacks(case))
@@ -114,9 +119,8 @@ def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
     return found, notes
 
 
-def tried(loop: Loop, case: Case) -> Loop:
-    """The loop, once it has taken steps; raises whatever they raise."""
-    with settings(loop.choices):  # what is compiled is for these
-        for k in (1, 1, 1, 1, 2):
-            loop.step(k, *case.images())
-    return loop
+def try_out(loop: Loop, case: Case) -> None:
+    """Takes a few steps, by the fourth of which a graph is captured; raises whatever they raise."""
+    settle(loop.choices)  # what is compiled is for these
+    for k in (1, 1, 1, 1, 2):
+        loop.step(k, *case.images())

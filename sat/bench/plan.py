@@ -12,7 +12,6 @@ gathered in --out/runs.jsonl, which `make results NEW=FILE` adds to docs/results
 Exit codes: 0 all is done, 1 a line failed, 2 refused, 143 work is left, 130 after Ctrl-C.
 """
 
-import argparse
 import json
 import shlex
 import signal
@@ -26,23 +25,24 @@ from pathlib import Path
 
 from sat.errors import Refused
 from sat.loggers.screen import refuse
+from sat.loggers.usage import Parser
 from sat.report.runs import finished, keep
 
 SAVING = 120.0  # seconds that a line has to end when it is stopped: a sweep gives its runs 60
 DONE, STOPPED, FAILED, LEFT = "done", "stopped", "failed", "left"
-Lines = dict[str, float]  # commands, and their minutes
 
 
-def lines(text: str, own: Namespace) -> Lines:
-    """Every command of the list for every seed, in order. Raises Refused for one of no budget."""
-    found: Lines = {}
+def lines(text: str, own: Namespace) -> dict[str, float]:
+    """Every command of the list for every seed, in order, and its minutes. Raises Refused for one
+    of no budget."""
+    found: dict[str, float] = {}
+    written = [line for line in map(str.strip, text.splitlines()) if line and line[0] != "#"]
     for seed in own.seeds.split(","):
-        for line in filter(None, map(str.strip, text.splitlines())):
+        for line in written:
             minutes, _, words = line.partition(":")
             try:
-                if not line.startswith("#"):
-                    command = words.strip().format(data=own.data, out=own.out, seed=seed)
-                    found.setdefault(command, float(minutes))
+                command = words.strip().format(data=own.data, out=own.out, seed=seed)
+                found.setdefault(command, float(minutes))
             except (KeyError, ValueError) as error:
                 raise Refused(
                     f"{line}: write `minutes: words`, with {{data}} {{out}} {{seed}}"
@@ -70,13 +70,12 @@ def attend(command: str, log: Path, seconds: float) -> str:
     return DONE if running.returncode == 0 else STOPPED if stopped else FAILED
 
 
-def carry_on(plan: Lines, ledger: Path, seconds: float) -> dict[str, str]:
+def carry_on(plan: dict[str, float], ledger: Path, seconds: float) -> dict[str, str]:
     """One line after the other until none is left or the time is over; the state of each, which the
     ledger, a file, keeps."""
-    try:
-        states: dict[str, str] = json.loads(ledger.read_text())
-    except (OSError, ValueError):
-        states = {}
+    states: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        states = json.loads(ledger.read_text())
     end = time.monotonic() + seconds
     ledger.parent.mkdir(parents=True, exist_ok=True)
     for command in sorted(plan, key=lambda command: states.get(command) == FAILED):
@@ -87,23 +86,15 @@ def carry_on(plan: Lines, ledger: Path, seconds: float) -> dict[str, str]:
         states[command] = attend(command, ledger.with_suffix(".log"), min(left, 60 * plan[command]))
         print(f"    {states[command]}", flush=True)
         ledger.write_text(json.dumps(states, indent=1) + "\n")
-        gather(ledger.parent)
+        try:  # one small file beside the runs, all that a report needs
+            keep(finished(ledger.parent), ledger.parent / "runs.jsonl")
+        except (Refused, OSError) as error:
+            print(f"    {error}", flush=True)
     return {command: states.get(command, LEFT) for command in plan}
 
 
-def gather(out: Path) -> None:
-    """Puts all finished runs into one small file beside them, all that a report needs."""
-    try:
-        keep(finished(out), out / "runs.jsonl")
-    except (Refused, OSError) as error:
-        print(f"    {error}", flush=True)
-
-
 def arguments(given: Sequence[str] | None, plan: Path) -> Namespace:
-    parser = argparse.ArgumentParser(
-        prog="gpu_plan.py", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser("gpu_plan.py", None, __doc__)
     add = parser.add_argument
     add("data", type=Path, metavar="DATA", help="folder of the images")
     add("--plan", type=Path, default=plan, help=f"the list ({plan.name})")

@@ -4,131 +4,100 @@ else the machine does falls on all alike; ratios are taken within a round."""
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import timeit
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from statistics import median, quantiles
 from typing import Any
 
+import numpy as np
 import torch
 
-from sat.acceleration.auto import bf16_pays
-from sat.acceleration.precision import set_tf32
+from sat.acceleration import auto
+from sat.acceleration.auto import bf16_pays, settle
 
-SECONDS = 0.2  # of a block of calls: a thousand times the clock's and the synchronisation's cost
 WARMING = {"cpu": 1, "cuda": 5}  # calls; a step becomes a CUDA graph in the fourth
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
 COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes that a copy reads and writes: no cache holds them
 COPY = "memory copy"
-Spread = dict[str, float]  # median, and the quartiles low and high
-Times = dict[str, list[float]]  # seconds of one call in each round
+Rounds = np.ndarray  # a number for each round
+
+
+def plain() -> dict[str, Any]:
+    """What is chosen where nobody chooses."""
+    return {"threads": auto.THREADS, "tf32": None}
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A call, and what it runs within: that is entered before the clock starts."""
+    """A call, what it runs within, and the threads and TF32 that it has (None: torch's): all that
+    is entered before the clock starts."""
 
     run: Callable[[], object]
     within: tuple[Callable[[], AbstractContextManager[Any]], ...] = ()
+    choices: Mapping[str, Any] = field(default_factory=plain)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
+        settle(self.choices)
         with ExitStack() as stack:
             for enter in self.within:
                 stack.enter_context(enter())
             yield
 
-    def under(self, choices: Mapping[str, Any]) -> "Timed":
-        """Puts a loop's settings around the call."""
-        return Timed(self.run, (partial(settings, choices), *self.within))
-
 
 @dataclass(frozen=True)
-class Ceilings:
-    """What the machine can do at best: FLOP/s of large matrix products, and bytes/s, read and
-    written, of a large copy, in each round."""
+class Stopwatch:
+    """Times calls on a device in so many rounds, of which none but the first begins after `until`,
+    of the monotonic clock."""
 
-    rates: Times
+    device: torch.device
+    rounds: int
+    until: float = math.inf
 
-    @property
-    def product(self) -> list[float]:
-        """The rates of the fastest product."""
-        return max((each for name, each in self.rates.items() if name != COPY), key=max)
+    def times(self, calls: Mapping[str, Timed]) -> dict[str, Rounds]:
+        """Seconds of one call of each; before the rounds each is called untimed, which compiles it
+        and fills what it keeps."""
+        order, draw = [*calls], random.Random(0)
+        blocks, times = dict.fromkeys(calls, 0), {name: list[float]() for name in calls}
+        for name in order:
+            self.clocked(calls[name], WARMING[self.device.type])
+        for number in range(self.rounds):
+            if number and time.monotonic() > self.until:
+                break
+            draw.shuffle(order)
+            for name in order:
+                blocks[name], taken = self.clocked(calls[name], blocks[name])
+                times[name].append(taken / blocks[name])
+        return {name: np.array(rounds) for name, rounds in times.items()}
 
-    @property
-    def memory(self) -> list[float]:
-        return self.rates[COPY]
+    def clocked(self, call: Timed, block: int) -> tuple[int, float]:
+        """A block of calls, and its seconds; 0: as many as take 0.2 seconds, which is a thousand
+        times what the clock costs, and waiting for a GPU around the block."""
 
+        def clock() -> float:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            return time.perf_counter()
 
-def spread(values: Sequence[float]) -> Spread:
-    low, high = min(values), max(values)
-    if len(values) > 1:
-        low, _, high = quantiles(values, n=4, method="inclusive")
-    return {"median": median(values), "low": low, "high": high}
+        with call.entered():
+            timer = timeit.Timer(call.run, timer=clock)
+            return (block, timer.timeit(block)) if block else timer.autorange()
 
-
-def paired(of: Callable[..., float], *rounds: Sequence[float]) -> Spread:
-    """A ratio or a difference of several times, taken within each round."""
-    return spread([of(*each) for each in zip(*rounds, strict=True)])
-
-
-def milliseconds(rounds: Sequence[float]) -> Spread:
-    return spread([1e3 * seconds for seconds in rounds])
-
-
-def interleaved(
-    calls: Mapping[str, Timed], device: torch.device, rounds: int, until: float = math.inf
-) -> Times:
-    """Seconds of one call of each, for every round; before them each is called untimed, which
-    compiles it and fills what it keeps. A call is repeated until a block takes SECONDS. No round
-    but the first begins after `until`, of the monotonic clock."""
-    order, draw = [*calls], random.Random(0)
-    times: Times = {key: [] for key in calls}
-    blocks: dict[str, int] = {}
-    for key in order:
-        clocked(calls[key], WARMING[device.type], device)
-    for number in range(rounds):
-        if number and time.monotonic() > until:
-            break
-        draw.shuffle(order)
-        for key in order:
-            taken = clocked(calls[key], blocks.get(key, 1), device)
-            if key not in blocks:
-                blocks[key] = max(1, math.ceil(SECONDS / max(taken, 1e-9)))
-                if blocks[key] > 1:
-                    taken = clocked(calls[key], blocks[key], device)
-            times[key].append(taken)
-    return times
-
-
-def clocked(call: Timed, block: int, device: torch.device) -> float:
-    """Seconds of a call, from one block of them; a GPU is waited for around the block alone."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
-    with call.entered():
-        wait(device)
-        begun = time.perf_counter()
-        for _ in range(block):
-            call.run()
-        wait(device)
-        return (time.perf_counter() - begun) / block
-
-
-def beside_ceilings(
-    calls: Mapping[str, Timed], device: torch.device, rounds: int, until: float = math.inf
-) -> tuple[Times, Ceilings]:
-    """Seconds of the calls, and in the same rounds the machine's ceilings."""
-    tops = ceilings(device)
-    times = interleaved(
-        {**calls, **{name: call for name, (call, _) in tops.items()}}, device, rounds, until
-    )
-    rates = {name: [work / t for t in times.pop(name)] for name, (_, work) in tops.items()}
-    return times, Ceilings(rates)
+    def beside_ceilings(
+        self, calls: Mapping[str, Timed]
+    ) -> tuple[dict[str, Rounds], dict[str, Rounds]]:
+        """Seconds of the calls and, of the same rounds, the rates of the machine's ceilings."""
+        tops = ceilings(self.device)
+        times = self.times({**calls, **{name: call for name, (call, _) in tops.items()}})
+        return times, {name: work / times.pop(name) for name, (_, work) in tops.items()}
 
 
 def ceilings(device: torch.device) -> dict[str, tuple[Timed, int]]:
-    """Products in float32, as the machine's settings have it, and in bf16 where it is fast here,
-    with their FLOP; and a copy, with its bytes."""
+    """What the machine can do at best. Products in float32, as its settings have it, and in bf16
+    where it is fast here, with their FLOP; and a large copy, with the bytes that it reads and
+    writes."""
     side, moved = SIDE[device.type], COPIED[device.type]
     types = {"float32 product": torch.float32}
     if bf16_pays(device.type):
@@ -142,18 +111,18 @@ def ceilings(device: torch.device) -> dict[str, tuple[Timed, int]]:
     return {**found, COPY: (Timed(partial(target.copy_, source)), moved)}
 
 
-@contextmanager
-def settings(choices: Mapping[str, Any]) -> Iterator[None]:
-    """Sets as many threads as a loop has, TF32 as it has it, if it says; afterwards all as
-    before."""
-    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    cudnn = torch.backends.cudnn.allow_tf32
-    torch.set_num_threads(choices["threads"])
-    if "tf32" in choices:
-        set_tf32(choices["tf32"])
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = cudnn
+def peak(rates: Mapping[str, Rounds]) -> Rounds:
+    """FLOP/s of the fastest product."""
+    return max((rate for name, rate in rates.items() if name != COPY), key=np.max)
+
+
+def spread(values: Rounds) -> dict[str, float]:
+    """The median of some rounds, and the quartiles low and high."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return {"median": median, "low": low, "high": high}
+
+
+def row_of(name: str, images: int, rounds: Rounds) -> dict[str, Any]:
+    """What a table tells of calls that take so many images each."""
+    rate = images / float(np.median(rounds))
+    return {"name": name, "ms": spread(1e3 * rounds), "images/s": rate}

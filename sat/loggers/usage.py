@@ -51,6 +51,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(2)
 
 
+def seconds_of(text: str) -> float:
+    """`90s`, `10m`, `1.5h` of a command line, in seconds."""
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)):
+        raise argparse.ArgumentTypeError(f"{text}: write a time, such as 90s, 10m, 1.5h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def positive(text: str) -> int:
+    """A whole number of a command line."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or above")
+    return number
+
+
 def text(config: Config, choices: Mapping[str, str | None], places: Sequence[Path]) -> str:
     """The help on a composed config, whose options were found in these folders of YAML files."""
     width = shutil.get_terminal_size((100, 0)).columns

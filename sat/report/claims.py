@@ -42,46 +42,46 @@ def judged(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], attack: str
 def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Verdict:
     """The verdict on a claim, as far as it takes no correction for others: with the difference of
     its sides where it does."""
-    last, clean = claim["measure"].startswith("last"), claim["measure"].endswith("clean")
-    measure = "last" if last else "best", "clean" if clean else attack
+    text, measure = claim["text"], claim["measure"]
+    name = "clean" if measure.endswith("clean") else attack
+    which = BEHIND if measure == BEHIND else "last" if measure.startswith("last") else "best"
     try:
-        if claim["measure"] == COLLAPSE:
-            return Verdict(claim["text"], "", *fewer_collapses(rows, claim))
-        better, than = sides_of(rows, claim, measure)
-        if claim["measure"] == BEHIND:
-            measure = BEHIND, attack
-            better, than = (behind(row, attack) for row in (better, than))
+        if measure == COLLAPSE:
+            return Verdict(text, "", *fewer_collapses(rows, claim))
+        better, than = only(rows, claim["better"]), only(rows, claim["than"])
+        if better is than:
+            raise Refused(f"both sides are the row {better.label}")
+        if claim.get("equal") and better.gradients != than.gradients:
+            costs = f"{better.gradients:g} and {than.gradients:g} gradient computations an image"
+            raise Refused(f"the cost is not equal: {costs}")
+        a, b = (number_of(row, which, name) for row in (better, than))
     except Refused as error:
-        return Verdict(claim["text"], "not run", str(error))
-    sides = f"{better.label} against {than.label}"
-    if alarms := better.alarms + than.alarms:
-        sides += f" ({alarms} of their runs raised alarms)"
-    a, b = better.numbers[measure].seeds, than.numbers[measure].seeds
-    shared, name = a.keys() & b.keys(), f"{measure[1]}, {measure[0]}"
-    if (found := difference(better, than, measure)) is None:
-        points = "".join(f"{100 * (a[seed] - b[seed]):+.1f} points, {name}; " for seed in shared)
-        many = "one seed is" if shared else "no seed is"
-        few = f"{sides}: {points}{many} in both, a verdict takes two"
-        return Verdict(claim["text"], "says nothing", few)
+        return Verdict(text, "not run", str(error))
+    alarms = f" ({better.alarms + than.alarms} of their runs raised alarms)"
+    sides = f"{better.label} against {than.label}" + alarms * bool(better.alarms + than.alarms)
+    if (found := difference(a, b)) is None:
+        few = "no seed is"
+        for k in a.seeds.keys() & b.seeds.keys():  # one at most
+            points = f"{100 * (a.seeds[k] - b.seeds[k]):+.1f} points"
+            few = f"{points}, {name}, {which}; one seed is"
+        return Verdict(text, "says nothing", f"{sides}: {few} in both, a verdict takes two")
     points = f"{100 * found.mean:+.1f} points ({100 * found.low:.1f} to {100 * found.high:.1f})"
-    reason = f"{sides}: {points}, {len(shared)} seeds, {name}"
+    reason = f"{sides}: {points}, {len(found.seeds)} seeds, {name}, {which}"
     if "within" in claim:
-        return Verdict(claim["text"], within(found, claim["within"] / 100), reason)
-    return Verdict(claim["text"], "", reason, found)
+        return Verdict(text, within(found, claim["within"] / 100), reason)
+    return Verdict(text, "", reason, found)
 
 
-def sides_of(rows: Sequence[Row], claim: Mapping[str, Any], measure: Measure) -> tuple[Row, Row]:
-    """The two rows of a claim. Raises Refused with why it can't be tested."""
-    better, than = only(rows, claim["better"]), only(rows, claim["than"])
-    if better is than:
-        raise Refused(f"both sides are the row {better.label}")
-    for row in (better, than):
-        if measure not in row.numbers:
-            raise Refused(f"{row.label} was not measured: {measure[1] or 'robust'}, {measure[0]}")
-    if claim.get("equal") and better.gradients != than.gradients:
-        costs = f"{better.gradients:g} and {than.gradients:g} gradient computations an image"
-        raise Refused(f"the cost is not equal: {costs}")
-    return better, than
+def number_of(row: Row, which: str, name: str) -> Number:
+    """An accuracy of a row, or by how much its `last` is behind (below 0) its `best`. Raises
+    Refused where it was not measured."""
+    best, last = (row.numbers.get((each, name)) for each in ("best", "last"))
+    if which == BEHIND and best and last:
+        seeds = {k: last.seeds[k] - best.seeds[k] for k in last.seeds.keys() & best.seeds.keys()}
+        return Number(last.mean - best.mean, -1.0, 1.0, seeds, last.images)
+    if (found := {"best": best, "last": last}.get(which)) is None:
+        raise Refused(f"{row.label} was not measured: {name or 'robust'}, {which}")
+    return found
 
 
 def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:
@@ -121,16 +121,6 @@ def held_out(row: Row) -> float:
     return sum(each.get("robust") or 0.0 for each in told) / len(told)
 
 
-def behind(row: Row, attack: str) -> Row:
-    """A row with one number more: by how much its `last` is behind (below 0) its `best`."""
-    last, best = (row.numbers.get((which, attack)) for which in ("last", "best"))
-    if last is None or best is None:
-        raise Refused(f"{row.label} was not measured: {attack or 'robust'}, best and last")
-    seeds = {k: last.seeds[k] - best.seeds[k] for k in last.seeds.keys() & best.seeds.keys()}
-    found = Number(last.mean - best.mean, -1.0, 1.0, seeds, last.images)
-    return replace(row, numbers={**row.numbers, (BEHIND, attack): found})
-
-
 def within(found: Number, most: float) -> str:
     """Judges a difference's 95 % interval, for a claim that it is of at most so much."""
     low, high = round(found.low, 11), round(found.high, 11)
@@ -145,8 +135,9 @@ def within(found: Number, most: float) -> str:
 def compared(rows: Sequence[Row], reference: Row) -> list[Row]:
     """Rows with their differences to the reference."""
     told: dict[str, dict[Measure, Number]] = {row.label: {} for row in rows}
-    for measure in reference.numbers:
-        found = {r.label: difference(r, reference, measure) for r in rows if r is not reference}
+    for measure, base in reference.numbers.items():
+        others = [row for row in rows if row is not reference and measure in row.numbers]
+        found = {row.label: difference(row.numbers[measure], base) for row in others}
         there = {label: each for label, each in found.items() if each}
         adjusted = holm([each.p for each in there.values()])
         for (label, each), p in zip(there.items(), adjusted, strict=True):
@@ -154,14 +145,14 @@ def compared(rows: Sequence[Row], reference: Row) -> list[Row]:
     return [replace(row, differences=told[row.label]) for row in rows]
 
 
-def difference(row: Row, reference: Row, measure: Measure) -> Number | None:
-    """Over the seeds that both have, p not corrected; None where these are not two at least."""
-    a, b = (each.numbers.get(measure) for each in (row, reference))
-    if a is None or b is None or len(a.seeds.keys() & b.seeds.keys()) < 2:
+def difference(a: Number, b: Number) -> Number | None:
+    """`a` minus `b` over the seeds that both have, p not corrected; None of less than two."""
+    seeds = {seed: a.seeds[seed] - b.seeds[seed] for seed in a.seeds.keys() & b.seeds.keys()}
+    if len(seeds) < 2:
         return None
     found = paired_seeds(a.seeds, b.seeds, 1 / max(1, a.images))
     low, high = found["ci95"]
-    return Number(found["mean"], max(low, -1.0), min(high, 1.0), p=found["p"])
+    return Number(found["mean"], max(low, -1.0), min(high, 1.0), seeds, a.images, found["p"])
 
 
 # collapses ----------------------------------------------------------------------------------------

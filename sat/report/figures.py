@@ -72,19 +72,16 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Drawn]:
                 try:
                     if len(table.rows) > MOST:
                         raise Refused(f"more than {MOST} rows")
-                    save(KINDS[kind](table, entry), png)
-                    drawn.append(Drawn(table.name, text, png))
+                    figure = KINDS[kind](table, entry)
                 except Refused as fault:
                     drawn.append(Drawn(table.name, f"Not drawn: {text}: {fault}."))
+                    continue
+                figure.savefig(png)
+                few = Image.open(png).convert("RGB").quantize(dither=Image.Dither.NONE)
+                few.save(png, optimize=True)  # a third of the bytes, and no eye sees it
+                figure.savefig(png.with_suffix(".svg"), metadata={"Date": None})
+                drawn.append(Drawn(table.name, text, png))
     return drawn
-
-
-def save(figure: Figure, png: Path) -> None:
-    """Writes a figure as PNG, of 256 colours, and as SVG beside it."""
-    figure.savefig(png)
-    few = Image.open(png).convert("RGB").quantize(dither=Image.Dither.NONE)
-    few.save(png, optimize=True)  # a third of the bytes, and no eye sees it
-    figure.savefig(png.with_suffix(".svg"), metadata={"Date": None})
 
 
 def look(row: Row) -> dict[str, Any]:
@@ -137,18 +134,16 @@ def panels(figure: Figure, table: Table, **shared: Any) -> Iterator[tuple[Any, t
 def mark(axes: Any, row: Row, x: float | Number, y: float | Number, text: str = "") -> None:
     """A row's marker, in which a text may stand; where a coordinate is an accuracy, with the bar of
     its interval and a small point for each seed."""
-    style, numbers = look(row), [at for at in (x, y) if isinstance(at, Number)]
+    style, seeds = look(row), []
     place = [100 * at.mean if isinstance(at, Number) else at for at in (x, y)]
     for at, bar in ((x, "xerr"), (y, "yerr")):
         if isinstance(at, Number):
             reach = {bar: [[100 * (at.mean - at.low)], [100 * (at.high - at.mean)]]}
             axes.errorbar(*place, **reach, color=style["color"], linewidth=1, alpha=0.6)
-    seeds = sorted(set.intersection(*(set(number.seeds) for number in numbers)))
-    if len(seeds) > 1:
-        dots = [
-            [100 * at.seeds[seed] if isinstance(at, Number) else at for seed in seeds]
-            for at in (x, y)
-        ]
+            seeds.append({*at.seeds})
+    if len(shared := sorted(set.intersection(*seeds))) > 1:
+        dots = [[100 * at.seeds[seed] if isinstance(at, Number) else at for seed in shared]
+                for at in (x, y)]  # fmt: skip
         axes.plot(*dots, ".", color=style["color"], alpha=0.4, markersize=5, markeredgewidth=0)
     axes.plot(*place, **style, markersize=11 if text else 6, zorder=4, clip_on=False)
     axes.annotate(text, place, ha="center", va="center_baseline", fontsize=7, fontweight="bold",
@@ -164,16 +159,16 @@ def frame(axes: Any, side: str, numbers: Iterable[Number], label: str = "accurac
     axes.set(**{f"{side}lim": limits, f"{side}label": label})
 
 
-def drawable(table: Table, x: str) -> dict[int, Any]:
-    """The value of each row, by its place in the table: a number of its own, or its clean accuracy;
-    without rows that lack it, or were not measured clean and under the judging attack."""
-    found: dict[int, Any] = {}
-    for k, row in enumerate(table.rows):
+def drawable(table: Table, x: str) -> list[tuple[Row, Any]]:
+    """Rows with the value of each: a number of its own, or its clean accuracy; without rows that
+    lack it, or were not measured clean and under the judging attack."""
+    found: list[tuple[Row, Any]] = []
+    for row in table.rows:
         value = row.keys.get(x) if x not in COSTS else getattr(row, x) or None
         value = row.numbers.get(("best", "clean")) if x == "clean" else value
         measured = {("best", "clean"), ("best", table.attack)} <= row.numbers.keys()
         if measured and (is_number(value) or isinstance(value, Number)):
-            found[k] = value
+            found.append((row, value))
     if not found:
         raise Refused(f"no row has {x}, and accuracy under an attack that all rows have")
     return found
@@ -182,24 +177,25 @@ def drawable(table: Table, x: str) -> dict[int, Any]:
 def scatter(table: Table, entry: Mapping[str, Any]) -> Figure:
     """Robust over clean accuracy, or over a number: a numbered point a row, and the rows that no
     other beats in both accuracies."""
-    x, robust = entry.get("x", "clean"), ("best", table.attack)
-    points = [(k, at, table.rows[k]) for k, at in drawable(table, x).items()]
+    x = entry.get("x", "clean")
+    rows, places = zip(*drawable(table, x), strict=True)
+    robust = [row.numbers["best", table.attack] for row in rows]
+    numbers = [str(table.rows.index(row) + 1) for row in rows]
     handles = [
-        Line2D([], [], **look(row), linestyle="", label=f"{k + 1} {row.label}")
-        for k, _, row in points
+        Line2D([], [], **look(row), linestyle="", label=f"{number} {row.label}")
+        for number, row in zip(numbers, rows, strict=True)
     ]
     note = NOTE + "; dashed: what no other row beats in both" * (x == "clean")
-    what = f"robust over {x.replace('_', ' ')}"
-    figure = sheet(table, what, [row for *_, row in points], note, handles=handles)
+    figure = sheet(table, f"robust over {x.replace('_', ' ')}", rows, note, handles=handles)
     axes = figure.subplots()
-    for k, at, row in points:
-        mark(axes, row, at, row.numbers[robust], str(k + 1))
-    frame(axes, "y", [row.numbers[robust] for *_, row in points], f"{table.attack} accuracy, %")
+    for point in zip(rows, places, robust, numbers, strict=True):
+        mark(axes, *point)
+    frame(axes, "y", robust, f"{table.attack} accuracy, %")
     if x != "clean":
-        number_axis(axes, [at for _, at, _ in points], x)
+        number_axis(axes, places, x)
         return figure
-    frame(axes, "x", [at for _, at, _ in points], "clean accuracy, %")
-    front = pareto([(100 * at.mean, 100 * row.numbers[robust].mean) for _, at, row in points])
+    frame(axes, "x", places, "clean accuracy, %")
+    front = pareto([(100 * a.mean, 100 * b.mean) for a, b in zip(places, robust, strict=True)])
     corners = [(0, front[0][1]), *front, (front[-1][0], 0)]
     axes.plot(*zip(*corners, strict=True), "--", drawstyle="steps-pre", color="#999999", zorder=1,
               linewidth=1)  # fmt: skip
@@ -217,7 +213,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def dots(table: Table, entry: Mapping[str, Any]) -> Figure:
     """A line a row: robust beside clean."""
-    rows = [table.rows[k] for k in drawable(table, "clean")]
+    rows = [row for row, _ in drawable(table, "clean")]
     labels = [textwrap.fill(row.label, 34) for row in rows]
     count = len(rows) + "".join(labels).count("\n")
     figure = sheet(table, "robust and clean", rows, height=0.8 + 0.21 * count)
@@ -233,33 +229,30 @@ def dots(table: Table, entry: Mapping[str, Any]) -> Figure:
 def lines(table: Table, entry: Mapping[str, Any]) -> Figure:
     """Robust and, beside it, clean accuracy over a number that rows differ in, or over a cost; of
     lines of one colour the second is dashed, the third dotted."""
-    x, labels = str(entry["x"]), table.experiment.labels
-    at = drawable(table, x)
-    if len({*at.values()}) < 2:
+    x, series = str(entry["x"]), dict[str, list[tuple[Row, float]]]()
+    points = sorted(drawable(table, x), key=lambda point: point[1])
+    rows, values = zip(*points, strict=True)
+    if len({*values}) < 2:
         raise Refused(f"{x} has no two values among the rows")
-    series: dict[str, list[tuple[float, Row]]] = {}
-    for k in sorted(at, key=at.__getitem__):
-        row = table.rows[k]
+    for row, value in points:
         keys = {key: row.keys.get(key) for key in entry.get("series", ())}
-        name = label_of(keys or {"activation": row.activation}, labels)
-        series.setdefault(name, []).append((at[k], row))
+        name = label_of(keys or {"activation": row.activation}, table.experiment.labels)
+        series.setdefault(name, []).append((row, value))
     handles: list[Line2D] = []
     for label, line in series.items():
-        style = look(line[0][1])
+        style = look(line[0][0])
         before = sum(handle.get_color() == style["color"] for handle in handles)
         handles.append(Line2D([], [], **style, linestyle=DASHES[before % 4], label=label))
-    figure = sheet(
-        table, f"over {x.replace('_', ' ')}", [table.rows[k] for k in at], handles=handles
-    )
+    figure = sheet(table, f"over {x.replace('_', ' ')}", rows, handles=handles)
     for axes, measure in panels(figure, table):
         for line, handle in zip(series.values(), handles, strict=True):
-            means = [100 * row.numbers[measure].mean for _, row in line]
             style = {"linestyle": handle.get_linestyle(), "color": handle.get_color()}
-            axes.plot([value for value, _ in line], means, **style)
-            for value, row in line:
+            means = [100 * row.numbers[measure].mean for row, _ in line]
+            axes.plot([value for _, value in line], means, **style)
+            for row, value in line:
                 mark(axes, row, value, row.numbers[measure])
-        frame(axes, "y", [table.rows[k].numbers[measure] for k in at])
-        number_axis(axes, list(at.values()), x)
+        frame(axes, "y", [row.numbers[measure] for row in rows])
+        number_axis(axes, values, x)
     return figure
 
 

@@ -47,23 +47,26 @@ img { display: block; width: 100%; max-width: 720px; background: #fff; }
 
 def markdown(report: Report, figures: Sequence[Any] = (), page: Path = Path("report.md")) -> str:
     """The report as a Markdown file at `page`, from where its links start."""
-    parts = [report.preface.strip() or "# Results", text(LEGEND)]
+    parts = [report.preface.strip() or "# Results", paragraph(LEGEND)]
     claims = glance(report.tables)
-    parts += ["## The claims at a glance", text(RULE), claims] if claims else []
+    parts += ["## The claims at a glance", paragraph(RULE), claims] if claims else []
     before = None
     for table in report.tables:
         if (experiment := table.experiment) != before:
             code = f" (`{experiment.name}`)" * experiment.is_asked_for
-            parts += [f"## {plain(experiment.title)}{code}"]
-            parts += [text(experiment.question)]
+            parts += [f"## {plain(experiment.title)}{code}", paragraph(experiment.question)]
             before = experiment
-        parts += [f"### {plain(table.place)}", text(f"{table.setting}."), grid(*cells_of(table))]
+        parts += [
+            f"### {plain(table.place)}",
+            paragraph(f"{table.setting}."),
+            grid(*cells_of(table)),
+        ]
         for figure in (figure for figure in figures if figure.table == table.name):
             link = quote(os.path.relpath(figure.png, page.parent)) if figure.png else ""
-            parts += [f"![{plain(figure.text)}]({link})" if link else text(figure.text)]
+            parts += [f"![{plain(figure.text)}]({link})" if link else paragraph(figure.text)]
         verdicts = [f"**{v.answer}**: {plain(f'{v.text} ({v.reason})')}" for v in table.verdicts]
         facts = "; ".join(f"{name}: {fact}" for name, fact in (table.facts or {}).items())
-        parts += [items(verdicts), text(published(experiment)), text(f"{facts}.")]
+        parts += [items(verdicts), paragraph(published(experiment)), paragraph(f"{facts}.")]
         parts += [items(map(plain, table.notes))]
     parts += [] if report.tables else ["No finished run."]
     parts += ["## In no table", items(map(plain, report.notes))] if report.notes else []
@@ -82,7 +85,7 @@ def glance(tables: Sequence[Table]) -> str:
     return grid(["experiment", "claim", *columns], rows, len(columns) + 2) if rows else ""
 
 
-def text(text: str) -> str:
+def paragraph(text: str) -> str:
     return wrap(plain(text))
 
 

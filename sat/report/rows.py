@@ -1,7 +1,7 @@
 """Rows of tables: runs that differ in the seed alone, what tells rows apart, and their numbers."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,25 +53,21 @@ class Row:
 def rows_of(experiment: Experiment, runs: Sequence[Measured]) -> tuple[list[Row], list[str]]:
     """The rows of one table in order, and what is to be said of runs and numbers in none."""
     groups: dict[str, dict[int, Measured]] = {}
-    notes: list[str] = []
-    for run in sorted(runs, key=lambda run: (run.seed, run.name)):
+    alike, notes = measured_alike(sorted(runs, key=lambda run: (run.seed, run.name)))
+    for run in alike:
         group = groups.setdefault(split(run, experiment)[1], {})
         if same := group.get(run.seed):
             notes.append(f"{run.name}: left out, the same run as {same.name}")
         else:
             group[run.seed] = run
-    alike, unlike = measured_alike([run for group in groups.values() for run in group.values()])
-    found = {
-        text: row_of(experiment, [alike[run.name] for run in group.values()])
-        for text, group in groups.items()
-    }
+    found = {text: row_of(experiment, [*group.values()]) for text, group in groups.items()}
     rows = []
     for text, row in found.items():  # equal labels get what tells the rows apart
         mine, equal = json.loads(text), [o for o in found if found[o].label == row.label]
         keys = {k for o in map(json.loads, equal) for k in {*mine, *o} if mine.get(k) != o.get(k)}
         beside = " ".join(f"{name_of(k)}={shown_as(k, mine.get(k))}" for k in sorted(keys))
         rows.append(replace(row, label=f"{row.label} {beside}".strip(), beside=beside))
-    return sorted(rows, key=lambda row: order(row.keys)), notes + unlike
+    return sorted(rows, key=lambda row: order(row.keys)), notes
 
 
 def split(run: Measured, experiment: Experiment) -> tuple[str, str]:
@@ -79,7 +75,7 @@ def split(run: Measured, experiment: Experiment) -> tuple[str, str]:
     trained weights but the seed, by dotted keys. A group among the rows belongs to the row with all
     its arguments; so does a digest of the test images where rows differ in their data."""
     table: dict[str, Any] = {}
-    row: dict[str, Any] = keys_of(run.config, experiment.rows)
+    row = {key: run.value(key) for key in experiment.rows}
     varying = experiment.varying or experiment.rows
     for key, value in {**run.decided, "test images": run.images}.items():
         mine = any(f"{key}.".startswith(f"{part}.") for part in varying)
@@ -88,31 +84,29 @@ def split(run: Measured, experiment: Experiment) -> tuple[str, str]:
     return json.dumps(table, sort_keys=True), json.dumps(row, sort_keys=True)
 
 
-def measured_alike(runs: Sequence[Measured]) -> tuple[dict[str, Measured], list[str]]:
-    """The runs by name, each with those entries alone that were measured with the settings that
-    most of them have, of as many those on more images; and a line on each other entry."""
+def measured_alike(runs: Sequence[Measured]) -> tuple[list[Measured], list[str]]:
+    """The runs with those entries alone that were measured with the settings that most of them
+    have, of as many those on more images; and a line on each other entry."""
     kept: dict[str, dict[Measure, Any]] = {run.name: {} for run in runs}
     notes = []
     for measure in dict.fromkeys(measure for run in runs for measure in run.entries):
-        kinds: dict[str, list[Measured]] = {}
-        for run in (run for run in runs if measure in run.entries):
-            text = json.dumps(run.entries[measure].settings, sort_keys=True)
-            kinds.setdefault(text, []).append(run)
-        best = max(kinds.values(), key=lambda k: (len(k), k[0].entries[measure].images))
-        kept |= {run.name: {**kept[run.name], measure: run.entries[measure]} for run in best}
-        mine = best[0].entries[measure].settings or {}
-        for run in (run for kind in kinds.values() if kind is not best for run in kind):
-            other = run.entries[measure].settings or {}
-            keys = ", ".join(sorted(k for k in {*other, *mine} if other.get(k) != mine.get(k)))
-            name = "last " * (measure[0] == "last") + measure[1]
-            notes.append(f"{run.name}: {name} left out, of other settings ({keys})")
-    return {run.name: replace(run, entries=kept[run.name]) for run in runs}, notes
+        mine = {r.name: r.entries[measure].settings or {} for r in runs if measure in r.entries}
+        each = list(mine.values())
+        best = max(each, key=lambda settings: (each.count(settings), settings["images"]))
+        for run in (run for run in runs if run.name in mine):
+            other = mine[run.name]
+            if keys := sorted(k for k in {*other, *best} if other.get(k) != best.get(k)):
+                name = "last " * (measure[0] == "last") + measure[1]
+                notes.append(f"{run.name}: {name} left out, of other settings ({', '.join(keys)})")
+            else:
+                kept[run.name][measure] = run.entries[measure]
+    return [replace(run, entries=kept[run.name]) for run in runs], notes
 
 
 def row_of(experiment: Experiment, runs: Sequence[Measured]) -> Row:
     """Runs of one configuration, in the order of their seeds."""
     result, config = runs[0].result, runs[0].config
-    keys, attack = keys_of(config, experiment.rows), config["attack"]
+    keys, attack = {key: runs[0].value(key) for key in experiment.rows}, config["attack"]
     steps = attack.get("steps", int(attack["_target_"].endswith(".FGSM")))
     measures = dict.fromkeys(measure for run in runs for measure in run.entries)
     return Row(
@@ -140,20 +134,6 @@ def number(runs: Sequence[Measured], measure: Measure) -> Number:
 
 
 # how rows are called ------------------------------------------------------------------------------
-
-
-def keys_of(config: Mapping[str, Any], rows: Iterable[str]) -> dict[str, Any]:
-    """The value of each key: a group's option by its name; None for a key that is not there."""
-    found = {}
-    for key in rows:
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if "." not in key:
-            value = config["choices"].get(key, NEUTRAL.get(key, value))
-        simple = value is None or isinstance(value, str | int | float)
-        found[key] = value if simple else json.dumps(value)
-    return found
 
 
 def order(keys: Mapping[str, Any]) -> list[tuple[float, str]]:

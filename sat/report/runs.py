@@ -3,6 +3,7 @@ each, or why nothing was. Needs no torch, which takes two seconds to import."""
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from sat.errors import Refused
-from sat.identity import SECTIONS
+from sat.identity import NEUTRAL, SECTIONS
 from sat.rundir import untrusted
 from sat.rundir.files import read_text
 from sat.rundir.lock import is_running
@@ -64,6 +65,16 @@ class Measured:
         """A digest of the test images."""
         return str(self.result.dataset.get("test_content") or "unknown")
 
+    def value(self, key: str) -> Any:
+        """A key's value: a group's option by its name; None for a key that is not there."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if "." not in key:
+            value = self.config["choices"].get(key, NEUTRAL.get(key, value))
+        simple = value is None or isinstance(value, str | int | float)
+        return value if simple else json.dumps(value)
+
     def validations(self) -> tuple[Sequence[dict[str, Any]], str | None]:
         """Held-out accuracies by epoch, and what is wrong with the file that tells them."""
         rows, fault = (self.kept, None) if self.path is None else metrics(self.path)
@@ -96,10 +107,14 @@ def runs_in(root: Path) -> dict[str, Path]:
     Refused where there is none."""
     if not root.is_dir():
         raise Refused(f"{root}: no such folder; name the record.root of your runs")
-    paths = sorted(file.parent.relative_to(root) for file in root.rglob("config.yaml"))
-    if not (found := [path for path in paths if ".replaced" not in path.parts]):
+    found = []
+    for folder, folders, files in os.walk(root):  # passes over what goes meanwhile
+        folders[:] = [name for name in folders if name != ".replaced"]
+        found += [Path(folder)] if "config.yaml" in files else []
+    if not found:
         raise Refused(f"{root}: holds no run; a run's directory has a config.yaml")
-    return {str(path) if path.parts else root.name: root / path for path in found}
+    return {root.name if path == root else str(path.relative_to(root)): path
+            for path in sorted(found)}  # fmt: skip
 
 
 def look(path: Path, name: str) -> Measured | Left:

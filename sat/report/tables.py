@@ -12,7 +12,7 @@ from sat.identity import data_name
 from sat.loggers.screen import duration
 from sat.report import runs as directories
 from sat.report.claims import Verdict, compared, judged, only
-from sat.report.rows import Row, is_number, keys_of, name_of, rows_of, shown_as, split
+from sat.report.rows import Row, is_number, name_of, rows_of, shown_as, split
 from sat.report.runs import Left, Measured, key_of
 from sat.report.spec import FILES, OTHERS, Experiment, load
 from sat.rundir.files import read_text
@@ -107,7 +107,7 @@ def others(runs: Sequence[Measured]) -> Experiment:
     keys = [key_of(word) for run in runs for word in run.result.overrides]
     keys += [key.split(".")[0] for key in varying]
     values = {
-        key: [keys_of(run.config, [key])[key] for run in runs]
+        key: [run.value(key) for run in runs]
         for key in dict.fromkeys(keys)
         if any(f"{other}.".startswith(f"{key}.") for other in varying)
     }

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sat.acceleration.auto import THREADS, choose, depthwise, multiply_adds
+from sat.acceleration.auto import THREADS, choose, depthwise, multiply_adds, settle
 from sat.acceleration.compilation import forget
-from sat.acceleration.precision import set_tf32
 from sat.acceleration.recomputation import recompute
 from sat.config import Spec
 from sat.data import Data, Loader, some_images
@@ -166,8 +165,7 @@ def plan_of(
     choices = world.on_rank0(lambda: kept["choices"] if kept else new())
     if kept and len(kept["generators"]) != world.size:
         choices = {**choices, "threads": THREADS}  # these have another share of the cores
-    torch.set_num_threads(choices["threads"])
-    set_tf32(choices["tf32"])
+    settle(choices)
     if choices["compile"]:
         forget()
     every = spec.validation.every if len(data.held_out) else None
