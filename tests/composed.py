@@ -1,5 +1,6 @@
 """Compositions of `conf/` for tests whose subject is not Hydra's: each file is read once a process,
-and what follows from the chosen options alone is composed once; given out are copies."""
+and what follows from the chosen options alone is composed once; given out are copies. The names of
+Hydra's that are replaced are private ones, of 1.3."""
 
 import pickle
 from collections.abc import Callable

@@ -1,5 +1,6 @@
 """Runs the program as a user would: the whole command line, in this process or in its own."""
 
+import gc
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import warm
 from composed import composed_once  # noqa: F401, of all tests
 from written import folder, write  # noqa: F401, fixtures of reports
 
+gc.disable()  # until all is imported: a third of that time is spent looking through torch
 ROOT = Path(__file__).parents[1]
 # A run of a second: few images, few channels, weak attacks. Every other option as it comes.
 TINY = [
@@ -22,6 +24,20 @@ TINY = [
     "schedule.batch_size=32", "validation.attack.steps=2", "evaluation.attacks.pgd20.steps=3",
     "evaluation.limit=50", "schedule.precision=fp32", "evaluation.masking_checks=0",
 ]  # fmt: skip
+
+# Tests of several seconds each, mostly of processes.
+LONGEST = {"test_contributing", "test_crash", "test_distributed", "test_install",
+        "test_processes_together", "test_run", "test_sweeps"}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest comes first, so that no worker waits for another's last test."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop():
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -143,7 +143,7 @@ def test_statistics_are_estimated_on_the_batches_alone():
 RUN = [
     "dataset.limit=160", "dataset.holdout=30", "model.width=0.0625", "schedule.epochs=4",
     "schedule.batch_size=26", "schedule.precision=fp32", "validation.attack.steps=1",
-    "evaluation.attacks.pgd20.steps=1", "evaluation.limit=50", "evaluation.masking_checks=0",
+    "evaluation=clean", "evaluation.limit=50", "evaluation.masking_checks=0",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -59,18 +60,25 @@ def test_every_class_is_an_option_and_every_option_is_a_class(package):
     assert members - BESIDE == named and len(named) > 5
 
 
+CHOOSING = {"experiment", "recipe", "sizes"}  # options of other groups
+
+
 def test_every_option_of_every_group_composes(monkeypatch):
+    """One of each group at a time, but for those that choose options of other groups."""
     monkeypatch.setattr("sat.loggers.base.find_spec", lambda name: name)  # trackers are extras
     found = files()
     assert found.keys() >= {*config.SECTIONS} and sum(map(len, found.values())) > 100
-    for group, name in ((group, name) for group, names in found.items() for name in names):
-        extra = [f"{group}=[{name}]" if group == "logger" else f"{group}={name}"]
-        asked = {"transfer": "source", "corruptions": "corruptions"}.get(name)
-        if asked is not None:  # for a run or a folder, and it says so
-            with pytest.raises(Refused, match=f"evaluation.{asked}="):
-                spec(*extra)
-            continue
-        assert spec(*extra).parts.keys() == {*config.SECTIONS, "logger"}
+    for name, key in {"transfer": "source", "corruptions": "corruptions"}.items():
+        found["evaluation"].remove(name)  # for a run or a folder, and it says so
+        with pytest.raises(Refused, match=f"evaluation.{key}="):
+            spec(f"evaluation={name}")
+    words = {group: [f"{group}={name}" for name in names] for group, names in found.items()}
+    words["logger"] = [f"logger=[{name}]" for name in found["logger"]]
+    asked = [(word,) for group in CHOOSING for word in words.pop(group)]
+    asked += zip_longest(*words.values())
+    for options in asked:
+        run = spec(*(option for option in options if option))
+        assert run.parts.keys() == {*config.SECTIONS, "logger"}, options
 
 
 def test_every_dataset_has_a_schedule_of_its_name():

@@ -225,4 +225,6 @@ def test_without_adv_lib_one_line_names_it(monkeypatch):
 
 
 def test_a_curve_of_smallest_perturbations_is_had_for_any_number_of_classes():
-    check_classes(attacks_of(composed(["evaluation=minimal_norm"])), 2)
+    measured = attacks_of(composed(["evaluation=minimal_norm"]))
+    assert "evaluation.curves.minimal_norm.attack" in measured
+    check_classes(measured, 2)

@@ -544,7 +544,8 @@ def test_best_is_what_the_checkpoint_says_after_a_kill(sat, ran):
     assert torch.load(best)["step"] == content["step"] == again.result["best"]["step"]
 
 
-def test_a_second_process_waits_for_the_first(sat, tmp_path):
+def test_a_second_process_waits_for_the_first(sat, default_run, tmp_path):
+    """`default_run` has this process import all that a run needs: the first must not end before."""
     arguments = ["schedule.epochs=20"]
     one = start(tmp_path, *arguments)
     while not rows_of(tmp_path) and one.poll() is None:

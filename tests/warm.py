@@ -4,6 +4,7 @@ interpreter. `Command` takes the place of subprocess.Popen where the subject is 
 is asked or suffers, and not how Python starts."""
 
 import atexit
+import gc
 import importlib
 import json
 import logging
@@ -218,8 +219,11 @@ def launched(cmd: list[str], keep_fds: list, env: dict | None = None) -> int:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    gc.disable()
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # as many looks less in each that is forked
+    gc.enable()
     from joblib.externals.loky.backend import fork_exec
     from torch.distributed.elastic.multiprocessing import subprocess_handler
 
