@@ -26,8 +26,8 @@ LATE = 1 / 10
 NEAR = 1 / 20
 SOON = 0.06  # of its round before it is asked
 # Whether an image at the edge falls is a matter of the start, and of bits that bfloat16 lacks. Of
-# 604 images of three networks of digits that stood after a start of each target five more of these, in
-# float32, felled 9 and eight no other; where a tenth was left at most, three felled 6.
+# 604 images of three networks of digits that stood after a start of each target five more starts,
+# in float32, felled 9 and eight no other; where a tenth was left at most, three felled 6.
 AGAIN = 1 / 5
 
 
