@@ -1,6 +1,7 @@
 """The single entrypoint: `python -m sat.run [key=value ...]`, or `-m` for a sweep."""
 
 import filecmp
+import gc
 import json
 import logging
 import os
@@ -238,6 +239,7 @@ def ledger() -> Iterator[None]:
 def main() -> None:
     """Runs what the command line asks for. Exit codes: 0 done, 1 fault, 2 refused, 130, 143."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the line is ours
+    gc.set_threshold(10_000)  # the usual 700 look through torch again and again as it is loaded
     screen.set_up()
     screen.forget()
     code = 1

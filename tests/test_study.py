@@ -112,16 +112,16 @@ def test_rows_may_differ_in_their_images(folder, write):
 
 
 def test_other_images_and_other_settings_are_never_averaged_in(folder, write):
-    for seed in range(3):
+    for seed in range(2):
         folder.add("relu", seed, 50)
-        folder.add("silu", seed, 60)
     stranger = folder.add("relu", 3, {"other": 99})
     folder.add("relu", 4, 99, facts={"test_content": "bb"})
-    copy = shutil.copytree(folder.outputs / stranger.name, folder.outputs / "zz")
+    copies = [shutil.copytree(folder.outputs / stranger.name, folder.outputs / n) for n in "xyz"]
     mine, other = tables.read(folder.outputs).tables
-    assert set(mine.rows[0].numbers[BEST].seeds) == {0, 1, 2} and len(mine.rows[0].runs) == 4
+    assert set(mine.rows[0].numbers[BEST].seeds) == {0, 1} and len(mine.rows[0].runs) == 3
     assert f"{stranger.name}: pgd20 left out, of other settings (eps)" in mine.notes
-    assert f"{copy.name}: left out, the same run as {stranger.name}" in mine.notes
+    for copy in copies:  # however many, they are no majority
+        assert f"{copy.name}: left out, the same run as {stranger.name}" in mine.notes
     assert "test images aa" in mine.setting and "test images bb" in other.setting
 
 

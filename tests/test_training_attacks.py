@@ -111,6 +111,9 @@ def test_the_alarm_measures_inside_the_ball_whatever_the_attack():
     for words in (["attack=n_fgsm"], ["attack=fgsm_rs"], ["attack=free"], ["attack=multi"]):
         probe = Probe(PGD(8, 10), option(*words), torch.arange(4))
         assert probe.ball == Ball(8 / 255, "linf")
+    balls = [Probe(PGD(8, 10), PGD(eps, norm=norm), torch.arange(4)).ball
+             for eps, norm in ((2, "linf"), (12, "linf"), (40, "l2"))]  # fmt: skip
+    assert balls == [Ball(8 / 255, "linf"), Ball(12 / 255, "linf"), Ball(40 / 255, "l2")]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from conftest import small_network, trained_on_digits
 from torch import nn
 
-from sat.attacks import PGD, AutoAttack, Clean, FastAutoAttack, ensemble
+from sat.attacks import PGD, AutoAttack, Clean, FastAutoAttack, ensemble, patience
 from sat.attacks.apgd import APGDSearch
 from sat.attacks.ball import Ball
 from sat.attacks.coarse import COARSE, Tap, repeated, share_repeated
@@ -462,29 +462,62 @@ def test_an_image_with_a_round_that_ends_near_a_fall_is_given_back_and_not_told(
     assert pool.run(search, Falls(), [0]) == {} and told[-1] == (3 if 90 in recording else 1)
 
 
-def test_what_stands_near_a_fall_is_tried_again_in_float32(digits, monkeypatch):
-    model, x, y = digits
-    monkeypatch.setattr("sat.attacks.patience.AGAIN", 1.0)  # all rounds that are not given up
-    attack, ran, run = FastAutoAttack(30, attacks=("apgd-t",)), [], Pool.run
+@pytest.fixture
+def pools(monkeypatch):
+    """Each pool that ran: itself, its search, network and images, and what it gave back."""
+    ran, run = [], Pool.run
 
-    def watched(pool, search, network, images):
-        found = run(pool, search, network, images)
-        ran.append((pool, search, network, images, found))
+    def watched(pool, *given):
+        ran.append((pool, *given, found := run(pool, *given)))
         return found
 
     monkeypatch.setattr(Pool, "run", watched)
+    monkeypatch.setattr(patience, "AGAIN", 1.0)  # all rounds that are not given up
+    monkeypatch.setattr(ensemble, "bf16_pays", lambda kind: True)
+    return ran
+
+
+class Autocast(After):
+    autocast = torch.bfloat16
+
+    def forward(self, x):
+        with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
+            return super().forward(x).float()
+
+
+def test_what_stands_near_a_fall_is_tried_again_in_float32(digits, pools):
+    model, x, y = digits
+    model, attack = (
+        Autocast(model, lambda logits, x: logits),
+        FastAutoAttack(30, attacks=["apgd-t"]),
+    )
     found = attack.verdicts(model, x, y)
-    (_, _, _, _, nearly), (again, search, network, images, none) = ran
+    (first, _, coarse, _, nearly), (again, search, network, images, none) = pools
     assert images == [*nearly] and nearly and none == {}
-    assert network.low is network.fast and network.near == 0
+    assert coarse.low is not coarse.fast and network.low is network.fast and network.near == 0
     for image, targets in nearly.items():
         tried = again.targets[image][again.targets[image] >= 0].tolist()
         assert tried == targets * ensemble.STARTS and len(tried) <= search.rounds <= again.spread
-    assert again.rng.key != ran[0][0].rng.key  # other starts
-    published = replace(attack, patience=None).verdicts(model, x, y)
-    assert (
-        len(ran) == 3 and ran[2][-1] == {} and not ((found == STANDS) & (published != STANDS)).any()
-    )
+    assert again.rng.key != first.rng.key  # other starts
+    pools.clear()
+    for other in ({"patience": None}, {"norm": "l1", "eps": 1500}):  # once each
+        replace(attack, **other).verdicts(model, x[:8], y[:8])
+    assert [len(pools), pools[0][-1], pools[1][-1]] == [2, {}, {}]
+    assert (found[[*nearly]] == STANDS).any()
+
+
+def test_who_was_killed_before_the_second_try_has_the_verdicts_of_who_was_not(
+    digits, pools, monkeypatch
+):
+    model, x, y = digits
+    attack = FastAutoAttack(30, attacks=["apgd-t"])
+    rng = RowRng(0, torch.arange(len(x)))
+    whole, torn = attack.verdicts(model, x, y, rng), attack._survey(model, x, y)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FastAutoAttack, "_again", lambda *given: exec("raise KeyboardInterrupt"))
+        attack.run(model, x, y, rng, torn)
+    attack.run(model, x, y, rng, torn)
+    assert torch.equal(torn.fell, whole) and len(pools[-1][3]) < len(x)
 
 
 def test_square_ends_where_each_single_pixel_was_asked_for_without_a_gain():

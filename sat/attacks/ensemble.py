@@ -42,7 +42,8 @@ class FastAutoAttack(Ensemble):
     and Hein 2021): APGD-CE from five starts and APGD-DLR with five targets, through larger balls.
 
     The attacks are those of `pyautoattack`'s standard version and run in the order of `attacks`.
-    An image leaves with its first fall; one that stands has been through all of them. `targets`
+    An image leaves with its first fall; one that stands has been through all of them. Targets by
+    which APGD comes near a fall are tried again, in float32, from further starts. `targets`
     are tried from the second-highest clean logit down (`likeliest`), or by how near they are
     (`malt`; `auto`: of more than ten classes; see `sat.attacks.targets`); with K < 10 classes there
     are K - 1. `attacks` may name `apgd-pma` too, APGD on the margin of probabilities. Where
@@ -125,9 +126,8 @@ class FastAutoAttack(Ensemble):
                             left = outcomes.robust.nonzero()[:, 0].split(size)
                             targets = self._targets(network, x, y, left)
                         aims = targets
-                    pool = Pool(x, y, aims, own, outcomes.leave, size, patience)
-                    if name == "apgd-t" and self._tries_again:
-                        pool = replace(pool, gives_back=True)
+                    back = name == "apgd-t" and self._tries_again
+                    pool = Pool(x, y, aims, own, outcomes.leave, size, patience, gives_back=back)
                     if nearly := pool.run(search, network, images.tolist()):
                         self._again(pool, network, nearly)
 

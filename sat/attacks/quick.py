@@ -66,7 +66,7 @@ class Quick(Ensemble):
             network = Network(model, precision, few, ball_of(self.attack))
             steps = len(x) * self.restarts * self.attack.steps / self.batch_size
             on = graph_pays(network, few, self.batch_size, steps)
-            graph = Graph(on, StepKey(network.device), log.debug, "a step of the search")
+            graph = Graph(on, StepKey(network.device), log.info, "a step of the search")
             search = PGDSearch(self.attack, graph)
             targets = torch.zeros(len(x), 1, dtype=torch.long)  # an ascent without a target
             for k in range(self.restarts):

@@ -17,7 +17,9 @@ from sat.rundir.checkpoint import Unwritable, write_whole
 from sat.rundir.files import regular
 
 log = logging.getLogger("sat")
-KEEP_EVERY = 20.0  # seconds; what a killed evaluation loses at most, beside the batch at hand
+# Seconds; what a killed evaluation loses at most, beside the batch at hand and the images that
+# `strong` has yet to try again.
+KEEP_EVERY = 20.0
 _KEPT = ("fell", "passed", "seconds", "tied")
 
 

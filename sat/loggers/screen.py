@@ -80,7 +80,6 @@ def set_up(level: int = logging.INFO) -> None:
     _Handler.shows = not rank
     if not any(isinstance(handler, _Handler) for handler in log.handlers):
         atexit.register(gc.freeze)  # else Python's end looks through all of torch: a second
-        gc.set_threshold(10_000)  # the usual 700 look through it again and again as it is loaded
         handler = _Handler()
         if rank:
             handler.setFormatter(logging.Formatter(f"process {rank}: %(message)s"))

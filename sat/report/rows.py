@@ -53,21 +53,26 @@ class Row:
 def rows_of(experiment: Experiment, runs: Sequence[Measured]) -> tuple[list[Row], list[str]]:
     """The rows of one table in order, and what is to be said of runs and numbers in none."""
     groups: dict[str, dict[int, Measured]] = {}
-    alike, notes = measured_alike(sorted(runs, key=lambda run: (run.seed, run.name)))
-    for run in alike:
+    notes = []
+    for run in sorted(runs, key=lambda run: (run.seed, run.name)):
         group = groups.setdefault(split(run, experiment)[1], {})
         if same := group.get(run.seed):
             notes.append(f"{run.name}: left out, the same run as {same.name}")
         else:
             group[run.seed] = run
-    found = {text: row_of(experiment, [*group.values()]) for text, group in groups.items()}
+    alike, unlike = measured_alike([run for group in groups.values() for run in group.values()])
+    known = {run.name: run for run in alike}
+    found = {
+        text: row_of(experiment, [known[run.name] for run in group.values()])
+        for text, group in groups.items()
+    }
     rows = []
     for text, row in found.items():  # equal labels get what tells the rows apart
         mine, equal = json.loads(text), [o for o in found if found[o].label == row.label]
         keys = {k for o in map(json.loads, equal) for k in {*mine, *o} if mine.get(k) != o.get(k)}
         beside = " ".join(f"{name_of(k)}={shown_as(k, mine.get(k))}" for k in sorted(keys))
         rows.append(replace(row, label=f"{row.label} {beside}".strip(), beside=beside))
-    return sorted(rows, key=lambda row: order(row.keys)), notes
+    return sorted(rows, key=lambda row: order(row.keys)), notes + unlike
 
 
 def split(run: Measured, experiment: Experiment) -> tuple[str, str]:

@@ -80,7 +80,7 @@ class Callbacks:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.best.kept, self.alarms = state["best"], state["alarms"]
+        self.best.kept, self.alarms = state["best"], [*state["alarms"]]
         self.overfitting.load_state_dict(state["overfitting"])
         self.seconds, self.training_seconds = state["seconds"]
         self.owed = {**state} if state.get("owed") else None

@@ -27,13 +27,15 @@ class Probe:
     of the network that the attack searches (see `sat.acceleration.folding`), the single step's
     verdict as well.
 
-    A single step is FGSM's, from the clean image, at the training attack's eps and norm (at the
-    validation's where the training has none).
+    A single step is FGSM's, from the clean image, at the training attack's eps and norm; at the
+    validation's where the training has none, or a smaller one of that norm: a training that was
+    never asked for the validation's ball has not lost it.
     """
 
     def __init__(self, attack: Any, training: Any, indices: Tensor):
         self.attack, self.eps, self.norm = attack, attack.eps, attack.norm
-        source = training if training.eps else attack
+        smaller = training.norm == attack.norm and training.eps < attack.eps
+        source = attack if smaller or not training.eps else training
         self.ball = Ball(source.eps / 255, source.norm)
         self.every = -(-len(indices) // IMAGES)
         self.looked = indices[:: self.every]
