@@ -125,6 +125,20 @@ def test_other_images_and_other_settings_are_never_averaged_in(folder, write):
     assert "test images aa" in mine.setting and "test images bb" in other.setting
 
 
+def test_a_row_that_was_measured_otherwise_throughout_is_told_and_changes_no_other(folder, write):
+    for seed in range(2):
+        folder.add("silu", seed, 60)
+    run = folder.add("relu", 0, 50)
+    part = json.loads((run / "result.json").read_text())
+    for which in (part["best"], part["last"]):
+        for entry in (which["clean"], which["robust"]["pgd20"]):
+            entry["images"] = 20
+    (run / "result.json").write_text(json.dumps(part))
+    table = only(folder)
+    assert (labels(table), table.attack) == (["SiLU"], "pgd20")
+    assert "ReLU: no row, none of its runs was measured as the rest" in table.notes
+
+
 def test_a_smaller_part_of_the_test_set_is_another_setting(folder, write):
     """Of as many runs on either side the larger part stays."""
     for seed, images in enumerate((100, 60)):

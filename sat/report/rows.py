@@ -66,6 +66,8 @@ def rows_of(experiment: Experiment, runs: Sequence[Measured]) -> tuple[list[Row]
         text: row_of(experiment, [known[run.name] for run in group.values()])
         for text, group in groups.items()
     }
+    for text in [text for text, row in found.items() if not row.numbers]:
+        unlike.append(f"{found.pop(text).label}: no row, none of its runs was measured as the rest")
     rows = []
     for text, row in found.items():  # equal labels get what tells the rows apart
         mine, equal = json.loads(text), [o for o in found if found[o].label == row.label]
