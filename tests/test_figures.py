@@ -212,7 +212,8 @@ def test_what_cannot_be_drawn_is_told_in_its_place(tmp_path):
     assert "lines over multiply_adds: multiply_adds has no two values" in said[0].text
     assert "val/robust" in said[1].text and "no row has none" in said[2].text
     many = dataclasses.replace(mine, rows=[*mine.rows] * 31)
-    assert all("more than 60 rows" in each.text for each in figures.draw([many], tmp_path))
+    assert all("more than 60 rows" in each.text for each in figures.draw([many], tmp_path / "f"))
+    assert not [*(tmp_path / "f").iterdir()]  # nor is the figure of before left there
 
 
 def test_a_row_without_the_numbers_is_left_out_by_name():

@@ -74,6 +74,8 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Drawn]:
                         raise Refused(f"more than {MOST} rows")
                     figure = KINDS[kind](table, entry)
                 except Refused as fault:
+                    for old in (png, png.with_suffix(".svg")):  # of other runs
+                        old.unlink(missing_ok=True)
                     drawn.append(Drawn(table.name, f"Not drawn: {text}: {fault}."))
                     continue
                 figure.savefig(png)
