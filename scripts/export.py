@@ -1,4 +1,4 @@
-"""Gives a run's model to others: `python scripts/export.py outputs/<run>`."""
+"""Gives a run's model to others: `python scripts/export.py outputs/RUN`."""
 
 import sys
 from pathlib import Path

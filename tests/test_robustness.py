@@ -128,7 +128,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("attack, after", [(QUICK, 500), (PGD(EPS, 3), 200)])
+@pytest.mark.parametrize("attack, after", [(QUICK, 500), (PGD(EPS, 3), 340)])
 def test_a_killed_evaluation_goes_on(digits, tmp_path, attack, after, monkeypatch):
     model, x, y = digits
     whole = quick(lambda images: model(images), x, y, attack=attack, batch_size=20)
@@ -166,6 +166,36 @@ def test_a_killed_evaluation_goes_on(digits, tmp_path, attack, after, monkeypatc
     (tmp_path / "junk.npz").write_bytes(b"junk")
     with pytest.raises(ValueError, match="is no state of an evaluation"):
         quick(model, x, y, state=tmp_path / "junk.npz")
+
+
+def test_a_state_is_not_taken_for_that_of_another_model(digits, tmp_path):
+    """What normalises keeps no tensors, and a function nothing that could be compared."""
+    model, x, y = digits
+    module = lambda change: Changed(model, change)  # noqa: E731
+    function = lambda change: lambda images: model(change(images))  # noqa: E731
+    for number, wrap in enumerate((module, function)):
+        asked = {"attack": PGD(EPS, 1), "state": tmp_path / str(number)}
+        once = quick(wrap(lambda images: images), x, y, **asked)
+        assert torch.equal(quick(wrap(lambda images: 1 * images), x, y, **asked).standing,
+                           once.standing)  # fmt: skip
+        with pytest.raises(ValueError, match="is of another model; name another file"):
+            quick(wrap(lambda images: 1 - images), x, y, **asked)
+
+
+class Changed(nn.Module):
+    def __init__(self, net, change):
+        super().__init__()
+        self.net, self.change = net, change
+
+    def forward(self, x):
+        return self.net(self.change(x))
+
+
+def test_a_model_that_gives_no_tensor_is_told_at_once(digits):
+    model, x, y = digits
+    for give, hint in ((lambda z: {"logits": z}, r"\['logits'\]"), (lambda z: (z,), r"\[0\]")):
+        with pytest.raises(ValueError, match=f"must give logits.*model\\(x\\){hint}"):
+            quick(lambda x, give=give: give(model(x)), x, y, attack=PGD(EPS, 1))
 
 
 # networks of every kind --------------------------------------------------------------------------

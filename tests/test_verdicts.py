@@ -31,6 +31,7 @@ from sat.attacks.patience import fields
 from sat.attacks.pool import Pool
 from sat.attacks.series import ensemble_of
 from sat.attacks.square import SquareSearch
+from sat.attacks.targets import ranked
 from sat.errors import Refused
 from sat.evaluation.measure import measure as measured
 from sat.rng import RowRng
@@ -207,20 +208,22 @@ COARSENED = {
     "steps": lambda z, x: (z * 2).floor() / 2,
     "saturated": lambda z, x: (60 * z).softmax(1),
 }
+FINE = {"thousandths": lambda z, x: z.round(decimals=3)}  # too fine for values to repeat
 
 
-@pytest.mark.parametrize("name", COARSENED)
+@pytest.mark.parametrize("name", [*COARSENED, *FINE])
 def test_an_image_that_falls_falls_when_its_logits_are_rounded(digits, name, caplog):
     """Ties never fell, and a gradient of 0 found nothing."""
     model, x, y = digits
-    coarse = After(model, COARSENED[name])
+    coarse = After(model, (COARSENED | FINE)[name])
     clean = verdicts(coarse, x, y).right
     attack = FastAutoAttack(1.6 * EPS, attacks=("apgd-ce", "apgd-t"))
     with caplog.at_level("WARNING", "sat"):
         plain = attack.verdicts(model, x, y) == STANDS
         assert not caplog.text
         found = attack.verdicts(coarse, x, y) == STANDS
-    assert "repeat another" in caplog.text and 8 < plain.sum() < 52
+    seen = "have a gradient of 0" if name in FINE else "repeat another"
+    assert seen in caplog.text and 8 < plain.sum() < 52
     # Where a logit and the label's round to one number the image is wrong, so no more can stand.
     assert (found & ~plain).sum() <= 1 and found.sum() <= (plain & clean).sum() + 1
 
@@ -261,6 +264,18 @@ def test_coarse_logits_are_told_from_fine_ones(digits):
         assert repeated(net, x, ball, rng) < COARSE
     assert Tap.of(Blind(model), x) is None
     assert share_repeated(torch.zeros(0, 10)) == 0
+    many = 10 * torch.randn(8, 1000, generator=torch.Generator().manual_seed(0))
+    assert share_repeated(many.half()) < COARSE < share_repeated(many.round(decimals=1))
+
+
+def test_nothing_is_left_on_a_layer_that_is_looked_at(digits):
+    model, x, y = digits
+    coarse = After(model, COARSENED["integers"])
+    layers = [*coarse.modules()]
+    tap = Tap.of(coarse, x[:8])
+    logits, basis = tap(coarse, x[:8])
+    assert torch.equal(basis.round(), logits) and not torch.equal(basis, logits)
+    assert not any(layer._forward_hooks for layer in layers)
 
 
 def test_the_verdict_of_a_rounded_network_is_the_same_in_any_batch(digits):
@@ -332,9 +347,32 @@ def test_a_network_with_chance_in_it_is_refused(digits, change):
     for attack in (FastAutoAttack(EPS), PGD(EPS, 2), Clean(), AutoAttack(EPS)):
         with pytest.raises(Refused, match="change by .* from call to call"):
             measure(net, x[:8], y[:8], attack)
+    torch.manual_seed(0)
+    flips = After(model, lambda z, x: z if torch.rand(()) < 0.7 else z.flip(1))  # now and then
+    with pytest.raises(Refused, match="change by .* from call to call"):
+        check_repeats(flips, x)
     check_repeats(model, x)
     check_repeats(After(model, partial(masked, -INF)), x)
     check_repeats(model, x[:0])
+
+
+def test_a_network_that_goes_by_its_batch_is_refused(digits):
+    """Two calls on one batch agree; the verdict of an image is another one in each batch."""
+    model, x, y = digits
+    training = deepcopy(model).train()
+    for attack in (FastAutoAttack(EPS), PGD(EPS, 2)):
+        with pytest.raises(Refused, match="with the other images of its batch.*model.eval"):
+            measure(After(model, lambda z, x: training(x)), x[:8], y[:8], attack)
+
+
+def test_all_classes_are_targets_where_none_has_a_logit(digits):
+    """A head may hide its other classes at the image and not around it; the label is none."""
+    model, x, y = digits
+    hidden = After(model, lambda z, x: z.masked_fill(z < z.amax(1, keepdim=True), -INF))
+    targets = ranked("likeliest", hidden, x, y, "linf")
+    assert (targets >= 0).all() and not (targets == y[:, None]).any()
+    masks = After(model, lambda z, x: z.index_fill(1, torch.tensor([8, 9]), -INF))
+    assert ((ranked("likeliest", masks, x, y, "linf") == -1).sum(1) == 2).all()
 
 
 def test_autoattacks_rand_takes_the_average(digits):

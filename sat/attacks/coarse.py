@@ -2,7 +2,7 @@
 them: differences too small to move a logit tell a search nothing, and where the last real-valued
 layer is in sight it tells what they hide."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from sat.attacks.ball import Ball
 from sat.rng import RowRng
 
-COARSE = 0.05  # of the logits repeat another; 16 bits of half precision give 2 %, 32 bits none
+COARSE = 0.05  # of VALUES logits repeat another; 16 bits of half precision give 2 %, 32 bits none
+VALUES = 320  # at most: the more there are, the more of them repeat one by chance
 POINTS = 4  # of each image's ball, to look at
 
 
@@ -23,17 +24,31 @@ def repeated(model: nn.Module, x: Tensor, ball: Ball, rng: RowRng) -> float:
 
 
 def share_repeated(logits: Tensor) -> float:
-    """What share of the finite entries [N, K] repeat another, constant columns left out."""
+    """What share of the finite entries [N, K] repeat another, constant columns left out; of many
+    entries some, spread over all."""
     moving = logits[:, (logits != logits[:1]).any(0)]
     values = moving[moving.isfinite()]
+    if len(values) > VALUES:
+        values = values[torch.linspace(0, len(values) - 1, VALUES).long()]
     return 1 - len(values.unique()) / max(1, len(values)) if logits.numel() else 0.0
+
+
+def share_blind(model: nn.Module, x: Tensor) -> float:
+    """The share of images x [B, C, H, W] at which the gap between the two largest logits has a
+    gradient of exactly 0, or NaN: rounding too fine for values to repeat hides it as well."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        first, second = model(x).topk(2).values.unbind(1)
+        (slope,) = torch.autograd.grad((first - second).sum(), x)
+    slope = slope.flatten(1)
+    return float(((slope == 0) | slope.isnan()).all(1).float().mean())
 
 
 @dataclass
 class Tap:
-    """Calls a network and shows what its last layer of real values gave, one a class."""
+    """Calls a network and shows what its last layer of real values, `module`, gave, one a class."""
 
-    seen: list[Tensor] = field(default_factory=list)
+    module: nn.Module
 
     @classmethod
     def of(cls, net: nn.Module, x: Tensor) -> "Tap | None":
@@ -53,19 +68,17 @@ class Tap:
                 hook.remove()
         for module, out in reversed(calls):
             if isinstance(out, Tensor) and out.shape == logits.shape and _tells(out, logits, x):
-                tap = cls()
-                module.register_forward_hook(tap.see)
-                return tap
+                return cls(module)
         return None
 
-    def see(self, module: nn.Module, given: object, out: Tensor) -> None:
-        self.seen.append(out)
-
     def __call__(self, net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, K], and that layer's."""
-        self.seen.clear()
-        logits = net(x)
-        return logits, self.seen.pop().float()
+        """Logits [B, K], and that layer's, on which nothing is left: it may be the user's."""
+        seen: list[Tensor] = []
+        hook = self.module.register_forward_hook(lambda module, given, out: seen.append(out))
+        try:
+            return net(x), seen[-1].float()
+        finally:
+            hook.remove()
 
 
 def _tells(out: Tensor, logits: Tensor, x: Tensor) -> bool:

@@ -15,7 +15,7 @@ from sat.arguments import check_ball, check_choices
 from sat.attacks.apgd import APGDSearch, cross_entropy
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import frozen, row_rng
-from sat.attacks.coarse import COARSE, repeated
+from sat.attacks.coarse import COARSE, repeated, share_blind
 from sat.attacks.fab import FABSearch
 from sat.attacks.losses import pma, targeted_dlr
 from sat.attacks.network import Network
@@ -31,6 +31,7 @@ ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 KNOWN = (*ATTACKS, "apgd-pma")
 TARGETED = ("apgd-t", "fab-t")
 BATCH = 10**9  # multiply-adds of a batch's forward on a CPU: a tenth of a second, or less
+FLAT = 0.5  # of a few images have no gradient
 MORE = 3  # times Square, where logits are coarse
 STARTS = 5  # more, of a targeted round that ended near a fall
 
@@ -153,14 +154,19 @@ class FastAutoAttack(Ensemble):
         return Ball(self.eps / 255, self.norm)
 
     def _coarse(self, model: nn.Module, few: Tensor, rng: RowRng) -> bool:
-        """Whether the logits are of few values, said if so."""
-        share = repeated(model, few, self._ball, rng[: len(few)]) if self.eps and len(few) else 0
-        if coarse := share > COARSE:
+        """Whether the logits are of few values, or flat around most images; said if so."""
+        if not (self.eps and len(few)):
+            return False
+        share, seen = repeated(model, few, self._ball, rng[: len(few)]), "repeat another"
+        if share <= COARSE:
+            share = share_blind(model, few) if {*self.attacks} - {"square"} else 0.0
+            seen = "have a gradient of 0 by the image"
+        if coarse := share > (COARSE if seen.startswith("repeat") else FLAT):
             log.warning(
-                "strong: %.0f %% of the logits repeat another: they are rounded, quantised or"
-                " saturated, and hide from gradients what would fell an image; the search goes by"
-                " the last real-valued layer where there is one, and runs Square %d times",
-                100 * share, MORE,
+                "strong: %.0f %% of the logits %s: they are rounded, quantised or saturated, and"
+                " hide from gradients what would fell an image; the search goes by the last"
+                " real-valued layer where there is one, and runs Square %d times",
+                100 * share, seen, MORE,
             )  # fmt: skip
         return coarse
 

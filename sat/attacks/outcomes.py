@@ -20,6 +20,8 @@ from sat.rng import RowRng
 
 STANDS, WRONG = -1, -2  # no attack felled it so far; wrong before any attack
 RANDOM = 1e-4  # more than this from call to call is chance; AutoAttack's limit
+TOGETHER = 0.02  # half precision moves less with the size of a batch, its statistics more
+CALLS = 8  # of a network that may answer otherwise now and then only
 ROUNDING = 1e-5  # of the logits at stake: no more than this moves with the size of a batch
 
 
@@ -107,12 +109,15 @@ class AttackOutcomes:
         stand = torch.full((len(images),), points is None)
         self.decide(images, stand, torch.empty(0) if points is None else points, tied)
 
-    def survey(self, model: nn.Module, x: Tensor, y: Tensor, device: torch.device | None = None):
+    def survey(
+        self, model: nn.Module, x: Tensor, y: Tensor, device: torch.device | None = None,
+        batch_size: int = 256,
+    ) -> None:  # fmt: skip
         """Finds before any attack which of images [N, C, H, W] are wrong when clean. What is known
         already stays. The model is in eval mode, on `device` (the images', unless given)."""
         device = device or x.device
         for fell, tied, *images in zip(
-            *(rows.split(256) for rows in (self.fell, self.tied, x, y)), strict=True
+            *(rows.split(batch_size) for rows in (self.fell, self.tied, x, y)), strict=True
         ):
             verdict = verdicts(model, *(part.to(device) for part in images))
             wrong = (fell == STANDS) & ~verdict.right.cpu()
@@ -200,13 +205,33 @@ def moved(once: Tensor, again: Tensor) -> float:
 
 
 @torch.no_grad()
+def varies(model: nn.Module, x: Tensor) -> float:
+    """The most by which the logits of x [B, C, H, W] move in several calls, as `moved` has it."""
+    once, most = model(x), 0.0
+    for _ in range(CALLS - 1):
+        if (most := max(most, moved(once, model(x)))) > RANDOM:
+            break
+    return most
+
+
+@torch.no_grad()
 def check_repeats(model: nn.Module, x: Tensor) -> None:
-    """Refuses a network with chance in it: each of its verdicts would be another number."""
-    if len(x) and (share := moved(model(x), model(x))) > RANDOM:
+    """Refuses a network with chance in it, and one whose answer for an image depends on those
+    beside it: each of its verdicts would be another number."""
+    if len(x) and (share := varies(model, x)) > RANDOM:
         raise Refused(
             f"model: its logits change by {share:.1%} from call to call, and so would each verdict:"
             " take out its noise (dropout left on?), or average over it with AutoAttack's"
             " version=rand (evaluation=autoattack evaluation.attacks.autoattack.version=rand)"
+        )
+    if len(x) < 2:
+        return
+    alone = torch.cat([model(image) for image in x[:4].split(1)])
+    if (share := moved(alone, model(x)[: len(alone)])) > TOGETHER:
+        raise Refused(
+            f"model: the logits of an image change by {share:.0%} with the other images of its"
+            " batch, and so would its verdict: put batch norm in eval mode (model.eval()) before"
+            " the network is wrapped in a function, traced or exported"
         )
 
 

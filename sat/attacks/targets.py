@@ -25,13 +25,16 @@ DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}  # the norm of a slope, by that 
 @torch.no_grad()
 def ranked(choice: Choice, model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
     """At most nine other classes of each image, [B, T] of x [B, C, H, W]: the likeliest, or, with
-    `malt`, the nearest; -1 in place of those after the first whose logit is -inf, which no
-    point can reach. `auto` is `malt` where not all can be tried. A label y of -1 is unknown."""
+    `malt`, the nearest; -1 in place of those whose logit is -inf, as of classes that a head masks,
+    unless all are: then other points may have others. `auto` is `malt` where not all can be tried.
+    A label y of -1 is unknown."""
     logits = model(x)
     own = y.clamp_min(0)[:, None]
-    others, classes = logits.scatter(1, own, -math.inf).sort(dim=1, descending=True, stable=True)
-    classes[:, 1:][others[:, 1:] == -math.inf] = -1
-    classes = classes[:, :-1]
+    lowest = torch.finfo(logits.dtype).min
+    others = logits.clamp_min(lowest).scatter(1, own, -math.inf)  # the label comes last
+    values, classes = others.sort(dim=1, descending=True, stable=True)
+    values, classes = values[:, :-1], classes[:, :-1].clone()
+    classes[(values == lowest) & (values[:, :1] > lowest)] = -1
     if by_malt(choice, logits.shape[1]):
         classes = by_distance(model, x, own, classes, norm)
     return classes[:, :TRIED]

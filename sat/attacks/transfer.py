@@ -135,9 +135,8 @@ def transfers(source: str, method: Any, batch_size: int) -> dict[str, Transfer]:
             continue
         found[key] = transfer
     if not found:
-        raise ValueError(
-            f"source={source}: no such run; name a run directory, or a pattern of them"
-        )
+        why = f"{source}: no such run" if source else ": is not given"
+        raise ValueError(f"source={why}; name a run directory, or a pattern of them: 'outputs/*'")
     return found
 
 

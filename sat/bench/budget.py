@@ -137,7 +137,7 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
     else:
         shown = (
             f"What seeds show isn't known: no two finished runs of {dataset} in {place} differ in"
-            " the seed alone."
+            " the seed alone (those that answer at random don't count)."
         )
     uncut = [plan for plan in found if plan[1:3] == asked[1:3] and plan.seeds >= 3]
     changes = (uncut or [plan for plan in found if plan.seeds <= 3])[-1].words(asked)

@@ -33,7 +33,7 @@ from sat.loggers.usage import Parser, positive, seconds_of
 LEGEND = """\
 Units are forwards, input gradients and weight gradients of an image; PGD-k trains at 2k + 3. \
 Gradients are of the input, with the forwards beside them, at most: as if every image were right \
-when clean and stood (`strong` counts as 170 an image, `autoattack` as seven times that).
+when clean and stood (`strong` counts as 187 an image, `autoattack` as 1,190).
 Memory: weights, gradients, optimiser, average and the copy that attacks search; activations: what \
 an update of a batch has beside them; a kernel's own scratch memory comes on top.
 The time is of training, validations and evaluation, without masking checks (at most so long), the \

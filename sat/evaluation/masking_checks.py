@@ -14,7 +14,7 @@ from sat.attacks.ball import Ball
 from sat.attacks.base import ball_of, frozen
 from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.network import Network
-from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits
+from sat.attacks.outcomes import RANDOM, is_right, of_logits, varies
 from sat.attacks.pool import Pool, State
 from sat.attacks.square import SquareSearch
 from sat.evaluation.alarm import Alarm, beyond
@@ -57,8 +57,7 @@ def masking_checks(
                 alarms=[broken],
             )
         right = of_logits(logits, y).right
-        with torch.no_grad():
-            again = stochastic_alarm(logits, model(x))
+        again = stochastic_alarm(varies(model, x[:FEW]), len(x))
         seen = has_gradient(model, x)
         blind = saturated_alarm(model, x, y, logits) if seen else no_gradient_alarm()
         alarms = [random_alarm(logits, y), blind, again]
@@ -201,15 +200,17 @@ def _look(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def not_finite_alarm(logits: Tensor) -> Alarm | None:
-    """Logits that are no numbers, or infinite: of such a network nothing else is asked."""
+    """Logits that are no numbers, or infinite: of such a network nothing else is asked. One of +inf
+    may be right, and no gradient tells of it."""
     broken = int((logits.isnan() | (logits == torch.inf)).any(1).sum())
     if not broken:
         return None
     return Alarm(
         "not_finite",
-        f"the network's logits of {broken} of {len(logits)} clean images are not finite, and count"
-        " as wrong; nothing else is asked of it. Look for a division by 0 or an overflow in the"
-        " network; train with a lower schedule.learning_rate, or schedule.clip=1",
+        f"the network's logits of {broken} of {len(logits)} clean images are no numbers, which"
+        " counts as wrong, or infinite, which hides an image from gradients; nothing else is asked."
+        " Look for a division by 0 or an overflow in the network; train with a lower"
+        " schedule.learning_rate, or schedule.clip=1",
         {"not_finite": broken, "images": len(logits)},
     )
 
@@ -231,10 +232,9 @@ def random_alarm(logits: Tensor, y: Tensor) -> Alarm | None:
     )
 
 
-def stochastic_alarm(logits: Tensor, again: Tensor) -> Alarm | None:
-    """A network that answers the same images otherwise each time (AutoAttack's check, relative to
-    the logits that decide)."""
-    difference = moved(logits, again)
+def stochastic_alarm(difference: float, images: int) -> Alarm | None:
+    """A network that answers the same images otherwise from call to call (AutoAttack's check,
+    relative to the logits that decide)."""
     if difference <= RANDOM:
         return None
     return Alarm(
@@ -242,7 +242,7 @@ def stochastic_alarm(logits: Tensor, again: Tensor) -> Alarm | None:
         f"the network's logits change by {difference:.1%} from call to call: one fall of an image"
         " tells little. Look for dropout or noise; a randomised defence is measured with"
         " evaluation=autoattack evaluation.attacks.autoattack.version=rand",
-        {"difference": difference, "images": len(logits)},
+        {"difference": difference, "images": images},
     )
 
 

@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -170,7 +171,7 @@ def provide_autoattack() -> None:
 
         sat.evaluation.robustbench.provide_autoattack()
         from robustbench.eval import benchmark
-        clean, robust = benchmark(sat.load("outputs/<run>"), dataset="cifar10",
+        clean, robust = benchmark(sat.load("outputs/RUN"), dataset="cifar10",
                                   threat_model="Linf", eps=8 / 255)
     """
     if "autoattack" in sys.modules or find_spec("autoattack") is not None:
@@ -180,9 +181,7 @@ def provide_autoattack() -> None:
     class AutoAttack(pyautoattack.AutoAttack):
         def __init__(self, model: Any, *, log_path: str | None = None, **given: Any):
             super().__init__(model, **given)
-            if log_path is not None:
-                self.logger.addHandler(logging.FileHandler(log_path))
-                self.logger.setLevel(logging.DEBUG)
+            self.log_path = log_path
 
         def run_standard_evaluation(self, x: Any, y: Any, bs: int = 250, state_path: Any = None):
             if state_path is not None and Path(state_path).exists():
@@ -191,7 +190,24 @@ def provide_autoattack() -> None:
                     " it, or let python -m sat.run evaluate=... measure, which does"
                 )
             given = {"batch_size": bs, "state_path": state_path}
-            return super().run_standard_evaluation(x, y, **given)[0]
+            with self._logging():
+                return super().run_standard_evaluation(x, y, **given)[0]
+
+        @contextmanager
+        def _logging(self) -> Iterator[None]:
+            """The package's logger, which all calls share, writes the file of this one."""
+            if self.log_path is None:
+                yield
+                return
+            before, handler = self.logger.level, logging.FileHandler(self.log_path)
+            self.logger.addHandler(handler)
+            self.logger.setLevel(logging.DEBUG)
+            try:
+                yield
+            finally:
+                self.logger.setLevel(before)
+                self.logger.removeHandler(handler)
+                handler.close()
 
     class EvaluationState(pyautoattack.state.EvaluationState):
         @classmethod

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sat.acceleration.precision import float32
 from sat.arguments import check_choices
 from sat.attacks import PGD, AutoAttack, FastAutoAttack
-from sat.attacks.outcomes import AttackOutcomes, Ensemble
+from sat.attacks.outcomes import RANDOM, AttackOutcomes, Ensemble, varies
 from sat.attacks.series import ensemble_of
 from sat.config import SYNONYMS, nearest
 from sat.evaluation.alarm import Alarm
@@ -32,7 +32,7 @@ from sat.evaluation.store import digest_of
 from sat.evaluation.union import shares_by_class, union
 from sat.loggers import screen
 from sat.loggers.screen import percent, table
-from sat.models.foreign import NO_GRADIENT, adopt, as_images, has_gradient, resting
+from sat.models.foreign import NO_GRADIENT, Foreign, adopt, as_images, has_gradient, resting
 from sat.rng import RowRng, seed_of
 from sat.rundir.checkpoint import write_whole
 from sat.rundir.result import Accuracy, MaskingChecks
@@ -208,14 +208,14 @@ def evaluate(
         ensemble = ensemble_of(attack, 1, asked.batch_size or 256)
         kept = State(AttackOutcomes.new(ensemble.names, len(x)))
         settings = _settings(attack, name, asked.seed)
-        if asked.state is not None:
-            kept.follow(Path(asked.state), _identity(model, images, labels, settings))
         rng = RowRng(seed_of(asked.seed, "evaluation", 0), torch.arange(len(x), device=device))
         with float32(net):
+            if asked.state is not None:
+                kept.follow(Path(asked.state), *_identity(net, x, model, images, labels, settings))
             with _told(kept, name):
                 for rows in _chunks(x):
                     part, own = kept.outcomes.part(rows), x[rows].to(device)
-                    part.survey(net, own, y[rows])
+                    part.survey(net, own, y[rows], batch_size=asked.batch_size or 256)
                     ensemble.run(net, own, y[rows], rng[rows], part)
             checks = None
             if every := asked.masking_checks and -(-len(x) // asked.masking_checks):
@@ -337,14 +337,20 @@ def _result(outcomes: AttackOutcomes, labels: Tensor, checks: MaskingChecks | No
     )
 
 
+@torch.no_grad()
 def _identity(
-    model: Any, images: Tensor, labels: Tensor, settings: dict[str, Any]
-) -> dict[str, str]:
-    """What an evaluation is of; nothing can be told of a function."""
+    net: Foreign, x: Tensor, model: Any, images: Tensor, labels: Tensor, settings: dict[str, Any]
+) -> tuple[dict[str, str], Tensor]:
+    """What an evaluation is of. Of a model these are its weights; what else it does, and all that a
+    function does, is told by its logits of a few images: none of one that gives others each time.
+    """
     pixels = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes())
     pixels.update(labels.cpu().numpy().tobytes())
     weights = digest_of(model.state_dict()) if isinstance(model, nn.Module) else "a function"
-    return {"attack": json.dumps(settings), "model": weights, "images": pixels.hexdigest()}
+    few = x[:8].to(net.place.device)
+    answers = torch.empty(0) if varies(net, few) > RANDOM else net(few).cpu()
+    of = {"attack": json.dumps(settings), "model": weights, "images": pixels.hexdigest()}
+    return of, answers
 
 
 @contextmanager

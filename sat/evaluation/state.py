@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sat.attacks.outcomes import WRONG, AttackOutcomes
+from sat.attacks.outcomes import WRONG, AttackOutcomes, moved
 from sat.evaluation.store import why
 from sat.rundir.checkpoint import Unwritable, write_whole
 from sat.rundir.files import regular
@@ -20,6 +20,7 @@ log = logging.getLogger("sat")
 # Seconds; what a killed evaluation loses at most, beside the batch at hand and the images that
 # `strong` has yet to try again.
 KEEP_EVERY = 20.0
+SAME = 1e-2  # of the logits that decide: no more do devices and versions differ
 _KEPT = ("fell", "passed", "seconds", "tied")
 
 
@@ -31,14 +32,16 @@ class State:
         self.outcomes, self.points = outcomes, dict[int, Tensor]()
         self.path: Path | None = None
         self.of: Mapping[str, str] = {}
+        self.answers = torch.empty(0)
         self.before, self.begun = 0.0, time.monotonic()
         self._written, self._cost = self.begun, 0.0
         outcomes.fallen = self._fallen
 
-    def follow(self, path: Path, of: Mapping[str, str]) -> None:
-        """Keeps all in `path` from now on, and takes over what it has; `of` says what it is of.
-        Raises ValueError for a file of something else, and for one that can't be written."""
-        self.path, self.of = path, of
+    def follow(self, path: Path, of: Mapping[str, str], answers: Tensor) -> None:
+        """Keeps all in `path` from now on, and takes over what it has; `of` says what it is of, and
+        `answers` are the model's logits of a few images. Raises ValueError for a file of something
+        else, and for one that can't be written."""
+        self.path, self.of, self.answers = path, of, answers
         if not path.exists():
             with writing(f"state={path}"):
                 self._write(path)
@@ -47,6 +50,8 @@ class State:
             with open(path, "rb", opener=regular) as opened, np.load(opened) as file:
                 found = dict(file)
             other = [key for key, value in of.items() if str(found[key]) != value]
+            if not other and not _alike(torch.from_numpy(found["answers"]), answers):
+                other = ["model"]
             kept = [torch.from_numpy(found[key]) for key in _KEPT]
             fallen, points = found["fallen"].tolist(), torch.from_numpy(found["points"])
             self.before = float(found["wall"])
@@ -102,10 +107,19 @@ class State:
         arrays: dict[str, Any] = {key: getattr(self.outcomes, key).numpy() for key in _KEPT}
         points = torch.stack([*self.points.values()]) if self.points else torch.empty(0)
         arrays |= {"fallen": np.array([*self.points], dtype=np.int64), "points": points.numpy()}
-        arrays |= {**self.of, "wall": self.before + began - self.begun}
+        arrays |= {
+            **self.of,
+            "answers": self.answers.numpy(),
+            "wall": self.before + began - self.begun,
+        }
         write_whole(path, lambda file: np.savez(file, **arrays))
         self._written = time.monotonic()
         self._cost = self._written - began
+
+
+def _alike(once: Tensor, now: Tensor) -> bool:
+    """Whether the same network gave these logits, on this device or another."""
+    return once.shape == now.shape and (not len(now) or moved(once, now) <= SAME)
 
 
 @contextmanager

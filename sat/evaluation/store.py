@@ -224,9 +224,9 @@ def changes(before: Mapping[str, Any], now: Settings) -> list[str]:
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:
-    """Eight hex digits of a state dict."""
+    """Eight hex digits of the tensors of a state dict."""
     digest = hashlib.sha256()
-    for key in sorted(weights):
+    for key in sorted(key for key, value in weights.items() if isinstance(value, Tensor)):
         digest.update(key.encode())
         digest.update(weights[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:8]

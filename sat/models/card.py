@@ -1,4 +1,4 @@
-"""A run as a model card in RobustBench's form: `sat-export outputs/<run> --card`."""
+"""A run as a model card in RobustBench's form: `sat-export outputs/RUN --card`."""
 
 from collections.abc import Mapping
 from pathlib import Path

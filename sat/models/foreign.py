@@ -15,6 +15,18 @@ LARGEST_BATCH = 1024  # of an exported graph that takes one size alone
 PATIENCE = 10.0  # seconds to look for that size; a wrong one is refused at once
 
 
+class NoLogits(ValueError):
+    """A network gives something else."""
+
+    def __init__(self, given: object):
+        found = ".logits" if hasattr(given, "logits") else "['logits']"
+        found = "[0]" if isinstance(given, tuple | list) else found
+        super().__init__(
+            f"model: gives {type(given).__name__}, and must give logits [B, K]; wrap it:"
+            f" lambda x: model(x){found}"
+        )
+
+
 class Foreign(nn.Module):
     """Images [B, C, H, W] in [0, 1], in any number, to float32 logits [B, K], by `function`.
 
@@ -67,7 +79,10 @@ class Foreign(nn.Module):
 
     def _ask(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return self.function(x).float()
+            logits = self.function(x)
+        if not isinstance(logits, Tensor):
+            raise NoLogits(logits)
+        return logits.float()
 
     def __deepcopy__(self, memo: dict) -> "Foreign":
         """A copy, which shares a function that is kept out of sight."""
@@ -97,12 +112,15 @@ def adopt(model: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) ->
     before = few.clone()
     try:
         logits = _logits(net, few)
+    except NoLogits:
+        raise
     except Exception as error:  # of any kind: the code is the user's
+        if is_out_of_memory(error):
+            raise
         logits = _with_fixed_batch(net, few, error)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(few):
-        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if logits.ndim != 2 or len(logits) != len(few):
         raise ValueError(
-            f"model: gives {found} for {len(few)} images; it must give [{len(few)}, K]"
+            f"model: gives {list(logits.shape)} for {len(few)} images; it must give [{len(few)}, K]"
         )
     if logits.shape[1] < 2:
         raise ValueError(

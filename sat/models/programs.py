@@ -119,7 +119,7 @@ def _open_onnx(path: Path, content: str) -> tuple[Make, str]:
         import onnxruntime
     except ImportError as error:
         raise ValueError(
-            f"ONNX: needs {error.name}; pip install 'sat-runner[onnx]' (onnx2torch, onnxruntime)"
+            f"ONNX: needs {error.name}; pip install 'onnx2torch>=1.5.15' 'onnxruntime>=1.20'"
         ) from None
     try:
         network = onnx2torch.convert(str(path)).eval()

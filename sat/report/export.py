@@ -1,7 +1,7 @@
 """Writes a run's model for whoever has timm, into a folder that says how to load it.
 
-    sat-export outputs/<run>             # <run>/export-best
-    sat-export outputs/<run> --card      # a model card for RobustBench
+    sat-export outputs/RUN             # RUN/export-best
+    sat-export outputs/RUN --card      # a model card for RobustBench
 
 `python scripts/export.py` is the same.
 """
@@ -23,7 +23,7 @@ def main(given: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("run", type=Path, help="a run's directory")
     add("--which", choices=("best", "last"), default="best", help="the checkpoint (best)")
-    add("--to", type=Path, metavar="FOLDER", help="where to write (<run>/export-<which>)")
+    add("--to", type=Path, metavar="FOLDER", help="where to write (RUN/export-<which>)")
     add("--card", action="store_true", help="only print a card for RobustBench")
     own = parser.parse_args(given)
     folder = own.to or own.run / f"export-{own.which}"

@@ -134,7 +134,8 @@ def objects_in(error: Exception) -> str | None:
 def reason_of(error: Exception) -> str:
     """Why torch can't read a file, in few words and without its advice."""
     text = _told(error)
-    return shorten(text.splitlines()[0], 120) if " " in text else "it can't be read"
+    useless = " " not in text or text.startswith("Unsupported operand")  # of a text, say
+    return "it can't be read" if useless else shorten(text.splitlines()[0], 120)
 
 
 def _told(error: Exception) -> str:

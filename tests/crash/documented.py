@@ -17,10 +17,10 @@ from .kills import ROOT, photographs
 
 ELSEWHERE = re.compile(
     "cifar10|imagenet|recipe=|extra=|torchrun|slurm|sweeper|mlflow|wandb|autoattack|theirs|make |"
-    "gpu_plan|--config-dir|--card|<run>,"
+    "gpu_plan|--config-dir|--card|RUN,"
 )
 VARIABLE = re.compile("[A-Z_]+=")  # of the environment, before a command
-PLACES = {"outputs/<run>": "outputs/A", "DATA": "photographs", "FOLDER": "photographs"}
+PLACES = {"outputs/RUN": "outputs/A", "DATA": "photographs", "FOLDER": "photographs"}
 
 
 class Documented:
