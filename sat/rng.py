@@ -64,7 +64,7 @@ class StepKey:
 
     def __init__(self, device: torch.device):
         self.key, self.sealed = 0, False
-        self._device = device
+        self.device = device
         self._path: Path = ()
         self._seeds: dict[Path, Tensor] = {}
 
@@ -72,7 +72,7 @@ class StepKey:
         """Makes all seeds those of a step's key."""
         self.key = key
         if self._seeds:
-            seeds = sent(torch.tensor([*map(self._follow, self._seeds)]), self._device)
+            seeds = sent(torch.tensor([*map(self._follow, self._seeds)]), self.device)
             torch._foreach_copy_([*self._seeds.values()], [*seeds])
 
     def seed(self, name: str) -> Tensor:
@@ -81,7 +81,7 @@ class StepKey:
         if path not in self._seeds:
             if self.sealed:
                 raise RuntimeError(f"{name}: is drawn in this step, and was not in those before")
-            seed = torch.full((), self._follow(path), dtype=torch.int64, device=self._device)
+            seed = torch.full((), self._follow(path), dtype=torch.int64, device=self.device)
             self._seeds[path] = seed
         return self._seeds[path]
 

@@ -29,8 +29,10 @@ from sat.acceleration import auto, graph
 from sat.attacks import APGD, FGSM, PGD, Clean, Free, Multi, quick
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.quick import Quick
+from sat.bench.case import case_of
 from sat.data import CutMix, Cutout, Data, Digits, Loader, MixUp, Standard
 from sat.data.samplers import Epochs
+from sat.distributed import ALONE
 from sat.evaluation.measure import measure
 from sat.models import Classifier
 from sat.objectives import (
@@ -53,6 +55,7 @@ from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 from sat.training.state import TrainState
 from sat.training.step import advance
+from sat.training.train import plan_of
 
 # What a step may be made of, each with the rest as usual: attack, objective, words of the schedule,
 # and what stands beside the objective.
@@ -273,6 +276,40 @@ def test_a_step_that_cannot_be_captured_goes_on_as_before(case, monkeypatch):
     (line,) = failed.news
     assert line.startswith("step 3: ") and "RuntimeError: operation not permitted when" in line
     assert not failed.applying
+
+
+def test_what_ended_a_capture_is_told_and_not_what_followed(monkeypatch):
+    """The end of a capture that was invalidated raises an error of its own."""
+
+    def record(call):
+        try:
+            raise NotImplementedError("aten::nonzero while capturing")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(graph, "record", record)
+    (line,) = trained("pgd1", 5, graph=True).news
+    assert "NotImplementedError: aten::nonzero while capturing (test_capture.py:" in line
+
+
+def test_the_graph_is_of_the_usual_batch(taped):
+    """One that lacks an image is not what all later ones are taken for."""
+    taken, x = graph.Graph(True, StepKey(torch.device("cpu")), print, "a step"), torch.arange(4.0)
+    for count in (4, 4, 4, 3, 4, 4):
+        (got,) = taken(lambda x: (2 * x,), x[:count])
+        assert torch.equal(got, 2 * x[:count])
+        assert len(taped) == 0 or count == 4
+    assert len(taped) == 1
+
+
+def test_a_graph_of_a_checkpoint_is_for_one_process_on_a_gpu():
+    """Elsewhere it would be captured empty, and nothing be trained from there on."""
+    case = case_of(["dataset=digits", "model.depth=10"])
+    chosen = {**case.choices, "graph": True}
+    data = case.spec.dataset(torch.device("cpu"), 0)
+    kept = {"choices": chosen, "generators": [{}]}
+    plan = plan_of(case.spec, case.model(), data, kept, ALONE)
+    assert plan.choices == {**chosen, "graph": False}
 
 
 def test_a_step_that_asks_the_host_is_not_captured(taped, monkeypatch):

@@ -44,6 +44,7 @@ class Asked(Protocol):
     fused: Switch
     tf32: Switch
     shard: bool
+    grad_checkpointing: bool
 
     @property
     def cycles_momentum(self) -> bool: ...
@@ -97,6 +98,7 @@ def _captured(schedule: Asked, device: torch.device, images: int, image_cost: in
     """Whether a step is taken as one graph: on a GPU that would wait for its launches."""
     possible = schedule.fused is not False and schedule.optimizer in FUSED
     possible = possible and not schedule.cycles_momentum  # which a graph would hold fast
+    possible = possible and not schedule.grad_checkpointing  # torch asks for a state of chance
     if device.type != "cuda" or not possible or schedule.compile == "reduce-overhead":
         return False
     alone = not schedule.shard and processes()[1] == 1

@@ -1,8 +1,10 @@
 """A step as one CUDA graph: launched as a whole, so that a GPU no longer waits for Python."""
 
+import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +47,28 @@ class Graph:
 
     def forget(self) -> None:
         """Begins again: another step is taken from here on, in other memory."""
-        self._taken = 0
+        self._taken = Counter[tuple[Any, ...]]()  # by the inputs' shapes
+        self._shapes: tuple[Any, ...] = ()
         self._inputs: tuple[Tensor, ...] = ()
         self._outputs: Any = None
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, step: Step, *inputs: Tensor) -> Any:
-        if self._replay is not None and _alike(self._inputs, inputs):
+        shapes = tuple((t.shape, t.dtype) for t in inputs)
+        if self._replay is not None and shapes == self._shapes:
             torch._foreach_copy_([*self._inputs], [*inputs])
             self._replay()
             return self._outputs
         if not self.on or self._replay is not None:
             return step(*inputs)
-        if self._taken == FIRST:
-            return self._capture(step, *inputs)
-        self._taken += 1
-        with aside():
-            return self._watch(step, *inputs) if self._taken == FIRST else step(*inputs)
+        with on_device(self.key.device):
+            if self._taken[shapes] == FIRST:  # before any that are not the usual ones
+                self._shapes = shapes
+                return self._capture(step, *inputs)
+            self._taken[shapes] += 1
+            with aside():
+                last = self._taken[shapes] == FIRST
+                return self._watch(step, *inputs) if last else step(*inputs)
 
     def _watch(self, step: Step, *inputs: Tensor) -> Any:
         with questions() as asked:
@@ -77,7 +84,7 @@ class Graph:
         try:
             replay = record(lambda: self._keep(step(*self._inputs)))
         except Exception as error:  # torch raises many kinds, memory that runs out among them
-            self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+            self._give_up(_said(error))
             self._undo()
         else:
             self._replay = replay
@@ -97,23 +104,51 @@ class Graph:
         self._tell(f"{self._what} is no CUDA graph, and goes on without: {reason}")
 
 
-def _alike(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> bool:
-    return [(t.shape, t.dtype) for t in ours] == [(t.shape, t.dtype) for t in theirs]
+def _said(error: BaseException) -> str:
+    """The first of the errors that led to this one, and where: the end of a capture that was
+    invalidated raises another, which says neither."""
+    while error.__context__ is not None:
+        error = error.__context__
+    (*_, last) = traceback.extract_tb(error.__traceback__) or [None]
+    where = f" ({Path(last.filename).name}:{last.lineno})" if last else ""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200] + where
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """What is captured is what the current device is asked for, whatever others are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def record(call: Callable[[], None]) -> Callable[[], None]:
-    """Captures what `call` launches on the GPU, without computing it; returns what replays it.
+    """Captures what `call` launches on the current GPU, without computing it; returns what replays
+    it. Raises where it launches nothing.
 
-    Other threads, of which one pins images and one is autograd's, may ask the device meanwhile.
+    Other threads, of which one pins images and one is autograd's, may ask the device meanwhile. A
+    stream of its own: matrix products of graphs that were captured on one share their workspace,
+    which two that run at once would overwrite.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            call()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "The CUDA Graph is empty")
+            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                call()
     except BaseException:
-        torch.cuda.set_stream(stream)  # torch would stay on that of the capture
+        torch.cuda.set_stream(before)  # torch would stay on that of the capture
+        _clean_up(before.device_index, pool)
         raise
     return graph.replay
+
+
+def _clean_up(device: int, pool: Any) -> None:
+    """After an invalidated capture: torch 2.11 goes on to take memory for it, and its generator to
+    believe in it, so that the next capture and the next draw of a dropout would fail."""
+    with suppress(RuntimeError, AttributeError):  # a torch that has cleaned up itself says so
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 @contextmanager
@@ -124,9 +159,11 @@ def aside() -> Iterator[None]:
         return
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:  # what is put back after a fault comes after what was begun
+        torch.cuda.current_stream().wait_stream(stream)
 
 
 @contextmanager
@@ -137,13 +174,13 @@ def questions() -> Iterator[list[str]]:
         yield asked
         return
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            torch.cuda.set_sync_debug_mode("warn")  # which warns of itself, once
             yield asked
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
     for warning in caught:
-        if "synchronizing" in str(warning.message):
+        if "called a synchronizing" in str(warning.message):
             asked.append(f"{Path(warning.filename).name}:{warning.lineno}")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.acceleration.auto import settle
+from sat.acceleration.auto import GRAPH_PAYS_BELOW, settle
 from sat.attacks import Clean
 from sat.bench.book import left_out
 from sat.bench.case import RATE, Case
@@ -99,7 +99,7 @@ def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
     kinds: dict[str, dict[str, Any]] = {"sat": {}}
     if compiled:
         kinds["sat, compiled"] = {"compile": True}
-    if case.device.type == "cuda":
+    if case.device.type == "cuda" and case.cost.multiply_adds * case.batch < GRAPH_PAYS_BELOW:
         kinds |= {f"{name}, one graph": {**kind, "graph": True} for name, kind in kinds.items()}
     kinds["sat, no trick"] = {"precision": "fp32", **dict.fromkeys(TRICKS, False)}
     found, notes = [], []

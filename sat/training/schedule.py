@@ -109,6 +109,8 @@ class Schedule:
             )
         if self.graph is True and self.cycles_momentum:
             raise ValueError("graph=true: would hold decay.momentum fast; write graph=auto")
+        if self.graph is True and self.grad_checkpointing:
+            raise ValueError("graph=true: can't hold grad_checkpointing; write graph=auto")
         if self.graph is True and self.compile == "reduce-overhead":
             raise ValueError("graph=true: can hold no compile=reduce-overhead; write compile=true")
         if self.fused is True and self.optimizer not in FUSED:

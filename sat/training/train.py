@@ -127,6 +127,8 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
         failed = outcome.trained(callbacks, state, "failed", error=str(error))
         run.write_result(RunResult.from_json(failed))
         raise
+    finally:
+        state.graph.forget()  # with the memory of its step, which nothing else could take
     return outcome.trained(callbacks, state, "trained")
 
 
@@ -165,6 +167,8 @@ def plan_of(
     choices = world.on_rank0(lambda: kept["choices"] if kept else new())
     if kept and len(kept["generators"]) != world.size:
         choices = {**choices, "threads": THREADS}  # these have another share of the cores
+    if kept and (device.type != "cuda" or world.size > 1 or schedule.graph is False):
+        choices = {**choices, "graph": False}  # begun by one process on a GPU, which this is not
     settle(choices)
     if choices["compile"]:
         forget()
