@@ -259,7 +259,7 @@ def _stop_workers(number: int) -> None:
         with suppress(ProcessLookupError):
             os.kill(worker, number)
     if running:
-        log.warning("stopping %d jobs with a checkpoint; once more stops at once", len(running))
+        log.warning("stopping %d jobs with a checkpoint; again: at once, without", len(running))
     while _workers() and time.monotonic() < deadline:
         time.sleep(0.1)
 

@@ -351,7 +351,7 @@ def test_a_verdict_tells_on_how_many_images_it_was_doubted():
     best, whole = known.best.with_masking_checks(checks), replace(checks, images=50)
     last = known.last.with_masking_checks(whole).with_attack("more", measured(PGD(8, 9)))
     assert results.doubted(replace(known, best=best)) == [
-        "best, pgd: masking checks on 30 of 50 images (a part, to save time)",
+        "best, pgd: checked for masked gradients on 30 of 50 images: no alarm",
         "last, pgd: not checked for masked gradients (evaluation.masking_checks=0)",
     ]
     assert [line.split(":")[0] for line in results.doubted(known)] == ["best, pgd and last, pgd"]
@@ -359,7 +359,11 @@ def test_a_verdict_tells_on_how_many_images_it_was_doubted():
     (told,) = results.doubted(replace(known, last=last))
     assert told.startswith("best, pgd and last, more: not checked"), "more came after the checks"
     last = known.last.with_masking_checks(whole)
-    assert "last, pgd: masking checks on 50 images" in results.doubted(replace(known, last=last))
+    told = "last, pgd: checked for masked gradients on 50 images: "
+    assert f"{told}no alarm" in results.doubted(replace(known, last=last))
+    raised = replace(whole, alarms=[Alarm("coarse", "rounded")])
+    last = known.last.with_masking_checks(raised)
+    assert f"{told}coarse" in results.doubted(replace(known, last=last))
 
 
 def test_what_measures_is_told_with_its_ball(run):

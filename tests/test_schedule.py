@@ -128,7 +128,9 @@ def test_epochs_in_fractions():
     assert Schedule(epochs=0.001, batch_size=100).steps(1000) == 1
 
 
-@pytest.mark.parametrize("epochs, told", [(40, "40"), (1.07, "1.07"), (0.001, "0.1"), (2.98, "3")])
+@pytest.mark.parametrize(
+    "epochs, told", [(40, "40"), (1.07, "1.07"), (0.001, "0.1"), (2.98, "2.98")]
+)
 def test_epochs_are_told_as_they_will_be(epochs, told):
     schedule = Schedule(epochs=epochs, batch_size=64 if epochs == 1.07 else 100)
     images = 6400 if epochs == 1.07 else 1000

@@ -104,7 +104,7 @@ def fold(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Folde
             _TRIED[model] = _tried(model, x)
         except Exception as error:  # of any kind: the code is the user's
             reason = (str(error).strip().splitlines() or [""])[0]
-            log.info("the network is attacked as it is, not a faster copy of it (%s)", reason[:200])
+            log.info("batch norms can't be merged: attacks are slower (%s)", reason[:200])
             _TRIED[model] = None
     if (pairs := _TRIED[model]) is None:
         return Unfolded(model)

@@ -111,8 +111,8 @@ def fingerprint_of(path: str) -> str:
     def look() -> str:
         extra = read(path)
         if extra.images.nbytes > WHOLE:
-            log.info("%s: known again by its labels and %d MB of its pixels, spread over the file;"
-                     " another change of a pixel goes unseen", path, WHOLE >> 20)  # fmt: skip
+            log.info("%s: recognised by its labels and %d MB of its pixels, spread over the file;"
+                     " a change of others goes unnoticed", path, WHOLE >> 20)  # fmt: skip
         return extra.digest()
 
     return remembered(path, look)

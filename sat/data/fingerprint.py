@@ -54,7 +54,7 @@ def of_files(folder: str | Path, names: Sequence[bytes]) -> str:
     if step > 1 and place not in _said:
         _said.add(place)
         read = f"{len(names):,} images by names and sizes and the contents of {READ:,} at most"
-        log.info("%s: known again by the %s; another change of a pixel goes unseen", folder, read)
+        log.info("%s: recognised by its %s; a change of other pixels goes unnoticed", folder, read)
     return digest.hexdigest()[:16]
 
 

@@ -63,7 +63,7 @@ class Timm(StreamedSet):
         self._check_name()
         if isinstance(self._open(self.train_split, training=True), IterableDataset):
             if self._prefix() != "wds":
-                log.info("%s: known again by its name alone; other images go unseen", self.name)
+                log.info("%s: recognised by its name; a change of images goes unnoticed", self.name)
                 return None
             names = sorted(path.relative_to(self.root) for path in Path(self.root).rglob("*.tar"))
             return of_files(self.root, [os.fsencode(name) for name in names])

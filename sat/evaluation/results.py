@@ -458,7 +458,7 @@ def tell(result: RunResult, known: Collection[str] = ()) -> None:
                 log.info(text, which, name, curve.median, curve.norm)
         for name, found in part.accuracies.items():
             if found.ties:
-                text = "%s, %s: %d images are wrong by a tie, which argmax takes for right"
+                text = "%s, %s: %d images are wrong, as another logit equals the label's (a tie)"
                 log.info(text, which, name, found.ties)
     for where, alarm in told_once(result.alarms):
         told = f"{alarm.name}, as told above" if alarm.message in known else alarm.message
@@ -475,9 +475,9 @@ def doubted(result: RunResult) -> list[str]:
         name = attacks[-1]
         told = "not checked for masked gradients (evaluation.masking_checks=0)"
         if checks := part.masking_checks.get(name):
-            measured = part.robust[name].images
-            few = " (a part, to save time)" * (checks.images < measured)
-            told = f"masking checks on {part_of(checks.images, measured)} images{few}"
+            few = part_of(checks.images, part.robust[name].images)
+            alarms = ", ".join(alarm.name for alarm in checks.alarms) or "no alarm"
+            told = f"checked for masked gradients on {few} images: {alarms}"
         found.setdefault(told, []).append(f"{which if part.step else 'weights'}, {name}")
     return [f"{' and '.join(places)}: {told}" for told, places in found.items()]
 

@@ -175,7 +175,7 @@ class Callbacks:
                 return
             raise SystemExit(128 + number)
         self.asked_to_stop, self.asked = number, time.monotonic()
-        log.warning("stopping after this step, with a checkpoint; once more stops at once")
+        log.warning("stopping after this step, with a checkpoint; again: at once, without")
 
     # what `fit` calls ---------------------------------------------------------------------------
 
@@ -260,8 +260,8 @@ class Callbacks:
         """What a run is told of its set-up: once, however often it is resumed."""
         if not state.skips_on_device and state.step == 0:
             log.info(
-                "schedule.optimizer=%s: can't skip a step by itself that is not finite; the host"
-                " looks at each", state.plan.schedule.optimizer,
+                "schedule.optimizer=%s: can't skip a step that is not finite by itself, so the host"
+                " waits for each, to look", state.plan.schedule.optimizer,
             )  # fmt: skip
         for alarm in (
             separate_batch_norm(state),

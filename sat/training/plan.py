@@ -48,9 +48,11 @@ class Plan:
 
     @property
     def epochs(self) -> float:
-        """How many the run takes, as they are told: 40, 1.07. The last step rounds."""
-        total = self.epoch(self.steps)
-        return whole if abs(total - (whole := round(total))) < 0.05 and whole else round(total, 2)
+        """How many the run takes, as they are told: 40, 1.07. As asked for, which the last step
+        rounds, but where one step is more than all of them."""
+        asked, total = self.schedule.epochs, self.epoch(self.steps)
+        told = round(asked if abs(total - asked) < 0.51 * self.epoch(1) else total, 2)
+        return int(told) if told == int(told) else told
 
     def told_epoch(self, step: int) -> float:
         return round(self.epoch(step), 4)

@@ -48,7 +48,7 @@ def described(spec: Spec, section: str) -> str:
 
 
 def data_line(dataset: Mapping[str, Any], shape: Mapping[str, Any]) -> str:
-    few = " (few: `best` is a coarse choice)" if dataset["held_out"] < 100 else ""
+    few = " (few: the choice of `best` is noisy)" if dataset["held_out"] < 100 else ""
     few = few if dataset["held_out"] else " (no `best`, no alarm while it trains)"
     size = shape["image_size"]
     return (
@@ -76,19 +76,17 @@ def model_line(spec: Spec, state: TrainState) -> str:
 
 def swap_line(spec: Spec, swap: Any) -> str:
     gates = ", ".join(swap.gates[:3]) + ", ..." * (len(swap.gates) > 3)
-    return (
-        f"activation: {described(spec, 'activation')}: "
-        + (f"{len(swap.places)} kept;" if swap.kept else f"{swap.swapped} swapped, none left;")
-        + f" {len(swap.gates)} gates left alone{': ' * bool(gates)}{gates}"
-    )
+    told = f"{len(swap.places)} kept" if swap.kept else f"{swap.swapped} swapped, none left"
+    left = f"; {len(swap.gates)} sigmoid or softmax gates left as they are: {gates}"
+    return f"activation: {described(spec, 'activation')}: {told}" + left * bool(gates)
 
 
 def validation_lines(held_out: int, selects: str) -> list[str]:
     """What a validation will say, in a few characters, of the held-out images."""
     if not held_out:
         return []
-    told = f"held out: `val 76.5/41.2` says clean/robust, percent of {held_out:,} images"
-    return [f"{told}; `best` is the {selects} one that chose the weights"]
+    told = f"validation: `val C/R` is clean/robust accuracy in % on {held_out:,} held-out images"
+    return [f"{told}; `best` is the highest {selects} one so far, whose weights are best.pt"]
 
 
 def verdict_lines(spec: Spec) -> list[str]:
