@@ -616,6 +616,14 @@ def test_the_spread_over_seeds_is_pooled_over_what_differs_in_nothing_else(finis
     assert budget.spread_of(Path("nowhere"), "digits") is None
 
 
+def test_a_folder_that_holds_no_run_yet_tells_no_spread(tmp_path):
+    (tmp_path / "benchmark").mkdir()
+    assert budget.spread_of(tmp_path, "digits") is None
+    (tmp_path / "runs.jsonl").write_bytes(b"\xff")
+    with pytest.raises(Refused, match="runs.jsonl: can't be read"):
+        budget.spread_of(tmp_path / "runs.jsonl", "digits")
+
+
 def test_the_answer_is_a_command_line_that_composes_and_what_it_can_show(
     forecast, finished, monkeypatch
 ):

@@ -9,6 +9,7 @@ import json
 import math
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from sat.errors import Refused
 from sat.loggers.screen import duration, table, to_copy
-from sat.report.runs import finished
+from sat.report.runs import Measured, finished
 from sat.statistics import detectable, seeds_needed
 
 SEEDS = (1, 2, 3, 5, 10)
@@ -83,7 +84,10 @@ def spread_of(place: Path, dataset: str) -> tuple[float, str] | None:
     network answers at random: no number of theirs means anything."""
     kinds: dict[str, dict[int, float]] = {}
     epochs: dict[str, float] = {}
-    for run in finished(place) if place.exists() else ():
+    runs: list[Measured] = []
+    with suppress(Refused) if place.is_dir() else nullcontext():  # a folder may hold no run yet
+        runs = finished(place) if place.exists() else []
+    for run in runs:
         random = any(alarm.name == "random" for alarm in run.result.alarms)
         if random or run.config["choices"].get("dataset") != dataset:
             continue
@@ -98,11 +102,11 @@ def spread_of(place: Path, dataset: str) -> tuple[float, str] | None:
     groups = {key: [*seeds.values()] for key, seeds in kinds.items() if len(seeds) > 1}
     if not groups:
         return None
-    runs = sum(map(len, groups.values()))
+    count = sum(map(len, groups.values()))
     squares = sum(len(values) * np.var(values) for values in groups.values())
     lengths = " and ".join(f"{each:g}" for each in sorted({epochs[key] for key in groups}))
-    several = f"{runs} runs of {lengths} epochs, {len(groups)} kind{'s' * (len(groups) > 1)}"
-    return float(squares / (runs - len(groups))) ** 0.5, f"{several}, in {place}"
+    several = f"{count} runs of {lengths} epochs, {len(groups)} kind{'s' * (len(groups) > 1)}"
+    return float(squares / (count - len(groups))) ** 0.5, f"{several}, in {place}"
 
 
 def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
