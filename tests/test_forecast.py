@@ -30,7 +30,7 @@ from sat.attacks import (
 )
 from sat.bench import budget, costs, work
 from sat.bench.case import Case
-from sat.bench.counting import StepCost, step_cost
+from sat.bench.counting import step_cost
 from sat.config import composed
 from sat.data import sizes
 from sat.errors import Refused
@@ -196,7 +196,7 @@ def test_a_real_run_computes_as_many_gradients(sat, counted, attack, steps):
     assert found.updates == result["steps"] and found.images == result["images"]
     assert counted["training", "update"] == found.images
     assert counted.get(("training", "input"), 0) == steps * found.images
-    assert found.step == (3, 2 * steps)
+    assert found.units == 3 + 2 * steps
     right = round(result["last"]["clean"]["accuracy"] * 50)  # only these are attacked
     assert found.evaluation == (3 + 1) * 50 and counted["evaluation", "input"] == 3 * right
     rows = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
@@ -207,22 +207,22 @@ def test_a_real_run_computes_as_many_gradients(sat, counted, attack, steps):
 
 
 UNITS = [  # of an image: beside the attack, and of the attack
-    (Method(Clean(), Adversarial()), (3, 0)),
-    (Method(PGD(8, 2), Adversarial(forwards=3)), (5, 4)),
-    (Method(PGD(8, 2, keep="best"), Adversarial()), (3, 5)),
-    (Method(APGD(8, 2), Adversarial()), (3, 5)),
-    (Method(Multi({"linf": 8, "l1": 400}, 2), Adversarial()), (3, 5)),
-    (Method(Free(8, 2), Adversarial()), (3, 3)),
-    (Method(PGD(8, 2, loss="kl"), objectives.TRADES()), (6, 5)),
-    (Method(PGD(8, 1, loss="kl"), objectives.TRADES(forwards=3)), (9, 3)),
-    (Method(PGD(8, 1), objectives.MART()), (6, 2)),
-    (Method(PGD(8, 2), objectives.Consistency()), (6, 8)),
-    (Method(Clean(), objectives.GradientNorm()), (6, 0)),
-    (Method(PGD(8, 1), Adversarial(), weight_attack=objectives.AWP()), (6, 2)),
-    (Method(PGD(8, 1, loss="kl"), objectives.TRADES(), weight_attack=objectives.AWP()), (12, 3)),
-    (Method(PGD(8, 1), Adversarial(), objectives.GradAlign()), (11, 2)),
-    (Method(PGD(8, 1), Adversarial(), objectives.ELLE()), (12, 2)),
-    (Method(PGD(8, 1), Adversarial(), objectives.AdaptiveELLE()), (12, 2)),
+    (Method(Clean(), Adversarial()), 3 + 0),
+    (Method(PGD(8, 2), Adversarial(forwards=3)), 5 + 4),
+    (Method(PGD(8, 2, keep="best"), Adversarial()), 3 + 5),
+    (Method(APGD(8, 2), Adversarial()), 3 + 5),
+    (Method(Multi({"linf": 8, "l1": 400}, 2), Adversarial()), 3 + 5),
+    (Method(Free(8, 2), Adversarial()), 3 + 3),
+    (Method(PGD(8, 2, loss="kl"), objectives.TRADES()), 6 + 5),
+    (Method(PGD(8, 1, loss="kl"), objectives.TRADES(forwards=3)), 9 + 3),
+    (Method(PGD(8, 1), objectives.MART()), 6 + 2),
+    (Method(PGD(8, 2), objectives.Consistency()), 6 + 8),
+    (Method(Clean(), objectives.GradientNorm()), 6 + 0),
+    (Method(PGD(8, 1), Adversarial(), weight_attack=objectives.AWP()), 6 + 2),
+    (Method(PGD(8, 1, loss="kl"), objectives.TRADES(), weight_attack=objectives.AWP()), 12 + 3),
+    (Method(PGD(8, 1), Adversarial(), objectives.GradAlign()), 11 + 2),
+    (Method(PGD(8, 1), Adversarial(), objectives.ELLE()), 12 + 2),
+    (Method(PGD(8, 1), Adversarial(), objectives.AdaptiveELLE()), 12 + 2),
 ]
 
 
@@ -355,7 +355,7 @@ def test_the_largest_networks_of_the_study_need_no_memory(monkeypatch):
 
 
 def test_time_adds_up():
-    found = work.Work(updates=10, images=100, step=StepCost(3.0, 6.0), validation=40,
+    found = work.Work(updates=10, images=100, units=9.0, validation=40,
                       evaluation=50, checks=620)  # fmt: skip
     unit = 10**12
     assert found.seconds(unit, (2.0, 4.0)) == ((900 + 80) / 2, 100 / 4, 1240 / 4)

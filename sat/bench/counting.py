@@ -3,7 +3,7 @@ nothing here is timed, and tensors may have no memory at all (`meta`)."""
 
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sat.attacks import Clean
 from sat.bench.stopwatch import Timed
 from sat.objectives import Method
 from sat.training.plan import Plan
@@ -91,36 +90,25 @@ def limits(
     return found
 
 
-class StepCost(NamedTuple):
-    """Units an image of a batch, in all views and replays of it: a forward, an input gradient and a
-    weight gradient are one each."""
-
-    update: float  # beside the attack
-    attack: float
+_COUNTED: dict[str, float] = {}
 
 
-_COUNTED: dict[str, StepCost] = {}
-
-
-def step_cost(method: Method) -> StepCost:
-    """What a step of a method costs, counted in one on a network of matrix products, and in one
-    without the attack; once for each method."""
+def step_cost(method: Method) -> float:
+    """Units that a step of a method takes for an image of a batch, in all views and replays of it:
+    a forward, an input gradient and a weight gradient are one each. Counted on a network of matrix
+    products, once for each method."""
     if (told := repr(method)) not in _COUNTED:
-        update = _units(method.with_attack(Clean()))
-        _COUNTED[told] = StepCost(round(update, 1), round(_units(method) - update, 1))
+        views = method.objective.views
+        choices = {"precision": "fp32", "channels_last": False, "compile": False}
+        plan = Plan(Schedule(batch_size=IMAGES, epochs=9.0), IMAGES, 0, choices)
+        with torch.random.fork_rng(devices=[]):
+            # what comes before the products has parameters, so that an update has their gradients
+            first = nn.Flatten(), nn.AdaptiveAvgPool1d(WIDTH), nn.LayerNorm(WIDTH)
+            products = nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 10)
+            net = nn.Sequential(*first, *products)
+            state = TrainState(net, method, plan)
+            x, y = torch.rand(views * IMAGES, 3, 8, 8), torch.arange(views * IMAGES) % IMAGES
+            step = counted(Timed(lambda: update(state, x, y)))
+            forward = counted(Timed(lambda: net(x[:IMAGES])))
+        _COUNTED[told] = round(step.flop / forward.flop, 1)
     return _COUNTED[told]
-
-
-def _units(method: Method) -> float:
-    views = method.objective.views
-    choices = {"precision": "fp32", "channels_last": False, "compile": False}
-    plan = Plan(Schedule(batch_size=IMAGES, epochs=9.0), IMAGES, 0, choices)
-    with torch.random.fork_rng(devices=[]):
-        # what comes before the products has parameters, so that an update has their gradients too
-        first = nn.Flatten(), nn.AdaptiveAvgPool1d(WIDTH), nn.LayerNorm(WIDTH)
-        products = nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 10)
-        net = nn.Sequential(*first, *products)
-        state = TrainState(net, method, plan)
-        x, y = torch.rand(views * IMAGES, 3, 8, 8), torch.arange(views * IMAGES) % IMAGES
-        step = counted(Timed(lambda: update(state, x, y)))
-        return step.flop / counted(Timed(lambda: net(x[:IMAGES]))).flop

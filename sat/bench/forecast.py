@@ -80,7 +80,7 @@ def forecast(job: Job, spec: config.Spec, own: Namespace) -> None:
         "training images": f"{sizes.train:,}",
         "epochs": f"{work.updates * schedule.batch_size / sizes.train:.4g}",
         "updates": f"{work.updates:,}",
-        "units an image": f"{sum(work.step):g}",
+        "units an image": f"{work.units:g}",
         "validation gradients": count(work.validation),
         "evaluation gradients": count(work.evaluation),
         "precision": precision,

@@ -69,7 +69,7 @@ def methods(case: Case, own: Namespace, watch: Stopwatch) -> Measurements:
 
 
 def method(words: str, case: Case, watch: Stopwatch) -> list[Row]:
-    state, count = case.state(case.spec.attack), sum(step_cost(Method.of(case.spec)))
+    state, count = case.state(case.spec.attack), step_cost(Method.of(case.spec))
     images = case.images(state.objective.views * case.batch)
     step = Timed(partial(update, state, *images), choices=state.plan.choices)
     times, rates = watch.beside_ceilings({words: step})

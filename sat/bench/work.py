@@ -14,7 +14,7 @@ from sat.attacks import FGSM, PGD, AutoAttack, Clean, Curve, FastAutoAttack, Squ
 from sat.attacks.outcomes import Ensemble
 from sat.attacks.targets import LOOKED_AT, by_malt
 from sat.bench.case import Case
-from sat.bench.counting import StepCost, step_cost
+from sat.bench.counting import step_cost
 from sat.bench.stopwatch import Stopwatch, Timed
 from sat.errors import is_out_of_memory
 from sat.objectives import Method
@@ -36,7 +36,7 @@ class Work(NamedTuple):
 
     updates: int
     images: int  # that these see
-    step: StepCost  # units an image of these
+    units: float  # of a step, an image of these
     validation: int
     evaluation: int
     checks: int  # of masking
@@ -45,7 +45,7 @@ class Work(NamedTuple):
         """Training with its validations, evaluation, and masking checks, at so many TFLOP/s in
         training and in float32; `unit` are FLOP, and an input gradient has two."""
         training, exact = (unit / rate / 1e12 for rate in rates)
-        return (training * (sum(self.step) * self.images + 2 * self.validation),
+        return (training * (self.units * self.images + 2 * self.validation),
                 exact * 2 * self.evaluation, exact * 2 * self.checks)  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def work_of(case: Case) -> Work:
     return Work(
         updates=updates,
         images=updates * spec.schedule.batch_size,
-        step=step_cost(Method.of(spec)),
+        units=step_cost(Method.of(spec)),
         validation=times * held_out * each,
         evaluation=checkpoints * tested * (steps + max(1, len(attacks))),
         checks=checkpoints * checked * CHECKED,
@@ -139,5 +139,5 @@ def try_out(case: Case, evaluated: int) -> tuple[float, float]:
     calls = {"step": timed(partial(update, state, *images)),
              "pgd": timed(search, (partial(float32, net),))}  # fmt: skip
     step, exact = (float(np.median(rounds)) for rounds in watch.times(calls).values())
-    units = sum(step_cost(Method.of(case.spec, attack)))
+    units = step_cost(Method.of(case.spec, attack))
     return case.batch * units * unit / step, evaluated * 2 * STEPS * unit / exact

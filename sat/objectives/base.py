@@ -1,7 +1,7 @@
 """What a training minimises, what it adds to that, and what moves its weights meanwhile."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
@@ -116,9 +116,6 @@ class Method:
     def second_order(self) -> bool:
         """Whether a gradient is differentiated."""
         return self.objective.second_order or self.regulariser.second_order
-
-    def with_attack(self, attack: Attack) -> Self:
-        return replace(self, attack=attack)
 
 
 def training_attack(attack: Attack, objective: Objective) -> Attack:
