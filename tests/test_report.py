@@ -250,7 +250,7 @@ def test_kept_runs_give_the_same_report(report, three, tmp_path):
     assert report(file, "--to", tmp_path / "kept")[0] == 0
     mine, other = contents(tmp_path / "kept"), contents(three.outputs / "report")
     assert {name: mine[name] for name in other} == other
-    found = {line.name: line for line in runs.read(file)}
+    found = {line.name: line for line in runs.finished(file)}
     assert found[run.name].validations[0] == [
         {k: v for k, v in rows[0].items() if k != "diagnostics/x"}
     ]
@@ -258,7 +258,7 @@ def test_kept_runs_give_the_same_report(report, three, tmp_path):
     change(next(three.outputs.glob("silu-s1*")) / "result.json", parameters=6)
     before = len(file.read_text().splitlines())
     report(three.outputs, "--keep", file)  # others stay, and one takes the place of its elder
-    again = {line.name: line.result.parameters for line in runs.read(file)}
+    again = {line.name: line.result.parameters for line in runs.finished(file)}
     assert len(again) == before == 6 and sorted(again.values()) == [5, 5, 5, 5, 5, 6]
 
 
@@ -276,7 +276,7 @@ def test_kept_runs_name_no_machine(report, three, tmp_path):
     assert report(three.outputs, "--keep", tmp_path / "runs.jsonl")[0] == 0
     text = (tmp_path / "runs.jsonl").read_text()
     assert "/home" not in text and "mine" not in text
-    found = {line.name: line for line in runs.read(tmp_path / "runs.jsonl")}
+    found = {line.name: line for line in runs.finished(tmp_path / "runs.jsonl")}
     assert found[run.name].config["dataset"]["root"] == "flowers"
     assert found[run.name].result.overrides == ["seed=0"]
     assert found[run.name].result.environment["device"] == "a machine"

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from sat.report import figures
 from sat.report.command import main
-from sat.report.runs import read
+from sat.report.runs import finished
 
 KEPT = ROOT / "docs/results"
 
@@ -41,11 +41,11 @@ def test_the_file_is_small_and_names_no_machine():
     runs = [json.loads(line) for line in text.splitlines()]
     assert all(run["result"]["status"] == "finished" for run in runs)
     assert all(run["config"]["record"]["root"] == "outputs" for run in runs)
-    assert [run.name for run in read(KEPT / "runs.jsonl")] == [run["name"] for run in runs]
+    assert [run.name for run in finished(KEPT / "runs.jsonl")] == [run["name"] for run in runs]
 
 
 def test_each_run_has_the_hash_that_it_would_have_today():
     from sat.config import check
 
-    for run in read(KEPT / "runs.jsonl"):
+    for run in finished(KEPT / "runs.jsonl"):
         assert check(run.config).hash == run.result.hash, run.name

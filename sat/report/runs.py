@@ -3,7 +3,7 @@ each, or why nothing was. Needs no torch, which takes two seconds to import."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -83,36 +83,28 @@ class Measured:
         return [row for row in rows if all(_finite(row.get(key)) for key in needed)], fault
 
 
-@dataclass(frozen=True)
-class Left:
-    """What holds no finished run, and why."""
-
-    name: str
-    reason: str
-
-
-def read(place: Path) -> list[Measured | Left]:
-    """The runs below a folder, or in a file that `keep` wrote. Raises Refused where there is
-    none."""
+def read(place: Path) -> tuple[list[Measured], dict[str, str]]:
+    """The finished runs below a folder, every file of which is read once, or in a file that `keep`
+    wrote; and why what else is there is none, by its name. Raises Refused where there is nothing.
+    """
     if place.is_file():
-        return list(kept_in(place))
-    return [look(path, name) for name, path in runs_in(place).items()]
+        return kept_in(place)
+    found, left = list[Measured](), dict[str, str]()
+    for name, path in runs_in(place).items():
+        try:
+            config = untrusted.read_yaml(path / "config.yaml")
+            state, result = status(path)
+            if state == "finished":
+                found.append(measured(name, experiments_of(path), config, result, path=path))
+            else:
+                left[name] = ": ".join([state, *filter(None, [result.get("error")])])
+        except FAULTS as error:
+            left[name] = one_line(error).replace(f"{path}/", "")
+    return found, left
 
 
 def finished(place: Path) -> list[Measured]:
-    return [run for run in read(place) if isinstance(run, Measured)]
-
-
-def look(path: Path, name: str) -> Measured | Left:
-    """What a run directory holds; every file is read once."""
-    try:
-        config = untrusted.read_yaml(path / "config.yaml")
-        state, result = status(path)
-        if state == "finished":
-            return measured(name, experiments_of(path), config, result, path=path)
-        return Left(name, ": ".join([state, *filter(None, [result.get("error")])]))
-    except FAULTS as error:
-        return Left(name, one_line(error).replace(f"{path}/", ""))
+    return read(place)[0]
 
 
 def one_line(error: BaseException) -> str:
@@ -157,29 +149,32 @@ def _finite(value: Any) -> bool:
 # one file of kept runs ----------------------------------------------------------------------------
 
 
-def kept_in(file: Path) -> Iterator[Measured | Left]:
-    """Runs of a file, a line of JSON each; a damaged line is one that is left out."""
+def kept_in(file: Path) -> tuple[list[Measured], dict[str, str]]:
+    """Runs of a file, a line of JSON each; and what is wrong with damaged lines, by their place."""
     try:
         text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"{file}: can't be read ({one_line(error)})") from None
+    found, left = list[Measured](), dict[str, str]()
     for number, line in enumerate(text.splitlines(), 1):
         try:
             run = json.loads(line)
             names, rows = map(str, run["experiments"]), [dict(row) for row in run["validations"]]
-            yield measured(str(run["name"]), [*names], run["config"], run["result"], kept=rows)
+            found.append(
+                measured(str(run["name"]), [*names], run["config"], run["result"], kept=rows)
+            )
         except FAULTS as error:
-            yield Left(f"{file.name}:{number}", one_line(error))
+            left[f"{file.name}:{number}"] = one_line(error)
+    return found, left
 
 
 def keep(runs: Sequence[Measured], file: Path) -> None:
     """Adds finished runs to a file, one a line, in place of those of the same name: all that a
     report rests on, without what is of one machine alone (its name, its folders)."""
-    found = {}
-    for run in [*(kept_in(file) if file.exists() else ()), *runs]:
-        if isinstance(run, Left):
-            raise Refused(f"{file}: {run.name} {run.reason}; mend or delete the line")
-        found[run.name] = run
+    kept, damaged = kept_in(file) if file.exists() else ([], {})
+    for line, reason in damaged.items():
+        raise Refused(f"{file}: {line} {reason}; mend or delete the line")
+    found = {run.name: run for run in [*kept, *runs]}
     lines = [json.dumps(kept_of(found[name]), separators=(",", ":")) for name in sorted(found)]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(line + "\n" for line in lines))

@@ -13,7 +13,7 @@ from sat.loggers.screen import duration
 from sat.report import runs as directories
 from sat.report.claims import Verdict, compared, judged, only
 from sat.report.rows import Row, is_number, name_of, rows_of, shown_as, split
-from sat.report.runs import Left, Measured, key_of
+from sat.report.runs import Measured, key_of
 from sat.report.spec import FILES, OTHERS, Experiment, load
 from sat.rundir.files import read_text
 
@@ -61,8 +61,7 @@ class Report:
 def read(outputs: Path) -> Report:
     """The report of all runs below a folder or in a file. Raises Refused where there is none; what
     is wrong with single runs and files is said in the report."""
-    found = directories.read(outputs)
-    finished = [run for run in found if isinstance(run, Measured)]
+    finished, left_out = directories.read(outputs)
     trained = [run for run in finished if run.config.get("evaluate") is None]
     notes, tables, placed = [], list[Table](), set[str]()
     for name in sorted({name for run in trained for name in run.experiments}):
@@ -80,7 +79,7 @@ def read(outputs: Path) -> Report:
     for runs in left.values():
         tables += tables_of(others(runs), runs)
     tables.sort(key=lambda table: table.dataset == "digits")  # last: a test of the program
-    notes += [f"{run.name}: {run.reason}" for run in found if isinstance(run, Left)]
+    notes += [f"{name}: {reason}" for name, reason in left_out.items()]
     place, preface = (outputs.parent if outputs.is_file() else outputs) / "preface.md", ""
     try:
         preface = read_text(place) if place.exists() else ""
