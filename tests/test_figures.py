@@ -47,7 +47,7 @@ def run(seed: int, epochs: int) -> Measured:
         {"epoch": e, "val/robust": 0.5 + 0.01 * seed - 0.02 * abs(e - epochs / 2), "val/clean": 0.9}
         for e in range(1, epochs + 1)
     ]
-    return Measured("x", (), config("relu", seed), {}, {}, {}, kept=rows)
+    return Measured("x", (), config("relu", seed), {}, {}, {}, rows)
 
 
 def row(
@@ -293,7 +293,8 @@ def test_a_name_is_text_in_a_figure(tmp_path):
 def test_epochs_are_means_over_seeds_and_trainings_of_any_length_share_an_axis():
     mine = table(2)
     longer = [run(seed, 20) for seed in range(3)]
-    short = dataclasses.replace(mine.rows[0].runs[0], kept=mine.rows[0].runs[0].kept[:4])
+    first = mine.rows[0].runs[0]
+    short = dataclasses.replace(first, validations=first.validations[:4])
     mine = with_rows(mine, r0={"runs": [*mine.rows[0].runs, short]}, r1={"runs": longer})
     epochs, mean = figures.held_out(mine.rows[0].runs, "robust").T
     np.testing.assert_allclose(epochs, range(1, 11))

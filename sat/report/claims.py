@@ -165,7 +165,7 @@ def collapses(row: Row) -> list[int | None]:
     found = []
     for run in row.runs:
         best, at, watched = 0.0, None, False
-        for line in run.validations[0]:
+        for line in run.validations:
             epoch = round(line["epoch"])  # a validation comes with the first step that passes it
             watched |= epoch > WARM
             if at is None and epoch > WARM and line["val/robust"] <= SHARE * best:

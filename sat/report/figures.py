@@ -309,7 +309,7 @@ def held_out(runs: Sequence[Measured], tag: str) -> np.ndarray:
     """Epoch, and the mean over the runs in percent, [N, 2]."""
     found: dict[float, list[float]] = {}
     for run in runs:
-        for line in run.validations[0]:
+        for line in run.validations:
             found.setdefault(round(line["epoch"], 2), []).append(100 * line[f"val/{tag}"])
     return np.array([(epoch, np.mean(v)) for epoch, v in sorted(found.items())]).reshape(-1, 2)
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ CONFIG = {  # see `misfit`
     "record": dict,
 }
 PLACES = ("record.root", "dataset.root", "dataset.path")  # overrides that name folders
-VALIDATION = ("step", "epoch", "images", "val/clean", "val/robust")  # what is kept of one
+VALIDATION = ("step", "epoch", "images", "val/clean", "val/robust")  # what is read of one
 LEFT_BEHIND = ("host", "command", "environment", "masking_checks", "curves")  # by kept runs
 
 
@@ -47,8 +46,8 @@ class Measured:
     result: RunResult
     entries: Mapping[Measure, AttackResult]  # their settings are all that must be equal for a mean
     decided: Mapping[str, Any]  # what decided the weights but the seed, by difference, dotted keys
-    path: Path | None = None  # its directory; None of a kept run
-    kept: Sequence[dict[str, Any]] = ()  # the validations of a kept run
+    validations: Sequence[dict[str, Any]] = ()  # held-out accuracies by epoch
+    fault: str | None = None  # what is wrong with the file that tells them
 
     @property
     def seed(self) -> int:
@@ -75,13 +74,6 @@ class Measured:
         simple = value is None or isinstance(value, str | int | float)
         return value if simple else json.dumps(value)
 
-    @cached_property
-    def validations(self) -> tuple[Sequence[dict[str, Any]], str | None]:
-        """Held-out accuracies by epoch, and what is wrong with the file that tells them."""
-        rows, fault = (self.kept, None) if self.path is None else metrics(self.path)
-        needed = ("epoch", "val/clean", "val/robust")
-        return [row for row in rows if all(_finite(row.get(key)) for key in needed)], fault
-
 
 def read(place: Path) -> tuple[list[Measured], dict[str, str]]:
     """The finished runs below a folder, every file of which is read once, or in a file that `keep`
@@ -95,7 +87,7 @@ def read(place: Path) -> tuple[list[Measured], dict[str, str]]:
             config = untrusted.read_yaml(path / "config.yaml")
             state, result = status(path)
             if state == "finished":
-                found.append(measured(name, experiments_of(path), config, result, path=path))
+                found.append(measured(name, experiments_of(path), config, result, *metrics(path)))
             else:
                 left[name] = ": ".join([state, *filter(None, [result.get("error")])])
         except FAULTS as error:
@@ -113,7 +105,7 @@ def one_line(error: BaseException) -> str:
 
 def measured(
     name: str, experiments: Sequence[str], config: dict[str, Any], result: dict[str, Any],
-    **more: Any,
+    rows: Sequence[dict[str, Any]], fault: str | None = None,
 ) -> Measured:  # fmt: skip
     """Raises ValueError where config or result are not as a run writes them."""
     if wrong := untrusted.misfit(config, CONFIG, ""):
@@ -130,7 +122,10 @@ def measured(
     decided = {key: value for key, value in told.identity.items() if key != "seed"}
     if (weights := config.get("evaluate")) is not None:  # a file's: no training has a part in it
         decided = {"evaluate": weights, "hash": told.hash}  # which is by what the file holds
-    return Measured(name, experiments, config, told, entries, flat(decided), **more)
+    needed = ("epoch", "val/clean", "val/robust")
+    rows = [row for row in rows if all(_finite(row.get(key)) for key in needed)]
+    rows = [{key: row[key] for key in VALIDATION if key in row} for row in rows]
+    return Measured(name, experiments, config, told, entries, flat(decided), rows, fault)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -160,9 +155,8 @@ def kept_in(file: Path) -> tuple[list[Measured], dict[str, str]]:
         try:
             run = json.loads(line)
             names, rows = map(str, run["experiments"]), [dict(row) for row in run["validations"]]
-            found.append(
-                measured(str(run["name"]), [*names], run["config"], run["result"], kept=rows)
-            )
+            name, config, result = str(run["name"]), run["config"], run["result"]
+            found.append(measured(name, [*names], config, result, rows))
         except FAULTS as error:
             left[f"{file.name}:{number}"] = one_line(error)
     return found, left
@@ -196,9 +190,8 @@ def kept_of(run: Measured) -> dict[str, Any]:
     for each in filter(None, [result["environment"], *parts, *entries]):
         for key in LEFT_BEHIND:
             each.pop(key, None)
-    rows = [{k: row[k] for k in VALIDATION if k in row} for row in run.validations[0]]
     return {"name": run.name, "experiments": list(run.experiments), "config": config,
-            "result": result, "validations": rows}  # fmt: skip
+            "result": result, "validations": run.validations}  # fmt: skip
 
 
 def key_of(override: str) -> str:

@@ -153,8 +153,8 @@ def table_of(experiment: Experiment, runs: Sequence[Measured], setting: str, num
                      f" {len(mine)} runs (evaluation.masking_checks=0)")  # fmt: skip
     curves = any(figure["kind"] == "epochs" for figure in experiment.figures)
     for run in mine:
-        if curves and (fault := run.validations[1]):
-            notes.append(f"{run.name}: {fault}")
+        if curves and run.fault:
+            notes.append(f"{run.name}: {run.fault}")
         if names := sorted({alarm.name for alarm in run.result.alarms}):
             notes.append(f"! {run.name}: raised alarms ({', '.join(names)})")
     verdicts, facts = judged(rows, experiment.claims, attack), facts_of(mine, attack)
