@@ -141,7 +141,7 @@ def test_a_report_speaks_of_its_rows_and_its_file_opens_with_what_to_expect(name
     assert head.startswith("# @package _global_\n# ")
     told = report(name)
     assert set(told) <= {"title", "question", "rows", "labels", "reference", "figures",
-                         "published", "claims", "also", "collapse"}  # fmt: skip
+                         "published", "claims", "also"}  # fmt: skip
     rows = set(told["rows"])
     run = spec(f"experiment={name}", *swept(f"experiment={name}")[0]).config
     for key in (key for key in rows if "." in key):

@@ -415,7 +415,7 @@ def test_collapses_are_counted_and_compared(folder, write):
         curve(folder.add("silu", seed, 30), 0.0, 0.3, 0.3, 0.3, 0.3, 0.01, 0.1, 0.11)
         curve(folder.add("gelu", seed, 30), *[0.3] * 9)
     claim = CLAIM | {"better": {"activation": ["silu", "gelu"]}, "measure": "collapse"}
-    write(collapse=True, claims=[claim, claim | {"than": {"activation": "elu"}}])
+    write(claims=[claim, claim | {"than": {"activation": "elu"}}])
     table = only(folder)
     first, second = table.verdicts
     assert first.answer == "supports" and second.answer == "not run"
@@ -425,7 +425,7 @@ def test_collapses_are_counted_and_compared(folder, write):
     assert told == {"ReLU": "4 of 5 (epochs 8, 8, 8, 8)", "SiLU": "0 of 5", "GELU": "0 of 5"}
     folder.add("elu", 0, 5)  # never validated: it counts nowhere
     curve(folder.add("elu", 1, 5), *[0.0] * 8)  # never robust
-    write(collapse=True, claims=[claim | {"than": {"activation": ["elu", "silu"]}}])
+    write(claims=[claim | {"than": {"activation": ["elu", "silu"]}}])
     table = only(folder)
     assert "both sides have runs in common" in table.verdicts[0].reason
     assert "1 of 1 (epoch 7)" in sum(pages.cells_of(table)[1], ())

@@ -18,7 +18,7 @@ from sat.loggers import screen
 from sat.report.claims import LEVEL, count_of
 from sat.report.rows import COSTS, Number, Row, label_of, name_of, shown_as
 from sat.report.runs import Measure
-from sat.report.spec import OTHERS, Experiment
+from sat.report.spec import COLLAPSE, OTHERS, Experiment
 from sat.report.tables import Report, Table
 
 LEGEND = """\
@@ -184,7 +184,7 @@ def cells_of(table: Table) -> tuple[list[str], list[tuple[str, ...]], int]:
             told = ["-" if cost is None else f"{cost:,.10g}" for cost in costs]
             columns.append((name.replace("_", "-"), told))
     columns.append(("seeds", [str(len(row.runs)) for row in rows]))
-    if experiment.collapse:
+    if any(claim["measure"] == COLLAPSE for claim in experiment.claims):
         columns.append(("collapsed", [count_of(row) for row in rows]))
     found = dict.fromkeys(measure for row in rows for measure in row.numbers)
     best = [measure for measure in found if measure[0] == "best"]

@@ -27,7 +27,6 @@ NODE = {  # see `misfit`
     "claims?": [{"text": str, "measure": str, "better": dict, "than": dict,
                  "within?": int | float, "equal?": str}],
     "also?": [str],
-    "collapse?": bool,
 }  # fmt: skip
 
 
@@ -46,7 +45,6 @@ class Experiment:
     published: Mapping[str, Any] = field(default_factory=dict)
     claims: Sequence[Mapping[str, Any]] = ()
     also: Sequence[str] = ()  # experiments whose runs are shown, too
-    collapse: bool = False  # count them
 
     @property
     def is_asked_for(self) -> bool:
