@@ -206,11 +206,8 @@ def scatter(table: Table, entry: Mapping[str, Any]) -> Figure:
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points that no other beats (as good in both, better in one), by their first value."""
-    front: list[tuple[float, float]] = []
-    for x, y in sorted(set(points), reverse=True):
-        if not front or y > front[0][1]:
-            front.insert(0, (x, y))
-    return front
+    beats = lambda a, b: a != b and a[0] >= b[0] and a[1] >= b[1]  # noqa: E731
+    return sorted(b for b in {*points} if not any(beats(a, b) for a in points))
 
 
 def dots(table: Table, entry: Mapping[str, Any]) -> Figure:
