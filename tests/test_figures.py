@@ -10,6 +10,7 @@ from itertools import combinations
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from written import config
 
 from sat.report import figures
@@ -97,8 +98,8 @@ def caption(figure) -> str:
 
 def words(figure) -> list[tuple[str, np.ndarray]]:
     """Every visible text of a figure and its box, in pixels, but for the numbers in markers."""
+    renderer, found = FigureCanvasAgg(figure).get_renderer(), []
     figure.draw_without_rendering()
-    renderer, found = figure.canvas.get_renderer(), []
     unseen = {
         label
         for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -116,7 +115,6 @@ def sheet(
     top = below + 0.03 + 0.155 * len(caption)
     height += top + 0.17 * -(-len(handles) // columns)
     figure = Figure(figsize=(6.3, height))
-    FigureCanvasAgg(figure)
     figure.text(0.013, 1 - 0.07 / height, "\n".join(head), va="top", size=11, weight="bold")
     figure.text(0.013, 1 - below / height, "\n".join(caption), va="top", color="#555555")
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - top / height))
