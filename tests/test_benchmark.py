@@ -583,7 +583,7 @@ def test_a_compiler_that_fails_costs_no_eager_number(bench, tmp_path, monkeypatc
         (["--budget", "10"], "--budget: 10: write a time"),
         (["--batch", "1"], "schedule.batch_size=1"),
         (["device=tpu"], "device=tpu"),
-        (["relu"], "relu: is no key=value"),
+        (["relu"], "relu: is no override; write group=option or key=value"),
         (["model.depht=18"], "model.depht"),
         (["dataset=nothing"], "dataset=nothing"),
         (["attack=none"], "attack: only PGD"),

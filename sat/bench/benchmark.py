@@ -51,9 +51,6 @@ def arguments(given: Sequence[str] | None = None) -> Namespace:
     add("--budget", type=seconds_of, default=float("inf"), metavar="10m", help="then stop")
     add("--out", type=Path, default=Path("outputs/benchmark"), help="folder (outputs/benchmark)")
     own = parser.parse_intermixed_args(given)
-    for word in own.words:
-        if "=" not in word:
-            parser.error(f"{word}: is no key=value")
     own.parts = own.parts.split(",")
     for part in own.parts:
         if part not in PARTS:
