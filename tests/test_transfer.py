@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -94,6 +95,31 @@ def test_a_run_under_the_images_of_others(sat, ran, tmp_path):
     assert nothing.code == 2 and "evaluation.source" in nothing.out + nothing.err
     with pytest.raises(Refused, match="no run was measured under images of another"):
         report.transfer(other, tmp_path / "report")
+
+
+def test_a_matrix_has_the_rows_that_were_measured_and_the_screen_the_names_of_all(
+    tmp_path, monkeypatch
+):
+    """Of a, b and c images were crafted on a and c, and counted on a and b."""
+
+    def entry(source, accuracy):
+        settings = {"attack": "Transfer", "run_name": source}
+        return types.SimpleNamespace(settings=settings, accuracy=accuracy)
+
+    runs = [
+        types.SimpleNamespace(name=name, entries={
+            ("best", f"transfer_{source}"): entry(source, share) for source, share in found.items()
+        })
+        for name, found in (("a", {"a": 0.25, "c": 0.5}), ("b", {"a": 0.75}))
+    ]  # fmt: skip
+    monkeypatch.setattr(report, "finished", lambda root: runs)
+    told = report.transfer(tmp_path, tmp_path / "report").splitlines()
+    assert told[1].split() == ["crafted", "on", "1", "2"]
+    shown = [line.split() for line in told[3:6]]
+    assert shown == [["1", "a", "25.0", "75.0"], ["2", "b"], ["3", "c", "50.0"]]
+    written = (tmp_path / "report/transfer-best.csv").read_text()
+    assert written == "crafted on,a,b\na,0.25,0.75\nc,0.5,\n"
+    assert (tmp_path / "report/transfer-best.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 `evaluation=transfer` measured; what `sat-report --transfer` prints and draws."""
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 
 from sat.errors import Refused
@@ -26,38 +25,31 @@ def transfer(root: Path, folder: Path) -> str:
             f"{root}: no run was measured under images of another; evaluate=RUN evaluation=transfer"
             " 'evaluation.source=outputs/*' does"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    told = []
-    for title, cells in matrices.items():
-        targets = sorted({target for _, target in cells})
-        names = [*targets, *sorted({source for source, _ in cells} - {*targets})]
-        rows = [[cells.get((source, target)) for target in targets] for source in names]
-        with open(folder / f"{title}.csv", "w", newline="") as file:
-            lines = [["crafted on", *targets]]
-            lines += [[name, *row] for name, row in zip(names, rows, strict=True)]
-            csv.writer(file, lineterminator="\n").writerows(lines)
-        draw(rows, names, title, folder / f"{title}.png")
-        shown = [[f"{k} {name}", *("" if x is None else f"{100 * x:.1f}" for x in row)]
-                 for k, (name, row) in enumerate(zip(names, rows, strict=True), 1)]  # fmt: skip
-        head = ["crafted on", *(str(k + 1) for k in range(len(targets)))]
-        told.append(f"{title}: accuracy in % of the network of the column on images crafted on that"
-                    f" of the row\n{table(head, shown)}\n\n"
-                    f"written: {folder / title}.csv, {folder / title}.png")  # fmt: skip
-    return "\n\n".join(told)
-
-
-def draw(
-    rows: Sequence[Sequence[float | None]], names: Sequence[str], title: str, file: Path
-) -> None:
-    """A matrix as a heat map; the columns are the first of the names, by their numbers."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    columns = [str(k + 1) for k in range(len(rows[0]))]
-    with rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(2 + 0.5 * len(columns), 1.5 + 0.4 * len(rows)))
-        axes = figure.subplots()
-        plot_heat_map(axes, rows, [f"{k} {name}" for k, name in enumerate(names, 1)], columns)
-        axes.set(ylabel="crafted on", xlabel="measured")
-        axes.set_title(f"{title}: accuracy in %", fontsize=9)
-        figure.savefig(file, dpi=120, bbox_inches="tight")
+    folder.mkdir(parents=True, exist_ok=True)
+    told = []
+    for title, cells in matrices.items():
+        sources, targets = (sorted({*side}) for side in zip(*cells, strict=True))
+        # where columns are numbers, the rows say whose: also of a target that is no source
+        names = [*targets, *(name for name in sources if name not in targets)]
+        labels = [f"{k} {name}" for k, name in enumerate(names, 1)]
+        columns = [str(k) for k in range(1, len(targets) + 1)]
+        rows = [[cells.get((source, target)) for target in targets] for source in names]
+        with open(folder / f"{title}.csv", "w", newline="") as file:
+            lines = [[name, *row] for name, row in zip(names, rows, strict=True) if name in sources]
+            csv.writer(file, lineterminator="\n").writerows([["crafted on", *targets], *lines])
+        with rc_context({"text.parse_math": False}):
+            figure = Figure(figsize=(2 + 0.5 * len(columns), 1.5 + 0.4 * len(rows)))
+            axes = figure.subplots()
+            plot_heat_map(axes, rows, labels, columns)
+            axes.set(ylabel="crafted on", xlabel="measured")
+            axes.set_title(f"{title}: accuracy in %", fontsize=9)
+            figure.savefig(folder / f"{title}.png", dpi=120, bbox_inches="tight")
+        shown = [[label, *("" if x is None else f"{100 * x:.1f}" for x in row)]
+                 for label, row in zip(labels, rows, strict=True)]  # fmt: skip
+        told.append(f"{title}: accuracy in % of the network of the column on images crafted on that"
+                    f" of the row\n{table(['crafted on', *columns], shown)}\n\n"
+                    f"written: {folder / title}.csv, {folder / title}.png")  # fmt: skip
+    return "\n\n".join(told)
