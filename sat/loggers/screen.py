@@ -202,13 +202,16 @@ class _Bar(tqdm):
 
 def _pace(done: int, first: int, total: int | None, seconds: float, unit: str) -> str:
     """`  440 img/s  9s left`: how fast it went from `first` to `done`, pauses included, and, after
-    some seconds, how long the rest of `total` takes at that."""
+    some seconds, how long the rest of `total` takes at that; of a long work, whose first parts may
+    be slow, after a minute."""
     if done <= first or seconds <= 0:
         return ""
     rate, told = (done - first) / seconds, ""
     if unit:
         told = f"  {rate:,.0f} {unit}/s" if rate >= 10 else f"  {rate:.2g} {unit}/s"
     if seconds < SOON or not total or total <= done:
+        return told
+    if seconds < 60 and done - first < 0.02 * total:
         return told
     return f"{told}  {duration((total - done) / rate)} left"
 
