@@ -28,8 +28,8 @@ interval where it ends at 0 or 100 %, and of one seed Wilson's over its test ima
 nothing of other seeds. Differences in points, with 95 % intervals, are paired by seed (Student's \
 t), so there is none where two rows share less than two; *: p < 0.05 after Holm's correction over \
 the differences of its column. (!): runs of this row raised alarms; its numbers are in doubt. \
-gradients: those that a training computes for each image, epochs times (attack steps + 1). \
-Behind `test images` stands their checksum: where it differs, so do the images."""
+gradients: computed in a training for each image, k + 1 an epoch with PGD-k. Behind 'test images' \
+stands their checksum: where it differs, so do the images."""
 RULE = """\
 Verdicts are by the paired difference of two rows over seeds (Student's t). It supports a claim, \
 or contradicts it, where p < 0.05 after Holm's correction over the claims of its table, and else \
