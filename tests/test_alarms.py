@@ -106,6 +106,16 @@ def ask(model, x, y, attack=None):
     return masking_checks(model, x, y, attack or PGD(EPS, 20), RowRng(0, torch.arange(len(x))))
 
 
+def test_what_the_evaluated_attack_felled_is_not_left_to_square(honest):
+    """The ascent of the checks is weaker than an ensemble: what it leaves tells nothing of that."""
+    inner, x, y = honest
+    model = Rounded(inner).eval()
+    given = (model, x, y, PGD(EPS, 20), RowRng(0, torch.arange(len(x))))
+    for robust, names in ((None, {"black_box"}), (torch.zeros(len(x), dtype=torch.bool), set())):
+        found = masking_checks(*given, robust)
+        assert {alarm.name for alarm in found.alarms} & {"black_box"} == names
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_honest_model_is_believed(honest, norm):
     model, x, y = honest

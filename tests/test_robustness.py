@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import re
 import sys
 import threading
 from copy import deepcopy
@@ -117,8 +118,8 @@ def test_a_network_with_masked_gradients_is_doubted(digits):
     flat = nn.Sequential(model, nn.Softmax(1))
     found = sat.evaluate(flat, x, y, attack=PGD(EPS, 5), masking_checks=40, progress=False)
     assert "saturated" in [alarm.name for alarm in found.alarms]
-    assert "! saturated: attacks by gradients are blind" in str(found)
-    assert "\nmasking checks on 30 of 60 images\n" in str(found)
+    assert "! saturated: attacks by gradients may be blind" in str(found)
+    assert "\nchecked for masked gradients on 30 of 60 images: " in str(found)
     honest = sat.evaluate(model, x, y, EPS, attack="pgd20", masking_checks=40, progress=False)
     assert honest.masking_checks.images == 30 and "saturated" not in str(honest)
     assert honest.attack["name"] == "pgd20"
@@ -193,9 +194,27 @@ class Changed(nn.Module):
 
 def test_a_model_that_gives_no_tensor_is_told_at_once(digits):
     model, x, y = digits
-    for give, hint in ((lambda z: {"logits": z}, r"\['logits'\]"), (lambda z: (z,), r"\[0\]")):
-        with pytest.raises(ValueError, match=f"must give logits.*model\\(x\\){hint}"):
+    for give, says in (
+        (lambda z: {"out": z}, "gives dict, .*: lambda x: model(x)['out']"),
+        (lambda z: (z,), "gives tuple, .*: lambda x: model(x)[0]"),
+        (lambda z: z.detach().numpy(), "gives ndarray, .*; give a tensor"),
+        (lambda z: None, "gives NoneType, .*; give a tensor"),
+    ):
+        words = ".*".join(map(re.escape, says.split(".*")))
+        with pytest.raises(ValueError, match=f"{words}$"):
             quick(lambda x, give=give: give(model(x)), x, y, attack=PGD(EPS, 1))
+
+
+def test_statistics_of_a_network_in_a_function_are_put_back(digits):
+    """It is refused, as its answers go by the batch: the user mends it and asks again."""
+    model, x, y = digits
+    net = copied(model).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    for function in (lambda images: net(images), partial(torch.func.functional_call, net, {})):
+        with pytest.raises(ValueError, match="model.eval()"):
+            quick(function, x, y, attack=PGD(EPS, 1))
+        assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+        assert net.training
 
 
 # networks of every kind --------------------------------------------------------------------------

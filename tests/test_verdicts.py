@@ -354,6 +354,8 @@ def test_a_network_with_chance_in_it_is_refused(digits, change):
     check_repeats(model, x)
     check_repeats(After(model, partial(masked, -INF)), x)
     check_repeats(model, x[:0])
+    for head in (lambda z: -(z + 3).relu(), lambda z: nn.functional.logsigmoid(9 + 3 * z)):
+        check_repeats(After(model, lambda z, x, head=head: head(z)), x[:8])  # nearly 0 at the top
 
 
 def test_a_network_that_goes_by_its_batch_is_refused(digits):

@@ -107,7 +107,7 @@ class Graph:
 def _said(error: BaseException) -> str:
     """The first of the errors that led to this one, and where: the end of a capture that was
     invalidated raises another, which says neither."""
-    while error.__context__ is not None:
+    while error.__context__ is not None and not error.__suppress_context__:
         error = error.__context__
     (*_, last) = traceback.extract_tb(error.__traceback__) or [None]
     where = f" ({Path(last.filename).name}:{last.lineno})" if last else ""

@@ -157,18 +157,17 @@ class FastAutoAttack(Ensemble):
         """Whether the logits are of few values, or flat around most images; said if so."""
         if not (self.eps and len(few)):
             return False
-        share, seen = repeated(model, few, self._ball, rng[: len(few)]), "repeat another"
-        if share <= COARSE:
-            share = share_blind(model, few) if {*self.attacks} - {"square"} else 0.0
-            seen = "have a gradient of 0 by the image"
-        if coarse := share > (COARSE if seen.startswith("repeat") else FLAT):
+        share = repeated(model, few, self._ball, rng[: len(few)])
+        seen = f"{share:.0%} of the logits repeat another" if share > COARSE else ""
+        if not seen and {*self.attacks} != {"square"} and (flat := share_blind(model, few)) > FLAT:
+            seen = f"of {flat:.0%} of some images the logits have a gradient of 0"
+        if seen:
             log.warning(
-                "strong: %.0f %% of the logits %s: they are rounded, quantised or saturated, and"
-                " hide from gradients what would fell an image; the search goes by the last"
-                " real-valued layer where there is one, and runs Square %d times",
-                100 * share, seen, MORE,
+                "strong: %s: they are rounded, quantised or saturated, and hide from gradients"
+                " what would fell an image; the search goes by the last real-valued layer where"
+                " there is one, and runs Square %d times", seen, MORE,
             )  # fmt: skip
-        return coarse
+        return bool(seen)
 
     def _search(self, name: str, key: Key, coarse: bool) -> Search:
         ball, l1 = self._ball, self.norm == "l1"

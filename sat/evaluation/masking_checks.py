@@ -14,7 +14,7 @@ from sat.attacks.ball import Ball
 from sat.attacks.base import ball_of, frozen
 from sat.attacks.coarse import COARSE, repeated
 from sat.attacks.network import Network
-from sat.attacks.outcomes import RANDOM, is_right, of_logits, varies
+from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits, varies
 from sat.attacks.pool import Pool, State
 from sat.attacks.square import SquareSearch
 from sat.evaluation.alarm import Alarm, beyond
@@ -57,7 +57,9 @@ def masking_checks(
                 alarms=[broken],
             )
         right = of_logits(logits, y).right
-        again = stochastic_alarm(varies(model, x[:FEW]), len(x))
+        with torch.no_grad():
+            moves = max(moved(logits, model(x)), varies(model, x[:FEW]))
+        again = stochastic_alarm(moves, len(x))
         seen = has_gradient(model, x)
         blind = saturated_alarm(model, x, y, logits) if seen else no_gradient_alarm()
         alarms = [random_alarm(logits, y), blind, again]
@@ -75,7 +77,7 @@ def masking_checks(
                     attack(model, x[right], y[right], rng[right]), y[right]
                 )
             steps, stands = effort.by_gradients(right)
-            black_box, fallen = effort.by_square(stands)
+            black_box, fallen = effort.by_square(stands & robust.to(stands.device))
             bar.close()
             curve += steps + black_box
             alarms.append(more_steps_alarm(robust.to(stands.device) & right, stands, steps))
@@ -277,7 +279,7 @@ def saturated_alarm(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> A
     )
     return Alarm(
         "saturated",
-        f"attacks by gradients are blind: {what}",
+        f"attacks by gradients may be blind: {what}",
         {"probabilities": probabilities, "zero_gradients": zero, "images": images},
     )
 

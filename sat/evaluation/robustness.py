@@ -104,8 +104,12 @@ class Robustness:
         if ties := sum(self.ties.values()):
             lines.append(f"{ties} images count as wrong by a tie, where argmax says right")
         found = [one.masking_checks for one in (self, *self.norms.values()) if one.masking_checks]
-        few = f"masking checks on {found[0].images:,} of {images:,} images" if found else ""
-        lines.append(few or "not checked for masked gradients (masking_checks=0)")
+        few = "not checked for masked gradients (masking_checks=0)"
+        if found:
+            named = ", ".join(dict.fromkeys(a.name for one in found for a in one.alarms))
+            few = f"checked for masked gradients on {found[0].images:,} of {images:,} images:"
+            few += f" {named or 'no alarm'}"
+        lines.append(few)
         lines += [f"! {alarm.name}: {alarm.message}" for alarm in self.alarms]
         return "\n".join(lines)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sat.attacks.outcomes import WRONG, AttackOutcomes, moved
+from sat.attacks.outcomes import WRONG, AttackOutcomes, shift
 from sat.evaluation.store import why
 from sat.rundir.checkpoint import Unwritable, write_whole
 from sat.rundir.files import regular
@@ -20,7 +20,7 @@ log = logging.getLogger("sat")
 # Seconds; what a killed evaluation loses at most, beside the batch at hand and the images that
 # `strong` has yet to try again.
 KEEP_EVERY = 20.0
-SAME = 1e-2  # of the logits that decide: no more do devices and versions differ
+SAME = 0.02  # of the logits that decide, the median image: rounding moves them by less
 _KEPT = ("fell", "passed", "seconds", "tied")
 
 
@@ -118,8 +118,11 @@ class State:
 
 
 def _alike(once: Tensor, now: Tensor) -> bool:
-    """Whether the same network gave these logits, on this device or another."""
-    return once.shape == now.shape and (not len(now) or moved(once, now) <= SAME)
+    """Whether the same network gave these logits, on this device or another; of none nothing is
+    known."""
+    if not (len(once) and len(now)):
+        return True
+    return once.shape == now.shape and shift(once, now) <= SAME
 
 
 @contextmanager

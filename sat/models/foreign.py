@@ -1,8 +1,10 @@
 """Networks from anywhere, as the attacks here want one: a module that takes any batch of images."""
 
+import functools
+import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 
@@ -19,11 +21,12 @@ class NoLogits(ValueError):
     """A network gives something else."""
 
     def __init__(self, given: object):
-        found = ".logits" if hasattr(given, "logits") else "['logits']"
-        found = "[0]" if isinstance(given, tuple | list) else found
+        remedy = "give a tensor"
+        if isinstance(given, Mapping) or isinstance(given, tuple | list):
+            at = repr(next(iter(given), "logits")) if isinstance(given, Mapping) else "0"
+            remedy = f"wrap it: lambda x: model(x)[{at}]"
         super().__init__(
-            f"model: gives {type(given).__name__}, and must give logits [B, K]; wrap it:"
-            f" lambda x: model(x){found}"
+            f"model: gives {type(given).__name__}, and must give logits [B, K]; {remedy}"
         )
 
 
@@ -179,12 +182,36 @@ def as_images(x: Tensor) -> Tensor:
     return x.view(len(x), 1, height, -1)
 
 
+def held_by(function: object, depth: int = 3) -> list[nn.Module]:
+    """The modules that a function holds, as far as can be seen: in its closure, by the names of its
+    module, in the object that it belongs to, in what a partial one is given."""
+    parts: list[object] = []
+    if isinstance(function, functools.partial):
+        parts = [function.func, *function.args, *function.keywords.values()]
+    elif inspect.ismethod(function):
+        parts = [function.__self__, function.__func__]
+    elif inspect.isfunction(function):
+        with suppress(ValueError):  # a name that is bound later
+            names = inspect.getclosurevars(function)
+            parts = [*names.nonlocals.values(), *names.globals.values()]
+    found = [part for part in parts if isinstance(part, nn.Module)]
+    if depth:
+        found += [m for part in parts if callable(part) for m in held_by(part, depth - 1)]
+    return found
+
+
 @contextmanager
 def resting(model: object) -> Iterator[None]:
-    """A module in eval mode and without gradients of its own, for a time; a function is left
-    alone."""
+    """A module in eval mode and without gradients of its own, for a time; of the modules that a
+    function holds the statistics are put back, whatever mode they are in."""
     if not isinstance(model, nn.Module):
-        yield
+        kept = [(each, each.clone()) for held in held_by(model) for each in held.buffers()]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in kept:
+                    buffer.copy_(before)
         return
     modes = [(module, getattr(module, "training", None)) for module in model.modules()]
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -43,7 +43,7 @@ class Row:
     differences: Mapping[Measure, Number] = field(default_factory=dict)  # to the reference
     beside: str = ""  # the end of the label that tells it from rows of the same keys
     gradients: float = 0  # gradient computations of the training, per training image
-    parameters: int = 0
+    parameters: int | None = None  # None: of a network that shows none
     multiply_adds: float | None = None  # of one image's forward
     activation: str = ""  # decides the colour in figures
     steps: int = 0  # of the training attack; decide the marker
@@ -122,7 +122,7 @@ def row_of(experiment: Experiment, runs: Sequence[Measured]) -> Row:
         runs=runs,
         numbers={measure: number(runs, measure) for measure in measures},
         gradients=float(config["schedule"]["epochs"] * (steps + 1)),
-        parameters=int(result.parameters or 0),
+        parameters=result.parameters,
         multiply_adds=max(run.result.multiply_adds or 0 for run in runs) or None,
         activation=str(config["choices"].get("activation") or ""),
         steps=steps,

@@ -78,7 +78,8 @@ def read(outputs: Path) -> Report:
         left.setdefault((set_of(run), run.config.get("evaluate") is None), []).append(run)
     for runs in left.values():
         tables += tables_of(others(runs), runs)
-    tables.sort(key=lambda table: table.dataset == "digits")  # last: a test of the program
+    # last: networks that no run trained, and digits, a test of the program
+    tables.sort(key=lambda table: (table.experiment.name == FILES, table.dataset == "digits"))
     notes += [f"{name}: {reason}" for name, reason in left_out.items()]
     place, preface = (outputs.parent if outputs.is_file() else outputs) / "preface.md", ""
     try:

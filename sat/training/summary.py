@@ -8,6 +8,8 @@ from sat.evaluation.reproduction import Published, overridden
 from sat.training.best import Best
 from sat.training.state import TrainState
 
+FEW = 150  # after 34, 51 and 105 steps networks for small sets of a few classes were at chance
+
 
 def summary(spec: Spec, facts: Mapping[str, Any], state: TrainState) -> str:
     """`facts` is what the run's callbacks know of data and shape."""
@@ -106,6 +108,8 @@ def training_line(state: TrainState) -> str:
         for key, usual in off.items()
         if (value := getattr(schedule, key)) != usual
     )
+    if plan.steps < FEW:
+        extras += " (so few steps may teach nothing; a smaller schedule.batch_size makes more)"
     return (
         f"training: {plan.steps:,} step{'s' * (plan.steps != 1)} of {schedule.batch_size} images,"
         f" {plan.epochs} epoch{'s' * (plan.epochs != 1)}; {schedule.optimizer}, {schedule.decay},"
