@@ -114,14 +114,17 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
     asked, found = plans(jobs, own.budget)
     count, spec = len({job.columns["run"] for job in jobs}), jobs[0].case.spec
     runs = f"{count} run{'s' * (count > 1)} as asked for: {duration(asked.seconds)} a seed"
+    runs += ", start and masking checks included"
     if not found:
-        minutes = 1
-        while not plans(jobs, 60 * minutes)[1]:
-            minutes = math.ceil(1.05 * minutes)
+        least = 5
+        while not plans(jobs, least)[1]:
+            least = math.ceil(1.05 * least)
+        written = f"{least}s" if least < 100 else f"{math.ceil(least / 60)}m"
         return (
             f"{runs}; too little of them fits {duration(own.budget)}: the least that tells anything"
-            f" is --budget {minutes}m; give that, fewer runs, or a smaller network (model.depth,"
-            " model.width)."
+            f" is --budget {written}; give that, or a smaller network (model.depth, model.width)"
+            + " or fewer runs" * (count > 1)
+            + "."
         )
     place, dataset = own.spread or Path(spec.record.root), spec.config["choices"]["dataset"]
     spread = spread_of(place, dataset)
