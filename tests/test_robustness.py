@@ -8,6 +8,7 @@ import sys
 import threading
 from copy import deepcopy
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,6 +197,11 @@ def test_a_model_that_gives_no_tensor_is_told_at_once(digits):
     model, x, y = digits
     for give, says in (
         (lambda z: {"out": z}, "gives dict, .*: lambda x: model(x)['out']"),
+        (lambda z: {"out": z, "logits": z}, "gives dict, .*: lambda x: model(x)['logits']"),
+        (
+            lambda z: SimpleNamespace(logits=z),
+            "gives SimpleNamespace, .*: lambda x: model(x).logits",
+        ),
         (lambda z: (z,), "gives tuple, .*: lambda x: model(x)[0]"),
         (lambda z: z.detach().numpy(), "gives ndarray, .*; give a tensor"),
         (lambda z: None, "gives NoneType, .*; give a tensor"),
@@ -205,16 +211,38 @@ def test_a_model_that_gives_no_tensor_is_told_at_once(digits):
             quick(lambda x, give=give: give(model(x)), x, y, attack=PGD(EPS, 1))
 
 
-def test_statistics_of_a_network_in_a_function_are_put_back(digits):
+class Holder:
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, images):
+        return self.net(images)
+
+    def answer(self, images):
+        return sum(net(images) for net in [self.net])
+
+
+HOLDING = {
+    "closure": lambda net: lambda images: net(images),
+    "default": lambda net: lambda images, net=net: net(images),
+    "list": lambda net, *nets: (lambda nets: lambda images: nets[0](images))([net]),
+    "partial": lambda net: partial(torch.func.functional_call, net, {}),
+    "object": Holder,
+    "method": lambda net: Holder(net).answer,
+    "object in a closure": lambda net: (lambda held: lambda images: held.net(images))(Holder(net)),
+}
+
+
+@pytest.mark.parametrize("kind", HOLDING)
+def test_statistics_of_a_network_in_a_function_are_put_back(digits, kind):
     """It is refused, as its answers go by the batch: the user mends it and asks again."""
     model, x, y = digits
     net = copied(model).train()
+    net.register_buffer("expanded", torch.zeros(1).expand(3))  # can't be written, nor has it moved
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    for function in (lambda images: net(images), partial(torch.func.functional_call, net, {})):
-        with pytest.raises(ValueError, match="model.eval()"):
-            quick(function, x, y, attack=PGD(EPS, 1))
-        assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-        assert net.training
+    with pytest.raises(ValueError, match="model.eval()"):
+        quick(HOLDING[kind](net), x, y, attack=PGD(EPS, 1))
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
 # networks of every kind --------------------------------------------------------------------------

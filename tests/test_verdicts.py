@@ -24,6 +24,7 @@ from sat.attacks.outcomes import (
     check_repeats,
     moved,
     of_logits,
+    shift,
     under_attack,
     verdicts,
 )
@@ -356,15 +357,22 @@ def test_a_network_with_chance_in_it_is_refused(digits, change):
     check_repeats(model, x[:0])
     for head in (lambda z: -(z + 3).relu(), lambda z: nn.functional.logsigmoid(9 + 3 * z)):
         check_repeats(After(model, lambda z, x, head=head: head(z)), x[:8])  # nearly 0 at the top
+    once = torch.tensor([[5.0, 4, 3, 0, -1e6]]).repeat(8, 1)
+    for row in ([5, 4, 3, 9, -1e6], [5, torch.nan, 3, 0, -1e6], [5, 1, 3, 0, -1e6]):
+        again = torch.where(torch.arange(8)[:, None] < 4, torch.tensor(row), once)
+        assert shift(once, again) > 0.4 and shift(again, once) > 0.4
+    assert shift(once, once) == shift(once * torch.nan, once * torch.nan) == 0
 
 
 def test_a_network_that_goes_by_its_batch_is_refused(digits):
     """Two calls on one batch agree; the verdict of an image is another one in each batch."""
     model, x, y = digits
     training = deepcopy(model).train()
-    for attack in (FastAutoAttack(EPS), PGD(EPS, 2)):
-        with pytest.raises(Refused, match="with the other images of its batch.*model.eval"):
-            measure(After(model, lambda z, x: training(x)), x[:8], y[:8], attack)
+    for after in (lambda z: z, lambda z: masked(-1e6, z, x)):
+        for attack in (FastAutoAttack(EPS), PGD(EPS, 2)):
+            with pytest.raises(Refused, match="with the other images of its batch.*model.eval"):
+                measure(After(model, lambda z, x, after=after: after(training(x))), x[:8], y[:8],
+                        attack)  # fmt: skip
 
 
 def test_all_classes_are_targets_where_none_has_a_logit(digits):

@@ -242,14 +242,18 @@ def goes_by_batch(model: nn.Module, x: Tensor) -> float:
 
 
 def shift(once: Tensor, again: Tensor) -> float:
-    """By how much the three largest logits [B, K] of the median image differ from others of the
+    """By how much the three largest logits [B, K] of the middle image differ from others of the
     same images, as a share of those at stake: rounding moves few images by much."""
+    return max(_shift(once, again), _shift(again, once))
+
+
+def _shift(once: Tensor, again: Tensor) -> float:
     top = once.topk(min(3, once.shape[1])).indices
     ours, theirs = once.gather(1, top), again.gather(1, top)
-    by = torch.where(ours == theirs, 0.0, (ours - theirs).abs()).nan_to_num(0.0).amax(1)
-    finite = torch.where(once.isfinite(), once, once.amax(1, keepdim=True))
-    least = 1e-3 * (finite.amax(1) - finite.amin(1)).nan_to_num(0.0)  # where all three are 0
-    return float((by / torch.maximum(_at_stake(once, 3), least).clamp_min(1e-12)).median())
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    by = torch.where(same, 0.0, (ours - theirs).abs().nan_to_num(torch.inf)).amax(1)
+    shares = (by / _at_stake(once, 3).clamp_min(1e-12)).nan_to_num(torch.inf)
+    return float(shares.sort().values[len(shares) // 2])
 
 
 def _at_stake(logits: Tensor, among: int) -> Tensor:

@@ -77,7 +77,7 @@ def masking_checks(
                     attack(model, x[right], y[right], rng[right]), y[right]
                 )
             steps, stands = effort.by_gradients(right)
-            black_box, fallen = effort.by_square(stands & robust.to(stands.device))
+            black_box, fallen = effort.by_square(stands, robust.to(stands.device))
             bar.close()
             curve += steps + black_box
             alarms.append(more_steps_alarm(robust.to(stands.device) & right, stands, steps))
@@ -173,8 +173,9 @@ class Effort:
             )
         return fell
 
-    def by_square(self, stands: Tensor) -> tuple[list[dict[str, Any]], int]:
-        """The curve's last point, and how many of the images that stand Square fells."""
+    def by_square(self, stands: Tensor, robust: Tensor) -> tuple[list[dict[str, Any]], int]:
+        """The curve's last point, and how many of the images that stand Square fells; of those that
+        the evaluated attack left `robust`, too."""
         fallen: list[int] = []
         rng = self.rng.child("square").to("cpu")
         search = Counted(self.ball, rng.key, iterations=QUERIES, told=self.told)
@@ -184,7 +185,7 @@ class Effort:
 
         targets = torch.zeros(len(self.y), 1, dtype=torch.long)
         pool = Pool(self.x, self.y, targets, rng, left, len(self.y), float("inf"))
-        images = stands.nonzero()[:, 0].tolist()
+        images = (stands & robust).nonzero()[:, 0].tolist()
         if images:
             pool.run(search, Network(self.model, None, self.x[:8], self.ball), images)
         left_over = stands.clone()

@@ -20,7 +20,7 @@ log = logging.getLogger("sat")
 # Seconds; what a killed evaluation loses at most, beside the batch at hand and the images that
 # `strong` has yet to try again.
 KEEP_EVERY = 20.0
-SAME = 0.02  # of the logits that decide, the median image: rounding moves them by less
+SAME = 0.02  # of the logits that decide, the middle image: rounding moves them by less
 _KEPT = ("fell", "passed", "seconds", "tied")
 
 
@@ -118,11 +118,8 @@ class State:
 
 
 def _alike(once: Tensor, now: Tensor) -> bool:
-    """Whether the same network gave these logits, on this device or another; of none nothing is
-    known."""
-    if not (len(once) and len(now)):
-        return True
-    return once.shape == now.shape and shift(once, now) <= SAME
+    """Whether the same network gave these logits, on this device or another."""
+    return once.shape == now.shape and (not len(now) or shift(once, now) <= SAME)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from sat.errors import first_line, is_out_of_memory
 
 LARGEST_BATCH = 1024  # of an exported graph that takes one size alone
+MEMBERS = 100  # of a list or an object, that are looked through for modules
 PATIENCE = 10.0  # seconds to look for that size; a wrong one is refused at once
 
 
@@ -22,9 +24,13 @@ class NoLogits(ValueError):
 
     def __init__(self, given: object):
         remedy = "give a tensor"
-        if isinstance(given, Mapping) or isinstance(given, tuple | list):
-            at = repr(next(iter(given), "logits")) if isinstance(given, Mapping) else "0"
-            remedy = f"wrap it: lambda x: model(x)[{at}]"
+        if isinstance(given, Mapping):
+            key = "logits" if "logits" in given else next(iter(given), "logits")
+            remedy = f"wrap it: lambda x: model(x)[{key!r}]"
+        elif isinstance(given, tuple | list):
+            remedy = "wrap it: lambda x: model(x)[0]"
+        elif hasattr(given, "logits"):
+            remedy = "wrap it: lambda x: model(x).logits"
         super().__init__(
             f"model: gives {type(given).__name__}, and must give logits [B, K]; {remedy}"
         )
@@ -182,22 +188,53 @@ def as_images(x: Tensor) -> Tensor:
     return x.view(len(x), 1, height, -1)
 
 
-def held_by(function: object, depth: int = 3) -> list[nn.Module]:
-    """The modules that a function holds, as far as can be seen: in its closure, by the names of its
-    module, in the object that it belongs to, in what a partial one is given."""
+def held_by(thing: object, depth: int = 5) -> list[nn.Module]:
+    """The modules that a function, or what it holds, has in sight: in its closure, its defaults,
+    the names of its module that it speaks of, the object that it belongs to, and in few steps from
+    there."""
+    if isinstance(thing, nn.Module):
+        return [thing]
+    if not depth or isinstance(thing, type | types.ModuleType | Tensor | str | bytes):
+        return []
     parts: list[object] = []
-    if isinstance(function, functools.partial):
-        parts = [function.func, *function.args, *function.keywords.values()]
-    elif inspect.ismethod(function):
-        parts = [function.__self__, function.__func__]
-    elif inspect.isfunction(function):
-        with suppress(ValueError):  # a name that is bound later
-            names = inspect.getclosurevars(function)
-            parts = [*names.nonlocals.values(), *names.globals.values()]
-    found = [part for part in parts if isinstance(part, nn.Module)]
-    if depth:
-        found += [m for part in parts if callable(part) for m in held_by(part, depth - 1)]
-    return found
+    if isinstance(thing, functools.partial):
+        parts = [thing.func, *thing.args, *thing.keywords.values()]
+    elif inspect.ismethod(thing):
+        parts = [thing.__self__, thing.__func__]
+    elif inspect.isfunction(thing):
+        parts = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+        parts += [thing.__globals__[name] for name in _names(thing.__code__)
+                  if name in thing.__globals__]  # fmt: skip
+        for cell in thing.__closure__ or ():
+            with suppress(ValueError):  # of a name that is bound later
+                parts.append(cell.cell_contents)
+    elif isinstance(thing, list | tuple | dict):
+        parts = [*(thing.values() if isinstance(thing, dict) else thing)][:MEMBERS]
+    elif hasattr(thing, "__dict__"):
+        parts = [*vars(thing).values()][:MEMBERS]
+    return [module for part in parts for module in held_by(part, depth - 1)]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """What a function speaks of by name, and what the functions do that are written in it."""
+    inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    return {*code.co_names}.union(*map(_names, inner))
+
+
+@contextmanager
+def keeping_statistics(modules: list[nn.Module]) -> Iterator[None]:
+    """Puts back what buffers held, as far as they can be copied."""
+    kept = dict[int, tuple[Tensor, Tensor]]()
+    for buffer in (buffer for module in modules for buffer in module.buffers()):
+        with suppress(Exception):  # of a lazy module
+            kept[id(buffer)] = buffer, buffer.clone()
+    try:
+        yield
+    finally:
+        for buffer, before in kept.values():
+            with suppress(Exception), torch.no_grad():  # of another shape by now, expanded, ...
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
 
 @contextmanager
@@ -205,13 +242,8 @@ def resting(model: object) -> Iterator[None]:
     """A module in eval mode and without gradients of its own, for a time; of the modules that a
     function holds the statistics are put back, whatever mode they are in."""
     if not isinstance(model, nn.Module):
-        kept = [(each, each.clone()) for held in held_by(model) for each in held.buffers()]
-        try:
+        with keeping_statistics(held_by(model)):
             yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in kept:
-                    buffer.copy_(before)
         return
     modes = [(module, getattr(module, "training", None)) for module in model.modules()]
     trained = [p for p in model.parameters() if p.requires_grad]
