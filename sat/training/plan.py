@@ -41,7 +41,8 @@ class Plan:
 
     @property
     def log_every(self) -> int:
-        return max(1, min(50, self.steps // 30))
+        """Updates; once an epoch at least."""
+        return max(1, min(50, self.steps // 30, int(1 / self.epoch(1))))
 
     def epoch(self, step: int) -> float:
         return self.schedule.epoch(step, self.images)
