@@ -5,6 +5,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sat import config, identity, sweep
@@ -25,8 +26,8 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
     lacks = [*sweep.lacking(choices_of(at))]
     number, overrides = at.job.num + 1 if sweeping else 1, sweep.plain(sweep.words_of(at), lacks)
     before = sweep.before(number)
-    if before is not None and sweep.has_ended(before):
-        return before
+    if before is not None and sweep.has_ended(before) and before["overrides"] == overrides:
+        return before  # of the same values: a search may have proposed others this time
     told = {"overrides": overrides, "code": 1, "message": sweep.RUNNING}
     outcome: dict[str, Any] = {"job": number, "lacks": lacks, "began": time.time(), **told}
     sweep.note(outcome)
@@ -35,12 +36,13 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
             screen.label(f"job {number}" if sweep.is_worker() else "")
             log.info("\n%s: %s", sweep.place(number), sweep.varying(number, overrides))
         spec = spec_of(cfg, at, sweeping)
-        if (same := sweep.duplicate_job(number, spec.name)) is not None:
+        place = str(Path(spec.record.root) / spec.name)
+        if (same := sweep.duplicate_job(number, place)) is not None:
             log.warning("job %d is the same run as job %d: %s", number, same, spec.name)
             spec = spec.asked_again()
         if before is not None and before["message"] != sweep.PUT_OFF:  # killed, or requeued
             spec = spec.asked_again()
-        sweep.note(outcome := {**outcome, "name": spec.name, "network": network_of(spec)})
+        sweep.note(outcome := {**outcome, "name": place, "network": network_of(spec)})
         # A sweep takes what no other command line is at; what is left it waits for.
         wait = not sweeping or before is not None and before["message"] == sweep.PUT_OFF
         outcome |= {"code": 0, "message": "", **execute(spec, overrides, wait)}
@@ -143,6 +145,7 @@ def overridden(plain: Mapping[str, Any], overrides: list[str]) -> list[str]:
     changed = []
     for word in overrides:
         key = word.split("=", 1)[0].lstrip("+~")
+        key = key.partition("@")[2] or key  # of an option that is put elsewhere
         group, _, name = key.partition(".")
         node = plain.get(group)
         silent: Mapping[str, Any] = {}

@@ -61,11 +61,11 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
         with claim(spec.record, spec.name, spec.yaml(), wait) as run:
+            if world.first:
+                record.enter(run.directory, spec.experiment)
             # who held the lock may have done it all: nothing is told twice
             if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
                 return {**results.headline(done, spec.evaluation), "known": True}
-            if world.first:
-                record.enter(run.directory, spec.experiment)
             about = About(run.directory, spec.name, spec.hash, spec.experiment)
             with Loggers(spec.logger, about, world.first) as loggers:
                 run.track(loggers)

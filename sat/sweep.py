@@ -301,12 +301,13 @@ def summary(done: Sequence[dict[str, Any]]) -> str:
     }
     for job in done:
         told[job["job"]] += "".join(f" (baseline: no {key})" for key in job.get("lacks", ()))
-    first = {job.get("name"): job["job"] for job in reversed(done)}
+    first = {job.get("name"): job for job in reversed(done)}
     rows = []
     for job in done:
         numbers = [job.get(key, "-") for key in ("clean", "robust", "alarms")]
-        if job.get("name") and first[job["name"]] != job["job"]:
-            numbers = ["the same run", f"as job {first[job['name']]}", ""]
+        other = first[job.get("name")]
+        if job.get("name") and other is not job and numbers[1] == other.get("robust", "-"):
+            numbers = ["the same run", f"as job {other['job']}", ""]
         rows.append([str(job["job"]), *numbers, told[job["job"]]])
     lines = beside(["job", "best: clean %", "robust %", "alarms"], "of", rows)
     below = one_network(done)

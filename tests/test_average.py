@@ -8,11 +8,15 @@ import torch
 from conftest import made
 from torch import nn
 
+from sat.errors import Diverged
 from sat.rundir import checkpoint
+from sat.training import swa as statistics
 from sat.training.average import Average, Averaging, estimate_statistics
+from sat.training.metrics import Totals
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 from sat.training.set_up import untrained_average
+from sat.training.skips import Skips
 
 ALL = lambda tensors: tensors  # noqa: E731
 
@@ -229,11 +233,45 @@ def test_equals_go_to_whom_the_run_says(swa):
         Validation(ties="last")
 
 
+def test_a_tensor_of_two_names_is_averaged_once():
+    first = nn.Linear(2, 2)
+    net = nn.Sequential(first, nn.BatchNorm1d(2), first)
+    for averaging in (Averaging(0.9), Averaging(0.9, ramp=True)):
+        average = Average(net, averaging)
+        average.done.fill_(9)
+        with torch.no_grad():
+            first.weight.fill_(1.0)
+            average.module[0].weight.zero_()
+        average.update(net, torch.tensor(20), torch.tensor(False), list)
+        share = float(averaging.share(torch.tensor(9.0)))
+        assert average.module[2] is average.module[0]
+        torch.testing.assert_close(average.module[0].weight, torch.full((2, 2), share))
+
+
+def test_statistics_are_of_images_that_can_be_read(monkeypatch):
+    """One that can't is black, and has the label -1, which no attack takes."""
+    state, seen = SimpleNamespace(
+        plan=Plan(Schedule(epochs=1, batch_size=8, swa_start=0.5), 8, 0, {}), step=9, accumulate=1,
+        world=SimpleNamespace(size=1, own=slice(None), mean_=lambda means, sums: None),
+        average=Average(nn.Sequential(nn.BatchNorm2d(1)), Averaging(0.0)), progress=None,
+        attack=lambda net, x, y, rng, _: seen.append((len(x), int(y.min()), len(rng.rows))) or x,
+    ), []  # fmt: skip
+    x, y = torch.rand(8, 1, 2, 2), torch.tensor([0, 1, -1, 2, 0, -1, 1, 2])
+    given = torch.arange(8), x * (y >= 0)[:, None, None, None], y
+    monkeypatch.setattr(statistics, "indexed", lambda *_: [given])
+    statistics.estimate(state, range(8))
+    assert seen == [(6, 0, 6)]
+    torch.testing.assert_close(state.average.module[0].running_mean[0], x[y >= 0].mean())
+
+
 CYCLED = ["schedule/decay=one_cycle", "schedule.decay.momentum=[0.9,0.8]", "schedule.ema=0.9"]
 RAMPED = ["schedule.ema=0.9", "schedule.ema_ramp=true", "schedule.ema_start=0.3"]
 
 
-@pytest.mark.parametrize("more", [RAMPED, ["schedule.swa_start=0.5"], CYCLED])
+FREE = ["attack=free", "attack.replays=4", "schedule.ema=0.9"]  # an update each replay
+
+
+@pytest.mark.parametrize("more", [RAMPED, ["schedule.swa_start=0.5"], CYCLED, FREE])
 def test_an_average_goes_on_where_it_was(more, tmp_path, monkeypatch):
     from sat.training.callbacks import Callbacks
 
@@ -265,3 +303,23 @@ def test_an_average_of_weights_that_are_not_trained_is_told(ema, more, told):
     assert (alarm is not None) == told
     if told:
         assert f"schedule.ema={ema}" in alarm.message and alarm.numbers["share"] > 0.5
+
+
+def test_skips_are_of_updates_and_told_by_steps():
+    skips, broken = Skips(torch.device("cpu"), replays=4), torch.tensor(True)
+    for _ in range(39):
+        skips.count(broken)
+    assert "step 9: " in skips.read(skips.counts.tolist())[0]
+    with pytest.raises(Diverged, match="in all 40"):
+        skips.skipped = 40
+        skips.check_taken(10)
+    skips.count(broken)
+    with pytest.raises(Diverged, match="in 10 steps, one after the other, up to step 9"):
+        skips.read(skips.counts.tolist())
+
+
+def test_other_figures_than_a_checkpoint_has_begin_anew():
+    totals, one = Totals(torch.device("cpu")), torch.ones(())
+    totals.load_state_dict({"tags": ["a"], "values": torch.ones(2)})
+    totals.add({"a": (one, one), "b": (2 * one, one)}, torch.tensor(False))
+    assert totals.means(totals.values.tolist()) == {"a": 1.0, "b": 2.0}

@@ -278,6 +278,7 @@ def test_the_seeds_of_a_run_are_those_of_its_configuration(run):
     ("attack.steps=2", True), ("dataset.limit=70", True), ("activation=relu", True),
     ("record.checkpoint_minutes=5", False), ("device=cpu", False), ("dataset.eps=30", True),
     ("evaluation.limit=50", False), ("validation.batch_size=50", False), ("logger=[]", False),
+    ("+attack@evaluation.attacks.mine=pgd", False), ("attack@validation.attack=pgd", True),
 ])  # fmt: skip
 def test_a_key_that_moves_the_training_is_no_longer_the_recipes(word, counts, tmp_path):
     from sat.job import overridden

@@ -323,9 +323,14 @@ def test_states_of_runs(report, three):
     change(failed / "result.json", status="failed", error="the loss\nis not finite",
            alarms=[{"name": "flat", "message": "as before"}])  # fmt: skip
     (next(three.outputs.glob("silu-s2*")) / "result.json").write_text("{")
+    raw = three.add("tanh", 0, 50)
+    result = json.loads((raw / "result.json").read_text())
+    only = {**result["last"], "robust": {}}
+    change(raw / "result.json", best=None, last={"step": 1, "epoch": 4.0}, last_raw=only)
     code, out = report("--status", three.outputs)
     told = dict(re.findall(r"^(\S+)\n    (.+(?:\n    .+)*)", out, re.M))
-    assert code == 0 and out.endswith("4 stopped, 1 failed, 6 finished, 1 damaged\n")
+    assert code == 0 and out.endswith("4 stopped, 1 failed, 7 finished, 1 damaged\n")
+    assert told[raw.name].startswith("finished, clean ")
     assert told[running.name] == (
         "stopped, epoch 2 of 4, held out 75.0% clean 50.0% robust, 30s left"
     )

@@ -416,3 +416,17 @@ def test_an_alarm_that_the_screen_has_shown_is_named_alone(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "epoch 2.00: collapse, as told above", f"epoch 2.00: {one.message}",
     ]  # fmt: skip
+
+
+def test_a_machine_without_git_has_no_commit(monkeypatch, tmp_path):
+    """And what lies within another repository has none of that one."""
+    from sat.rundir import environment
+
+    def missing(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory", "git")
+
+    assert environment._commit() is None or len(environment._commit()) == 40
+    monkeypatch.setattr(environment.subprocess, "run", missing)
+    assert environment._commit() is None
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path / "sat")
+    assert environment._commit() is None

@@ -396,6 +396,16 @@ def test_a_search_never_sees_the_test_set():
     assert headline(told, Evaluation())["alarms"] == "1"
 
 
+def test_a_run_of_two_jobs_is_told_once_unless_they_measured_otherwise():
+    job = {"overrides": [], "code": 0, "message": "", "name": "outputs/a", "clean": "90.0"}
+    jobs = [
+        {**job, "job": n, "robust": robust} for n, robust in ((1, "50.0"), (2, "50.0"), (3, "41.0"))
+    ]
+    lines = sweep.summary(jobs).splitlines()
+    assert "the same run" in lines[3] and "as job 1" in lines[3]
+    assert "41.0" in lines[4] and "the same run" not in lines[4]
+
+
 def test_the_rule_of_a_sweeps_table_is_as_wide_as_the_table(monkeypatch):
     jobs = [{"job": n, "overrides": [f"activation={n}"], "code": 0, "message": ""} for n in (1, 2)]
     lines = sweep.summary(jobs).splitlines()

@@ -15,7 +15,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from sat.errors import Refused
+from sat.errors import Fault, Refused
 from sat.loggers import screen
 from sat.loggers.screen import refuse, say
 from sat.loggers.usage import Parser
@@ -51,7 +51,10 @@ def answer(given: Namespace) -> None:
             keep(report.runs, given.keep)
             say(f"kept: {given.keep}")
     except OSError as error:
-        raise Refused(f"{error.filename}: can't be written ({error.strerror})") from error
+        place = error.filename or given.to
+        raise Refused(f"{place}: can't be written ({error.strerror})") from error
+    except Fault as error:
+        raise Refused(str(error)) from error
 
 
 def write(report: tables.Report, folder: Path, page: Path) -> Path:

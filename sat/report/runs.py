@@ -14,6 +14,7 @@ import yaml
 from sat.errors import Refused, first_line
 from sat.identity import NEUTRAL, SECTIONS
 from sat.rundir import untrusted
+from sat.rundir.checkpoint import write_whole
 from sat.rundir.files import read_text
 from sat.rundir.reading import experiments_of, metrics, runs_in, status
 from sat.rundir.result import CHECKPOINTS, AttackResult, RunResult
@@ -171,7 +172,7 @@ def keep(runs: Sequence[Measured], file: Path) -> None:
     found = {run.name: run for run in [*kept, *runs]}
     lines = [json.dumps(kept_of(found[name]), separators=(",", ":")) for name in sorted(found)]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(line + "\n" for line in lines))
+    write_whole(file, lambda into: into.write("".join(line + "\n" for line in lines).encode()))
 
 
 def kept_of(run: Measured) -> dict[str, Any]:

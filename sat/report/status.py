@@ -31,9 +31,11 @@ def state_of(run: Path) -> tuple[str, str, list[str]]:
     state, result = status(run)
     alarms = [str(alarm["name"]) for alarm in result.get("alarms", ())]
     if state == "finished":
-        best = next(result[k] for k in ("best", "last") if "clean" in (result.get(k) or {}))
-        shares = {"clean": best["clean"], **best["robust"]}
+        order = ("best", "last", "last_raw")
+        best = next((result[k] for k in order if "clean" in (result.get(k) or {})), None)
+        shares = {"clean": best["clean"], **best["robust"]} if best else {}
         told = ", ".join(f"{name} {each['accuracy']:.1%}" for name, each in shares.items())
+        told = told or "no accuracies"
         seconds = result["wall_seconds"]
         trained = f", trained in {duration(seconds)}" if seconds else ""  # a file of weights
         stopped = ", an evaluation stopped" * (run / "flags" / "partial").exists()

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,13 @@ def environment(device: Any) -> dict[str, Any]:
     import torch
     import torchvision
 
-    git = ["git", "-C", str(PACKAGE), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     on_gpu = device.type == "cuda"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "timm": timm.__version__,
-        "commit": commit or None,
+        "commit": _commit(),
         "code": code_digest(),
         "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
         "threads": torch.get_num_threads(),
@@ -46,6 +45,18 @@ def environment(device: Any) -> dict[str, Any]:
         "command": shlex.join(sys.argv),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package lies in; None of an installed one, or without
+    git."""
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    git = ["git", "-C", str(PACKAGE), "rev-parse", "HEAD"]
+    with suppress(OSError):
+        told = subprocess.run(git, capture_output=True, text=True, check=False).stdout
+        return told.strip() or None
+    return None
 
 
 def _processor() -> str:

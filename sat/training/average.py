@@ -55,11 +55,17 @@ class Average:
         device = next(model.parameters()).device
         # Updates that the average is made of: 0 before the first one that is no skipped step.
         self.done = torch.zeros((), device=device)
-        weights = {name for name, _ in model.named_parameters()}
-        self._averaged = [
-            value.is_floating_point() and not (averaging.copies_buffers and name not in weights)
-            for name, value in model.state_dict().items()
-        ]
+        weights = dict(model.named_parameters(remove_duplicate=False))
+        held = dict(model.named_buffers(remove_duplicate=False)) | weights
+        known, state = set[int](), model.state_dict()
+        # Of each tensor whether it is averaged, or copied; None of one that another name has, too.
+        self._averaged: list[bool | None] = []
+        for name, value in state.items():
+            averaged = value.is_floating_point()
+            averaged = averaged and not (averaging.copies_buffers and name not in weights)
+            tied = id(held.get(name, name)) in known
+            self._averaged.append(None if tied else averaged)
+            known.add(id(held.get(name, name)))
 
     @torch.no_grad()
     def update(self, model: nn.Module, number: Tensor, broken: Tensor, local: Local) -> None:
@@ -73,7 +79,7 @@ class Average:
         means, values = ([p[k] for p in pairs if p[2]] for k in (0, 1))
         torch._foreach_lerp_(means, values, [share] * len(means))
         for old, value, averaged in pairs:
-            if not averaged:
+            if averaged is False:
                 old.copy_(value)
         self.done.copy_(torch.where(broken, self.done, torch.where(copied, 1.0, self.done + 1)))
 

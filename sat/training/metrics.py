@@ -48,7 +48,7 @@ class Totals:
     def add(self, figures: Figures, broken: Tensor) -> None:
         """A step's; nothing where it was `broken`."""
         new = torch.stack([value for pair in figures.values() for value in pair])
-        if not self.tags:
+        if self.tags != [*figures]:  # at first, or where a run goes on with others
             self.tags, self.values = [*figures], torch.zeros_like(new)
         self.values += torch.where(broken, 0.0, new)
 

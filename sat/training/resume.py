@@ -115,7 +115,7 @@ def _out_of_range(state: Mapping[str, Any], schedule: Schedule, images: int) -> 
     counts, values = state["skips"]["counts"], state["metrics"]["values"]
     if counts.shape != (5,) or counts.dtype != torch.int64:
         return "skips are no five counts"
-    if (done := state.get("averaged")) is not None and (done.ndim or not 0 <= done <= steps):
+    if (done := state.get("averaged")) is not None and (done.ndim or not 0 <= done < torch.inf):
         return "averaged is no count of updates"
     if values.shape != (2 * len(state["metrics"]["tags"]),) or not values.isfinite().all():
         return "metrics are no finite sums and counts"

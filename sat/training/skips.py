@@ -16,15 +16,17 @@ REMEDY = "try a lower schedule.learning_rate, schedule.clip=1, or schedule.preci
 
 
 class Skips:
-    """How many steps were skipped, and how many one after the other; counted on `device`."""
+    """How many updates were skipped, and how many one after the other, `replays` of them a step;
+    counted on `device`."""
 
-    def __init__(self, device: torch.device):
-        # steps so far; skipped ones; those in a row up to now, and at most; the last one's number
+    def __init__(self, device: torch.device, replays: int = 1):
+        self.replays = replays
+        # updates so far; skipped ones; those in a row up to now, and at most; the last one's number
         self.counts = torch.zeros(5, dtype=torch.int64, device=device)
         self.skipped, self.told, self.last = 0, 0, 0  # as they were last read
 
     def count(self, broken: Tensor) -> None:
-        """One step, after it was taken or skipped."""
+        """One update, after it was taken or skipped."""
         step, skipped, running, longest, last = self.counts.unbind()
         skipped += broken
         running.add_(1).mul_(broken)
@@ -41,11 +43,12 @@ class Skips:
         """Takes in what the device has counted; returns what is to be said of it. The first is
         told, and whenever they are twice as many: a fault that stays floods no log. Raises Diverged
         after `RUNNING` of them, one after the other."""
-        _, self.skipped, _, longest, self.last = counts
-        if longest >= RUNNING:
+        _, self.skipped, _, longest, last = counts
+        self.last = last // self.replays  # the step of it
+        if longest >= RUNNING * self.replays:
             raise Diverged(
-                f"the loss or a gradient is not finite in {longest} steps, one after the other, up"
-                f" to step {self.last}; {REMEDY}"
+                f"the loss or a gradient is not finite in {longest // self.replays} steps, one"
+                f" after the other, up to step {self.last}; {REMEDY}"
             )
         if self.skipped < max(1, 2 * self.told):
             return []
@@ -54,8 +57,9 @@ class Skips:
         return [f"{said} ({self.skipped} so far)"]
 
     def check_taken(self, steps: int) -> Alarm | None:
-        """An alarm at the end of a training of which more than a hundredth of the `steps` were
-        skipped, and not by chance. Raises Diverged where none was taken."""
+        """An alarm at the end of a training of which more than a hundredth of the updates in
+        `steps` were skipped, and not by chance. Raises Diverged where none was taken."""
+        steps *= self.replays
         if self.skipped and self.skipped == steps:
             raise Diverged(
                 f"no step was taken: the loss or a gradient is not finite in all {steps}; {REMEDY}"
@@ -73,7 +77,8 @@ class Skips:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.counts.copy_(state["counts"])
-        _, self.skipped, _, _, self.last = state["counts"].tolist()
+        _, self.skipped, _, _, last = state["counts"].tolist()
+        self.last = last // self.replays
         self.told = self.skipped
 
 

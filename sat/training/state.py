@@ -119,7 +119,7 @@ class TrainState:
         # Its sums: loss, right answers, the regulariser's error, images.
         self.sums = torch.zeros(4, device=device)
         self.found = torch.zeros((), device=device)  # 1: one of them, or a gradient, is not finite
-        self.totals, self.skips = Totals(device), Skips(device)
+        self.totals, self.skips = Totals(device), Skips(device, self.replays)
         self.warmup = Warmup(bool(choices["compile"]))
         self.news: list[str] = []
         self._one = torch.ones((), device=device)
@@ -156,7 +156,7 @@ class TrainState:
         self.norms_begin = self.skips.all_skipped()
         for norm, momentum in self.norms:
             norm.momentum = 1.0 if self.norms_begin else momentum
-        if not self.norms_begin and self.step > 1:
+        if not self.norms_begin and (self.step > 1 or self.replays > 1):
             self.graph.forget()  # it may hold the momentum of skipped steps
 
     def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, RowRng]]:

@@ -28,6 +28,10 @@ def estimate(state: TrainState, train: Split) -> None:
     def batches() -> Iterator[Tensor]:
         for number, (indices, x, y) in enumerate(indexed(train, chosen, size)):
             key = seed_of(plan.seed, "statistics", state.step, number)
-            yield attack(net, x, y, RowRng(key, indices.to(x.device)), state.progress)
+            indices = indices.to(x.device)
+            if y.ndim == 1:  # images that can't be read have no label
+                x, y, indices = (rows[y >= 0] for rows in (x, y, indices))
+            if len(x) > 1:
+                yield attack(net, x, y, RowRng(key, indices), state.progress)
 
     estimate_statistics(net, batches(), world.mean_)
