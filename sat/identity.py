@@ -201,8 +201,8 @@ def refuse_moved(
         for key, was, now in part.moved(before):
             raise Refused(
                 f"{section}.{key}={_shown(now)}: is the default by now, and {directory} was begun"
-                f" with {_shown(was)}; evaluate={directory} goes on with that run as it is,"
-                " record.fresh=true moves it aside and trains anew"
+                f" with {_shown(was)}; evaluate={directory} measures that run as it is, if it is"
+                " finished; record.fresh=true moves it aside and trains anew"
             )
 
 

@@ -110,7 +110,7 @@ def test_a_matrix_has_the_rows_that_were_measured_and_the_screen_the_names_of_al
         types.SimpleNamespace(name=name, entries={
             ("best", f"transfer_{source}"): entry(source, share) for source, share in found.items()
         })
-        for name, found in (("a", {"a": 0.25, "c": 0.5}), ("b", {"a": 0.75}))
+        for name, found in (("below/a", {"a": 0.25, "c": 0.5}), ("b", {"a": 0.75}))
     ]  # fmt: skip
     monkeypatch.setattr(report, "finished", lambda root: runs)
     told = report.transfer(tmp_path, tmp_path / "report").splitlines()

@@ -2,6 +2,7 @@
 `evaluation=transfer` measured; what `sat-report --transfer` prints and draws."""
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from sat.errors import Refused
@@ -14,12 +15,16 @@ def transfer(root: Path, folder: Path) -> str:
     """The matrices of all runs below `root` as text, one a checkpoint and attack; each is written
     into `folder` as CSV and PNG. Raises Refused where no run was measured so."""
     matrices: dict[str, dict[tuple[str, str], float]] = {}  # accuracy by source and target
-    for run in finished(root):
+    runs = finished(root)
+    places = Counter(Path(run.name).name for run in runs)
+    for run in runs:
+        called = Path(run.name).name  # as a source is, wherever below the folder it lies
+        called = called if places[called] == 1 else run.name
         for (which, name), entry in run.entries.items():
             settings = entry.settings or {}
             if settings.get("attack") == "Transfer":
                 cells = matrices.setdefault(f"{name.rpartition('_')[0]}-{which}", {})
-                cells[str(settings["run_name"]), run.name] = float(entry.accuracy)
+                cells[str(settings["run_name"]), called] = float(entry.accuracy)
     if not matrices:
         raise Refused(
             f"{root}: no run was measured under images of another; evaluate=RUN evaluation=transfer"
