@@ -594,3 +594,18 @@ def test_a_sealed_key_takes_no_new_name():
         rng.child("below").uniform("new")
     with pytest.raises(RuntimeError, match="as a number"):
         rng.child("below").number  # noqa: B018
+
+
+def test_a_fault_before_a_step_begins_leaves_the_statistics_of_the_last_one():
+    """What the step before had kept is older."""
+    state = trained("pgd1", 2)
+    before = [tensor.clone() for tensor in state.model.buffers()]
+    state.begin(batch(2)[0])
+    state.put_back(state.generators())
+    assert all(map(torch.equal, before, state.model.buffers())) and len(before) > 2
+    state.statistics.keep()
+    with torch.no_grad():
+        state.net(batch(2)[0])
+    assert not all(map(torch.equal, before, state.model.buffers()))
+    state.put_back(state.generators())
+    assert all(map(torch.equal, before, state.model.buffers()))

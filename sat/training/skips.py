@@ -91,13 +91,17 @@ class Statistics:
         for tensor in tensors:
             by_type.setdefault(tensor.dtype, []).append(tensor)
         self._groups = [_Group(group) for group in by_type.values()]
+        self.kept = False  # in the step that is taken
 
     def keep(self) -> None:
+        self.kept = True
         for group in self._groups:
             torch._foreach_copy_(group.before, group.tensors)
 
     def put_back(self, broken: Tensor | None = None) -> None:
         """What was kept; with `broken`, a truth on the device, only where that is so."""
+        if not self.kept:  # what there is was kept in the step before
+            return
         for group in self._groups:
             values = group.before
             if broken is not None:

@@ -137,6 +137,7 @@ class TrainState:
 
     def begin(self, x: Tensor) -> None:
         """Writes what the host says of the step to come, on x, into memory of the device."""
+        self.statistics.kept = False
         for part in self.learning:
             part.settle(x, self.objective.views * self.plan.schedule.batch_size)
         set_rate(self.optimizer, self.plan.rate(self.step))
