@@ -389,6 +389,17 @@ def test_what_cant_be_told_is_never_taken_as_known():
     assert content_of(program) == content_of(program)
 
 
+def test_a_class_of_a_notebook_is_told_by_its_code():
+    """It has no file that its source could be read from."""
+    texts = ["2 * x", "2 * x", "3 * x"]
+    made = []
+    for text in texts:
+        names = {"nn": nn, "__name__": "__main__"}
+        exec(f"class Net(nn.Module):\n    def forward(self, x):\n        return {text}\n", names)
+        made.append(content_of(names["Net"]()))
+    assert made[0] == made[1] != made[2]
+
+
 # what would end an evaluation -----------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 from hydra.core.singleton import Singleton
+from PIL import Image
 from torch import nn
 
 import sat
@@ -172,6 +173,10 @@ def test_images_come_in_many_forms(images, form):
     assert found.fingerprint() == expected.fingerprint()
     colour = np.stack([images[0]] * 3, 1)  # [N, 3, S, S]
     assert arrays_of((colour, images[1], colour, images[1]))["x_test"].shape == (80, 8, 8, 3)
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 200, 100, 50])
+    found = arrays_of(([(palette, 0)] * 3, [(Image.new("L", (8, 8), 7), 1)] * 3))
+    assert found["x_train"][0, 0, 0].tolist() == [200, 100, 50] and found["x_test"][0, 0, 0] == 7
 
 
 @pytest.mark.parametrize(

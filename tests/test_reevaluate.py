@@ -384,6 +384,14 @@ def test_a_part_gives_way_to_more_images_and_answers_for_fewer(sat, copy):
     assert whole["images"] == 359 and ask("evaluation.limit=30") == whole
     with np.load(copy / "flags/best-q.npz") as flags:
         assert len(flags["indices"]) == 359 and flags["robust"].mean() == whole["accuracy"]
+    ask(
+        "evaluation.limit=30",
+        "evaluation.masking_checks=20",
+        "evaluation.checkpoints=[best]",
+        "+attack@evaluation.attacks.r=fgsm",
+    )  # the worst case and the checks look at q again
+    with np.load(copy / "flags/best-q.npz") as flags:
+        assert len(flags["indices"]) == 359
     other = sat(f"evaluate={copy}", "evaluation=clean", "+attack@evaluation.attacks.q=pgd",
                 "evaluation.attacks.q.steps=3", tiny=False, root=copy.parent)  # fmt: skip
     assert other.code == 2 and "other settings (steps)" in other.err

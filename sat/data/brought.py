@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from sat.data.images import to_rgb
 from sat.errors import first_line
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -51,13 +53,19 @@ def _read(dataset: Iterable[Any]) -> tuple[NDArray, NDArray]:
     """The images and labels of a Dataset, in its order."""
     try:
         pairs = [dataset[i] for i in range(len(dataset))]  # type: ignore[index, arg-type]
-        images = np.stack([np.asarray(image) for image, _ in pairs])
+        images = np.stack([np.asarray(_plain(image)) for image, _ in pairs])
         return images, np.asarray([int(label) for _, label in pairs])
     except Exception as error:  # of any kind: the code is the user's
         raise ValueError(
             f"data: {type(dataset).__name__} gives no images of one size, each with a label"
             f" ({first_line(error)})"
         ) from None
+
+
+def _plain(image: Any) -> Any:
+    """An image of Pillow as grey or RGB: of a palette the array would hold indices."""
+    odd = isinstance(image, Image.Image) and image.mode not in ("L", "RGB")
+    return to_rgb(image) if odd else image
 
 
 def _pixels(key: str, x: NDArray) -> NDArray:

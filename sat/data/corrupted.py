@@ -150,6 +150,9 @@ class Corrupted:
 
 def _read(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
         raise Refused(f"{path}: can't be read ({error})") from None
+    if not isinstance(found, np.ndarray):
+        raise Refused(f"{path}: holds no array; download it again")
+    return found

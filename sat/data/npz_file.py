@@ -30,7 +30,9 @@ def opened(path: Path, keys: Sequence[str]) -> Iterator[np.lib.npyio.NpzFile]:
 
 def read_array(file: np.lib.npyio.NpzFile, key: str) -> NDArray:
     try:
-        return file[key]
+        if not isinstance(found := file[key], np.ndarray):  # other bytes
+            raise ValueError("is no array")
+        return found
     except Exception as fault:  # zip, zlib and numpy each have their own
         reason = shorten(str(fault), 200)
         raise ValueError(

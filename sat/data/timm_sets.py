@@ -68,7 +68,10 @@ class Timm(StreamedSet):
             names = sorted(path.relative_to(self.root) for path in Path(self.root).rglob("*.tar"))
             return of_files(self.root, [os.fsencode(name) for name in names])
         splits = filter(None, (self.train_split, self.test_split, self.holdout_split))
-        return of(*(self._records(self._open(split), split).digest() for split in splits))
+        digests = [self._records(self._open(split), split).digest() for split in splits]
+        if digests.count(digests[1]) > 1:  # two names of one split, or a part that timm takes whole
+            raise ValueError(f"test_split={self.test_split}: holds the images of another split")
+        return of(*digests)
 
     def _check_name(self) -> None:
         if self.name is None:
@@ -187,6 +190,9 @@ class Timm(StreamedSet):
 
     def _check_reader(self) -> None:
         prefix = self._prefix()
+        if prefix not in ("", "torch", *PACKAGES):  # timm would read all of the root for each split
+            known = ", ".join(f"{each}/" for each in ("torch", *PACKAGES))
+            raise ValueError(f"name={self.name}: timm has no reader {prefix}/; choose from {known}")
         module, package = PACKAGES.get(prefix, ("timm", "timm"))
         if find_spec(module) is None:
             raise ValueError(f"name={self.name}: {prefix}/ needs a package: pip install {package}")

@@ -102,6 +102,13 @@ def corruption_result(
 ) -> CorruptionResult:
     """The means over the images of each type and severity."""
     types = {kind: flags[kind][0].double().mean(1).tolist() for kind in TYPES}
+    counts = {kind: flags[kind][0].shape[1] for kind in TYPES}
+    if len({*counts.values()}) > 1:
+        fewest = min(counts, key=lambda kind: counts[kind])
+        raise Refused(
+            f"{images.root}: {fewest} has {counts[fewest]} images, other types"
+            f" {max(counts.values())}; put the missing ones in their place"
+        )
     right, labels = (torch.cat([pair[k] for pair in flags.values()]) for k in (0, 1))
     return CorruptionResult(
         accuracy=float(np.mean([*types.values()])),

@@ -88,6 +88,8 @@ class Evaluator:
             return self._measure(of)
         if (outcomes := self.store.read(of)) is None:
             outcomes = self._measure(of)
+        elif self.store.holds(of):  # these images, perhaps among more
+            return outcomes
         self.store.write(of, outcomes)
         return outcomes
 

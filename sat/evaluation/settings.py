@@ -71,6 +71,8 @@ class Evaluation:
                 raise ValueError(f"curves.{name}={curve}: is no curve; see evaluation=curves")
             if name in self.attacks:
                 raise ValueError(f"curves.{name}: an attack has this name; take another")
+            if isinstance(curve, Curve):
+                check_attack(f"curves.{name}.attack", curve.attack)
         if self.curves and self.restarts > 1:
             raise ValueError(f"restarts={self.restarts}: curves take one start a point; write 1")
         self._check_names()

@@ -82,6 +82,10 @@ class OutcomeStore:
             return None
         raise Refused(taken(of.attack, ["limit or subset_seed"], of.settings))
 
+    def holds(self, of: Measurement) -> bool:
+        """Whether the checkpoint has a file of its own, and not only another of its weights."""
+        return (self.folder / f"{of.checkpoint}-{of.attack}.npz").exists()
+
     def write(self, of: Measurement, outcomes: AttackOutcomes) -> None:
         """Keeps complete outcomes."""
         self._write(self.folder / f"{of.checkpoint}-{of.attack}.npz", of, outcomes)
@@ -209,7 +213,8 @@ def taken(attack: str, changed: list[str], now: Settings) -> str:
     plain = not any(isinstance(now[key], dict) for key in ("attack", *told))
     words = ""
     if plain and {*changed} <= {*told} and "eps" in now and ":" not in now["attack"]:
-        name = f"{attack}_{now['eps']:g}" if "eps" in changed else f"{attack}_2"
+        size = f"{now.get('eps') or 0:g}".replace(".", "_")  # a dot would be a key within a key
+        name = f"{attack}_{size}" if "eps" in changed else f"{attack}_2"
         own = "".join(f", {key}: {json.dumps(now[key])}" for key in told)
         words = f": '+evaluation.attacks.{name}={{_target_: sat.attacks.{now['attack']}{own}}}'"
     return (

@@ -99,9 +99,22 @@ class _Walk:
             self.add(part)
 
     def _add_class(self, cls: type) -> None:
-        self.say(cls.__module__, cls.__qualname__, _source(cls))
+        self.say(cls.__module__, cls.__qualname__, source := _source(cls))
+        if not source and cls.__flags__ & HEAP and not _is_torchs(cls):
+            self._add_members(cls)  # of a notebook, or of a text that was run
         for base in cls.__bases__:
             self.add(base)
+
+    def _add_members(self, cls: type) -> None:
+        for name, value in vars(cls).items():
+            self.say(name, type(value).__qualname__)
+            if isinstance(value, staticmethod | classmethod):
+                value = value.__func__
+            elif isinstance(value, property):
+                value = (value.fget, value.fset, value.fdel)
+            if name[:2] != "__" or isinstance(value, types.FunctionType):
+                if isinstance(value, (types.FunctionType, tuple, list, dict, *PLAIN)):
+                    self.add(value)
 
     def _add_function(self, function: Any) -> None:
         source, code = _source(function), function.__code__

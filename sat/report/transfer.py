@@ -14,7 +14,8 @@ from sat.report.runs import finished
 def transfer(root: Path, folder: Path) -> str:
     """The matrices of all runs below `root` as text, one a checkpoint and attack; each is written
     into `folder` as CSV and PNG. Raises Refused where no run was measured so."""
-    matrices: dict[str, dict[tuple[str, str], float]] = {}  # accuracy by source and target
+    # of each attack and checkpoint: source, target, accuracy, and what else was asked for
+    found: dict[str, list[tuple[str, str, float, str]]] = {}
     runs = finished(root)
     places = Counter(Path(run.name).name for run in runs)
     for run in runs:
@@ -23,9 +24,10 @@ def transfer(root: Path, folder: Path) -> str:
         for (which, name), entry in run.entries.items():
             settings = entry.settings or {}
             if settings.get("attack") == "Transfer":
-                cells = matrices.setdefault(f"{name.rpartition('_')[0]}-{which}", {})
-                cells[str(settings["run_name"]), called] = float(entry.accuracy)
-    if not matrices:
+                own = {k: v for k, v in settings.items() if k not in ("run_name", "weights")}
+                cell = str(settings["run_name"]), called, float(entry.accuracy), str(own)
+                found.setdefault(f"{name.rpartition('_')[0]}-{which}", []).append(cell)
+    if not found:
         raise Refused(
             f"{root}: no run was measured under images of another; evaluate=RUN evaluation=transfer"
             " 'evaluation.source=outputs/*' does"
@@ -35,7 +37,11 @@ def transfer(root: Path, folder: Path) -> str:
 
     folder.mkdir(parents=True, exist_ok=True)
     told = []
-    for title, cells in matrices.items():
+    for title, measured in found.items():
+        ((usual, count),) = Counter(own for *_, own in measured).most_common(1)
+        cells = {(one, other): share for one, other, share, own in measured if own == usual}
+        if count < len(measured):
+            told.append(f"{title}: {len(measured) - count} left out, of other settings or images")
         sources, targets = (sorted({*side}) for side in zip(*cells, strict=True))
         # where columns are numbers, the rows say whose: also of a target that is no source
         names = [*targets, *(name for name in sources if name not in targets)]
