@@ -20,11 +20,15 @@ def wilson(right: int, images: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+def over_seeds(values: Sequence[float], resolution: float = 0.0) -> dict[str, Any]:
     """`{"mean", "sd", "n", "ci95"}` of one number a seed.
 
     `sd` is the sample's (ddof 1); `ci95` is Student's (1908) interval of the mean, over the seeds
     that might have been drawn, on these same images. One seed says nothing of either: None.
+
+    `resolution` is the step in which values come: an accuracy over N images has steps of 1/N.
+    Values that are all equal are known to a step alone, so they count as if one of them were a step
+    off; else two seeds that agree by chance would be exact.
     """
     given = np.asarray(values, dtype=np.float64)
     if given.ndim != 1 or len(given) == 0 or not np.isfinite(given).all():
@@ -34,7 +38,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
         return {"mean": mean, "sd": None, "n": 1, "ci95": None}
     from scipy.stats import t
 
-    sd = float(given.std(ddof=1))
+    sd = max(float(given.std(ddof=1)), resolution / math.sqrt(n))
     half = float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
     return {"mean": mean, "sd": sd, "n": n, "ci95": [mean - half, mean + half]}
 
@@ -45,26 +49,22 @@ def paired_seeds(
     """Two configurations over seeds: `{"mean", "sd", "n", "ci95", "p"}` of `a` minus `b`, of the
     seeds that both have; `p` is of Student's paired test, two-sided.
 
-    `resolution` is the step in which values come: an accuracy over N images has steps of 1/N.
-    Differences that are all equal are known to a step alone, so they count as if one of them were
-    a step off; else two seeds that agree by chance would prove anything. Raises ValueError where
-    fewer than two seeds are shared.
+    `resolution` is that of `over_seeds`: two seeds whose differences agree by chance would else
+    prove anything. Raises ValueError where fewer than two seeds are shared.
     """
     shared = sorted(a.keys() & b.keys())
     if len(shared) < 2:
         raise ValueError(f"seeds={shared}: are shared; a paired test needs at least two")
     from scipy.stats import t
 
-    found = over_seeds([a[seed] - b[seed] for seed in shared])
+    found = over_seeds([a[seed] - b[seed] for seed in shared], resolution)
     n, mean = found["n"], found["mean"]
-    sd = max(found["sd"], resolution / math.sqrt(n))
-    error = sd / math.sqrt(n)
-    half = float(t.ppf(0.975, n - 1)) * error
+    error = found["sd"] / math.sqrt(n)
     if error <= 1e-12:  # equal but for rounding, and of no known resolution
         p = float(abs(mean) <= 1e-12)
     else:
         p = float(2 * t.sf(abs(mean) / error, n - 1))
-    return {"mean": mean, "sd": sd, "n": n, "ci95": [mean - half, mean + half], "p": p}
+    return {**found, "p": p}
 
 
 def holm(p: Sequence[float]) -> list[float]:

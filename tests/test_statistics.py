@@ -18,6 +18,8 @@ def test_over_seeds():
     assert (found["mean"], found["sd"], found["n"]) == (pytest.approx(0.78), pytest.approx(0.02), 3)
     half = 4.302653 * 0.02 / 3**0.5
     assert found["ci95"] == pytest.approx([0.78 - half, 0.78 + half], abs=1e-7)
+    low, high = over_seeds([0.47, 0.47], 0.01)["ci95"]
+    assert high - low == pytest.approx(2 * 12.706 * 0.01 / 2, rel=1e-3)
     assert over_seeds([0.5]) == {"mean": 0.5, "sd": None, "n": 1, "ci95": None}
     for wrong in ([], [0.5, float("nan")]):
         with pytest.raises(ValueError, match="a seed"):

@@ -134,7 +134,8 @@ def number(runs: Sequence[Measured], measure: Measure) -> Number:
     """An accuracy over the seeds that have it, one at least."""
     entries = {run.seed: run.entries[measure] for run in runs if measure in run.entries}
     seeds = {seed: float(entry.accuracy) for seed, entry in entries.items()}
-    entry, found = next(iter(entries.values())), over_seeds(list(seeds.values()))
+    entry = next(iter(entries.values()))
+    found = over_seeds(list(seeds.values()), 1 / max(1, entry.images))
     mean, (low, high) = found["mean"], found["ci95"] or entry.ci95
     low, high = max(0.0, min(low, mean)), min(1.0, max(high, mean))  # Wilson's ends are rounded
     return Number(mean, low, high, seeds, entry.images)
