@@ -3,6 +3,7 @@ catastrophic overfitting as a count."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from sat.errors import Refused
@@ -22,32 +23,32 @@ class Verdict:
     text: str
     answer: str
     reason: str
-    difference: Number | None = None  # of its sides, as long as it is not judged
 
 
 def judged(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], attack: str) -> list[Verdict]:
     """What the numbers say of each claim, p corrected by Holm's method over all that are tested."""
     found = [examined(rows, claim, attack) for claim in claims]
-    adjusted = iter(holm([each.difference.p for each in found if each.difference]))
+    adjusted = iter(holm([p for *_, p in found if p is not None]))
     verdicts = []
-    for each in found:
-        if each.difference:
-            p, sure = next(adjusted), "supports" if each.difference.mean > 0 else "contradicts"
-            answer, reason = sure if p < LEVEL else "says nothing", f"Holm's p = {p:.2g}"
-            each = Verdict(each.text, answer, f"{each.reason}, {reason}")
-        verdicts.append(each)
+    for claim, (answer, reason, p) in zip(claims, found, strict=True):
+        if p is not None:
+            p = next(adjusted)
+            answer = answer if p < LEVEL else "says nothing"
+            reason = f"{reason}, Holm's p = {p:.2g}"
+        verdicts.append(Verdict(claim["text"], answer, reason))
     return verdicts
 
 
-def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Verdict:
-    """The verdict on a claim, as far as it takes no correction for others: with the difference of
-    its sides where it does."""
-    text, measure = claim["text"], claim["measure"]
+def examined(
+    rows: Sequence[Row], claim: Mapping[str, Any], attack: str
+) -> tuple[str, str, float | None]:
+    """The answer to a claim, why, and p, not corrected for other claims, where it rests on one."""
+    measure = claim["measure"]
     name = "clean" if measure.endswith("clean") else attack
     which = BEHIND if measure == BEHIND else "last" if measure.startswith("last") else "best"
     try:
         if measure == COLLAPSE:
-            return Verdict(text, "", *fewer_collapses(rows, claim))
+            return fewer_collapses(rows, claim)
         better, than = only(rows, claim["better"]), only(rows, claim["than"])
         if better is than:
             raise Refused(f"both sides are the row {better.label}")
@@ -56,32 +57,29 @@ def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Verd
             raise Refused(f"the cost is not equal: {costs}")
         a, b = (number_of(row, which, name) for row in (better, than))
     except Refused as error:
-        return Verdict(text, "not run", str(error))
+        return "not run", str(error), None
     alarms = f" ({better.alarms + than.alarms} of their runs raised alarms)"
     sides = f"{better.label} against {than.label}" + alarms * bool(better.alarms + than.alarms)
-    if (found := difference(a, b)) is None:
-        few = "no seed is"
-        for k in a.seeds.keys() & b.seeds.keys():  # one at most
-            points = f"{100 * (a.seeds[k] - b.seeds[k]):+.1f} points"
-            few = f"{points}, {name}, {which}; one seed is"
-        return Verdict(text, "says nothing", f"{sides}: {few} in both, a verdict takes two")
-    points = f"{100 * found.mean:+.1f} points ({100 * found.low:.1f} to {100 * found.high:.1f})"
-    reason = f"{sides}: {points}, {len(found.seeds)} seeds, {name}, {which}"
+    found = difference(a, b)
+    points = f"{100 * found.mean:+.1f} points"
+    if (count := len(found.seeds)) < 2:
+        few = f"{points}, {name}, {which}; one seed is" if count else "no seed is"
+        return "says nothing", f"{sides}: {few} in both, a verdict takes two", None
+    reason = f"{sides}: {points} ({100 * found.low:.1f} to {100 * found.high:.1f}),"
+    reason += f" {count} seeds, {name}, {which}"
     if "within" in claim:
-        return Verdict(text, within(found, claim["within"] / 100), reason)
-    return Verdict(text, "", reason, found)
+        return within(found, claim["within"] / 100), reason, None
+    return "supports" if found.mean > 0 else "contradicts", reason, found.p
 
 
 def number_of(row: Row, which: str, name: str) -> Number:
     """An accuracy of a row, or by how much its `last` is behind (below 0) its `best`. Raises
     Refused where it was not measured."""
-    best, last = (row.numbers.get((each, name)) for each in ("best", "last"))
-    if which == BEHIND and best and last:
-        seeds = {k: last.seeds[k] - best.seeds[k] for k in last.seeds.keys() & best.seeds.keys()}
-        return Number(last.mean - best.mean, -1.0, 1.0, seeds, last.images)
-    if (found := {"best": best, "last": last}.get(which)) is None:
+    places = ("last", "best") if which == BEHIND else (which,)
+    found = [row.numbers[place, name] for place in places if (place, name) in row.numbers]
+    if len(found) < len(places):
         raise Refused(f"{row.label} was not measured: {name or 'robust'}, {which}")
-    return found
+    return difference(*found) if which == BEHIND else found[0]
 
 
 def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:
@@ -137,19 +135,19 @@ def compared(rows: Sequence[Row], reference: Row) -> list[Row]:
     told: dict[str, dict[Measure, Number]] = {row.label: {} for row in rows}
     for measure, base in reference.numbers.items():
         others = [row for row in rows if row is not reference and measure in row.numbers]
-        found = {row.label: difference(row.numbers[measure], base) for row in others}
-        there = {label: each for label, each in found.items() if each}
-        adjusted = holm([each.p for each in there.values()])
-        for (label, each), p in zip(there.items(), adjusted, strict=True):
+        found = [(row.label, difference(row.numbers[measure], base)) for row in others]
+        paired = [(label, each) for label, each in found if len(each.seeds) > 1]
+        adjusted = holm([each.p for _, each in paired])
+        for (label, each), p in zip(paired, adjusted, strict=True):
             told[label][measure] = replace(each, p=p)
     return [replace(row, differences=told[row.label]) for row in rows]
 
 
-def difference(a: Number, b: Number) -> Number | None:
-    """`a` minus `b` over the seeds that both have, p not corrected; None of less than two."""
+def difference(a: Number, b: Number) -> Number:
+    """`a` minus `b` over the seeds that both have, p not corrected; any of less than two."""
     seeds = {seed: a.seeds[seed] - b.seeds[seed] for seed in a.seeds.keys() & b.seeds.keys()}
     if len(seeds) < 2:
-        return None
+        return Number(sum(seeds.values()), -1.0, 1.0, seeds, a.images)
     found = paired_seeds(a.seeds, b.seeds, 1 / max(1, a.images))
     low, high = found["ci95"]
     return Number(found["mean"], max(low, -1.0), min(high, 1.0), seeds, a.images, found["p"])
@@ -164,14 +162,12 @@ def collapses(row: Row) -> list[int | None]:
     Without the runs that were never validated after the sixth: of these nothing is known."""
     found = []
     for run in row.runs:
-        best, at, watched = 0.0, None, False
-        for line in run.validations:
-            epoch = round(line["epoch"])  # a validation comes with the first step that passes it
-            watched |= epoch > WARM
-            if at is None and epoch > WARM and line["val/robust"] <= SHARE * best:
-                at = epoch
-            best = max(best, line["val/robust"])
-        found += [at] if watched else []
+        robust = [line["val/robust"] for line in run.validations]
+        epochs = [round(line["epoch"]) for line in run.validations]  # one comes at the step after
+        seen = zip(epochs, robust, accumulate([0.0, *robust], max), strict=False)
+        late = [(epoch, share <= SHARE * best) for epoch, share, best in seen if epoch > WARM]
+        if late:
+            found.append(next((epoch for epoch, fell in late if fell), None))
     return found
 
 
@@ -183,10 +179,10 @@ def count_of(row: Row) -> str:
     return f"{len(epochs)} of {len(found)}" + when * bool(epochs)
 
 
-def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> tuple[str, Number]:
+def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> tuple[str, str, float]:
     """Whether fewer of the trainings of one side collapse, all rows that fit a side taken together:
-    both counts, and the difference of their shares with p by Fisher's exact test (1935), two-sided.
-    Raises Refused where a side has no run that was watched, or both have one in common."""
+    the answer, both counts, and p by Fisher's exact test (1935) of their shares, two-sided. Raises
+    Refused where a side has no run that was watched, or both have one in common."""
     from scipy.stats import fisher_exact
 
     counts, labels = [], list[str]()
@@ -199,6 +195,6 @@ def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> tuple[str,
     if len({*labels}) < len(labels):
         raise Refused("both sides have runs in common")
     (a, held_a), (b, held_b) = counts
-    less = b / (b + held_b) - a / (a + held_a)
+    answer = "supports" if b / (b + held_b) > a / (a + held_a) else "contradicts"
     reason = f"{a} of {a + held_a} collapsed against {b} of {b + held_b}, Fisher's exact test"
-    return reason, Number(less, less, less, p=float(fisher_exact(counts).pvalue))
+    return answer, reason, float(fisher_exact(counts).pvalue)

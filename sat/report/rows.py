@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from sat.identity import NEUTRAL
@@ -56,16 +57,11 @@ def rows_of(experiment: Experiment, runs: Sequence[Measured]) -> tuple[list[Row]
     notes = []
     for run in sorted(runs, key=lambda run: (run.seed, run.name)):
         group = groups.setdefault(split(run, experiment)[1], {})
-        if same := group.get(run.seed):
+        if (same := group.setdefault(run.seed, run)) is not run:
             notes.append(f"{run.name}: left out, the same run as {same.name}")
-        else:
-            group[run.seed] = run
     alike, unlike = measured_alike([run for group in groups.values() for run in group.values()])
-    known = {run.name: run for run in alike}
-    found = {
-        text: row_of(experiment, [known[run.name] for run in group.values()])
-        for text, group in groups.items()
-    }
+    rest = iter(alike)
+    found = {text: row_of(experiment, [*islice(rest, len(g))]) for text, g in groups.items()}
     for text in [text for text, row in found.items() if not row.numbers]:
         unlike.append(f"{found.pop(text).label}: no row, none of its runs was measured as the rest")
     rows = []
@@ -97,11 +93,10 @@ def measured_alike(runs: Sequence[Measured]) -> tuple[list[Measured], list[str]]
     kept: dict[str, dict[Measure, Any]] = {run.name: {} for run in runs}
     notes = []
     for measure in dict.fromkeys(measure for run in runs for measure in run.entries):
-        mine = {r.name: r.entries[measure].settings or {} for r in runs if measure in r.entries}
-        each = list(mine.values())
+        having = [run for run in runs if measure in run.entries]
+        each = [run.entries[measure].settings or {} for run in having]
         best = max(each, key=lambda settings: (each.count(settings), settings["images"]))
-        for run in (run for run in runs if run.name in mine):
-            other = mine[run.name]
+        for run, other in zip(having, each, strict=True):
             if keys := sorted(k for k in {*other, *best} if other.get(k) != best.get(k)):
                 name = "last " * (measure[0] == "last") + measure[1]
                 notes.append(f"{run.name}: {name} left out, of other settings ({', '.join(keys)})")

@@ -2,14 +2,11 @@
 each, or why nothing was. Needs no torch, which takes two seconds to import."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from sat.errors import Refused, first_line
 from sat.identity import NEUTRAL, SECTIONS
@@ -20,8 +17,6 @@ from sat.rundir.reading import experiments_of, metrics, runs_in, status
 from sat.rundir.result import CHECKPOINTS, AttackResult, RunResult
 
 Measure = tuple[str, str]  # the checkpoint, and `clean` or an attack's name: ("best", "pgd20")
-FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-FAULTS += (RecursionError, yaml.YAMLError)
 CONFIG = {  # see `misfit`
     **{f"{name}?": dict for name in SECTIONS},
     "choices": dict,
@@ -91,7 +86,7 @@ def read(place: Path) -> tuple[list[Measured], dict[str, str]]:
                 found.append(measured(name, experiments_of(path), config, result, *metrics(path)))
             else:
                 left[name] = ": ".join([state, *filter(None, [result.get("error")])])
-        except FAULTS as error:
+        except Exception as error:  # of any kind: anybody may have written to these files
             left[name] = one_line(error).replace(f"{path}/", "")
     return found, left
 
@@ -123,8 +118,8 @@ def measured(
     decided = {key: value for key, value in told.identity.items() if key != "seed"}
     if (weights := config.get("evaluate")) is not None:  # a file's: no training has a part in it
         decided = {"evaluate": weights, "hash": told.hash}  # which is by what the file holds
-    needed = ("epoch", "val/clean", "val/robust")
-    rows = [row for row in rows if all(_finite(row.get(key)) for key in needed)]
+    needed = dict.fromkeys(("epoch", "val/clean", "val/robust"), float | int)
+    rows = [row for row in rows if not untrusted.misfit(row, needed, "")]
     rows = [{key: row[key] for key in VALIDATION if key in row} for row in rows]
     return Measured(name, experiments, config, told, entries, flat(decided), rows, fault)
 
@@ -136,10 +131,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, Mapping)
         found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 # one file of kept runs ----------------------------------------------------------------------------
@@ -158,7 +149,7 @@ def kept_in(file: Path) -> tuple[list[Measured], dict[str, str]]:
             names, rows = map(str, run["experiments"]), [dict(row) for row in run["validations"]]
             name, config, result = str(run["name"]), run["config"], run["result"]
             found.append(measured(name, [*names], config, result, rows))
-        except FAULTS as error:
+        except Exception as error:
             left[f"{file.name}:{number}"] = one_line(error)
     return found, left
 

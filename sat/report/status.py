@@ -4,8 +4,9 @@ Needs no torch."""
 from pathlib import Path
 
 from sat.loggers.screen import cut, duration
-from sat.report.runs import FAULTS, one_line
+from sat.report.runs import one_line
 from sat.rundir.reading import metrics, runs_in, status
+from sat.rundir.result import RunResult
 from sat.rundir.untrusted import read_yaml
 
 
@@ -16,7 +17,7 @@ def states(root: Path) -> str:
     for name, run in runs_in(root).items():
         try:
             state, told, alarms = state_of(run)
-        except FAULTS as error:
+        except Exception as error:  # of any kind: anybody may have written to these files
             state, told, alarms = "damaged", one_line(error), []
         found.append(state)
         raised = f", ALARM: {', '.join(dict.fromkeys(alarms))}" if alarms else ""
@@ -26,20 +27,18 @@ def states(root: Path) -> str:
 
 
 def state_of(run: Path) -> tuple[str, str, list[str]]:
-    """State, what there is to say, and the names of the alarms. Raises one of FAULTS where a file
-    is not as a run writes it."""
+    """State, what there is to say, and the names of the alarms. Raises errors of any kind where a
+    file is not as a run writes it."""
     state, result = status(run)
     alarms = [str(alarm["name"]) for alarm in result.get("alarms", ())]
     if state == "finished":
-        order = ("best", "last", "last_raw")
-        best = next((result[k] for k in order if "clean" in (result.get(k) or {})), None)
-        shares = {"clean": best["clean"], **best["robust"]} if best else {}
-        told = ", ".join(f"{name} {each['accuracy']:.1%}" for name, each in shares.items())
-        told = told or "no accuracies"
-        seconds = result["wall_seconds"]
+        found = RunResult.from_json(result)
+        shares = next((part.accuracies for part in found.measured.values()), {})
+        told = ", ".join(f"{name} {each.accuracy:.1%}" for name, each in shares.items())
+        seconds = found.wall_seconds
         trained = f", trained in {duration(seconds)}" if seconds else ""  # a file of weights
         stopped = ", an evaluation stopped" * (run / "flags" / "partial").exists()
-        return state, f"{told}{trained}{stopped}", alarms
+        return state, f"{told or 'no accuracies'}{trained}{stopped}", alarms
     rows = metrics(run)[0]
     alarms = [str(row["alarm"]) for row in rows if "alarm" in row] + alarms
     if fault := result.get("error"):

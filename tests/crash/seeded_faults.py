@@ -188,8 +188,8 @@ FAULTS = [
           "tests/test_run.py -k readable", "99ae866"),
     # report -----------------------------------------------------------------------------------
     Fault("stars that are not corrected for their number", "report",
-          "adjusted = holm([each.p for each in there.values()])",
-          "adjusted = [each.p for each in there.values()]",
+          "adjusted = holm([each.p for _, each in paired])",
+          "adjusted = [each.p for _, each in paired]",
           "tests/test_study.py -k star", "73a7f3c"),
     Fault("runs of other settings are averaged", "report",
           'settings = {**settings, "images": entry.images}', "settings = {}",
