@@ -25,7 +25,8 @@ from sat.report.status import states
 
 
 def answer(given: Namespace) -> None:
-    """Prints and writes what the command line asks for. Raises Refused where it can't be had."""
+    """Prints and writes what the command line asks for. Raises Refused, Fault or OSError where it
+    can't be had."""
     place, others = given.outputs, given.page or given.keep
     screen.stage("reading the runs")
     if given.status:
@@ -41,20 +42,13 @@ def answer(given: Namespace) -> None:
     report = tables.read(place)
     say(pages.terminal(pages.markdown(report)))
     alone = place.is_file() or (place / "config.yaml").is_file()
-    if alone and given.page and not given.to:
+    if folder := given.to or (None if alone else place / "report"):
+        say(f"written: {write(report, folder, given.page or folder / 'report.md')}")
+    elif given.page:
         raise Refused(f"--page {given.page}: {place} is no folder of runs; name --to FOLDER")
-    try:
-        if given.to or not alone:
-            folder = given.to or place / "report"
-            say(f"written: {write(report, folder, given.page or folder / 'report.md')}")
-        if given.keep:
-            keep(report.runs, given.keep)
-            say(f"kept: {given.keep}")
-    except OSError as error:
-        place = error.filename or given.to
-        raise Refused(f"{place}: can't be written ({error.strerror})") from error
-    except Fault as error:
-        raise Refused(str(error)) from error
+    if given.keep:
+        keep(report.runs, given.keep)
+        say(f"kept: {given.keep}")
 
 
 def write(report: tables.Report, folder: Path, page: Path) -> Path:
@@ -85,14 +79,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--keep", type=Path, metavar="FILE", help="add the runs, without flags, to this file")
     add("--status", action="store_true", help="list the runs and their state")
     add("--transfer", action="store_true", help="who fools whom, after evaluation=transfer")
+    given = parser.parse_args(arguments)
     try:
-        answer(parser.parse_args(arguments))
-    except Refused as error:
+        answer(given)
+        return 0
+    except (Refused, Fault) as error:
         refuse(error)
-        return 2
+    except OSError as error:
+        refuse(f"{error.filename or given.to}: can't be written ({error.strerror})")
     finally:
         screen.stage()
-    return 0
+    return 2
 
 
 if __name__ == "__main__":

@@ -134,14 +134,12 @@ def panels(figure: Figure, table: Table, **shared: Any) -> Iterator[tuple[Any, t
 def mark(axes: Any, row: Row, x: float | Number, y: float | Number, text: str = "") -> None:
     """A row's marker, in which a text may stand; where a coordinate is an accuracy, with the bar of
     its interval and a small point for each seed."""
-    style, seeds = look(row), []
-    place = [100 * at.mean if isinstance(at, Number) else at for at in (x, y)]
-    for at, bar in ((x, "xerr"), (y, "yerr")):
-        if isinstance(at, Number):
-            reach = {bar: [[100 * (at.mean - at.low)], [100 * (at.high - at.mean)]]}
-            axes.errorbar(*place, **reach, color=style["color"], linewidth=1, alpha=0.6)
-            seeds.append({*at.seeds})
-    if len(shared := sorted(set.intersection(*seeds))) > 1:
+    style, measured = look(row), [at for at in (x, y) if isinstance(at, Number)]
+    place = [100 * at.mean if at in measured else at for at in (x, y)]
+    reach = [[[100 * (at.mean - at.low)], [100 * (at.high - at.mean)]] if at in measured else None
+             for at in (y, x)]  # fmt: skip
+    axes.errorbar(*place, *reach, color=style["color"], linewidth=1, alpha=0.6)
+    if len(shared := sorted(set.intersection(*({*at.seeds} for at in measured)))) > 1:
         dots = [[100 * at.seeds[seed] if isinstance(at, Number) else at for seed in shared]
                 for at in (x, y)]  # fmt: skip
         axes.plot(*dots, ".", color=style["color"], alpha=0.4, markersize=5, markeredgewidth=0)
@@ -269,9 +267,8 @@ def number_axis(axes: Any, values: Sequence[float], x: str) -> None:
 def epochs(table: Table, entry: Mapping[str, Any]) -> Figure:
     """Held-out accuracy over the training: a panel a row, the others grey in it; the mean over
     seeds with a mark at the best epoch, and each seed."""
-    curves = [(row, held_out(row.runs, "robust")) for row in table.rows]
-    curves = [curve for curve in curves if len(curve[1])]
-    if not curves:
+    found = [(row, held_out(row.runs, "robust")) for row in table.rows]
+    if not (curves := [(row, robust) for row, robust in found if len(robust)]):
         raise Refused("no run has val/robust in its metrics")
     columns = min(len(curves), 2 if len(curves) == 4 else 3)
     high = -(-len(curves) // columns)

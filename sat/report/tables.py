@@ -100,8 +100,7 @@ def others(runs: Sequence[Measured]) -> Experiment:
     """Stands for the experiment of runs on one data set that have none: rows are told apart by what
     was typed and is not the same in all of them, then by the groups that are not."""
     if runs[0].config.get("evaluate") is not None:
-        told = {"rows": ["evaluate"], "varying": ["evaluate", "hash"]}
-        return Experiment(FILES, title="Weights of files", **told)
+        return Experiment(FILES, ["evaluate"], ["evaluate", "hash"], "Weights of files")
     decided = sorted({key for run in runs for key in run.decided})
     varying = [k for k in decided if len({json.dumps(run.decided.get(k)) for run in runs}) > 1]
     keys = [key_of(word) for run in runs for word in run.result.overrides]
@@ -175,15 +174,14 @@ def judge(rows: Sequence[Row]) -> tuple[str, list[str]]:
         own = all(dataset.get(k) in (None, given.get(k, dataset.get(k))) for k in ("eps", "norm"))
         if which == "best" and own and isinstance(given.get("attack"), str):
             everywhere = all((which, attack) in row.numbers for row in rows)
-            strength = [given.get(key, 0) for key in ("steps", "restarts")]
-            strength = (RANKS.get(given["attack"], 0), *strength)
-            found[attack] = everywhere, len(measured), strength
+            power = RANKS.get(given["attack"], 0), given.get("steps", 0), given.get("restarts", 0)
+            found[attack] = everywhere, len(measured), power
     best = max((attack for attack in found if found[attack][0]), key=found.__getitem__, default="")
     notes = [
         f"{attack}: {has} of {len(runs)} runs were measured with it, so the table is judged by"
         f" {best or 'clean accuracy'}"
-        for attack, (_, has, strength) in found.items()
-        if not best or strength > found[best][2]
+        for attack, (_, has, power) in found.items()
+        if not best or power > found[best][2]
     ]
     return best, notes
 
