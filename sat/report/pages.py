@@ -58,11 +58,8 @@ def markdown(report: Report, figures: Sequence[Any] = (), page: Path = Path("rep
             code = f" (`{experiment.name}`)" * experiment.is_asked_for
             parts += [f"## {plain(experiment.title)}{code}", paragraph(experiment.question)]
             before = experiment
-        parts += [
-            f"### {plain(table.place)}",
-            paragraph(f"{table.setting}."),
-            grid(*cells_of(table)),
-        ]
+        parts += [f"### {plain(table.place)}", paragraph(f"{table.setting}.")]
+        parts += [grid(*cells_of(table))]
         for figure in (figure for figure in figures if figure.table == table.name):
             link = quote(os.path.relpath(figure.png, page.parent)) if figure.png else ""
             parts += [f"![{plain(figure.text)}]({link})" if link else paragraph(figure.text)]
@@ -91,15 +88,14 @@ def paragraph(text: str) -> str:
     return wrap(plain(text))
 
 
-def wrap(text: str, first: str = "") -> str:
+def wrap(text: str) -> str:
     """Text in lines of a plain terminal, none of which begins like an item of a list."""
-    lines = textwrap.wrap(text, 98, break_long_words=False, break_on_hyphens=False)
-    lines = [re.sub(r"^(\d*)([-+.)#]) ", r"\1\\\2 ", line) for line in lines]
-    return first + f"\n{' ' * len(first)}".join(lines)
+    text = textwrap.fill(text, 98, break_long_words=False, break_on_hyphens=False)
+    return re.sub(r"^(\d*)([-+.)#]) ", r"\1\\\2 ", text, flags=re.M)
 
 
 def items(lines: Iterable[str]) -> str:
-    return "\n".join(wrap(line, "- ") for line in lines)
+    return "\n".join("- " + wrap(line).replace("\n", "\n  ") for line in lines)
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]], keys: int = 1) -> str:
@@ -126,15 +122,14 @@ def terminal(text: str) -> str:
 def aligned(part: str) -> str:
     """A Markdown table in columns, the keys of a row in the first; the claims as a list."""
     lines = [[*map(bare, re.split(r"(?<!\\) \| ", line[2:-2]))] for line in part.split("\n")]
-    head, sides, *rows = lines
+    sides = lines.pop(1)
+    head, *rows = lines
     if "---:" not in sides:
         told = ((row, map(" ".join, zip(head[2:], row[2:], strict=True))) for row in rows)
         return "\n".join(f"- {row[0]}: {row[1]} ({', '.join(verdicts)})" for row, verdicts in told)
     keys = sides.index("---:")
-    widths = [max(map(len, column)) for column in list(zip(head, *rows, strict=True))[:keys]]
-    head, *rows = (
-        ["  ".join(map(str.ljust, line, widths)), *line[keys:]] for line in (head, *rows)
-    )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)][:keys]
+    head, *rows = (["  ".join(map(str.ljust, line, widths)), *line[keys:]] for line in lines)
     return screen.table(head, rows)
 
 
@@ -171,12 +166,10 @@ def cells_of(table: Table) -> tuple[list[str], list[tuple[str, ...]], int]:
     the checkpoint best but for `last`. Rows without an experiment have a column for each key that
     tells them apart."""
     rows, experiment = table.rows, table.experiment
-    columns = [("", [row.label + " (!)" * bool(row.alarms) for row in rows])]
-    if experiment.name == OTHERS:
-        columns = [
-            (name_of(k), [shown_as(k, row.keys[k]) for row in rows]) for k in experiment.rows
-        ]
-        columns.append(("", [(row.beside + " (!)" * bool(row.alarms)).strip() for row in rows]))
+    apart = experiment.rows if experiment.name == OTHERS else ()
+    columns = [(name_of(key), [shown_as(key, row.keys[key]) for row in rows]) for key in apart]
+    called = [(row.beside if apart else row.label) + " (!)" * bool(row.alarms) for row in rows]
+    columns.append(("", [text.strip() for text in called]))
     keys = len(columns)
     for name in COSTS:
         costs = [getattr(row, name) for row in rows]
@@ -234,19 +227,17 @@ def published(experiment: Experiment) -> str:
 def csv_of(table: Table) -> str:
     """A line for each row, checkpoint and measure; accuracies and differences as fractions."""
     seeds = sorted({run.seed for row in table.rows for run in row.runs})
-    keys, text = list(table.experiment.rows), io.StringIO()
+    text = io.StringIO()
     write = csv.writer(text, lineterminator="\n").writerow
-    parts = ("mean", "low", "high")
-    write(["row", *keys, *COSTS, "alarms", "checkpoint", "measure", "seeds", "images", *parts,
-           *(f"seed {seed}" for seed in seeds), "difference", "difference_low", "difference_high",
-           "p_holm"])  # fmt: skip
+    write(["row", *table.experiment.rows, *COSTS, "alarms", "checkpoint", "measure", "seeds",
+           "images", "mean", "low", "high", *(f"seed {seed}" for seed in seeds), "difference",
+           "difference_low", "difference_high", "p_holm"])  # fmt: skip
     for row in table.rows:
-        told = [row.label, *(row.keys[key] for key in keys), *(getattr(row, c) for c in COSTS)]
+        told = [row.label, *row.keys.values(), *(getattr(row, cost) for cost in COSTS), row.alarms]
         for measure, found in row.numbers.items():
-            values = [getattr(found, part) for part in parts]
-            values += [found.seeds.get(seed) for seed in seeds]
             of = row.differences.get(measure)
-            values += [of.mean, of.low, of.high, of.p] if of else [None] * 4
-            cells = [*told, row.alarms, *measure, len(found.seeds), found.images, *values]
+            cells = [*told, *measure, len(found.seeds), found.images]
+            cells += [found.mean, found.low, found.high, *(found.seeds.get(k) for k in seeds)]
+            cells += [of.mean, of.low, of.high, of.p] if of else [None] * 4
             write([f"{cell:.8g}" if isinstance(cell, float) else cell for cell in cells])
     return text.getvalue()
