@@ -525,6 +525,13 @@ def test_damage_is_named_in_one_line_and_the_rest_is_reported(folder, write, how
     assert len(table.rows[1].runs) == (3 if how == "metrics" else 2)
 
 
+def test_a_run_without_accuracies_is_a_table_without_rows(folder):
+    run = folder.add("relu", 0, 50, experiments=())
+    change(run / "result.json", best=None, last={"step": 1, "epoch": 4.0})
+    report = tables.read(folder.outputs)
+    assert labels(report.tables[0]) == [] and "no row, none of its runs" in pages.markdown(report)
+
+
 def test_values_that_no_run_writes_fault_no_report(folder, write):
     """Every value of a result and a config in turn becomes what it never is."""
     folder.pair("relu", "silu", [9, 10])

@@ -101,8 +101,7 @@ def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:
 def fitting(rows: Sequence[Row], selector: Mapping[str, Any]) -> tuple[list[Row], str]:
     """The rows of these values, and the values in words; a list allows any of its own. `lowest` and
     `highest` stand for the smallest and largest number, or the first and last word, that any row of
-    the table has: so both sides of a claim mean the same value, and a row that is not there is
-    missed."""
+    the table has: so both sides of a claim mean the same value, and an absent row is missed."""
     wanted = {}
     for key, value in selector.items():
         if extreme := EXTREMES.get(str(value)):

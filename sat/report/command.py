@@ -25,8 +25,7 @@ from sat.report.status import states
 
 
 def answer(given: Namespace) -> None:
-    """Prints and writes what the command line asks for. Raises Refused, Fault or OSError where it
-    can't be had."""
+    """Prints and writes what is asked for. Raises Refused, Fault or OSError where it can't be."""
     place, others = given.outputs, given.page or given.keep
     screen.stage("reading the runs")
     if given.status:
@@ -52,8 +51,7 @@ def answer(given: Namespace) -> None:
 
 
 def write(report: tables.Report, folder: Path, page: Path) -> Path:
-    """Figures and a CSV file a table, into a folder; the page as Markdown and HTML, which is
-    returned."""
+    """Figures and a CSV file a table, into a folder; the page, which is returned, and as HTML."""
     screen.stage("drawing figures")
     from sat.report.figures import draw
 

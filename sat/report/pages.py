@@ -21,19 +21,17 @@ from sat.report.runs import Measure
 from sat.report.spec import COLLAPSE, OTHERS, Experiment
 from sat.report.tables import Report, Table
 
-LEGEND = """\
-Accuracies are of the checkpoint that held-out training images chose (best), or of the last one. \
-±: 95 % interval of the mean over seeds (Student's t), on the same test images. [low, high]: that \
-interval where it ends at 0 or 100 %, and of one seed Wilson's over its test images, which tells \
-nothing of other seeds. Differences in points, with 95 % intervals, are paired by seed (Student's \
-t), so there is none where two rows share less than two; *: p < 0.05 after Holm's correction over \
-the differences of its column. (!): runs of this row raised alarms; its numbers are in doubt. \
-gradients: computed in a training for each image, k + 1 an epoch with PGD-k. Behind 'test images' \
-stands their checksum: where it differs, so do the images."""
-RULE = """\
-Verdicts are by the paired difference of two rows over seeds (Student's t). It supports a claim, \
-or contradicts it, where p < 0.05 after Holm's correction over the claims of its table, and else \
-says nothing; a claim of equality is supported where the 95 % interval lies within its bounds. \
+LEGEND = """Accuracies are of the checkpoint that held-out training images chose (best), or of the
+last one. ±: 95 % interval of the mean over seeds (Student's t), on the same test images. [low,
+high]: that interval where it ends at 0 or 100 %, and of one seed Wilson's over its test images,
+which tells nothing of other seeds. Differences in points, with 95 % intervals, are paired by seed
+(Student's t), so there is none where two rows share less than two; *: p < 0.05 after Holm's
+correction over the differences of its column. (!): runs of this row raised alarms; its numbers are
+in doubt. gradients: computed in a training for each image, k + 1 an epoch with PGD-k. Behind 'test
+images' stands their checksum: where it differs, so do the images."""
+RULE = """Verdicts are by the paired difference of two rows over seeds (Student's t). It supports a
+claim, or contradicts it, where p < 0.05 after Holm's correction over the claims of its table, and
+else says nothing; a claim of equality is supported where the 95 % interval lies within its bounds.
 Each interval in brackets is of 95 % for itself. Not run: a row is missing."""
 CSS = """
 :root { color-scheme: light dark; }

@@ -57,8 +57,7 @@ def is_number(value: Any) -> bool:
 
 
 def load(name: str) -> Experiment | None:
-    """None where its file has no `report`. Raises Refused where there is no file, or none that can
-    be read."""
+    """None where its file has no `report`. Raises Refused where there is none that can be read."""
     if name not in {path.stem for path in (CONF / "experiment").glob("*.yaml")}:
         raise Refused(f"experiment {name}: has no file any more ({CONF / 'experiment'})")
     try:

@@ -1,5 +1,4 @@
-"""What `sat-report --status` prints: the runs below a folder, their state, and how far each came.
-Needs no torch."""
+"""What `sat-report --status` prints: runs, their state, and how far each came. Needs no torch."""
 
 from pathlib import Path
 

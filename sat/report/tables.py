@@ -91,9 +91,8 @@ def read(outputs: Path) -> Report:
 
 def set_of(run: Measured) -> str:
     """The data set as the run's command names it: a subset is an option of its own."""
-    own = data_name(run.config["dataset"])
-    own = own or run.config["choices"].get("dataset") or run.result.dataset["name"]
-    return Path(str(own)).name
+    own = data_name(run.config["dataset"]) or run.config["choices"].get("dataset")
+    return Path(str(own or run.result.dataset["name"])).name
 
 
 def others(runs: Sequence[Measured]) -> Experiment:
@@ -204,7 +203,8 @@ def facts_of(runs: Sequence[Measured], attack: str) -> dict[str, str]:
     """Where, with what and how long the runs of a table were made: `command` is what was typed for
     them; of kept runs, which don't hold it, `overrides` are those that they share."""
     told = [{**run.result.choices, **run.result.environment} for run in runs]
-    words = [w for w in runs[0].result.overrides if all(w in r.result.overrides for r in runs)]
+    typed = [run.result.overrides for run in runs] or [[]]  # no row: no run has a number
+    words = [word for word in typed[0] if all(word in other for other in typed)]
     entries = [(name, entry) for run in runs for (_, name), entry in run.entries.items()]
     joined = {m for _, entry in entries if entry.norm == "union" for m in entry.attacks or ()}
 
