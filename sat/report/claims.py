@@ -13,6 +13,7 @@ from sat.report.spec import BEHIND, COLLAPSE, EXTREMES, TUNED, is_number
 from sat.statistics import holm, paired_seeds
 
 LEVEL = 0.05
+Answer = tuple[str, str, float | None]  # to a claim, why, and p where it rests on one test
 WARM, SHARE = 6, 1 / 3  # a collapse: epochs that don't count; of the best accuracy so far
 
 
@@ -39,10 +40,8 @@ def judged(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], attack: str
     return verdicts
 
 
-def examined(
-    rows: Sequence[Row], claim: Mapping[str, Any], attack: str
-) -> tuple[str, str, float | None]:
-    """The answer to a claim, why, and p, not corrected for other claims, where it rests on one."""
+def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Answer:
+    """What the rows say of one claim by itself."""
     measure = claim["measure"]
     name = "clean" if measure.endswith("clean") else attack
     which = BEHIND if measure == BEHIND else "last" if measure.startswith("last") else "best"
@@ -178,7 +177,7 @@ def count_of(row: Row) -> str:
     return f"{len(epochs)} of {len(found)}" + when * bool(epochs)
 
 
-def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> tuple[str, str, float]:
+def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> Answer:
     """Whether fewer of the trainings of one side collapse, all rows that fit a side taken together:
     the answer, both counts, and p by Fisher's exact test (1935) of their shares, two-sided. Raises
     Refused where a side has no run that was watched, or both have one in common."""

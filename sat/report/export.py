@@ -26,7 +26,6 @@ def main(given: Sequence[str] | None = None) -> int:
     add("--to", type=Path, metavar="FOLDER", help="where to write (RUN/export-<which>)")
     add("--card", action="store_true", help="only print a card for RobustBench")
     own = parser.parse_args(given)
-    folder = own.to or own.run / f"export-{own.which}"
     if not own.run.exists():  # told before torch and timm are loaded, which takes seconds
         refuse(f"{own.run}: no such folder; name the directory of a run")
         return 2
@@ -39,7 +38,7 @@ def main(given: Sequence[str] | None = None) -> int:
         if own.card:
             say(json.dumps(card_of(own.run, own.which), indent=2))
             return 0
-        folder = export(own.run, folder, own.which)
+        folder = export(own.run, own.to or own.run / f"export-{own.which}", own.which)
     except ValueError as error:
         refuse(error)
         return 2

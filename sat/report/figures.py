@@ -136,9 +136,9 @@ def mark(axes: Any, row: Row, x: float | Number, y: float | Number, text: str = 
     its interval and a small point for each seed."""
     style, measured = look(row), [at for at in (x, y) if isinstance(at, Number)]
     place = [100 * at.mean if at in measured else at for at in (x, y)]
-    reach = [[[100 * (at.mean - at.low)], [100 * (at.high - at.mean)]] if at in measured else None
-             for at in (y, x)]  # fmt: skip
-    axes.errorbar(*place, *reach, color=style["color"], linewidth=1, alpha=0.6)
+    reach = {bar: [[100 * (at.mean - at.low)], [100 * (at.high - at.mean)]]
+             for bar, at in (("xerr", x), ("yerr", y)) if at in measured}  # fmt: skip
+    axes.errorbar(*place, **reach, color=style["color"], linewidth=1, alpha=0.6)
     if len(shared := sorted(set.intersection(*({*at.seeds} for at in measured)))) > 1:
         dots = [[100 * at.seeds[seed] if isinstance(at, Number) else at for seed in shared]
                 for at in (x, y)]  # fmt: skip

@@ -44,7 +44,7 @@ def transfer(root: Path, folder: Path) -> str:
             told.append(f"{title}: {len(measured) - count} left out, of other settings or images")
         sources, targets = (sorted({*side}) for side in zip(*cells, strict=True))
         # where columns are numbers, the rows say whose: also of a target that is no source
-        names = [*targets, *(name for name in sources if name not in targets)]
+        names = [*dict.fromkeys([*targets, *sources])]
         labels = [f"{k} {name}" for k, name in enumerate(names, 1)]
         columns = [str(k) for k in range(1, len(targets) + 1)]
         rows = [[cells.get((source, target)) for target in targets] for source in names]
