@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import re
+import runpy
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -112,7 +113,7 @@ def of_hydra(words: list[str]) -> None:
 def parses(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a command's own parser leaves to Hydra."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    module, _, main = {**scripts, "sat-gpu_plan": "sat.bench.plan:main"}[program].partition(":")
+    module, _, main = scripts.get(program, "").partition(":")
     parse = argparse.ArgumentParser.parse_known_args
 
     def parsed(self, given=None, namespace=None):
@@ -120,9 +121,11 @@ def parses(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> l
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parsed)
     monkeypatch.setattr("sys.argv", [program, *words])
-    plan = [ROOT / "scripts/gpu_plan.txt"] * (program == "sat-gpu_plan")
     with pytest.raises(Parsed) as left:
-        getattr(importlib.import_module(module), main)(*plan)
+        if module:
+            getattr(importlib.import_module(module), main)()
+        else:  # a program of its own
+            runpy.run_path(str(ROOT / f"scripts/{program.removeprefix('sat-')}.py"))["main"]()
     return left.value.args[0]
 
 

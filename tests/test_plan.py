@@ -1,6 +1,6 @@
 """The plan for a GPU: its list of lines, and the loop that goes on with it."""
 
-import os
+import importlib.util
 import shlex
 import signal
 import subprocess
@@ -13,17 +13,25 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-from sat.bench import benchmark, forecast, plan
+from sat.bench import benchmark, forecast
 from sat.bench.case import case_of
 from sat.bench.costs import without_images
 from sat.config import CONF, check, composed, resolve
 
-LIST = ROOT / "scripts/gpu_plan.txt"
+SCRIPT = ROOT / "scripts/gpu_plan.py"
+SPEC = importlib.util.spec_from_file_location("gpu_plan", SCRIPT)
+plan = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(plan)
+
+
+def budgets(seeds: str = "0,1,2") -> dict[tuple[str, ...], float]:
+    """The lines of the list, as they run, and the minutes of each."""
+    own = plan.arguments(["D", "--seeds", seeds])
+    return {tuple(shlex.split(line)): minutes for line, minutes in own.plan.items()}
 
 
 def listed(seeds: str = "0") -> list[list[str]]:
-    own = plan.arguments(["D", "--seeds", seeds], LIST)
-    return [shlex.split(line) for line in plan.lines(LIST.read_text(), own)]
+    return [[*line] for line in budgets(seeds)]
 
 
 # the list -----------------------------------------------------------------------------------------
@@ -39,10 +47,9 @@ def test_the_first_seed_of_every_row_comes_before_the_next():
 
 
 def test_equality_comes_first_and_eight_minutes_are_enough_for_the_times_that_have_aims():
-    own = plan.arguments(["D"], LIST)
-    (first, minutes), *timed = [*plan.lines(LIST.read_text(), own).items()][:4]
-    assert first.startswith("-m pytest") and "test_capture.py" in first
-    assert all(line.startswith("scripts/benchmark.py") for line, _ in timed)
+    (first, minutes), *timed = [*budgets().items()][:4]
+    assert first[:2] == ("-m", "pytest") and "tests/test_capture.py" in first
+    assert all(line[0] == "scripts/benchmark.py" for line, _ in timed)
     assert minutes + sum(each for _, each in timed) <= 8
 
 
@@ -67,8 +74,7 @@ def first_job(line: list[str]):
 
 def test_every_slice_composes_and_ends_with_strong_within_eight_minutes():
     """One line of those that differ in the activation alone stands for them."""
-    own = plan.arguments(["D"], LIST)
-    minutes = {tuple(shlex.split(line)): m for line, m in plan.lines(LIST.read_text(), own).items()}
+    minutes = budgets()
     lines = [line for line in listed() if "sat.run" in line and "-m" in line[2:]]
     assert sum(minutes[tuple(line)] > 8 for line in lines) == 2, "depth and width"
     told = [[word for word in line if not word.startswith("hydra")] for line in lines]
@@ -97,8 +103,7 @@ def test_the_speed_run_is_one_run_measured_in_three_ways():
 
 
 def test_every_benchmark_and_the_projection_are_taken():
-    own = plan.arguments(["D"], LIST)
-    minutes = {tuple(shlex.split(line)): m for line, m in plan.lines(LIST.read_text(), own).items()}
+    minutes = budgets()
     timed = [line for line in listed() if line[0] == "scripts/benchmark.py"]
     for words in timed:
         own = benchmark.arguments(words[1:])
@@ -120,7 +125,7 @@ def go(tmp_path, monkeypatch):
 
     def call(codes: dict[str, float], seconds: float = float("inf")):
         lines = {f"-c {shlex.quote(code)}": minutes for code, minutes in codes.items()}
-        return [*plan.carry_on(lines, tmp_path / "out/plan.json", seconds).values()]
+        return plan.carry_on(lines, tmp_path / "out/plan.json", seconds)
 
     call.went = lambda: (tmp_path / "went").read_text().split()
     return call
@@ -201,27 +206,20 @@ def test_a_line_that_does_not_stop_is_killed(go, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_the_line_and_the_command(tmp_path, monkeypatch, number, code):
-    monkeypatch.chdir(tmp_path)
+def test_a_signal_stops_the_line_and_the_command(tmp_path, number, code):
     asks = SAVES.replace("time.sleep", f"os.kill(os.getppid(), {int(number)}); time.sleep")
-    (tmp_path / "list.txt").touch()
-    code_of = f"""
-import signal, sys
-from pathlib import Path
-from sat.bench import plan
-signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored, from outside
-plan.lines = lambda text, own: {{{"-c " + shlex.quote(asks)!r}: 1, "-c pass": 1}}
-sys.exit(plan.main(Path("list.txt"), ["."]))"""
-    done = subprocess.run([sys.executable, "-c", code_of], cwd=tmp_path, timeout=60,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    (tmp_path / "asks.py").write_text(asks)
+    (tmp_path / "list.txt").write_text("1: asks.py\n1: -c pass\n")
+    done = subprocess.run([sys.executable, SCRIPT, ".", "--plan", "list.txt"], cwd=tmp_path,
+                          timeout=60)  # fmt: skip
     assert done.returncode == code and (tmp_path / "saved").exists()
 
 
 def test_the_command_tells_what_is_left_and_how_it_ended(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(plan, "on_signals", lambda handler: None)
     (tmp_path / "list.txt").write_text("# a remark\n\n1: -c pass\n1: -c {seed}\n")
-    call = lambda *more: plan.main(tmp_path / "list.txt", [".", "--seeds", "0,x", *more])  # noqa: E731
+    call = lambda *more: plan.main([".", "--plan=list.txt", "--seeds", "0,x", *more])  # noqa: E731
     assert call("--dry-run") == 0 and not (tmp_path / "outputs").exists()
     assert capsys.readouterr().out == "python -c pass\npython -c 0\npython -c x\n"
     assert call("--minutes", "0") == 143 and "0 done, 0 stopped, 0 failed, 3 left" in (
@@ -232,16 +230,20 @@ def test_the_command_tells_what_is_left_and_how_it_ended(tmp_path, capsys, monke
 
 
 def test_what_has_ended_is_brought_back_in_one_small_file(ran, tmp_path, capsys):
-    assert plan.carry_on({"-c pass": 1}, tmp_path / "outputs/plan.json", 60) == {"-c pass": "done"}
+    assert plan.carry_on({"-c pass": 1}, tmp_path / "outputs/plan.json", 60) == ["done"]
     (line,) = (tmp_path / "outputs/runs.jsonl").read_text().splitlines()
     assert '"name":"digits-' in line and len(line) < 20_000
-    assert plan.carry_on({"-c 1": 1}, tmp_path / "nothing/plan.json", 60) == {"-c 1": "done"}
+    assert plan.carry_on({"-c 1": 1}, tmp_path / "nothing/plan.json", 60) == ["done"]
     assert "holds no run" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", ["ten: -c pass", "1: -c {jobs}", "-c pass"])
-def test_bad_input_is_refused(tmp_path, capsys, line):
-    (tmp_path / "list.txt").write_text(line)
-    assert plan.main(tmp_path / "list.txt", ["."]) == 2
-    assert "write `minutes: words`" in capsys.readouterr().err
-    assert plan.main(tmp_path / "none.txt", ["."]) == 2
+@pytest.mark.parametrize(("line", "told"), [
+    ("ten: -c pass", "'ten'"), ("1: -c {jobs}", "'jobs'"), ("-c pass", "'-c pass'"),
+])  # fmt: skip
+def test_bad_input_is_refused(tmp_path, capsys, line, told):
+    for name, why in (("list.txt", told), ("none.txt", "No such file")):
+        (tmp_path / "list.txt").write_text(line)
+        with pytest.raises(SystemExit) as end:
+            plan.main([".", "--plan", str(tmp_path / name)])
+        (error,) = capsys.readouterr().err.splitlines()
+        assert end.value.code == 2 and why in error and "write `minutes: words`" in error
