@@ -55,7 +55,7 @@ class Book:
 
     def measure(self, part: str, note: str, measurements: Measurements) -> None:
         """One table. Measurements are left when the time is over, or where they would take longer
-        than it is, by those before."""
+        than it is, by those before; of what is compiled and can't be there is a note."""
         self.say(f"\n## {part.capitalize()}\n\n{note}")
         rows = self.found[part] = list[Row]()
         head, slowest = list[str](), 0.0
@@ -67,7 +67,12 @@ class Book:
                 continue
             if not new:
                 stage(f"{part}: {key}")
-                new = [{"key": key, **row} for row in measured(key, work)]
+                try:
+                    new = [{"key": key, **row} for row in work()]
+                except Exception as error:  # torch's compiler raises many kinds
+                    if not key.endswith("compiled"):
+                        raise
+                    new = [{"key": key, "note": left_out(key, error)}]
                 slowest = max(slowest, (time.monotonic() - begun) / max(cost, 1))
             rows += new
             head = self._tell(new, head)
@@ -98,16 +103,6 @@ class Book:
         return 143 if self.left else 0
 
 
-def measured(key: str, work: Callable[[], list[Row]]) -> list[Row]:
-    """The rows; a note where what is compiled can't be."""
-    try:
-        return work()
-    except Exception as error:  # torch's compiler raises many kinds
-        if not key.endswith("compiled"):
-            raise
-        return [{"note": left_out(key, error)}]
-
-
 def left_out(what: str, error: Exception) -> str:
     """A line of what can't be timed; memory that runs out is raised again."""
     if is_out_of_memory(error):
@@ -124,9 +119,7 @@ def cell(value: Any) -> str:
 
 def digits(number: float) -> str:
     """Three of a number."""
-    if abs(number) >= 99.95:
-        return f"{number:,.0f}"
-    return f"{number:.3g}" if number else "0"
+    return f"{number:,.0f}" if abs(number) >= 99.95 else f"{number:.3g}"
 
 
 def line_of(head: list[str], cells: list[str]) -> str:

@@ -85,19 +85,19 @@ def spread_of(place: Path, dataset: str) -> tuple[float, str] | None:
     kinds: dict[str, dict[int, float]] = {}
     epochs: dict[str, float] = {}
     runs: list[Measured] = []
-    with suppress(Refused) if place.is_dir() else nullcontext():  # a folder may hold no run yet
-        runs = finished(place) if place.exists() else []
+    with nullcontext() if place.is_file() else suppress(Refused):  # no run may be there yet
+        runs = finished(place)
     for run in runs:
         random = any(alarm.name == "random" for alarm in run.result.alarms)
         if random or run.config["choices"].get("dataset") != dataset:
             continue
         first = next(iter(run.entries))[0]
-        robust = {attack: entry.accuracy for (which, attack), entry in run.entries.items()
-                  if which == first and attack != "clean"}  # fmt: skip
+        robust = [(entry.accuracy, attack) for (which, attack), entry in run.entries.items()
+                  if which == first and attack != "clean"]  # fmt: skip
         if robust:
-            worst = min(robust, key=lambda attack: robust[attack])
+            accuracy, worst = min(robust)
             key = json.dumps([run.decided, run.images, worst], sort_keys=True)
-            kinds.setdefault(key, {})[run.seed] = 100 * robust[worst]
+            kinds.setdefault(key, {})[run.seed] = 100 * accuracy
             epochs[key] = run.config["schedule"]["epochs"]
     groups = {key: [*seeds.values()] for key, seeds in kinds.items() if len(seeds) > 1}
     if not groups:

@@ -25,16 +25,17 @@ IMAGES, WIDTH = 4, 16  # of the batch and the network on which a method's work i
 class Counted(TorchDispatchMode):
     """Counts what runs within.
 
-    `each` has FLOP and bytes of each operation: multiplications and additions of products and
-    convolutions, by torch's formulas, and the tensors that it reads and writes. `now` are bytes of
-    storages that are alive and were made within, `most` the most that were; of `held` none counts.
-    Memory that a kernel takes for itself and gives back is not seen.
+    `each` has FLOP and bytes of each operation, `flop` and `bytes` are their sums: multiplications
+    and additions of products and convolutions, by torch's formulas, and the tensors that it reads
+    and writes. `now` are bytes of storages that are alive and were made within, `most` the most
+    that were; of `held` none counts. Memory that a kernel takes for itself and gives back is not
+    seen.
     """
 
     def __init__(self, held: Iterable[Tensor] = ()):
         super().__init__()
         self.each: list[tuple[int, int]] = []
-        self.now = self.most = 0
+        self.flop = self.bytes = self.now = self.most = 0
         self._known = WeakIdKeyDictionary({tensor.untyped_storage(): True for tensor in held})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -42,7 +43,9 @@ class Counted(TorchDispatchMode):
         if not func.is_view and not func.__name__.startswith(("empty", "new_empty")):
             formula = flop_registry.get(func._overloadpacket)
             flop = formula(*args, **(kwargs or {}), out_val=made) if formula else 0
-            self.each.append((flop, size_of((args, kwargs)) + size_of(made)))
+            moved = size_of((args, kwargs)) + size_of(made)
+            self.each.append((flop, moved))
+            self.flop, self.bytes = self.flop + flop, self.bytes + moved
         for storage in [t.untyped_storage() for t in tree_leaves(made) if isinstance(t, Tensor)]:
             if storage not in self._known:
                 self._known[storage] = True
@@ -53,14 +56,6 @@ class Counted(TorchDispatchMode):
     def _add(self, count: int) -> None:
         self.now += count
         self.most = max(self.most, self.now)
-
-    @property
-    def flop(self) -> int:
-        return sum(flop for flop, _ in self.each)
-
-    @property
-    def bytes(self) -> int:
-        return sum(moved for _, moved in self.each)
 
 
 def counted(call: Timed) -> Counted:

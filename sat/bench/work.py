@@ -117,8 +117,7 @@ def tried(case: Case) -> tuple[float, float]:
     key = json.dumps([*about, case.sizes.classes, *case.sizes.shape, str(case.device)])
     try:
         if key not in _TRIED:
-            small = Case(replace(spec, parts={**spec.parts, "schedule": schedule}))
-            _TRIED[key] = try_out(small, evaluated)
+            _TRIED[key] = try_out(Case(spec.bringing(schedule=schedule)), evaluated)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
