@@ -14,8 +14,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
 from sat.bench import benchmark, forecast
-from sat.bench.case import case_of
-from sat.bench.costs import without_images
+from sat.bench.case import Case, case_of
 from sat.config import CONF, check, composed, resolve
 
 SCRIPT = ROOT / "scripts/gpu_plan.py"
@@ -95,7 +94,7 @@ def test_every_slice_composes_and_ends_with_strong_within_eight_minutes():
 
 def test_the_speed_run_is_one_run_measured_in_three_ways():
     lines = (line for line in listed() if "experiment=speedrun" in line)
-    found = [without_images(composed(words[2:])) for words in lines]
+    found = [Case(composed(words[2:])).spec for words in lines]
     assert len({spec.hash for spec in found}) == 1 and found[0].schedule.epochs == 15
     attacks = [set(spec.evaluation.attacks) for spec in found]
     assert attacks == [{"pgd50_10"}, {"pgd20"}, {"strong"}]

@@ -14,7 +14,7 @@ from sat.acceleration.device import find_device
 from sat.attacks import Clean
 from sat.bench.costs import Cost, build, cost_of
 from sat.config import Spec, composed
-from sat.data.sizes import Sizes, sizes_of
+from sat.data.sizes import Sizes, is_known, sizes_of
 from sat.errors import Refused, refusing
 from sat.models import Classifier
 from sat.objectives import Method
@@ -40,6 +40,8 @@ class Case:
     def __post_init__(self) -> None:
         if self.spec.evaluate is not None:
             raise Refused(f"evaluate={self.spec.evaluate}: trains nothing that could be timed")
+        if is_known(self.spec.dataset):  # its folder is not here: the hash is not of its images
+            vars(self.spec)["fingerprint"] = None
 
     @cached_property
     def sizes(self) -> Sizes:

@@ -1,7 +1,7 @@
 """What a network costs, counted on a model without weights: nothing is computed."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from sat.activations.surrogate import phase, phased
 from sat.activations.swap import swap_activations
 from sat.bench.counting import Counted, size_of
 from sat.config import Spec, check
-from sat.data.sizes import Sizes, is_known
+from sat.data.sizes import Sizes
 from sat.errors import Refused, refusing
 from sat.models import Classifier
 from sat.models.weights import without_weights
@@ -55,15 +55,6 @@ def build(spec: Spec, sizes: Sizes, device: str) -> Classifier:
         with refusing("schedule."):
             recompute(net)
     return net
-
-
-def without_images(spec: Spec) -> Spec:
-    """The spec itself; where a published set's folder is not here, one whose hash is not of its
-    images."""
-    if is_known(spec.parts["dataset"]):
-        spec = replace(spec)
-        vars(spec)["fingerprint"] = None
-    return spec
 
 
 _COSTS: dict[str, Cost] = {}

@@ -60,13 +60,18 @@ class Job:
 def forecast(job: Job, spec: config.Spec, own: Namespace) -> None:
     """Fills in what is told of a run."""
     from sat.bench.case import Case
-    from sat.bench.costs import without_images
-    from sat.bench.work import work_of
+    from sat.bench.work import tried, work_of
 
     screen.stage("counting, and trying the network on this machine")
-    job.case = case = Case(without_images(spec))
+    job.case = case = Case(spec)
     sizes, cost, work, schedule = case.sizes, case.cost, work_of(case), spec.schedule
-    precision, rates, job.note = rates_of(case, own)
+    rates, supposed = own.tflops, "bf16" if own.tflops else "fp32"
+    precision = supposed if schedule.precision == "auto" else schedule.precision
+    if not own.tflops:
+        try:
+            rates, precision = tried(case), case.choices["precision"]
+        except ValueError as error:
+            job.note = f"{error}; --tflops X tells a time"
     job.seconds = rates and work.seconds(2 * cost.multiply_adds, rates)
     count, size = tqdm.format_sizeof, partial(tqdm.format_sizeof, suffix="iB", divisor=1024)
     fixed, image = cost.fixed(schedule, precision), cost.beside(1, precision)
@@ -88,19 +93,6 @@ def forecast(job: Job, spec: config.Spec, own: Namespace) -> None:
         "activations": size(-(-schedule.batch_size // schedule.parts) * image),
         f"batch in {', '.join(map(str, GIB))} GiB": " ".join(f"{number:,.0f}" for number in most),
     }
-
-
-def rates_of(case: Any, own: Namespace) -> tuple[str, tuple[float, float] | None, str]:
-    """The precision of the training; TFLOP/s of it and of the evaluation; why they aren't known."""
-    from sat.bench.work import tried
-
-    asked = case.spec.schedule.precision
-    if own.tflops:
-        return "bf16" if asked == "auto" else asked, own.tflops, ""
-    try:
-        return case.choices["precision"], tried(case), ""
-    except ValueError as error:
-        return "fp32" if asked == "auto" else asked, None, f"{error}; --tflops X tells a time"
 
 
 # what is printed ------------------------------------------------------------------------------

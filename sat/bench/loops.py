@@ -55,8 +55,7 @@ def theirs(case: Case, name: str, attack: Callable[[nn.Module, int, Tensor, Tens
         F.cross_entropy(model(x_adv), y).backward()
         optimizer.step()
 
-    choices = {"precision": "fp32", "compile": False, "graph": False}
-    return Loop(name, step, choices | plain())
+    return Loop(name, step, {"precision": "fp32", "compile": False, "graph": False, **plain()})
 
 
 def published(case: Case) -> Loop:
@@ -83,11 +82,10 @@ def torchattacks(case: Case) -> Loop:
     """`torchattacks.PGD` in a plain float32 loop. Raises ImportError where it isn't installed."""
     from torchattacks import PGD
 
-    own = case.spec.attack
-
     @cache
     def pgd(model: nn.Module, k: int) -> Any:
-        sizes = {"eps": own.eps / 255, "alpha": case.pgd(k).step_size / 255}
+        own = case.pgd(k)
+        sizes = {"eps": own.eps / 255, "alpha": own.step_size / 255}
         return PGD(model, **sizes, steps=k, random_start=own.start == "uniform")
 
     return theirs(case, "torchattacks", lambda model, k, x, y: pgd(model, k)(x, y))
