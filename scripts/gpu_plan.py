@@ -51,7 +51,7 @@ def arguments(given: list[str] | None = None) -> Namespace:
             for seed in own.seeds.split(",")
             for minutes, _, words in lines
         }
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, LookupError, ValueError) as error:
         wanted = "write `minutes: words`, with {data} {out} {seed}"
         parser.error(f"--plan {own.list}: {error}; {wanted}")
     return own

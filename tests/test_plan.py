@@ -238,6 +238,7 @@ def test_what_has_ended_is_brought_back_in_one_small_file(ran, tmp_path, capsys)
 
 @pytest.mark.parametrize(("line", "told"), [
     ("ten: -c pass", "'ten'"), ("1: -c {jobs}", "'jobs'"), ("-c pass", "'-c pass'"),
+    ("1: -c {}", "index 0"),
 ])  # fmt: skip
 def test_bad_input_is_refused(tmp_path, capsys, line, told):
     for name, why in (("list.txt", told), ("none.txt", "No such file")):
