@@ -22,6 +22,7 @@ from sat.attacks import (
     Square,
     losses,
 )  # fmt: skip
+from sat.attacks.ball import Ball
 from sat.attacks.base import Loose, resolved
 from sat.errors import Refused
 from sat.rng import RowRng, seed_of
@@ -172,6 +173,28 @@ def test_closed_form_on_a_linear_model(norm):
     direction = w.sign() if norm == "linf" else w / w.norm()
     expected = 0.5 - eps / 255 * direction
     assert (x_adv.flatten(1) - expected).abs().max() < (1e-6 if norm == "linf" else 1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-110, 2.0**-140, 2.0**125])
+def test_the_steepest_way_in_l2_has_length_1_however_small_the_gradient(scale):
+    gradient = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    way = Ball(0.5, "l2").steepest(gradient * scale)
+    torch.testing.assert_close(way.flatten(1).norm(dim=1), torch.ones(6))
+    if scale != 2.0**-140:  # which rounds the gradient itself
+        assert torch.equal(way, gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+    assert not Ball(0.5, "l2").steepest(0 * gradient).any()
+
+
+@pytest.mark.parametrize("attack", [PGD("0.5/1", 20, norm="l2"), APGD("0.5/1", 20, norm="l2")])
+def test_a_margin_of_60_stops_no_attack_in_l2(attack):
+    """Each image is 0.4 from the boundary, and cross-entropy's gradient is of size 1e-26."""
+    way = F.normalize(torch.randn(1, 48, generator=torch.Generator().manual_seed(1)))
+    steep, x, y = nn.Linear(48, 2), torch.full((4, 3, 4, 4), 0.5), torch.zeros(4, dtype=torch.long)
+    with torch.no_grad():
+        steep.weight.copy_(torch.cat([way, -way]) * 30 / 0.4)
+        steep.bias += torch.tensor([30.0, -30.0]) - steep(x[0].flatten())
+    net = nn.Sequential(nn.Flatten(), steep)
+    assert (net(x).argmax(1) == y).all() and (net(attack(net, x, y)).argmax(1) != y).all()
 
 
 def test_the_start_fills_the_ball():

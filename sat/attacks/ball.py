@@ -52,7 +52,11 @@ class Ball:
         if self.norm == "linf":
             return gradient.sign()
         if self.norm == "l2":
-            return gradient / self.size(gradient)
+            # Where a softmax saturates its gradient's squares are 0; a power of two moves no bit.
+            largest = gradient.flatten(1).abs().amax(1).clamp_min_(torch.finfo(gradient.dtype).tiny)
+            scale = largest / (2 * torch.frexp(largest).mantissa)
+            scaled = gradient / scale.view(-1, 1, 1, 1)
+            return scaled / self.size(scaled)
         if entries is None:
             count = math.prod(gradient.shape[1:])
             entries = torch.full(
