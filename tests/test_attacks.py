@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -377,6 +378,21 @@ def test_a_loss_is_its_formula(name):
     expected = [by_hand(name, *row) for row in zip(z.tolist(), y.tolist(), clean.tolist(),
                                                    strict=True)]  # fmt: skip
     assert values.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_smoothed_cross_entropy_is_torchs_to_the_bit():
+    """Trainings have measured by it."""
+    z, y = (
+        4 * torch.randn(64, 10, generator=torch.Generator().manual_seed(5)),
+        torch.arange(64) % 10,
+    )
+    smooth = {"label_smoothing": 0.1}
+    z.requires_grad_()
+    (own, grad), (torchs, torchs_grad) = (
+        (values := loss(z, y, **smooth), torch.autograd.grad(values.sum(), z)[0])
+        for loss in (losses.ce, partial(F.cross_entropy, reduction="none"))
+    )
+    assert torch.equal(own, torchs) and torch.equal(grad, torchs_grad)
 
 
 def linear(classes: int = 6) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from conftest import small_network, trained_on_digits
 from torch import nn
 
-from sat.attacks import PGD, AutoAttack, Clean, FastAutoAttack, ensemble, patience
+from sat.attacks import APGD, PGD, AutoAttack, Clean, FastAutoAttack, ensemble, patience
 from sat.attacks.apgd import APGDSearch
 from sat.attacks.ball import Ball
 from sat.attacks.coarse import COARSE, Tap, repeated, share_repeated
@@ -166,6 +166,25 @@ def test_classes_that_are_masked_change_no_verdict(digits, value, norm, eps):
     under = attack.verdicts(After(model, partial(masked, value)), x, y)
     assert (under != WRONG).all() and 8 < (alone == STANDS).sum() < 52
     assert torch.equal(alone == STANDS, under == STANDS)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(1.6 * EPS, 10, loss="kl", keep="best"),
+        PGD(1.6 * EPS, 10, label_smoothing=0.1, keep="best"),
+        APGD(1.6 * EPS, 10, loss="kl"),
+        APGD(1.6 * EPS, 10, label_smoothing=0.1),
+    ],
+)
+def test_what_masked_classes_say_hides_no_point_of_the_highest_loss(digits, attack):
+    """It was no number, or infinite everywhere, and the attack gave its start."""
+    model, x, y = digits
+    found = [
+        measure(net, x, y, attack).robust
+        for net in (After(model, lambda z, x: z[:, :6]), After(model, partial(masked, -INF)))
+    ]
+    assert torch.equal(*found) and 0 < found[0].sum() < 58
 
 
 @pytest.mark.parametrize("value", [-1e6, -INF])

@@ -22,14 +22,20 @@ TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def ce(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy."""
-    return F.cross_entropy(logits, y, reduction="none", label_smoothing=label_smoothing)
+    """Cross-entropy; labels are smoothed over the classes that no logit of -inf masks."""
+    if not label_smoothing or y.ndim > 1:
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=label_smoothing)
+    here, masked = F.log_softmax(logits, 1), logits == -torch.inf
+    share = (label_smoothing / (~masked).sum(1).double()).to(here)
+    others = -here.masked_fill(masked, 0.0).sum(1)
+    return (1 - label_smoothing) * F.nll_loss(here, y, reduction="none") + others * share
 
 
 def kl(logits: Tensor, clean: Tensor) -> Tensor:
-    """KL divergence from the clean images' log-probabilities [B, K] (TRADES, Zhang et al. 2019)."""
-    here = F.log_softmax(logits, 1)
-    return F.kl_div(here, clean, reduction="none", log_target=True).sum(1)
+    """KL divergence from the clean images' log-probabilities [B, K] (TRADES, Zhang et al. 2019); a
+    class that was impossible adds nothing, where 0 * inf would be no number."""
+    apart = F.kl_div(F.log_softmax(logits, 1), clean, reduction="none", log_target=True)
+    return apart.masked_fill(clean == -torch.inf, 0.0).sum(1)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
