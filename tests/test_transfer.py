@@ -10,7 +10,7 @@ import torch
 from conftest import small_network, trained_on_digits
 from torch import nn
 
-from sat.attacks import PGD, Transfer, transfer
+from sat.attacks import PGD, FastAutoAttack, Transfer, transfer
 from sat.attacks.outcomes import AttackOutcomes
 from sat.errors import Refused
 from sat.evaluation.settings import Evaluation
@@ -61,6 +61,17 @@ def test_a_network_for_other_images_is_refused(networks, monkeypatch):
         monkeypatch.setattr(transfer, "_loaded", lambda *where, other=other: other)
         with pytest.raises(Refused, match="evaluation.source=outputs/run-1: is a network for"):
             verdicts(crafted(), model, x, y)
+
+
+def test_an_ensemble_makes_no_images_for_others(ran):
+    """Its images are clean ones wherever the network that it was run on stands."""
+    strong = FastAutoAttack(25)
+    for method in (strong, crafted()):
+        with pytest.raises(ValueError, match=f"^method={type(method).__name__}: .*plain attack"):
+            Transfer(method, "run-1", "ab", "outputs/run-1")
+    for source in (str(ran.run), f"{ran.run.parent}/*"):
+        with pytest.raises(ValueError, match="^attacks.strong=FastAutoAttack: .*plain attack"):
+            Evaluation(attacks={"pgd": PGD5, "strong": strong}, source=source)
 
 
 def test_the_weights_decide_and_their_place_does_not():

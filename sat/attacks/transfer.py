@@ -46,6 +46,7 @@ class Transfer(Ensemble):
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_method("method", self.method)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -108,6 +109,17 @@ class Transfer(Ensemble):
         raise Refused(
             f"evaluation.source={self.place}: is a network for other images or classes than those"
             " that are measured; name a run on the same data set"
+        )
+
+
+def check_method(key: str, method: Any) -> None:
+    """Raises ValueError, which begins with the key, for an attack whose images can't be shown to
+    another network."""
+    if isinstance(method, Ensemble):
+        raise ValueError(
+            f"{key}={type(method).__name__}: leaves an image as it is that stands on the network"
+            " where it is made, and the other would be shown clean ones; write a plain attack, PGD"
+            " or APGD (evaluation=transfer)"
         )
 
 

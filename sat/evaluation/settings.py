@@ -9,7 +9,7 @@ from sat.arguments import check_choices, check_range
 from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble, MinimalNorm
 from sat.attacks.base import Loose, Replayed, Several, check_fields
 from sat.attacks.quick import is_quick
-from sat.attacks.transfer import Transfer, transfers
+from sat.attacks.transfer import Transfer, check_method, transfers
 from sat.identity import Settings, settings_of
 from sat.rundir.result import CHECKPOINTS, CLEAN, CORRUPTIONS, WORST, Chosen
 
@@ -101,6 +101,8 @@ class Evaluation:
 
     def _transferred(self, source: str) -> dict[str, Any]:
         """The attacks, on the network of each run that `source` names."""
+        for name, attack in self.attacks.items():
+            check_method(f"attacks.{name}", attack)
         return {
             f"{name}_{run}": transfer
             for name, attack in self.attacks.items()
