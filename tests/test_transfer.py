@@ -14,6 +14,7 @@ from sat.attacks import PGD, FastAutoAttack, Transfer, transfer
 from sat.attacks.outcomes import AttackOutcomes
 from sat.errors import Refused
 from sat.evaluation.settings import Evaluation
+from sat.evaluation.views import views
 from sat.report import transfer as report
 from sat.rng import RowRng
 from sat.rundir.result import RunResult
@@ -72,6 +73,14 @@ def test_an_ensemble_makes_no_images_for_others(ran):
     for source in (str(ran.run), f"{ran.run.parent}/*"):
         with pytest.raises(ValueError, match="^attacks.strong=FastAutoAttack: .*plain attack"):
             Evaluation(attacks={"pgd": PGD5, "strong": strong}, source=source)
+
+
+def test_a_small_ball_keeps_its_unit(networks):
+    """A bare 0.25 is refused, where an attack is made of it."""
+    model, _, x, y = networks
+    small = Transfer(PGD("0.25/255", 2), "run-1", "ab", "outputs/run-1")
+    shown = views(model, x[:8], y[:8], torch.arange(8), small, "0123456789")
+    assert "eps 0.25/255" in shown.attack and (shown.x_adv - x[:8]).abs().max() < 1e-3
 
 
 def test_the_weights_decide_and_their_place_does_not():

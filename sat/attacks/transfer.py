@@ -53,8 +53,8 @@ class Transfer(Ensemble):
         return ("transfer",)
 
     @property
-    def eps(self) -> float:
-        return float(self.method.eps)
+    def eps(self) -> Any:
+        return self.method.eps
 
     @property
     def norm(self) -> Any:
