@@ -170,6 +170,18 @@ def test_a_killed_evaluation_goes_on(digits, tmp_path, attack, after, monkeypatc
         quick(model, x, y, state=tmp_path / "junk.npz")
 
 
+def test_a_state_is_gone_on_with_in_batches_of_another_size(digits, plain, tmp_path):
+    """Also one whose file tells the usual size, as those of before do."""
+    path = tmp_path / "state"
+    quick(*digits, state=path)
+    with np.load(path) as kept:
+        assert json.loads(str(kept["attack"]))["batch_size"] == "auto"
+    again = quick(*digits, batch_size=20, state=path)
+    assert torch.equal(again.standing, plain.standing) and again.attack["batch_size"] == 20
+    with pytest.raises(ValueError, match="is of another attack"):
+        quick(*digits, batch_size=20, state=path, seed=1)
+
+
 def test_a_state_is_not_taken_for_that_of_another_model(digits, tmp_path):
     """What normalises keeps no tensors, and a function nothing that could be compared."""
     model, x, y = digits

@@ -30,6 +30,7 @@ from sat.evaluation.settings import check_attack
 from sat.evaluation.state import State, writing
 from sat.evaluation.store import digest_of
 from sat.evaluation.union import shares_by_class, union
+from sat.identity import counts, defaults
 from sat.loggers import screen
 from sat.loggers.screen import percent, table
 from sat.models.foreign import NO_GRADIENT, Foreign, adopt, as_images, has_gradient, resting
@@ -215,7 +216,8 @@ def evaluate(
         rng = RowRng(seed_of(asked.seed, "evaluation", 0), torch.arange(len(x), device=device))
         with float32(net):
             if asked.state is not None:
-                kept.follow(Path(asked.state), *_identity(net, x, model, images, labels, settings))
+                deciding = _deciding(attack, settings)
+                kept.follow(Path(asked.state), *_identity(net, x, model, images, labels, deciding))
             with _told(kept, name):
                 for rows in _chunks(x):
                     part, own = kept.outcomes.part(rows), x[rows].to(device)
@@ -321,6 +323,12 @@ def _chunks(x: Tensor) -> Iterator[slice]:
 
 def _settings(attack: Any, name: str, seed: int) -> dict[str, Any]:
     return {"name": name, **json.loads(json.dumps(asdict(attack), default=str)), "seed": seed}
+
+
+def _deciding(attack: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with those that move no number at their default, whatever they are."""
+    kind, usual = type(attack), defaults(type(attack))
+    return settings | {key: usual.get(key) for key in settings if not counts(kind, key, settings)}
 
 
 def _result(outcomes: AttackOutcomes, labels: Tensor, checks: MaskingChecks | None) -> Robustness:
