@@ -3,6 +3,7 @@ model, and `sat.evaluate` measures any network."""
 
 import re
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -64,3 +65,10 @@ def evaluate(model, images, labels, eps=8, norm="linf", attack="strong", **optio
     from sat.evaluation.robustness import evaluate
 
     return evaluate(model, images, labels, eps, norm, attack, **options)
+
+
+def __getattr__(name):
+    """`sat.attacks`, which imports torch, when it is first asked for."""
+    if name == "attacks":
+        return import_module("sat.attacks")
+    raise AttributeError(f"module 'sat' has no attribute {name!r}")

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import re
+import subprocess
 import sys
 import threading
 from copy import deepcopy
@@ -338,6 +339,7 @@ def exported(net, **dynamic):
 
 KINDS = {
     "a function": lambda net: lambda x: net(x),
+    "that squeezes": lambda net: lambda x: net(x).squeeze(),
     "that changes its images": lambda net: lambda x: net(2 * x.mul_(0.5)),
     "a module that changes its images": lambda net: Halving(net),
     "pruned": pruned,
@@ -380,6 +382,32 @@ def test_flat_images(digits, plain):
     assert torch.equal(found.standing, plain.standing)
     assert torch.equal(found.adversarial, plain.adversarial.flatten(1))
     assert as_images(torch.zeros(2, 12)).shape == (2, 1, 3, 4)
+
+
+def test_images_of_inference_mode(digits, plain):
+    model, x, y = digits
+    with torch.inference_mode():
+        x, y = x.clone(), y.clone()
+    found = quick(model, x, y)
+    assert torch.equal(found.standing, plain.standing)
+    assert torch.equal(found.adversarial, plain.adversarial)
+
+
+def test_a_sparse_buffer_is_told_from_another(digits, tmp_path):
+    model, asked = copied(digits[0]), {"attack": PGD(EPS, 1), "state": tmp_path / "state"}
+    model.register_buffer("mask", torch.eye(3).to_sparse())
+    once = quick(model, *digits[1:], **asked)
+    assert torch.equal(quick(model, *digits[1:], **asked).standing, once.standing)
+    model.mask = torch.eye(3).flip(0).to_sparse()
+    with pytest.raises(ValueError, match="is of another model"):
+        quick(model, *digits[1:], **asked)
+
+
+def test_attacks_come_with_the_package():
+    """As the documents write them; a process that has measured nothing yet has not loaded them."""
+    code = "import sat; print(sat.attacks.FastAutoAttack(8).eps); sat.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "8.0\n" and "module 'sat' has no attribute 'nothing'" in done.stderr
 
 
 def test_a_network_without_gradient_is_measured_by_square_alone(digits):

@@ -310,6 +310,35 @@ def test_a_part_that_autocast_leaves_alone_is_left_alone_by_the_search():
     assert network.low.autocast is torch.bfloat16
 
 
+class OnlyFloat32(nn.Module):
+    """A network of somebody else, which knows of no other."""
+
+    autocast = None
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x):
+        with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
+            logits = self.net(x)
+        assert logits.dtype == torch.float32, "fewer bits than I can take"
+        return logits
+
+
+def test_a_network_that_takes_no_fewer_bits_is_searched_in_float32():
+    model, x = OnlyFloat32().eval().requires_grad_(False), torch.rand(4, 1, 8, 8)
+    network = Network(model, torch.bfloat16, x, Ball(8 / 255, "linf"))
+    assert network.low is network.fast and network.near == 0.0
+
+
+def test_the_search_takes_fewer_bits_under_no_grad_too():
+    x, ball = torch.rand(4, 1, 8, 8), Ball(8 / 255, "linf")
+    with torch.no_grad():
+        network = Network(ExactHead().eval().requires_grad_(False), torch.bfloat16, x, ball)
+    assert network.low is not network.fast and network.near > 0
+
+
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_few_classes(digits, classes):
     """Fewer targets than nine, and no third or fourth logit to scale with."""

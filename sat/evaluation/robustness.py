@@ -203,12 +203,12 @@ def evaluate(
         return _in_each(model, images, labels, eps, attack, options)
     began, asked = time.monotonic(), Options.of(options)
     attack, name = _attack(attack, eps, norm, asked.batch_size)
-    labels = _checked(images, labels)
+    images, labels = _checked(images, labels)
     held = [model.parameters(), model.buffers()] if isinstance(model, nn.Module) else []
     device = next(chain(*held), images).device
     with screen.showing(asked.progress, "looking at the network"), resting(model):
         net = adopt(model, images, device).eval()
-        x, y = as_images(images.detach()), labels.to(device)
+        x, y = as_images(images), labels.to(device)
         _check_classes(net, x, y, attack)
         ensemble = ensemble_of(attack, 1, asked.batch_size or 256)
         kept = State(AttackOutcomes.new(ensemble.names, len(x)))
@@ -216,8 +216,8 @@ def evaluate(
         rng = RowRng(seed_of(asked.seed, "evaluation", 0), torch.arange(len(x), device=device))
         with float32(net):
             if asked.state is not None:
-                deciding = _deciding(attack, settings)
-                kept.follow(Path(asked.state), *_identity(net, x, model, images, labels, deciding))
+                told = _deciding(attack, settings)
+                kept.follow(Path(asked.state), *_identity(net, x, labels, model, told))
             with _told(kept, name):
                 for rows in _chunks(x):
                     part, own = kept.outcomes.part(rows), x[rows].to(device)
@@ -264,8 +264,9 @@ def _attack(attack: Any, eps: float | str, norm: str, batch_size: int | None) ->
     return attack, name
 
 
-def _checked(images: Any, labels: Any) -> Tensor:
-    """The labels, int64. Raises ValueError for images or labels that are none."""
+def _checked(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """The images without a gradient, and the labels, int64, both free of `inference_mode`. Raises
+    ValueError for images or labels that are none."""
     if not isinstance(images, Tensor) or images.ndim not in (2, 4) or not images.numel():
         kind = "" if isinstance(images, Tensor) else f"{type(images).__name__} "
         what = f"{kind}{list(getattr(images, 'shape', []))}"
@@ -291,7 +292,8 @@ def _checked(images: Any, labels: Any) -> Tensor:
         raise ValueError(f"labels: {type(labels).__name__}, no numbers; {wanted}") from None
     if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"labels: {labels.dtype} {list(labels.shape)}; {wanted}")
-    return labels.long()
+    images, labels = images.detach(), labels.long()
+    return tuple(part.clone() if part.is_inference() else part for part in (images, labels))
 
 
 @torch.no_grad()
@@ -351,12 +353,12 @@ def _result(outcomes: AttackOutcomes, labels: Tensor, checks: MaskingChecks | No
 
 @torch.no_grad()
 def _identity(
-    net: Foreign, x: Tensor, model: Any, images: Tensor, labels: Tensor, settings: dict[str, Any]
+    net: Foreign, x: Tensor, labels: Tensor, model: Any, settings: dict[str, Any]
 ) -> tuple[dict[str, str], Tensor]:
     """What an evaluation is of. Of a model these are its weights; what else it does, and all that a
     function does, is told by its logits of a few images: none of one that gives others each time.
     """
-    pixels = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes())
+    pixels = hashlib.sha256(x.cpu().contiguous().numpy().tobytes())
     pixels.update(labels.cpu().numpy().tobytes())
     weights = digest_of(model.state_dict()) if isinstance(model, nn.Module) else "a function"
     few = x[:8].to(net.place.device)

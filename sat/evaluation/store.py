@@ -232,6 +232,8 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
     """Eight hex digits of the tensors of a state dict."""
     digest = hashlib.sha256()
     for key in sorted(key for key, value in weights.items() if isinstance(value, Tensor)):
+        value = weights[key].detach().cpu()
+        value = value if value.layout is torch.strided else value.to_dense()
         digest.update(key.encode())
-        digest.update(weights[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:8]

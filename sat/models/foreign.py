@@ -91,6 +91,8 @@ class Foreign(nn.Module):
             logits = self.function(x)
         if not isinstance(logits, Tensor):
             raise NoLogits(logits)
+        if logits.ndim == 1 and len(x) == 1:  # of a function that squeezes what it gives
+            logits = logits[None]
         return logits.float()
 
     def __deepcopy__(self, memo: dict) -> "Foreign":
