@@ -19,7 +19,9 @@ from torch import nn
 
 import sat
 from sat.attacks import PGD, FastAutoAttack
+from sat.attacks.base import input_gradient
 from sat.attacks.square import SquareSearch
+from sat.evaluation.masking_checks import InParts
 from sat.loggers import screen
 from sat.models.foreign import Foreign, as_images
 from sat.rundir.checkpoint import Unwritable
@@ -125,6 +127,29 @@ def test_a_network_with_masked_gradients_is_doubted(digits):
     honest = sat.evaluate(model, x, y, EPS, attack="pgd20", masking_checks=40, progress=False)
     assert honest.masking_checks.images == 30 and "saturated" not in str(honest)
     assert honest.attack["name"] == "pgd20"
+
+
+def test_the_checks_ask_no_more_images_at_once_than_may_be(digits):
+    model, x, y = digits
+    whole = quick(model, x, y, attack=PGD(EPS, 3), masking_checks=40).masking_checks
+    asked = {False: set(), True: set()}  # without and with a gradient
+
+    def counting(images):
+        asked[images.requires_grad].add(len(images))
+        return model(images)
+
+    for size, most in ((9, 9), (2, 8)):
+        found = quick(counting, x, y, attack=PGD(EPS, 3), masking_checks=40, batch_size=size)
+        assert found.masking_checks.curve == whole.curve
+        assert found.masking_checks.alarms == whole.alarms
+        assert [max(sizes) for sizes in asked.values()] == [most, most]
+        asked = {kind: set() for kind in asked}
+
+
+def test_the_gradient_of_a_network_in_parts_is_its_own(digits):
+    model, x, y = digits
+    gradients = [input_gradient(net, x, y) for net in (model, InParts(model, 9))]
+    torch.testing.assert_close(*gradients)
 
 
 class Killed(Exception):

@@ -21,7 +21,7 @@ from sat.distributed import World
 from sat.errors import Refused
 from sat.evaluation import corruptions
 from sat.evaluation.corruptions import CorruptionStore
-from sat.evaluation.masking_checks import masking_checks
+from sat.evaluation.masking_checks import InParts, masking_checks
 from sat.evaluation.measure import by_class, joined, measure, share
 from sat.evaluation.store import Measurement, OutcomeStore, digest_of
 from sat.evaluation.views import Views, views
@@ -229,7 +229,8 @@ class Evaluator:
             robust = outcomes.robust[rows].to(x.device)[known]
         self.model.eval()
         with float32(self.model):
-            found = masking_checks(self.model, x[known], y[known], attack, rng, robust)
+            model = InParts(self.model, evaluation.batch_size)
+            found = masking_checks(model, x[known], y[known], attack, rng, robust)
         at = {"attack": name, "asked": evaluation.masking_checks, "subset": evaluation.subset}
         self.checked[self.weights] = found = replace(found, **at)
         return found

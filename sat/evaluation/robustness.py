@@ -23,8 +23,8 @@ from sat.attacks.outcomes import RANDOM, AttackOutcomes, Ensemble, varies
 from sat.attacks.series import ensemble_of
 from sat.config import SYNONYMS, nearest
 from sat.evaluation.alarm import Alarm
+from sat.evaluation.masking_checks import InParts, square_alarm
 from sat.evaluation.masking_checks import masking_checks as look_for_masking
-from sat.evaluation.masking_checks import square_alarm
 from sat.evaluation.measure import accuracy
 from sat.evaluation.settings import check_attack
 from sat.evaluation.state import State, writing
@@ -204,29 +204,28 @@ def evaluate(
     began, asked = time.monotonic(), Options.of(options)
     attack, name = _attack(attack, eps, norm, asked.batch_size)
     images, labels = _checked(images, labels)
-    held = [model.parameters(), model.buffers()] if isinstance(model, nn.Module) else []
-    device = next(chain(*held), images).device
+    device, size = _device(model, images), asked.batch_size or 256
     with screen.showing(asked.progress, "looking at the network"), resting(model):
         net = adopt(model, images, device).eval()
         x, y = as_images(images), labels.to(device)
         _check_classes(net, x, y, attack)
-        ensemble = ensemble_of(attack, 1, asked.batch_size or 256)
+        ensemble = ensemble_of(attack, 1, size)
         kept = State(AttackOutcomes.new(ensemble.names, len(x)))
         settings = _settings(attack, name, asked.seed)
         rng = RowRng(seed_of(asked.seed, "evaluation", 0), torch.arange(len(x), device=device))
         with float32(net):
             if asked.state is not None:
-                told = _deciding(attack, settings)
-                kept.follow(Path(asked.state), *_identity(net, x, labels, model, told))
+                kept.follow(Path(asked.state), *_identity(net, x, labels, model, attack, settings))
             with _told(kept, name):
+                kept.outcomes.survey(net, x, y, device, size)
                 for rows in _chunks(x):
                     part, own = kept.outcomes.part(rows), x[rows].to(device)
-                    part.survey(net, own, y[rows], batch_size=asked.batch_size or 256)
                     ensemble.run(net, own, y[rows], rng[rows], part)
             checks = None
             if every := asked.masking_checks and -(-len(x) // asked.masking_checks):
                 few, stands = x[::every].to(device), kept.outcomes.robust[::every].to(device)
-                checks = look_for_masking(net, few, y[::every], attack, rng[::every], stands)
+                parts = InParts(net, size)
+                checks = look_for_masking(parts, few, y[::every], attack, rng[::every], stands)
     return replace(
         _result(kept.outcomes, labels.cpu(), checks), adversarial=kept.images(images),
         attack=settings, seconds=round(kept.before + time.monotonic() - began, 3),
@@ -247,6 +246,11 @@ def _in_each(
         own = {} if state is None else {"state": f"{state}.{norm}"}
         found[norm] = evaluate(model, images, labels, eps, norm, attack, **options | own)
     return union(found, torch.as_tensor(labels).cpu())
+
+
+def _device(model: Any, images: Tensor) -> torch.device:
+    held = [model.parameters(), model.buffers()] if isinstance(model, nn.Module) else []
+    return next(chain(*held), images).device
 
 
 def _attack(attack: Any, eps: float | str, norm: str, batch_size: int | None) -> tuple[Any, str]:
@@ -353,7 +357,7 @@ def _result(outcomes: AttackOutcomes, labels: Tensor, checks: MaskingChecks | No
 
 @torch.no_grad()
 def _identity(
-    net: Foreign, x: Tensor, labels: Tensor, model: Any, settings: dict[str, Any]
+    net: Foreign, x: Tensor, labels: Tensor, model: Any, attack: Any, settings: dict[str, Any]
 ) -> tuple[dict[str, str], Tensor]:
     """What an evaluation is of. Of a model these are its weights; what else it does, and all that a
     function does, is told by its logits of a few images: none of one that gives others each time.
@@ -363,7 +367,8 @@ def _identity(
     weights = digest_of(model.state_dict()) if isinstance(model, nn.Module) else "a function"
     few = x[:8].to(net.place.device)
     answers = torch.empty(0) if varies(net, few) > RANDOM else net(few).cpu()
-    of = {"attack": json.dumps(settings), "model": weights, "images": pixels.hexdigest()}
+    deciding = json.dumps(_deciding(attack, settings))
+    of = {"attack": deciding, "model": weights, "images": pixels.hexdigest()}
     return of, answers
 
 
