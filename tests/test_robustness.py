@@ -152,6 +152,18 @@ def test_the_gradient_of_a_network_in_parts_is_its_own(digits):
     torch.testing.assert_close(*gradients)
 
 
+def test_parts_of_a_large_set_are_searched_alike(digits, monkeypatch, caplog):
+    """By its first images, whatever is true of those of a part."""
+    model, x, y = digits
+    x = x.clone()
+    x[:, 0, 0, 0] = (torch.arange(60) >= 8).float()
+    late = lambda x: torch.where(x[:, 0, 0, 0, None] > 0.5, model(x).round(), model(x))  # noqa: E731
+    whole = quick(late, x, y)
+    monkeypatch.setattr("sat.evaluation.robustness.CHUNK", 20 * x[0].numel() * 4)
+    with caplog.at_level("WARNING", "sat"):
+        assert torch.equal(quick(late, x, y).standing, whole.standing) and not caplog.text
+
+
 class Killed(Exception):
     pass
 

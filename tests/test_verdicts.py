@@ -34,6 +34,7 @@ from sat.attacks.series import ensemble_of
 from sat.attacks.square import SquareSearch
 from sat.attacks.targets import ranked
 from sat.errors import Refused
+from sat.evaluation.measure import for_all
 from sat.evaluation.measure import measure as measured
 from sat.rng import RowRng
 
@@ -246,6 +247,32 @@ def test_an_image_that_falls_falls_when_its_logits_are_rounded(digits, name, cap
     assert seen in caplog.text and 8 < plain.sum() < 52
     # Where a logit and the label's round to one number the image is wrong, so no more can stand.
     assert (found & ~plain).sum() <= 1 and found.sum() <= (plain & clean).sum() + 1
+
+
+class Listed:
+    """A split of images in memory."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def stream(self, batches):
+        return ((self.x[batch.indices], self.y[batch.indices]) for batch in batches)
+
+
+def test_parts_of_a_set_are_searched_by_its_first_images(digits, caplog):
+    """In each part, and in each process, it was found out anew whether a network is coarse."""
+    model, x, y = digits
+    x = x.clone()
+    x[:, 0, 0, 0] = (torch.arange(60) >= 8).float()  # those after the eighth have rounded logits
+    late = After(model, lambda z, x: torch.where(x[:, 0, 0, 0, None] > 0.5, z.round(), z))
+    attack, chosen = FastAutoAttack(1.6 * EPS, attacks=("apgd-ce",)), torch.arange(60)
+    settled = for_all(attack, Listed(x, y), chosen, 3)
+    with caplog.at_level("WARNING", "sat"):
+        whole = measure(late, x, y, attack)
+        for size in (60, 20):
+            assert torch.equal(measure(late, x, y, settled, size).fell, whole.fell)
+        assert not caplog.text
+        assert not torch.equal(measure(late, x, y, attack, 20).fell, whole.fell) and caplog.text
 
 
 def test_square_goes_by_what_was_rounded(digits):

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -19,7 +19,7 @@ from sat.attacks.coarse import COARSE, repeated, share_blind
 from sat.attacks.fab import FABSearch
 from sat.attacks.losses import pma, targeted_dlr
 from sat.attacks.network import Network
-from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
+from sat.attacks.outcomes import AttackOutcomes, Ensemble, First, check_repeats
 from sat.attacks.pool import Pool, Search
 from sat.attacks.shrinking import ShrinkingAPGDSearch
 from sat.attacks.square import SquareSearch
@@ -66,6 +66,7 @@ class FastAutoAttack(Ensemble):
 
     batch_norm: ClassVar[str] = "eval"
     loss: ClassVar[str] = "ce"
+    _first: ClassVar[First | None] = None  # else those of each call
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attacks", tuple(self.attacks))
@@ -108,12 +109,18 @@ class FastAutoAttack(Ensemble):
         self.run(model, x, y, row_rng(rng, x), outcomes)
         return outcomes.fell
 
+    def of_set(self, first: Callable[[], First]) -> "FastAutoAttack":
+        own = replace(self)
+        object.__setattr__(own, "_first", first())
+        return own
+
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """Decides as `sat.attacks.outcomes.Ensemble` promises; goes on with what is open."""
         with frozen(model, "eval"), float32(model):
-            few = x[:8].to(_device(model))
+            first, draws = self._first or (x, rng)
+            few = first[:8].to(_device(model))
             check_repeats(model, few)
-            coarse = self._coarse(model, few, rng)
+            coarse = self._coarse(model, few, draws)
             patience = math.inf if self.patience is None or coarse else self.patience
             network = Network(model, self._precision(model), few, self._ball, coarse)
             size, targets = self._size(x, network), None

@@ -270,6 +270,9 @@ def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return verdicts(model, x, y).right
 
 
+First = tuple[Tensor, RowRng]  # the first images of a set [N, C, H, W], and their random numbers
+
+
 class Ensemble:
     """A sequence of attacks that decides for each image whether it stands."""
 
@@ -280,6 +283,11 @@ class Ensemble:
     def fewest_classes(self) -> int:
         """How many classes a network must tell apart."""
         return 2
+
+    def of_set(self, first: Callable[[], First]) -> "Ensemble":
+        """The ensemble for parts of one set, whose `first` images tell what holds for the network
+        in all of them."""
+        return self
 
     def run(
         self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes

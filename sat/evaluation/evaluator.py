@@ -22,7 +22,7 @@ from sat.errors import Refused
 from sat.evaluation import corruptions
 from sat.evaluation.corruptions import CorruptionStore
 from sat.evaluation.masking_checks import InParts, masking_checks
-from sat.evaluation.measure import by_class, joined, measure, share
+from sat.evaluation.measure import by_class, for_all, joined, measure, share
 from sat.evaluation.store import Measurement, OutcomeStore, digest_of
 from sat.evaluation.views import Views, views
 from sat.identity import Settings
@@ -144,6 +144,7 @@ class Evaluator:
         ensemble: Ensemble = Series((), (), evaluation.batch_size)
         if of.attack != CLEAN:
             attack = evaluation.measured_by[of.attack]
+            attack = for_all(attack, self.data.test, self.indices, self.seed)
             quick = evaluation.search == "fast"
             ensemble = ensemble_of(attack, evaluation.restarts, evaluation.batch_size, quick)
         own = share(self.world, ensemble)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sat.attacks.outcomes import AttackOutcomes, Ensemble
+from sat.attacks.outcomes import AttackOutcomes, Ensemble, First
+from sat.data import indexed
 from sat.distributed import World
 from sat.rng import RowRng, seed_of
 from sat.rundir.result import ClassSpread
@@ -28,11 +29,25 @@ def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], 
             part = outcomes.part(slice(done, done + len(x)))
             done += len(x)
             part.survey(model, x, y)
-            rng = RowRng(seed_of(seed, "evaluation", 0), indices.to(x.device))
-            ensemble.run(model, x, y, rng, part)
+            ensemble.run(model, x, y, draws_of(seed, indices, x), part)
     finally:
         model.train(training)
     return outcomes
+
+
+def draws_of(seed: int, indices: Tensor, x: Tensor) -> RowRng:
+    """The random numbers of images x [B, C, H, W], which have these indices [B]."""
+    return RowRng(seed_of(seed, "evaluation", 0), indices.to(x.device))
+
+
+def for_all(attack: Any, split: Any, chosen: Tensor, seed: int) -> Any:
+    """The attack for parts of the images `chosen` [N] of a split, in whatever process."""
+
+    def first() -> First:
+        ((indices, x, _),) = indexed(split, chosen[:8], 8)
+        return x, draws_of(seed, indices, x)
+
+    return attack.of_set(first) if isinstance(attack, Ensemble) else attack
 
 
 def share(world: World, ensemble: Ensemble) -> slice:

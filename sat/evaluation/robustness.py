@@ -209,10 +209,10 @@ def evaluate(
         net = adopt(model, images, device).eval()
         x, y = as_images(images), labels.to(device)
         _check_classes(net, x, y, attack)
-        ensemble = ensemble_of(attack, 1, size)
+        rng = RowRng(seed_of(asked.seed, "evaluation", 0), torch.arange(len(x), device=device))
+        ensemble = ensemble_of(attack, 1, size).of_set(lambda: (x, rng))
         kept = State(AttackOutcomes.new(ensemble.names, len(x)))
         settings = _settings(attack, name, asked.seed)
-        rng = RowRng(seed_of(asked.seed, "evaluation", 0), torch.arange(len(x), device=device))
         with float32(net):
             if asked.state is not None:
                 kept.follow(Path(asked.state), *_identity(net, x, labels, model, attack, settings))

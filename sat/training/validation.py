@@ -13,7 +13,7 @@ from sat.data import chunks
 from sat.data.choice import split_part
 from sat.data.sets import Split
 from sat.distributed import World
-from sat.evaluation.measure import joined, measure, share
+from sat.evaluation.measure import for_all, joined, measure, share
 from sat.evaluation.settings import Validation
 from sat.rng import seed_of
 from sat.training.overfitting import Probe
@@ -40,7 +40,8 @@ def validate(
     """Measures `model` on the held-out images, of which each process takes its share. Changes
     nothing of it, and draws from no generator of the training."""
     chosen = split.readable(split_part(split, given.limit))
-    attack, probe = given.attack, None
+    seed = seed_of(seed, "validation")
+    attack, probe = for_all(given.attack, split, chosen, seed), None
     if attack.eps:
         attack = probe = Probe(attack, training_attack, chosen)
     ensemble = ensemble_of(attack, 1, given.batch_size)
@@ -50,7 +51,7 @@ def validate(
     # An ensemble decides in float32, and its points are decided in it too.
     exact = isinstance(given.attack, Ensemble)
     with float32(model) if exact else nullcontext():
-        measure(model, images, ensemble, seed_of(seed, "validation"), outcomes.part(own))
+        measure(model, images, ensemble, seed, outcomes.part(own))
     flags = joined(world, outcomes, own)
     if probe:
         probe.join(world)
