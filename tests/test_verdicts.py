@@ -315,6 +315,17 @@ def test_coarse_logits_are_told_from_fine_ones(digits):
     assert share_repeated(many.half()) < COARSE < share_repeated(many.round(decimals=1))
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_smooth_network_of_a_single_value_is_not_coarse(norm):
+    """Whose balls have two points on their surface."""
+    torch.manual_seed(0)
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 3))
+    x, rng = torch.linspace(0, 1, 8).view(8, 1, 1, 1), RowRng(0, torch.arange(8))
+    ball = Ball(0.2, norm)
+    assert repeated(smooth, x, ball, rng) == 0
+    assert repeated(After(smooth, lambda z, x: z.round(decimals=1)), x, ball, rng) > COARSE
+
+
 def test_nothing_is_left_on_a_layer_that_is_looked_at(digits):
     model, x, y = digits
     coarse = After(model, COARSENED["integers"])

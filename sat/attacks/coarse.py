@@ -20,7 +20,16 @@ def repeated(model: nn.Module, x: Tensor, ball: Ball, rng: RowRng) -> float:
     """The share of logits that repeat another one exactly, over random points around images x
     [B, C, H, W]; classes whose logit never changes are left out."""
     rows = [rng.child("coarse", k).to(x.device) for k in range(POINTS)]
-    return share_repeated(torch.cat([model(ball.surface(x, own)) for own in rows]))
+    return share_repeated(torch.cat([model(_around(x, ball, own)) for own in rows]))
+
+
+def _around(x: Tensor, ball: Ball, rng: RowRng) -> Tensor:
+    """A random point of each ball: of its surface, which is two points where an image is one value,
+    and then of all of it."""
+    if x[0].numel() > 1:
+        return ball.surface(x, rng)
+    low, high = (x - ball.eps).clamp_(min=0), (x + ball.eps).clamp_(max=1)
+    return low + (high - low) * rng.uniform("start", *x.shape[1:])
 
 
 def share_repeated(logits: Tensor) -> float:
