@@ -333,7 +333,8 @@ def _settings(attack: Any, name: str, seed: int) -> dict[str, Any]:
 
 def _deciding(attack: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings, with those that move no number at their default, whatever they are."""
-    kind, usual = type(attack), defaults(type(attack))
+    kind: type = type(attack)
+    usual = defaults(kind)
     return settings | {key: usual.get(key) for key in settings if not counts(kind, key, settings)}
 
 
