@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from sat.acceleration.auto import bf16_pays
 from sat.acceleration.precision import float32
 from sat.arguments import check_ball, check_choices
-from sat.attacks.apgd import APGDSearch, cross_entropy
+from sat.attacks.apgd import APGD, APGDSearch, cross_entropy
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import frozen, row_rng
 from sat.attacks.coarse import COARSE, repeated, share_blind
 from sat.attacks.fab import FABSearch
 from sat.attacks.losses import pma, targeted_dlr
 from sat.attacks.network import Network
-from sat.attacks.outcomes import AttackOutcomes, Ensemble, First, check_repeats
+from sat.attacks.outcomes import AttackOutcomes, Ensemble, First, check_repeats, margins
 from sat.attacks.pool import Pool, Search
 from sat.attacks.shrinking import ShrinkingAPGDSearch
 from sat.attacks.square import SquareSearch
@@ -33,6 +33,7 @@ TARGETED = ("apgd-t", "fab-t")
 BATCH = 10**9  # multiply-adds of a batch's forward on a CPU: a tenth of a second, or less
 FLAT = 0.5  # of a few images have no gradient
 MORE = 3  # times Square, where logits are coarse
+ASCENT = 20  # steps on the margin, that tell how far gradients lead
 STARTS = 5  # more, of a targeted round that ended near a fall
 
 
@@ -136,6 +137,9 @@ class FastAutoAttack(Ensemble):
                         aims = targets
                     back = name == "apgd-t" and self._tries_again
                     pool = Pool(x, y, aims, own, outcomes.leave, size, patience, gives_back=back)
+                    if name == "square" and patience < math.inf and self._has_gradients:
+                        images, reached = self._reached(pool, network, images)
+                        search = replace(search, reached=reached)
                     if nearly := pool.run(search, network, images.tolist()):
                         self._again(pool, network, nearly)
 
@@ -150,6 +154,28 @@ class FastAutoAttack(Ensemble):
         again = replace(pool, targets=aims, rng=own, spread=64, gives_back=False)
         search = APGDSearch(self._ball, targeted_dlr, rounds=rounds)
         again.run(search, network.in_float32(), [*nearly])
+
+    def _reached(self, pool: Pool, network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Margins [N] after a short ascent of each image, and which images that left."""
+        ascent = APGD(self.eps, ASCENT, self.norm, loss="margin")
+        reached, left = torch.full((len(pool.y),), -math.inf), []
+        rng = pool.rng.child("reached")
+        for rows in images.split(pool.size):
+            there = rows.to(pool.x.device)
+            x, y = (of[there].to(network.device) for of in (pool.x, pool.y))
+            points = ascent(network.low, x, y, rng[rows].to(network.device))
+            reached[rows] = margins(network.logits(points)[0], y).cpu()
+            verdict = network.falls(points, x, y)
+            fell = (~verdict.right).nonzero()[:, 0]
+            if len(fell):
+                pool.left(rows[fell.cpu()], points[fell], verdict.tied[fell])
+            left.append(rows[verdict.right.cpu()])
+        return torch.cat(left), reached
+
+    @property
+    def _has_gradients(self) -> bool:
+        """Whether it asks for gradients at all: Square alone measures what has none, too."""
+        return {*self.attacks} != {"square"}
 
     @property
     def _tries_again(self) -> bool:
@@ -166,7 +192,7 @@ class FastAutoAttack(Ensemble):
             return False
         share = repeated(model, few, self._ball, rng[: len(few)])
         seen = f"{share:.0%} of the logits repeat another" if share > COARSE else ""
-        if not seen and {*self.attacks} != {"square"} and (flat := share_blind(model, few)) > FLAT:
+        if not seen and self._has_gradients and (flat := share_blind(model, few)) > FLAT:
             seen = f"of {flat:.0%} of some images the logits have a gradient of 0"
         if seen:
             log.warning(

@@ -16,13 +16,14 @@ from sat.attacks.base import Mode, frozen, row_rng
 from sat.attacks.losses import one_label
 from sat.attacks.network import Network, constant
 from sat.attacks.outcomes import margins
-from sat.attacks.patience import by_doublings
+from sat.attacks.patience import AGAIN, by_doublings
 from sat.rng import Key, RowRng
 
 # The squares cover 0.8 of the image at first; beyond each of these queries, half of what they did.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _POWER = {"l2": 2.0, "l1": 1.0}
 SETTLED = 5  # times that each change of a pixel is asked for without a gain, on average
+ASKED = 0.03  # of its queries, after which the search is compared with what gradients reach
 AHEAD = 32  # queries whose random numbers are drawn at once, which costs hardly more than for one
 
 
@@ -83,12 +84,17 @@ class Drawn:
 
 @dataclass(frozen=True)
 class SquareSearch:
-    """Changes one square a query and keeps what lowers the margin; `key` seeds its choices."""
+    """Changes one square a query and keeps what lowers the margin; `key` seeds its choices.
+
+    `reached` [N] are margins, by the number of the image, to which an ascent came; with patience it
+    decides early which images are worth all queries.
+    """
 
     ball: Ball
     key: Key
     rounds: int = 1
     iterations: int = 5000  # queries
+    reached: Tensor | None = None
 
     def begin(self, x: Tensor, y: Tensor, target: Tensor, rng: RowRng) -> dict[str, Tensor]:
         drawn = {
@@ -98,6 +104,7 @@ class SquareSearch:
         return {
             "best": x, "short": torch.full(y.shape, torch.inf, device=x.device),
             "iteration": torch.zeros_like(y), "gained": torch.zeros_like(y), "row": rng.rows,
+            "ahead": y != y,
             **drawn,
         }  # fmt: skip
 
@@ -137,7 +144,21 @@ class SquareSearch:
 
     def hopeless(self, state: dict[str, Tensor], patience: float) -> Tensor:
         over = by_doublings(state, self.iterations, patience)
-        return over if math.isinf(patience) else over | self._settled(state)
+        if math.isinf(patience):
+            return over
+        if self.reached is not None:
+            over = self._compared(state) | over & ~state["ahead"]
+        return over | self._settled(state)
+
+    def _compared(self, state: dict[str, Tensor]) -> Tensor:
+        """Rows [B] that are asked now and are behind: an ascent came further, and not near a fall.
+        Where it did not come as far, gradients lead astray, and all queries are asked."""
+        now = state["iteration"] == int(ASKED * self.iterations)
+        reached = self.reached.to(now.device)[state["image"]]
+        far = now & (reached > AGAIN * state["first"])
+        ahead = state["short"] <= reached
+        state["ahead"] |= far & ahead
+        return far & ~ahead
 
     def _settled(self, state: dict[str, Tensor]) -> Tensor:
         """Rows [B] in Linf that single pixels move no more: each of a pixel's changes (a sign a
