@@ -667,3 +667,47 @@ def test_square_near_a_fall_goes_on():
             state["short"] = torch.tensor([1.0 if k < 10 else left])
             ended.append(bool(SquareSearch(ball, 0).hopeless(state, 2.0)))
         assert any(ended) is over
+
+
+def test_square_ends_early_where_an_ascent_came_further_and_never_where_it_did_not():
+    """Near a fall, or with nothing to compare with, it ends where a doubling brings no gain."""
+    ball, reached = Ball(8 / 255, "linf"), torch.tensor([0.4, 0.6, 0.1])
+    for compared, expected in ((reached, [150, None, 600]), (None, [600] * 3)):
+        images, ended = torch.arange(3), [None] * 3
+        state = {"image": images, "iteration": 0 * images, "short": torch.full((3,), torch.inf)}
+        state |= {"gained": 0 * images, "ahead": images < 0, "x": torch.zeros(3, 3, 32, 32)}
+        state |= fields(state["iteration"], state["short"])
+        for k in range(1, 5001):
+            state["iteration"] = images * 0 + k
+            state["short"] = torch.full((3,), 1.0 if k < 10 else 0.5)
+            for row in SquareSearch(ball, 0, reached=compared).hopeless(state, 2.0).nonzero():
+                ended[row] = ended[row] or k
+        assert ended == expected
+
+
+def test_what_falls_to_the_ascent_that_square_is_compared_with_has_fallen(digits, monkeypatch):
+    model, x, y = digits
+    one = lambda ball, key, rounds=1: SquareSearch(ball, key, rounds, 1)  # noqa: E731
+    monkeypatch.setattr(ensemble, "SquareSearch", one)
+    found, points = [], dict[int, torch.Tensor]()
+    for patience in (2.0, None):  # with None all queries are asked, and nothing is compared
+        attack = FastAutoAttack(30, attacks=["fab-t", "square"], patience=patience)
+        outcomes = attack._survey(model, x, y)
+        outcomes.passed[:] = 1  # all stood under FAB
+        outcomes.fallen = lambda images, there: points.update(zip(images.tolist(), there))
+        attack.run(model, x, y, RowRng(0, torch.arange(len(x))), outcomes)
+        found.append(outcomes.fell == 1)
+    by_ascent = (found[0] & ~found[1]).nonzero()[:, 0].tolist()
+    assert by_ascent
+    for image in by_ascent:
+        assert model(points[image][None]).argmax(1) != y[image]
+
+
+def test_a_round_that_is_across_in_few_bits_goes_on():
+    """bfloat16 may see the target ahead from the start, where float32 does not."""
+    one = torch.ones(1, dtype=torch.long)
+    search = APGDSearch(Ball(8 / 255, "linf"), targeted_dlr)
+    state = {"iteration": 11 * one, "short": torch.tensor([-0.02])}
+    state |= fields(one, torch.tensor([-0.01]))
+    for patience in (1.0, 2.0, math.inf):
+        assert not search.hopeless({**state}, patience)

@@ -137,9 +137,9 @@ class FastAutoAttack(Ensemble):
                         aims = targets
                     back = name == "apgd-t" and self._tries_again
                     pool = Pool(x, y, aims, own, outcomes.leave, size, patience, gives_back=back)
-                    if name == "square" and patience < math.inf and self._has_gradients:
-                        images, reached = self._reached(pool, network, images)
-                        search = replace(search, reached=reached)
+                    if name == "square" and k and patience < math.inf:
+                        search = replace(search, reached=self._reached(pool, network, images))
+                        images = images[outcomes.robust[images]]
                     if nearly := pool.run(search, network, images.tolist()):
                         self._again(pool, network, nearly)
 
@@ -155,27 +155,20 @@ class FastAutoAttack(Ensemble):
         search = APGDSearch(self._ball, targeted_dlr, rounds=rounds)
         again.run(search, network.in_float32(), [*nearly])
 
-    def _reached(self, pool: Pool, network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Margins [N] after a short ascent of each image, and which images that left."""
-        ascent = APGD(self.eps, ASCENT, self.norm, loss="margin")
-        reached, left = torch.full((len(pool.y),), -math.inf), []
-        rng = pool.rng.child("reached")
-        for rows in images.split(pool.size):
+    def _reached(self, pool: Pool, network: Network, images: Tensor) -> Tensor:
+        """Margins [N] to which a short ascent came with each of the images; those that fell leave
+        the pool."""
+        ascent, rng = APGD(self.eps, ASCENT, self.norm, loss="margin"), pool.rng.child("reached")
+        reached = torch.full((len(pool.y),), -math.inf)
+        for rows in images.split(pool.size) if len(images) else ():
             there = rows.to(pool.x.device)
-            x, y = (of[there].to(network.device) for of in (pool.x, pool.y))
+            x, y = pool.x[there].to(network.device), pool.y[there].to(network.device)
             points = ascent(network.low, x, y, rng[rows].to(network.device))
             reached[rows] = margins(network.logits(points)[0], y).cpu()
             verdict = network.falls(points, x, y)
-            fell = (~verdict.right).nonzero()[:, 0]
-            if len(fell):
+            if len(fell := (~verdict.right).nonzero()[:, 0]):
                 pool.left(rows[fell.cpu()], points[fell], verdict.tied[fell])
-            left.append(rows[verdict.right.cpu()])
-        return torch.cat(left), reached
-
-    @property
-    def _has_gradients(self) -> bool:
-        """Whether it asks for gradients at all: Square alone measures what has none, too."""
-        return {*self.attacks} != {"square"}
+        return reached
 
     @property
     def _tries_again(self) -> bool:
@@ -192,7 +185,7 @@ class FastAutoAttack(Ensemble):
             return False
         share = repeated(model, few, self._ball, rng[: len(few)])
         seen = f"{share:.0%} of the logits repeat another" if share > COARSE else ""
-        if not seen and self._has_gradients and (flat := share_blind(model, few)) > FLAT:
+        if not seen and {*self.attacks} != {"square"} and (flat := share_blind(model, few)) > FLAT:
             seen = f"of {flat:.0%} of some images the logits have a gradient of 0"
         if seen:
             log.warning(

@@ -51,7 +51,7 @@ def by_halvings(state: dict[str, Tensor], windows: tuple[int, ...], patience: fl
         for part in _asked(windows)
     )
     share = patience * torch.maximum(early, late)
-    far = (short > share * state["first"]) & ((early > 0) | (short > patience * gain))
+    far = (short > share * state["first"].clamp(min=0)) & ((early > 0) | (short > patience * gain))
     state["short_then"] = torch.where(ends > 0, short, state["short_then"])
     return far & (share > 0)
 
