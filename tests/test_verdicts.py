@@ -690,11 +690,13 @@ def test_what_falls_to_the_ascent_that_square_is_compared_with_has_fallen(digits
     one = lambda ball, key, rounds=1: SquareSearch(ball, key, rounds, 1)  # noqa: E731
     monkeypatch.setattr(ensemble, "SquareSearch", one)
     found, points = [], dict[int, torch.Tensor]()
-    for patience in (2.0, None):  # with None all queries are asked, and nothing is compared
-        attack = FastAutoAttack(30, attacks=["fab-t", "square"], patience=patience)
+    for length in (2.0, None):  # with None all queries are asked, and nothing is compared
+        attack = FastAutoAttack(30, attacks=["fab-t", "square"], patience=length)
         outcomes = attack._survey(model, x, y)
         outcomes.passed[:] = 1  # all stood under FAB
-        outcomes.fallen = lambda images, there: points.update(zip(images.tolist(), there))
+        outcomes.fallen = lambda images, there: points.update(
+            zip(images.tolist(), there, strict=True)
+        )
         attack.run(model, x, y, RowRng(0, torch.arange(len(x))), outcomes)
         found.append(outcomes.fell == 1)
     by_ascent = (found[0] & ~found[1]).nonzero()[:, 0].tolist()
@@ -709,5 +711,5 @@ def test_a_round_that_is_across_in_few_bits_goes_on():
     search = APGDSearch(Ball(8 / 255, "linf"), targeted_dlr)
     state = {"iteration": 11 * one, "short": torch.tensor([-0.02])}
     state |= fields(one, torch.tensor([-0.01]))
-    for patience in (1.0, 2.0, math.inf):
-        assert not search.hopeless({**state}, patience)
+    for share in (1.0, 2.0, math.inf):
+        assert not search.hopeless({**state}, share)
