@@ -96,7 +96,9 @@ def spec_of(words: list[str], model: nn.Module | None = None, data: Any = None) 
         plain["choices"] = {**plain["choices"], "model": "given"}
         spec, own = config.check(plain), deepcopy(model)
         given: Given = spec.model
-        given = given.bringing(lambda image: deepcopy(own), content_of(own))
+        frozen = [name for name, weight in own.named_parameters() if not weight.requires_grad]
+        content = content_of((own, frozen) if frozen else own)
+        given = given.bringing(lambda image: deepcopy(own), content)
         spec = spec.bringing(model=given)
     if data is None:
         return spec

@@ -314,6 +314,7 @@ def test_two_networks_are_told_apart():
     nets += [asking(made(), 1), asking(made(), -1), asking(made(seed=1), 1), made().forward]
     assert len({content_of(net) for net in nets}) == len(nets)
     assert content_of(made()) == content_of(made().train()) == content_of(made().eval())
+    assert content_of(made()) == content_of(made().requires_grad_(False)), "measures the same"
 
 
 class Holding(nn.Module):

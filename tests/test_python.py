@@ -128,10 +128,14 @@ def test_what_tells_two_runs_apart(net, images):
     x_train, *rest = images
     names.add(spec_of([*LITTLE], net, (x_train // 2, *rest)).name)
     names.add(spec_of([*LITTLE, "activation=keep"], net, images).name)
+    net.conv.requires_grad_(False)  # another training, and the same network where it is measured
+    names.add(spec_of([*LITTLE], net, images).name)
+    net.line.requires_grad_(False)
+    names.add(spec_of([*LITTLE], net, images).name)
     with torch.no_grad():
         net.line.bias += 1
     names.add(spec_of([*LITTLE], net, images).name)
-    assert len(names) == 4
+    assert len(names) == 6
 
 
 def test_images_are_an_npz_file_by_another_way(images, tmp_path):
