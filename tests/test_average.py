@@ -250,10 +250,11 @@ def test_a_tensor_of_two_names_is_averaged_once():
 
 def test_statistics_are_of_images_that_can_be_read(monkeypatch):
     """One that can't is black, and has the label -1, which no attack takes."""
+    net = nn.Sequential(nn.BatchNorm2d(1))
     state, seen = SimpleNamespace(
         plan=Plan(Schedule(epochs=1, batch_size=8, swa_start=0.5), 8, 0, {}), step=9, accumulate=1,
         world=SimpleNamespace(size=1, own=slice(None), mean_=lambda means, sums: None),
-        average=Average(nn.Sequential(nn.BatchNorm2d(1)), Averaging(0.0)), progress=None,
+        average=Average(net, Averaging(0.0)), model=net, progress=None,
         attack=lambda net, x, y, rng, _: seen.append((len(x), int(y.min()), len(rng.rows))) or x,
     ), []  # fmt: skip
     x, y = torch.rand(8, 1, 2, 2), torch.tensor([0, 1, -1, 2, 0, -1, 1, 2])
@@ -289,6 +290,29 @@ def test_an_average_goes_on_where_it_was(more, tmp_path, monkeypatch):
     for key in ("model", "average"):
         assert all(torch.equal(cut[key][name], t) for name, t in whole[key].items())
     assert torch.equal(cut["averaged"], whole["averaged"])
+
+
+def test_statistics_are_estimated_anew_after_a_fault_in_a_validation(tmp_path, monkeypatch):
+    """By an attack that follows the progress of the training, on the average as it was."""
+    from sat.errors import Fault
+    from sat.training import callbacks
+
+    words = [*RUN, "schedule.swa_start=0.5", "attack.eps_warmup=0.5"]
+    whole = state_of(made(tmp_path / "whole", *words))
+    validate, calls = callbacks.validate, []
+
+    def fails(*given):
+        calls.append(1)
+        if len(calls) == 4:  # after the last step
+            raise Fault("a process that reads images has died")
+        return validate(*given)
+
+    monkeypatch.setattr(callbacks, "validate", fails)
+    with pytest.raises(AssertionError):
+        made(tmp_path / "torn", *words)
+    torn = state_of(made(tmp_path / "torn", *words))
+    assert len(calls) == 5 and torn["step"] == whole["step"]
+    assert all(torch.equal(torn["average"][name], t) for name, t in whole["average"].items())
 
 
 @pytest.mark.parametrize("ema, more, told", [

@@ -344,6 +344,7 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stands again where `state` was taken."""
         self.step = state["step"]
+        self.progress.fill_(max(self.step - 1, 0) / self.plan.steps)  # of the step before
         self.model.load_state_dict(self.replicas.share(state["model"], self.model))
         optimizer = self.replicas.share_optimizer(state["optimizer"], self.optimizer)
         load_optimizer(self.optimizer, optimizer)

@@ -24,6 +24,8 @@ def estimate(state: TrainState, train: Split) -> None:
     size = min(own, max(2, plan.schedule.batch_size // (state.accumulate * world.size)))
     chosen = torch.arange(len(train))[world.own][: own // size * size]  # whole batches, of all
     net, attack = average.module, copy.deepcopy(state.attack)  # it may have a memory
+    for buffer, now in zip(net.buffers(), state.model.buffers(), strict=True):
+        buffer.copy_(now)  # after a fault in the validation there are those of its estimate
 
     def batches() -> Iterator[Tensor]:
         for number, (indices, x, y) in enumerate(indexed(train, chosen, size)):
