@@ -508,6 +508,12 @@ def test_an_evaluation_without_checkpoints_is_refused(sat):
     assert more.code == 2 and "record.keep" in more.err
 
 
+def test_the_last_weights_stay_where_no_best_was_chosen(sat):
+    done = sat("record.keep=[best]", "dataset.holdout=0", "schedule.epochs=1")
+    assert done.code == 0 and done.err.count("record.keep=[best]: ") == 1, done.err
+    assert [path.name for path in (done.run / "checkpoints").iterdir()] == ["last.pt"]
+
+
 def test_fresh_is_done_once_in_a_sweep(sat):
     done = sat("-m", "seed=0,0", "record.fresh=true")
     assert done.code == 0 and not (done.root / ".replaced").exists()

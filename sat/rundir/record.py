@@ -111,7 +111,11 @@ class Run:
         checkpoint.write_whole(self.directory / "result.json", lambda f: f.write(text.encode()))
 
     def drop_checkpoints(self, keep: tuple[str, ...]) -> None:
-        """What a finished run no longer needs."""
+        """What a finished run no longer needs; without a `best` its last weights stay in the place
+        of it."""
+        if {*keep} == {BEST} and not (self.checkpoints / "best.pt").exists():
+            log.warning("record.keep=[best]: this run has none; checkpoints/last.pt is kept")
+            keep = (LAST,)
         for path in self.checkpoints.glob("*.pt"):
             if path.stem not in keep:
                 path.unlink()
