@@ -100,6 +100,8 @@ def spec_of(words: list[str], model: nn.Module | None = None, data: Any = None) 
         content = content_of((own, frozen) if frozen else own)
         given = given.bringing(lambda image: deepcopy(own), content)
         spec = spec.bringing(model=given)
+    if not spec.record.keep:
+        raise Refused("record.keep=[]: sat.train gives the model back; keep last, or best")
     if data is None:
         return spec
     images: Npz = spec.dataset

@@ -215,6 +215,7 @@ def test_what_images_are_refused(data, says):
         ([3], {}, "3: sat.train does one training; write key=value"),
         ([["seed=1"]], {}, "sat.train does one training; write key=value"),
         (["hydra.run.dir=here"], {}, "hydra.run.dir: results lie where record.root says"),
+        (["record.keep=[]"], {}, r"record.keep=\[\]: sat.train gives the model back"),
         (["activation=[relu,silu]"], {}, "a run has one option of activation"),
         ([], {"model": nn.Flatten()}, "model: Flatten has no parameter that is trained"),
         ([], {"model": Net().requires_grad_(False)}, "model: Net has no parameter that is trained"),
