@@ -5,6 +5,7 @@ the group in front. What knows the whole key raises Refused itself.
 """
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 
 def on_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
     """Has `handler` answer what stops a run; returns the handlers of before. A hang-up that is
-    ignored, as under nohup, stays ignored."""
+    ignored, as under nohup, stays ignored. Signals are the main thread's: another has none."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     numbers = [n for n in SIGNALS if not (n == signal.SIGHUP and ignored)]
     return {number: signal.signal(number, handler) for number in numbers}

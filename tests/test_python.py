@@ -2,6 +2,7 @@
 
 import os
 import signal
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -120,6 +121,15 @@ def test_a_network_and_images_of_ones_own(net, images, tmp_path, capsys):
         assert torch.equal(resumed.model.state_dict()[key], value), key
     loaded = sat.load(whole.path, model=Net())
     assert torch.equal(loaded(x), whole.model(x))
+
+
+def test_it_is_asked_from_any_thread(net, images, tmp_path):
+    """Signals are the main one's."""
+    words, done = [f"record.root={tmp_path}", *LITTLE, "schedule.epochs=1"], []
+    thread = Thread(target=lambda: done.append(sat.train(*words, model=net, data=images)))
+    thread.start()
+    thread.join()
+    assert done and done[0].result.status == "finished"
 
 
 def test_what_tells_two_runs_apart(net, images):
