@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sat import config, job, sweep
+from sat.acceleration.auto import unsettled
 from sat.config import Spec
 from sat.data import Npz
 from sat.errors import Refused, Stopped, refusing
@@ -52,18 +53,16 @@ def train(words: Sequence[str], model: nn.Module | None = None, data: Any = None
     Raises Refused, a ValueError of one line, for what the command line refuses; Fault where the run
     can't go on; KeyboardInterrupt after a checkpoint where it is stopped.
     """
-    threads = torch.get_num_threads()
     screen.set_up()
     screen.forget()
     spec = spec_of([*words], model, data)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), unsettled():
             execute(spec, [*words])
     except Stopped as error:
         raise KeyboardInterrupt(f"{error}; the same call goes on from here") from None
     finally:
         screen.stage()
-        torch.set_num_threads(threads)
     directory = Path(spec.record.root) / spec.name
     result = RunResult.read(directory)
     assert result is not None  # else the run has raised

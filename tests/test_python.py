@@ -132,6 +132,35 @@ def test_it_is_asked_from_any_thread(net, images, tmp_path):
     assert done and done[0].result.status == "finished"
 
 
+def test_the_process_is_left_as_it_was(net, images, tmp_path, monkeypatch):
+    """Threads, the precision of its products, and what torch does where it can't compile."""
+    import torch._dynamo
+
+    from sat.training import train
+
+    def settle(choices):
+        settled(choices | {"tf32": False})
+        torch._dynamo.config.suppress_errors = True  # as a compiled run has it
+
+    settled = train.settle
+    monkeypatch.setattr(train, "settle", settle)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    words, before = [f"record.root={tmp_path}", *LITTLE, "schedule.epochs=1"], changeable()
+    torch.set_float32_matmul_precision("high")
+    try:
+        sat.train(*words, model=net, data=images)
+        assert changeable() == before | {"matmul": "high"}
+    finally:
+        torch.set_float32_matmul_precision(before["matmul"])
+
+
+def changeable():
+    return {
+        "threads": torch.get_num_threads(), "matmul": torch.get_float32_matmul_precision(),
+        "cudnn": torch.backends.cudnn.allow_tf32, "lenient": torch._dynamo.config.suppress_errors,
+    }  # fmt: skip
+
+
 def test_what_tells_two_runs_apart(net, images):
     names = {spec_of([*LITTLE], net, images).name, spec_of([*LITTLE], net, images).name}
     assert len(names) == 1

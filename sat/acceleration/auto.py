@@ -1,13 +1,15 @@
 """What `auto` stands for here: the precision, layout, compilation and threads that pay."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
 from sat.acceleration.compilation import compiles
-from sat.acceleration.precision import channels_last_pays, set_tf32
+from sat.acceleration.precision import channels_last_pays, set_tf32, tf32_kept
 from sat.acceleration.processor import cpu_has_bf16
 from sat.launch import processes
 
@@ -154,3 +156,17 @@ def settle(choices: Mapping[str, Any]) -> None:
     """Gives the process the threads and the TF32 that were chosen."""
     torch.set_num_threads(choices["threads"])
     set_tf32(choices["tf32"])
+
+
+@contextmanager
+def unsettled() -> Iterator[None]:
+    """On leaving, the process has its own threads, TF32 and leniency of the compiler again."""
+    threads, compiler = torch.get_num_threads(), "torch._dynamo"  # imported where it is used
+    lenient = compiler in sys.modules and torch._dynamo.config.suppress_errors
+    try:
+        with tf32_kept():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        if compiler in sys.modules:
+            torch._dynamo.config.suppress_errors = lenient

@@ -29,19 +29,28 @@ def lay_out(model: nn.Module, channels_last: bool) -> None:
 
 
 @contextmanager
-def float32(model: nn.Module) -> Iterator[None]:
-    """The model without its autocast, products and convolutions without TF32; on leaving all is as
-    it was."""
-    before, matmul = getattr(model, "autocast", None), torch.get_float32_matmul_precision()
-    cudnn = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
-    if before is not None:
-        model.autocast = None
+def tf32_kept() -> Iterator[None]:
+    """On leaving, products and convolutions may round as they might before."""
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         yield
     finally:
-        if before is not None:
-            model.autocast = before
-        torch.backends.cudnn.allow_tf32 = cudnn
         torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
+@contextmanager
+def float32(model: nn.Module) -> Iterator[None]:
+    """The model without its autocast, products and convolutions without TF32; on leaving all is as
+    it was."""
+    before = getattr(model, "autocast", None)
+    with tf32_kept():
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        if before is not None:
+            model.autocast = None
+        try:
+            yield
+        finally:
+            if before is not None:
+                model.autocast = before
