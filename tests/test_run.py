@@ -520,8 +520,10 @@ def test_fresh_is_done_once_in_a_sweep(sat):
 
 
 def test_a_threat_model_that_differs_is_warned_of(sat):
-    mixed = sat("attack.norm=l2", "attack.eps=128", "schedule.epochs=0.2")
-    assert mixed.code == 0 and "dataset.norm=l2" in mixed.err
+    words = ["attack.norm=l2", "attack.eps=128", "schedule.epochs=0.2"]
+    for more in ([], ["record.fresh=true"]):  # which is looked at as the first one was
+        mixed = sat(*words, *more)
+        assert mixed.code == 0 and "dataset.norm=l2" in mixed.err
     whole = sat("dataset.norm=l2", "dataset.eps=128", "schedule.epochs=0.2", "seed=1")
     assert whole.code == 0 and whole.err == ""
     (second,) = (run for run in whole.runs if "-s1-" in run.name)

@@ -74,7 +74,8 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         build_optimizer(model, spec.schedule)
         if spec.schedule.grad_checkpointing:
             recompute(model)
-    begun = (Path(spec.record.root) / spec.name / "checkpoints").exists()
+    checkpoints = Path(spec.record.root) / spec.name / "checkpoints"
+    begun = checkpoints.exists() and not spec.record.fresh
     if world.first and own:
         preflight.check_network(model, spec.evaluation, *some_images(data.test, 32))
     elif world.first and not begun:
