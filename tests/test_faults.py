@@ -506,6 +506,19 @@ def test_memory_that_runs_out_names_the_next_accumulation(sat, tmp_path, monkeyp
     same_outcome(sat(root=tmp_path / "torn").run, whole)
 
 
+def test_memory_that_runs_out_beside_the_steps_is_told_as_such(sat, tmp_path, whole, at_step):
+    """As where a batch is read: no smaller validation would help."""
+
+    def hungry(journal) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    at_step(4, hungry)
+    torn = sat(root=tmp_path / "torn")
+    assert torn.code == 1 and "out of memory beside the steps" in torn.err, torn.err
+    assert torn.err.count("\n") == 1 and "validation" not in torn.err
+    same_outcome(sat(root=tmp_path / "torn").run, whole)
+
+
 class Hungry(Adversarial):
     """From a step on no part of more than `most` images finds memory, after its forward."""
 

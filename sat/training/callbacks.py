@@ -140,12 +140,16 @@ class Callbacks:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            schedule, size = state.plan.schedule, self.validation.batch_size
-            fault = Fault(
-                f"out of memory in validation; try validation.batch_size={size // 2 or 1}"
-            )
             if state.updating:
-                fault = starved(schedule.batch_size, state.accumulate)
+                fault = starved(state.plan.schedule.batch_size, state.accumulate)
+            elif self.owed is not None:
+                size = self.validation.batch_size // 2 or 1
+                fault = Fault(f"out of memory in validation; try validation.batch_size={size}")
+            else:
+                fault = Fault(
+                    "out of memory beside the steps, where batches are read and augmented and"
+                    " checkpoints written; with some of it free the same command goes on"
+                )
             self._save_after_fault(state)
             raise fault from error
 
