@@ -8,6 +8,7 @@ import torch
 from conftest import made
 from torch import nn
 
+from sat.activations.surrogate import SurrogateReLU
 from sat.errors import Diverged
 from sat.rundir import checkpoint
 from sat.training import swa as statistics
@@ -249,19 +250,21 @@ def test_a_tensor_of_two_names_is_averaged_once():
 
 
 def test_statistics_are_of_images_that_can_be_read(monkeypatch):
-    """One that can't is black, and has the label -1, which no attack takes."""
-    net = nn.Sequential(nn.BatchNorm2d(1))
+    """One that can't is black, and has the label -1, which no attack takes. The attack is that of
+    the training, gradients of surrogates among it."""
+    net = nn.Sequential(nn.BatchNorm2d(1), SurrogateReLU())
     state, seen = SimpleNamespace(
         plan=Plan(Schedule(epochs=1, batch_size=8, swa_start=0.5), 8, 0, {}), step=9, accumulate=1,
         world=SimpleNamespace(size=1, own=slice(None), mean_=lambda means, sums: None),
         average=Average(net, Averaging(0.0)), model=net, progress=None,
-        attack=lambda net, x, y, rng, _: seen.append((len(x), int(y.min()), len(rng.rows))) or x,
+        attack=lambda net, x, y, rng, _: seen.append(
+            (len(x), int(y.min()), len(rng.rows), net[1].phase)) or x,
     ), []  # fmt: skip
     x, y = torch.rand(8, 1, 2, 2), torch.tensor([0, 1, -1, 2, 0, -1, 1, 2])
     given = torch.arange(8), x * (y >= 0)[:, None, None, None], y
     monkeypatch.setattr(statistics, "indexed", lambda *_: [given])
     statistics.estimate(state, range(8))
-    assert seen == [(6, 0, 6)]
+    assert seen == [(6, 0, 6, "inner")] and state.average.module[1].phase is None
     torch.testing.assert_close(state.average.module[0].running_mean[0], x[y >= 0].mean())
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sat.activations.surrogate import phase, phased
 from sat.data import indexed
 from sat.data.sets import Split
 from sat.rng import RowRng, seed_of
@@ -34,6 +35,8 @@ def estimate(state: TrainState, train: Split) -> None:
             if y.ndim == 1:  # images that can't be read have no label
                 x, y, indices = (rows[y >= 0] for rows in (x, y, indices))
             if len(x) > 1:
-                yield attack(net, x, y, RowRng(key, indices), state.progress)
+                with phase(phased(net), "inner"):
+                    x_adv = attack(net, x, y, RowRng(key, indices), state.progress)
+                yield x_adv
 
     estimate_statistics(net, batches(), world.mean_)
