@@ -340,13 +340,14 @@ def _build(node: Any, path: str, partial_: bool = False) -> Built:
     told: dict[str, Any] = {}
     for key, value in values.items():
         typed[key], told[key] = value.typed, value.settings
-        if isinstance(value.part, str) and isinstance(getattr(built, key, None), float):
-            typed[key] = told[key] = _written(getattr(built, key))  # 8 is 8/255
+        kept, size = getattr(built, key, None), float in get_args(hints[key])
+        if isinstance(value.part, str) and isinstance(kept, float | str if size else float):
+            typed[key] = told[key] = _written(kept)  # 8 is 8/255
     return Built(partial(cls, **given) if partial_ else built, typed, settle(cls, told))
 
 
-def _written(size: float) -> float | str:
-    """A number in 1/255 as it can be written down and read again."""
+def _written(size: float | str) -> float | str:
+    """A number in 1/255, or a multiple, as it can be written down and read again."""
     return str(size) if isinstance(size, Written) else size
 
 

@@ -239,6 +239,32 @@ def test_what_moves_no_number_says_so_where_it_stands():
                                                      "size": 4}  # fmt: skip
 
 
+ADAMW, CYCLE = "schedule.optimizer=adamw", "schedule/decay=one_cycle"
+WORD, UNDECAYED = "schedule.decay=one_cycle", "schedule.weight_decay=0"
+
+
+@pytest.mark.parametrize(
+    "beside, more, alone",
+    [
+        (["attack.step=1*eps"], "attack.step=1.0*eps", True),
+        (["attack.step=1*eps"], "attack.step=' 1 * eps'", True),
+        (["attack.step=1*eps"], "attack.step=1.25*eps", False),
+        ([ADAMW], "schedule.momentum=0.5", True),
+        ([], "schedule.momentum=0.5", False),
+        ([CYCLE], "schedule.warmup_epochs=1", True),
+        ([CYCLE, "schedule.decay.rise=0.4"], "schedule.warmup_epochs=1", True),
+        ([WORD], "schedule.warmup_epochs=1", True),
+        ([], "schedule.warmup_epochs=1", False),
+        ([UNDECAYED], "schedule.weight_decay_on=all", True),
+        ([], "schedule.weight_decay_on=all", False),
+    ],
+)
+def test_what_one_run_is_called_once(beside, more, alone):
+    """A size that is written otherwise, and a value that nothing beside it reads."""
+    assert (spec(*beside).hash == spec(*beside, more).hash) == alone
+    assert spec("attack.step= 1.0 * eps").config["attack"]["step"] == "1*eps"
+
+
 def _dotted(cls: type) -> str:
     return f"{cls.__module__}.{cls.__name__}"
 

@@ -67,8 +67,10 @@ class PGD:
         check_aim(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         check_steps("steps", self.steps)
-        if self.step != "auto" and self._multiple is None:
-            object.__setattr__(self, "step", check_unit("step", self.step))
+        if self.step != "auto":
+            multiple = self._multiple
+            written = multiple is not None and f"{multiple!r}".removesuffix(".0") + "*eps"
+            object.__setattr__(self, "step", written or check_unit("step", self.step))
         if self.eps and self.step_size == 0:
             raise ValueError(
                 f"step={self.step}: moves nothing; write step=auto, or a size in 1/255"

@@ -16,6 +16,18 @@ def _takes_milestones(values: Mapping[str, Any]) -> bool:
     return values["decay"] not in ("constant", "cosine", "one_cycle")
 
 
+def _takes_momentum(values: Mapping[str, Any]) -> bool:
+    """Whether the optimiser is, or may be, one that has it."""
+    return values["optimizer"] not in ("adam", "adamw", "lamb", "lion")
+
+
+def _takes_warmup(values: Mapping[str, Any]) -> bool:
+    """Whether the shape is, or may be, one that does not rise by itself."""
+    decay = values["decay"]
+    word = decay["_target_"] if isinstance(decay, Mapping) else decay
+    return word not in ("one_cycle", "OneCycle")
+
+
 MOST_IMAGES = 10**7
 
 
@@ -52,17 +64,19 @@ class Schedule:
     updates_per_epoch: int | Literal["auto", "whole"] = "auto"
     batch_size: int = 128
     optimizer: str = "sgd"
-    momentum: float = 0.9
+    momentum: float = field(default=0.9, metadata={"identity": _takes_momentum})
     betas: tuple[float, float] | None = None
     learning_rate: float = 0.1
     learning_rate_batch: int = 256
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = field(default=0.0, metadata={"identity": _takes_warmup})
     decay: str | Decay = "cosine"
     milestones: tuple[float, ...] = field(
         default=(0.3, 0.6, 0.9), metadata={"identity": _takes_milestones}
     )
     weight_decay: float = 5e-4
-    weight_decay_on: Literal["weights", "all", "all_but_norms", "all_but_biases"] = "weights"
+    weight_decay_on: Literal["weights", "all", "all_but_norms", "all_but_biases"] = field(
+        default="weights", metadata={"identity": lambda v: bool(v["weight_decay"])}
+    )
     layer_decay: float = 1.0
     ema: float = 0.0
     ema_ramp: bool = False
