@@ -239,8 +239,7 @@ def test_what_moves_no_number_says_so_where_it_stands():
                                                      "size": 4}  # fmt: skip
 
 
-ADAMW, CYCLE = "schedule.optimizer=adamw", "schedule/decay=one_cycle"
-WORD, UNDECAYED = "schedule.decay=one_cycle", "schedule.weight_decay=0"
+ADAMW, UNDECAYED = "schedule.optimizer=adamw", "schedule.weight_decay=0"
 
 
 @pytest.mark.parametrize(
@@ -251,10 +250,6 @@ WORD, UNDECAYED = "schedule.decay=one_cycle", "schedule.weight_decay=0"
         (["attack.step=1*eps"], "attack.step=1.25*eps", False),
         ([ADAMW], "schedule.momentum=0.5", True),
         ([], "schedule.momentum=0.5", False),
-        ([CYCLE], "schedule.warmup_epochs=1", True),
-        ([CYCLE, "schedule.decay.rise=0.4"], "schedule.warmup_epochs=1", True),
-        ([WORD], "schedule.warmup_epochs=1", True),
-        ([], "schedule.warmup_epochs=1", False),
         ([UNDECAYED], "schedule.weight_decay_on=all", True),
         ([], "schedule.weight_decay_on=all", False),
     ],

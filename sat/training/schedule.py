@@ -21,13 +21,6 @@ def _takes_momentum(values: Mapping[str, Any]) -> bool:
     return values["optimizer"] not in ("adam", "adamw", "lamb", "lion")
 
 
-def _takes_warmup(values: Mapping[str, Any]) -> bool:
-    """Whether the shape is, or may be, one that does not rise by itself."""
-    decay = values["decay"]
-    word = decay["_target_"] if isinstance(decay, Mapping) else decay
-    return word not in ("one_cycle", "OneCycle")
-
-
 MOST_IMAGES = 10**7
 
 
@@ -68,7 +61,7 @@ class Schedule:
     betas: tuple[float, float] | None = None
     learning_rate: float = 0.1
     learning_rate_batch: int = 256
-    warmup_epochs: float = field(default=0.0, metadata={"identity": _takes_warmup})
+    warmup_epochs: float = 0.0
     decay: str | Decay = "cosine"
     milestones: tuple[float, ...] = field(
         default=(0.3, 0.6, 0.9), metadata={"identity": _takes_milestones}
