@@ -685,7 +685,9 @@ def test_square_ends_early_where_an_ascent_came_further_and_never_where_it_did_n
         assert ended == expected
 
 
-def test_what_falls_to_the_ascent_that_square_is_compared_with_has_fallen(digits, monkeypatch):
+def test_what_falls_to_the_ascent_that_square_is_compared_with_fell_before_square(
+    digits, monkeypatch
+):
     model, x, y = digits
     one = lambda ball, key, rounds=1: SquareSearch(ball, key, rounds, 1)  # noqa: E731
     monkeypatch.setattr(ensemble, "SquareSearch", one)
@@ -698,9 +700,9 @@ def test_what_falls_to_the_ascent_that_square_is_compared_with_has_fallen(digits
             zip(images.tolist(), there, strict=True)
         )
         attack.run(model, x, y, RowRng(0, torch.arange(len(x))), outcomes)
-        found.append(outcomes.fell == 1)
-    by_ascent = (found[0] & ~found[1]).nonzero()[:, 0].tolist()
-    assert by_ascent
+        found.append(outcomes.fell == 0)
+    by_ascent = found[0].nonzero()[:, 0].tolist()
+    assert by_ascent and not found[1].any()
     for image in by_ascent:
         assert model(points[image][None]).argmax(1) != y[image]
 

@@ -128,6 +128,11 @@ class FastAutoAttack(Ensemble):
             for k, name in enumerate(self.attacks):
                 own = rng.child(name).to("cpu")
                 search = self._search(name, own.key, coarse)
+                if name == "square" and k and patience < math.inf:
+                    batches = (outcomes.robust & (outcomes.passed <= k)).nonzero()[:, 0].split(size)
+                    with outcomes.attack(k - 1):  # whose falls those of an ascent are
+                        reached = self._reached(network, x, y, own, outcomes, batches)
+                    search = replace(search, reached=reached)
                 with outcomes.attack(k) as images:
                     aims = torch.zeros(len(y), search.rounds, dtype=torch.long)
                     if name in TARGETED:
@@ -137,9 +142,6 @@ class FastAutoAttack(Ensemble):
                         aims = targets
                     back = name == "apgd-t" and self._tries_again
                     pool = Pool(x, y, aims, own, outcomes.leave, size, patience, gives_back=back)
-                    if name == "square" and k and patience < math.inf:
-                        search = replace(search, reached=self._reached(pool, network, images))
-                        images = images[outcomes.robust[images]]
                     if nearly := pool.run(search, network, images.tolist()):
                         self._again(pool, network, nearly)
 
@@ -155,19 +157,20 @@ class FastAutoAttack(Ensemble):
         search = APGDSearch(self._ball, targeted_dlr, rounds=rounds)
         again.run(search, network.in_float32(), [*nearly])
 
-    def _reached(self, pool: Pool, network: Network, images: Tensor) -> Tensor:
-        """Margins [N] to which a short ascent came with each of the images; those that fell leave
-        the pool."""
-        ascent, rng = APGD(self.eps, ASCENT, self.norm, loss="margin"), pool.rng.child("reached")
-        reached = torch.full((len(pool.y),), -math.inf)
-        for rows in images.split(pool.size) if len(images) else ():
-            there = rows.to(pool.x.device)
-            x, y = pool.x[there].to(network.device), pool.y[there].to(network.device)
-            points = ascent(network.low, x, y, rng[rows].to(network.device))
-            reached[rows] = margins(network.logits(points)[0], y).cpu()
-            verdict = network.falls(points, x, y)
+    def _reached(
+        self, network: Network, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes,
+        batches: Iterable[Tensor],
+    ) -> Tensor:  # fmt: skip
+        """Margins [N] to which a short ascent comes with each image in `batches`; some fall."""
+        ascent, rng = APGD(self.eps, ASCENT, self.norm, loss="margin"), rng.child("reached")
+        reached = torch.full((len(y),), -math.inf)
+        for rows in filter(len, batches):
+            own, label = (of[rows.to(of.device)].to(network.device) for of in (x, y))
+            points = ascent(network.low, own, label, rng[rows].to(network.device))
+            reached[rows] = margins(network.logits(points)[0], label).cpu()
+            verdict = network.falls(points, own, label)
             if len(fell := (~verdict.right).nonzero()[:, 0]):
-                pool.left(rows[fell.cpu()], points[fell], verdict.tied[fell])
+                outcomes.leave(rows[fell.cpu()], points[fell], verdict.tied[fell])
         return reached
 
     @property
