@@ -53,8 +53,7 @@ def digits():
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Tiny images need fewer steps than 100 and 5,000."""
-    shorter = lambda ball, key, rounds=1: SquareSearch(ball, key, rounds, 100)  # noqa: E731
-    monkeypatch.setattr(ensemble, "SquareSearch", shorter)
+    monkeypatch.setattr(ensemble, "SquareSearch", partial(SquareSearch, iterations=100))
     monkeypatch.setattr(ensemble, "APGDSearch", partial(APGDSearch, iterations=20))
     monkeypatch.setattr(ensemble, "FABSearch", partial(FABSearch, iterations=5))
 
@@ -689,8 +688,7 @@ def test_what_falls_to_the_ascent_that_square_is_compared_with_fell_before_squar
     digits, monkeypatch
 ):
     model, x, y = digits
-    one = lambda ball, key, rounds=1: SquareSearch(ball, key, rounds, 1)  # noqa: E731
-    monkeypatch.setattr(ensemble, "SquareSearch", one)
+    monkeypatch.setattr(ensemble, "SquareSearch", partial(SquareSearch, iterations=1))
     found, points = [], dict[int, torch.Tensor]()
     for length in (2.0, None):  # with None all queries are asked, and nothing is compared
         attack = FastAutoAttack(30, attacks=["fab-t", "square"], patience=length)

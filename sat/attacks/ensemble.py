@@ -126,13 +126,12 @@ class FastAutoAttack(Ensemble):
             network = Network(model, self._precision(model), few, self._ball, coarse)
             size, targets = self._size(x, network), None
             for k, name in enumerate(self.attacks):
-                own = rng.child(name).to("cpu")
-                search = self._search(name, own.key, coarse)
+                own, reached = rng.child(name).to("cpu"), None
                 if name == "square" and k and patience < math.inf:
                     batches = (outcomes.robust & (outcomes.passed <= k)).nonzero()[:, 0].split(size)
                     with outcomes.attack(k - 1):  # whose falls those of an ascent are
                         reached = self._reached(network, x, y, own, outcomes, batches)
-                    search = replace(search, reached=reached)
+                search = self._search(name, own.key, coarse, reached)
                 with outcomes.attack(k) as images:
                     aims = torch.zeros(len(y), search.rounds, dtype=torch.long)
                     if name in TARGETED:
@@ -198,7 +197,7 @@ class FastAutoAttack(Ensemble):
             )  # fmt: skip
         return bool(seen)
 
-    def _search(self, name: str, key: Key, coarse: bool) -> Search:
+    def _search(self, name: str, key: Key, coarse: bool, reached: Tensor | None) -> Search:
         ball, l1 = self._ball, self.norm == "l1"
         ascent = ShrinkingAPGDSearch if l1 else APGDSearch
         if name == "apgd-ce":
@@ -209,7 +208,7 @@ class FastAutoAttack(Ensemble):
             return ascent(ball, targeted_dlr, rounds=5 if l1 else 9)
         if name == "fab-t":
             return FABSearch(ball, rounds=9)
-        return SquareSearch(ball, key, MORE if coarse else 1)
+        return SquareSearch(ball, key, MORE if coarse else 1, reached=reached)
 
     def _survey(self, model: nn.Module, x: Tensor, y: Tensor) -> AttackOutcomes:
         """All images stand but those that are wrong when clean."""

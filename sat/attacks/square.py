@@ -147,14 +147,14 @@ class SquareSearch:
         if math.isinf(patience):
             return over
         if self.reached is not None:
-            over = self._compared(state) | over & ~state["ahead"]
+            over = self._behind(state, self.reached) | over & ~state["ahead"]
         return over | self._settled(state)
 
-    def _compared(self, state: dict[str, Tensor]) -> Tensor:
+    def _behind(self, state: dict[str, Tensor], reached: Tensor) -> Tensor:
         """Rows [B] that are asked now and are behind: an ascent came further, and not near a fall.
         Where it did not come as far, gradients lead astray, and all queries are asked."""
         now = state["iteration"] == int(ASKED * self.iterations)
-        reached = self.reached.to(now.device)[state["image"]]
+        reached = reached.to(now.device)[state["image"]]
         far = now & (reached > AGAIN * state["first"])
         ahead = state["short"] <= reached
         state["ahead"] |= far & ahead
