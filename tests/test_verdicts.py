@@ -36,6 +36,7 @@ from sat.attacks.targets import ranked
 from sat.errors import Refused
 from sat.evaluation.measure import for_all
 from sat.evaluation.measure import measure as measured
+from sat.models.foreign import adopt
 from sat.rng import RowRng
 
 EPS = 25.0  # in 1/255, for the digits
@@ -691,9 +692,9 @@ def test_what_falls_to_the_ascent_that_square_is_compared_with_fell_before_squar
     monkeypatch.setattr(ensemble, "SquareSearch", partial(SquareSearch, iterations=1))
     found, points = [], dict[int, torch.Tensor]()
     for length in (2.0, None):  # with None all queries are asked, and nothing is compared
-        attack = FastAutoAttack(30, attacks=["fab-t", "square"], patience=length)
+        attack = FastAutoAttack(30, attacks=["apgd-ce", "fab-t", "square"], patience=length)
         outcomes = attack._survey(model, x, y)
-        outcomes.passed[:] = 1  # all stood under FAB
+        outcomes.passed[:] = 2  # all stood under these
         outcomes.fallen = lambda images, there: points.update(
             zip(images.tolist(), there, strict=True)
         )
@@ -713,3 +714,30 @@ def test_a_round_that_is_across_in_few_bits_goes_on():
     state |= fields(one, torch.tensor([-0.01]))
     for share in (1.0, 2.0, math.inf):
         assert not search.hopeless({**state}, share)
+
+
+class HalfBlind(torch.autograd.Function):
+    """The image itself, whose every second column has no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        slope = slope.clone()
+        slope[..., ::2] = 0
+        return slope
+
+
+def test_a_network_whose_gradient_leads_astray_is_not_given_up(digits, caplog):
+    model, x, y = digits
+    behind = adopt(lambda images: model(HalfBlind.apply(images)), x, x.device)
+    attack, found = FastAutoAttack(25, attacks=["apgd-ce", "square"]), []
+    for length in (2.0, None):
+        found.append(replace(attack, patience=length).verdicts(behind, x[:40], y[:40]))
+    assert torch.equal(*found) and (found[0] == 1).any()
+    assert caplog.text.count("not the slope") == 1
+    caplog.clear()
+    attack.verdicts(model, x[:8], y[:8])
+    assert not caplog.text

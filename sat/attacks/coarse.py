@@ -1,6 +1,6 @@
 """Logits of few values (rounding, quantisation, a saturated softmax, a plateau), and what is behind
 them: differences too small to move a logit tell a search nothing, and where the last real-valued
-layer is in sight it tells what they hide."""
+layer is in sight it tells what they hide. And gradients that are none of what the logits do."""
 
 from dataclasses import dataclass
 
@@ -12,6 +12,10 @@ from sat.rng import RowRng
 
 COARSE = 0.05  # of VALUES logits repeat another; 16 bits of half precision give 2 %, 32 bits none
 VALUES = 320  # at most: the more there are, the more of them repeat one by chance
+# On 34 honest networks 0.07 at most; without the gradient of each fourth column of pixels 0.56, of
+# one that keeps the largest activations alone 1.
+ASTRAY = 0.25  # of the slope a gradient is beside it
+WAY = 2e-3  # of the pixel range at most, to look at a slope
 POINTS = 4  # of each image's ball, to look at
 
 
@@ -51,6 +55,25 @@ def share_blind(model: nn.Module, x: Tensor) -> float:
         (slope,) = torch.autograd.grad((first - second).sum(), x)
     slope = slope.flatten(1)
     return float(((slope == 0) | slope.isnan()).all(1).float().mean())
+
+
+@torch.no_grad()
+def beside_slope(model: nn.Module, x: Tensor, rng: RowRng) -> float:
+    """By how much the gradient of the gap between the two largest logits is beside its slope, as a
+    share of it, over short random ways from images x [B, C, H, W]."""
+    top = model(x).topk(2).indices
+    gap = lambda images: model(images).gather(1, top).diff(dim=1)[:, 0]  # noqa: E731
+    with torch.enable_grad():
+        there = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(gap(there).sum(), there)
+    gained, told = [], []
+    for k in range(POINTS):
+        after = Ball(WAY, "linf").surface(x, rng.child("slope", k).to(x.device))
+        before = (2 * x - after).clamp_(0, 1)
+        gained.append(gap(after) - gap(before))
+        told.append((slope * (after - before)).flatten(1).sum(1))
+    gain, said = torch.stack(gained), torch.stack(told)
+    return float(((gain - said).square().nansum() / gain.square().nansum().clamp_min(1e-30)).sqrt())
 
 
 @dataclass

@@ -15,7 +15,7 @@ from sat.arguments import check_ball, check_choices
 from sat.attacks.apgd import APGD, APGDSearch, cross_entropy
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import frozen, row_rng
-from sat.attacks.coarse import COARSE, repeated, share_blind
+from sat.attacks.coarse import ASTRAY, COARSE, beside_slope, repeated, share_blind
 from sat.attacks.fab import FABSearch
 from sat.attacks.losses import pma, targeted_dlr
 from sat.attacks.network import Network
@@ -122,15 +122,15 @@ class FastAutoAttack(Ensemble):
             few = first[:8].to(_device(model))
             check_repeats(model, few)
             coarse = self._coarse(model, few, draws)
-            patience = math.inf if self.patience is None or coarse else self.patience
+            patience = self.patience
+            if patience is None or coarse or self._astray(model, few, draws):
+                patience = math.inf
             network = Network(model, self._precision(model), few, self._ball, coarse)
             size, targets = self._size(x, network), None
             for k, name in enumerate(self.attacks):
                 own, reached = rng.child(name).to("cpu"), None
-                if name == "square" and k and patience < math.inf:
-                    batches = (outcomes.robust & (outcomes.passed <= k)).nonzero()[:, 0].split(size)
-                    with outcomes.attack(k - 1):  # whose falls those of an ascent are
-                        reached = self._reached(network, x, y, own, outcomes, batches)
+                if name == "square" and patience < math.inf:
+                    reached = self._reached(k, network, x, y, own, outcomes)
                 search = self._search(name, own.key, coarse, reached)
                 with outcomes.attack(k) as images:
                     aims = torch.zeros(len(y), search.rounds, dtype=torch.long)
@@ -157,20 +157,24 @@ class FastAutoAttack(Ensemble):
         again.run(search, network.in_float32(), [*nearly])
 
     def _reached(
-        self, network: Network, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes,
-        batches: Iterable[Tensor],
-    ) -> Tensor:  # fmt: skip
-        """Margins [N] to which a short ascent comes with each image in `batches`; some fall."""
+        self, k: int, network: Network, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> Tensor | None:  # fmt: skip
+        """Margins [N] to which a short ascent comes with each image that attack `k` has to decide;
+        what falls on the way falls to the last APGD before it. None where there is none."""
+        if not (before := [j for j in range(k) if self.attacks[j].startswith("apgd")]):
+            return None
         ascent, rng = APGD(self.eps, ASCENT, self.norm, loss="margin"), rng.child("reached")
         reached = torch.full((len(y),), -math.inf)
-        for rows in filter(len, batches):
-            own, label = (of[rows.to(of.device)].to(network.device) for of in (x, y))
-            points = ascent(network.low, own, label, rng[rows].to(network.device))
-            reached[rows] = margins(network.logits(points)[0], label).cpu()
-            verdict = network.falls(points, own, label)
-            if len(fell := (~verdict.right).nonzero()[:, 0]):
-                outcomes.leave(rows[fell.cpu()], points[fell], verdict.tied[fell])
-        return reached
+        images = (outcomes.robust & (outcomes.passed <= k)).nonzero()[:, 0]
+        with outcomes.attack(before[-1]):
+            for rows in filter(len, images.split(self._size(x, network))):
+                own, label = (of[rows.to(of.device)].to(network.device) for of in (x, y))
+                points = ascent(network.low, own, label, rng[rows].to(network.device))
+                reached[rows] = margins(network.logits(points)[0], label).cpu()
+                verdict = network.falls(points, own, label)
+                if len(fell := (~verdict.right).nonzero()[:, 0]):
+                    outcomes.leave(rows[fell.cpu()], points[fell], verdict.tied[fell])
+        return reached.to(network.device)
 
     @property
     def _tries_again(self) -> bool:
@@ -196,6 +200,18 @@ class FastAutoAttack(Ensemble):
                 " there is one, and runs Square %d times", seen, MORE,
             )  # fmt: skip
         return bool(seen)
+
+    def _astray(self, model: nn.Module, few: Tensor, rng: RowRng) -> bool:
+        """Whether gradients, where it goes by them, are not the slope of the logits; said if so."""
+        if not (self.eps and len(few)) or {*self.attacks} == {"square"}:
+            return False
+        if (share := beside_slope(model, few, rng[: len(few)])) <= ASTRAY:
+            return False
+        log.warning(
+            "strong: the gradient is not the slope of the logits, but off by %s of it: it leads"
+            " astray, and nothing is given up", f"{share:.0%}",
+        )  # fmt: skip
+        return True
 
     def _search(self, name: str, key: Key, coarse: bool, reached: Tensor | None) -> Search:
         ball, l1 = self._ball, self.norm == "l1"

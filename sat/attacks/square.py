@@ -152,9 +152,9 @@ class SquareSearch:
 
     def _behind(self, state: dict[str, Tensor], reached: Tensor) -> Tensor:
         """Rows [B] that are asked now and are behind: an ascent came further, and not near a fall.
-        Where it did not come as far, gradients lead astray, and all queries are asked."""
+        Where it did not come as far, gradients lead astray, and queries go on to the end."""
         now = state["iteration"] == int(ASKED * self.iterations)
-        reached = reached.to(now.device)[state["image"]]
+        reached = reached[state["image"]]
         far = now & (reached > AGAIN * state["first"])
         ahead = state["short"] <= reached
         state["ahead"] |= far & ahead

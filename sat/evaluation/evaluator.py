@@ -188,7 +188,8 @@ class Evaluator:
 
         def changed(images: int) -> None:
             nonlocal kept
-            bars[0].advance(images)
+            for bar in bars:
+                bar.advance(images)
             if time.monotonic() - kept > KEEP_EVERY:
                 self.store.write_partial(of, outcomes, self.world.rank)
                 kept = time.monotonic()

@@ -388,7 +388,8 @@ def _told(kept: State, name: str) -> Iterator[None]:
             bars.pop().close()
 
     def changed(images: int) -> None:
-        bars[0].advance(images)
+        for bar in bars:
+            bar.advance(images)
         kept.keep_now_and_then()
 
     kept.outcomes.begin, kept.outcomes.changed = begin, changed
