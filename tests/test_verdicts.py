@@ -734,10 +734,25 @@ def test_a_network_whose_gradient_leads_astray_is_not_given_up(digits, caplog):
     model, x, y = digits
     behind = adopt(lambda images: model(HalfBlind.apply(images)), x, x.device)
     attack, found = FastAutoAttack(25, attacks=["apgd-ce", "square"]), []
-    for length in (2.0, None):
-        found.append(replace(attack, patience=length).verdicts(behind, x[:40], y[:40]))
-    assert torch.equal(*found) and (found[0] == 1).any()
-    assert caplog.text.count("not the slope") == 1
-    caplog.clear()
-    attack.verdicts(model, x[:8], y[:8])
-    assert not caplog.text
+    with caplog.at_level("WARNING", "sat"):
+        for length in (2.0, None):
+            found.append(replace(attack, patience=length).verdicts(behind, x[:40], y[:40]))
+        assert torch.equal(*found) and (found[0] == 1).any()
+        assert caplog.text.count("not the slope") == 1
+        caplog.clear()
+        attack.verdicts(model, x[:8], y[:8])
+        assert not caplog.text
+
+
+def test_who_was_killed_before_square_goes_on_where_an_ascent_fells(digits, tmp_path, monkeypatch):
+    """No attack before Square has an image left, and so none was told to begin."""
+    model, x, y = digits
+    monkeypatch.setattr(ensemble, "APGDSearch", partial(APGDSearch, iterations=2))
+    attack = FastAutoAttack(30, attacks=["apgd-ce", "square"])
+    call = partial(sat.evaluate, model, x, y, 30, attack=attack, masking_checks=0)
+    whole = call()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FastAutoAttack, "_reached", lambda *given: exec("raise KeyboardInterrupt"))
+        call(state=tmp_path / "state")
+    found = call(state=tmp_path / "state")
+    assert found.felled == whole.felled and torch.equal(found.standing, whole.standing)

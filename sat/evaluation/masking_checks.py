@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sat.attacks import PGD
 from sat.attacks.ball import Ball
 from sat.attacks.base import ball_of, frozen
-from sat.attacks.coarse import COARSE, repeated
+from sat.attacks.coarse import ASTRAY, COARSE, beside_slope, repeated
 from sat.attacks.network import Network
 from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits, varies
 from sat.attacks.pool import Pool, State
@@ -71,6 +71,7 @@ def masking_checks(
             effort = Effort(model, x, y, short, rng, bar.advance)
             bar.show()
             alarms.append(coarse_alarm(model, x, effort.ball, rng))
+            alarms.append(wrong_gradient_alarm(model, x[:FEW], rng[:FEW]))
             alarms.append(effort.above_clean(right))
             if robust is None:
                 robust = right.clone()
@@ -329,6 +330,21 @@ def coarse_alarm(model: nn.Module, x: Tensor, ball: Ball, rng: RowRng) -> Alarm 
         " last layer of real values, where there is one, and runs Square three times; measure the"
         " network without its rounding as well",
         {"repeated": share, "images": len(x)},
+    )
+
+
+def wrong_gradient_alarm(model: nn.Module, x: Tensor, rng: RowRng) -> Alarm | None:
+    """A gradient that is not the slope of the logits: a backward pass of its own, or a surface of
+    jumps."""
+    share = beside_slope(model, x, rng)
+    if share <= ASTRAY:
+        return None
+    return Alarm(
+        "wrong_gradient",
+        f"over short ways the logits change otherwise than their gradient tells, by {share:.0%} of"
+        " it: a backward pass of its own, or jumps (rounding, sorting) lead attacks by gradients"
+        " astray. evaluation=strong gives nothing up there, yet may find too little",
+        {"beside": share, "images": len(x)},
     )
 
 
