@@ -19,6 +19,7 @@ import sys
 import time
 from argparse import Namespace
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,18 +43,20 @@ def arguments(given: list[str] | None = None) -> Namespace:
     add("--minutes", type=float, default=float("inf"), metavar="M", help="then stop")
     add("--seeds", default="0,1,2", metavar="S,S", help="one after the other (0,1,2)")
     add("--dry-run", action="store_true", help="print the lines, do nothing")
-    own = parser.parse_args(given)
+    own, line = parser.parse_args(given), ""
+    own.plan = {}
     try:
-        lines = [line.partition(":") for line in own.list.read_text().splitlines()
-                 if line.partition("#")[0].strip()]  # fmt: skip
-        own.plan = {
-            words.strip().format(data=own.data, out=own.out, seed=seed): float(minutes)
-            for seed in own.seeds.split(",")
-            for minutes, _, words in lines
-        }
-    except (OSError, LookupError, ValueError) as error:
+        lines = own.list.read_text().splitlines()
+        lines = [each for each in lines if each.partition("#")[0].strip()]
+        for seed, line in product(own.seeds.split(","), lines):
+            minutes, _, words = line.partition(":")
+            command = words.strip().format(data=own.data, out=own.out, seed=seed)
+            shlex.split(command)  # a quote may be open
+            own.plan[command] = float(minutes)
+    except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
+        told = f"`{line}`: {error}" if line else str(error)
         wanted = "write `minutes: words`, with {data} {out} {seed}"
-        parser.error(f"--plan {own.list}: {error}; {wanted}")
+        parser.error(f"--plan {own.list}: {told}; {wanted}")
     return own
 
 

@@ -238,11 +238,13 @@ def test_what_has_ended_is_brought_back_in_one_small_file(ran, tmp_path, capsys)
 
 @pytest.mark.parametrize(("line", "told"), [
     ("ten: -c pass", "'ten'"), ("1: -c {jobs}", "'jobs'"), ("-c pass", "'-c pass'"),
-    ("1: -c {}", "index 0"),
+    ("1: -c {}", "index 0"), ("1: -c {data.foo}", "'foo'"), ("1: -c {data:d}", "format string"),
+    ("1: -c 'pass", "No closing quotation"),
 ])  # fmt: skip
 def test_bad_input_is_refused(tmp_path, capsys, line, told):
-    for name, why in (("list.txt", told), ("none.txt", "No such file")):
-        (tmp_path / "list.txt").write_text(line)
+    named = f"`{line}`: "
+    for name, why in (("list.txt", named), ("list.txt", told), ("none.txt", "No such file")):
+        (tmp_path / "list.txt").write_text(f"1: -c pass\n{line}\n")
         with pytest.raises(SystemExit) as end:
             plan.main([".", "--plan", str(tmp_path / name)])
         (error,) = capsys.readouterr().err.splitlines()
