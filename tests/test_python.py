@@ -133,7 +133,8 @@ def test_it_is_asked_from_any_thread(net, images, tmp_path):
 
 
 def test_the_process_is_left_as_it_was(net, images, tmp_path, monkeypatch):
-    """Threads, the precision of its products, and what torch does where it can't compile."""
+    """Threads, the precision of its products, what torch does where it can't compile, and what is
+    done where a child ends."""
     import torch._dynamo
 
     from sat.training import train
@@ -141,23 +142,27 @@ def test_the_process_is_left_as_it_was(net, images, tmp_path, monkeypatch):
     def settle(choices):
         settled(choices | {"tf32": False})
         torch._dynamo.config.suppress_errors = True  # as a compiled run has it
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as one whose images are read by workers
 
     settled = train.settle
     monkeypatch.setattr(train, "settle", settle)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     words, before = [f"record.root={tmp_path}", *LITTLE, "schedule.epochs=1"], changeable()
     torch.set_float32_matmul_precision("high")
+    signal.signal(signal.SIGCHLD, handler := lambda *_: None)
     try:
         sat.train(*words, model=net, data=images)
-        assert changeable() == before | {"matmul": "high"}
+        assert changeable() == before | {"matmul": "high", "child": handler}
     finally:
         torch.set_float32_matmul_precision(before["matmul"])
+        signal.signal(signal.SIGCHLD, before["child"])
 
 
 def changeable():
     return {
         "threads": torch.get_num_threads(), "matmul": torch.get_float32_matmul_precision(),
         "cudnn": torch.backends.cudnn.allow_tf32, "lenient": torch._dynamo.config.suppress_errors,
+        "child": signal.getsignal(signal.SIGCHLD),
     }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """What `auto` stands for here: the precision, layout, compilation and threads that pay."""
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
@@ -160,9 +162,11 @@ def settle(choices: Mapping[str, Any]) -> None:
 
 @contextmanager
 def unsettled() -> Iterator[None]:
-    """On leaving, the process has its own threads, TF32 and leniency of the compiler again."""
+    """On leaving, the process has its own threads, TF32 and leniency of the compiler again, and
+    what it does where a child ends."""
     threads, compiler = torch.get_num_threads(), "torch._dynamo"  # imported where it is used
     lenient = compiler in sys.modules and torch._dynamo.config.suppress_errors
+    child = signal.getsignal(signal.SIGCHLD)
     try:
         with tf32_kept():
             yield
@@ -170,3 +174,5 @@ def unsettled() -> Iterator[None]:
         torch.set_num_threads(threads)
         if compiler in sys.modules:
             torch._dynamo.config.suppress_errors = lenient
+        if child is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, child)
