@@ -1,13 +1,16 @@
 """The command `sat-report`: pages, one file of kept runs, and states."""
 
 import csv
+import errno
 import json
+import os
 import re
 import runpy
 import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from conftest import ROOT
@@ -213,7 +216,17 @@ def test_one_run_is_told_on_the_screen_and_written_where_it_is_said(report, thre
     assert report(run, "--to", tmp_path / "there")[0] == 0
     assert (tmp_path / "there" / "x-digits.csv").exists()
     code, out = report(three.outputs, "--to", run / "config.yaml")
-    assert code == 2 and out.splitlines()[-1].startswith(f"! {run}/config.yaml: can't be written (")
+    (*_, told) = out.splitlines()
+    assert code == 2 and told.startswith(f"! {run}/config.yaml: can't be read or written (")
+
+
+def test_a_name_that_is_too_long_and_a_full_disk_are_told_in_a_line(report, three, monkeypatch):
+    code, out = report("a" * 300)
+    assert code == 2 and out == f"! {'a' * 300}: can't be read or written (File name too long)\n"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a write, which names no file
+    monkeypatch.setattr(figures, "draw", lambda *_: (_ for _ in ()).throw(full))
+    (*_, told) = report(three.outputs)[1].splitlines()
+    assert told == f"! {three.outputs}: can't be read or written ({full.strerror})"
 
 
 def test_what_is_not_finished_is_named(report, three):
@@ -260,6 +273,28 @@ def test_kept_runs_give_the_same_report(report, three, tmp_path):
     report(three.outputs, "--keep", file)  # others stay, and one takes the place of its elder
     again = {line.name: line.result.parameters for line in runs.finished(file)}
     assert len(again) == before == 6 and sorted(again.values()) == [5, 5, 5, 5, 5, 6]
+
+
+def test_two_that_keep_in_one_file_at_once_lose_no_row(three, tmp_path, monkeypatch):
+    file, every, reading = tmp_path / "runs.jsonl", runs.finished(three.outputs), Event()
+    kept_in = runs.kept_in
+    runs.keep(every[:1], file)
+
+    def slowly(place):
+        found = kept_in(place)
+        if reading.is_set():  # the second
+            return found
+        reading.set()
+        second.start()
+        second.join(0.5)  # which waits for the first
+        return found
+
+    second = Thread(target=runs.keep, args=(every[1:3], file))
+    monkeypatch.setattr(runs, "kept_in", slowly)
+    runs.keep(every[3:], file)
+    second.join()
+    assert len(file.read_text().splitlines()) == len(every) == 6
+    assert [path.name for path in tmp_path.glob("*lock*")] == []
 
 
 def test_kept_runs_name_no_machine(report, three, tmp_path):

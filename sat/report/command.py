@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Refused, Fault) as error:
         refuse(error)
     except OSError as error:
-        refuse(f"{error.filename or given.to}: can't be written ({error.strerror})")
+        place = error.filename or given.to or given.outputs
+        refuse(f"{place}: can't be read or written ({error.strerror or error})")
     finally:
         screen.stage()
     return 2

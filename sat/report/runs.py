@@ -13,6 +13,7 @@ from sat.identity import NEUTRAL, SECTIONS
 from sat.rundir import untrusted
 from sat.rundir.checkpoint import write_whole
 from sat.rundir.files import read_text
+from sat.rundir.lock import one_at_a_time
 from sat.rundir.reading import experiments_of, metrics, runs_in, status
 from sat.rundir.result import CHECKPOINTS, AttackResult, RunResult
 
@@ -157,13 +158,14 @@ def kept_in(file: Path) -> tuple[list[Measured], dict[str, str]]:
 def keep(runs: Sequence[Measured], file: Path) -> None:
     """Adds finished runs to a file, one a line, in place of those of the same name: all that a
     report rests on, without what is of one machine alone (its name, its folders)."""
-    kept, damaged = kept_in(file) if file.exists() else ([], {})
-    for line, reason in damaged.items():
-        raise Refused(f"{file}: {line} {reason}; mend or delete the line")
-    found = {run.name: run for run in [*kept, *runs]}
-    lines = [json.dumps(kept_of(found[name]), separators=(",", ":")) for name in sorted(found)]
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda into: into.write("".join(line + "\n" for line in lines).encode()))
+    with one_at_a_time(file.parent):
+        kept, damaged = kept_in(file) if file.exists() else ([], {})
+        for line, reason in damaged.items():
+            raise Refused(f"{file}: {line} {reason}; mend or delete the line")
+        found = {run.name: run for run in [*kept, *runs]}
+        lines = [json.dumps(kept_of(found[name]), separators=(",", ":")) for name in sorted(found)]
+        write_whole(file, lambda into: into.write("".join(line + "\n" for line in lines).encode()))
 
 
 def kept_of(run: Measured) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import logging
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -184,6 +185,19 @@ def _state(process: int) -> tuple[str, str]:
     except OSError:
         return "", ""
     return found[0], found[19]
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits while another process is here with the same folder, and leaves no file in it; a disk
+    without locks lets all in."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 # asked --------------------------------------------------------------------------------------------
