@@ -89,6 +89,13 @@ def test_fashion_mnist(tmp_path):
     x, y = whole(data.test)
     assert torch.equal(x[:, 0], torch.from_numpy(pixels) / 255) and data.channels == 1
     assert y.tolist() == labels.tolist() and data.classes[9] == "Ankle boot"
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        for length in (0, 2, 9, 16, len(content) - 1):
+            file.write_bytes(content[:length])
+            with pytest.raises(ValueError, match="^root=.*: FashionMNIST/raw/ .* or damaged; put"):
+                FashionMNIST(root=str(tmp_path), download=False)(CPU, 0)
+        file.write_bytes(content)
 
 
 def test_missing_files_are_named_and_not_downloaded_unasked(tmp_path):

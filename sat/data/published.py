@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sat.data.memory import Arrays, MemorySet
 
+# What torchvision raises where files are missing or of another sum, and of a cut IDX file.
+DAMAGED = (RuntimeError, AssertionError, ValueError, LookupError)
 Part = tuple[Tensor, Tensor, tuple[str, ...]]  # images uint8 [N, C, S, S], labels, class names
 
 
@@ -26,13 +28,13 @@ class PublishedSet(MemorySet):
 
     @abstractmethod
     def read(self, root: Path, train: bool, download: bool = False) -> Part:
-        """One split; RuntimeError where the files are missing or damaged."""
+        """One split; one of DAMAGED where the files are missing or damaged."""
 
     def load(self) -> Arrays:
         root = Path(self.root)
         try:
             parts = self.read(root, train=True), self.read(root, train=False)
-        except RuntimeError:
+        except DAMAGED:
             self._fetch(root)
             parts = self.read(root, train=True), self.read(root, train=False)
         (train, train_labels, classes), (test, test_labels, _) = parts
@@ -55,7 +57,7 @@ class PublishedSet(MemorySet):
                     target = root / file.relative_to(fresh)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(file, target)
-        except (OSError, RuntimeError) as fault:
+        except (OSError, *DAMAGED) as fault:
             reason = shorten(str(fault), 200)
             raise ValueError(
                 f"root={self.root}: {self.files} is not there and the download failed ({reason}); "
