@@ -96,6 +96,14 @@ def test_published_sizes_are_those_in_the_headers_of_the_options():
     assert sizes.PUBLISHED[sizes.ImageNet][:3] == (1_281_167, 50_000, 1000)
 
 
+def test_images_that_are_not_here_stay_a_part_of_the_callers_own_run(tmp_path):
+    spec = spec_of("dataset=imagenet", f"dataset.root={tmp_path}")
+    assert Case(spec).spec.fingerprint is None
+    with pytest.raises(Refused, match="^dataset.root=") as told:
+        assert spec.fingerprint
+    assert str(tmp_path) in str(told.value)
+
+
 def test_folders_and_files_of_ones_own_are_counted(tmp_path):
     for part, count in (("train", 6), ("val", 2)):
         for name in ("a", "b", "c"):

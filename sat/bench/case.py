@@ -41,7 +41,9 @@ class Case:
         if self.spec.evaluate is not None:
             raise Refused(f"evaluate={self.spec.evaluate}: trains nothing that could be timed")
         if is_known(self.spec.dataset):  # its folder is not here: the hash is not of its images
-            vars(self.spec)["fingerprint"] = None
+            own = replace(self.spec)
+            vars(own)["fingerprint"] = None
+            object.__setattr__(self, "spec", own)
 
     @cached_property
     def sizes(self) -> Sizes:
