@@ -26,6 +26,7 @@ def ce(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
     if not label_smoothing or y.ndim > 1:
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=label_smoothing)
     here, masked = F.log_softmax(logits, 1), logits == -torch.inf
+    # in float64, as torch divides: without masked classes all is torch's to the bit
     share = (label_smoothing / (~masked).sum(1).double()).to(here)
     others = -here.masked_fill(masked, 0.0).sum(1)
     return (1 - label_smoothing) * F.nll_loss(here, y, reduction="none") + others * share

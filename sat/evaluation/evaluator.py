@@ -42,7 +42,7 @@ from sat.rundir.result import (
     MaskingChecks,
 )
 
-CHECKED = 2**22  # values of the images that a CPU attacks at once: 27 of 3x224x224
+CHECKED = 2**22  # values of the images that are checked on a CPU: 27 of 3x224x224
 KEEP_EVERY = 20.0  # seconds; what a killed evaluation loses at most, beside the batch at hand
 
 
@@ -218,7 +218,7 @@ class Evaluator:
         if self._measurement(which, name).weights in self.checked:
             return self.checked[self.weights]
         count = evaluation.masking_checks
-        if self.model.mean.device.type == "cpu":  # all are attacked at once
+        if self.model.mean.device.type == "cpu":  # each costs hundreds of forwards
             count = min(count, max(CHECKED // (self.data.channels * self.data.image_size**2), 16))
         rows = torch.arange(0, len(self.indices), -(-len(self.indices) // count))
         ((indices, x, y),) = indexed(self.data.test, self.indices[rows], len(rows))
