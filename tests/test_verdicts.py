@@ -10,6 +10,7 @@ import torch
 from conftest import small_network, trained_on_digits
 from torch import nn
 
+import sat
 from sat.attacks import APGD, PGD, AutoAttack, Clean, FastAutoAttack, ensemble, patience
 from sat.attacks.apgd import APGDSearch
 from sat.attacks.ball import Ball
