@@ -50,8 +50,10 @@ class FastAutoAttack(Ensemble):
     (`malt`; `auto`: of more than ten classes; see `sat.attacks.targets`); with K < 10 classes there
     are K - 1. `attacks` may name `apgd-pma` too, APGD on the margin of probabilities. Where
     bfloat16 pays and the model has an `autocast`, the search by gradients runs in it; only float32
-    decides. Targets and queries that lead nowhere are given up early (see `sat.attacks.pool`);
-    with `patience` None the attacks have their published length. `eps` is in 1/255.
+    decides. Targets and queries that lead nowhere are given up early (see `sat.attacks.pool`), and
+    so is Square where a short ascent of the margin came further; with `patience` None the attacks
+    have their published length, and where the gradient is not the slope of the logits, which is
+    logged. `eps` is in 1/255.
 
     Where the logits are of few values (rounding, quantisation, a saturated softmax), which is
     logged, the searches go by the last layer of real values, if it is in sight; nothing is given up
