@@ -309,7 +309,9 @@ def summary(done: Sequence[dict[str, Any]]) -> str:
         if job.get("name") and other is not job and numbers[1] == other.get("robust", "-"):
             numbers = ["the same run", f"as job {other['job']}", ""]
         rows.append([str(job["job"]), *numbers, told[job["job"]]])
-    lines = beside(["job", "best: clean %", "robust %", "alarms"], "of", rows)
+    attacks = {job["attack"] for job in done if job.get("attack")}
+    robust = f"{attacks.pop()} %" if len(attacks) == 1 else "robust %"
+    lines = beside(["job", "best: clean %", robust, "alarms"], "of", rows)
     below = one_network(done)
     below += [
         f"! job {job['job']} ({told[job['job']]}): {job['message']}" for job in done if job["code"]

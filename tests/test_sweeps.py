@@ -404,6 +404,14 @@ def test_a_run_of_two_jobs_is_told_once_unless_they_measured_otherwise():
     lines = sweep.summary(jobs).splitlines()
     assert "the same run" in lines[3] and "as job 1" in lines[3]
     assert "41.0" in lines[4] and "the same run" not in lines[4]
+    for attacks, head in (
+        ((), "robust %"),
+        (("pgd", "pgd"), "pgd %"),
+        (("pgd", "strong"), "robust %"),
+    ):
+        for job, attack in zip(jobs, attacks, strict=False):
+            job["attack"] = attack
+        assert f" {head} " in sweep.summary(jobs).splitlines()[0]
 
 
 def test_the_rule_of_a_sweeps_table_is_as_wide_as_the_table(monkeypatch):

@@ -577,10 +577,10 @@ def headline(result: RunResult, evaluation: Evaluation) -> dict[str, Any]:
     reporting alone."""
     which, part = next(iter(result.measured.items()), (None, None))
     found = {} if part is None else part.accuracies
-    robust = next(
-        (found[n] for n in [*evaluation.attacks, *found] if n in found and n != CLEAN), None
-    )
-    told = {key: short(entry) for key, entry in (("clean", found.get(CLEAN)), ("robust", robust))}
+    names = [name for name in [*evaluation.attacks, *found] if name in found and name != CLEAN]
+    told: dict[str, Any] = {"clean": short(found.get(CLEAN)), "robust": short(None)}
+    for name in names[:1]:
+        told |= {"robust": short(found[name]), "attack": name}
     alarms = [alarm for alarm in result.alarms if alarm.checkpoint in (None, which)]
     told["alarms"] = str(len(told_once(alarms)))
     held_out = (result.best and result.best.held_out) or {}
