@@ -53,6 +53,12 @@ FAULTS = [
           "x = (x - self.mean) / self.std", "x = x - self.mean",
           "tests/test_models.py -k normalises"),
     # attacks ----------------------------------------------------------------------------------
+    Fault("Square is given up whose ascent came near a fall", "attacks",
+          'far = now & (reached > AGAIN * state["first"])', "far = now",
+          "tests/test_verdicts.py -k ends_early"),
+    Fault("gradients that lead astray are trusted", "attacks",
+          "ASTRAY = 0.3", "ASTRAY = 30.0",
+          "tests/test_verdicts.py -k astray"),
     Fault("PGD leaves the ball", "attacks",
           "point.clamp(low, high)", "point.clamp(0, 1)",
           "tests/test_attacks.py -k ball"),
