@@ -168,7 +168,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("attack, after", [(QUICK, 500), (PGD(EPS, 3), 340)])
+@pytest.mark.parametrize("attack, after", [(QUICK, 900), (PGD(EPS, 3), 340)])
 def test_a_killed_evaluation_goes_on(digits, tmp_path, attack, after, monkeypatch):
     model, x, y = digits
     whole = quick(lambda images: model(images), x, y, attack=attack, batch_size=20)
@@ -196,7 +196,7 @@ def test_a_killed_evaluation_goes_on(digits, tmp_path, attack, after, monkeypatc
     calls.clear()
     # nothing is attacked any more
     quick(dying_no_more, x, y, attack=attack, batch_size=np.int64(20), state=state)
-    assert sum(calls) < 300
+    assert sum(calls) < 600  # what is asked of the network itself
     for key, other in (("attack", {"seed": 1}), ("images", {})):
         pixels = x if key == "attack" else x.flip(0)
         with pytest.raises(ValueError, match=rf"state=.*is of another {key}; name another file"):

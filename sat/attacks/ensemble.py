@@ -15,7 +15,15 @@ from sat.arguments import check_ball, check_choices
 from sat.attacks.apgd import APGD, APGDSearch, cross_entropy
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import frozen, row_rng
-from sat.attacks.coarse import ASTRAY, COARSE, beside_slope, repeated, share_blind
+from sat.attacks.coarse import (
+    ASTRAY,
+    COARSE,
+    WAYS,
+    beside_slope,
+    leads_astray,
+    repeated,
+    share_blind,
+)
 from sat.attacks.fab import FABSearch
 from sat.attacks.losses import pma, targeted_dlr
 from sat.attacks.network import Network
@@ -34,6 +42,7 @@ BATCH = 10**9  # multiply-adds of a batch's forward on a CPU: a tenth of a secon
 FLAT = 0.5  # of a few images have no gradient
 MORE = 3  # times Square, where logits are coarse
 ASCENT = 20  # steps on the margin, that tell how far gradients lead
+DOUBTFUL = 0.15  # of its slope an image's gradient is beside it
 STARTS = 5  # more, of a targeted round that ended near a fall
 
 
@@ -131,7 +140,7 @@ class FastAutoAttack(Ensemble):
             size, targets = self._size(x, network), None
             for k, name in enumerate(self.attacks):
                 own, reached = rng.child(name).to("cpu"), None
-                if name == "square" and patience < math.inf:
+                if name == "square" and self.eps and patience < math.inf:
                     reached = self._reached(k, network, x, y, own, outcomes)
                 search = self._search(name, own.key, coarse, reached)
                 with outcomes.attack(k) as images:
@@ -162,7 +171,8 @@ class FastAutoAttack(Ensemble):
         self, k: int, network: Network, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
     ) -> Tensor | None:  # fmt: skip
         """Margins [N] to which a short ascent comes with each image that attack `k` has to decide;
-        what falls on the way falls to the last APGD before it. None where there is none."""
+        what falls on the way falls to the last APGD before it, and -inf stands for an image whose
+        gradient is doubtful. None where there is no APGD."""
         if not (before := [j for j in range(k) if self.attacks[j].startswith("apgd")]):
             return None
         ascent, rng = APGD(self.eps, ASCENT, self.norm, loss="margin"), rng.child("reached")
@@ -172,7 +182,9 @@ class FastAutoAttack(Ensemble):
             for rows in filter(len, images.split(self._size(x, network))):
                 own, label = (of[rows.to(of.device)].to(network.device) for of in (x, y))
                 points = ascent(network.low, own, label, rng[rows].to(network.device))
-                reached[rows] = margins(network.logits(points)[0], label).cpu()
+                doubtful = beside_slope(network.fast, own, rng[rows], WAYS[0]) > DOUBTFUL
+                margin = margins(network.logits(points)[0], label).masked_fill(doubtful, -math.inf)
+                reached[rows] = margin.cpu()
                 verdict = network.falls(points, own, label)
                 if len(fell := (~verdict.right).nonzero()[:, 0]):
                     outcomes.leave(rows[fell.cpu()], points[fell], verdict.tied[fell])
@@ -207,7 +219,7 @@ class FastAutoAttack(Ensemble):
         """Whether gradients, where it goes by them, are not the slope of the logits; said if so."""
         if not (self.eps and len(few)) or {*self.attacks} == {"square"}:
             return False
-        if (share := beside_slope(model, few, rng[: len(few)])) <= ASTRAY:
+        if (share := leads_astray(model, few, rng[: len(few)])) <= ASTRAY:
             return False
         log.warning(
             "strong: the gradient is not the slope of the logits, but off by %s of it: it leads"

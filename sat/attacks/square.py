@@ -16,7 +16,7 @@ from sat.attacks.base import Mode, frozen, row_rng
 from sat.attacks.losses import one_label
 from sat.attacks.network import Network, constant
 from sat.attacks.outcomes import margins
-from sat.attacks.patience import AGAIN, by_doublings
+from sat.attacks.patience import AGAIN, NEAR, by_doublings
 from sat.rng import Key, RowRng
 
 # The squares cover 0.8 of the image at first; beyond each of these queries, half of what they did.
@@ -156,12 +156,10 @@ class SquareSearch:
     def _behind(self, state: dict[str, Tensor], reached: Tensor) -> Tensor:
         """Rows [B] that are asked now and are behind: an ascent came further, and not near a fall.
         Where it did not come as far, gradients lead astray, and queries go on to the end."""
-        now = state["iteration"] == int(ASKED * self.iterations)
-        reached = reached[state["image"]]
-        far = now & (reached > AGAIN * state["first"])
-        ahead = state["short"] <= reached
-        state["ahead"] |= far & ahead
-        return far & ~ahead
+        short, first, reached = state["short"], state["first"], reached[state["image"]]
+        far = (state["iteration"] == int(ASKED * self.iterations)) & (reached > AGAIN * first)
+        state["ahead"] |= far & (short <= reached)
+        return far & (short > reached + NEAR * first.clamp(min=0))
 
     def _settled(self, state: dict[str, Tensor]) -> Tensor:
         """Rows [B] in Linf that single pixels move no more: each of a pixel's changes (a sign a

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sat.attacks import PGD
 from sat.attacks.ball import Ball
 from sat.attacks.base import ball_of, frozen
-from sat.attacks.coarse import ASTRAY, COARSE, beside_slope, repeated
+from sat.attacks.coarse import ASTRAY, COARSE, leads_astray, repeated
 from sat.attacks.network import Network
 from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits, varies
 from sat.attacks.pool import Pool, State
@@ -70,8 +70,8 @@ def masking_checks(
             bar = Progress("masking checks", WORK, unit="")
             effort = Effort(model, x, y, short, rng, bar.advance)
             bar.show()
-            alarms.append(coarse_alarm(model, x, effort.ball, rng))
-            alarms.append(wrong_gradient_alarm(model, x[:FEW], rng[:FEW]))
+            coarse = coarse_alarm(model, x, effort.ball, rng)
+            alarms.append(coarse or wrong_gradient_alarm(model, x[:FEW], rng[:FEW]))
             alarms.append(effort.above_clean(right))
             if robust is None:
                 robust = right.clone()
@@ -336,14 +336,14 @@ def coarse_alarm(model: nn.Module, x: Tensor, ball: Ball, rng: RowRng) -> Alarm 
 def wrong_gradient_alarm(model: nn.Module, x: Tensor, rng: RowRng) -> Alarm | None:
     """A gradient that is not the slope of the logits: a backward pass of its own, or a surface of
     jumps."""
-    share = beside_slope(model, x, rng)
+    share = leads_astray(model, x, rng)
     if share <= ASTRAY:
         return None
     return Alarm(
         "wrong_gradient",
         f"over short ways the logits change otherwise than their gradient tells, by {share:.0%} of"
-        " it: a backward pass of its own, or jumps (rounding, sorting) lead attacks by gradients"
-        " astray. evaluation=strong gives nothing up there, yet may find too little",
+        " the change: a backward pass of its own, or jumps (rounding, sorting) lead attacks by"
+        " gradients astray. evaluation=strong gives nothing up where its first images say so too",
         {"beside": share, "images": len(x)},
     )
 

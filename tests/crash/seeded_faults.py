@@ -54,7 +54,7 @@ FAULTS = [
           "tests/test_models.py -k normalises"),
     # attacks ----------------------------------------------------------------------------------
     Fault("Square is given up whose ascent came near a fall", "attacks",
-          'far = now & (reached > AGAIN * state["first"])', "far = now",
+          " & (reached > AGAIN * first)", "",
           "tests/test_verdicts.py -k ends_early"),
     Fault("gradients that lead astray are trusted", "attacks",
           "ASTRAY = 0.3", "ASTRAY = 30.0",
