@@ -306,7 +306,8 @@ def summary(done: Sequence[dict[str, Any]]) -> str:
     for job in done:
         numbers = [job.get(key, "-") for key in ("clean", "robust", "alarms")]
         other = first[job.get("name")]
-        if job.get("name") and other is not job and numbers[1] == other.get("robust", "-"):
+        alike = all(job.get(key, "-") == other.get(key, "-") for key in ("robust", "attack"))
+        if job.get("name") and other is not job and alike:
             numbers = ["the same run", f"as job {other['job']}", ""]
         rows.append([str(job["job"]), *numbers, told[job["job"]]])
     attacks = {job["attack"] for job in done if job.get("attack")}

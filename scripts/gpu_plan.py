@@ -51,8 +51,9 @@ def arguments(given: list[str] | None = None) -> Namespace:
         for seed, line in product(own.seeds.split(","), lines):
             minutes, _, words = line.partition(":")
             command = words.strip().format(data=own.data, out=own.out, seed=seed)
-            shlex.split(command)  # a quote may be open
             own.plan[command] = float(minutes)
+            if not shlex.split(command):  # a quote may be open
+                raise ValueError("no words")
     except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
         told = f"`{line}`: {error}" if line else str(error)
         wanted = "write `minutes: words`, with {data} {out} {seed}"
@@ -65,7 +66,9 @@ def attend(command: str, log: Path, seconds: float) -> str:
     with log.open("a") as file:
         print(f"$ python {command}", file=file, flush=True)
         words = [sys.executable, *shlex.split(command)]
-        running = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)
+        running = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
     try:
         with suppress(subprocess.TimeoutExpired):
             running.wait(seconds)

@@ -237,6 +237,7 @@ def test_what_has_ended_is_brought_back_in_one_small_file(ran, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(("line", "told"), [
+    ("5", "no words"),
     ("ten: -c pass", "'ten'"), ("1: -c {jobs}", "'jobs'"), ("-c pass", "'-c pass'"),
     ("1: -c {}", "index 0"), ("1: -c {data.foo}", "'foo'"), ("1: -c {data:d}", "format string"),
     ("1: -c 'pass", "No closing quotation"),

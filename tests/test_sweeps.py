@@ -404,6 +404,8 @@ def test_a_run_of_two_jobs_is_told_once_unless_they_measured_otherwise():
     lines = sweep.summary(jobs).splitlines()
     assert "the same run" in lines[3] and "as job 1" in lines[3]
     assert "41.0" in lines[4] and "the same run" not in lines[4]
+    other = sweep.summary([{**jobs[0], "attack": "pgd"}, {**jobs[1], "attack": "strong"}])
+    assert "the same run" not in other
     for attacks, head in (
         ((), "robust %"),
         (("pgd", "pgd"), "pgd %"),

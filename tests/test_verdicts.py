@@ -14,7 +14,7 @@ import sat
 from sat.attacks import APGD, PGD, AutoAttack, Clean, FastAutoAttack, ensemble, patience
 from sat.attacks.apgd import APGDSearch
 from sat.attacks.ball import Ball
-from sat.attacks.coarse import COARSE, Tap, repeated, share_repeated
+from sat.attacks.coarse import COARSE, Tap, leads_astray, repeated, share_repeated
 from sat.attacks.fab import FABSearch
 from sat.attacks.losses import targeted_dlr
 from sat.attacks.outcomes import (
@@ -718,22 +718,24 @@ def test_a_round_that_is_across_in_few_bits_goes_on():
 
 
 class HalfBlind(torch.autograd.Function):
-    """The image itself, whose every second column has no gradient."""
+    """The image itself, whose every second column has no gradient, or NaN."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx, x, there):
+        ctx.there = there
         return x.clone()
 
     @staticmethod
     def backward(ctx, slope):
         slope = slope.clone()
-        slope[..., ::2] = 0
-        return slope
+        slope[..., ::2] = ctx.there
+        return slope, None
 
 
-def test_a_network_whose_gradient_leads_astray_is_not_given_up(digits, caplog):
+@pytest.mark.parametrize("there", [0.0, math.nan])
+def test_a_network_whose_gradient_leads_astray_is_not_given_up(there, digits, caplog):
     model, x, y = digits
-    behind = adopt(lambda images: model(HalfBlind.apply(images)), x, x.device)
+    behind = adopt(lambda images: model(HalfBlind.apply(images, there)), x, x.device)
     attack, found = FastAutoAttack(25, attacks=["apgd-ce", "square"]), []
     with caplog.at_level("WARNING", "sat"):
         for length in (2.0, None):
@@ -757,3 +759,26 @@ def test_who_was_killed_before_square_goes_on_where_an_ascent_fells(digits, tmp_
         call(state=tmp_path / "state")
     found = call(state=tmp_path / "state")
     assert found.felled == whole.felled and torch.equal(found.standing, whole.standing)
+
+
+def test_square_is_not_compared_where_an_images_own_gradient_is_doubtful(digits, monkeypatch):
+    """Also where the first images don't tell."""
+    model, x, y = digits
+    monkeypatch.setattr(FastAutoAttack, "_astray", lambda *given: False)
+    reached, kept = [], FastAutoAttack._reached
+    note = lambda *given: reached.append(kept(*given)) or reached[-1]  # noqa: E731
+    monkeypatch.setattr(FastAutoAttack, "_reached", note)
+    blind = adopt(lambda images: model(HalfBlind.apply(images, 0.0)), x, x.device)
+    for network in (model, blind):
+        FastAutoAttack(25, attacks=["apgd-ce", "square"]).verdicts(network, x[:40], y[:40])
+    open_, doubtful = (each > -math.inf for each in reached)
+    assert open_.sum() > 5 and doubtful.sum() <= 2
+
+
+def test_one_image_without_a_slope_is_no_network_that_leads_astray(digits):
+    model, x, _ = digits
+    assert leads_astray(model, x[:8], RowRng(0, torch.arange(8))) < 0.1
+    shares = torch.tensor([0.0] * 7 + [1.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sat.attacks.coarse.beside_slope", lambda *given: shares)
+        assert leads_astray(model, x[:8], RowRng(0, torch.arange(8))) == 0

@@ -18,7 +18,7 @@ from sat.attacks.base import frozen, row_rng
 from sat.attacks.coarse import (
     ASTRAY,
     COARSE,
-    WAYS,
+    LENGTHS,
     beside_slope,
     leads_astray,
     repeated,
@@ -42,7 +42,7 @@ BATCH = 10**9  # multiply-adds of a batch's forward on a CPU: a tenth of a secon
 FLAT = 0.5  # of a few images have no gradient
 MORE = 3  # times Square, where logits are coarse
 ASCENT = 20  # steps on the margin, that tell how far gradients lead
-DOUBTFUL = 0.15  # of its slope an image's gradient is beside it: 0.09 at most, of 272 images
+DOUBTFUL = 0.15  # by how much an image's gradient may miss its slope: 0.09 at most, of 272 images
 STARTS = 5  # more, of a targeted round that ended near a fall
 
 
@@ -60,9 +60,9 @@ class FastAutoAttack(Ensemble):
     are K - 1. `attacks` may name `apgd-pma` too, APGD on the margin of probabilities. Where
     bfloat16 pays and the model has an `autocast`, the search by gradients runs in it; only float32
     decides. Targets and queries that lead nowhere are given up early (see `sat.attacks.pool`), and
-    so is Square where a short ascent of the margin came further; with `patience` None the attacks
-    have their published length, and where the gradient is not the slope of the logits, which is
-    logged. `eps` is in 1/255.
+    so is Square where a short ascent of the margin came clearly further. With `patience` None all
+    have their published length, and nothing is tried again; where the gradient is not the slope of
+    the logits, which is logged, nothing is given up. `eps` is in 1/255.
 
     Where the logits are of few values (rounding, quantisation, a saturated softmax), which is
     logged, the searches go by the last layer of real values, if it is in sight; nothing is given up
@@ -182,7 +182,7 @@ class FastAutoAttack(Ensemble):
             for rows in filter(len, images.split(self._size(x, network))):
                 own, label = (of[rows.to(of.device)].to(network.device) for of in (x, y))
                 points = ascent(network.low, own, label, rng[rows].to(network.device))
-                doubtful = beside_slope(network.fast, own, rng[rows], WAYS[0]) > DOUBTFUL
+                doubtful = beside_slope(network.fast, own, rng[rows], LENGTHS[0]) > DOUBTFUL
                 margin = margins(network.logits(points)[0], label).masked_fill(doubtful, -math.inf)
                 reached[rows] = margin.cpu()
                 verdict = network.falls(points, own, label)

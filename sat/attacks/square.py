@@ -155,7 +155,8 @@ class SquareSearch:
 
     def _behind(self, state: dict[str, Tensor], reached: Tensor) -> Tensor:
         """Rows [B] that are asked now and are behind: an ascent came further, and not near a fall.
-        Where it did not come as far, gradients lead astray, and queries go on to the end."""
+        Where it did not come as far, gradients lead astray, and a doubling without gain ends it no
+        more."""
         short, first, reached = state["short"], state["first"], reached[state["image"]]
         far = (state["iteration"] == int(ASKED * self.iterations)) & (reached > AGAIN * first)
         state["ahead"] |= far & (short <= reached)

@@ -70,7 +70,8 @@ class Case:
     @property
     def choices(self) -> dict[str, Any]:
         """What `auto` stands for in such a run, uncompiled, and of several parts of a batch one."""
-        schedule, cost = replace(self.spec.schedule, compile=False), self.cost
+        schedule = replace(self.spec.schedule, compile=False, accumulate=1)
+        cost = self.cost
         images = self.sizes.train
         return choose(schedule, self.device, images, cost.multiply_adds, cost.depthwise)
 

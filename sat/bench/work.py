@@ -23,7 +23,7 @@ from sat.training.step import update
 
 # Input gradients that an ensemble costs an image: 8.5 times PGD-20, as measured, and a tenth more
 # for what is tried again (5 % on digits, 14 % on a ResNet-18). Since Square is compared with an
-# ascent a ResNet-18 takes 6.4 times PGD-20.
+# ascent the first 40 images of a ResNet-18 take 6.4 times PGD-20.
 STRONG, AUTOATTACK = 187, 1190
 CHECKED = 310  # what 460 forwards and 160 backwards of the masking checks cost
 TRIED = {"cpu": 4e9, "cuda": 4e12}  # multiply-adds of the forward of a batch that is tried

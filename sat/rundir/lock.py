@@ -189,8 +189,8 @@ def _state(process: int) -> tuple[str, str]:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Waits while another process is here with the same folder, and leaves no file in it; a disk
-    without locks lets all in."""
+    """Waits while another process of this machine is here with the same folder, and leaves no file
+    in it; disks without locks, and those of other machines (NFS), let all in."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
