@@ -14,7 +14,7 @@ COARSE = 0.05  # of VALUES logits repeat another; 16 bits of half precision give
 VALUES = 320  # at most: the more there are, the more of them repeat one by chance
 # How far a gradient may miss the slope of the logits, as a share of it. 34 honest networks: 0.07 at
 # most, six in float16: 0.13; without the gradient of each fourth column of pixels: 0.49.
-ASTRAY = 0.3
+ASTRAY = 0.2
 # Of the pixel range, to either side: float32 is exact enough on the first, float16 on the second.
 LENGTHS = (2e-3, 1.6e-2)
 NEARBY = 8 / 255  # of an image is that point

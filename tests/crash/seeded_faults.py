@@ -57,7 +57,7 @@ FAULTS = [
           " & (reached > AGAIN * first)", "",
           "tests/test_verdicts.py -k ends_early"),
     Fault("gradients that lead astray are trusted", "attacks",
-          "ASTRAY = 0.3", "ASTRAY = 30.0",
+          "ASTRAY = 0.2", "ASTRAY = 20.0",
           "tests/test_verdicts.py -k astray"),
     Fault("an image's own gradient is not asked", "attacks",
           "DOUBTFUL = 0.15", "DOUBTFUL = 15.0",
