@@ -35,8 +35,13 @@ def _around(x: Tensor, ball: Ball, rng: RowRng) -> Tensor:
     and then of all of it."""
     if x[0].numel() > 1:
         return ball.surface(x, rng)
-    low, high = (x - ball.eps).clamp_(min=0), (x + ball.eps).clamp_(max=1)
-    return low + (high - low) * rng.uniform("start", *x.shape[1:])
+    return _within(x, ball.eps, rng)
+
+
+def _within(x: Tensor, size: float, rng: RowRng) -> Tensor:
+    """A random image that is nowhere further than `size` from x, in [0, 1]."""
+    low, high = (x - size).clamp_(min=0), (x + size).clamp_(max=1)
+    return low + (high - low) * rng.uniform("centre", *x.shape[1:])
 
 
 def share_repeated(logits: Tensor) -> float:
@@ -67,8 +72,7 @@ def beside_slope(model: nn.Module, x: Tensor, rng: RowRng, length: float) -> Ten
 
     Not through the image itself, where zeros lie on the kinks of networks without biases.
     """
-    low, high = (x - NEARBY).clamp_(min=0), (x + NEARBY).clamp_(max=1)
-    centre = low + (high - low) * rng.child("slope").to(x.device).uniform("centre", *x.shape[1:])
+    centre = _within(x, NEARBY, rng.child("slope").to(x.device))
     top = model(centre).topk(2).indices
     gap = lambda images: model(images).gather(1, top).diff(dim=1)[:, 0]  # noqa: E731
     with torch.enable_grad():
@@ -81,7 +85,8 @@ def beside_slope(model: nn.Module, x: Tensor, rng: RowRng, length: float) -> Ten
         before = (2 * centre - after).clamp_(0, 1)
         gained.append((gap(after) - gap(before)).double())
         told.append((gradient * (after - before)).flatten(1).sum(1).double())
-    gain, off = torch.stack(gained), torch.stack(gained) - torch.stack(told)
+    gain = torch.stack(gained)
+    off = gain - torch.stack(told)
     return (off.square().sum(0) / gain.square().sum(0)).sqrt().nan_to_num(0.0).float()
 
 
