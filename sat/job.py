@@ -11,11 +11,11 @@ from typing import Any
 from sat import config, identity, sweep
 from sat.config import Spec
 from sat.errors import Busy, Diverged, Fault, Lost, Refused, Stopped
-from sat.identity import digest
+from sat.identity import SECTIONS, digest
 from sat.loggers import screen
 
 log = logging.getLogger("sat")
-GROUPS = {*config.SECTIONS, "experiment", "recipe"}
+GROUPS = {*SECTIONS, "experiment", "recipe"}
 Execute = Callable[[Spec, list[str], bool], dict[str, Any]]
 
 

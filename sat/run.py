@@ -24,8 +24,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 import sat
-from sat import config, job, plugins, sweep
-from sat.config import CONF, Spec
+from sat import config, job, sweep
+from sat.config import CONF, Spec, plugins
 from sat.errors import Fault, Refused, on_signals, refusing
 from sat.launch import end, local_rank, processes
 from sat.loggers import screen, usage

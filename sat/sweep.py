@@ -25,8 +25,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from sat import plugins
-from sat.config import CONF, options, refuse_lists
+from sat.config import CONF, options, plugins, refuse_lists
 from sat.errors import Fault, Refused, on_signals
 from sat.loggers.screen import columns, duration, table
 

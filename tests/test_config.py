@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from sat import config
 from sat.config import CONF, check, convert, resolve
 from sat.errors import Refused
-from sat.identity import readable
+from sat.identity import SECTIONS, readable
 
 # Packages whose classes are options: what their groups' files name is what a package exports.
 PACKAGES = {
@@ -67,7 +67,7 @@ def test_every_option_of_every_group_composes(monkeypatch):
     """One of each group at a time, but for those that choose options of other groups."""
     monkeypatch.setattr("sat.loggers.base.find_spec", lambda name: name)  # trackers are extras
     found = files()
-    assert found.keys() >= {*config.SECTIONS} and sum(map(len, found.values())) > 100
+    assert found.keys() >= {*SECTIONS} and sum(map(len, found.values())) > 100
     for name, key in {"transfer": "source", "corruptions": "corruptions"}.items():
         found["evaluation"].remove(name)  # for a run or a folder, and it says so
         with pytest.raises(Refused, match=f"evaluation.{key}="):
@@ -78,7 +78,7 @@ def test_every_option_of_every_group_composes(monkeypatch):
     asked += zip_longest(*words.values())
     for options in asked:
         run = spec(*(option for option in options if option))
-        assert run.parts.keys() == {*config.SECTIONS, "logger"}, options
+        assert run.parts.keys() == {*SECTIONS, "logger"}, options
 
 
 def test_every_dataset_has_a_schedule_of_its_name():

@@ -18,9 +18,9 @@ from messages import FINISHED
 from PIL import Image
 from test_config import composed, spec
 
-from sat import config
+from sat import config, identity
 from sat.attacks import PGD, Curve
-from sat.config import CONF, check, resolve
+from sat.config import CONF, check, resolve, schema
 from sat.data import Cifar10, Digits, ImageFolder, Npz, TinyImageNet, fingerprint
 from sat.errors import Refused
 from sat.evaluation.settings import Evaluation
@@ -208,7 +208,7 @@ def test_an_option_is_named_as_its_group_names_it():
 def test_a_plug_in_is_named_by_its_package_and_option(monkeypatch):
     later = grown(PGD)
     later.__module__ = "mine.attacks"
-    monkeypatch.setattr(config, "target", lambda name, path: later if path == "attack"
+    monkeypatch.setattr(schema, "target", lambda name, path: later if path == "attack"
                         else TARGET(name, path))  # fmt: skip
     assert spec().identity["attack"]["_target_"] == "mine:pgd"
 
@@ -400,10 +400,10 @@ class Unnamed:
 
 
 def test_a_set_of_a_users_own_tells_its_images_apart(monkeypatch):
-    monkeypatch.setattr(config, "target", lambda name, path: Unnamed if path == "dataset"
+    monkeypatch.setattr(schema, "target", lambda name, path: Unnamed if path == "dataset"
                         else TARGET(name, path))  # fmt: skip
     plain = resolve(composed())
-    plain["dataset"] = {key: plain["dataset"][key] for key in config.FOLLOWED}
+    plain["dataset"] = {key: plain["dataset"][key] for key in identity.FOLLOWED}
     with pytest.raises(Refused, match=r"dataset._target_=Unnamed: .* fingerprint\(\)"):
         check(plain)
 

@@ -9,7 +9,7 @@ from conftest import small_network
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sat import config
+from sat import config, identity
 from sat.activations import SiLU, SmoothReLU
 from sat.attacks import FGSM, PGD, Clean
 from sat.errors import Refused
@@ -148,7 +148,7 @@ def composed(*words: str) -> config.Spec:
         cfg = compose("config", [*words], return_hydra_config=True)
         chosen = dict(cfg.hydra.runtime.choices)
         cfg = compose("config", [*words])
-    groups = {*config.SECTIONS}
+    groups = {*identity.SECTIONS}
     choices = {group: option for group, option in chosen.items() if group in groups}
     return config.check({**config.resolve(cfg), "choices": choices})
 

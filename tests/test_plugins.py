@@ -14,7 +14,7 @@ import warm
 from conftest import ROOT, TINY, command
 from messages import RESUMED
 
-from sat import plugins
+from sat.config import plugins
 
 CODE = '''
 import json

@@ -21,7 +21,7 @@ from conftest import ROOT
 from PIL import Image
 
 import sat as package
-from sat import config
+from sat import config, identity
 from sat.data.folders import Files, sorted_files
 from sat.data.images import opened
 from sat.errors import Diverged, Fault, Refused
@@ -152,9 +152,10 @@ def test_flags_that_are_no_file_are_refused_and_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("target", [
-    "os.system", "sat.run.main", "sat.config.check", "sat.config.Path", "sat.rundir.record.Run",
-    "subprocess.Popen", "sat.data.Digits", "sat.attacks.pgd.os.System", "sat.data.memory.MemorySet",
-    "", None, 5, ["os.system"], "sat.attacks.__init__.PGD", "sat..PGD", "/tmp/x.PGD",
+    "sat.run.main", "sat.config.check", "sat.config.spec.Path", "sat.rundir.record.Run",
+    "os.system", "subprocess.Popen", "sat.data.Digits", "sat.attacks.pgd.os.System",
+    "sat.data.memory.MemorySet", "", None, 5, ["os.system"], "sat.attacks.__init__.PGD", "sat..PGD",
+    "/tmp/x.PGD",
 ])  # fmt: skip
 @pytest.mark.parametrize("place", ["attack", "evaluation.attacks.x", "schedule.epochs"])
 def test_a_config_names_only_classes_of_its_place(place, target, run, monkeypatch):
@@ -367,5 +368,5 @@ def undescribed(held):
 def test_our_own_results_and_configs_pass(run):
     assert RunResult.read(run).as_json() == json.loads((run / "result.json").read_text())
     assert not any(undescribed(RunResult.read(run)))
-    own = untrusted.read_sections(run / "config.yaml", list(config.SECTIONS))
+    own = untrusted.read_sections(run / "config.yaml", list(identity.SECTIONS))
     assert config.check(own).yaml() == (run / "config.yaml").read_text()

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sat import config, plugins
-from sat.config import Spec
+from sat import config
+from sat.config import Spec, plugins
 from sat.errors import Refused
 from sat.evaluation import robustbench
 from sat.models import programs

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sat import plugins
+from sat.config import plugins
 from sat.errors import Refused
 from sat.models.card import IMAGES
 from sat.models.content import content_of

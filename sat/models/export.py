@@ -21,6 +21,7 @@ from torch import nn
 
 from sat import config
 from sat.activations.swap import swap_activations
+from sat.identity import START
 from sat.models import Classifier
 from sat.models.weights import load, read_run
 from sat.rundir.result import RunResult
@@ -79,8 +80,8 @@ def sat(pretrained: bool = False, **given: Any) -> nn.Module:
 
 def _rebuilt(recipe: Mapping[str, Any], num_classes: int, in_chans: int) -> nn.Module:
     """The recipe's backbone with its activations; no class from outside this package is used."""
-    family, _ = config.build(recipe["model"], "model")
-    activation, _ = config.build(recipe["activation"], "activation", partial_=True)
+    family = config.build(recipe["model"], "model").part
+    activation = config.build(recipe["activation"], "activation", partial_=True).part
     net = family(in_chans, num_classes, recipe["shape"]["image_size"])
     swap_activations(net, activation)
     return net
@@ -90,7 +91,7 @@ def _described(run: Path, which: str, model: Classifier) -> tuple[dict[str, Any]
     """What rebuilds the network, and what the file of weights says about itself."""
     plain, state = read_run(run, which)
     made = config.check(plain).config
-    network = {key: value for key, value in made["model"].items() if key not in config.START}
+    network = {key: value for key, value in made["model"].items() if key not in START}
     shape = state["facts"]["shape"]
     scale = {key: getattr(model, key).flatten().tolist() for key in ("mean", "std")}
     recipe = {"model": network, "activation": made["activation"], "shape": {**shape, **scale}}

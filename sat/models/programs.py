@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sat import plugins
+from sat.config import plugins
 from sat.errors import first_line
 from sat.models.content import content_of
 from sat.models.given import Make, Network

@@ -230,7 +230,7 @@ FAULTS = [
     Fault("jobs begin though a worker was stopped", "sweep.py",
           'raise SystemExit(codes[0])', "pass",
           "tests/test_sweeps.py -k nothing_begins", "af1b8ee"),
-    Fault("a whole number beyond all floats", "config.py",
+    Fault("a whole number beyond all floats", "config",
           "return isinstance(value, float) or abs(value) <= sys.float_info.max", "return True",
           "tests/test_config.py", "790b31d"),
     Fault("milestones that nobody reads make another run", "training",
