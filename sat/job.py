@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sat import config, identity, sweep
-from sat.config import Spec
+from sat.config import Spec, joint
 from sat.errors import Busy, Diverged, Fault, Lost, Refused, Stopped
 from sat.identity import SECTIONS, digest
 from sat.loggers import screen
@@ -23,8 +23,8 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
     """What became of a job, which goes to the screen and to the ledger of the sweep, too; `at` is
     Hydra's account of it, and `execute` runs it."""
     sweeping = at.mode.name == "MULTIRUN"
-    lacks = [*sweep.lacking(choices_of(at))]
-    number, overrides = at.job.num + 1 if sweeping else 1, sweep.plain(sweep.words_of(at), lacks)
+    lacks = [*joint.lacking(choices_of(at))]
+    number, overrides = at.job.num + 1 if sweeping else 1, joint.plain(sweep.words_of(at), lacks)
     before = sweep.before(number)
     if before is not None and sweep.has_ended(before) and before["overrides"] == overrides:
         return before  # of the same values: a search may have proposed others this time
@@ -100,7 +100,7 @@ def spec_of(cfg: Any, at: Any, sweeping: bool) -> Spec:
     one_experiment(at, sweeping)
     choices, overrides = choices_of(at), sweep.words_of(at)
     if cfg.evaluate is None:
-        for key in (lacks := [*sweep.lacking(choices)]):
+        for key in (lacks := [*joint.lacking(choices)]):
             text = "job %d has no %s: it is the baseline of those that have"
             log.info(text, at.job.num + 1, key)
         return config.check(resolved(cfg, choices, overrides, lacks))
@@ -116,7 +116,7 @@ def resolved(
 ) -> dict[str, Any]:
     """The plain config of a training, less the keys that its options lack, with what it says of the
     recipe that it follows."""
-    plain = {**sweep.without(config.resolve(cfg), lacks), "choices": choices}
+    plain = {**joint.without(config.resolve(cfg), lacks), "choices": choices}
     if isinstance(told := plain.get("published"), Mapping):
         plain["published"] = {**told, "overridden": overridden(plain, overrides)}
     return plain

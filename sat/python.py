@@ -14,7 +14,7 @@ from sat.acceleration.auto import unsettled
 from sat.config import Spec
 from sat.data import Npz
 from sat.errors import Refused, Stopped, refusing
-from sat.evaluation.results import summary
+from sat.evaluation.telling import summary
 from sat.loggers import screen
 from sat.models import Classifier, weights
 from sat.models.content import content_of

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import sat
 from sat import config, job, sweep
-from sat.config import CONF, Spec, plugins
+from sat.config import CONF, Spec, joint, plugins
 from sat.errors import Fault, Refused, on_signals, refusing
 from sat.launch import end, local_rank, processes
 from sat.loggers import screen, usage
@@ -40,7 +40,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
     """
     from sat import distributed
     from sat.acceleration.device import find_device, settle_on
-    from sat.evaluation import results
+    from sat.evaluation import results, telling, todo
     from sat.loggers import About, Loggers
     from sat.rundir import record
     from sat.rundir.result import RunResult
@@ -56,7 +56,7 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
         if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
             if world.first:
                 record.enter(Path(spec.record.root) / spec.name, spec.experiment)
-            return {**results.headline(done, spec.evaluation), "known": True}
+            return {**telling.headline(done, spec.evaluation), "known": True}
         with world.raise_together():
             data, model = set_up(spec, device, world)
         claim = record.claim if world.first else record.stand_by
@@ -65,18 +65,18 @@ def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, An
                 record.enter(run.directory, spec.experiment)
             # who held the lock may have done it all: nothing is told twice
             if (done := world.on_rank0(lambda: results.finished(spec))) is not None:
-                return {**results.headline(done, spec.evaluation), "known": True}
+                return {**telling.headline(done, spec.evaluation), "known": True}
             about = About(run.directory, spec.name, spec.hash, spec.experiment)
             with Loggers(spec.logger, about, world.first) as loggers:
                 run.track(loggers)
                 result = world.on_rank0(lambda: results.usable(run.result(), run.directory))
                 if result is None:
-                    world.on_rank0(lambda: results.check_flags(spec.evaluation, run.flags))
+                    world.on_rank0(lambda: todo.check_flags(spec.evaluation, run.flags))
                     obtain = train if spec.evaluate is None else take_over
                     told = {"overrides": overrides, **obtain(spec, run, model, data, world)}
                     result = RunResult.from_json(told)
                 result = results.conclude(spec, run, model, data, result, world)
-                return results.headline(result, spec.evaluation)
+                return telling.headline(result, spec.evaluation)
 
 
 def one_run(names: list[str]) -> None:
@@ -250,7 +250,7 @@ def main() -> None:
             if not answered(words):
                 if not {word for word in words if word[:1] == "-"} - {"-m", "--multirun"}:
                     screen.stage("starting")  # and no word of Hydra's own, which prints itself
-                sys.argv[1:], keys = sweep.joined(place_keys_added(words))
+                sys.argv[1:], keys = joint.joined(place_keys_added(words))
                 os.environ[sweep.JOINT] = ",".join(keys)
                 os.environ[plugins.TYPED] = plugins.typed(words)
                 sweep.run(app)

@@ -14,7 +14,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -22,16 +22,16 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from sat.config import CONF, options, plugins, refuse_lists
+from sat.config.joint import JOINT, joined, lacking, plain
 from sat.errors import Fault, Refused, on_signals
 from sat.loggers.screen import columns, duration, table
 
 log = logging.getLogger("sat")
 # Environment variables, so that worker processes inherit them.
-FOLDER, NAME, JOINT = "SAT_SWEEP_DIR", "SAT_SWEEP_NAME", "SAT_SWEEP_JOINT"
+FOLDER, NAME = "SAT_SWEEP_DIR", "SAT_SWEEP_NAME"
 COUNTS = "SAT_SWEEP_COUNTS"
 MOVES = "results lie where record.root says, and Hydra makes no folder; write record.root=DIR"
 # What a command line may say of Hydra's own: how a sweep is run.
@@ -343,66 +343,6 @@ def one_network(done: Sequence[dict[str, Any]]) -> list[str]:
             jobs = " and ".join(map(str, sorted(same)))
             lines.append(f"jobs {jobs} are one network: ELU and CELU at alpha 1 are one function")
     return lines
-
-
-# keys that some options lack ----------------------------------------------------------------------
-
-
-def joined(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of a command line in a form that Hydra composes, and the keys that some of the
-    options swept have and others lack.
-
-    `-m activation=relu,elu,celu activation.alpha=1,2` composes, and the jobs whose option has no
-    such key are the baseline: one run, however many values there are. A single run is refused as
-    ever, and so is a sweep of which no option has the key.
-    """
-    if not {"-m", "--multirun"} & {*words}:
-        return list(words), []
-    pairs = dict(word.split("=", 1) for word in words if "=" in word)
-    keys = [key for key in pairs if key.count(".") == 1 and _some_have(key, pairs)]
-    told = [f"++{word}" if word.split("=", 1)[0] in keys else word for word in words]
-    return told, keys
-
-
-def _some_have(key: str, pairs: Mapping[str, str]) -> bool:
-    group, name = key.split(".")
-    chosen = pairs.get(group, "").split(",")
-    if not {*chosen} <= {*options().get(group, ())}:
-        return False
-    having = [name in _keys_of(group, option) for option in chosen]
-    return any(having) and not all(having)
-
-
-@cache
-def _keys_of(group: str, option: str) -> frozenset[str]:
-    """The keys in an option's file, and in those that it builds on."""
-    node = yaml.safe_load((CONF / group / f"{option}.yaml").read_text()) or {}
-    bases = [base for base in node.pop("defaults", ()) if base in options()[group]]
-    return frozenset(node).union(*(_keys_of(group, base) for base in bases))
-
-
-def lacking(choices: Mapping[str, str]) -> Iterator[str]:
-    """The keys of this sweep that the options of a job lack."""
-    for key in filter(None, os.environ.get(JOINT, "").split(",")):
-        group, name = key.split(".")
-        if name not in _keys_of(group, choices[group]):
-            yield key
-
-
-def without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """A resolved config without these keys."""
-    found = dict(config)
-    for key in keys:
-        group, name = key.split(".")
-        found[group] = {k: value for k, value in found[group].items() if k != name}
-    return found
-
-
-def plain(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """The overrides of a job as they were written, less those of the keys that it lacks."""
-    swept = [f"++{key}=" for key in os.environ.get(JOINT, "").split(",") if key]
-    written = [word[2:] if word.startswith(tuple(swept)) else word for word in overrides]
-    return [word for word in written if word.split("=", 1)[0] not in keys]
 
 
 # without running --------------------------------------------------------------------------------

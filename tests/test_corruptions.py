@@ -15,8 +15,8 @@ from sat.distributed import ALONE
 from sat.errors import Refused
 from sat.evaluation.corruptions import CorruptionStore, measure, text
 from sat.evaluation.measure import by_class
-from sat.evaluation.results import lacks_corruptions
 from sat.evaluation.settings import Evaluation
+from sat.evaluation.todo import lacks_corruptions
 from sat.rundir.result import CheckpointResult
 from sat.training.preflight import check_corruptions
 

@@ -15,7 +15,8 @@ import pytest
 from commands import PAGES, ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from sat import config, sweep
+from sat import config
+from sat.config import joint
 from sat.loggers import usage
 
 DOCS = ROOT / "docs"
@@ -79,7 +80,7 @@ class Parsed(Exception):
 
 def last_of_each(words: list[str]) -> Iterator[str]:
     """The overrides of a sweep's last job; the other options of a group are there as well."""
-    words = [word for word in sweep.joined(words)[0] if word != "-m"]
+    words = [word for word in joint.joined(words)[0] if word != "-m"]
     for override in OverridesParser.create().parse_overrides(words):
         if not override.is_sweep_override():
             yield override.input_line

@@ -3,7 +3,7 @@
 import pytest
 
 from sat import sweep
-from sat.config import composed
+from sat.config import composed, joint
 from sat.job import network_of
 
 WORDS = ["-m", "activation=relu,elu,celu", "activation.alpha=1,2"]
@@ -25,7 +25,7 @@ WORDS = ["-m", "activation=relu,elu,celu", "activation.alpha=1,2"]
     ],
 )
 def test_keys_that_some_options_have_are_found(words, keys):
-    told, found = sweep.joined(words)
+    told, found = joint.joined(words)
     assert found == keys
     marked = [word for word in told if word.startswith("++")]
     assert [word[2:].split("=")[0] for word in marked] == keys
@@ -39,7 +39,7 @@ def looked_at(words):
     jobs = []
 
     def look(cfg, choices, overrides):
-        plain = sweep.without(config.resolve(cfg), [*sweep.lacking(choices)])
+        plain = joint.without(config.resolve(cfg), [*joint.lacking(choices)])
         jobs.append((overrides, config.check({**plain, "choices": choices})))
 
     sweep.each_job(words, look)

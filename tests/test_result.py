@@ -7,9 +7,9 @@ import pytest
 
 from sat.attacks import FGSM, PGD, Curve, Transfer
 from sat.errors import Refused
-from sat.evaluation import results
-from sat.evaluation.results import MASKING_CHECKS, todo
+from sat.evaluation import telling
 from sat.evaluation.settings import Evaluation
+from sat.evaluation.todo import MASKING_CHECKS, todo
 from sat.rundir.record import Run
 from sat.rundir.result import (
     CLEAN,
@@ -189,19 +189,19 @@ def test_an_alarm_gives_way_to_those_of_its_own_measurement_alone():
 def test_best_and_last_are_told_as_one_where_they_are_the_same_weights(change, told):
     best = CheckpointResult(step=8, epoch=2.0, clean=entry(), robust={"pgd20": entry(eps=8.0)})
     found = result(best=best, last=replace(best, **change))
-    assert [*results.once(found)] == told
-    text = results.summary(found)
+    assert [*telling.once(found)] == told
+    text = telling.summary(found)
     assert [line.split(" (")[0] for line in text.split("\n") if "(epoch" in line] == told
     assert max(map(len, text.split("\n"))) <= 80
     averaged = result(best=replace(best, of="weights"), last=best)
-    assert [*results.once(averaged)] == ["best", "last"]
+    assert [*telling.once(averaged)] == ["best", "last"]
 
 
 @pytest.mark.parametrize("attacks, row", [(["a", "b"], "worst_case "), (["a"], "worst_case (a) ")])
 def test_a_worst_case_names_its_attacks_where_they_are_not_all(attacks, row):
     robust = {"a": entry(), "b": entry(), WORST: entry(attacks=attacks)}
     last = CheckpointResult(step=8, epoch=2.0, clean=entry(), robust=robust)
-    told = results.summary(result(last=last))
+    told = telling.summary(result(last=last))
     assert any(line.strip().startswith(row + " ") for line in told.split("\n")), told
 
 
@@ -350,26 +350,26 @@ def test_a_verdict_tells_on_how_many_images_it_was_doubted():
     known = done(PGD(8))
     best, whole = known.best.with_masking_checks(checks), replace(checks, images=50)
     last = known.last.with_masking_checks(whole).with_attack("more", measured(PGD(8, 9)))
-    assert results.doubted(replace(known, best=best)) == [
+    assert telling.doubted(replace(known, best=best)) == [
         "best, pgd: checked for masked gradients on 30 of 50 images: no alarm",
         "last, pgd: not checked for masked gradients (evaluation.masking_checks=0)",
     ]
-    assert [line.split(":")[0] for line in results.doubted(known)] == ["best, pgd and last, pgd"]
-    assert results.doubted(replace(known, last=replace(last, robust={}), best=None)) == []
-    (told,) = results.doubted(replace(known, last=last))
+    assert [line.split(":")[0] for line in telling.doubted(known)] == ["best, pgd and last, pgd"]
+    assert telling.doubted(replace(known, last=replace(last, robust={}), best=None)) == []
+    (told,) = telling.doubted(replace(known, last=last))
     assert told.startswith("best, pgd and last, more: not checked"), "more came after the checks"
     last = known.last.with_masking_checks(whole)
     told = "last, pgd: checked for masked gradients on 50 images: "
-    assert f"{told}no alarm" in results.doubted(replace(known, last=last))
+    assert f"{told}no alarm" in telling.doubted(replace(known, last=last))
     raised = replace(whole, alarms=[Alarm("coarse", "rounded")])
     last = known.last.with_masking_checks(raised)
-    assert f"{told}coarse" in results.doubted(replace(known, last=last))
+    assert f"{told}coarse" in telling.doubted(replace(known, last=last))
 
 
 def test_what_measures_is_told_with_its_ball(run):
-    told = results.asked_for(ask({"a": PGD(8), "b": PGD(8, 3), "c": PGD(128, norm="l2")}))
+    told = telling.asked_for(ask({"a": PGD(8), "b": PGD(8, 3), "c": PGD(128, norm="l2")}))
     assert told == "a, b (eps 8/255 in linf); c (eps 128/255 in l2)"
-    assert results.asked_for(ask({})) == "clean accuracy"
+    assert telling.asked_for(ask({})) == "clean accuracy"
 
 
 def test_outcomes_that_were_moved_away_are_measured_again(run):
@@ -391,7 +391,7 @@ def test_without_a_checkpoint_nothing_can_be_added(run):
 
 
 def test_an_alarm_of_two_checkpoints_with_the_same_weights_is_told_once():
-    from sat.evaluation.results import told_once
+    from sat.evaluation.telling import told_once
 
     one = Alarm(name="black_box", message="Square fells 8", checkpoint="last", attack="pgd20")
     more = Alarm(name="more_steps", message="steps help", checkpoint="best", attack="pgd20")
@@ -407,7 +407,7 @@ def test_an_alarm_of_two_checkpoints_with_the_same_weights_is_told_once():
 
 
 def test_an_alarm_that_the_screen_has_shown_is_named_alone(caplog):
-    from sat.evaluation.results import tell
+    from sat.evaluation.telling import tell
 
     one = Alarm(name="collapse", message="robust accuracy collapsed; train so", step=8, epoch=2.0)
     with caplog.at_level("WARNING", "sat"):

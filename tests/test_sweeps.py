@@ -375,8 +375,8 @@ def test_optuna_searches_by_the_score(sat):
 
 
 def test_a_search_never_sees_the_test_set():
-    from sat.evaluation.results import headline
     from sat.evaluation.settings import Evaluation
+    from sat.evaluation.telling import headline
 
     entry = AttackResult(accuracy=0.9, ci95=(0.8, 0.95), images=50)
     last = CheckpointResult(step=1, epoch=1.0, clean=entry, robust={"pgd20": entry})

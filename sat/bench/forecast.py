@@ -25,6 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sat import config, sweep
+from sat.config import joint
 from sat.errors import Fault, Refused
 from sat.loggers import screen
 from sat.loggers.screen import duration, refuse, say, table
@@ -202,7 +203,7 @@ def main(given: Sequence[str] | None = None) -> int:
     def tell(cfg: Any, choices: dict[str, str], overrides: list[str]) -> None:
         jobs.append(job := Job(overrides))
         try:
-            plain = sweep.without(config.resolve(cfg), [*sweep.lacking(choices)])
+            plain = joint.without(config.resolve(cfg), [*joint.lacking(choices)])
             forecast(job, config.check({**plain, "choices": choices}), own)
         except (Refused, Fault, OSError) as error:
             job.refused = str(error)
