@@ -246,6 +246,13 @@ def test_each_round_times_each_call_in_blocks_that_are_long_enough(monkeypatch):
     assert firsts == {"long", "within"}, "the order is always the same"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_tells_how_much_of_the_time_it_works():
+    a, watch = torch.randn(4096, 4096, device="cuda"), stopwatch.Stopwatch(torch.device("cuda"), 1)
+    idle = stopwatch.Timed(lambda: (a[:64] @ a, time.sleep(0.01)))
+    assert 80 < watch.busy(stopwatch.Timed(lambda: a @ a)) < 102 and 0 < watch.busy(idle) < 50
+
+
 def test_ratios_are_those_of_a_round(monkeypatch):
     """A machine that grows slower from round to round changes no ratio."""
     clock = Clock(monkeypatch, stopwatch)

@@ -42,7 +42,7 @@ def test_the_first_seed_of_every_row_comes_before_the_next():
     again = [[word.replace("seed=0", "seed=1") for word in line] for line in once]
     assert twice[len(once) :] == [line for line in again if "seed=1" in line]
     assert len({*map(tuple, twice)}) == len(twice)
-    assert "experiment=activations" in once[9] and once[1][0] == "scripts/benchmark.py"
+    assert "experiment=activations" in once[11] and once[1][0] == "scripts/benchmark.py"
 
 
 def test_equality_comes_first_and_eight_minutes_are_enough_for_the_times_that_have_aims():

@@ -22,14 +22,16 @@ def steps(case: Case, own: Namespace, watch: Stopwatch) -> Measurements:
     loop computes. Limits are by the roofline: each operation of our eager step takes as long as
     that product's rate or a copy's lets it, whichever is longer; `fused` moves what products and
     convolutions read and write, and nothing else. Ratios are medians of those of a round. Memory is
-    that of a step beside weights and optimiser.
+    that of a step beside weights and optimiser; busy is the share of the time in which a GPU works.
     """
     loops, notes = loops_of(case, own.compile)
     if notes:
         yield "left out", 0, lambda: [{"note": note} for note in notes]
     order = sorted(own.steps, key=lambda k: k == 0)
     for k in order:
-        yield f"k={k}", units(k), partial(measure, case, loops, k, watch, k == order[0])
+        # on a GPU ceilings and least times take most of a row, whatever k
+        cost = 1 if case.device.type == "cuda" else units(k)
+        yield f"k={k}", cost, partial(measure, case, loops, k, watch, k == order[0])
 
 
 def measure(case: Case, loops: Sequence[Loop], k: int, watch: Stopwatch, first: bool) -> list[Row]:
@@ -46,6 +48,8 @@ def measure(case: Case, loops: Sequence[Loop], k: int, watch: Stopwatch, first: 
         rate = units(k) * case.unit / mine
         row |= {"TFLOP/s": float(np.median(rate)) / 1e12, "% of peak": spread(100 * rate / best),
                 "% of limit": 100 * bounds["limit, fused"][0] / float(np.median(mine))}  # fmt: skip
+        if (share := watch.busy(calls[loop.name])) is not None:
+            row["busy, %"] = share
         row |= {f"times {peer}": spread(times[peer] / mine) for peer in PEERS if peer in times}
         if first and not (loop.choices["compile"] or loop.choices["graph"]):
             row["MiB an image"] = counted(calls[loop.name]).most / case.batch / 2**20

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from sat.acceleration import auto
 from sat.acceleration.auto import bf16_pays, settle
@@ -75,15 +77,24 @@ class Stopwatch:
     def clocked(self, call: Timed, block: int) -> tuple[int, float]:
         """A block of calls, and its seconds; 0: as many as take 0.2 seconds, which is a thousand
         times what the clock costs, and waiting for a GPU around the block."""
-
-        def clock() -> float:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            return time.perf_counter()
-
         with call.entered():
-            timer = timeit.Timer(call.run, timer=clock)
+            timer = timeit.Timer(call.run, timer=self.clock)
             return (block, timer.timeit(block)) if block else timer.autorange()
+
+    def clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def busy(self, call: Timed) -> float | None:
+        """The share in percent of twenty calls' time in which a GPU computes or copies, by torch's
+        profiler; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        with call.entered(), profile(activities=[ProfilerActivity.CUDA]) as found:
+            seconds = timeit.Timer(call.run, timer=self.clock).timeit(20)
+        each = [e for e in found.key_averages() if e.device_type == DeviceType.CUDA]
+        return 1e-4 * sum(e.self_device_time_total for e in each) / seconds
 
     def beside_ceilings(
         self, calls: Mapping[str, Timed]
