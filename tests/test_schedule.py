@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from sat.activations import Keep, PReLU, PSSiLU, SmoothReLU
+from sat.models.classifier import assemble
 from sat.training.decay import Cosine, OneCycle, Step
 from sat.training.optimizer import build_optimizer, decayed, set_momentum, set_rate
 from sat.training.plan import Plan
@@ -138,8 +140,6 @@ def test_epochs_are_told_as_they_will_be(epochs, told):
 
 
 def test_decay_falls_on_weights_alone():
-    from sat.activations import SmoothReLU
-
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), SmoothReLU(), nn.PReLU(),
                           nn.Flatten(), nn.Linear(4, 2))  # fmt: skip
     optimizer = build_optimizer(model, Schedule(weight_decay=0.5))
@@ -174,6 +174,32 @@ def test_weight_decay_falls_where_it_is_asked():
         groups = build_optimizer(model, Schedule(weight_decay_on=on)).param_groups
         found = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
         assert found == {id(p) for n, p in model.named_parameters() if n in decayed(model, on)}
+
+
+class Bend(nn.Module):
+    """An activation of a user's own, with what looks like a weight of a layer."""
+
+    def __init__(self, inplace=False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x):
+        return x * torch.tanh(self.weight * x)
+
+
+@pytest.mark.parametrize("build, scalars", [(SmoothReLU, 1), (PSSiLU, 2), (PReLU, 1), (Bend, 1)])
+@pytest.mark.parametrize("on", ["weights", "all", "all_but_norms", "all_but_biases"])
+def test_weight_decay_never_falls_on_what_activations_learn(build, scalars, on):
+    """Neither on one that was put in, nor on a network's own."""
+    for kept in (False, True):
+        own = nn.PReLU() if kept else nn.ReLU()
+        layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), own, nn.Flatten(), nn.Linear(16, 2)
+        net = assemble(nn.Sequential(*layers), Keep if kept else build, [0], [1], (3, 4, 4))
+        learned = {name for name, _ in net.named_parameters() if name.startswith("backbone.2.")}
+        assert len(learned) == (1 if kept else scalars)
+        every = {name for name, _ in net.named_parameters()}
+        assert not decayed(net, on) & learned
+        assert on != "all" or decayed(net, on) == every - learned
 
 
 def test_layers_have_their_own_rate():

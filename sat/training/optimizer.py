@@ -89,7 +89,24 @@ def parameter_groups(model: nn.Module, schedule: Recipe) -> list[dict[str, Any]]
 def decayed(model: nn.Module, on: str) -> set[str]:
     """Names of the weights that weight decay falls on: `weights` of more than one dimension, but
     what the network itself spares (position embeddings, say); `all`; `all_but_norms`, which spares
-    batch norm's scales and shifts; `all_but_biases`, which spares biases, too."""
+    batch norm's scales and shifts; `all_but_biases`, which spares biases, too. What activations
+    learn is always spared, also of those that a network keeps (`activation=keep`): decay would bend
+    the function itself."""
+    shapes = _of_activations(model)
+    return {name for name, w in _chosen(model, on).items() if id(w) not in shapes}
+
+
+def _of_activations(model: nn.Module) -> set[int]:
+    """The ids of the parameters in the places where the swap found activations."""
+    swap = getattr(model, "swap", None)  # of a Classifier
+    places = swap.places if swap else ()
+    found = (model.get_submodule(f"backbone.{place}") for place in places)
+    return {id(weight) for activation in found for weight in activation.parameters()}
+
+
+def _chosen(model: nn.Module, on: str) -> dict[str, nn.Parameter]:
+    """What `decayed` chooses, whatever activations learn."""
+    weights = dict(model.named_parameters())
     if on == "weights":
         from timm.optim import param_groups_weight_decay
 
@@ -98,7 +115,7 @@ def decayed(model: nn.Module, on: str) -> set[str]:
         spared = [f"backbone.{name}" for name in spared]
         groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)
         chosen = {id(w) for group in groups if group["weight_decay"] for w in group["params"]}
-        return {name for name, weight in model.named_parameters() if id(weight) in chosen}
+        return {name: weight for name, weight in weights.items() if id(weight) in chosen}
     norms = {
         f"{place}.{name}".lstrip(".")
         for place, module in model.named_modules()
@@ -106,8 +123,8 @@ def decayed(model: nn.Module, on: str) -> set[str]:
         for name, _ in module.named_parameters(recurse=False)
     }
     return {
-        name
-        for name, _ in model.named_parameters()
+        name: weight
+        for name, weight in weights.items()
         if on == "all" or not (name in norms or on == "all_but_biases" and name.endswith("bias"))
     }
 
