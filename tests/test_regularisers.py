@@ -47,22 +47,27 @@ def rng(key: int = 3) -> RowRng:
     return RowRng(key, torch.arange(B))
 
 
+def misalignment(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The mean of 1 - cos, as it is written, in float64."""
+    noise = 8 / 255 * (2 * rng().uniform("gradalign", 2, 4, 4).double() - 1)
+
+    def slope(at, graph=False):
+        at = at.clone().requires_grad_()
+        total = F.cross_entropy(model(at), y)  # its mean: a factor
+        return torch.autograd.grad(total, at, create_graph=graph)[0].flatten(1)
+
+    here, there = slope(x).detach(), slope(x + noise, graph=True)
+    cosine = (here * there).sum(1) / (here.norm(dim=1) * there.norm(dim=1))
+    return (1 - cosine).mean()
+
+
 def test_gradalign_is_its_formula(batch):
     """1 - cos of two gradients, the first held still; its gradient by the weights by differences of
     the second."""
     x, y = batch
     model, term = network(), GradAlign(0.2, 8)
-    noise = 8 / 255 * (2 * rng().uniform("gradalign", 2, 4, 4).double() - 1)
-
-    def slope(model, at, graph=False):
-        at = at.clone().requires_grad_()
-        total = F.cross_entropy(model(at), y)  # its mean: a factor
-        return torch.autograd.grad(total, at, create_graph=graph)[0].flatten(1)
-
     plain = network()
-    here, there = slope(plain, x).detach(), slope(plain, x + noise, graph=True)
-    cosine = (here * there).sum(1) / (here.norm(dim=1) * there.norm(dim=1))
-    expected = (1 - cosine).mean()
+    expected = misalignment(plain, x, y)
     found = term(model, x, x, y, rng())
     assert found.item() == pytest.approx(expected.item(), abs=1e-7) and found > 0
     found.backward()
@@ -74,6 +79,46 @@ def test_gradalign_is_its_formula(batch):
     linear = nn.Sequential(nn.Flatten(), nn.Linear(32, 1, bias=False)).double()
     two = lambda x: torch.cat([z := linear(x), -z], 1)  # noqa: E731
     assert term(two, x, x, torch.zeros_like(y), rng()).item() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("bias", [10, 31, 45])
+def test_gradalign_sees_the_direction_of_small_gradients(bias):
+    """Of answers that are sure: in float32 as in float64, down to gradients of 1e-20. The likely
+    logit has no share in them: that would be 1 - 1 in float32."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.rand(B, 2, 4, 4, generator=generator), torch.zeros(B, dtype=torch.long)
+    model, plain = network().float(), network()
+    with torch.no_grad():
+        for net in (model, plain):
+            net[-1].bias[0] += bias
+            net[-1].weight[0] = 0
+    found, expected = GradAlign()(model, x, x, y, rng()), misalignment(plain, x.double(), y)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-3) and 1e-4 < found < 0.1
+    slopes = [torch.autograd.grad(e, n[0].weight)[0].double()
+              for e, n in ((found, model), (expected, plain))]  # fmt: skip
+    torch.testing.assert_close(*slopes, rtol=1e-2, atol=1e-4)
+    assert slopes[0].abs().max() > 1e-3
+
+
+def test_gradalign_leaves_out_images_without_a_gradient(batch):
+    """As the published code does; of none that has one it says nothing."""
+    x, y = (part[1:4] for part in batch)
+    scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def model(images, sure=()):
+        logits = torch.stack([scale * images.flatten(1).square().sum(1), images[:, 0, 0, 0]], 1)
+        pushed = torch.zeros_like(logits)
+        for row in sure:
+            pushed[row, 0] = 1e4
+        return logits + pushed
+
+    y, draws = torch.zeros_like(y), RowRng(3, torch.arange(3))
+    alone = GradAlign()(model, x[2:], x[2:], y[2:], RowRng(3, torch.arange(2, 3)))
+    beside = GradAlign()(lambda images: model(images, (0, 1)), x, x, y, draws)
+    assert alone > 1e-6 and beside.item() == pytest.approx(alone.item(), rel=1e-6)
+    none = GradAlign()(lambda images: model(images, (0, 1, 2)), x, x, y, draws)
+    (slope,) = torch.autograd.grad(none, scale)
+    assert none == 0 and slope == 0
 
 
 def test_elle_is_its_formula(batch):

@@ -13,12 +13,15 @@ from sat.objectives.base import Regulariser
 from sat.objectives.second_order import input_gradient
 from sat.rng import RowRng
 
+LEAST = 1e-22  # of a gradient's entries; the squares of smaller ones are 0 in float32
+
 
 @dataclass(frozen=True)
 class GradAlign(Regulariser):
     """Adds `weight` times the mean of 1 - cos(g(x), g(x + u)), where g is the gradient of the
     cross-entropy by the image and u uniform within +-eps; only the second is differentiated. Then
-    the loss stays linear within the ball, and training with one step does not collapse.
+    the loss stays linear within the ball, and training with one step does not collapse. The mean is
+    over images where both gradients are above 0, as published; of none it is 0.
 
     Published weights grow with eps: exp(eps ln(10) / 8 + ln(0.02)), that is 0.063 at 4/255, 0.2 at
     8/255 and 2 at 16/255. `eps` is in 1/255. Its two forwards are in training mode and move the
@@ -50,9 +53,18 @@ class GradAlign(Regulariser):
     ) -> Tensor:
         """The mean of 1 - cos over the batch, []."""
         noise = float(self.eps) / 255 * (2 * rng.uniform("gradalign", *x.shape[1:]) - 1)
-        here = base.input_gradient(model, x, y).flatten(1)
+        here = base.input_gradient(model, x, y)
         _, there = input_gradient(model, x + noise, lambda logits: ce(logits, y))
-        return 1 - F.cosine_similarity(here, there.flatten(1), eps=1e-12).mean()
+        here, there = _scaled(here.flatten(1)), _scaled(there.flatten(1))
+        seen = here.any(1) & there.any(1)
+        return (1 - F.cosine_similarity(here, there)).where(seen, 0).sum() / seen.sum().clamp(min=1)
+
+
+def _scaled(gradient: Tensor) -> Tensor:
+    """Gradients [B, N] with a largest entry of 1 each, so that no norm is lost; 0 of those that
+    are as good as 0."""
+    largest = gradient.detach().abs().amax(1, keepdim=True)
+    return (gradient / largest.clamp(min=LEAST)).masked_fill(largest < LEAST, 0)
 
 
 def check_weight(weight: float) -> None:
