@@ -309,6 +309,17 @@ def test_half_precision_stays_half_finite_and_near_the_formula(build, dtype):
     assert torch.allclose(slope.double(), exact, rtol=2**-7, atol=2**-6)
 
 
+def test_pssilu_of_what_overflows_in_float16_has_a_gradient():
+    """alpha x beyond 65504, and x^2 on the side where the slope is 0."""
+    module = A.PSSiLU(5.0, 0.1)
+    x = torch.tensor([13200.0, -13200.0, 300.0, -300.0], dtype=torch.float16, requires_grad=True)
+    exact = module(double := x.detach().double().requires_grad_()).sum()
+    wanted = torch.autograd.grad(exact, [double, *module.parameters()])
+    found = torch.autograd.grad(module(x).float().sum(), [x, *module.parameters()])
+    for half, full in zip(found, wanted, strict=True):
+        torch.testing.assert_close(half.double(), full.double(), rtol=2e-3, atol=1e-4)
+
+
 @custom
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_scalar_gradients_of_half_inputs_are_summed_in_float32(build, dtype):

@@ -279,7 +279,8 @@ class _PSSiLU(torch.autograd.Function):
         x, alpha, w = ctx.saved_tensors
         if is_differentiated():
             return differentiable(_pssilu, (x, alpha, w), grad)
-        z = x * alpha
+        most = torch.finfo(x.dtype).max
+        z = torch.mul(x, alpha).clamp_(-most, most)  # at inf the kernel gives no number
         # dp/dx = silu'(z), so df/dx = silu'(z) + w (1 - silu'(z))
         grad_x = torch.ops.aten.silu_backward(grad, z).lerp_(grad, w.to(x.dtype))
         if not any(ctx.needs_input_grad[1:]):
@@ -287,8 +288,8 @@ class _PSSiLU(torch.autograd.Function):
         sigma = z.sigmoid_()
         d_w = (1 - sigma).mul_(x).mul_(grad)  # df/dw = x - p
         grad_w = _total(d_w, w.dtype)
-        # df/dalpha = (1 - w) x^2 sigma (1 - sigma)
-        return grad_x, (1 - w) * _total(d_w.mul_(x).mul_(sigma), alpha.dtype), grad_w
+        # df/dalpha = (1 - w) x^2 sigma (1 - sigma); sigma first, for x^2 overflows in fp16
+        return grad_x, (1 - w) * _total(d_w.mul_(sigma).mul_(x), alpha.dtype), grad_w
 
 
 class PSSiLU(nn.Module):
