@@ -130,6 +130,40 @@ def test_soft_labels_are_those_of_one_class(objective):
     torch.testing.assert_close(hard, soft, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("hidden", [None, 2], ids=["both", "one"])
+@pytest.mark.parametrize("objective", [TRADES(), TRADES(forwards=3), MART(), Consistency()])
+def test_classes_that_the_network_masks_count_nothing(objective, hidden):
+    """A logit of -inf, of all images or of clean images and first views alone, as without the
+    class; what makes a divergence infinite is no less."""
+    net, (x, x_adv, y) = small_network().double(), batch()
+    y = y % 3 + 3
+
+    def masking(images: torch.Tensor) -> torch.Tensor:
+        logits = net(images)
+        mask = torch.zeros_like(logits, dtype=torch.bool)
+        mask[:, :2] = True
+        if hidden is not None:
+            rows = slice(0, 3) if objective.views == 2 else slice(0, 6 * (images is x))
+            mask[rows, hidden] = True
+        return logits.masked_fill(mask, -torch.inf)
+
+    low = lambda images: masking(images).clamp(min=-1e4)  # noqa: E731
+    found, _ = objective(masking, x, x_adv, y)
+    wanted, _ = objective(low, x, x_adv, y)
+    assert found.isfinite()
+    nearly(found, wanted, *net.parameters())
+
+
+def test_a_divergence_that_is_infinite_stays_so():
+    """An answer that only the adversarial image makes impossible: the step is skipped."""
+    logits = torch.zeros(1, 3)
+    masked = torch.tensor([[0.0, 0.0, -torch.inf]])
+    x, x_adv = torch.zeros(1), torch.ones(1)
+    loss, _ = TRADES()(lambda images: masked if images is x_adv else logits, x, x_adv,
+                       torch.tensor([0]))  # fmt: skip
+    assert loss == torch.inf
+
+
 # the attack of an objective -----------------------------------------------------------------------
 
 

@@ -33,10 +33,16 @@ def ce(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
 
 
 def kl(logits: Tensor, clean: Tensor) -> Tensor:
-    """KL divergence from the clean images' log-probabilities [B, K] (TRADES, Zhang et al. 2019); a
-    class that was impossible adds nothing, where 0 * inf would be no number."""
-    apart = F.kl_div(F.log_softmax(logits, 1), clean, reduction="none", log_target=True)
-    return apart.masked_fill(clean == -torch.inf, 0.0).sum(1)
+    """KL divergence from the clean images' log-probabilities [B, K] (TRADES, Zhang et al. 2019)."""
+    return divergences(clean, F.log_softmax(logits, 1)).sum(1)
+
+
+def divergences(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) of log-probabilities [B, K], class by class: [B, K]. One that is impossible by p
+    adds nothing and has no gradient, where 0 * inf would be no number."""
+    never = p == -torch.inf
+    p, q = p.masked_fill(never, 0.0), q.masked_fill(never, 0.0)
+    return F.kl_div(q, p, reduction="none", log_target=True)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.arguments import check_range
+from sat.attacks.losses import divergences
 from sat.objectives.base import Objective, check_beta, check_smoothing
 
 
@@ -38,7 +39,7 @@ class Consistency(Objective):
         logits = model(x_adv)
         entropy = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         one, two = (logits / self.temperature).log_softmax(1).chunk(2)
-        middle = torch.logaddexp(one, two) - math.log(2)
-        divergence = sum(F.kl_div(middle, p, reduction="batchmean", log_target=True)
-                         for p in (one, two)) / 2  # fmt: skip
+        never = torch.maximum(one, two) == -torch.inf  # two of them have no sum with a gradient
+        middle = torch.logaddexp(*(p.masked_fill(never, 0.0) for p in (one, two))) - math.log(2)
+        divergence = sum(divergences(p, middle).sum() / len(p) for p in (one, two)) / 2
         return entropy + self.beta * divergence, logits

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.attacks.losses import one_label
+from sat.attacks.losses import divergences, one_label
 from sat.objectives.base import Objective, check_beta, check_smoothing
 
 
@@ -36,6 +36,6 @@ class MART(Objective):
         wrong = q.scatter(1, label, -1.0).amax(1)
         boosted = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         boosted = boosted - (1.0001 - wrong + 1e-12).log().mean()
-        divergence = (p * (clean - (q + 1e-12).log())).sum(1)
+        divergence = divergences(clean, (q + 1e-12).log()).sum(1)
         doubt = 1.0000001 - p.gather(1, label)[:, 0]
         return boosted + self.beta * (divergence * doubt).mean(), logits

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.arguments import check_choices
+from sat.attacks.losses import divergences
 from sat.objectives.base import Objective, check_beta, check_smoothing
 
 
@@ -42,4 +43,4 @@ class TRADES(Objective):
         logits = model(x_adv)
         again = model(x) if self.forwards == 3 else clean
         p, q = again.log_softmax(1), logits.log_softmax(1)
-        return natural + self.beta * F.kl_div(q, p, reduction="batchmean", log_target=True), logits
+        return natural + self.beta * divergences(p, q).sum() / len(x), logits
