@@ -20,7 +20,8 @@ class ELLE(Regulariser):
     cross-entropy, x1 and x2 lie uniform within +-eps of the image and c = (1 - a) x1 + a x2, with a
     uniform in [0, 1]: 0 for a loss that is linear in the ball, and no double backward.
 
-    Published weights: 1000 up to eps 8/255, 5000 from 10/255, 10000 from 22/255. `eps` is in 1/255.
+    Published weights: 1000 up to eps 8/255, 5000 from 10/255, 10000 from 22/255, for code that
+    takes the optimiser's step twice a batch. `eps` is in 1/255.
     Its one forward of three times the batch is in training mode and moves the running statistics.
     """
 
