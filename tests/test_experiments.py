@@ -8,8 +8,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from sat import config
 from sat.config import CONF, check, resolve
+from sat.config.spec import BESIDE
 from sat.report.spec import MEASURES
 
 FILES = sorted((CONF / "experiment").glob("*.yaml"))
@@ -168,7 +168,7 @@ def test_a_sweep_runs_and_each_run_knows_its_experiments(sat):
     for run in answer.runs:
         assert (run / "experiments.txt").read_text() == "gradient_quality\n"
         kept = yaml.safe_load((run / "config.yaml").read_text())
-        assert not set(config.BESIDE) & set(kept)
+        assert not set(BESIDE) & set(kept)
         assert kept["choices"]["experiment"] == "gradient_quality"
     again = ["activation=surrogate_relu", "activation.inner=false,true", *fast]
     answer = sat("-m", "experiment=activations", *again)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from conftest import small_network
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -281,7 +282,7 @@ def test_an_objective_is_told_wherever_an_attack_is(sat):
     assert done.result["objective"]["beta"] == 2.5
     from sat.loggers.base import compared
 
-    spec = config.check(config.yaml.safe_load((done.run / "config.yaml").read_text()))
+    spec = config.check(yaml.safe_load((done.run / "config.yaml").read_text()))
     table = compared(spec.config)
     assert table["objective"] == "trades" and table["objective.beta"] == 2.5
     rows = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
