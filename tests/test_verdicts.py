@@ -307,7 +307,7 @@ def test_coarse_logits_are_told_from_fine_ones(digits):
         assert isinstance(Tap.of(After(deepcopy(model), change), x), Tap), name
     fine = [model, After(model, partial(masked, -1e6)), After(model, partial(masked, -INF)),
             After(model, lambda z, x: z.half().float()), After(model, lambda z, x: 1e4 * z),
-            After(model, lambda z, x: z.log_softmax(1))]  # fmt: skip
+            *(After(model, lambda z, x, k=k: (k * z).log_softmax(1)) for k in (1, 20))]  # fmt: skip
     for net in fine:
         assert repeated(net, x, ball, rng) < COARSE
     assert Tap.of(Blind(model), x) is None

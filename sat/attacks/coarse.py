@@ -45,10 +45,11 @@ def _within(x: Tensor, size: float, rng: RowRng) -> Tensor:
 
 
 def share_repeated(logits: Tensor) -> float:
-    """What share of the finite entries [N, K] repeat another, constant columns left out; of many
-    entries some, spread over all."""
+    """What share of the finite entries [N, K] repeat another, constant columns left out, and log
+    probabilities that are 0 since the class is sure; of many entries some, spread over all."""
     moving = logits[:, (logits != logits[:1]).any(0)]
-    values = moving[moving.isfinite()]
+    sure = (moving == 0) & (logits.logsumexp(1, keepdim=True) == 0)
+    values = moving[moving.isfinite() & ~sure]
     if len(values) > VALUES:
         values = values[torch.linspace(0, len(values) - 1, VALUES).long()]
     return 1 - len(values.unique()) / max(1, len(values)) if logits.numel() else 0.0
