@@ -59,6 +59,10 @@ def leaves():
 
 def number():
     return 3
+
+
+def needs(images):
+    return images.flatten(1)
 """
 
 
@@ -123,6 +127,7 @@ def test_a_network_of_a_package_is_measured_like_a_run(sat, nets, tmp_path):
     [
         ("their_nets.zoo:fails", r"fails\(\) fails \(ZeroDivisionError"),
         ("their_nets.zoo:number", "gives int; it must give a module"),
+        ("their_nets.zoo:needs", r"'images'\); name a function without arguments that returns"),
         ("their_nets.zoo:none", "no such function"),
         ("their_nets.zoo:leaves", r"leaves\(\) fails \(SystemExit: 3\)"),
         ("their_nets.broken:net", r"importing their_nets.broken fails \(SyntaxError: .*line 1"),

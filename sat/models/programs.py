@@ -5,6 +5,7 @@ no native code is loaded.
 """
 
 import hashlib
+import inspect
 import logging
 import os
 import pickle
@@ -185,8 +186,21 @@ def _made(make: Callable[[], Any], name: str) -> Network:
     try:
         network = make()
     except (Exception, SystemExit) as error:  # of any kind: the code is the user's
-        raise ValueError(f"{name}() fails ({first_line(error)})") from error
+        wanted = "; name a function without arguments that returns the network"
+        wanted *= not _needs_nothing(make)
+        raise ValueError(f"{name}() fails ({first_line(error)}){wanted}") from error
     if not callable(network) or isinstance(network, Tensor):
         kind = type(network).__name__
         raise ValueError(f"{name}() gives {kind}; it must give a module, or a function of images")
     return network
+
+
+def _needs_nothing(make: Callable[..., Any]) -> bool:
+    """Whether a function can be called without arguments, as far as it tells."""
+    try:
+        inspect.signature(make).bind()
+    except TypeError:
+        return False
+    except ValueError:  # it tells nothing
+        pass
+    return True
