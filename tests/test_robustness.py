@@ -107,6 +107,13 @@ def test_the_table_has_every_number(digits, plain):
         assert f"{part.accuracy:.1%}".replace("%", " %") in text
 
 
+def test_a_result_can_be_compared_kept_in_a_set_and_shown_in_a_notebook(plain):
+    assert plain == plain and plain != deepcopy(plain) and plain in {plain}
+    shown = []
+    plain._repr_pretty_(SimpleNamespace(text=shown.append), False)
+    assert shown == [str(plain)]
+
+
 def test_it_is_saved_as_json_and_npz(plain, tmp_path):
     plain.save(tmp_path / "out.v1")
     told = json.loads((tmp_path / "out.v1.json").read_text())
@@ -295,6 +302,82 @@ def test_statistics_of_a_network_in_a_function_are_put_back(digits, kind):
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
+class Hiding(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.nets = [net]
+
+    def forward(self, images):
+        return self.nets[0](images)
+
+
+OUT_OF_SIGHT = {
+    "in a list": Hiding,
+    "traced": lambda net: torch.jit.trace(net, torch.zeros(4, 1, 8, 8), check_trace=False),
+    "exported": lambda net: torch.export.export(net, (torch.zeros(4, 1, 8, 8),)).module(),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", OUT_OF_SIGHT)
+def test_statistics_of_modules_out_of_sight_are_put_back(digits, kind):
+    net = copied(digits[0]).train()
+    model = OUT_OF_SIGHT[kind](net)
+    held = {**dict(net.named_buffers()), **dict(model.named_buffers(prefix="model"))}
+    before = {name: value.clone() for name, value in held.items()}
+    with pytest.raises(ValueError, match="model.eval()"):
+        quick(model, *digits[1:], attack=PGD(EPS, 1))
+    assert before and all(torch.equal(before[name], value) for name, value in held.items())
+
+
+def test_threads_are_answered_one_after_the_other(digits):
+    """Modes of a model and the precision of products are shared by all of them."""
+    model, x, y = digits
+    began, came, met = threading.Event(), threading.Event(), []
+
+    def first(images):
+        if not began.is_set():
+            began.set()
+            met.append(came.wait(0.3))
+        return model(images)
+
+    def second(images):
+        came.set()
+        return model(images)
+
+    thread = threading.Thread(target=quick, args=(first, x, y), kwargs={"attack": PGD(EPS, 1)})
+    thread.start()
+    assert began.wait(60)
+    quick(second, x, y, attack=PGD(EPS, 1))
+    thread.join()
+    assert met == [False] and came.is_set()
+
+
+@pytest.mark.parametrize("norm, eps", [("linf", EPS), ("l2", 70), ("l1", "1.2/1")])
+def test_another_default_dtype_moves_no_number(digits, norm, eps):
+    model, x, y = digits
+    asked = {"eps": eps, "norm": norm, "masking_checks": 4}
+    usual = [quick(model, x[:12], y[:12], attack=a, **asked) for a in ("strong", "pgd20")]
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = [quick(model, x[:12], y[:12], attack=a, **asked) for a in ("strong", "pgd20")]
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(usual, found, strict=True):
+        assert torch.equal(one.adversarial, other.adversarial)
+        checks = [part.masking_checks.as_json() | {"seconds": 0} for part in (one, other)]
+        assert checks[0] == checks[1]
+
+
+def test_a_compiled_module_is_measured_as_what_was_compiled(digits, plain, monkeypatch):
+    model, x, y = digits
+    compiled = torch.compile(model, backend="eager")
+    monkeypatch.setattr(type(compiled), "forward", None)  # is asked for nothing
+    assert torch.equal(quick(compiled, x, y).standing, plain.standing)
+
+
 # networks of every kind --------------------------------------------------------------------------
 
 
@@ -430,6 +513,20 @@ def test_images_of_inference_mode(digits, plain):
     assert torch.equal(found.adversarial, plain.adversarial)
 
 
+def test_an_evaluation_under_inference_mode_has_its_gradients(digits, plain):
+    model, x, y = digits
+    with torch.inference_mode():
+        found = quick(model, x.clone(), y.clone())
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(found.adversarial, plain.adversarial)
+
+
+def test_eps_may_be_a_number_of_torch(digits):
+    asked = {"attack": "pgd20", "eps": torch.tensor(25.0)}
+    found = quick(digits[0], *(part[:8] for part in digits[1:]), **asked)
+    assert found.attack["eps"] == 25
+
+
 def test_a_sparse_buffer_is_told_from_another(digits, tmp_path):
     model, asked = copied(digits[0]), {"attack": PGD(EPS, 1), "state": tmp_path / "state"}
     model.register_buffer("mask", torch.eye(3).to_sparse())
@@ -486,13 +583,31 @@ class Unlucky(torch.autograd.Function):
         (dict(model=lambda m: "resnet18"), "model: str is no function of images; give a module"),
         (dict(images=lambda x: x[0]), r"images: \[1, 8, 8\]; give a tensor \[N, C, H, W\]"),
         (dict(images=lambda x: x[:0]), r"images: \[0, 1, 8, 8\]; give"),
-        (dict(images=lambda x: x * torch.nan), r"images: lie in \[nan, nan\]"),
+        (dict(images=lambda x: x * torch.nan), "images: 60 of 60 hold NaN or inf; give 0 to 1"),
+        (dict(images=lambda x: x + 1e-6), r"images: lie in .*1.00000\d+\], .*images.clamp\(0, 1\)"),
+        (dict(labels=lambda y: y.to("meta")), "labels: are on no device"),
+        (dict(labels=lambda y: nn.functional.one_hot(y)), r" \(labels.argmax\(1\)\)$"),
+        (dict(labels=lambda y: y[:, None]), r" \(labels\[:, 0\]\)$"),
+        (dict(labels=lambda y: y[:, None].float()), r" \(labels\[:, 0\].long\(\)\)$"),
+        (dict(labels=lambda y: y + 0.5), r"give one whole number an image \[60\]$"),
         (dict(labels=lambda y: y[:3]), r"labels: torch.int64 \[3\]; give one whole number"),
-        (dict(labels=lambda y: y.float()), "labels: torch.float32"),
+        (dict(labels=lambda y: y.float()), r"labels: torch.float32 .* \(labels.long\(\)\)$"),
         (dict(labels=lambda y: y + 9), r"labels: lie in \[9, 18\], and the model has 10 classes"),
         (dict(model=lambda m: 3), "model: int is no function of images"),
         (dict(model=lambda m: lambda x: x), r"model: gives \[3, 1, 8, 8\] for 3 images"),
-        (dict(model=lambda m: lambda x: m(x)[:, :1]), "model: gives one number an image"),
+        (
+            dict(model=lambda m: lambda x: m(x)[:, :1]),
+            r"number an image.*\(model, torch.nn.ZeroPad1d",
+        ),
+        (dict(model=lambda m: lambda x: m(x)[:, 0]), r"number an image.*Unflatten.*ZeroPad1d"),
+        (dict(model=lambda m: type(m)), "model: is the class .*; make an instance"),
+        (dict(model=lambda m: nn.Conv2d(1, 4, 8, device="meta")), "model: lies on no device"),
+        (
+            dict(model=lambda m: copied(m).double()),
+            r"weights are torch.float64: give model.float\(",
+        ),
+        (dict(images=lambda x: x.permute(0, 2, 3, 1)), r"images.permute\(0, 3, 1, 2\)$"),
+        (dict(attack=PGD), "attack: is the class PGD; make an instance"),
         (dict(model=lambda m: nn.Conv2d(3, 4, 1)), r"model: fails on images \[3, 1, 8, 8\] \(Run"),
         (dict(model=lambda m: lambda x: m(x) + torch.randn(10)), "model: .*version=rand"),
         (dict(attack="linf"), "attack=linf: choose from strong, autoattack, pgd20"),

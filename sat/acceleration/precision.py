@@ -41,10 +41,11 @@ def tf32_kept() -> Iterator[None]:
 
 @contextmanager
 def float32(model: nn.Module) -> Iterator[None]:
-    """The model without its autocast, products and convolutions without TF32; on leaving all is as
-    it was."""
-    before = getattr(model, "autocast", None)
+    """The model without its autocast, products and convolutions without TF32, new tensors in
+    float32 unless they say otherwise; on leaving all is as it was."""
+    before, default = getattr(model, "autocast", None), torch.get_default_dtype()
     with tf32_kept():
+        torch.set_default_dtype(torch.float32)
         torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
         if before is not None:
@@ -52,5 +53,6 @@ def float32(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
+            torch.set_default_dtype(default)
             if before is not None:
                 model.autocast = before

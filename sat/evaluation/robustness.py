@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from sat.attacks.outcomes import RANDOM, AttackOutcomes, Ensemble, varies
 from sat.attacks.series import ensemble_of
 from sat.config import SYNONYMS, nearest
 from sat.evaluation.alarm import Alarm
+from sat.evaluation.inputs import checked
 from sat.evaluation.masking_checks import InParts, square_alarm
 from sat.evaluation.masking_checks import masking_checks as look_for_masking
 from sat.evaluation.measure import accuracy
@@ -44,9 +46,10 @@ NAMED: dict[str, Callable[..., Any]] = {
     "autoattack": AutoAttack,
     "pgd20": lambda eps, norm: PGD(eps, 20, norm=norm),
 }
+_TURN = threading.RLock()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Robustness:
     """What an attack left of a network's right answers; printed, a table.
 
@@ -114,6 +117,10 @@ class Robustness:
         lines += [f"! {alarm.name}: {alarm.message}" for alarm in self.alarms]
         return "\n".join(lines)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Shows the table where a notebook's cell ends with it."""
+        printer.text(str(self))
+
     def as_json(self) -> dict[str, Any]:
         """Everything but the images, as plain values."""
         checks = self.masking_checks
@@ -170,6 +177,15 @@ class Options:
         return cls(**given)
 
 
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """One evaluation after the other, as modes of a model and precision are shared by all threads;
+    with gradients, whatever the caller has switched off."""
+    with _TURN, torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@_in_turn()
 def evaluate(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -203,7 +219,7 @@ def evaluate(
         return _in_each(model, images, labels, eps, attack, options)
     began, asked = time.monotonic(), Options.of(options)
     attack, name = _attack(attack, eps, norm, asked.batch_size)
-    images, labels = _checked(images, labels)
+    model, (images, labels) = _not_compiled(model), checked(images, labels)
     device, size = _device(model, images), asked.batch_size or 256
     with screen.showing(asked.progress, "looking at the network"), resting(model):
         net = adopt(model, images, device).eval()
@@ -248,6 +264,11 @@ def _in_each(
     return union(found, torch.as_tensor(labels).cpu())
 
 
+def _not_compiled(model: Any) -> Any:
+    """The module that torch.compile was given: each size of a batch would be compiled."""
+    return model._orig_mod if type(model).__name__ == "OptimizedModule" else model
+
+
 def _device(model: Any, images: Tensor) -> torch.device:
     held = [model.parameters(), model.buffers()] if isinstance(model, nn.Module) else []
     return next(chain(*held), images).device
@@ -259,45 +280,16 @@ def _attack(attack: Any, eps: float | str, norm: str, batch_size: int | None) ->
         if attack not in NAMED:
             known = ", ".join(NAMED)
             raise ValueError(f"attack={attack}: choose from {known}, or give one of sat.attacks")
-        name, attack = attack, NAMED[attack](eps=eps, norm=norm)
+        size = eps.item() if isinstance(eps, Tensor) and not eps.ndim else eps
+        name, attack = attack, NAMED[attack](eps=size, norm=norm)
+    elif isinstance(attack, type):
+        raise ValueError(f"attack: is the class {attack.__name__}; make an instance of it")
     else:
         name = type(attack).__name__
     check_attack("attack", attack)
     if batch_size and isinstance(attack, FastAutoAttack | AutoAttack):
         attack = replace(attack, batch_size=batch_size)
     return attack, name
-
-
-def _checked(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """The images without a gradient, and the labels, int64, both free of `inference_mode`. Raises
-    ValueError for images or labels that are none."""
-    if not isinstance(images, Tensor) or images.ndim not in (2, 4) or not images.numel():
-        kind = "" if isinstance(images, Tensor) else f"{type(images).__name__} "
-        what = f"{kind}{list(getattr(images, 'shape', []))}"
-        remedy = " (torch.from_numpy(images))" * isinstance(images, np.ndarray)
-        raise ValueError(f"images: {what}; give a tensor [N, C, H, W], or flat [N, F]{remedy}")
-    if images.layout != torch.strided or images.is_meta:
-        where = "on no device" if images.is_meta else f"{images.layout}"
-        raise ValueError(f"images: are {where}; give pixels, images.to_dense()")
-    if images.dtype != torch.float32:
-        remedy = "images.float()" + " / 255" * (not images.is_floating_point())
-        raise ValueError(f"images: are {images.dtype}; give float32 in [0, 1] ({remedy})")
-    low, high = images.min().item(), images.max().item()
-    if not (0 <= low and high <= 1):
-        normalise = "torchvision.transforms.Normalize(mean, std)"
-        remedy = f"let the model normalise: torch.nn.Sequential({normalise}, model)"
-        if low >= 0 and high > 2:  # of 255
-            remedy = "give images / 255"
-        raise ValueError(f"images: lie in [{low:.3g}, {high:.3g}], not in [0, 1]; {remedy}")
-    wanted = f"give one whole number an image [{len(images)}]"
-    try:
-        labels = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"labels: {type(labels).__name__}, no numbers; {wanted}") from None
-    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"labels: {labels.dtype} {list(labels.shape)}; {wanted}")
-    images, labels = images.detach(), labels.long()
-    return tuple(part.clone() if part.is_inference() else part for part in (images, labels))
 
 
 @torch.no_grad()

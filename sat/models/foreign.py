@@ -118,6 +118,13 @@ def adopt(model: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) ->
             f"model: {type(model).__name__} is no function of images; give a module, or a function"
             " (sat.load gives that of a run)"
         )
+    if isinstance(model, type):
+        raise ValueError(f"model: is the class {model.__name__}; make an instance of it")
+    if device.type == "meta":
+        raise ValueError(
+            "model: lies on no device (meta); give it weights, model.to_empty(device='cpu') and"
+            " model.load_state_dict(...)"
+        )
     net = Foreign(model, x.shape[1:], device)
     few = as_images(x[:3]).to(device, copy=True)
     before = few.clone()
@@ -129,13 +136,16 @@ def adopt(model: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) ->
         if is_out_of_memory(error):
             raise
         logits = _with_fixed_batch(net, few, error)
+    if logits.shape in ((len(few),), (len(few), 1)):
+        column = ", torch.nn.Unflatten(0, (-1, 1))" * (logits.ndim == 1)
+        raise ValueError(
+            "model: gives one number an image; it must give a logit a class, two or more: where it"
+            f" is the logit of class 1, torch.nn.Sequential(model{column}, torch.nn.ZeroPad1d((1,"
+            " 0)))"
+        )
     if logits.ndim != 2 or len(logits) != len(few):
         raise ValueError(
             f"model: gives {list(logits.shape)} for {len(few)} images; it must give [{len(few)}, K]"
-        )
-    if logits.shape[1] < 2:
-        raise ValueError(
-            "model: gives one number an image; it must give a logit a class, two or more"
         )
     net.copies = not torch.equal(few, before)
     return net
@@ -160,8 +170,20 @@ def _with_fixed_batch(net: Foreign, x: Tensor, first: Exception) -> Tensor:
             break
     raise ValueError(
         f"model: fails on images [{len(x)}, {', '.join(map(str, x.shape[1:]))}]"
-        f" ({first_line(first)}); give it images of its kind (dataset=... on a command line)"
+        f" ({first_line(first)}); {_remedy(net.function, x)}"
     ) from first
+
+
+def _remedy(function: object, x: Tensor) -> str:
+    """What may help a network that fails on images x [B, C, H, W], float32."""
+    weights = [*function.parameters()] if isinstance(function, nn.Module) else []
+    for weight in weights:
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            kind = weight.dtype
+            return f"its weights are {kind}: give model.float(), or lambda x: model(x.to({kind}))"
+    if x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
+        return "where the channels are last, give images.permute(0, 3, 1, 2)"
+    return "give it images of its kind (dataset=... on a command line)"
 
 
 NO_GRADIENT = "model: its logits have no gradient by the images (no_grad, numpy, argmax inside?)"
@@ -227,7 +249,8 @@ def _names(code: types.CodeType) -> set[str]:
 def keeping_statistics(modules: list[nn.Module]) -> Iterator[None]:
     """Puts back what buffers held, as far as they can be copied."""
     kept = dict[int, tuple[Tensor, Tensor]]()
-    for buffer in (buffer for module in modules for buffer in module.buffers()):
+    buffers = {id(buffer): buffer for module in modules for buffer in module.buffers()}
+    for buffer in buffers.values():
         with suppress(Exception):  # of a lazy module
             kept[id(buffer)] = buffer, buffer.clone()
     try:
@@ -241,18 +264,17 @@ def keeping_statistics(modules: list[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def resting(model: object) -> Iterator[None]:
-    """A module in eval mode and without gradients of its own, for a time; of the modules that a
-    function holds the statistics are put back, whatever mode they are in."""
-    if not isinstance(model, nn.Module):
-        with keeping_statistics(held_by(model)):
-            yield
-        return
-    modes = [(module, getattr(module, "training", None)) for module in model.modules()]
-    trained = [p for p in model.parameters() if p.requires_grad]
+    """A module in eval mode and without gradients of its own, for a time; the statistics of modules
+    that a function holds, or a module out of sight, are put back, whatever mode they are in."""
+    net = model if isinstance(model, nn.Module) else nn.Module()
+    hidden = [inner for module in net.modules() for inner in held_by([*vars(module).values()])]
+    modes = [(module, getattr(module, "training", None)) for module in net.modules()]
+    trained = [p for p in net.parameters() if p.requires_grad]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
-        yield
+        with keeping_statistics(held_by(model) + hidden):
+            yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
