@@ -66,8 +66,10 @@ def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Answ
         return "says nothing", f"{sides}: {few} in both, a verdict takes two", None
     reason = f"{sides}: {points} ({100 * found.low:.1f} to {100 * found.high:.1f}),"
     reason += f" {count} seeds, {name}, {which}"
-    if "within" in claim:
-        return within(found, claim["within"] / 100), reason, None
+    if "within" in claim:  # by the 95 % interval
+        low, high, most = round(found.low, 11), round(found.high, 11), claim["within"] / 100
+        beyond = "contradicts" if low > most or high < -most else "says nothing"
+        return "supports" if -most <= low and high <= most else beyond, reason, None
     return "supports" if found.mean > 0 else "contradicts", reason, found.p
 
 
@@ -115,14 +117,6 @@ def held_out(row: Row) -> float:
     """Robust accuracy of `best` on held-out images, the mean over a row's seeds."""
     told = [(run.result.best and run.result.best.held_out) or {} for run in row.runs]
     return sum(each.get("robust") or 0.0 for each in told) / len(told)
-
-
-def within(found: Number, most: float) -> str:
-    """Judges a difference's 95 % interval, for a claim that it is of at most so much."""
-    low, high = round(found.low, 11), round(found.high, 11)
-    if -most <= low and high <= most:
-        return "supports"
-    return "contradicts" if low > most or high < -most else "says nothing"
 
 
 # differences to the reference ---------------------------------------------------------------------
