@@ -594,18 +594,18 @@ def finished(monkeypatch):
     """Finished runs stand in: `finished({"a": [0.4, 0.42]})`, robust accuracies by seed."""
 
     def give(groups: dict[str, list[float]], alarms=()) -> None:
-        alarms = [types.SimpleNamespace(name=name) for name in alarms]
-        runs = [
-            types.SimpleNamespace(seed=seed, images="x", decided={"model": name},
-                config={"choices": {"dataset": "digits"}, "schedule": {"epochs": 4}},
-                result=types.SimpleNamespace(alarms=alarms),
-                entries={("best", "clean"): entry(0.9), ("best", "pgd20"): entry(value + 0.1),
-                         ("best", "strong"): entry(value), ("last", "strong"): entry(0.0)})
-            for name, values in groups.items() for seed, value in enumerate(values)
+        told = types.SimpleNamespace
+        result = told(alarms=[told(name=name) for name in alarms])
+        config = {"choices": {"dataset": "digits"}, "schedule": {"epochs": 4}}
+        rows = [
+            told(runs=[told(name=f"{name}-{seed}", config=config, result=result)
+                       for seed in range(len(values))],
+                 numbers={("best", "strong"): told(seeds=dict(enumerate(values)))})
+            for name, values in groups.items()
         ]  # fmt: skip
-        monkeypatch.setattr(budget, "finished", lambda place: runs)
+        tables = [told(attack="strong", rows=rows), told(attack="strong", rows=rows[:1])]
+        monkeypatch.setattr(budget, "read", lambda place: told(tables=tables))
 
-    entry = lambda value: types.SimpleNamespace(accuracy=value)  # noqa: E731
     return give
 
 

@@ -5,7 +5,6 @@ the time at most is for the evaluation. Epochs go down to a quarter of those ask
 training images do.
 """
 
-import json
 import math
 from argparse import Namespace
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import numpy as np
 
 from sat.errors import Refused
 from sat.loggers.screen import duration, table, to_copy
-from sat.report.runs import Measured, finished
+from sat.report.tables import read
 from sat.statistics import detectable, seeds_needed
 
 SEEDS = (1, 2, 3, 5, 10)
@@ -82,29 +81,23 @@ def spread_of(place: Path, dataset: str) -> tuple[float, str] | None:
     """How robust accuracy varies over seeds, in points: the standard deviation pooled over finished
     runs on a data set that differ in the seed alone, and what runs these are. None of those whose
     network answers at random: no number of theirs means anything."""
-    kinds: dict[str, dict[int, float]] = {}
-    epochs: dict[str, float] = {}
-    runs: list[Measured] = []
+    kinds: dict[tuple[str, ...], tuple[float, list[float]]] = {}
     with nullcontext() if place.is_file() else suppress(Refused):  # no run may be there yet
-        runs = finished(place)
-    for run in runs:
-        random = any(alarm.name == "random" for alarm in run.result.alarms)
-        if random or run.config["choices"].get("dataset") != dataset:
-            continue
-        first = next(iter(run.entries))[0]
-        robust = [(entry.accuracy, attack) for (which, attack), entry in run.entries.items()
-                  if which == first and attack != "clean"]  # fmt: skip
-        if robust:
-            accuracy, worst = min(robust)
-            key = json.dumps([run.decided, run.images, worst], sort_keys=True)
-            kinds.setdefault(key, {})[run.seed] = 100 * accuracy
-            epochs[key] = run.config["schedule"]["epochs"]
-    groups = {key: [*seeds.values()] for key, seeds in kinds.items() if len(seeds) > 1}
-    if not groups:
+        told = [(row, each.attack) for each in read(place).tables for row in each.rows]
+        for row, attack in told:
+            config, number = row.runs[0].config, row.numbers.get(("best", attack))
+            random = any(a.name == "random" for run in row.runs for a in run.result.alarms)
+            mine = config["choices"].get("dataset") == dataset and not random
+            if mine and number and len(number.seeds) > 1:
+                values = [100 * share for share in number.seeds.values()]
+                names = tuple(run.name for run in row.runs)  # it may stand in several tables
+                kinds[names] = config["schedule"]["epochs"], values
+    if not kinds:
         return None
-    count = sum(map(len, groups.values()))
-    squares = sum(len(values) * np.var(values) for values in groups.values())
-    lengths = " and ".join(f"{each:g}" for each in sorted({epochs[key] for key in groups}))
+    groups = [values for _, values in kinds.values()]
+    count = sum(map(len, groups))
+    squares = sum(len(values) * np.var(values) for values in groups)
+    lengths = " and ".join(f"{each:g}" for each in sorted({each for each, _ in kinds.values()}))
     several = f"{count} runs of {lengths} epochs, {len(groups)} kind{'s' * (len(groups) > 1)}"
     return float(squares / (count - len(groups))) ** 0.5, f"{several}, in {place}"
 
