@@ -81,10 +81,12 @@ def detectable(sd: float, seeds: int) -> float:
     """The difference of two configurations that Student's paired test over so many seeds (two and
     more) shows at 0.05 with a probability of 0.8; `sd` is of one configuration over its seeds, and
     what two do with one seed is taken to be unrelated."""
-    from scipy.stats import t
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
 
-    quantiles = float(t.ppf(0.975, seeds - 1) + t.ppf(0.8, seeds - 1))
-    return quantiles * sd * math.sqrt(2 / seeds)
+    bound = float(t.ppf(0.975, seeds - 1))
+    shift = brentq(lambda by: nct.sf(bound, seeds - 1, by) - 0.8, 0, 3 * bound)
+    return shift * sd * math.sqrt(2 / seeds)
 
 
 def seeds_needed(sd: float, difference: float) -> int:

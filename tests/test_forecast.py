@@ -250,6 +250,8 @@ def test_checkpoints_restarts_and_curves_multiply():
     assert evaluation("evaluation=paper", "evaluation.checkpoints=[last]") == 359 * 284
     assert evaluation("evaluation=curves") == 2 * 359 * (8 * 20 + 391 + 2)
     assert evaluation("evaluation=strong", "evaluation.limit=10") == 2 * 10 * 188
+    corrupted = "evaluation=corruptions", "evaluation.corruptions=CIFAR-10-C"
+    assert evaluation(*corrupted) == 359 * (2 + 75), "a forward of each type and severity"
 
 
 # memory -----------------------------------------------------------------------------------------
@@ -575,6 +577,9 @@ def test_what_fits_is_cut_in_the_order_that_costs_least(monkeypatch):
     assert fitting(360, *seeds)[1] == (40, 50_000, 10_000), "one seed of what is asked"
     studied = fitting(360, job("a", epochs=20), job("b", epochs=40))
     assert studied[1][0] is None and studied[1][1] < 50_000, "epochs are what is studied"
+    assert fitting(90, job("a", epochs=3))[1] == (1, 30_000, 5_000), "60 of 300 seconds to train"
+    assert fitting(90, job("a", epochs=1.27))[1][0] == 1
+    assert fitting(90, job("a", epochs=0.5))[1][0] == 0.5, "less than an epoch stays"
     assert fitting(3, *two) == {}
 
 

@@ -54,7 +54,7 @@ def plans(jobs: Sequence[Any], budget: float) -> tuple[Plan, list[Plan]]:
     sizes, limit = jobs[0].case.sizes, jobs[0].case.spec.evaluation.limit
     asked = Plan(1, epochs.pop() if len(epochs) == 1 else None, sizes.train + sizes.held_out,
                  min(limit or sizes.test, sizes.test), training + measuring + fixed)  # fmt: skip
-    least = LEAST_EPOCHS if asked.epochs else 1.0
+    least = min(1.0, max(LEAST_EPOCHS, 1 / asked.epochs)) if asked.epochs else 1.0
     found = []
     for seeds in SEEDS:
         room = budget / seeds - fixed
@@ -63,7 +63,7 @@ def plans(jobs: Sequence[Any], budget: float) -> tuple[Plan, list[Plan]]:
         images, tested = min(1.0, share / least), part(asked.tested, judged)
         if images < LEAST_IMAGES or tested < min(LEAST_TESTED, asked.tested):
             break
-        cut = asked.epochs and (part(asked.epochs, max(share, least)) or asked.epochs)
+        cut = asked.epochs and (part(asked.epochs, max(share, least)) or 1)  # 1 / epochs is rounded
         seconds = seeds * (fixed + judged * measuring + share * training)
         found.append(Plan(seeds, cut, part(asked.images, images), tested, seconds))
     return asked, found

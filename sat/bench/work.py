@@ -16,6 +16,7 @@ from sat.attacks.targets import LOOKED_AT, by_malt
 from sat.bench.case import Case
 from sat.bench.counting import step_cost
 from sat.bench.stopwatch import Stopwatch, Timed
+from sat.data.corrupted import SEVERITIES, TYPES
 from sat.errors import is_out_of_memory
 from sat.objectives import Method
 from sat.training.plan import Plan
@@ -62,6 +63,7 @@ def work_of(case: Case) -> Work:
     times = validations(spec.schedule, sizes.train, spec.validation.every)
     tested, attacks = min(evaluation.limit or sizes.test, sizes.test), evaluation.measured_by
     steps = evaluation.restarts * sum(gradients_of(a, sizes.classes) for a in attacks.values())
+    steps += len(TYPES) * len(SEVERITIES) / 2 * (evaluation.corruptions is not None)  # forwards
     checkpoints = len(set(evaluation.checkpoints))
     checked = min(evaluation.masking_checks, tested) if evaluation.attacks else 0
     return Work(
@@ -69,7 +71,7 @@ def work_of(case: Case) -> Work:
         images=updates * spec.schedule.batch_size,
         units=step_cost(Method.of(spec)),
         validation=times * held_out * each,
-        evaluation=checkpoints * tested * (steps + max(1, len(attacks))),
+        evaluation=int(checkpoints * tested * (steps + max(1, len(attacks)))),
         checks=checkpoints * checked * CHECKED,
     )
 
