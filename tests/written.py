@@ -19,6 +19,7 @@ SETTINGS = {
         "limit": None,
         "subset_seed": None,
     },
+    "apgd": {**PGD, "attack": "APGD", "steps": 30},
     "other": {**PGD, "eps": 4.0},  # pgd20 of another size
     "weak": {**PGD, "eps": 2.0, "steps": 50},
 }

@@ -116,7 +116,7 @@ def row_of(experiment: Experiment, runs: Sequence[Measured]) -> Row:
         keys=keys,
         runs=runs,
         numbers={measure: number(runs, measure) for measure in measures},
-        gradients=float(config["schedule"]["epochs"] * (steps + 1)),
+        gradients=float(config["schedule"]["epochs"] * attack.get("replays", steps + 1)),
         parameters=result.parameters,
         multiply_adds=max(run.result.multiply_adds or 0 for run in runs) or None,
         activation=str(config["choices"].get("activation") or ""),

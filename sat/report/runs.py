@@ -23,7 +23,7 @@ CONFIG = {  # see `misfit`
     "choices": dict,
     "seed": int,
     "dataset": dict.fromkeys(("name?", "root?", "path?"), str | None),
-    "attack": {"_target_": str, "steps?": int},
+    "attack": {"_target_": str, "steps?": int, "replays?": int},
     "model": {"name?": str | None},
     "schedule": {"epochs": float | int},
     "record": dict,

@@ -17,7 +17,7 @@ from sat.report.runs import Measured, key_of
 from sat.report.spec import FILES, OTHERS, Experiment, load
 from sat.rundir.files import read_text
 
-RANKS = {"AutoAttack": 3, "FastAutoAttack": 2, "PGD": 1}
+RANKS = {"AutoAttack": 3, "FastAutoAttack": 2, "APGD": 1, "PGD": 1}
 
 
 @dataclass(frozen=True)
