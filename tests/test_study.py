@@ -50,6 +50,8 @@ def test_rows_are_runs_that_differ_in_the_seed_alone(folder, write):
         (0.356, 0.548), abs=1e-3
     )
     assert relu.gradients == 8  # 4 epochs of an attack step and an update
+    folder.add("silu", 0, 50, attack={"_target_": "sat.attacks.Free", "replays": 8})
+    assert [t.rows[0].gradients for t in tables.read(folder.outputs).tables] == [8, 32]
     assert (relu.activation, relu.steps) == ("relu", 1)
     assert table.setting == (
         "attack sat.attacks.pgd.PGD eps=8 steps=1, dataset sat.data.memory.Digits limit=-,"
@@ -188,6 +190,12 @@ def test_the_strongest_attack_that_all_rows_have_judges(folder, write):
     assert table.attack == "pgd20" and passed.replace("2 of 3", "3 of 4") in table.notes
     _, cells, _ = pages.cells_of(table)
     assert "(n=1)" in cells[1][4] and "(n=1)" not in cells[0][4]
+
+
+def test_apgd_of_more_steps_than_pgd_judges(folder, write):
+    for name in ("relu", "silu"):
+        folder.add(name, 0, {"pgd20": 50, "apgd": 40})
+    assert only(folder).attack == "apgd"
 
 
 def test_an_attack_of_another_size_does_not_judge(folder, write):
@@ -412,7 +420,7 @@ def test_collapses_are_counted_and_compared(folder, write):
     """After the sixth epoch below a third of the best so far; Fisher's exact test over runs."""
     for seed in range(5):
         curve(folder.add("relu", seed, 5), 0.2, 0.01, 0.3, 0.3, 0.3, 0.3, 0.3, *[0.09] * seed)
-        curve(folder.add("silu", seed, 30), 0.0, 0.3, 0.3, 0.3, 0.3, 0.01, 0.1, 0.11)
+        curve(folder.add("silu", seed, 30), 0.0, 0.3, 0.3, 0.3, 0.3, 0.01, 0.12, 0.11)
         curve(folder.add("gelu", seed, 30), *[0.3] * 9)
     claim = CLAIM | {"better": {"activation": ["silu", "gelu"]}, "measure": "collapse"}
     write(claims=[claim, claim | {"than": {"activation": "elu"}}])
@@ -424,11 +432,45 @@ def test_collapses_are_counted_and_compared(folder, write):
     told = {row[0].split()[0]: row[head.index("collapsed")] for row in rows}
     assert told == {"ReLU": "4 of 5 (epochs 8, 8, 8, 8)", "SiLU": "0 of 5", "GELU": "0 of 5"}
     folder.add("elu", 0, 5)  # never validated: it counts nowhere
-    curve(folder.add("elu", 1, 5), *[0.0] * 8)  # never robust
-    write(claims=[claim | {"than": {"activation": ["elu", "silu"]}}])
+    for seed, never in enumerate((0.0, 0.1), 1):  # nor where it was never better than chance
+        curve(folder.add("elu", seed, 5), never, never, *[0.0] * 6)
+    write(claims=[claim | {"than": {"activation": ["elu", "silu"]}},
+                  claim | {"than": {"activation": "elu"}}])  # fmt: skip
     table = only(folder)
     assert "both sides have runs in common" in table.verdicts[0].reason
-    assert "1 of 1 (epoch 7)" in sum(pages.cells_of(table)[1], ())
+    assert table.verdicts[1].answer == "says nothing"
+    assert "0 of 0, 3 left out" in sum(pages.cells_of(table)[1], ())
+
+
+@pytest.mark.parametrize("robust, when", [
+    ([0.3, 0.3, 0.3, 0.05, *[0.0] * 6], " (epoch 4)"),  # since when it was so to the end
+    ([0.3, 0.05, 0.3, 0.3, 0.3, 0.3, 0.3, 0.05, 0.04], " (epoch 8)"),
+    ([*[0.3] * 7, 0.05, 0.3, 0.04, 0.03], " (epoch 10)"),
+    ([*[0.3] * 7, 0.05, 0.3, 0.3], " (epoch 8)"),  # it came back
+    ([0.3, 0.3, 0.05, 0.3, 0.3, 0.3, 0.3], ""),  # early, and no more
+])  # fmt: skip
+def test_a_collapse_is_told_from_when_it_fell_for_good(folder, write, robust, when):
+    curve(folder.add("relu", 0, 5), *robust)
+    write(claims=[CLAIM | {"measure": "collapse"}])
+    assert f"{int(bool(when))} of 1{when}" in sum(pages.cells_of(only(folder))[1], ())
+
+
+def test_collapses_are_compared_between_runs_that_are_alike_in_all_else(folder, write):
+    """All of ReLU's collapse at 16 epochs and all of SiLU's hold at 8: which decides nothing."""
+    held, fell = [0.3] * 8, [*[0.3] * 7, 0.0]
+    for seed in range(5):
+        curve(folder.add("relu", seed, 5, schedule={"epochs": 16.0}), *fell)
+        curve(folder.add("silu", seed, 30, schedule={"epochs": 8.0}), *held)
+    claim = CLAIM | {"measure": "collapse"}
+    write(rows=["activation", "schedule.epochs"], claims=[claim])
+    assert only(folder).verdicts[0].answer == "says nothing"
+    for seed in range(5):
+        run = folder.add("relu", seed, 30, schedule={"epochs": 8.0})
+        curve(run, *(fell if seed else held))
+        change(run / "result.json", alarms=[{"name": "collapse", "message": "fell"}] * (seed > 2))
+    (verdict,) = only(folder).verdicts
+    assert verdict.answer == "supports", verdict.reason
+    assert "0 of 5 collapsed against 4 of 5 (2 of these runs raised alarms)" in verdict.reason
 
 
 def test_a_claim_at_equal_cost_needs_equal_costs(folder, write):

@@ -3,7 +3,6 @@ catastrophic overfitting as a count."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 from sat.errors import Refused
@@ -149,44 +148,54 @@ def difference(a: Number, b: Number) -> Number:
 
 
 def collapses(row: Row) -> list[int | None]:
-    """The epoch at which each training collapsed: the first one after the sixth at which the robust
-    accuracy on held-out images is a third of its best so far or less; None of one that holds.
-    Without the runs that were never validated after the sixth: of these nothing is known."""
+    """The epoch since which each training was collapsed to its end, or else first was, None of one
+    that held: after the sixth epoch its robust accuracy on held-out images is below a third of its
+    best so far. Left out: not validated after the sixth, or never better than chance."""
     found = []
     for run in row.runs:
-        robust = [line["val/robust"] for line in run.validations]
-        epochs = [round(line["epoch"]) for line in run.validations]  # one comes at the step after
-        seen = zip(epochs, robust, accumulate([0.0, *robust], max), strict=False)
-        late = [(epoch, share <= SHARE * best) for epoch, share, best in seen if epoch > WARM]
-        if late:
-            found.append(next((epoch for epoch, fell in late if fell), None))
+        chance = 1 / (run.result.dataset.get("classes") or 1)
+        best, since, first, epoch = 0.0, None, None, 0
+        for line in run.validations:
+            epoch = round(line["epoch"]) or 1  # one comes at the step after
+            best = max(best, robust := line["val/robust"])
+            since = (since or epoch) if chance < best and robust < SHARE * best else None
+            first = first or (since if epoch > WARM else None)
+        if epoch > WARM and best > chance:
+            found.append(since or first)
     return found
 
 
 def count_of(row: Row) -> str:
-    """`2 of 3 (epochs 45, 53)`."""
+    """`2 of 3 (epochs 45, 53), 1 left out`."""
     found = collapses(row)
-    epochs = sorted(filter(None, found))
+    epochs, out = sorted(filter(None, found)), len(row.runs) - len(found)
     when = f" (epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))})"
-    return f"{len(epochs)} of {len(found)}" + when * bool(epochs)
+    return f"{len(epochs)} of {len(found)}" + when * bool(epochs) + f", {out} left out" * bool(out)
 
 
 def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> Answer:
-    """Whether fewer of the trainings of one side collapse, all rows that fit a side taken together:
-    the answer, both counts, and p by Fisher's exact test (1935) of their shares, two-sided. Raises
-    Refused where a side has no run that was watched, or both have one in common."""
+    """Whether fewer of the trainings of one side collapse, over all its rows whose other keys a row
+    of the other side has, too: the answer, both counts, and p by Fisher's exact test (1935) of
+    their shares, two-sided. Raises Refused where a side has no row, or both have one in common."""
     from scipy.stats import fisher_exact
 
-    counts, labels = [], list[str]()
+    fits = []
     for side in ("better", "than"):
         fit, named = fitting(rows, claim[side])
-        if not (found := [epoch for row in fit for epoch in collapses(row)]):
-            raise Refused(f"no run {named}")
-        labels += [row.label for row in fit]
-        counts.append((len([*filter(None, found)]), found.count(None)))
-    if len({*labels}) < len(labels):
+        if not fit:
+            raise Refused(f"no row {named}")
+        fits.append([row for row in fit if collapses(row)])
+    if {row.label for row in fits[0]} & {row.label for row in fits[1]}:
         raise Refused("both sides have runs in common")
-    (a, held_a), (b, held_b) = counts
+    asked = {*claim["better"], *claim["than"]}
+    rest = lambda row: {k: v for k, v in row.keys.items() if k not in asked}  # noqa: E731
+    sides = [[r for r in one if rest(r) in map(rest, two)] for one, two in (fits, fits[::-1])]
+    if not all(sides):
+        return "says nothing", "no two runs, better than chance, that differ in this alone", None
+    found = [[epoch for row in side for epoch in collapses(row)] for side in sides]
+    (a, held_a), (b, held_b) = counts = [(len(e) - e.count(None), e.count(None)) for e in found]
     answer = "supports" if b / (b + held_b) > a / (a + held_a) else "contradicts"
-    reason = f"{a} of {a + held_a} collapsed against {b} of {b + held_b}, Fisher's exact test"
+    alarms = sum(row.alarms for side in sides for row in side)
+    reason = f"{a} of {a + held_a} collapsed against {b} of {b + held_b}"
+    reason += f" ({alarms} of these runs raised alarms)" * bool(alarms) + ", Fisher's exact test"
     return answer, reason, float(fisher_exact(counts).pvalue)

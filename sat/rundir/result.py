@@ -27,7 +27,7 @@ Chosen = tuple[int | None, int | None]  # [limit, subset_seed] of an evaluation:
 
 _KINDS = {  # see `misfit`
     "choices": {"threads": "threads"},
-    "image set": {"name": str, "*": str | int},
+    "image set": {"name": str, "classes?": int, "*": str | int},
     "settings": {"limit": int | None, "subset_seed": int | None},
 }
 
