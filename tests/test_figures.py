@@ -229,6 +229,16 @@ def test_a_row_without_the_numbers_is_left_out_by_name():
     assert "Not drawn" not in caption(figures.dots(mine, {}))
 
 
+def test_the_seeds_that_a_caption_counts_are_those_of_what_is_drawn():
+    mine, entry = table(2), {"x": "gradients"}
+    numbers = {**mine.rows[0].numbers, ("best", "strong"): number(0.3, seeds=1)}
+    fewer = {("best", "pgd20"): number(0.4, seeds=2)}
+    for more, count in (({}, " 3 seeds."), (fewer, " 2 to 3 seeds.")):
+        given = with_rows(mine, r0={"numbers": numbers | more})
+        for kind in (figures.scatter, figures.dots, figures.lines):
+            assert count in caption(kind(given, entry))
+
+
 def test_bars_far_wider_than_the_points_leave_the_frame_and_no_axis_what_an_accuracy_can_be():
     mine = table(2, apart=0.02)
     numbers = {("best", "pgd20"): dataclasses.replace(number(0.45), low=0.1, high=0.8),
@@ -249,6 +259,8 @@ def test_a_row_that_raised_alarms_is_hollow():
             drawn = [line for axes in figure.axes for line in axes.lines]
             hollow = [line for line in drawn if line.get_markerfacecolor() == "white"]
             assert len(hollow) == count and ("Hollow: raised" in caption(figure)) == bool(count)
+    figure = figures.lines(with_rows(alphas(), r0={"alarms": 1}), ALPHA)
+    assert "white" not in {h.get_markerfacecolor() for h in figure.legends[0].legend_handles}
 
 
 def test_lines_over_a_number():

@@ -4,6 +4,7 @@
 import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +102,8 @@ def sheet(
     """An empty figure with axes of that height in inches, under the table's title, with what of it
     is shown, and a caption: seeds, the note, and what is not drawn; with a legend of the handles
     below."""
-    seeds = sorted({len(number.seeds) for row in rows for number in row.numbers.values()}) or [0]
+    drawn = [row.numbers.get(("best", name)) for row in rows for name in ("clean", table.attack)]
+    seeds = sorted(len(number.seeds) for number in drawn if number) or [0]
     many = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1])))
     absent = ", ".join(row.label for row in table.rows if row not in rows)
     said = f"{many} seed{'s' * (many != '1')}. {note}."
@@ -235,7 +237,7 @@ def lines(table: Table, entry: Mapping[str, Any]) -> Figure:
         series.setdefault(name, []).append((row, value))
     handles: list[Line2D] = []
     for label, line in series.items():
-        style = look(line[0][0])
+        style = look(replace(line[0][0], alarms=0))
         before = sum(handle.get_color() == style["color"] for handle in handles)
         handles.append(Line2D([], [], **style, linestyle=DASHES[before % 4], label=label))
     figure = sheet(table, f"over {x.replace('_', ' ')}", rows, handles=handles)
