@@ -629,6 +629,14 @@ def test_the_spread_over_seeds_is_pooled_over_what_differs_in_nothing_else(finis
     assert budget.spread_of(Path("nowhere"), "digits") is None
 
 
+def test_the_spread_is_of_runs_that_were_measured_alike_and_by_one_attack(folder, write):
+    for seed, right in enumerate(({"pgd20": 50}, {"pgd20": 54, "strong": 20}, {"other": 90})):
+        folder.add("relu", seed, right)  # the last one's pgd20 has another eps
+    write()
+    spread, told = budget.spread_of(folder.outputs, "digits")
+    assert spread == pytest.approx(8**0.5) and told.startswith("2 runs of 4 epochs, 1 kind,")
+
+
 def test_a_folder_that_holds_no_run_yet_tells_no_spread(tmp_path):
     (tmp_path / "benchmark").mkdir()
     assert budget.spread_of(tmp_path, "digits") is None
