@@ -68,7 +68,7 @@ def special(path: Path, kind: str) -> Path:
 
 
 def weights_digest(path: Path) -> object:
-    from sat.config import _file_digest
+    from sat.config.spec import _file_digest
 
     return _file_digest(str(path))
 
