@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -36,6 +37,7 @@ def root(tmp_path):
 
 def test_timm_reads_a_folder_by_index(root):
     options = {"image_size": 16, "workers": 0, "holdout": 3}
+    shutil.copytree(root / "val", root / "held")
     for name in ("folder", "torch/folder"):
         data = Timm(name=name, root=str(root), **options)(CPU, 0)
         assert (data.name, data.classes) == (name, ("a", "b", "c"))
@@ -45,13 +47,51 @@ def test_timm_reads_a_folder_by_index(root):
             evaluation_batches(torch.arange(12), 12)
         )
         assert torch.equal(x, same) and torch.equal(y, data.test.labels)
-        held = Timm(name=name, root=str(root), holdout_split="train", **options)(CPU, 0)
+        held = Timm(name=name, root=str(root), holdout_split="held", **options)(CPU, 0)
         assert (len(held.train), len(held.held_out)) == (24, 3)
     (root / "val" / "a" / "01.JPEG").write_bytes(b"no image")
     for name in ("folder", "torch/folder"):
         data = Timm(name=name, root=str(root), **options)(CPU, 0)
         with pytest.raises(UnreadableImage, match=f"{name} validation, image 1: "):
             list(data.test.stream(evaluation_batches(torch.arange(12), 12)))
+
+
+@pytest.mark.parametrize("name", ["folder", "torch/folder"])
+def test_held_out_images_are_no_others_and_of_the_same_classes(name, root):
+    """With one class folder fewer all labels moved up, and `best` was chosen by wrong ones."""
+    for each in "bc":
+        shutil.copytree(root / "val" / each, root / "held" / each)
+    for other in ("train", "val"):
+        shutil.copytree(root / other, root / f"{other}2")
+    options = dict(name=name, root=str(root), image_size=16, workers=0, holdout=3, test_split="val")
+    with pytest.raises(ValueError, match="^holdout_split=held: its classes are not those of train"):
+        Timm(holdout_split="held", **options)(CPU, 0)
+    for own in ("train", "val"):  # the same name, and the same images by another
+        for act in (Timm.fingerprint, lambda timm: timm(CPU, 0)):
+            with pytest.raises(ValueError, match=f"^(holdout|test)_split={own}: "):
+                act(Timm(holdout_split=own, **options))
+        with pytest.raises(ValueError, match=f"^holdout_split={own}2: holds the images of another"):
+            Timm(holdout_split=f"{own}2", **options).fingerprint()
+    assert Timm(**options).fingerprint()
+
+
+class Halves:
+    """As torchvision's sets: one half is `train`, all other names are the other half."""
+
+    classes = ("a", "b")
+
+    def __init__(self, train):
+        self.train, self.targets = train, [0, 1] * (8 if train else 4)
+
+
+@pytest.mark.parametrize("split, half", [("training", "training"), ("held", "test")])
+def test_torchvisions_sets_have_no_third_split(split, half, monkeypatch):
+    halves = lambda name, root, split, **rest: Halves(split in ("train", "training"))  # noqa: E731
+    monkeypatch.setattr("timm.data.create_dataset", halves)
+    options = dict(name="torch/qmnist", image_size=16, workers=0, holdout=2)
+    with pytest.raises(ValueError, match=f"^holdout_split={split}: timm reads {half} images"):
+        Timm(holdout_split=split, **options)(CPU, 0)
+    assert len(Timm(**options)(CPU, 0).held_out) == 2
 
 
 def test_what_timm_cannot_read_is_refused(root, monkeypatch):

@@ -6,6 +6,7 @@ defaults; a default that has moved it leaves to you.
 
 import json
 import re
+import shutil
 from dataclasses import dataclass, field, make_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -320,6 +321,14 @@ def test_folders_are_told_by_names_sizes_and_contents(tmp_path):
     assert first != told(root)
     (root / "val" / "b" / "3.bmp").rename(root / "val" / "a" / "3.bmp")
     assert first != told(root)
+
+
+def test_a_test_set_of_the_training_images_is_refused(tmp_path):
+    folder(tmp_path)
+    shutil.rmtree(tmp_path / "val")
+    (tmp_path / "val").symlink_to("train")
+    with pytest.raises(ValueError, match="^root=.*: val holds the images of train"):
+        ImageFolder(root=str(tmp_path)).fingerprint()
 
 
 def test_of_many_files_a_thousand_are_read_and_the_rest_is_told(tmp_path, monkeypatch, caplog):

@@ -137,6 +137,14 @@ def test_held_out_images_may_be_the_first_the_last_or_none():
             train, held_out = split_training(labels, None, 7, seed, place)
             assert held_out.tolist() == [*held]
             assert train.tolist() == sorted({*range(50)} - {*held})
+    ordered = labels.sort().values  # ten of each
+    for place, count, told in (
+        ("first", 12, "0 is not among those trained on"),
+        ("last", 12, "4 is not among those trained on"),
+        ("last", 9, "0 is not among those held out"),
+    ):
+        with pytest.raises(ValueError, match=f"^holdout_from={place}: class {told}"):
+            split_training(ordered, None, count, 0, place)
     train, held_out = split_training(labels, None, 0, 0)
     assert len(held_out) == 0 and train.tolist() == [*range(50)]
 

@@ -88,7 +88,8 @@ def split_training(
     set's `first` or `last`. None are with holdout=0.
 
     Of drawn ones at least one image of every class is in each part, and the seed moves them, never
-    the choice that `limit` makes. `ValueError` where the images do not suffice.
+    the choice that `limit` makes. `ValueError` where the images do not suffice, or where the first
+    or the last leave a part without a class.
     """
     if holdout == 0:
         return take_limit(labels, limit), torch.empty(0, dtype=torch.int64)
@@ -111,6 +112,13 @@ def split_training(
     if place != "drawn":
         ends = torch.arange(len(chosen)) < count
         held = ends if place == "first" else ends.flip(0)
+        for kept, part in ((~held, "those trained on"), (held, "those held out")):
+            found = torch.bincount(labels[chosen[kept]], minlength=len(sizes))
+            if not found.all():
+                raise ValueError(
+                    f"holdout_from={place}: class {int(found.argmin())} is not among {part}, as in"
+                    " a set sorted by class; write drawn"
+                )
         return chosen[~held], chosen[held]
     generator = torch.Generator().manual_seed(seed_of(seed, "held-out"))
     held_out = stratified(labels[chosen], count, generator, least=1, spare=1)

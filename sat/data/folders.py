@@ -163,7 +163,10 @@ class FolderSet(StreamedSet, ABC):
     def fingerprint(self) -> str:
         """A checksum of the names of all classes and images, and of what is read of these."""
         classes, train, test = self.files()
-        return of(*classes, train.digest(), test.digest())
+        digests = train.digest(), test.digest()
+        if digests[0] == digests[1]:
+            raise ValueError(f"root={self.root}: val holds the images of train")
+        return of(*classes, *digests)
 
     def __call__(self, device: torch.device, seed: int) -> Data:
         classes, files, test = self.files()

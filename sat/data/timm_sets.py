@@ -67,17 +67,25 @@ class Timm(StreamedSet):
                 return None
             names = sorted(path.relative_to(self.root) for path in Path(self.root).rglob("*.tar"))
             return of_files(self.root, [os.fsencode(name) for name in names])
-        splits = filter(None, (self.train_split, self.test_split, self.holdout_split))
-        digests = [self._records(self._open(split), split).digest() for split in splits]
-        if digests.count(digests[1]) > 1:  # two names of one split, or a part that timm takes whole
-            raise ValueError(f"test_split={self.test_split}: holds the images of another split")
+        digests: list[str] = []
+        for key, split in self._splits().items():
+            digest = self._records(self._open(split), split).digest()
+            if digest in digests:  # two names of one split, or a part that timm takes whole
+                raise ValueError(f"{key}={split}: holds the images of another split")
+            digests.append(digest)
         return of(*digests)
+
+    def _splits(self) -> dict[str, str]:
+        names = ("train_split", "test_split", "holdout_split")
+        return {name: split for name in names if (split := getattr(self, name)) is not None}
 
     def _check_name(self) -> None:
         if self.name is None:
             raise ValueError("name=null: write a set that timm reads, say hfds/user/set or folder")
         if self.test_split in (self.train_split, self.holdout_split):
             raise ValueError(f"test_split={self.test_split}: already used before the test")
+        if self.holdout_split == self.train_split:
+            raise ValueError(f"holdout_split={self.holdout_split}: is trained on; null draws some")
 
     def __call__(self, device: torch.device, seed: int) -> Data:
         self._check_name()
@@ -89,11 +97,12 @@ class Timm(StreamedSet):
     def _by_index(self, dataset: Dataset, device: torch.device, seed: int) -> Data:
         train = held = self._records(dataset, self.train_split)
         test = self._records(self._open(self.test_split), self.test_split)
-        self._check_apart(dataset, test.dataset)
+        self._check_apart("test_split", dataset, test.dataset)
         if self.holdout_split is None:
             chosen, held_chosen = split_training(train.labels, self.limit, self.holdout, seed)
         else:
             held = self._records(self._open(self.holdout_split), self.holdout_split)
+            self._check_apart("holdout_split", dataset, held.dataset)
             chosen = take_limit(train.labels, self.limit)
             count = min(held_out_count(self.holdout, len(chosen)), len(held.labels))
             generator = torch.Generator().manual_seed(seed_of(seed, "held-out"))
@@ -202,14 +211,18 @@ class Timm(StreamedSet):
             can = ", ".join(f"{prefix}/" for prefix in DOWNLOADERS)
             raise ValueError(f"download=true: {self.name} has no such choice; only {can} have")
 
-    def _check_apart(self, train: Dataset, test: Dataset) -> None:
-        """torchvision's sets take any name but `train` for the test images."""
+    def _check_apart(self, key: str, train: Dataset, other: Dataset) -> None:
+        """The split that `key` names is neither another one nor of other classes: torchvision's
+        sets take any name but `train` for the test images."""
+        told = f"{key}={getattr(self, key)}"
         if getattr(train, "train", True) is False:
             raise ValueError(f"train_split={self.train_split}: timm reads test images for it")
-        if getattr(test, "train", False):
-            raise ValueError(f"test_split={self.test_split}: timm reads training images for it")
-        if class_names(train) != class_names(test):
-            raise ValueError(f"test_split={self.test_split}: its classes are not those of training")
+        if getattr(other, "train", False):
+            raise ValueError(f"{told}: timm reads training images for it")
+        if key == "holdout_split" and getattr(other, "train", True) is False:
+            raise ValueError(f"{told}: timm reads test images for it")
+        if class_names(train) != class_names(other):
+            raise ValueError(f"{told}: its classes are not those of training")
 
     def _check_sequence(self) -> None:
         told = f"{self.name} is read in sequence"
