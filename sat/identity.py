@@ -235,6 +235,7 @@ def readable(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
     if config.get("evaluate") is not None:  # a network of its own has its file's name already
         own = choices.get("model") == "given"
         parts = parts[:2] if own else [*parts, "weights", Path(config["evaluate"]).stem]
+        parts += [f"s{config['seed']}"] if config["seed"] else []
     else:
         attack = choices.get("attack", "attack") + str(config["attack"].get("steps", ""))
         if (eps := config["attack"].get("eps")) not in (None, dataset["eps"]):

@@ -120,6 +120,10 @@ def test_a_network_of_a_package_is_measured_like_a_run(sat, nets, tmp_path):
     refused = sat(*asked, "activation=relu", tiny=False)
     assert refused.code == 2 and "is what it is" in refused.err
     assert len(refused.runs) == 1
+    drawn = sat(*asked, "seed=1", tiny=False)  # which the attacks draw by
+    names = sorted(run.name.rpartition("-")[0] for run in drawn.runs)
+    title = "digits-their_nets.zoo_Viewing"
+    assert drawn.code == 0 and names == [title, f"{title}-s1"], drawn.err
 
 
 @pytest.mark.parametrize(

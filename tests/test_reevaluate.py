@@ -130,6 +130,13 @@ def test_weights_of_a_file_become_a_run_of_no_steps(sat, copy, tmp_path):
     assert torch.equal(package.load(run)(x), model(x))
     again = sat(*described, tiny=False)
     assert again.code == 0 and FINISHED in again.out
+    other = sat(*described, "seed=1", tiny=False)  # attacks draw by it
+    assert other.code == 0 and FINISHED not in other.out, other.err
+    (drawn,) = (r for r in other.runs if "theirs" in r.name and r != run)
+    assert drawn.name.startswith(run.name.removesuffix(found["hash"]) + "s1-")
+    assert result_of(drawn)["configuration"] == found["configuration"] == run.name
+    one, two = (np.load(each / "flags/last-pgd20.npz") for each in (run, drawn))
+    assert not np.array_equal(one["passed"], two["passed"])
     more = sat(*described, "evaluation.attacks.pgd20=null", "+attack@evaluation.attacks.b=fgsm",
                tiny=False)  # fmt: skip
     assert more.code == 0 and set(result_of(run)["last"]["robust"]) == {"pgd20", "b"}

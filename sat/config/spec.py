@@ -59,8 +59,9 @@ class Spec:
         told = identity(self.settings, _names(self.settings, self.choices))
         if (images := self.fingerprint) is not None:
             told["dataset"]["fingerprint"] = images
-        if self.evaluate is not None:  # no training has a part in them
+        if self.evaluate is not None:  # no training has a part in them; attacks draw by the seed
             told = {key: told[key] for key in ("dataset", "activation", "model")}
+            told |= {"seed": self.seed} if self.seed else {}  # at 0 names are as they were
         if (brought := self.brought) is not None:
             told["model"]["fingerprint"] = brought
         elif self.evaluate is not None:
