@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import warm
-from conftest import ROOT, TINY, command
+from conftest import ROOT, TINY, command, small_network
 from messages import RESUMED
 from processes import CASES, STEPS
 
@@ -22,11 +23,14 @@ from sat.attacks.outcomes import AttackOutcomes
 from sat.data import Batch, Digits, ImageFolder, epoch_batches
 from sat.data.memory import MemorySplit
 from sat.distributed import ALONE, World
-from sat.errors import Fault, Refused
+from sat.errors import Diverged, Fault, Refused
 from sat.evaluation.store import Measurement, OutcomeStore
 from sat.identity import Settings
+from sat.objectives import Adversarial, Method
+from sat.training.plan import Plan
 from sat.training.preflight import check_processes
 from sat.training.schedule import Schedule
+from sat.training.state import TrainState
 
 # Layer norm instead of batch norm, which on a CPU sees the images of one process alone.
 NETWORK = ["model=timm", "model.name=test_convnext", "model.width=null", "dataset.image_size=32"]
@@ -63,6 +67,20 @@ def test_each_row_is_one_processs_and_stays_in_its_part(size, parts):
         assert max(len(rows[k]) for rows in shares) - min(len(rows[k]) for rows in shares) <= 1
     places = [torch.arange(37)[World(rank, size).own] for rank in range(size)]
     assert torch.equal(torch.cat(places).sort().values, torch.arange(37))
+
+
+@pytest.mark.parametrize("kept", [2, 0], ids=["some", "all"])
+def test_a_process_may_hold_no_part_of_some_weights(kept, monkeypatch):
+    """torch shares out ten classes over six processes as 2, 2, 2, 2, 2 and none."""
+    choices = {"precision": "fp32", "channels_last": False, "compile": False}
+    plan = Plan(Schedule(batch_size=6), 6, 0, choices)
+    state = TrainState(small_network(), Method(PGD(8, 1), Adversarial()), plan)
+    parts = lambda weights: [*weights[:kept], *(w[:0] for w in weights[kept:])]  # noqa: E731
+    monkeypatch.setattr(state.replicas, "local", parts)
+    state.check_finite()
+    state.parameters[0].data.fill_(torch.nan)
+    with pytest.raises(Diverged) if kept else nullcontext():
+        state.check_finite()
 
 
 def test_a_share_is_augmented_as_in_the_whole_batch():

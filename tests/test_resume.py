@@ -3,16 +3,20 @@
 import copy
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from messages import RESUMED
 from test_run import same_outcome
 
 from sat import config
 from sat.errors import Refused
 from sat.models.weights import load
 from sat.rundir import checkpoint, untrusted
+from sat.training.callbacks import Callbacks
+from sat.training.metrics import Metrics
 from sat.training.resume import check_state
 
 RUNS: list[Path] = []
@@ -71,7 +75,6 @@ EDITS = {
     "compile": put("choices", "compile", value="fast"), "fold": put("choices", "fold", value=1),
     "precision": put("choices", "precision", value="fp8"),
     "metrics": put("metrics", "values", value=[0, 0]),
-    "metrics nan": put("metrics", "values", value=lambda t: t * float("nan")),
     "rng": put("generators", 0, "rng", value=torch.zeros(3)), "facts": drop("facts", "dataset"),
     "model": put("model", value={}), "model.*": put("model", None, value=0),
     "shape": put("model", "backbone.conv1.weight", value=lambda t: t[None]),
@@ -122,6 +125,27 @@ def test_what_a_training_writes_fits_it(optimizer, sat):
     for group in state["optimizer"]["param_groups"]:  # as processes write that share out weights
         group["fused"] = None
     check_state(state, state["facts"], model, schedule)
+
+
+def test_a_metric_that_is_no_number_keeps_no_run_from_going_on(sat, monkeypatch):
+    """A plug-in's, say 0/0 of a batch, in the steps between a log and the stop."""
+    words = ["schedule.batch_size=4", "schedule.epochs=2"]  # a log every 2 of 65 steps
+    look, plain = Callbacks.look, Metrics.__call__
+
+    def stopped(callbacks, state):
+        if state.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+        look(callbacks, state)
+
+    def broken(metrics, state):
+        return {**plain(metrics, state), "mine": (torch.tensor(torch.nan), torch.tensor(1.0))}
+
+    monkeypatch.setattr(Metrics, "__call__", broken)
+    with monkeypatch.context() as patch:
+        patch.setattr(Callbacks, "look", stopped)
+        assert sat(*words).code == 143
+    done = sat(*words)
+    assert done.code == 0 and RESUMED in done.out + done.err, done.err
 
 
 @pytest.mark.parametrize("edit", ["step text", "shape"])

@@ -310,7 +310,8 @@ class TrainState:
         self._refuse(self._unsound().item())
 
     def _unsound(self) -> Tensor:
-        largest = torch._foreach_norm(self.replicas.local(self.parameters), float("inf"))
+        own = [p for p in self.replicas.local(self.parameters) if p.numel()]  # a part may be empty
+        largest = torch._foreach_norm(own, float("inf")) if own else [self.progress]
         unsound = (~torch.stack(largest).isfinite().all()).float()
         self.replicas.agree_(unsound)
         return unsound
