@@ -351,6 +351,36 @@ def test_a_tracker_that_fails_is_said_once_and_told_nothing_more(tmp_path, monke
     ]
 
 
+@pytest.mark.parametrize(
+    "ledger", ["5\n", "[1, 2]\n", '[[], ["a"]]\n', '[32, ["train/lo', b"\xff\xfe\n", b"[\xff"]
+)
+def test_a_ledger_that_is_torn_or_no_ledger_keeps_what_follows(ledger, tmp_path):
+    content = ledger if isinstance(ledger, bytes) else ledger.encode()
+    (tmp_path / "mine.sent.jsonl").write_bytes(b'[16, ["train/loss"]]\n' + content)
+    Remote.told = []
+    for _ in range(2):  # the second is told nothing again
+        loggers = tracked(tmp_path, mine=Remote())
+        for images in (16, 32):
+            loggers.scalars({"train/loss": 1.0}, images)
+        loggers.close()
+    assert Remote.told == [("train/loss", 32)]
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_a_ledger_that_can_not_be_kept_ends_its_tracker_alone(kind, tmp_path):
+    ledger, Remote.told = tmp_path / "mine.sent.jsonl", []
+    if kind == "link":
+        ledger.symlink_to(tmp_path / "elsewhere")
+    else:
+        ledger.mkdir()
+    whole = Broken()
+    loggers = tracked(tmp_path, mine=Remote(), whole=whole)
+    loggers.scalars({"train/loss": 1.0}, 1)
+    loggers.alarm("an alarm", 1)
+    assert Remote.told == [] and whole.points == 1 and [*loggers.members] == ["whole"]
+    loggers.close()
+
+
 def test_only_the_first_process_tells_anything(tmp_path):
     Remote.told = []
     loggers = Loggers({"mine": Remote()}, About(tmp_path, "run", "0"), first=False)

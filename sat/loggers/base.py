@@ -7,7 +7,7 @@ A new tracker is one class, a `Logger`, and one YAML file in `conf/logger` with 
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -152,16 +152,21 @@ class Loggers:
             self._call(name, method, *arguments)
 
     def _call(self, name: str, method: str, *arguments: Any) -> None:
-        """Tells one of them; one that fails is said once, and told nothing more."""
+        """Tells one of them."""
         if not self._opened:
             self._opened = True
             self._tell("open", self.about)
-        if (member := self.members.get(name)) is None:
-            return
+        if (member := self.members.get(name)) is not None:
+            with self._dropping(name):
+                getattr(member, method)(*arguments)
+
+    @contextmanager
+    def _dropping(self, name: str) -> Iterator[None]:
+        """What fails in here ends this member, and nothing else."""
         try:
-            getattr(member, method)(*arguments)
+            yield
         except Exception as error:
-            del self.members[name]
+            member = self.members.pop(name)
             reason = str(error).strip().splitlines() or [""]
             text = f"{type(error).__name__}: {reason[0]}"[:300]
             log.warning("logger=%s: fails (%s); the run goes on without it", name, text)
@@ -171,12 +176,13 @@ class Loggers:
     def _new(self, tags: Any, images: int) -> Iterator[tuple[str, list[str]]]:
         """Tags by member, of which it has no point at `images`."""
         for name, member in [*self.members.items()]:
-            if not member.remote:
-                yield name, list(tags)
-                continue
-            path = self.about.directory / f"{name}.sent.jsonl"
-            sent = self._sent.setdefault(name, _Sent(path))
-            yield name, sent.new(tags, images)
+            new = list(tags)
+            if member.remote and name in self.members:
+                with self._dropping(name):
+                    if name not in self._sent:
+                        self._sent[name] = _Sent(self.about.directory / f"{name}.sent.jsonl")
+                    new = self._sent[name].new(tags, images)
+            yield name, new
 
 
 class _Sent:
@@ -185,18 +191,20 @@ class _Sent:
 
     def __init__(self, path: Path):
         self.path, self.points = path, set()
-        if path.exists():
-            for line in read_text(path).splitlines():
-                with suppress(ValueError):  # the last one may be torn
-                    images, tags = json.loads(line)
-                    self.points |= {(images, tag) for tag in tags}
+        text = read_text(path, errors="replace") if path.exists() else ""
+        self.begin = "\n" if text and not text.endswith("\n") else ""  # of what is written next
+        for line in text.splitlines():
+            with suppress(ValueError, TypeError):  # the last one may be torn
+                images, tags = json.loads(line)
+                self.points |= {(images, tag) for tag in tags}
 
     def new(self, tags: Any, images: int) -> list[str]:
         new = [tag for tag in tags if (images, tag) not in self.points]
         if new:
             self.points |= {(images, tag) for tag in new}
             with open(self.path, "a", opener=regular) as file:
-                file.write(json.dumps([images, new]) + "\n")
+                file.write(self.begin + json.dumps([images, new]) + "\n")
+            self.begin = ""
         return new
 
 
