@@ -1,4 +1,5 @@
-"""docs/extend.md, followed to the letter in an empty folder."""
+"""docs/extend.md, followed to the letter in an empty folder; and its classes moved into the
+package, as CONTRIBUTING.md says."""
 
 import os
 import re
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 from conftest import ROOT
+from crash.seeded_faults import copied
 
 BLOCK = re.compile(r"(?:^`(\S+)`:\n\n)?^```(\w+)\n(.*?)^```$", re.M | re.S)
 
@@ -39,3 +41,33 @@ def test_ten_minutes_to_a_first_activation_attack_and_objective(tmp_path):
         assert any(f"mysquareplus-{words}" in run for run in runs), (words, runs)
     written = [path.read_text() for path in tmp_path.glob("outputs/*/config.yaml")]
     assert all("_target_: mine.MySquarePlus" in text for text in written)
+
+
+# Tests that look at every option, and those that hold a list.
+LISTS = """
+test_config.py::test_every_class_is_an_option_and_every_option_is_a_class
+test_identity.py::test_defaults_are_moved_deliberately
+test_activations.py::test_a_yaml_file_gives_every_argument_its_default_but_inplace
+test_objectives.py::test_no_objective_moves_what_chooses_best_nor_the_test
+test_docs.py::test_the_page_on_training_has_every_group_and_names_no_option_that_is_gone
+test_usage.py test_layout.py
+"""
+PLACES = {"mine/__init__.py": "activations", "mine/attacks.py": "attacks",
+          "mine/objectives.py": "objectives"}  # fmt: skip
+
+
+def test_a_class_and_a_file_are_enough_in_the_package_too(tmp_path):
+    copy = copied(tmp_path)
+    for place, kind, content in BLOCK.findall((ROOT / "docs/extend.md").read_text()):
+        if kind == "python":
+            (copy / f"sat/{PLACES[place]}/mine.py").write_text(f'"""Mine."""\n\n{content}')
+        elif kind == "yaml":
+            package = f"sat.{Path(place).parent.name}s.mine"
+            (copy / place).write_text(re.sub(r"mine(\.(attacks|objectives))?\b", package, content))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",
+         *(f"tests/{name}" for name in LISTS.split())],
+        cwd=copy, text=True, capture_output=True, timeout=600,
+        env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
