@@ -36,7 +36,10 @@ def test_the_workflow_and_the_script_call_targets_that_are_there():
 
 
 def test_the_workflow_has_every_python_and_the_oldest_torch():
-    matrix = workflow()["jobs"]["test"]["strategy"]["matrix"]
+    job = workflow()["jobs"]["test"]
+    called = [word for step in job["steps"] for word in targets(step.get("run", ""))]
+    assert called == ["setup", "check", "test"], "all of it in each"
+    matrix = job["strategy"]["matrix"]
     oldest, *_ = matrix["python"]
     assert PROJECT["project"]["requires-python"] == f">={oldest}" and len(matrix["python"]) == 3
     (torch,) = (d for d in PROJECT["project"]["dependencies"] if re.match(r"torch\W", d))
