@@ -137,7 +137,7 @@ def test_the_command_line_wins():
         ("+schedule.wd=0.1", ["schedule.wd=0.1", "it is schedule.weight_decay"]),
         ("epsilon=8", ["epsilon: no such key; it is attack.eps or dataset.eps"]),
         ("objective.beta=6", ["objective.beta", "options of objective with beta: consistency"]),
-        ("attack.random_start=false", ["attack.random_start", "it is attack.start now"]),
+        ("attack.random_start=false", ["attack.random_start", "it is attack.start"]),
         ("model.depth=19", ["model.depth=19", "18"]),
         ("model.width=-1", ["model.width=-1"]),
         ("schedule.batch_size=0", ["schedule.batch_size=0"]),

@@ -64,18 +64,11 @@ def _named(group: str, pattern: str) -> dict[str, str]:
 
 # words that no group has ------------------------------------------------------------------------
 
-# Keys of before, and where what they said is said now.
-MOVED = {
-    "attack.random_start": "attack.start",
-    "schedule.label_smoothing": "objective.label_smoothing",
-    "evaluation.doubts": "evaluation.masking_checks",
-}
-
 # What others call a key.
 SYNONYMS = {
     "bs": "batch_size", "epoch": "epochs", "epsilon": "eps", "lr": "learning_rate",
     "n_epochs": "epochs", "num_epochs": "epochs", "num_steps": "steps", "opt": "optimizer",
-    "step_size": "step", "wd": "weight_decay",
+    "random_start": "start", "step_size": "step", "wd": "weight_decay",
 }  # fmt: skip
 
 
@@ -89,10 +82,8 @@ def unknown(given: Mapping[str, Any], allowed: list[str], prefix: str, cls: Any 
 
 
 def instead(key: str, word: str, allowed: list[str]) -> str:
-    """Ends a line about a key that is not there: its new name, the key that was meant, or names
-    like the word that nobody knows, and the options that have it."""
-    if key in MOVED:
-        return f"it is {MOVED[key]} now"
+    """Ends a line about a key that is not there: the key that was meant, or names like the word
+    that nobody knows, and the options that have it."""
     if (whole := meant(key)) not in (None, key):
         return f"it is {whole}"
     group, _, name = key.partition(".")
