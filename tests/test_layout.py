@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SAT = ROOT / "sat"
 SOURCES = sorted(SAT.rglob("*.py"))
 ALL = [*SOURCES, *sorted((ROOT / "scripts").glob("*.py"))]
-PROSE = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PROSE = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Each tier imports from those after it alone; members of one tier don't import each other.
 TIERS = """
@@ -103,7 +103,7 @@ def test_no_module_imports_itself_by_way_of_others(capsys):
     packages = sum(path.name == "__init__.py" for path in SOURCES)
     with capsys.disabled():
         print(f" [{packages} packages, longest chain of imports {longest}]", end="")
-    assert longest < 40
+    assert longest <= 24
 
 
 def test_a_stranger_sees_the_concerns():
@@ -120,27 +120,39 @@ PRIVATE_WORDS = {
 }  # fmt: skip
 
 
+def named(node: ast.AST) -> str | None:
+    """The name that a node gives to something: a class, a function, an argument, a variable."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return node.name
+    if isinstance(node, ast.arg):
+        return node.arg
+    if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return node.id if isinstance(node, ast.Name) else node.attr
+    return None
+
+
 def test_things_are_called_what_the_field_calls_them():
     for path in SOURCES:
         assert path.stem not in ("utils", "helpers", "common", "manager"), path
         for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                assert node.name not in PRIVATE_WORDS, f"{path}:{node.lineno}"
+            word = named(node)
+            spoken = word == "told" and not isinstance(node, ast.FunctionDef)  # what was said
+            assert word not in PRIVATE_WORDS or spoken, f"{path}:{node.lineno}: {word}"
 
 
 def test_a_docstring_stands_alone():
+    """It begins with a verb or a noun, not with what stands for one or hangs on one."""
+    hanging = r"(The same|That of|Those of|Of|In|With|By|As|It|Its|These|There|And|But) "
     for path in ALL:
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
                 text = ast.get_docstring(node) or ""
-                assert not re.match(r"(The same|That of|Those of|Of )\b", text), (
-                    f"{path}: {text.splitlines()[0]}"
-                )
+                assert not re.match(hanging, text), f"{path}: {text.splitlines()[0]}"
 
 
 def test_the_loop_and_the_step_fit_on_a_screen():
     assert function("training/loop.py", "fit") <= 30
-    assert function("training/step.py", "update") <= 60
+    assert len((SAT / "training/step.py").read_text().splitlines()) <= 80
 
 
 def test_functions_stay_small():

@@ -25,7 +25,7 @@ class Unfolded:
         self.net = model
 
     def follow(self) -> None:
-        """It has the weights of this moment."""
+        """Nothing to do: the weights are the model's own."""
 
 
 class Folded:

@@ -71,7 +71,7 @@ class AutoAttack(Ensemble):
 
     @property
     def fewest_classes(self) -> int:
-        """As many logits as its losses look at."""
+        """How many logits its losses look at."""
         return 4 if "apgd-t" in self.names else 3 if "apgd-dlr" in self.names else 2
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):

@@ -68,7 +68,7 @@ def share_blind(model: nn.Module, x: Tensor) -> float:
 
 @torch.no_grad()
 def beside_slope(model: nn.Module, x: Tensor, rng: RowRng, length: float) -> Tensor:
-    """By how much the gradient of the gap between the two largest logits misses its slope, as a
+    """How far the gradient of the gap between the two largest logits misses its slope, as a
     share of it [B]: from a point near each image [B, C, H, W] to random points that far away.
 
     Not through the image itself, where zeros lie on the kinks of networks without biases.

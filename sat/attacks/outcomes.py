@@ -237,12 +237,12 @@ def check_repeats(model: nn.Module, x: Tensor) -> None:
 
 @torch.no_grad()
 def goes_by_batch(model: nn.Module, x: Tensor) -> float:
-    """By how much logits of images x [B, C, H, W] move where each is asked alone, see `shift`."""
+    """How far logits of images x [B, C, H, W] move where each is asked alone, see `shift`."""
     return shift(torch.cat([model(image) for image in x.split(1)]), model(x))
 
 
 def shift(once: Tensor, again: Tensor) -> float:
-    """By how much the three largest logits [B, K] of the middle image differ from others of the
+    """How far the three largest logits [B, K] of the middle image differ from others of the
     same images, as a share of those at stake: rounding moves few images by much."""
     return max(_shift(once, again), _shift(again, once))
 

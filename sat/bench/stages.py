@@ -95,7 +95,7 @@ def step_calls(case: Case, state: TrainState) -> dict[str, Timed]:
     the images; `gradients` a forward and its backward to the weights."""
     (x, y), objective = case.images(), state.objective
     state.model.train()
-    searched, rows = state.attack_model(x), torch.arange(len(x), device=x.device)
+    attacked, rows = state.attack_model(x), torch.arange(len(x), device=x.device)
     images = x.clone().requires_grad_()
     inner, outer = (partial(phase, state.phased, name) for name in ("inner", "outer"))
 
@@ -107,11 +107,11 @@ def step_calls(case: Case, state: TrainState) -> dict[str, Timed]:
         state.attack(state.attack_model(x), x, y, RowRng(0, rows))
 
     timed = partial(Timed, choices=state.plan.choices)
-    attacking = (partial(frozen, searched, case.spec.attack.batch_norm), inner)
+    attacking = (partial(frozen, attacked, case.spec.attack.batch_norm), inner)
     return {
         "attack": timed(attack, (inner,)),
-        "attack gradient": timed(lambda: input_gradient(searched, x, y), attacking),
-        "attack forward": timed(lambda: ce(searched(images), y).sum(), attacking),
+        "attack gradient": timed(lambda: input_gradient(attacked, x, y), attacking),
+        "attack forward": timed(lambda: ce(attacked(images), y).sum(), attacking),
         "step": timed(lambda: update(state, x, y)),
         "forward": timed(lambda: objective(state.net, x, x, y), (outer,)),
         "gradients": timed(gradients, (outer,)),

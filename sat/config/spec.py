@@ -109,7 +109,7 @@ class Spec:
         return readable(self.config, self.choices)
 
     def called(self, name: str, hash: str) -> "Spec":
-        """These parts, for the run that was begun under this name."""
+        """The parts, for the run that was begun under this name."""
         return replace(self, given=(name, hash))
 
     @property

@@ -35,7 +35,7 @@ class Cutter:
 
     @property
     def images(self) -> Tensor:
-        """As they are stored."""
+        """The images as they are stored."""
         return self._windows[:, :, self.crop, self.crop]
 
     def __call__(self, chosen: Tensor, rng: RowRng | None) -> Tensor:

@@ -27,7 +27,7 @@ class Places(NamedTuple):
     partners: Tensor  # of each of `rows`, its place in `read`
 
     def to(self, device: torch.device) -> "Places":
-        """These on the device where they aren't there yet."""
+        """Copies on the device of those that aren't there yet."""
         return self if self.rows.device == device else Places(*(sent(of, device) for of in self))
 
 

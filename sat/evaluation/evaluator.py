@@ -129,7 +129,7 @@ class Evaluator:
             self._measure_together(of)
 
     def dismiss(self) -> None:
-        """There is nothing left for the others."""
+        """Ends `follow` in the other processes."""
         self.world.on_rank0(lambda: None)
 
     def corrupted(self, which: str) -> CorruptionResult:

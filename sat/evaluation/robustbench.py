@@ -112,7 +112,7 @@ class Card:
     source: str
 
     def published(self) -> dict[str, Any]:
-        """As a recipe's published numbers (see `sat.evaluation.reproduction`)."""
+        """The numbers as a recipe publishes them (see `sat.evaluation.reproduction`)."""
         measured = {"clean": self.clean, "autoattack": self.robust}
         numbers = [{"attack": attack, "percent": percent, "checkpoint": "last",
                     "images": self.images} for attack, percent in measured.items()]  # fmt: skip
@@ -157,7 +157,7 @@ def _rows(text: str) -> Iterator[tuple[tuple[str, str], float, list[str]]]:
 
 
 def _eps(text: str) -> float:
-    """In 1/255, of `8/255` or of `0.5`, whose unit is 1."""
+    """An eps in 1/255, of `8/255` or of `0.5`, whose unit is 1."""
     number, slash, _ = text.partition("/255")
     return float(number) * (1 if slash else 255)
 
@@ -212,7 +212,7 @@ def provide_autoattack() -> None:
     class EvaluationState(pyautoattack.state.EvaluationState):
         @classmethod
         def from_disk(cls, path: Path) -> Any:
-            """With flags whose mean can be taken."""
+            """A state with flags whose mean can be taken."""
             state = super().from_disk(path)
             state._robust_flags = state._robust_flags.float()
             return state

@@ -87,7 +87,7 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Drawn]:
 
 
 def look(row: Row) -> dict[str, Any]:
-    """Its colour and its marker, the same in every figure: of its activation, and of the number of
+    """A row's colour and marker, the same in every figure: of its activation, and of the number of
     steps of its training attack. Hollow where it raised alarms."""
     hue = zlib.crc32(row.activation.encode()) / 2**32  # of an activation of the user's own
     colour = COLOURS.get(row.activation) or to_hex(hsv_to_rgb((hue, 0.7, 0.6)))

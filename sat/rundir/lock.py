@@ -179,7 +179,7 @@ def _lives(process: Any, began: Any) -> bool:
 
 
 def _state(process: int) -> tuple[str, str]:
-    """By a letter (Z has ended), and when it began; on Linux alone."""
+    """A process's state by its letter (Z has ended), and when it began; on Linux alone."""
     try:
         found = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -96,8 +96,8 @@ def estimate_statistics(
     """Batch norm's statistics in `net` become their means over `batches` of images, each of which
     may be made with those of before; nothing else of it changes. `together(means, sums)` makes
     means over this process's images, counted in `sums`, means over those of all processes."""
-    twin = copy.deepcopy(net).eval()
-    norms, own = _tracking(twin), _tracking(net)
+    copied = copy.deepcopy(net).eval()
+    norms, own = _tracking(copied), _tracking(net)
     if not norms:
         return
     for norm in norms:
@@ -107,7 +107,7 @@ def estimate_statistics(
     seen = torch.zeros(1, device=next(net.parameters()).device)
     with torch.no_grad():
         for x in batches:
-            twin(x)
+            copied(x)
             seen += len(x)
         together([s for norm in norms for s in (norm.running_mean, norm.running_var)], seen)
         for norm, new in zip(own, norms, strict=True):

@@ -222,7 +222,7 @@ class TrainState:
         return self.replicas.local([p.grad for p in self.parameters if p.grad is not None])
 
     def gradient_norm(self) -> Tensor:
-        """Its L2 norm, over all processes."""
+        """The gradient's L2 norm, over all processes."""
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
