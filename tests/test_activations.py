@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from sat import activations as A
 from sat.activations import functions
-from sat.activations.curvature import is_flat
+from sat.activations.surrogate import is_flat
 
 FOLDER = Path(__file__).parents[1] / "conf" / "activation"
 # Those that keep one tensor and are exact in half precision: the tests below ask it of each.

@@ -12,12 +12,12 @@ from sat import load
 from sat.attacks import FGSM, PGD, Clean
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of
-from sat.evaluation.alarm import beyond
 from sat.evaluation.masking_checks import Effort, masking_checks, square_alarm
 from sat.evaluation.measure import measure as measured
 from sat.objectives import AdaptiveELLE, GradAlign, Unregularised
 from sat.rng import RowRng
 from sat.rundir.result import MaskingChecks
+from sat.statistics import beyond
 from sat.training.overfitting import Overfitting, Probe, remedy_of
 
 EPS = 25.0  # in 1/255, for the digits

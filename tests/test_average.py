@@ -12,11 +12,11 @@ from sat.activations.surrogate import SurrogateReLU
 from sat.errors import Diverged
 from sat.rundir import checkpoint
 from sat.training import swa as statistics
+from sat.training.alarms import untrained_average
 from sat.training.average import Average, Averaging, estimate_statistics
 from sat.training.metrics import Totals
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
-from sat.training.set_up import untrained_average
 from sat.training.skips import Skips
 
 ALL = lambda tensors: tensors  # noqa: E731

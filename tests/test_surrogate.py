@@ -15,8 +15,7 @@ from torch.autograd import gradgradcheck
 
 import sat as package
 from sat import activations as A
-from sat.activations.curvature import is_flat
-from sat.activations.surrogate import Smooth, SurrogateReLU, phase, phased
+from sat.activations.surrogate import Smooth, SurrogateReLU, is_flat, phase, phased
 from sat.attacks import PGD
 from sat.attacks.base import input_gradient
 from sat.objectives import Adversarial, Method

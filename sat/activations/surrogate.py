@@ -127,3 +127,15 @@ def phase(modules: list[SurrogateReLU], name: Phase) -> Iterator[None]:
     finally:
         for module in modules:
             module.phase = None
+
+
+def is_flat(activation: nn.Module) -> bool:
+    """Whether the second derivative is 0 wherever there is one, as ReLU's, in the update of a
+    training, where a surrogate gradient counts."""
+    x = torch.linspace(-3, 3, 60, dtype=torch.float64).requires_grad_()
+    with phase(phased(activation), "outer"):
+        (slope,) = torch.autograd.grad(activation.double()(x).sum(), x, create_graph=True)
+    if not slope.requires_grad:
+        return True
+    (second,) = torch.autograd.grad(slope.sum(), x, allow_unused=True)
+    return second is None or not second.any()

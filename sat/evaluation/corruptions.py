@@ -21,9 +21,9 @@ from sat.data.fingerprint import of
 from sat.data.sets import Split
 from sat.distributed import World
 from sat.errors import Refused
-from sat.evaluation.heat_map import plot_heat_map
 from sat.evaluation.measure import by_class
 from sat.evaluation.store import read_file
+from sat.loggers.pictures import plot_heat_map
 from sat.loggers.screen import Progress, table
 from sat.rundir.checkpoint import write_whole
 from sat.rundir.result import CorruptionResult

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sat.attacks import MinimalNorm
 from sat.attacks.outcomes import AttackOutcomes
-from sat.evaluation.heat_map import plot_heat_map
 from sat.evaluation.measure import accuracy
+from sat.loggers.pictures import plot_heat_map
 from sat.rundir.checkpoint import write_whole
 from sat.rundir.result import CurveResult, Point
 

@@ -17,13 +17,12 @@ from sat.attacks.network import Network
 from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits, varies
 from sat.attacks.pool import Pool, State
 from sat.attacks.square import SquareSearch
-from sat.evaluation.alarm import Alarm, beyond
 from sat.evaluation.measure import accuracy
 from sat.loggers.screen import Progress
 from sat.models.foreign import has_gradient
 from sat.rng import RowRng
-from sat.rundir.result import CLEAN, MaskingChecks
-from sat.statistics import wilson
+from sat.rundir.result import CLEAN, Alarm, MaskingChecks
+from sat.statistics import beyond, wilson
 
 # What makes a point of the curve: a random start, and after how many steps of its ascent. One step
 # is as long as eps, each of 4 and more a quarter of it.

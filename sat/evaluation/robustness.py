@@ -23,7 +23,6 @@ from sat.attacks import PGD, AutoAttack, FastAutoAttack
 from sat.attacks.outcomes import RANDOM, AttackOutcomes, Ensemble, varies
 from sat.attacks.series import ensemble_of
 from sat.config import SYNONYMS, nearest
-from sat.evaluation.alarm import Alarm
 from sat.evaluation.inputs import checked
 from sat.evaluation.masking_checks import InParts, square_alarm
 from sat.evaluation.masking_checks import masking_checks as look_for_masking
@@ -38,7 +37,7 @@ from sat.loggers.screen import percent, table
 from sat.models.foreign import NO_GRADIENT, Foreign, adopt, as_images, has_gradient, resting
 from sat.rng import RowRng, seed_of
 from sat.rundir.checkpoint import write_whole
-from sat.rundir.result import Accuracy, MaskingChecks
+from sat.rundir.result import Accuracy, Alarm, MaskingChecks
 
 CHUNK = 2**30  # bytes of images that are attacked at once
 NAMED: dict[str, Callable[..., Any]] = {

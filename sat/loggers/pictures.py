@@ -1,10 +1,15 @@
-"""Pictures for trackers, as tensors [C, H, W] on the CPU, in [0, 1] or uint8."""
+"""Pictures: for trackers, as tensors [C, H, W] on the CPU, in [0, 1] or uint8; and a table of
+accuracies as colours. torch is imported where it is needed: no table waits for it."""
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIZE, LINE, FONT = 128, 26, 20  # pixels: dashboards show a sheet at about half its size
 COLUMNS = 4
@@ -15,6 +20,7 @@ def sheet(views: Any) -> Tensor:
     """Clean images, adversarial ones, and the perturbation stretched to the full range, of a
     `sat.evaluation.views.Views`; above them the class, where the network is wrong also what it
     takes the image for, and whether it fell."""
+    import torch
     from PIL import Image, ImageDraw, ImageFont
 
     x, x_adv = views.x, views.x_adv
@@ -59,9 +65,30 @@ def enlarged(image: Tensor, factor: int) -> np.ndarray:
 
 def pixels_of(figure: Any) -> Tensor:
     """A drawn matplotlib figure."""
+    import torch
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     return pixels.permute(2, 0, 1)
+
+
+def plot_heat_map(
+    ax: Any, grid: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str]
+) -> None:
+    """Draws accuracies as colours, with the numbers in them, on the axes `ax` of matplotlib.
+
+    `grid` has shares, or None where nothing is known, a list a row; drawn in percent, with the
+    names of rows and columns and a bar of the colours.
+    """
+    percent = [[float("nan") if share is None else 100 * share for share in row] for row in grid]
+    image = ax.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    for y, shares in enumerate(percent):
+        for x, share in enumerate(shares):
+            if share == share:
+                ax.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=7,
+                        color="black" if share > 55 else "white")  # fmt: skip
+    ax.figure.colorbar(image, ax=ax, shrink=0.8)

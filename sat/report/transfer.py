@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from sat.errors import Refused
-from sat.evaluation.heat_map import plot_heat_map
+from sat.loggers.pictures import plot_heat_map
 from sat.loggers.screen import table
 from sat.report.runs import finished
 

@@ -15,18 +15,18 @@ from sat.data import Data, some_images
 from sat.data.fingerprint import same_facts
 from sat.distributed import ALONE, World
 from sat.errors import Diverged, Fault, Lost, Stopped, is_out_of_memory, on_signals
-from sat.evaluation.alarm import Alarm
 from sat.evaluation.views import views
 from sat.loggers.screen import Progress
 from sat.rng import seed_of
 from sat.rundir import checkpoint
 from sat.rundir.record import Run
+from sat.rundir.result import Alarm
+from sat.training.alarms import no_curvature, separate_batch_norm, untrained_average
 from sat.training.best import Best
 from sat.training.loop import Stream
 from sat.training.memory import starved
 from sat.training.overfitting import Overfitting, chance_of, remedy_of
 from sat.training.resume import facts_for
-from sat.training.set_up import no_curvature, separate_batch_norm, untrained_average
 from sat.training.state import TrainState
 from sat.training.swa import estimate
 from sat.training.validation import Validated, validate

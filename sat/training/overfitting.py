@@ -11,9 +11,9 @@ from sat.attacks.ball import Ball
 from sat.attacks.base import frozen, input_gradient
 from sat.attacks.outcomes import AttackOutcomes
 from sat.distributed import World
-from sat.evaluation.alarm import Alarm
 from sat.objectives import Unregularised
 from sat.rng import RowRng
+from sat.rundir.result import Alarm
 from sat.statistics import wilson
 
 IMAGES = 256  # that are looked at, at most

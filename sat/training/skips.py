@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sat.errors import Diverged
-from sat.evaluation.alarm import Alarm, beyond
+from sat.rundir.result import Alarm
+from sat.statistics import beyond
 
 # One bad batch passes; weights that have no finite gradient for this many batches, one after the
 # other, are themselves at fault.

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from sat.activations.curvature import is_flat
-from sat.evaluation.alarm import Alarm
+from sat.activations.surrogate import is_flat
+from sat.rundir.result import Alarm
 from sat.training.state import TrainState
 
 
