@@ -18,7 +18,7 @@ from sat.evaluation.telling import summary
 from sat.loggers import screen
 from sat.models import Classifier, weights
 from sat.models.content import content_of
-from sat.models.given import Given, described, refuse_other_words
+from sat.models.custom import Given, described, refuse_other_words
 from sat.run import execute
 from sat.rundir.result import BEST, LAST, RunResult
 
@@ -48,7 +48,7 @@ def train(words: Sequence[str], model: nn.Module | None = None, data: Any = None
     on with, recorded and measured; one that is finished is read.
 
     `model` is a network of the caller's own, in place of `model=...`: a copy is trained. `data` are
-    images in place of `dataset=...`, in any form that `sat.data.brought.arrays_of` takes.
+    images in place of `dataset=...`, in any form that `sat.data.arrays.arrays_of` takes.
 
     Raises Refused, a ValueError of one line, for what the command line refuses; Fault where the run
     can't go on; KeyboardInterrupt after a checkpoint where it is stopped.

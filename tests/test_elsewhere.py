@@ -28,12 +28,12 @@ from sat.attacks import FastAutoAttack
 from sat.attacks.ensemble import ATTACKS
 from sat.errors import Refused, first_line
 from sat.evaluation import robustbench
-from sat.evaluation.elsewhere import is_network, of_network, refuse_training
+from sat.evaluation.external import is_network, of_network, refuse_training
 from sat.evaluation.reproduction import Published, beside_card
 from sat.evaluation.settings import Evaluation
 from sat.models import card, programs
 from sat.models.content import content_of
-from sat.models.given import Given
+from sat.models.custom import Given
 from sat.rundir.result import RunResult
 from sat.training.preflight import check_network
 

@@ -16,7 +16,7 @@ from torch import nn
 from sat.config import CONF, build, check, resolve, target
 from sat.errors import Refused
 from sat.identity import FOLLOWED, START
-from sat.models.room import build_within
+from sat.models.memory import build_within
 
 # What nothing computes with, and what float32 and int64 just hold.
 EXTREMES = [

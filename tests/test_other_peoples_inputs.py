@@ -35,7 +35,7 @@ from sat.errors import Stopped
 from sat.models import ResNet
 from sat.models import Timm as TimmModel
 from sat.models.classifier import assemble, check_sight
-from sat.models.sight import seen
+from sat.models.receptive_field import seen
 from sat.models.weights import load_weights
 from sat.training.callbacks import Callbacks
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import sat
 from sat.data import Npz
-from sat.data.brought import arrays_of
+from sat.data.arrays import arrays_of
 from sat.errors import Refused
 from sat.loggers import screen
 from sat.python import spec_of

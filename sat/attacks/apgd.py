@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices, check_steps
-from sat.attacks.alone import Bare
 from sat.attacks.ball import SPARSE, Ball, Norm, onto_l1
 from sat.attacks.base import Mode, check_warmup, frozen, risen, row_rng
 from sat.attacks.losses import (
@@ -23,7 +22,7 @@ from sat.attacks.losses import (
     one_label,
     targeted_dlr,
 )
-from sat.attacks.network import Network, constant
+from sat.attacks.network import Bare, Network, constant
 from sat.attacks.patience import by_halvings
 from sat.rng import RowRng
 

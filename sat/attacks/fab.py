@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices, check_steps
-from sat.attacks.alone import Bare
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import Mode, frozen, row_rng
 from sat.attacks.losses import one_label
-from sat.attacks.network import Network
+from sat.attacks.network import Bare, Network
 from sat.attacks.outcomes import margins
 from sat.attacks.patience import by_doublings
 from sat.rng import RowRng

@@ -1,4 +1,5 @@
-"""The attacked network: fast copies to search with, and the model itself to confirm."""
+"""The attacked network as a search asks it: fast copies to search with and the model itself to
+confirm; or, of a plain attack, the model alone."""
 
 import copy
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from sat.attacks.base import input_gradient
 from sat.attacks.coarse import Tap
 from sat.attacks.outcomes import Verdicts, margins, of_logits, under_attack
 
+SCALE = 2.0**10  # float16 would round small gradients of the input to 0
 # How near to a fall a search in bfloat16 has to come, as a share of the largest logit, for float32
 # to be asked: three steps of its 8 bits.
 NEAR = 3 * 2.0**-8
@@ -100,6 +102,35 @@ class Network:
     def falls(self, points: Tensor, x: Tensor, y: Tensor) -> Verdicts:
         """What the model itself says, in float32, of points [B, C, H, W] around images x."""
         return under_attack(self.exact, points, x, y, self.ball)
+
+
+class Bare:
+    """The face of `Network` where a search is a plain attack, of a whole batch and for its whole
+    length, as in a training: the model as it is, without fast copies or taps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        half = getattr(model, "autocast", None) is torch.float16
+        self.scale = SCALE if half else 1.0
+
+    def gradient(
+        self, x: Tensor, loss: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [B, K], loss(logits) [B] and the gradient of each loss by its image."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self.model(x)
+            losses = loss(logits)
+            (gradient,) = torch.autograd.grad(losses.sum() * self.scale, x)
+        return logits.detach(), losses.detach(), torch.nan_to_num_(gradient / self.scale)
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(x)
+        return logits, logits
+
+    def may_fall(self, logits: Tensor, y: Tensor) -> Tensor:
+        return margins(logits, y) <= 0
 
 
 @cache

@@ -8,10 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sat.attacks.alone import Bare
 from sat.attacks.apgd import SparseAPGDSearch, two_thirds
 from sat.attacks.ball import onto_l1
-from sat.attacks.network import Network, constant
+from sat.attacks.network import Bare, Network, constant
 from sat.rng import RowRng
 
 # How many times eps a ball has, and its share of the iterations.

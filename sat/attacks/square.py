@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices, check_range
-from sat.attacks.alone import Bare
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import Mode, frozen, row_rng
 from sat.attacks.losses import one_label
-from sat.attacks.network import Network, constant
+from sat.attacks.network import Bare, Network, constant
 from sat.attacks.outcomes import margins
 from sat.attacks.patience import AGAIN, NEAR, by_doublings
 from sat.rng import Key, RowRng

@@ -18,13 +18,13 @@ from sat.arguments import check_choices
 from sat.attacks.base import ball_of, row_rng
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats, under_attack
 from sat.errors import Refused
+from sat.identity import class_name
 from sat.models.weights import load
 from sat.rng import RowRng
 from sat.rundir.result import RunResult
 from sat.rundir.untrusted import read_yaml
 
 log = logging.getLogger("sat")
-FOREIGN = "sat.models.given.Given"
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _of_run(place: Path, method: Any, size: int, one_of_many: bool) -> tuple[str
         model = read_yaml(place / "config.yaml").get("model")
     except Refused as error:
         raise ValueError(str(error)) from None
-    if isinstance(model, dict) and model.get("_target_") == FOREIGN:
+    if isinstance(model, dict) and class_name(str(model.get("_target_"))) == "Given":
         raise ValueError("does not hold its network, which came from elsewhere")
     held = (method, place.name, checksum(file), str(place), checkpoint, size, one_of_many)
     return result.hash, Transfer(*held)

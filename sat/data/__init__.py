@@ -4,6 +4,7 @@ An option of `conf/dataset` is one of the classes here; called with a device and
 makes a `Data`, whose splits turn `Batch`es into images and labels.
 """
 
+from sat.data.arrays import Npz
 from sat.data.augment import Augment, CutMix, Cutout, MixUp, Standard, Unchanged
 from sat.data.batches import (
     Batch,
@@ -16,7 +17,6 @@ from sat.data.batches import (
 from sat.data.folders import ImageFolder, ImageNet, TinyImageNet
 from sat.data.loader import Loader
 from sat.data.memory import Digits
-from sat.data.npz import Npz
 from sat.data.policies import IDBH, Jitter, RandAugment
 from sat.data.published import SVHN, Cifar10, Cifar100, FashionMNIST
 from sat.data.sets import Data, Split, UnreadableImage

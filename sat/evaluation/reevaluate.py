@@ -7,8 +7,8 @@ from typing import Any
 from sat import config
 from sat.config import SCALARS, Spec
 from sat.errors import Refused
-from sat.evaluation import elsewhere
-from sat.identity import NEUTRAL, SECTIONS, data_name, silent
+from sat.evaluation import external
+from sat.identity import NEUTRAL, SECTIONS, class_name, data_name, silent
 from sat.models.files import read_tensors
 from sat.models.weights import without_weights
 from sat.rundir.record import CHECKPOINTS
@@ -23,10 +23,10 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
 
     A run directory, or a checkpoint in it, brings its own config: of the command line it takes the
     evaluation, and where the images are. Any other file holds weights of the model and for the
-    dataset that the command line describes, or a whole network (see `sat.evaluation.elsewhere`).
+    dataset that the command line describes, or a whole network (see `sat.evaluation.external`).
     """
-    if elsewhere.is_network(str(cfg.evaluate)):
-        return elsewhere.of_network(cfg, choices, overrides)
+    if external.is_network(str(cfg.evaluate)):
+        return external.of_network(cfg, choices, overrides)
     place = Path(os.path.expanduser(str(cfg.evaluate)))
     directory, which = place, None
     if place.suffix == ".pt" and place.parent.name == "checkpoints":
@@ -41,7 +41,7 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
         if which is not None and place.is_file():
             return of_file(cfg, choices, overrides)
         raise Refused(f"{directory / 'config.yaml'}: is no config of a run of this program")
-    if own["model"].get("_target_") == "sat.models.given.Given":
+    if class_name(str(own["model"].get("_target_"))) == "Given":
         before = own.get("evaluate")
         again = f"evaluate={before}" if before else "sat.train with the same words and network"
         raise Refused(
@@ -82,7 +82,7 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
 def of_file(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec:
     """The spec of weights that say nothing of their network. Raises Refused where the command line
     leaves open what can't be seen in the weights."""
-    elsewhere.refuse_training(overrides, cfg.evaluate)
+    external.refuse_training(overrides, cfg.evaluate)
     try:
         read_tensors(os.path.expanduser(str(cfg.evaluate)))
     except ValueError as error:

@@ -25,7 +25,7 @@ from sat.config import plugins
 from sat.errors import Refused
 from sat.models.card import IMAGES
 from sat.models.content import content_of
-from sat.models.given import Make
+from sat.models.custom import Make
 from sat.models.programs import tensors_alone
 
 log = logging.getLogger("sat")

@@ -9,7 +9,7 @@ from sat.models.backbones import (
     WideResNet,
 )
 from sat.models.classifier import Classifier
-from sat.models.given import Given
+from sat.models.custom import Given
 
 __all__ = [
     "CifarResNet",

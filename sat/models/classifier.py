@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.activations.swap import SwapReport, prove_swap, swap_activations, title
-from sat.models.sight import REFUSED, seen
+from sat.models.receptive_field import REFUSED, seen
 
 log = logging.getLogger("sat")
 

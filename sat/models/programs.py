@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sat.config import plugins
 from sat.errors import first_line
 from sat.models.content import content_of
-from sat.models.given import Make, Network
+from sat.models.custom import Make, Network
 from sat.rundir.untrusted import check_sums, objects_in, reason_of
 
 FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")

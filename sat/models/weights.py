@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from sat.errors import Refused, refusing
 from sat.identity import NEUTRAL, SECTIONS
 from sat.models.classifier import Classifier, assemble
+from sat.models.custom import Given
 from sat.models.files import read_file, state_dicts
 from sat.models.foreign import Foreign
-from sat.models.given import Given
-from sat.models.room import build_within, room
+from sat.models.memory import build_within, room
 from sat.rundir import checkpoint
 from sat.rundir.record import weights_file
 from sat.rundir.untrusted import misfit, read_sections

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sat.arguments import check_range
 from sat.attacks.base import Attack, resolved
@@ -123,6 +125,22 @@ def training_attack(attack: Attack, objective: Objective) -> Attack:
     evaluation keep the attack that they were given, for which `auto` is cross-entropy."""
     with refusing("attack."):
         return resolved(attack, objective.attack_loss)
+
+
+def input_gradient(
+    model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The logits of images x [B, C, H, W], and the gradient of the summed loss(logits) with respect
+    to x, in the shape of x; both can be differentiated. In training mode images share batch norm's
+    statistics, and an image's gradient is that of all their losses. Attention is written out: its
+    fused kernels have no second derivative. float16 would round small gradients to 0, so there the
+    loss is scaled up meanwhile."""
+    x = x.detach().requires_grad_()
+    scale = 2.0**10 if getattr(model, "autocast", None) is torch.float16 else 1.0
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        logits = model(x)
+        (gradient,) = torch.autograd.grad(scale * loss(logits).sum(), x, create_graph=True)
+    return logits, gradient / scale
 
 
 def check_beta(beta: float) -> None:

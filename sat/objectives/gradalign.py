@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from sat.arguments import check_ball, check_range
 from sat.attacks import base
 from sat.attacks.losses import ce
-from sat.objectives.base import Regulariser
-from sat.objectives.second_order import input_gradient
+from sat.objectives.base import Regulariser, input_gradient
 from sat.rng import RowRng
 
 LEAST = 1e-22  # of a gradient's entries; the squares of smaller ones are 0 in float32

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from sat.arguments import MOST_EPOCHS, check_ball, check_choices, check_range
 from sat.attacks.ball import Norm
-from sat.objectives.base import Objective, check_beta, check_smoothing, check_term
-from sat.objectives.second_order import input_gradient
+from sat.objectives.base import Objective, check_beta, check_smoothing, check_term, input_gradient
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}  # norms of the gradient, by the ball's
 

@@ -21,7 +21,7 @@ from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
 from sat.evaluation.settings import Evaluation, Validation
 from sat.models.foreign import NO_GRADIENT, has_gradient
-from sat.models.room import kept_for_backward, size_of
+from sat.models.memory import kept_for_backward, size_of
 from sat.objectives import MART, Method, Objective, Unperturbed
 from sat.rng import RowRng
 from sat.training.schedule import Schedule

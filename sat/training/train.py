@@ -21,7 +21,7 @@ from sat.errors import Diverged, refusing
 from sat.loggers import screen
 from sat.models import Classifier, weights
 from sat.models.classifier import check_sight
-from sat.models.room import room
+from sat.models.memory import room
 from sat.objectives import Method
 from sat.rundir import checkpoint
 from sat.rundir.record import Run

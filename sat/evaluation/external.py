@@ -11,7 +11,7 @@ from sat.config import Spec, plugins
 from sat.errors import Refused
 from sat.evaluation import robustbench
 from sat.models import programs
-from sat.models.given import Make, described, refuse_other_words
+from sat.models.custom import Make, described, refuse_other_words
 
 # Groups that no measurement reads: verdicts have a precision and batches of their own.
 TRAININGS = "attack augment metrics objective regulariser sampler schedule validation".split()
