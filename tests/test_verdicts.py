@@ -15,6 +15,7 @@ from sat.attacks import APGD, PGD, AutoAttack, Clean, FastAutoAttack, ensemble, 
 from sat.attacks.apgd import APGDSearch
 from sat.attacks.ball import Ball
 from sat.attacks.coarse import COARSE, Tap, leads_astray, repeated, share_repeated
+from sat.attacks.determinism import check_repeats, moved, shift
 from sat.attacks.fab import FABSearch
 from sat.attacks.losses import targeted_dlr
 from sat.attacks.outcomes import (
@@ -22,10 +23,7 @@ from sat.attacks.outcomes import (
     WRONG,
     AttackOutcomes,
     Verdicts,
-    check_repeats,
-    moved,
     of_logits,
-    shift,
     under_attack,
     verdicts,
 )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sat.arguments import check_ball, check_choices
 from sat.attacks.ball import Norm
 from sat.attacks.base import ball_of, frozen
-from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
+from sat.attacks.determinism import check_repeats
+from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.rng import RowRng
 
 log = logging.getLogger("sat")

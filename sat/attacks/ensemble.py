@@ -24,10 +24,11 @@ from sat.attacks.coarse import (
     repeated,
     share_blind,
 )
+from sat.attacks.determinism import check_repeats
 from sat.attacks.fab import FABSearch
 from sat.attacks.losses import pma, targeted_dlr
 from sat.attacks.network import Network
-from sat.attacks.outcomes import AttackOutcomes, Ensemble, First, check_repeats, margins
+from sat.attacks.outcomes import AttackOutcomes, Ensemble, First, margins
 from sat.attacks.pool import Pool, Search
 from sat.attacks.shrinking import ShrinkingAPGDSearch
 from sat.attacks.square import SquareSearch

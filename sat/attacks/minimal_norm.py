@@ -17,7 +17,8 @@ from sat.acceleration.folding import fold
 from sat.arguments import check_ball, check_choices
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import frozen
-from sat.attacks.outcomes import STANDS, AttackOutcomes, Ensemble, check_repeats, under_attack
+from sat.attacks.determinism import check_repeats
+from sat.attacks.outcomes import STANDS, AttackOutcomes, Ensemble, under_attack
 from sat.errors import Refused
 from sat.rng import RowRng
 

@@ -15,13 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sat.attacks.ball import Ball
-from sat.errors import Refused
 from sat.rng import RowRng
 
 STANDS, WRONG = -1, -2  # no attack felled it so far; wrong before any attack
-RANDOM = 1e-4  # more than this from call to call is chance; AutoAttack's limit
-TOGETHER = 0.02  # half precision moves the median image by 0.8 % at most, batch statistics by more
-CALLS = 8  # of a network that may answer otherwise now and then only
 ROUNDING = 1e-5  # of the logits at stake: no more than this moves with the size of a batch
 
 
@@ -176,13 +172,22 @@ def margins(logits: Tensor, y: Tensor) -> Tensor:
     return own[:, 0] - others.amax(1)
 
 
+def at_stake(logits: Tensor, among: int) -> Tensor:
+    """How large the finite ones are among the `among` largest logits of an image [B], or how far
+    apart: whatever the others are, which may be far off."""
+    top = logits.topk(min(among, logits.shape[1])).values
+    low = torch.where(top.isfinite(), top, torch.inf).amin(1)
+    high = torch.where(top.isfinite(), top, -torch.inf).amax(1)
+    return torch.maximum(high.abs(), high - low).nan_to_num(0.0, posinf=0.0)
+
+
 @torch.no_grad()
 def verdicts(model: nn.Module, x: Tensor, y: Tensor) -> Verdicts:
     """The rule, of images x [B, C, H, W]. Where label and best other class are level but for
     rounding, sums of a batch of another size may say otherwise: the image alone decides."""
     logits = model(x)
     verdict = of_logits(logits, y)
-    close = margins(logits, y.clamp_min(0)).abs() <= ROUNDING * _at_stake(logits, 3)
+    close = margins(logits, y.clamp_min(0)).abs() <= ROUNDING * at_stake(logits, 3)
     for row in close.nonzero()[:, 0].tolist() if len(y) > 1 else ():
         alone = of_logits(model(x[row : row + 1]), y[row : row + 1])
         verdict.right[row], verdict.tied[row] = alone.right[0], alone.tied[0]
@@ -194,75 +199,6 @@ def under_attack(model: nn.Module, points: Tensor, x: Tensor, y: Tensor, ball: B
     none that an attack may take: nothing follows from it."""
     verdict, holds = verdicts(model, points, y), ball.holds(points, x)
     return Verdicts(verdict.right | ~holds, verdict.tied & holds)
-
-
-def moved(once: Tensor, again: Tensor) -> float:
-    """Tells by how much the logits [B, K] of the same images differ from one call to the next, as a
-    share of those at stake; 0 for a network that always answers alike."""
-    same = (once == again) | (once.isnan() & again.isnan())
-    by = torch.where(same, 0.0, (once - again).abs().nan_to_num(torch.inf)).amax(1)
-    return float((by / _at_stake(once, 2).clamp_min(1e-12)).nan_to_num(torch.inf).max())
-
-
-@torch.no_grad()
-def varies(model: nn.Module, x: Tensor) -> float:
-    """The most by which the logits of x [B, C, H, W] move in several calls, as `moved` has it."""
-    once, most = model(x), 0.0
-    for _ in range(CALLS - 1):
-        if (most := max(most, moved(once, model(x)))) > RANDOM:
-            break
-    return most
-
-
-@torch.no_grad()
-def check_repeats(model: nn.Module, x: Tensor) -> None:
-    """Refuses a network with chance in it, and one whose answer for an image depends on those
-    beside it: each of its verdicts would be another number."""
-    if len(x) and (share := varies(model, x)) > RANDOM:
-        raise Refused(
-            f"model: its logits change by {share:.1%} from call to call, and so would each verdict:"
-            " call model.eval() before it is wrapped (dropout left on?), take out its noise, or"
-            " average over it: sat.attacks.AutoAttack(eps, version='rand') (evaluation=autoattack"
-            " evaluation.attacks.autoattack.version=rand)"
-        )
-    exact = not hasattr(model, "autocast") or model.autocast is None
-    if len(x) > 1 and exact and (share := goes_by_batch(model, x)) > TOGETHER:
-        raise Refused(
-            f"model: the logits of an image change by {share:.0%} with the other images of its"
-            " batch, and so would its verdict: call model.eval() before it is wrapped in a"
-            " function, traced or exported; or what is quantised goes by the batch, then let the"
-            " function take images one by one"
-        )
-
-
-@torch.no_grad()
-def goes_by_batch(model: nn.Module, x: Tensor) -> float:
-    """How far logits of images x [B, C, H, W] move where each is asked alone, see `shift`."""
-    return shift(torch.cat([model(image) for image in x.split(1)]), model(x))
-
-
-def shift(once: Tensor, again: Tensor) -> float:
-    """How far the three largest logits [B, K] of the middle image differ from others of the
-    same images, as a share of those at stake: rounding moves few images by much."""
-    return max(_shift(once, again), _shift(again, once))
-
-
-def _shift(once: Tensor, again: Tensor) -> float:
-    top = once.topk(min(3, once.shape[1])).indices
-    ours, theirs = once.gather(1, top), again.gather(1, top)
-    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
-    by = torch.where(same, 0.0, (ours - theirs).abs().nan_to_num(torch.inf)).amax(1)
-    shares = (by / _at_stake(once, 3).clamp_min(1e-12)).nan_to_num(torch.inf)
-    return float(shares.sort().values[len(shares) // 2])
-
-
-def _at_stake(logits: Tensor, among: int) -> Tensor:
-    """How large the finite ones are among the `among` largest logits of an image [B], or how far
-    apart: whatever the others are, which may be far off."""
-    top = logits.topk(min(among, logits.shape[1])).values
-    low = torch.where(top.isfinite(), top, torch.inf).amin(1)
-    high = torch.where(top.isfinite(), top, -torch.inf).amax(1)
-    return torch.maximum(high.abs(), high - low).nan_to_num(0.0, posinf=0.0)
 
 
 def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ from sat.acceleration.auto import GRAPH_PAYS_BELOW, GRAPH_PAYS_FROM, bf16_pays
 from sat.acceleration.graph import Graph
 from sat.attacks.ball import Ball
 from sat.attacks.base import ball_of, frozen
+from sat.attacks.determinism import check_repeats
 from sat.attacks.losses import LOSSES, ce
 from sat.attacks.network import Network
-from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats
+from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.pgd import PGD
 from sat.attacks.pool import Pool
 from sat.identity import settings_of

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from sat.acceleration.folding import fold
 from sat.attacks.base import ball_of
-from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats, under_attack
+from sat.attacks.determinism import check_repeats
+from sat.attacks.outcomes import AttackOutcomes, Ensemble, under_attack
 from sat.attacks.quick import Quick, is_quick
 from sat.rng import RowRng
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sat.arguments import check_choices
 from sat.attacks.base import ball_of, row_rng
-from sat.attacks.outcomes import AttackOutcomes, Ensemble, check_repeats, under_attack
+from sat.attacks.determinism import check_repeats
+from sat.attacks.outcomes import AttackOutcomes, Ensemble, under_attack
 from sat.errors import Refused
 from sat.identity import class_name
 from sat.models.weights import load

@@ -13,8 +13,9 @@ from sat.attacks import PGD
 from sat.attacks.ball import Ball
 from sat.attacks.base import ball_of, frozen
 from sat.attacks.coarse import ASTRAY, COARSE, leads_astray, repeated
+from sat.attacks.determinism import RANDOM, moved, varies
 from sat.attacks.network import Network
-from sat.attacks.outcomes import RANDOM, is_right, moved, of_logits, varies
+from sat.attacks.outcomes import is_right, of_logits
 from sat.attacks.pool import Pool, State
 from sat.attacks.square import SquareSearch
 from sat.evaluation.measure import accuracy

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from sat.acceleration.precision import float32
 from sat.arguments import check_choices
 from sat.attacks import PGD, AutoAttack, FastAutoAttack
-from sat.attacks.outcomes import RANDOM, AttackOutcomes, Ensemble, varies
+from sat.attacks.determinism import RANDOM, varies
+from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.series import ensemble_of
 from sat.config import SYNONYMS, nearest
 from sat.evaluation.inputs import checked

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sat.attacks.outcomes import WRONG, AttackOutcomes, shift
+from sat.attacks.determinism import shift
+from sat.attacks.outcomes import WRONG, AttackOutcomes
 from sat.evaluation.store import why
 from sat.rundir.checkpoint import Unwritable, write_whole
 from sat.rundir.files import regular
