@@ -338,8 +338,10 @@ def test_timms_augmentation_mixes_or_cuts_each_image_with_its_labels():
     of_mixed, of_cut = ((images == of[0]).flatten(1).all(1) for of in (mixed, cut))
     assert (of_mixed | of_cut).all() and 10 < of_cut.sum() < 30
     torch.testing.assert_close(labels, torch.where(of_cut[:, None], cut[1], mixed[1]))
-    for switch, only in ((0.0, mixed), (1.0, cut)):
+    for key, switch, only, kind in (("mixup", 0.0, mixed, MixUp), ("cutmix", 1.0, cut, CutMix)):
         assert torch.equal(TimmAugment(**plain, switch=switch)(x, y, rng)[0], only[0])
+        own = TimmAugment(**plain, switch=switch, **{key: 0.1})(x, y, rng)[0]
+        assert torch.equal(own, kind(0.1)(x, y, rng)[0]) and not torch.equal(own, only[0]), key
 
 
 def test_jitter_is_torchvisions_with_the_same_factors_in_the_same_order():

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,6 +112,51 @@ def test_what_timm_cannot_read_is_refused(root, monkeypatch):
     refused("^name=wds/x: .*pip install webdataset$", name="wds/x")
     refused("^name=hfds/x: .*pip install datasets$", name="hfds/x")
     refused("^name=tfds/x: .*pip install tensorflow tensorflow-datasets$", name="tfds/x")
+
+
+class Table:
+    """Rows as hfds/ has them: of each image a good and a poor picture, and two kinds of label."""
+
+    column_names = ("image", "label", "poor", "kind")
+
+    def __getitem__(self, key):
+        if isinstance(key, str):
+            return [number % 2 if key == "label" else number % 3 for number in range(12)]
+        return {"image": picture(key), "poor": picture(key + 100)}
+
+
+class Reader:
+    """What timm makes of a table; by its own keys where none are given."""
+
+    def __init__(self, input_key, target_key):
+        self.dataset = Table()
+        self.image_key, self.label_key = input_key or "image", target_key or "label"
+
+    def __getitem__(self, number):
+        content = io.BytesIO()
+        self.dataset[number][self.image_key].save(content, "PNG")
+        content.seek(0)
+        return content, self.dataset[self.label_key][number]
+
+
+def test_fields_of_a_table_are_read_by_the_keys_that_are_given(monkeypatch):
+    def opened(name, root, split, input_key, target_key, **options):
+        return SimpleNamespace(reader=Reader(input_key, target_key))
+
+    monkeypatch.setattr("timm.data.create_dataset", opened)
+    monkeypatch.setattr("sat.data.timm_sets.find_spec", lambda name: name)
+
+    def found(**keys):
+        test = Timm(name="hfds/a/b", image_size=16, workers=0, **keys)(CPU, 0).test
+        ((x, y),) = test.stream(evaluation_batches(torch.arange(12), 12))
+        return (255 * x[:, 2].mean((1, 2))).round().tolist(), y.tolist()
+
+    numbers, labels, kinds = [*range(12)], [0, 1] * 6, [0, 1, 2] * 4
+    assert found() == (numbers, labels)
+    assert found(input_key="poor") == ([number + 100 for number in numbers], labels)
+    assert found(target_key="kind") == (numbers, kinds)
+    with pytest.raises(ValueError, match="^target_key=breed: no such field"):
+        found(target_key="breed")
 
 
 class Count(IterableDataset):
