@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 # sizes -------------------------------------------------------------------------------------------
 
@@ -30,6 +30,12 @@ FARTHEST = 1e9  # in 1/255: beyond the farthest corner of any image, in each nor
 MOST_EPOCHS = 1e6
 MOST_STEPS = 100_000  # a hundred times what anybody is known to have taken
 _WRITTEN = re.compile(r"\s*([^/\s]+)\s*/\s*(1|255)\s*")
+
+
+if TYPE_CHECKING:
+    Size = float  # what it is once its owner is made, which is all that a type checker has to see
+else:
+    Size = float | str  # in 1/255, or with its unit
 
 
 class Written(float):

@@ -1,9 +1,9 @@
 """The attacks' promises: the ball, the range, what they leave untouched, and that they work."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import get_args
+from typing import ClassVar, get_args
 
 import pytest
 import torch
@@ -24,9 +24,20 @@ from sat.attacks import (
     losses,
 )  # fmt: skip
 from sat.attacks.ball import Ball
-from sat.attacks.base import Loose, resolved
+from sat.attacks.base import Attack, check_fields, resolved
 from sat.errors import Refused
+from sat.evaluation.settings import Evaluation
+from sat.identity import settings_of
+from sat.objectives import TRADES, Adversarial, Method
 from sat.rng import RowRng, seed_of
+from sat.training.preflight import (
+    check_classes,
+    check_method,
+    check_objective,
+    preflight,
+    warn_of_short_steps,
+)
+from sat.training.schedule import Schedule
 
 EVERY = [
     PGD(8, 1),
@@ -68,7 +79,7 @@ ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
 
 def reach(attack) -> float:
     """How far an attack may move an image, in 1/255."""
-    return attack.reach if isinstance(attack, Loose) else attack.eps
+    return attack.reach
 
 
 def network() -> nn.Module:
@@ -124,7 +135,7 @@ def test_model_is_left_as_it_was(attack, batch, fails):
     assert [(m, m.training) for m in model.modules()] == before
     assert [p.requires_grad for p in model.parameters()] == flags
     assert model[1].track_running_stats
-    moved = isinstance(attack, Loose) and attack.update_statistics
+    moved = attack.update_statistics
     for key, value in model.state_dict().items():
         assert (moved and "1." in key) or torch.equal(value, state[key]), key
     assert model[0].weight.grad is None
@@ -525,3 +536,61 @@ def test_the_level_that_fells_an_image_is_of_the_kind_that_is_kept():
 
     found = _fallen(torch.tensor([0.0, 0.5, torch.inf]), torch.arange(300) / 300)
     assert found.dtype == torch.int16 and found.tolist() == [0, 150, STANDS]
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """All that the contract asks for."""
+
+    norm: str = "linf"
+    batch_norm: str = "eval"
+    loss: str = "auto"
+
+    @property
+    def eps(self) -> float:
+        return 8.0
+
+    def __call__(self, model, x, y, rng=None, progress=None):
+        return x
+
+
+def test_what_is_promised_of_an_attack_is_enough(batch):
+    """Slots, an eps that is no field, and nothing derived: all else goes without saying."""
+    hashed = settings_of(attack := Promised())
+    assert Evaluation({"own": attack}, restarts=2).attacks["own"] is attack
+    check_classes({"attack": attack}, 10)
+    check_objective(attack, TRADES())  # its loss can be chosen
+    check_method(Method(attack, Adversarial()), Schedule())
+    preflight(network(), attack, *batch)
+    assert (attack.reach, attack.steps, attack.balls) == (8, None, [Ball(8 / 255, "linf")])
+    assert settings_of(attack) == hashed and replace(attack, loss="ce").reach == 8
+    warn_of_short_steps(attack)
+
+
+def test_an_attack_says_of_itself_what_goes_not_without_saying():
+    @dataclass(frozen=True)
+    class Fixed(Promised):
+        random: ClassVar[bool] = False
+
+    @dataclass(frozen=True)
+    class Derived(Attack):
+        eps: float  # which must be given
+        norm: str = "l2"
+        batch_norm: str = "eval"
+        loss: str = "ce"
+        steps: int = 3
+
+        def __call__(self, model, x, y, rng=None, progress=None):
+            return x
+
+    with pytest.raises(ValueError, match="attacks.own begins at the same point each time"):
+        Evaluation({"own": Fixed()}, restarts=2)
+    with pytest.raises(TypeError, match="eps"):
+        Derived()
+    check_fields(derived := Derived(200.0))
+    assert (derived.gradients(10), derived.reach, derived.random) == (3, 200, True)
+
+
+@pytest.mark.parametrize("attack", [Square(8), FastAutoAttack(8, attacks=("square",))])
+def test_what_asks_for_no_gradient_says_so(attack):
+    assert not attack.asks_gradients and FastAutoAttack(8).asks_gradients

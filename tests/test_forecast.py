@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import types
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,9 @@ from sat.attacks import (
     Free,
     Multi,
     Square,
+    Transfer,
 )
+from sat.attacks.base import frozen, input_gradient
 from sat.bench import budget, costs, work
 from sat.bench.case import Case
 from sat.bench.counting import step_cost
@@ -149,6 +151,29 @@ def test_gradients_of_each_attack():
     assert of(AutoAttack(), classes=1000) == of(AutoAttack()) == 1190
     assert [of(FastAutoAttack(), classes=n) for n in (11, 1000)] == [197, 287]  # MALT's
     assert of(FastAutoAttack(targets="likeliest"), classes=1000) == 187
+    assert of(Transfer(PGD(8.0, 20), "run-1", "ab", "outputs/run-1")) == 20
+
+
+def test_gradients_of_an_attack_that_does_not_tell_are_counted():
+    @dataclass(frozen=True)
+    class Climb:
+        iterations: int = 20
+        eps: float = 8.0
+        norm: str = "linf"
+        batch_norm: str = "eval"
+        loss: str = "auto"
+
+        def __call__(self, model, x, y, rng=None, progress=None):
+            with frozen(model, "eval"):
+                for _ in range(self.iterations):
+                    x = x + input_gradient(model, x, y)
+            return x
+
+    spec = case_of("evaluation=clean", "validation.limit=10").spec
+    validation = replace(spec.validation, attack=Climb())
+    found = work.work_of(Case(spec.bringing(validation=validation))).validation
+    assert work.gradients_of(validation.attack, 10) == 20
+    assert found and found % (10 * 23) == 0  # of ten images these, and three more
 
 
 @pytest.fixture

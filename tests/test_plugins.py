@@ -47,7 +47,7 @@ class Softsign(nn.Module):
         return x * (1 + F.softsign(self.slope * x)) / 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MIFGSM:
     """The momentum iterative method (Dong et al. 2018)."""
 

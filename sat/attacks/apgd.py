@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices, check_steps
+from sat.arguments import Size, check_ball, check_choices, check_steps
 from sat.attacks.ball import SPARSE, Ball, Norm, onto_l1
-from sat.attacks.base import Mode, check_warmup, frozen, risen, row_rng
+from sat.attacks.base import Attack, Mode, check_warmup, frozen, risen, row_rng
 from sat.attacks.losses import (
     Aim,
     LossName,
@@ -30,7 +30,7 @@ WIDE = 0.2  # of an image's entries share the first step of a measurement in L1
 
 
 @dataclass(frozen=True)
-class APGD:
+class APGD(Attack):
     """Ascends `loss` for `steps` steps, and gives the point of the highest loss; that of the last
     step is looked at too, so that it takes one forward more than PGD. `eps` is in 1/255.
 
@@ -40,7 +40,7 @@ class APGD:
     where it takes 20 % in a measurement, as both are published.
     """
 
-    eps: float | str = 8.0
+    eps: Size = 8.0
     steps: int = 10
     norm: Norm = "linf"
     batch_norm: Mode = "eval"
@@ -60,6 +60,10 @@ class APGD:
             raise ValueError(
                 "start=none: the loss kl has no gradient at the clean images; write start=uniform"
             )
+
+    @property
+    def random(self) -> bool:
+        return self.start != "none"
 
     def __call__(
         self,

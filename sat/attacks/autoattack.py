@@ -9,14 +9,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices
+from sat.arguments import Size, check_ball, check_choices
 from sat.attacks.ball import Norm
-from sat.attacks.base import ball_of, frozen
+from sat.attacks.base import Attack, ball_of, frozen
 from sat.attacks.determinism import check_repeats
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.rng import RowRng
 
 log = logging.getLogger("sat")
+COST = 1190  # input gradients an image, as measured
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
@@ -25,7 +26,7 @@ VERSIONS = {
 
 
 @dataclass(frozen=True)
-class AutoAttack(Ensemble):
+class AutoAttack(Ensemble, Attack):
     """The ensemble `version`, worst case per image; `custom` runs the package's `attacks` with its
     default restarts.
 
@@ -34,7 +35,7 @@ class AutoAttack(Ensemble):
     checks warn of is logged once. `eps` is in 1/255.
     """
 
-    eps: float | str = 8.0
+    eps: Size = 8.0
     norm: Norm = "linf"
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
     attacks: tuple[str, ...] | None = None
@@ -69,6 +70,9 @@ class AutoAttack(Ensemble):
     @property
     def names(self) -> tuple[str, ...]:
         return self.attacks or VERSIONS[self.version]
+
+    def gradients(self, classes: int) -> int:
+        return COST
 
     @property
     def fewest_classes(self) -> int:

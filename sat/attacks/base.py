@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +32,77 @@ class Attack(Protocol):
     being what the training's objective says. The result is detached, float32, in [0, 1] and in the
     eps-ball around x; modes, statistics, `requires_grad` and gradients of the model are left as
     they were.
+
+    Whoever derives from it need only say what differs from the values below. A class that has the
+    four and the call alone is given those values where it is checked first (`check_fields`).
     """
 
+    if TYPE_CHECKING:  # else dataclasses would take them for the defaults of their fields
+
+        @property
+        def eps(self) -> float: ...
+        @property
+        def norm(self) -> str: ...
+        @property
+        def batch_norm(self) -> str: ...
+        @property
+        def loss(self) -> str: ...
+
+    steps: int | None = None  # of its ascent, as `attack.steps=` sets them
+    target: int | None = None  # the rank of the wrong class that it leads to
+    eps_warmup: float = 0.0  # the share of a training in which eps rises from 0
+    steps_warmup: float = 0.0  # or the number of steps from 1
+    update_statistics: bool = False  # its forwards move batch-norm statistics, on purpose
+
     @property
-    def eps(self) -> float: ...
+    def step_size(self) -> float | None:
+        """The size of its steps in 1/255, where they are all of one."""
+        return None
+
     @property
-    def norm(self) -> str: ...
+    def crosses(self) -> bool:
+        """Whether its steps are long enough to reach the edge of the ball."""
+        return True
+
     @property
-    def batch_norm(self) -> str: ...
+    def reach(self) -> float:
+        """How far it moves an image at most, in 1/255, on purpose."""
+        return float(self.eps)
+
     @property
-    def loss(self) -> str: ...
+    def balls(self) -> Sequence[Ball]:
+        """The balls to one of which it takes a batch."""
+        return [replace(ball_of(self), eps=self.reach / 255)]
+
+    @property
+    def random(self) -> bool:
+        """Whether it goes elsewhere with other random numbers."""
+        return True
+
+    @property
+    def asks_gradients(self) -> bool:
+        """Whether a network without a gradient withstands it."""
+        return True
+
+    @property
+    def fewest_classes(self) -> int:
+        """How many classes a network must tell apart."""
+        return 1
+
+    def gradients(self, classes: int) -> int | None:
+        """Input gradients for an image that stands, or what costs as much (a query is half of one),
+        of so many classes; None where they have to be counted."""
+        return self.steps
+
+    @property
+    def replays(self) -> int:
+        """How often a step trains on its batch, where the gradients of these updates are the
+        attack's own, told to `ascend`; 0 for an attack that asks for its own."""
+        return 0
+
+    def ascend(self, x: Tensor, gradient: Tensor, rng: RowRng) -> None:
+        """Told of rows x [B, C, H, W] and the gradient of their loss at what it made of them."""
+        return None
 
     def __call__(
         self,
@@ -53,38 +114,6 @@ class Attack(Protocol):
     ) -> Tensor:
         """y is [B], or soft [B, K]. `rng` has the rows' random numbers; `progress`, a tensor of no
         dimensions on the device, is the share of the training that is done."""
-        ...
-
-
-@runtime_checkable
-class Loose(Protocol):
-    """What an attack says that may break a promise on purpose: how far it moves an image at most,
-    in 1/255, and whether its forwards move batch-norm statistics."""
-
-    @property
-    def reach(self) -> float: ...
-    @property
-    def update_statistics(self) -> bool: ...
-
-
-@runtime_checkable
-class Several(Protocol):
-    """An attack that takes a batch to one of several balls."""
-
-    @property
-    def balls(self) -> Sequence[Ball]: ...
-
-
-@runtime_checkable
-class Replayed(Protocol):
-    """An attack by the gradient of the update itself: a step trains on its batch `replays` times,
-    and after each gradient of the loss the attack moves on by that of the images."""
-
-    @property
-    def replays(self) -> int: ...
-
-    def ascend(self, x: Tensor, gradient: Tensor, rng: RowRng) -> None:
-        """Told of rows x [B, C, H, W] and the gradient of their loss at what it made of them."""
         ...
 
 
@@ -111,11 +140,12 @@ def resolved(attack: A, loss: str) -> A:
 
 
 def check_fields(attack: Any) -> None:
-    """Raises ValueError, in one line, where something of `Attack` is missing."""
+    """Raises ValueError, in one line, where something of `Attack` is missing that goes not without
+    saying; what does, its class is given. It is here alone that an attack is asked what it has."""
     name = type(attack).__name__
     if not callable(attack):
         raise ValueError(f"{name}: is no attack; name one of the options of attack")
-    if missing := [field for field in FIELDS if field not in dir(attack)]:
+    if missing := [field for field in FIELDS if not hasattr(attack, field)]:
         raise ValueError(
             f"{name}: lacks {' and '.join(missing)}; an attack has the fields {', '.join(FIELDS)}"
         )
@@ -128,6 +158,14 @@ def check_fields(attack: Any) -> None:
         raise ValueError(
             f"{name}: must be called as attack(model, x, y, rng=None, progress=None)"
         ) from None
+    for key, usual in vars(Attack).items():
+        if not key.startswith("_") and not hasattr(attack, key):
+            setattr(type(attack), key, usual)
+
+
+def is_setting(attack: Any, key: str) -> bool:
+    """Whether an attack can be had with another value of that field."""
+    return any(field.name == key for field in fields(attack) if field.init)
 
 
 def check_attack(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -147,10 +185,9 @@ def check_attack(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> None:
     try:
         model.train()
         x_adv = attack(model, x, y, rng)
-        loose = isinstance(attack, Loose)
-        _check_images(attack, x, x_adv, attack.reach if loose else attack.eps)
+        _check_images(attack, x, x_adv)
         moved = any(not torch.equal(buffer, state[name]) for name, buffer in model.named_buffers())
-        if moved and not (loose and attack.update_statistics):
+        if moved and not attack.update_statistics:
             raise Refused(
                 "attack: moves the model's batch-norm statistics; ask it inside of"
                 " sat.attacks.base.frozen(model, self.batch_norm)"
@@ -179,23 +216,20 @@ def check_attack(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> None:
 def _projects(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng) -> bool:
     """Whether the attack leaves images alone at eps=0, which one that leaves the ball on purpose,
     or whose eps is no field of its own, is not asked."""
-    loose = isinstance(attack, Loose) and attack.reach > attack.eps
-    if not attack.eps or loose or "eps" not in {field.name for field in fields(attack)}:  # type: ignore[arg-type]
+    if not attack.eps or attack.reach > attack.eps or not is_setting(attack, "eps"):
         return True
     still = replace(attack, eps=0)(model, x, y, rng)  # type: ignore[type-var]
     return torch.allclose(still, x, 0, 1e-6)
 
 
-def _check_images(attack: Attack, x: Tensor, x_adv: Tensor, reach: float) -> None:
+def _check_images(attack: Attack, x: Tensor, x_adv: Tensor) -> None:
     if x_adv.shape != x.shape or x_adv.dtype != torch.float32 or x_adv.requires_grad:
         raise Refused(
             f"attack: gives {x_adv.dtype} of shape {list(x_adv.shape)}"
             f"{', with a gradient' * x_adv.requires_grad}; it must give detached float32 of the"
             f" images' shape {list(x.shape)}"
         )
-    balls = (
-        attack.balls if isinstance(attack, Several) else [replace(ball_of(attack), eps=reach / 255)]
-    )
+    balls = attack.balls
     sizes = [ball.size(x_adv - x).max().item() for ball in balls]
     if all(size > ball.eps * (1 + 1e-5) + 1e-5 for size, ball in zip(sizes, balls, strict=True)):
         raise Refused(

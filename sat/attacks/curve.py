@@ -1,6 +1,6 @@
 """Robust accuracy along a growing attack: over the size of the ball, or over the steps taken."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -54,7 +54,12 @@ class Curve(Ensemble):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(f"{self.over}={asdict(attack)[self.over]:g}" for attack in self.attacks)
+        points = ((a.eps if self.over == "eps" else a.steps) for a in self.attacks)
+        return tuple(f"{self.over}={point:g}" for point in points)
+
+    def gradients(self, classes: int) -> int:
+        """Input gradients for an image that stands; a ball of no size takes no step."""
+        return sum(attack.steps for attack in self.attacks if attack.eps)
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """Decides as `sat.attacks.outcomes.Ensemble` promises."""

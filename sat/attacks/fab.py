@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices, check_steps
+from sat.arguments import Size, check_ball, check_choices, check_steps
 from sat.attacks.ball import Ball, Norm
-from sat.attacks.base import Mode, frozen, row_rng
+from sat.attacks.base import Attack, Mode, frozen, row_rng
 from sat.attacks.losses import one_label
 from sat.attacks.network import Bare, Network
 from sat.attacks.outcomes import margins
@@ -31,16 +31,17 @@ FAR, SIXTH = 2.4, 6
 
 
 @dataclass(frozen=True)
-class FAB:
+class FAB(Attack):
     """Walks for `steps` steps towards the likeliest other class, and gives the nearest point that
     is fooled within the ball, or else the last one, drawn into the ball. `eps` is in 1/255."""
 
-    eps: float | str = 8.0
+    eps: Size = 8.0
     steps: int = 10
     norm: Norm = "linf"
     batch_norm: Mode = "eval"
 
     loss: ClassVar[str] = "margin"
+    random: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -7,14 +7,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sat.arguments import MOST_STEPS, check_ball, check_choices, check_range, check_unit
+from sat.arguments import MOST_STEPS, Size, check_ball, check_choices, check_range, check_unit
 from sat.attacks.ball import Ball
-from sat.attacks.base import row_rng
+from sat.attacks.base import Attack, row_rng
 from sat.rng import RowRng
 
 
 @dataclass(eq=False)
-class Free:
+class Free(Attack):
     """Trains on each batch `replays` times; each update's own gradient moves the perturbation too.
 
     A place of the batch keeps its perturbation from one batch to the next; it begins at 0. So a
@@ -24,7 +24,7 @@ class Free:
     batch's own statistics.
     """
 
-    eps: float | str = 8.0
+    eps: Size = 8.0
     replays: int = 8
     step: float | str = "auto"
     norm: Literal["linf", "l2"] = "linf"
@@ -40,15 +40,18 @@ class Free:
             if self.step == 0:
                 raise ValueError("step=0: moves nothing; write step=auto, or a size in 1/255")
         if self.norm == "linf":
-            check_range("step", self.step_size, 0, 255, "is farther than from black to white")
+            check_range("step", self._step_size, 0, 255, "is farther than from black to white")
         check_range("replays", self.replays, 1, MOST_STEPS, "is how often a batch is taken")
         self._delta: Tensor | None = None  # [batch, C, H, W]
         self._next: Tensor | None = None  # after this replay
 
     @property
-    def step_size(self) -> float:
+    def _step_size(self) -> float:
         """The size of a step in 1/255."""
         return float(self.eps if self.step == "auto" else self.step)
+
+    def gradients(self, classes: int) -> int:
+        return 0
 
     @property
     def _ball(self) -> Ball:
@@ -88,7 +91,7 @@ class Free:
         delta, ball = self._delta.index_select(0, rng.rows), self._ball
         free = ((x + delta) >= 0) & ((x + delta) <= 1)  # what [0, 1] has cut has no gradient
         way = ball.steepest(torch.where(free, gradient.nan_to_num(0.0), 0.0))
-        moved = delta + self.step_size / 255 * way
+        moved = delta + self._step_size / 255 * way
         if self.norm == "linf":
             moved = moved.clamp(-ball.eps, ball.eps)
         else:

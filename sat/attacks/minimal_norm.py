@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sat.acceleration.folding import fold
-from sat.arguments import check_ball, check_choices
+from sat.arguments import Size, check_ball, check_choices
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import frozen
 from sat.attacks.determinism import check_repeats
@@ -32,6 +32,8 @@ class Level:
 
     eps: float  # in 1/255
     steps: int
+    target: ClassVar[None] = None
+    fewest_classes: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class MinimalNorm(Ensemble):
     points, in float32. They are upper bounds: no image needs more. `eps` is in 1/255.
     """
 
-    eps: float | str = 8.0
+    eps: Size = 8.0
     norm: Norm = "linf"
     steps: int = 100
     most: float = 4.0
@@ -74,6 +76,10 @@ class MinimalNorm(Ensemble):
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(f"eps={level.eps:g}" for level in self.attacks)
+
+    def gradients(self, classes: int) -> int:
+        """Input gradients for an image that stands, DDN's among them."""
+        return self.steps * (2 if self.norm == "l2" else 1)
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """Decides as `sat.attacks.outcomes.Ensemble` promises; a batch as a whole. Raises Refused

@@ -3,7 +3,7 @@ and single l_p-threat models via quick fine-tuning of robust classifiers")."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from sat.arguments import check_ball, check_choices
 from sat.attacks.apgd import APGD, ascended, search_in
 from sat.attacks.ball import SPARSE, Ball
-from sat.attacks.base import Mode, risen, row_rng
+from sat.attacks.base import Attack, Mode, risen, row_rng
 from sat.attacks.losses import LossName
 from sat.rng import RowRng
 
 
 @dataclass(eq=False)
-class Multi:
+class Multi(Attack):
     """APGD in one of several balls, drawn for each batch in proportion to the share of images that
     it so far fooled there, at any point on its way; all are as likely until each has been drawn.
 
@@ -32,8 +32,6 @@ class Multi:
     start: Literal["uniform", "none"] = "none"
     eps_warmup: float = 0.0
     label_smoothing: float = 0.0
-
-    target: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         check_choices(self)

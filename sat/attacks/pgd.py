@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices, check_range, check_steps, check_unit
+from sat.arguments import Size, check_ball, check_choices, check_range, check_steps, check_unit
 from sat.attacks.ball import Ball, Norm
-from sat.attacks.base import Mode, check_warmup, frozen, input_gradient, risen, row_rng
+from sat.attacks.base import Attack, Mode, check_warmup, frozen, input_gradient, risen, row_rng
 from sat.attacks.losses import Loss, LossName, aimed, check_aim
 from sat.rng import RowRng
 
@@ -20,7 +20,7 @@ _MULTIPLE = re.compile(r"\s*([^\s*]+)\s*\*\s*eps\s*")
 
 
 @dataclass(frozen=True)
-class PGD:
+class PGD(Attack):
     """Ascends `loss` inside the eps-ball around x and inside [0, 1].
 
     `eps` and `step` are in 1/255, for L2 and L1 as well. `step: auto` is eps * max(1/steps, 1/4):
@@ -45,7 +45,7 @@ class PGD:
     `steps_warmup`: each batch costs what `steps` cost, and those too many change nothing.
     """
 
-    eps: float | str = 8.0
+    eps: Size = 8.0
     steps: int = 1
     step: float | str = "auto"
     norm: Norm = "linf"
@@ -135,6 +135,17 @@ class PGD:
             return math.inf
         noise = 0.0 if self.start == "none" else self.noise * float(self.eps)
         return noise + self.steps * self.step_size
+
+    @property
+    def crosses(self) -> bool:
+        """Several steps from points all over the ball may each cross a part of it alone."""
+        spread = self.start in ("uniform", "uncut") and self.noise >= 1 and self.steps > 1
+        least = (0.25 if spread else 0.999) * float(self.eps)
+        return self.norm == "l1" or self.steps * self.step_size >= least
+
+    @property
+    def random(self) -> bool:
+        return self.start != "none"
 
     def __call__(
         self,

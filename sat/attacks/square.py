@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.arguments import check_ball, check_choices, check_range
+from sat.arguments import Size, check_ball, check_choices, check_range
 from sat.attacks.ball import Ball, Norm
-from sat.attacks.base import Mode, frozen, row_rng
+from sat.attacks.base import Attack, Mode, frozen, row_rng
 from sat.attacks.losses import one_label
 from sat.attacks.network import Bare, Network, constant
 from sat.attacks.outcomes import margins
@@ -30,20 +30,24 @@ AHEAD = 32  # queries whose random numbers are drawn at once, which costs hardly
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Attack):
     """Asks for `queries` answers and gives the point of the smallest margin. `eps` is in 1/255."""
 
-    eps: float | str = 8.0
+    eps: Size = 8.0
     queries: int = 100
     norm: Norm = "linf"
     batch_norm: Mode = "eval"
 
     loss: ClassVar[str] = "margin"
+    asks_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_choices(self)
         object.__setattr__(self, "eps", check_ball(self.eps, self.norm))
         check_range("queries", self.queries, 1, 10**6, "is more than anybody waits for")
+
+    def gradients(self, classes: int) -> int:
+        return self.queries // 2
 
     def __call__(
         self,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.arguments import check_choices
-from sat.attacks.base import ball_of, row_rng
+from sat.attacks.base import Attack, ball_of, check_fields, row_rng
 from sat.attacks.determinism import check_repeats
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, under_attack
 from sat.errors import Refused
@@ -29,7 +29,7 @@ log = logging.getLogger("sat")
 
 
 @dataclass(frozen=True)
-class Transfer(Ensemble):
+class Transfer(Ensemble, Attack):
     """Has `method`, a plain attack, fool the network of another run, and shows the images that it
     gives to the network that is measured. `run` is the other's name, `place` its directory,
     `weights` a checksum of its `checkpoint`: for another the verdicts are others.
@@ -37,7 +37,7 @@ class Transfer(Ensemble):
     Images that the measured network gets right are attacked, whether the other does so or not.
     """
 
-    method: Any
+    method: Attack
     run_name: str
     weights: str
     place: str = field(metadata={"identity": False})
@@ -54,11 +54,11 @@ class Transfer(Ensemble):
         return ("transfer",)
 
     @property
-    def eps(self) -> Any:
+    def eps(self) -> float:
         return self.method.eps
 
     @property
-    def norm(self) -> Any:
+    def norm(self) -> str:
         return self.method.norm
 
     @property
@@ -68,6 +68,10 @@ class Transfer(Ensemble):
     @property
     def loss(self) -> str:
         return self.method.loss
+
+    @property
+    def fewest_classes(self) -> int:
+        return self.method.fewest_classes
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
         """Decides as `sat.attacks.outcomes.Ensemble` promises. Raises Refused for a network that
@@ -122,6 +126,7 @@ def check_method(key: str, method: Any) -> None:
             " where it is made, and the other would be shown clean ones; write a plain attack, PGD"
             " or APGD (evaluation=transfer)"
         )
+    check_fields(method)
 
 
 @cache

@@ -1,6 +1,7 @@
 """What a piece of work computes, moves and keeps, counted operation by operation as torch does it:
 nothing here is timed, and tensors may have no memory at all (`meta`)."""
 
+import math
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,8 +13,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from sat.attacks import Attack
 from sat.bench.stopwatch import Timed
 from sat.objectives import Method
+from sat.rng import RowRng
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 from sat.training.state import TrainState
@@ -97,13 +100,29 @@ def step_cost(method: Method) -> float:
         choices = {"precision": "fp32", "channels_last": False, "compile": False}
         plan = Plan(Schedule(batch_size=IMAGES, epochs=9.0), IMAGES, 0, choices)
         with torch.random.fork_rng(devices=[]):
-            # what comes before the products has parameters, so that an update has their gradients
-            first = nn.Flatten(), nn.AdaptiveAvgPool1d(WIDTH), nn.LayerNorm(WIDTH)
-            products = nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 10)
-            net = nn.Sequential(*first, *products)
+            net = products()
             state = TrainState(net, method, plan)
             x, y = torch.rand(views * IMAGES, 3, 8, 8), torch.arange(views * IMAGES) % IMAGES
             step = counted(Timed(lambda: update(state, x, y)))
             forward = counted(Timed(lambda: net(x[:IMAGES])))
         _COUNTED[told] = round(step.flop / forward.flop, 1)
     return _COUNTED[told]
+
+
+def attack_cost(attack: Attack) -> int:
+    """Input gradients that an attack takes for an image, with the forwards before them: two units
+    each. Counted as `step_cost` is."""
+    if (told := repr(attack)) not in _COUNTED:
+        with torch.random.fork_rng(devices=[]):
+            net, x, y = products().eval(), torch.rand(IMAGES, 3, 8, 8), torch.arange(IMAGES)
+            whole = counted(Timed(lambda: attack(net, x, y, RowRng(0, y))))
+            forward = counted(Timed(lambda: net(x)))
+        _COUNTED[told] = whole.flop / forward.flop / 2
+    return math.ceil(_COUNTED[told])
+
+
+def products() -> nn.Module:
+    """A network of matrix products; what comes before them has parameters, so that an update has
+    their gradients."""
+    first = nn.Flatten(), nn.AdaptiveAvgPool1d(WIDTH), nn.LayerNorm(WIDTH)
+    return nn.Sequential(*first, nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 10))

@@ -2,7 +2,7 @@
 trying the very network for about two seconds."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -10,11 +10,9 @@ import numpy as np
 
 from sat.acceleration.folding import fold
 from sat.acceleration.precision import float32
-from sat.attacks import FGSM, PGD, AutoAttack, Clean, Curve, FastAutoAttack, Square
-from sat.attacks.outcomes import Ensemble
-from sat.attacks.targets import LOOKED_AT, by_malt
+from sat.attacks import PGD, Clean, Transfer
 from sat.bench.case import Case
-from sat.bench.counting import step_cost
+from sat.bench.counting import attack_cost, step_cost
 from sat.bench.stopwatch import Stopwatch, Timed
 from sat.data.corrupted import SEVERITIES, TYPES
 from sat.errors import is_out_of_memory
@@ -22,10 +20,6 @@ from sat.objectives import Method
 from sat.training.plan import Plan
 from sat.training.step import update
 
-# Input gradients that an ensemble costs an image: 8.5 times PGD-20, as measured, and a tenth more
-# for what is tried again (5 % on digits, 14 % on a ResNet-18). Since Square is compared with an
-# ascent the first 40 images of a ResNet-18 take 6.4 times PGD-20.
-STRONG, AUTOATTACK = 187, 1190
 CHECKED = 310  # what 460 forwards and 160 backwards of the masking checks cost
 TRIED = {"cpu": 4e9, "cuda": 4e12}  # multiply-adds of the forward of a batch that is tried
 LARGEST = {"cpu": 2e10, "cuda": 2e13}  # of two images: more would take a minute and longer
@@ -83,17 +77,11 @@ def validations(schedule: Any, images: int, every: float) -> int:
 
 
 def gradients_of(attack: Any, classes: int) -> int:
-    """Input gradients for an image that stands, or what costs as much: a query is half of one."""
-    if isinstance(attack, Curve):
-        return sum(point.steps for point in attack.attacks if point.eps)
-    if isinstance(attack, Ensemble):
-        if isinstance(attack, AutoAttack):
-            return AUTOATTACK
-        malt = isinstance(attack, FastAutoAttack) and by_malt(attack.targets, classes)
-        return STRONG + min(classes - 1, LOOKED_AT) * malt
-    if isinstance(attack, Square):
-        return attack.queries // 2
-    return 1 if isinstance(attack, FGSM) else asdict(attack).get("steps", 0)
+    """Input gradients for an image that stands, or what costs as much: as the attack tells of
+    itself, or else counted."""
+    attack = attack.method if isinstance(attack, Transfer) else attack
+    known = attack.gradients(classes)
+    return attack_cost(attack) if known is None else known
 
 
 # time -------------------------------------------------------------------------------------------

@@ -1,13 +1,12 @@
 """Results: from checkpoints to `result.json`. The test set is touched here, and only here."""
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.transfer import drop_others
 from sat.config import Spec
@@ -172,9 +171,8 @@ def with_outcomes(
 def attack_result(name: str, outcomes: AttackOutcomes, evaluator: Evaluator) -> AttackResult:
     """Robust accuracy under one attack; of an ensemble, also what each of its attacks left."""
     attack, seconds = evaluator.evaluation.attacks[name], outcomes.seconds
-    told = {"eps": attack.eps, "norm": attack.norm, "steps": asdict(attack).get("steps")}
-    if isinstance(attack, PGD):
-        told["step"] = attack.step_size
+    told = {"eps": attack.eps, "norm": attack.norm, "steps": attack.steps,
+            "step": attack.step_size}  # fmt: skip
     members = {
         member: Member(
             **accuracy(outcomes.left_by(k)),

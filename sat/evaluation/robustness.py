@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from sat.acceleration.precision import float32
 from sat.arguments import check_choices
 from sat.attacks import PGD, AutoAttack, FastAutoAttack
+from sat.attacks.base import is_setting
 from sat.attacks.determinism import RANDOM, varies
-from sat.attacks.outcomes import AttackOutcomes, Ensemble
+from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of
 from sat.config import SYNONYMS, nearest
 from sat.evaluation.inputs import checked
@@ -287,7 +288,7 @@ def _attack(attack: Any, eps: float | str, norm: str, batch_size: int | None) ->
     else:
         name = type(attack).__name__
     check_attack("attack", attack)
-    if batch_size and isinstance(attack, FastAutoAttack | AutoAttack):
+    if batch_size and is_setting(attack, "batch_size"):
         attack = replace(attack, batch_size=batch_size)
     return attack, name
 
@@ -300,13 +301,12 @@ def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Any) -> None:
         raise ValueError(
             f"labels: lie in [{int(y.min())}, {int(y.max())}], and the model has {classes} classes"
         )
-    if isinstance(attack, Ensemble) and classes < attack.fewest_classes:
+    if classes < attack.fewest_classes:
         raise ValueError(
             f"attack: {type(attack).__name__} needs {attack.fewest_classes} classes, and the model"
             f" has {classes}; take attack='strong'"
         )
-    blind = isinstance(attack, FastAutoAttack) and attack.attacks == ("square",)
-    if not blind and not has_gradient(net, few):
+    if attack.asks_gradients and not has_gradient(net, few):
         raise ValueError(
             f"{NO_GRADIENT};"
             " without one only attack=FastAutoAttack(eps, norm, attacks=('square',)) measures it"

@@ -1,13 +1,13 @@
 """What is measured of a trained model, and how `best` is chosen while it trains."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from sat.arguments import check_choices, check_range
-from sat.attacks import FAB, FGSM, Clean, Curve, Ensemble, MinimalNorm
-from sat.attacks.base import Loose, Replayed, Several, check_fields
+from sat.attacks import Attack, Clean, Curve, Ensemble, MinimalNorm
+from sat.attacks.base import check_fields
 from sat.attacks.quick import is_quick
 from sat.attacks.transfer import Transfer, check_method, transfers
 from sat.identity import Settings, settings_of
@@ -55,8 +55,8 @@ class Evaluation:
         check_range("restarts", self.restarts, 1, MOST_RESTARTS, "is more than anybody waits for")
         for name, attack in self.attacks.items():
             check_attack(f"attacks.{name}", attack)
-            if self.restarts > 1 and not _restarts(attack):
-                several = isinstance(attack, Ensemble)
+            several = isinstance(attack, Ensemble)
+            if self.restarts > 1 and (several or not attack.random):
                 why = "has starts of its own" if several else "begins at the same point each time"
                 raise ValueError(
                     f"restarts={self.restarts}: attacks.{name} {why}; write restarts=1, or an"
@@ -163,12 +163,6 @@ class Validation:
         check_attack("attack", self.attack)
 
 
-def _restarts(attack: Any) -> bool:
-    """Whether an attack begins elsewhere with other random numbers."""
-    same = isinstance(attack, Ensemble | FGSM | FAB)
-    return not same and asdict(attack).get("start") != "none"
-
-
 def check_attack(key: str, attack: Any) -> None:
     """Refuses what measures no robustness of the network as it will be deployed."""
     if not callable(attack) or isinstance(attack, Clean):
@@ -189,18 +183,18 @@ def check_attack(key: str, attack: Any) -> None:
         raise ValueError(f"{key}={error}") from None
 
 
-def _check_measures(key: str, attack: Any) -> None:
+def _check_measures(key: str, attack: Attack) -> None:
     """Refuses what is for trainings alone."""
-    settings = asdict(attack)
-    if isinstance(attack, Loose) and attack.reach > settings["eps"]:
+    if attack.reach > attack.eps:
         raise ValueError(
             f"{key}.project=false: no verdict is taken of an image outside of the ball; write true"
         )
-    if isinstance(attack, Replayed | Several):
+    if attack.replays or len(attack.balls) > 1:
         raise ValueError(
             f"{key}={type(attack).__name__}: trains, and measures nothing; write attack=pgd, for"
             " several norms each as an attack of its own"
         )
-    for name in ("eps_warmup", "steps_warmup"):
-        if settings.get(name):
-            raise ValueError(f"{key}.{name}={settings[name]}: is for a training; write 0")
+    warmups = {"eps_warmup": attack.eps_warmup, "steps_warmup": attack.steps_warmup}
+    for name, share in warmups.items():
+        if share:
+            raise ValueError(f"{key}.{name}={share}: is for a training; write 0")

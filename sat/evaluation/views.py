@@ -45,7 +45,7 @@ def views(
         model.train(training)
     y = y.cpu()
     name = lambda labels: [classes[k] if k >= 0 else "?" for k in labels.tolist()]  # noqa: E731
-    kind = f"PGD-{attack.steps}" if isinstance(attack, PGD) else type(attack).__name__
+    kind = type(attack).__name__ + (f"-{attack.steps}" if attack.steps else "")
     return Views(
         x.cpu(), x_adv.cpu(), truth=name(y), clean=name(seen[0]), attacked=name(seen[1]),
         fell=((seen[0] == y) & (seen[1] != y)).tolist(),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sat.arguments import check_range
-from sat.attacks.base import Attack, resolved
+from sat.attacks.base import Attack, check_fields, resolved
 from sat.errors import refusing
 from sat.rng import RowRng
 
@@ -123,6 +123,8 @@ class Method:
 def training_attack(attack: Attack, objective: Objective) -> Attack:
     """The attack of a training for this objective: `loss=auto` is the objective's. Validation and
     evaluation keep the attack that they were given, for which `auto` is cross-entropy."""
+    with refusing("attack: "):
+        check_fields(attack)
     with refusing("attack."):
         return resolved(attack, objective.attack_loss)
 

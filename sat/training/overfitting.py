@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.attacks import APGD, PGD, Multi
+from sat.attacks import Attack
 from sat.attacks.ball import Ball
 from sat.attacks.base import frozen, input_gradient
 from sat.attacks.outcomes import AttackOutcomes
 from sat.distributed import World
-from sat.objectives import Unregularised
+from sat.objectives import Regulariser, Unregularised
 from sat.rng import RowRng
 from sat.rundir.result import Alarm
 from sat.statistics import wilson
@@ -157,14 +157,14 @@ class Overfitting:
         self.best, self.collapsed = state["best"], state["collapsed"]
 
 
-def remedy_of(attack: Any, regulariser: Any) -> str:
+def remedy_of(attack: Attack, regulariser: Regulariser) -> str:
     """What may keep a training by this attack, with this regulariser, from such a collapse, as the
     end of a sentence."""
-    steps = attack.steps if isinstance(attack, PGD | APGD | Multi) else 0
+    steps = attack.steps or 0
     ways = [f"attack.steps={steps + 1} or more" if steps else "attack=pgd attack.steps=2 or more"]
-    if steps <= 1 and (not isinstance(attack, PGD) or attack.project):
+    if steps <= 1 and attack.reach <= attack.eps:
         ways.append("attack=n_fgsm")
-    if isinstance(attack, PGD) and attack.step_size > float(attack.eps):
+    if attack.step_size is not None and attack.step_size > attack.eps:
         ways.append("attack.step=1*eps")
     if attack.norm == "linf" and isinstance(regulariser, Unregularised):
         ways.append("regulariser=gradalign")

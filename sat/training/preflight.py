@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Mapping
-from inspect import signature
 from typing import Any
 
 import torch
@@ -11,10 +10,9 @@ from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
 from sat.activations.swap import in_eval_mode
-from sat.attacks import PGD, FastAutoAttack, MinimalNorm
-from sat.attacks.base import Attack, Loose, Replayed, check_attack, check_fields
+from sat.attacks import MinimalNorm
+from sat.attacks.base import Attack, check_attack, check_fields, is_setting
 from sat.attacks.minimal_norm import adv_lib
-from sat.attacks.outcomes import Ensemble
 from sat.data import Data, Loader
 from sat.data.corrupted import Corrupted, place_of
 from sat.distributed import normed_by_attack
@@ -50,8 +48,7 @@ def check_objective(attack: Attack, objective: Objective) -> None:
             f"objective={name}: looks at no adversarial image; write attack=none, or"
             " objective=adversarial"
         )
-    asked = "loss" in signature(type(attack)).parameters
-    if attack.eps and objective.attack_loss != "ce" and not asked:
+    if attack.eps and objective.attack_loss != "ce" and not is_setting(attack, "loss"):
         raise Refused(
             f"objective={name}: its attack ascends {objective.attack_loss}, and"
             f" {type(attack).__name__} only {attack.loss}; write attack=pgd"
@@ -171,12 +168,12 @@ def check_method(method: Method, schedule: Schedule) -> None:
     if method.second_order:
         check_second_order(schedule)
     unperturbed = isinstance(method.weight_attack, Unperturbed)
-    if isinstance(method.attack, Replayed) and not unperturbed:
+    if method.attack.replays and not unperturbed:
         raise Refused(
             "weight_attack: moves the weights after the attack, and attack=free is the update's own"
             " gradient; write weight_attack=none, or attack=pgd"
         )
-    if isinstance(method.attack, Replayed) and schedule.swa_start:
+    if method.attack.replays and schedule.swa_start:
         raise Refused(
             f"schedule.swa_start={schedule.swa_start:g}: estimates statistics under the training's"
             " attack, and attack=free is the update's own gradient; write schedule.ema=0.999"
@@ -188,8 +185,7 @@ def check_method(method: Method, schedule: Schedule) -> None:
             f" {norm}, and the attack's is of {method.attack.norm}; write attack.norm={norm}, or"
             " regulariser=none"
         )
-    loose = isinstance(method.attack, Loose) and method.attack.update_statistics
-    if loose and schedule.grad_checkpointing:
+    if method.attack.update_statistics and schedule.grad_checkpointing:
         raise Refused(
             "schedule.grad_checkpointing=true: computes each forward of the attack twice, and with"
             " attack.update_statistics=true both would move the statistics; write false for one"
@@ -230,7 +226,7 @@ def check_processes(
             "schedule.sync_batch_norm=true: with attack.batch_norm=train each step of the attack"
             " would wait for all processes; write attack.batch_norm=eval"
         )
-    if isinstance(attack, Replayed) and size > 1:
+    if attack.replays and size > 1:
         raise Refused(
             "attack=free: keeps a perturbation for each place of the batch, and a checkpoint has"
             " those of one process alone; start one"
@@ -294,8 +290,7 @@ def check_network(model: nn.Module, evaluation: Evaluation, x: Tensor, y: Tensor
         classes = model(x[:2]).shape[1]
     if int(y.max()) >= classes:
         _refuse_label(int(y.max()), classes)
-    attacks = evaluation.attacks.values()
-    blind = all(isinstance(a, FastAutoAttack) and a.attacks == ("square",) for a in attacks)
+    blind = not any(attack.asks_gradients for attack in evaluation.attacks.values())
     with refusing(""):
         sighted = blind or has_gradient(model, x)
     if not sighted:
@@ -315,9 +310,9 @@ def _refuse_label(label: int, classes: int) -> None:
 def check_classes(measured: Mapping[str, Any], classes: int) -> None:
     """Raises Refused for an attack, by its key, that can't be had for so few classes."""
     for key, attack in measured.items():
-        if (rank := vars(attack).get("target") or 0) >= classes:
-            raise Refused(f"{key}.target={rank}: there are {classes - 1} wrong classes")
-        if isinstance(attack, Ensemble) and classes < attack.fewest_classes:
+        if attack.target and attack.target >= classes:
+            raise Refused(f"{key}.target={attack.target}: there are {classes - 1} wrong classes")
+        if classes < attack.fewest_classes:
             raise Refused(
                 f"{key}: {type(attack).__name__} compares {attack.fewest_classes} logits, and the"
                 f" set has {classes} classes; write evaluation=strong, or for the package"
@@ -334,16 +329,13 @@ def warn_of_threat_models(training: Any, others: dict[str, Any]) -> None:
 
 
 def warn_of_short_steps(attack: Attack) -> None:
-    """Steps that don't reach the ball's edge: `step` is easily written for `steps`. Several from
-    points all over the ball may each cross a part of it alone."""
-    if isinstance(attack, PGD) and attack.eps and attack.norm != "l1":
-        reach, eps = attack.steps * attack.step_size, float(attack.eps)
-        spread = attack.start in ("uniform", "uncut") and attack.noise >= 1 and attack.steps > 1
-        if reach < (0.25 if spread else 0.999) * eps:
-            log.warning(
-                "attack.step=%g: reaches %.3g of eps=%g in its %d step%s; attack.steps=N takes"
-                " more", attack.step_size, reach, eps, attack.steps, "s" * (attack.steps > 1),
-            )  # fmt: skip
+    """Steps that don't reach the ball's edge: `step` is easily written for `steps`."""
+    steps, size = attack.steps or 0, attack.step_size or 0.0
+    if attack.eps and not attack.crosses:
+        log.warning(
+            "attack.step=%g: reaches %.3g of eps=%g in its %d step%s; attack.steps=N takes more",
+            size, steps * size, attack.eps, steps, "s" * (steps > 1),
+        )  # fmt: skip
 
 
 def _check_images(x: Tensor) -> None:

@@ -14,7 +14,6 @@ from sat.acceleration.folding import Folded, Unfolded, fold
 from sat.acceleration.graph import Graph
 from sat.acceleration.precision import lay_out
 from sat.activations.surrogate import phased
-from sat.attacks.base import Replayed
 from sat.distributed import ALONE, Replicas, World, local_statistics, normed_by_attack
 from sat.errors import Diverged
 from sat.objectives import Method
@@ -86,7 +85,7 @@ class TrainState:
         self.attack, self.objective = method.attack, method.objective
         self.regulariser, self.weight_attack = method.regulariser, method.weight_attack
         parts = self.attack, self.objective, self.regulariser, self.weight_attack
-        self.replayed = self.attack if isinstance(self.attack, Replayed) else None
+        self.replayed = self.attack if self.attack.replays else None
         self.learning = [part for part in parts if isinstance(part, Learning)]
         self.counting = [part for part in self.learning if isinstance(part, Counting)]
         self.metrics = metrics or Metrics()
