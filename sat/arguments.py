@@ -195,3 +195,14 @@ def _fits(value: Any, part: Any) -> bool:
 def _name(part: Any) -> str:
     plain = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     return "null" if part is NoneType else plain.get(part, str(part))
+
+
+# parts ---------------------------------------------------------------------------------------
+
+
+def complete(part: Any, contract: type) -> None:
+    """Gives the class of a part of a user's own, which need not derive from its contract, what that
+    says for all that say nothing else."""
+    for key, usual in vars(contract).items():
+        if not key.startswith("_") and not hasattr(part, key):
+            setattr(type(part), key, usual)

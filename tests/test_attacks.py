@@ -559,8 +559,8 @@ def test_what_is_promised_of_an_attack_is_enough(batch):
     hashed = settings_of(attack := Promised())
     assert Evaluation({"own": attack}, restarts=2).attacks["own"] is attack
     check_classes({"attack": attack}, 10)
-    check_objective(attack, TRADES())  # its loss can be chosen
-    check_method(Method(attack, Adversarial()), Schedule())
+    check_objective(attack, TRADES(), {})  # its loss can be chosen
+    check_method(Method(attack, Adversarial()), Schedule(), {})
     preflight(network(), attack, *batch)
     assert (attack.reach, attack.steps, attack.balls) == (8, None, [Ball(8 / 255, "linf")])
     assert settings_of(attack) == hashed and replace(attack, loss="ce").reach == 8

@@ -591,17 +591,17 @@ class Wrong(Standard):
                lambda x, y: (x - 0.1, y), lambda x, y: (x / 0 * 0, y)],
 )  # fmt: skip
 def test_an_augmentation_that_breaks_its_contract_is_refused(digits, change):
-    check_augment(loader(digits, Standard()))
-    with pytest.raises(Refused, match="augment: Wrong makes images"):
-        check_augment(loader(digits, Wrong(change)))
+    check_augment(loader(digits, Standard()), {})
+    with pytest.raises(Refused, match="augment=mine: makes images"):
+        check_augment(loader(digits, Wrong(change)), {"augment": "mine"})
 
 
 def test_an_augmentation_that_says_too_little_is_refused(digits):
     class Silent:
         crops = True
 
-    with pytest.raises(Refused, match="augment: Silent does not say partners"):
-        check_augment(loader(digits, Silent()))
+    with pytest.raises(Refused, match="augment=mine: does not say partners"):
+        check_augment(loader(digits, Silent()), {"augment": "mine"})
 
 
 def test_what_is_read_in_order_alone_is_not_read_twice(digits):

@@ -20,7 +20,8 @@ from processes import CASES, STEPS
 from sat.acceleration.device import find_device
 from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes
-from sat.data import Batch, Digits, ImageFolder, epoch_batches
+from sat.config import composed
+from sat.data import Batch, ImageFolder, epoch_batches
 from sat.data.memory import MemorySplit
 from sat.distributed import ALONE, World
 from sat.errors import Diverged, Fault, Refused
@@ -95,6 +96,10 @@ def test_a_share_is_augmented_as_in_the_whole_batch():
     assert torch.equal(Batch(torch.arange(3), None).rows, torch.arange(3))
 
 
+def spec_of(**schedule):
+    return composed([]).bringing(schedule=Schedule(**schedule))
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -107,21 +112,20 @@ def test_a_share_is_augmented_as_in_the_whole_batch():
 )
 def test_what_can_not_be_shared_is_refused(given, says):
     with pytest.raises(Refused, match=says):
-        check_processes(Schedule(**given), PGD(8, 1), Digits(), False, 3)
-    check_processes(Schedule(batch_size=12, accumulate=2), PGD(8, 1), Digits(), False, 3)
+        check_processes(spec_of(**given), False, 3)
+    check_processes(spec_of(batch_size=12, accumulate=2), False, 3)
 
 
 def test_what_one_process_can_not_do_either_is_refused():
     with pytest.raises(Refused, match="shard=true: .*, and there is one; start them with torchrun"):
-        check_processes(Schedule(shard=True), PGD(8, 1), Digits(), True, 1)
+        check_processes(spec_of(shard=True), True, 1)
     with pytest.raises(Refused, match="sync_batch_norm=true: with attack.batch_norm=train"):
-        check_processes(
-            Schedule(sync_batch_norm=True), PGD(8, 1, batch_norm="train"), Digits(), True, 2
-        )
+        spec = spec_of(sync_batch_norm=True).bringing(attack=PGD(8, 1, batch_norm="train"))
+        check_processes(spec, True, 2)
     folder = ImageFolder(skip_unreadable=True)
     with pytest.raises(Refused, match="skip_unreadable=true: is for one process"):
-        check_processes(Schedule(), PGD(8, 1), folder, True, 2)
-    check_processes(Schedule(accumulate="auto"), PGD(8, 1), folder, False, 1)
+        check_processes(spec_of().bringing(dataset=folder), True, 2)
+    check_processes(spec_of(accumulate="auto").bringing(dataset=folder), False, 1)
 
 
 @pytest.mark.parametrize("kind", [Refused, Fault])

@@ -175,7 +175,6 @@ def test_scripts_are_thin():
 ASKING = ("hasattr", "getattr", "vars", "asdict", "astuple", "dir", "signature")
 MAY_ASK = {
     ("attacks/base.py", "check_fields"),  # which gives a class what goes without saying
-    ("training/preflight.py", "check_objective"),  # refuses an objective that does not say enough
     ("evaluation/robustness.py", "_settings"),  # writes them all down
 }
 

@@ -12,6 +12,7 @@ from conftest import small_network
 from torch import nn
 
 from sat.attacks import PGD, Clean, Free, Multi
+from sat.config import composed
 from sat.errors import Refused
 from sat.models import Classifier
 from sat.objectives import AWP, ELLE, TRADES, AdaptiveELLE, Adversarial, GradAlign, Method
@@ -291,19 +292,22 @@ def test_free_is_the_published_loop():
     assert delta.abs().max() == pytest.approx(eps) and state.step == 3
 
 
+NAMES = {"objective": "pairs", "attack": "mine", "weight_attack": "awp"}  # of options
+
+
 def test_what_makes_no_sense_together_is_refused():
-    """One line that names the key."""
+    """One line that names the key, or the option as the user knows it."""
     loose = PGD(batch_norm="train", update_statistics=True)
     assert loose.update_statistics
+    moving = Method(Free(), Adversarial(), weight_attack=AWP())
+    bent = Method(PGD(), Adversarial(), GradAlign())
     cases = [
-        (lambda: check_method(Method(Free(), Adversarial(), weight_attack=AWP()), Schedule()),
-         "weight_attack: .*attack=free"),
-        (lambda: check_method(Method(loose, Adversarial()), Schedule(grad_checkpointing=True)),
+        (lambda: check_method(moving, Schedule(), NAMES), "weight_attack=awp: .* attack=mine"),
+        (lambda: check_method(Method(loose, Adversarial()), Schedule(grad_checkpointing=True), {}),
          "schedule.grad_checkpointing=true"),
-        (lambda: check_method(Method(PGD(), Adversarial(), GradAlign()), Schedule(compile=True)),
-         "schedule.compile=True"),
-        (lambda: check_objective(Free(), TRADES()), "objective=trades"),
-        (lambda: check_processes(Schedule(batch_size=64), Free(), None, False, 2), "attack=free"),
+        (lambda: check_method(bent, Schedule(compile=True), {}), "schedule.compile=True"),
+        (lambda: check_objective(Free(), TRADES(), NAMES), "objective=pairs: .* attack=mine only"),
+        (lambda: check_processes(composed(["attack=free"]), False, 2), "attack=free: keeps"),
     ]  # fmt: skip
     for call, said in cases:
         with pytest.raises(ValueError, match=said):
@@ -332,6 +336,7 @@ def test_bad_settings_are_refused_by_name(make, said):
 @pytest.mark.parametrize("build", [ELLE, AdaptiveELLE, GradAlign])
 def test_noise_of_another_norm_than_the_attacks_is_refused(build):
     method = Method(PGD(128.0, norm="l2"), Adversarial(), build())
-    with pytest.raises(Refused, match="its noise fills a ball of linf, and the attack's is of l2"):
-        check_method(method, Schedule())
-    check_method(Method(PGD(8.0), Adversarial(), build()), Schedule())
+    said = "^regulariser=elle_a: its noise fills a ball of linf, and the attack's is of l2"
+    with pytest.raises(Refused, match=said):
+        check_method(method, Schedule(), {"regulariser": "elle_a"})
+    check_method(Method(PGD(8.0), Adversarial(), build()), Schedule(), {})

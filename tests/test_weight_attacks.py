@@ -246,8 +246,8 @@ def test_what_makes_no_sense_is_refused(given, says):
 def test_shared_out_weights_are_refused():
     method = Method(PGD(8), Adversarial(), weight_attack=AWP())
     with pytest.raises(Refused, match="^schedule.shard=true: .*weight_attack=none"):
-        check_method(method, Schedule(shard=True))
-    check_method(Method(PGD(8), Adversarial()), Schedule(shard=True))
+        check_method(method, Schedule(shard=True), {})
+    check_method(Method(PGD(8), Adversarial()), Schedule(shard=True), {})
 
 
 def test_the_command_refuses_in_one_line(sat):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sat.arguments import complete
 from sat.attacks.ball import Ball
 from sat.attacks.losses import LOSSES, Loss, ce, reference
 from sat.errors import Refused
@@ -158,9 +159,7 @@ def check_fields(attack: Any) -> None:
         raise ValueError(
             f"{name}: must be called as attack(model, x, y, rng=None, progress=None)"
         ) from None
-    for key, usual in vars(Attack).items():
-        if not key.startswith("_") and not hasattr(attack, key):
-            setattr(type(attack), key, usual)
+    complete(attack, Attack)
 
 
 def is_setting(attack: Any, key: str) -> bool:

@@ -16,7 +16,8 @@ from sat.identity import SECTIONS
 
 def composed(words: Sequence[str]) -> Spec:
     """The checked run of a command line, as a single job; raises `Refused`."""
-    return check(resolve(compose(words)[0]))
+    cfg, choices = compose(words)
+    return check({**resolve(cfg), "choices": choices})
 
 
 def refuse_lists(words: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ class Objective(Protocol):
     views: ClassVar[int] = 1  # augmentations of an image in a batch, first views first
     attack_loss: ClassVar[str] = "ce"  # what the attack ascends under `attack.loss=auto`
     attacked: ClassVar[bool | None] = None  # True: goes with no attack=none; False: with that alone
+    one_label: ClassVar[bool] = False  # is about one label an image: goes with none that is mixed
     second_order: ClassVar[bool] = False  # differentiates a gradient, which no compiled network can
 
     def __call__(

@@ -21,6 +21,7 @@ class MART(Objective):
     label_smoothing: float = 0.0
 
     attacked: ClassVar[bool] = True
+    one_label: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_beta(self.beta)

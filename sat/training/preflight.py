@@ -1,7 +1,6 @@
 """Is the set-up sound? One batch tells, before hours of training do."""
 
 import logging
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,48 +9,52 @@ from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
 from sat.activations.swap import in_eval_mode
+from sat.arguments import complete
 from sat.attacks import MinimalNorm
 from sat.attacks.base import Attack, check_attack, check_fields, is_setting
 from sat.attacks.minimal_norm import adv_lib
+from sat.config import Spec
 from sat.data import Data, Loader
+from sat.data.augment import Augment
 from sat.data.corrupted import Corrupted, place_of
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
 from sat.evaluation.settings import Evaluation, Validation
 from sat.models.foreign import NO_GRADIENT, has_gradient
 from sat.models.memory import kept_for_backward, size_of
-from sat.objectives import MART, Method, Objective, Unperturbed
+from sat.models.room import kept_for_backward, size_of
+from sat.objectives import Method, Objective, Unperturbed
 from sat.rng import RowRng
 from sat.training.schedule import Schedule
 
 log = logging.getLogger("sat")
 
 
-def check_objective(attack: Attack, objective: Objective) -> None:
-    """Raises Refused for a training whose objective and attack make no sense together."""
+def named(options: Mapping[str, str], group: str) -> str:
+    """What a run has of a group, by its option's name, as `objective=mart`."""
+    return f"{group}={options[group]}" if options.get(group) else group
+
+
+def check_objective(attack: Attack, objective: Objective, options: Mapping[str, str]) -> None:
+    """Raises Refused for a training whose objective and attack make no sense together, by the
+    `options` that the groups have."""
     with refusing("attack: "):
         check_fields(attack)
-    told = ("views", "attack_loss", "attacked", "second_order")
-    if missing := [key for key in told if key not in dir(objective)]:
-        raise Refused(
-            f"objective: {type(objective).__name__} lacks {' and '.join(missing)}; derive it from"
-            " sat.objectives.Objective, which says what goes without saying"
-        )
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(objective).__name__).lower()
+    complete(objective, Objective)
+    name = named(options, "objective")
     if objective.attacked and not attack.eps:
         raise Refused(
-            f"objective={name}: compares adversarial with clean images,"
+            f"{name}: compares adversarial with clean images,"
             " and without an attack they are the same; write attack=pgd, or objective=adversarial"
         )
     if objective.attacked is False and attack.eps:
         raise Refused(
-            f"objective={name}: looks at no adversarial image; write attack=none, or"
-            " objective=adversarial"
+            f"{name}: looks at no adversarial image; write attack=none, or objective=adversarial"
         )
     if attack.eps and objective.attack_loss != "ce" and not is_setting(attack, "loss"):
         raise Refused(
-            f"objective={name}: its attack ascends {objective.attack_loss}, and"
-            f" {type(attack).__name__} only {attack.loss}; write attack=pgd"
+            f"{name}: its attack ascends {objective.attack_loss}, and"
+            f" {named(options, 'attack')} only {attack.loss}; write attack=pgd"
         )
 
 
@@ -129,21 +132,22 @@ def check_memory(schedule: Schedule, model: nn.Module, x: Tensor, room: int) -> 
         )
 
 
-def check_labels(objective: Objective, loader: Loader) -> None:
+def check_labels(objective: Objective, augment: Augment, options: Mapping[str, str]) -> None:
     """Raises Refused for mixed images where an objective is about one label of each."""
-    if isinstance(objective, MART) and loader.augment.partners:
+    if objective.one_label and augment.partners:
         raise Refused(
-            "objective=mart: weighs an image by the answer to its one label, and this augment mixes"
-            " two images and their labels; write augment=standard, or another that mixes none"
+            f"{named(options, 'objective')}: weighs an image by the answer to its one label, and"
+            f" {named(options, 'augment')} mixes two images and their labels; write"
+            " augment=standard, or another that mixes none"
         )
 
 
-def check_augment(loader: Loader) -> None:
+def check_augment(loader: Loader, options: Mapping[str, str]) -> None:
     """Raises Refused for an augmentation that breaks its contract, as two images tell."""
     given = loader.augment
-    kind, data = type(given).__name__, loader.data
+    name, data = named(options, "augment"), loader.data
     if missing := [key for key in ("crops", "partners") if not hasattr(given, key)]:
-        raise Refused(f"augment: {kind} does not say {missing[0]}; see sat.data.Augment")
+        raise Refused(f"{name}: does not say {missing[0]}; see sat.data.Augment")
     count, classes = 2 * (1 + given.partners), len(data.classes)
     x = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
     x = x.expand(-1, data.channels, data.image_size, data.image_size).contiguous()
@@ -153,37 +157,35 @@ def check_augment(loader: Loader) -> None:
     shape = (2, data.channels, data.image_size, data.image_size)
     if x.shape != shape or y.shape != labels or not (x >= 0).all() or not (x <= 1).all():
         raise Refused(
-            f"augment: {kind} makes images of {list(x.shape)} and labels of {list(y.shape)} where"
+            f"{name}: makes images of {list(x.shape)} and labels of {list(y.shape)} where"
             f" {list(shape)}, from 0 to 1, and {list(labels)} are due"
         )
     if not x.any():
-        raise Refused(
-            f"augment={kind.lower()}: leaves nothing of images of {data.image_size} pixels; see its"
-            " keys"
-        )
+        raise Refused(f"{name}: leaves nothing of images of {data.image_size} pixels; see its keys")
 
 
-def check_method(method: Method, schedule: Schedule) -> None:
-    """Raises Refused, naming the key, for what a schedule can't do with it."""
+def check_method(method: Method, schedule: Schedule, options: Mapping[str, str]) -> None:
+    """Raises Refused, naming the key or the option, for what a schedule can't do with it."""
     if method.second_order:
         check_second_order(schedule)
     unperturbed = isinstance(method.weight_attack, Unperturbed)
     if method.attack.replays and not unperturbed:
         raise Refused(
-            "weight_attack: moves the weights after the attack, and attack=free is the update's own"
-            " gradient; write weight_attack=none, or attack=pgd"
+            f"{named(options, 'weight_attack')}: moves the weights after the attack, and"
+            f" {named(options, 'attack')} is the update's own gradient; write weight_attack=none,"
+            " or attack=pgd"
         )
     if method.attack.replays and schedule.swa_start:
         raise Refused(
             f"schedule.swa_start={schedule.swa_start:g}: estimates statistics under the training's"
-            " attack, and attack=free is the update's own gradient; write schedule.ema=0.999"
+            f" attack, and {named(options, 'attack')} is the update's own gradient; write"
+            " schedule.ema=0.999"
         )
     norm = method.regulariser.norm
     if norm is not None and method.attack.norm != norm:
         raise Refused(
-            f"regulariser={type(method.regulariser).__name__.lower()}: its noise fills a ball of"
-            f" {norm}, and the attack's is of {method.attack.norm}; write attack.norm={norm}, or"
-            " regulariser=none"
+            f"{named(options, 'regulariser')}: its noise fills a ball of {norm}, and the attack's"
+            f" is of {method.attack.norm}; write attack.norm={norm}, or regulariser=none"
         )
     if method.attack.update_statistics and schedule.grad_checkpointing:
         raise Refused(
@@ -212,10 +214,9 @@ def check_second_order(schedule: Schedule) -> None:
             )
 
 
-def check_processes(
-    schedule: Schedule, attack: Attack, dataset: Any, on_gpu: bool, size: int
-) -> None:
+def check_processes(spec: Spec, on_gpu: bool, size: int) -> None:
     """Raises Refused, naming the key, for what `size` processes can't do."""
+    schedule, attack = spec.schedule, spec.attack
     if schedule.sync_batch_norm and not on_gpu:
         raise Refused(
             "schedule.sync_batch_norm=true: torch has none for a CPU; write null, or take a network"
@@ -228,8 +229,8 @@ def check_processes(
         )
     if attack.replays and size > 1:
         raise Refused(
-            "attack=free: keeps a perturbation for each place of the batch, and a checkpoint has"
-            " those of one process alone; start one"
+            f"{named(spec.choices, 'attack')}: keeps a perturbation for each place of the batch,"
+            " and a checkpoint has those of one process alone; start one"
         )
     if schedule.graph is True and (not on_gpu or size > 1):
         raise Refused(
@@ -253,7 +254,7 @@ def check_processes(
             "schedule.accumulate=auto: is for one process, since others would not know of its"
             " memory; write a number"
         )
-    if getattr(dataset, "skip_unreadable", False):
+    if getattr(spec.dataset, "skip_unreadable", False):
         raise Refused(
             "dataset.skip_unreadable=true: is for one process; repair the images, or remove them"
         )

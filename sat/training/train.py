@@ -42,13 +42,13 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     """The images and the network, with everything that would refuse them later."""
     attack = spec.attack
     if spec.evaluate is None:
-        preflight.check_objective(attack, spec.objective)
+        preflight.check_objective(attack, spec.objective, spec.choices)
         preflight.check_validation(spec.validation, spec.schedule)
         method = Method.of(spec)
-        preflight.check_method(method, spec.schedule)
+        preflight.check_method(method, spec.schedule, spec.choices)
         attack = method.attack
         on_gpu = device.type == "cuda"
-        preflight.check_processes(spec.schedule, spec.attack, spec.dataset, on_gpu, world.size)
+        preflight.check_processes(spec, on_gpu, world.size)
     preflight.check_packages(spec.evaluation)
     screen.stage("reading the images")
     with refusing("dataset."), world.in_turn():
@@ -59,8 +59,8 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         loader = loader_of(spec, data)
         preflight.check_sampler(loader)
         loader.check(world.size, getattr(spec.dataset, "skip_unreadable", False))
-        preflight.check_augment(loader)
-        preflight.check_labels(spec.objective, loader)
+        preflight.check_augment(loader, spec.choices)
+        preflight.check_labels(spec.objective, spec.augment, spec.choices)
     preflight.check_classes(attacks_of(spec), len(data.classes))
     screen.stage("loading timm and building the network")
     with refusing("model."):
