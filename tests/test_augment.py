@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 
 import sat.data.operations as ops
 from sat.attacks import PGD
+from sat.config import composed
 from sat.data import (
     IDBH,
     CutMix,
@@ -39,7 +40,7 @@ from sat.distributed import World
 from sat.errors import Refused
 from sat.objectives import Adversarial
 from sat.rng import RowRng, seed_of
-from sat.training.preflight import check_augment
+from sat.training.preflight import check_augment, check_training
 
 CPU, CLASSES, SIZE = torch.device("cpu"), 10, 12
 EVERY = [Standard(), Unchanged(), Cutout(5), MixUp(), CutMix(), RandAugment(2, 20), IDBH("strong"),
@@ -596,12 +597,17 @@ def test_an_augmentation_that_breaks_its_contract_is_refused(digits, change):
         check_augment(loader(digits, Wrong(change)), {"augment": "mine"})
 
 
-def test_an_augmentation_that_says_too_little_is_refused(digits):
+def test_what_an_augmentation_does_not_say_goes_without_saying():
     class Silent:
-        crops = True
+        partners = True
 
-    with pytest.raises(Refused, match="augment=mine: does not say partners"):
-        check_augment(loader(digits, Silent()), {"augment": "mine"})
+        def __call__(self, x, y, rng):
+            return x, y
+
+    spec = composed(["objective=mart"]).bringing(augment=Silent())
+    with pytest.raises(Refused, match="^objective=mart: "):
+        check_training(spec)
+    assert Silent.crops and Silent.partners
 
 
 def test_what_is_read_in_order_alone_is_not_read_twice(digits):

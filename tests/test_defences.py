@@ -15,8 +15,7 @@ from sat.evaluation.masking_checks import masking_checks
 from sat.evaluation.measure import measure
 from sat.evaluation.settings import Evaluation
 from sat.rng import RowRng
-from sat.training.preflight import check_classes, check_packages
-from sat.training.train import attacks_of
+from sat.training.preflight import attacks_of, check_classes, check_packages
 
 EPS = 25.0  # in 1/255, for the digits
 

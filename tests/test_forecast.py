@@ -503,6 +503,11 @@ def test_an_option_that_is_none_is_refused_before_anything_is_tried(forecast, ca
     (["model=timm", "model.name=vgg11"], "! dataset.image_size=8: the network fails on"),
     (["evaluate=nowhere"], "! evaluate=nowhere: trains nothing that could be timed"),
     (["schedule.optimizer=fusedsgd"], "! schedule.optimizer=fusedsgd: can't be built here"),
+    (["objective=mart", "augment=cutmix"], "! objective=mart: weighs an image by the answer"),
+    (["objective=trades", "attack=none"], "! objective=trades: compares adversarial with clean"),
+    (["evaluation=pgd20", "evaluation.attacks.pgd20.target=12"],
+     "! evaluation.attacks.pgd20.target=12: there are 9 wrong classes"),
+    (["dataset.holdout=0", "evaluation.checkpoints=[best]"], "! evaluation.checkpoints=[best]: no"),
 ])  # fmt: skip
 def test_what_is_refused_is_one_line(forecast, given, line):
     code, out, err = forecast(*given)

@@ -19,6 +19,7 @@ from sat.errors import Refused, refusing
 from sat.models import Classifier
 from sat.objectives import Method
 from sat.training.plan import Plan
+from sat.training.preflight import check_sizes, check_training
 from sat.training.state import TrainState
 
 # Labels here mean nothing, and thousands of steps towards them may end in weights that are not
@@ -30,8 +31,8 @@ RATE = 1e-6
 class Case:
     """A training that is counted or timed; no image is read.
 
-    Its properties raise Refused for a set or a network that can't be had, and for a device that
-    isn't there.
+    Raises Refused for what `sat.run` refuses before it reads an image; its properties for a set or
+    a network that can't be had, and for a device that isn't there.
     """
 
     spec: Spec
@@ -44,10 +45,13 @@ class Case:
             own = replace(self.spec)
             vars(own)["fingerprint"] = None
             object.__setattr__(self, "spec", own)
+        check_training(self.spec)
 
     @cached_property
     def sizes(self) -> Sizes:
-        return sizes_of(self.spec.dataset)
+        found = sizes_of(self.spec.dataset)
+        check_sizes(self.spec, found.held_out, found.classes)
+        return found
 
     @cached_property
     def cost(self) -> Cost:

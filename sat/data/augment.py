@@ -24,8 +24,8 @@ class Augment(Protocol):
     the next one of the whole batch, wherever that lies, and x [B] and y [B, K] come out.
     """
 
-    crops: ClassVar[bool]
-    partners: ClassVar[bool]
+    crops: ClassVar[bool] = True
+    partners: ClassVar[bool] = False
 
     def __call__(self, x: Tensor, y: Tensor, rng: RowRng) -> tuple[Tensor, Tensor]: ...
 

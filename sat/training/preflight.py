@@ -23,7 +23,7 @@ from sat.evaluation.settings import Evaluation, Validation
 from sat.models.foreign import NO_GRADIENT, has_gradient
 from sat.models.memory import kept_for_backward, size_of
 from sat.models.room import kept_for_backward, size_of
-from sat.objectives import Method, Objective, Unperturbed
+from sat.objectives import Method, Objective, Regulariser, Unperturbed
 from sat.rng import RowRng
 from sat.training.schedule import Schedule
 
@@ -33,6 +33,26 @@ log = logging.getLogger("sat")
 def named(options: Mapping[str, str], group: str) -> str:
     """What a run has of a group, by its option's name, as `objective=mart`."""
     return f"{group}={options[group]}" if options.get(group) else group
+
+
+def check_training(spec: Spec) -> Method:
+    """The method of a run that trains. Raises Refused, naming key or option, for all that makes no
+    sense whatever the images and the machine are."""
+    complete(spec.regulariser, Regulariser)
+    check_objective(spec.attack, spec.objective, spec.choices)
+    check_validation(spec.validation, spec.schedule)
+    method = Method.of(spec)
+    check_method(method, spec.schedule, spec.choices)
+    complete(spec.augment, Augment)
+    check_labels(spec.objective, spec.augment, spec.choices)
+    return method
+
+
+def check_sizes(spec: Spec, held_out: int, classes: int) -> None:
+    """Raises Refused for what can't be had of a set with so many held-out images and classes."""
+    if spec.evaluate is None:
+        check_held_out(spec.evaluation, held_out)
+    check_classes(attacks_of(spec), classes)
 
 
 def check_objective(attack: Attack, objective: Objective, options: Mapping[str, str]) -> None:
@@ -146,8 +166,6 @@ def check_augment(loader: Loader, options: Mapping[str, str]) -> None:
     """Raises Refused for an augmentation that breaks its contract, as two images tell."""
     given = loader.augment
     name, data = named(options, "augment"), loader.data
-    if missing := [key for key in ("crops", "partners") if not hasattr(given, key)]:
-        raise Refused(f"{name}: does not say {missing[0]}; see sat.data.Augment")
     count, classes = 2 * (1 + given.partners), len(data.classes)
     x = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
     x = x.expand(-1, data.channels, data.image_size, data.image_size).contiguous()
@@ -306,6 +324,17 @@ def _refuse_label(label: int, classes: int) -> None:
         f"dataset: has the label {label}, but the model {classes} classes;"
         " labels must run from 0 to classes - 1"
     )
+
+
+def attacks_of(spec: Spec) -> dict[str, Any]:
+    """All attacks that the run makes use of, by their keys."""
+    attacks = {f"evaluation.attacks.{name}": a for name, a in spec.evaluation.attacks.items()}
+    attacks |= {
+        f"evaluation.curves.{k}.attack": c.attack for k, c in spec.evaluation.curves.items()
+    }
+    if spec.evaluate is None:
+        attacks |= {"attack": spec.attack, "validation.attack": spec.validation.attack}
+    return attacks
 
 
 def check_classes(measured: Mapping[str, Any], classes: int) -> None:

@@ -42,26 +42,19 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
     """The images and the network, with everything that would refuse them later."""
     attack = spec.attack
     if spec.evaluate is None:
-        preflight.check_objective(attack, spec.objective, spec.choices)
-        preflight.check_validation(spec.validation, spec.schedule)
-        method = Method.of(spec)
-        preflight.check_method(method, spec.schedule, spec.choices)
-        attack = method.attack
-        on_gpu = device.type == "cuda"
-        preflight.check_processes(spec, on_gpu, world.size)
+        attack = preflight.check_training(spec).attack
+        preflight.check_processes(spec, device.type == "cuda", world.size)
     preflight.check_packages(spec.evaluation)
     screen.stage("reading the images")
     with refusing("dataset."), world.in_turn():
         data = spec.dataset(device, spec.seed)
+    preflight.check_sizes(spec, len(data.held_out), len(data.classes))
     if spec.evaluate is None:
-        preflight.check_held_out(spec.evaluation, len(data.held_out))
         preflight.check_batch(spec.schedule, data, room(device) * world.size)
         loader = loader_of(spec, data)
         preflight.check_sampler(loader)
         loader.check(world.size, getattr(spec.dataset, "skip_unreadable", False))
         preflight.check_augment(loader, spec.choices)
-        preflight.check_labels(spec.objective, spec.augment, spec.choices)
-    preflight.check_classes(attacks_of(spec), len(data.classes))
     screen.stage("loading timm and building the network")
     with refusing("model."):
         copies = 1 if spec.evaluate or spec.schedule.shard else 3  # weights, gradients, momentum
@@ -89,17 +82,6 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         preflight.warn_of_threat_models(spec.attack, measured)
         preflight.warn_of_short_steps(spec.attack)
     return data, model
-
-
-def attacks_of(spec: Spec) -> dict[str, Any]:
-    """All attacks that the run makes use of, by their keys."""
-    attacks = {f"evaluation.attacks.{name}": a for name, a in spec.evaluation.attacks.items()}
-    attacks |= {
-        f"evaluation.curves.{k}.attack": c.attack for k, c in spec.evaluation.curves.items()
-    }
-    if spec.evaluate is None:
-        attacks |= {"attack": spec.attack, "validation.attack": spec.validation.attack}
-    return attacks
 
 
 def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> dict[str, Any]:
