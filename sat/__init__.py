@@ -6,9 +6,20 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor, nn
+
+    from sat.attacks import Attack
+    from sat.evaluation.robustness import Robustness
+    from sat.models import Classifier
+    from sat.python import TrainedRun
 
 
-def _refuse(text):
+def _refuse(text: str) -> NoReturn:
     """Raises ImportError, since who imports this may do without; a command of this package, which
     comes no further than here, ends with the line and exit code 2."""
     scripts = Path(__file__).resolve().parents[1] / "scripts"
@@ -33,7 +44,7 @@ if find_spec("omegaconf") is None:  # which tables and states need, too
 __version__ = "0.1.0"
 
 
-def train(*words, model=None, data=None):
+def train(*words: str, model: "nn.Module | None" = None, data: Any = None) -> "TrainedRun":
     """Trains by the words of the command line: see `sat.python.train` for what it takes and gives.
 
     ```python
@@ -47,7 +58,9 @@ def train(*words, model=None, data=None):
     return train(words, model, data)
 
 
-def load(run_directory, which="best", device="cpu", model=None):
+def load(
+    run_directory: str | Path, which: str = "best", device: str = "cpu", model: Any = None
+) -> "Classifier":
     """The trained model of a run directory, ready for images [B, C, H, W] in [0, 1]; `model` is the
     module that a run of `sat.train(model=...)` began with."""
     from sat.models.weights import load
@@ -55,7 +68,15 @@ def load(run_directory, which="best", device="cpu", model=None):
     return load(run_directory, which, device, model)
 
 
-def evaluate(model, images, labels, eps=8, norm="linf", attack="strong", **options):
+def evaluate(
+    model: "Callable[[Tensor], Tensor]",
+    images: "Tensor",
+    labels: "Tensor",
+    eps: "float | str | Mapping[str, float | str]" = 8,
+    norm: str = "linf",
+    attack: "str | Attack" = "strong",
+    **options: Any,
+) -> "Robustness":
     """How robust any network is: see `sat.evaluation.robustness.evaluate` for what it takes.
 
     ```python
@@ -67,7 +88,7 @@ def evaluate(model, images, labels, eps=8, norm="linf", attack="strong", **optio
     return evaluate(model, images, labels, eps, norm, attack, **options)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     """`sat.attacks`, which imports torch, when it is first asked for."""
     if name == "attacks":
         return import_module("sat.attacks")

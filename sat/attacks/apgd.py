@@ -180,7 +180,9 @@ class APGDSearch:
             "step": size * (2 * self.ball.eps),
         }  # fmt: skip
 
-    def step(self, network: Network | Bare, state: dict[str, Tensor]):
+    def step(
+        self, network: Network | Bare, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluates the row's point, and moves on."""
         point, y, target = state["point"], state["y"], state["target"]
         logits, loss, gradient = network.gradient(point, lambda z: self.loss(z, y, target))
@@ -229,7 +231,9 @@ class APGDSearch:
         here = where_rows(stalled, state["best"], state["point"])
         return here, where_rows(stalled, state["best_gradient"], gradient)
 
-    def _move(self, state: dict[str, Tensor], here: Tensor, gradient: Tensor, first: Tensor):
+    def _move(
+        self, state: dict[str, Tensor], here: Tensor, gradient: Tensor, first: Tensor
+    ) -> None:
         ball, x = self.ball, state["x"]
         ahead = ball.project(here + state["step"] * ball.steepest(gradient), x)
         momentum = where_rows(first, torch.zeros_like(state["step"]), self.momentum)
@@ -270,7 +274,9 @@ class SparseAPGDSearch(APGDSearch):
         here = where_rows(fewer, state["best"], state["point"])
         return here, where_rows(fewer, state["best_gradient"], gradient)
 
-    def _move(self, state: dict[str, Tensor], here: Tensor, gradient: Tensor, first: Tensor):
+    def _move(
+        self, state: dict[str, Tensor], here: Tensor, gradient: Tensor, first: Tensor
+    ) -> None:
         way, x = self.ball.steepest(gradient, state["entries"]), state["x"]
         state["before"] = here
         ahead, eps = here + state["step"] * way, self.radius(state).flatten(1)

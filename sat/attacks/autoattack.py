@@ -79,7 +79,9 @@ class AutoAttack(Ensemble, Attack):
         """How many logits its losses look at."""
         return 4 if "apgd-t" in self.names else 3 if "apgd-dlr" in self.names else 2
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
+    def run(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
         """Decides as `sat.attacks.outcomes.Ensemble` promises. A batch is decided as a whole: one
         that was begun and not ended is begun again."""
         ball = ball_of(self)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sat.arguments import complete
-from sat.attacks.ball import Ball
+from sat.attacks.ball import Ball, Norm
 from sat.attacks.losses import LOSSES, Loss, ce, reference
 from sat.errors import Refused
 from sat.rng import RowRng
@@ -43,7 +43,7 @@ class Attack(Protocol):
         @property
         def eps(self) -> float: ...
         @property
-        def norm(self) -> str: ...
+        def norm(self) -> Norm: ...
         @property
         def batch_norm(self) -> str: ...
         @property
@@ -167,7 +167,7 @@ def is_setting(attack: Any, key: str) -> bool:
     return any(field.name == key for field in fields(attack) if field.init)
 
 
-def check_attack(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> None:
+def check_attack(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> None:
     """Tries the attack on a batch x [B, C, H, W], y [B], with the model in training mode.
 
     Raises Refused, in one line, for what `Attack` does not allow; warns of a loss that does not
@@ -252,7 +252,7 @@ def _warn_of_no_effect(
         )  # fmt: skip
 
 
-def ball_of(attack: Any) -> Ball:
+def ball_of(attack: Attack) -> Ball:
     """The ball that an attack promises to stay in."""
     return Ball(float(attack.eps) / 255, attack.norm)
 

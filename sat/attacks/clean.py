@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from sat.attacks.ball import Norm
 from sat.attacks.base import Attack
 from sat.rng import RowRng
 
@@ -14,7 +15,7 @@ class Clean(Attack):
     """Returns the images as they are: an attack whose eps is 0."""
 
     eps: ClassVar[float] = 0.0
-    norm: ClassVar[str] = "linf"
+    norm: ClassVar[Norm] = "linf"
     batch_norm: ClassVar[str] = "eval"
     loss: ClassVar[str] = "ce"
 

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sat.arguments import MOST_STEPS, check_choices, check_range
+from sat.attacks.ball import Norm
 from sat.attacks.clean import Clean
 from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.pgd import PGD
@@ -42,7 +43,7 @@ class Curve(Ensemble):
             raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
 
     @property
-    def norm(self) -> str:
+    def norm(self) -> Norm:
         return self.attack.norm
 
     @property
@@ -61,7 +62,9 @@ class Curve(Ensemble):
         """Input gradients for an image that stands; a ball of no size takes no step."""
         return sum(attack.steps for attack in self.attacks if attack.eps)
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
+    def run(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
         """Decides as `sat.attacks.outcomes.Ensemble` promises."""
         attacks = [attack if attack.eps else Clean() for attack in self.attacks]
         Series(self.names, attacks, self.batch_size).run(model, x, y, rng, outcomes)

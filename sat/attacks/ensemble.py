@@ -138,7 +138,9 @@ class FastAutoAttack(Ensemble, Attack):
         object.__setattr__(own, "_first", first())
         return own
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
+    def run(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
         """Decides as `sat.attacks.outcomes.Ensemble` promises; goes on with what is open."""
         with frozen(model, "eval"), float32(model):
             first, draws = self._first or (x, rng)

@@ -91,7 +91,9 @@ class FABSearch:
         none = torch.zeros_like(y)
         return {"point": x, "iteration": none, "stepped": none > 0, "short": short}
 
-    def step(self, network: Network | Bare, state: dict[str, Tensor]):
+    def step(
+        self, network: Network | Bare, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluates the row's point. A point across the boundary is drawn back towards the image,
         to be evaluated again; any other is followed by a step."""
         x, y, point, stepped = state["x"], state["y"], state["point"], state["stepped"]

@@ -81,7 +81,9 @@ class MinimalNorm(Ensemble):
         """Input gradients for an image that stands, DDN's among them."""
         return self.steps * (2 if self.norm == "l2" else 1)
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
+    def run(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
         """Decides as `sat.attacks.outcomes.Ensemble` promises; a batch as a whole. Raises Refused
         without `adv_lib`, and for a network that answers otherwise each time."""
         check_repeats(model, x[:8])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices
 from sat.attacks.apgd import APGD, ascended, search_in
-from sat.attacks.ball import SPARSE, Ball
+from sat.attacks.ball import SPARSE, Ball, Norm
 from sat.attacks.base import Attack, Mode, risen, row_rng
 from sat.attacks.losses import LossName
 from sat.rng import RowRng
@@ -63,8 +63,8 @@ class Multi(Attack):
                     self.eps_warmup, self.label_smoothing)  # fmt: skip
 
     @property
-    def norm(self) -> Any:
-        return next(iter(self.members))
+    def norm(self) -> Norm:
+        return next(iter(self.members))  # type: ignore[arg-type]
 
     @property
     def eps(self) -> float:

@@ -65,7 +65,9 @@ class Network:
         other.low, other.near = self.fast, 0.0
         return other
 
-    def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]):
+    def gradient(
+        self, x: Tensor, loss: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [B, K], loss(logits) [B] and the gradient of each loss by its image, 0 where it is
         NaN: the search goes on with the other pixels."""
         x = x.detach().requires_grad_()

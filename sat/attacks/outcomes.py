@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +213,11 @@ First = tuple[Tensor, RowRng]  # the first images of a set [N, C, H, W], and the
 class Ensemble:
     """A sequence of attacks that decides for each image whether it stands."""
 
-    names: tuple[str, ...]
+    if TYPE_CHECKING:  # else dataclasses would take it for the default of a field
+
+        @property
+        def names(self) -> tuple[str, ...]: ...
+
     by_batch = False  # a verdict depends on the images beside it, so that one process takes all
 
     @property

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ log = logging.getLogger("sat")
 HEEDED = {"eps", "steps", "step", "norm", "start", "noise", "clean_start", "batch_norm", "loss"}
 
 
-def is_quick(attack: Any) -> bool:
+def is_quick(attack: Any) -> TypeGuard[PGD]:
     """Whether an attack is an ascent that can be searched so: its points are in the ball, and it
     compares with nothing that the network says of the clean images, as that of TRADES does."""
     if type(attack) is not PGD or attack.loss == "kl" or attack.start in ("uncut", "normal"):
@@ -58,7 +58,9 @@ class Quick(Ensemble):
     def names(self) -> tuple[str, ...]:
         return tuple(f"restart {k + 1}" for k in range(self.restarts))
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
+    def run(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
         """Decides as `sat.attacks.outcomes.Ensemble` promises."""
         few = x[:8]
         check_repeats(model, few)

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from sat.acceleration.folding import fold
-from sat.attacks.base import ball_of
+from sat.attacks.base import Attack, ball_of
 from sat.attacks.determinism import check_repeats
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, under_attack
 from sat.attacks.quick import Quick, is_quick
@@ -24,10 +23,12 @@ class Series(Ensemble):
     """
 
     names: tuple[str, ...]
-    attacks: Sequence[Any]
+    attacks: Sequence[Attack]
     batch_size: int
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
+    def run(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
         """Decides as `sat.attacks.outcomes.Ensemble` promises."""
         check_repeats(model, x[:8])
         attack_model = None
@@ -45,7 +46,7 @@ class Series(Ensemble):
                     outcomes.decide(images, verdict.right, x_adv, verdict.tied)
 
 
-def ensemble_of(attack: Any, restarts: int, batch_size: int, quick: bool = False) -> Ensemble:
+def ensemble_of(attack: Attack, restarts: int, batch_size: int, quick: bool = False) -> Ensemble:
     """The attack itself, if it is an ensemble; else as many restarts of it, by its letter or as
     `sat.attacks.quick` searches."""
     if isinstance(attack, Ensemble):

@@ -58,7 +58,9 @@ class ShrinkingAPGDSearch(SparseAPGDSearch):
         state = super().begin(x, y, target, rng)
         return {**state, "best": x + rng.normal("start", *x.shape[1:])}
 
-    def step(self, network: Network | Bare, state: dict[str, Tensor]):
+    def step(
+        self, network: Network | Bare, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluates the row's point, which is drawn into a ball where it is the first of it."""
         sizes = constant((0.0, *self._sizes), state["x"].device)
         before, size = sizes[state["iteration"]], sizes[state["iteration"] + 1]

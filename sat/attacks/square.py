@@ -132,7 +132,9 @@ class SquareSearch:
         own = torch.arange(len(at), device=at.device)
         return Drawn(RowRng(self.key, at), {name: state[name][own, slot] for name in names})
 
-    def step(self, network: Network | Bare, state: dict[str, Tensor]):
+    def step(
+        self, network: Network | Bare, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluates one proposal a row."""
         x, y, iteration = state["x"], state["y"], state["iteration"]
         propose = self._stripes_or_squares if self.ball.norm == "linf" else self._bumps
@@ -186,7 +188,7 @@ class SquareSearch:
             side = side.clamp(min=3) // 2 * 2 + 1
         return side.clamp(1, min(height, width))
 
-    def _stripes_or_squares(self, x, best, iteration, rng):
+    def _stripes_or_squares(self, x: Tensor, best: Tensor, iteration: Tensor, rng: Drawn) -> Tensor:
         """Linf: vertical stripes of +-eps at first; then a square of one sign a channel."""
         eps, (channels, _, width) = self.ball.eps, x.shape[1:]
         first = iteration == 0
@@ -198,7 +200,7 @@ class SquareSearch:
             point = torch.where(first.view(-1, 1, 1, 1), stripes, point)
         return self.ball.project(point, x)
 
-    def _bumps(self, x, best, iteration, rng):
+    def _bumps(self, x: Tensor, best: Tensor, iteration: Tensor, rng: Drawn) -> Tensor:
         """L2 and L1: a grid of bumps at first; then the length of one window goes into another."""
         norm, channels = self.ball.norm, x.shape[1]
         first, delta = iteration == 0, best - x

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.arguments import check_choices
+from sat.attacks.ball import Norm
 from sat.attacks.base import Attack, ball_of, check_fields, row_rng
 from sat.attacks.determinism import check_repeats
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, under_attack
@@ -58,7 +59,7 @@ class Transfer(Ensemble, Attack):
         return self.method.eps
 
     @property
-    def norm(self) -> str:
+    def norm(self) -> Norm:
         return self.method.norm
 
     @property
@@ -73,7 +74,9 @@ class Transfer(Ensemble, Attack):
     def fewest_classes(self) -> int:
         return self.method.fewest_classes
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes):
+    def run(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
         """Decides as `sat.attacks.outcomes.Ensemble` promises. Raises Refused for a network that
         answers otherwise each time, and for two that take other images or know other classes."""
         check_repeats(model, x[:8])
@@ -117,7 +120,7 @@ class Transfer(Ensemble, Attack):
         )
 
 
-def check_method(key: str, method: Any) -> None:
+def check_method(key: str, method: Attack) -> None:
     """Raises ValueError, which begins with the key, for an attack whose images can't be shown to
     another network."""
     if isinstance(method, Ensemble):
@@ -134,7 +137,7 @@ def _loaded(place: str, checkpoint: str, device: str) -> nn.Module:
     return load(place, checkpoint, device)
 
 
-def transfers(source: str, method: Any, batch_size: int) -> dict[str, Transfer]:
+def transfers(source: str, method: Attack, batch_size: int) -> dict[str, Transfer]:
     """One for each finished run that `source` names, a directory or a pattern such as outputs/*, by
     the run's hash. Raises ValueError, which begins with the key, where there is none; what a
     pattern names besides is passed over, and told."""
@@ -158,7 +161,7 @@ def transfers(source: str, method: Any, batch_size: int) -> dict[str, Transfer]:
     return found
 
 
-def _of_run(place: Path, method: Any, size: int, one_of_many: bool) -> tuple[str, Transfer]:
+def _of_run(place: Path, method: Attack, size: int, one_of_many: bool) -> tuple[str, Transfer]:
     """The run's hash, and the attack on its network. Raises ValueError for one that has none."""
     checkpoint: Literal["best", "last"] = "best"
     if not (file := place / "checkpoints" / "best.pt").is_file():
@@ -176,7 +179,7 @@ def _of_run(place: Path, method: Any, size: int, one_of_many: bool) -> tuple[str
     return result.hash, Transfer(*held)
 
 
-def drop_others(attacks: dict[str, Any], dataset: Any, facts: Mapping[str, Any]) -> None:
+def drop_others(attacks: dict[str, Attack], dataset: Any, facts: Mapping[str, Any]) -> None:
     """Takes out of `attacks` those on networks of other data sets than the config's `dataset`, of
     which the run knows these `facts`, and tells so. Raises Refused for one that was named alone,
     and where none is left."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sat.acceleration.auto import choose
 from sat.acceleration.device import find_device
-from sat.attacks import Clean
+from sat.attacks import Attack, Clean
 from sat.bench.costs import Cost, build, cost_of
 from sat.config import Spec, composed
 from sat.data.sizes import Sizes, is_known, sizes_of
@@ -95,7 +95,7 @@ class Case:
         """The command line's PGD, of k steps."""
         return replace(self.spec.attack, steps=k) if k else Clean()
 
-    def state(self, attack: Any, **choices: Any) -> TrainState:
+    def state(self, attack: Attack, **choices: Any) -> TrainState:
         """A training of the program's own, eager unless `compile` or `graph` is chosen."""
         given = {**self.choices, "compile": False, "graph": False, **choices}
         slow = {"learning_rate": RATE, "decay": "constant", "warmup_epochs": 0.0}

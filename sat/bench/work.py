@@ -10,7 +10,7 @@ import numpy as np
 
 from sat.acceleration.folding import fold
 from sat.acceleration.precision import float32
-from sat.attacks import PGD, Clean, Transfer
+from sat.attacks import PGD, Attack, Clean, Transfer
 from sat.bench.case import Case
 from sat.bench.counting import attack_cost, step_cost
 from sat.bench.stopwatch import Stopwatch, Timed
@@ -120,7 +120,7 @@ def try_out(case: Case, evaluated: int) -> tuple[float, float]:
     """Times a step of the program's own, its attack a PGD of few steps if it has one, and such a
     PGD in float32."""
     pgd, unit = PGD(8.0, STEPS), 2 * case.cost.multiply_adds / 1e12
-    attack: Any = pgd if case.spec.attack.eps else Clean()
+    attack: Attack = pgd if case.spec.attack.eps else Clean()
     state, watch = case.state(attack, graph=case.choices["graph"]), Stopwatch(case.device, ROUNDS)
     images = case.images(state.objective.views * case.batch)
     net = fold(state.model.eval(), images[0][:2]).net

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat.attacks import PGD
+from sat.attacks import PGD, Attack
+from sat.attacks.alone import Bare
 from sat.attacks.ball import Ball
 from sat.attacks.base import ball_of, frozen
 from sat.attacks.coarse import ASTRAY, COARSE, leads_astray, repeated
@@ -35,8 +36,9 @@ CLEAN_STEPS = 5  # enough to tell in which direction the attack pushes
 
 
 def masking_checks(
-    model: nn.Module, x: Tensor, y: Tensor, attack: Any, rng: RowRng, robust: Tensor | None = None
-) -> MaskingChecks:
+    model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, rng: RowRng,
+    robust: Tensor | None = None,
+) -> MaskingChecks:  # fmt: skip
     """Looks for reasons not to believe what `attack` says of x [N, C, H, W] in [0, 1], y [N].
 
     The model must be in eval mode and in the precision of the verdict; it is left as it was.
@@ -128,7 +130,7 @@ class Counted(SquareSearch):
 
     told: Callable[[int], object] = int
 
-    def step(self, network: Network, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, network: Network | Bare, state: State) -> tuple[Tensor, Tensor, Tensor]:
         self.told(1)
         return super().step(network, state)
 

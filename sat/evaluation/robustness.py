@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sat.acceleration.precision import float32
 from sat.arguments import check_choices
-from sat.attacks import PGD, AutoAttack, FastAutoAttack
+from sat.attacks import PGD, Attack, AutoAttack, FastAutoAttack
 from sat.attacks.base import is_setting
 from sat.attacks.determinism import RANDOM, varies
 from sat.attacks.outcomes import AttackOutcomes
@@ -42,7 +42,7 @@ from sat.rundir.checkpoint import write_whole
 from sat.rundir.result import Accuracy, Alarm, MaskingChecks
 
 CHUNK = 2**30  # bytes of images that are attacked at once
-NAMED: dict[str, Callable[..., Any]] = {
+NAMED: dict[str, Callable[..., Attack]] = {
     "strong": FastAutoAttack,
     "autoattack": AutoAttack,
     "pgd20": lambda eps, norm: PGD(eps, 20, norm=norm),
@@ -193,7 +193,7 @@ def evaluate(
     labels: Tensor,
     eps: float | str | Mapping[str, float | str] = 8,
     norm: str = "linf",
-    attack: Any = "strong",
+    attack: str | Attack = "strong",
     **options: Any,
 ) -> Robustness:
     """Measures how robust `model` is on `images`.
@@ -251,7 +251,7 @@ def evaluate(
 
 def _in_each(
     model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor,
-    sizes: Mapping[str, float | str], attack: Any, options: dict[str, Any],
+    sizes: Mapping[str, float | str], attack: str | Attack, options: dict[str, Any],
 ) -> Robustness:  # fmt: skip
     """What `evaluate` finds in the ball of each norm, together; a state file for each norm."""
     if not sizes or not isinstance(attack, str):
@@ -275,26 +275,28 @@ def _device(model: Any, images: Tensor) -> torch.device:
     return next(chain(*held), images).device
 
 
-def _attack(attack: Any, eps: float | str, norm: str, batch_size: int | None) -> tuple[Any, str]:
+def _attack(
+    attack: str | Attack, eps: float | str, norm: str, batch_size: int | None
+) -> tuple[Attack, str]:
     """The attack, and what it is called."""
     if isinstance(attack, str):
         if attack not in NAMED:
             known = ", ".join(NAMED)
             raise ValueError(f"attack={attack}: choose from {known}, or give one of sat.attacks")
         size = eps.item() if isinstance(eps, Tensor) and not eps.ndim else eps
-        name, attack = attack, NAMED[attack](eps=size, norm=norm)
+        name, found = attack, NAMED[attack](eps=size, norm=norm)
     elif isinstance(attack, type):
         raise ValueError(f"attack: is the class {attack.__name__}; make an instance of it")
     else:
-        name = type(attack).__name__
-    check_attack("attack", attack)
-    if batch_size and is_setting(attack, "batch_size"):
-        attack = replace(attack, batch_size=batch_size)
-    return attack, name
+        name, found = type(attack).__name__, attack
+    check_attack("attack", found)
+    if batch_size and is_setting(found, "batch_size"):
+        found = replace(found, batch_size=batch_size)  # type: ignore[type-var]
+    return found, name
 
 
 @torch.no_grad()
-def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Any) -> None:
+def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> None:
     few = x[:2].to(y.device)
     classes = net(few).shape[1]
     if not (0 <= int(y.min()) and int(y.max()) < classes):
@@ -323,7 +325,7 @@ def _settings(attack: Any, name: str, seed: int) -> dict[str, Any]:
     return {"name": name, **json.loads(json.dumps(asdict(attack), default=str)), "seed": seed}
 
 
-def _deciding(attack: Any, settings: dict[str, Any]) -> dict[str, Any]:
+def _deciding(attack: Attack, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings, with those that move no number at their default, whatever they are."""
     kind: type = type(attack)
     usual = defaults(kind)
@@ -350,7 +352,7 @@ def _result(outcomes: AttackOutcomes, labels: Tensor, checks: MaskingChecks | No
 
 @torch.no_grad()
 def _identity(
-    net: Foreign, x: Tensor, labels: Tensor, model: Any, attack: Any, settings: dict[str, Any]
+    net: Foreign, x: Tensor, labels: Tensor, model: Any, attack: Attack, settings: dict[str, Any]
 ) -> tuple[dict[str, str], Tensor]:
     """What an evaluation is of. Of a model these are its weights; what else it does, and all that a
     function does, is told by its logits of a few images: none of one that gives others each time.

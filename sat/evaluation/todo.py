@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sat.arguments import check_unit
+from sat.attacks import Attack
 from sat.data.corrupted import is_set, place_of
 from sat.errors import Refused
 from sat.evaluation.settings import Evaluation
@@ -134,7 +135,7 @@ def subset_covers(
     return seed == now[1] and now[0] is not None and limit >= now[0]
 
 
-def warn_of_sizes(attacks: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
+def warn_of_sizes(attacks: Mapping[str, Attack], dataset: Mapping[str, Any]) -> None:
     """Warns where attacks of several norms are joined, and none is in the set's own ball."""
     norm, eps = dataset["norm"], check_unit("eps", dataset["eps"], dataset["norm"])
     names = [name for name, attack in attacks.items() if attack.norm == norm]

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sat.attacks import PGD
+from sat.attacks import PGD, Attack
 from sat.attacks.outcomes import Ensemble
 from sat.rng import RowRng
 
@@ -26,15 +25,19 @@ class Views:
 
 
 def views(
-    model: nn.Module, x: Tensor, y: Tensor, rows: Tensor, attack: Any, classes: Sequence[str]
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    rows: Tensor,
+    attack: Attack | None,
+    classes: Sequence[str],
 ) -> Views | None:
     """Attacks images x [B, C, H, W] of labels y [B] (-1: unknown) and places `rows` [B] in their
     set; None without an attack. Changes nothing of the model."""
     if attack is None or not attack.eps:
         return None
     if isinstance(attack, Ensemble):  # an ensemble takes minutes, and shows no more
-        ball: Any = attack
-        attack = PGD(ball.eps, 20, norm=ball.norm)
+        attack = PGD(attack.eps, 20, norm=attack.norm)
     training = model.training
     model.eval()
     try:

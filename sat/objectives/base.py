@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sat.arguments import check_range
 from sat.attacks.base import Attack, check_fields, resolved
+from sat.config import Spec
 from sat.errors import refusing
 from sat.rng import RowRng
 
@@ -110,7 +111,7 @@ class Method:
     weight_attack: WeightAttack = Unperturbed()
 
     @classmethod
-    def of(cls, spec: Any, attack: Attack | None = None) -> Self:
+    def of(cls, spec: Spec, attack: Attack | None = None) -> Self:
         """The method of a checked config; `attack` takes the place of the config's."""
         parts = spec.objective, spec.regulariser, spec.weight_attack
         return cls(training_attack(attack or spec.attack, spec.objective), *parts)

@@ -293,7 +293,7 @@ def epochs(table: Table, entry: Mapping[str, Any]) -> Figure:
             axes.plot(*mean.T, line, color=style["color"], linewidth=1.5, zorder=3)
         axes.plot(*robust[robust[:, 1].argmax()], **style, markersize=6.5, zorder=4)
         axes.set_title(textwrap.fill(row.label, 24))
-    grid[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    grid[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))  # type: ignore[attr-defined]
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("accuracy, %", fontsize=9)
     return figure

@@ -76,6 +76,7 @@ def check(node: Any) -> None:
         raise Refused(wrong)
     if not (rows := node["rows"]):
         raise Refused("report.rows: must name at least one group or key that tells rows apart")
+    names: list[tuple[str, Any, Sequence[str]]]
     names = [("report", node, [key.rstrip("?") for key in NODE])]
     names += [(f"report.{key}", node.get(key, ()), rows) for key in ("reference", "labels")]
     for k, figure in enumerate(node.get("figures", ())):

@@ -34,8 +34,8 @@ def state_of(run: Path) -> tuple[str, str, list[str]]:
         found = RunResult.from_json(result)
         shares = next((part.accuracies for part in found.measured.values()), {})
         told = ", ".join(f"{name} {each.accuracy:.1%}" for name, each in shares.items())
-        seconds = found.wall_seconds
-        trained = f", trained in {duration(seconds)}" if seconds else ""  # a file of weights
+        spent = found.wall_seconds
+        trained = f", trained in {duration(spent)}" if spent else ""  # a file of weights
         stopped = ", an evaluation stopped" * (run / "flags" / "partial").exists()
         return state, f"{told or 'no accuracies'}{trained}{stopped}", alarms
     rows = metrics(run)[0]

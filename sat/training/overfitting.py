@@ -32,7 +32,7 @@ class Probe:
     never asked for the validation's ball has not lost it.
     """
 
-    def __init__(self, attack: Any, training: Any, indices: Tensor):
+    def __init__(self, attack: Attack, training: Attack, indices: Tensor):
         self.attack, self.eps, self.norm = attack, attack.eps, attack.norm
         smaller = training.norm == attack.norm and training.eps < attack.eps
         source = attack if smaller or not training.eps else training

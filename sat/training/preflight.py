@@ -22,7 +22,6 @@ from sat.errors import Refused, refusing
 from sat.evaluation.settings import Evaluation, Validation
 from sat.models.foreign import NO_GRADIENT, has_gradient
 from sat.models.memory import kept_for_backward, size_of
-from sat.models.room import kept_for_backward, size_of
 from sat.objectives import Method, Objective, Regulariser, Unperturbed
 from sat.rng import RowRng
 from sat.training.schedule import Schedule
@@ -350,7 +349,7 @@ def check_classes(measured: Mapping[str, Any], classes: int) -> None:
             )
 
 
-def warn_of_threat_models(training: Any, others: dict[str, Any]) -> None:
+def warn_of_threat_models(training: Attack, others: Mapping[str, Attack]) -> None:
     """An L2 model measured under L-inf, or the reverse, is nearly always a mistake."""
     for name, attack in others.items():
         if training.eps and attack.norm != training.norm:
