@@ -612,15 +612,21 @@ def test_what_an_augmentation_does_not_say_goes_without_saying():
 
 def test_what_is_read_in_order_alone_is_not_read_twice(digits):
     class InOrder:
-        in_order = True
+        in_order, skips = True, False
 
-    told = replace(digits, train=InOrder())
-    loader(told, MixUp()).check(processes=1, skips=True)
+    class Skipping:
+        in_order, skips = False, True
+
+    told, skipping = (replace(digits, train=split()) for split in (InOrder, Skipping))
+    loader(told, MixUp()).check(processes=1)
     for wrong in (loader(told, MixUp()), loader(told, Standard(), views=2)):
         with pytest.raises(Refused, match="dataset.name=digits: is read in its order alone"):
-            wrong.check(processes=2, skips=False)
+            wrong.check(processes=2)
     with pytest.raises(Refused, match="dataset.skip_unreadable=true: would part the views"):
-        loader(digits, Standard(), views=2).check(processes=1, skips=True)
+        loader(skipping, Standard(), views=2).check(processes=1)
+    with pytest.raises(Refused, match="dataset.skip_unreadable=true: is for one process"):
+        loader(skipping, Standard()).check(processes=2)
+    loader(skipping, Standard()).check(processes=1)
 
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

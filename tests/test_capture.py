@@ -355,7 +355,7 @@ class Own(Standard):
 class Read:
     """Images that are read for each batch, of which one can't be read in every third."""
 
-    in_order = False
+    in_order = skips = False
 
     def __init__(self, split):
         self._split, self.labels = split, split.labels

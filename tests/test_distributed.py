@@ -21,7 +21,7 @@ from sat.acceleration.device import find_device
 from sat.attacks import PGD
 from sat.attacks.outcomes import AttackOutcomes
 from sat.config import composed
-from sat.data import Batch, ImageFolder, epoch_batches
+from sat.data import Batch, epoch_batches
 from sat.data.memory import MemorySplit
 from sat.distributed import ALONE, World
 from sat.errors import Diverged, Fault, Refused
@@ -122,10 +122,7 @@ def test_what_one_process_can_not_do_either_is_refused():
     with pytest.raises(Refused, match="sync_batch_norm=true: with attack.batch_norm=train"):
         spec = spec_of(sync_batch_norm=True).bringing(attack=PGD(8, 1, batch_norm="train"))
         check_processes(spec, True, 2)
-    folder = ImageFolder(skip_unreadable=True)
-    with pytest.raises(Refused, match="skip_unreadable=true: is for one process"):
-        check_processes(spec_of().bringing(dataset=folder), True, 2)
-    check_processes(spec_of(accumulate="auto").bringing(dataset=folder), False, 1)
+    check_processes(spec_of(accumulate="auto"), False, 1)
 
 
 @pytest.mark.parametrize("kind", [Refused, Fault])

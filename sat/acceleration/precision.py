@@ -28,6 +28,17 @@ def lay_out(model: nn.Module, channels_last: bool) -> None:
     model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
+def autocast_of(model: nn.Module) -> torch.dtype | None:
+    """The type that the model's forward computes in; None: that of its weights."""
+    return getattr(model, "autocast", None)
+
+
+def gradient_scale(model: nn.Module) -> float:
+    """What a loss is multiplied with for a gradient of the images: float16 would round small ones
+    to 0."""
+    return 2.0**10 if autocast_of(model) is torch.float16 else 1.0
+
+
 @contextmanager
 def tf32_kept() -> Iterator[None]:
     """On leaving, products and convolutions may round as they might before."""
@@ -43,7 +54,7 @@ def tf32_kept() -> Iterator[None]:
 def float32(model: nn.Module) -> Iterator[None]:
     """The model without its autocast, products and convolutions without TF32, new tensors in
     float32 unless they say otherwise; on leaving all is as it was."""
-    before, default = getattr(model, "autocast", None), torch.get_default_dtype()
+    before, default = autocast_of(model), torch.get_default_dtype()
     with tf32_kept():
         torch.set_default_dtype(torch.float32)
         torch.backends.cudnn.allow_tf32 = False

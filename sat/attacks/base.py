@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sat.acceleration.precision import gradient_scale
 from sat.arguments import complete
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.losses import LOSSES, Loss, ce, reference
@@ -279,8 +280,7 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss = ce) -> T
     number are 0: the ascent goes on with the other pixels.
     """
     x = x.detach().requires_grad_()
-    scale = 2.0**10 if getattr(model, "autocast", None) is torch.float16 else 1.0
-    (gradient,) = torch.autograd.grad(loss(model(x), y).sum() * scale, x)
+    (gradient,) = torch.autograd.grad(loss(model(x), y).sum() * gradient_scale(model), x)
     return gradient.nan_to_num_(0.0)
 
 

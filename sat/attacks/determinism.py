@@ -4,6 +4,7 @@ of such networks alone."""
 import torch
 from torch import Tensor, nn
 
+from sat.acceleration.precision import autocast_of
 from sat.attacks.outcomes import at_stake
 from sat.errors import Refused
 
@@ -41,7 +42,7 @@ def check_repeats(model: nn.Module, x: Tensor) -> None:
             " average over it: sat.attacks.AutoAttack(eps, version='rand') (evaluation=autoattack"
             " evaluation.attacks.autoattack.version=rand)"
         )
-    exact = not hasattr(model, "autocast") or model.autocast is None
+    exact = autocast_of(model) is None
     if len(x) > 1 and exact and (share := goes_by_batch(model, x)) > TOGETHER:
         raise Refused(
             f"model: the logits of an image change by {share:.0%} with the other images of its"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.folding import fold
+from sat.acceleration.precision import autocast_of
 from sat.arguments import Size, check_ball, check_choices
 from sat.attacks.ball import Ball, Norm
 from sat.attacks.base import frozen
@@ -100,7 +101,7 @@ class MinimalNorm(Ensemble):
     def distances(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The smallest perturbation found of images [B], as a share of the pixel range; inf where
         none was. The model is in eval mode and gets x right."""
-        network = fold(model, x[:2], getattr(model, "autocast", None)).net
+        network = fold(model, x[:2], autocast_of(model)).net
         smallest = torch.full(y.shape, torch.inf, device=x.device)
         for attack in _attacks(self.norm, self.steps):
             points = attack(network, x, y).detach().clamp(0, 1)

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sat.acceleration.folding import fold
-from sat.acceleration.precision import lay_out
+from sat.acceleration.precision import gradient_scale, lay_out
 from sat.attacks.ball import Ball
 from sat.attacks.base import input_gradient
 from sat.attacks.coarse import Tap
 from sat.attacks.outcomes import Verdicts, margins, of_logits, under_attack
 
-SCALE = 2.0**10  # float16 would round small gradients of the input to 0
 # How near to a fall a search in bfloat16 has to come, as a share of the largest logit, for float32
 # to be asked: three steps of its 8 bits.
 NEAR = 3 * 2.0**-8
@@ -111,9 +110,7 @@ class Bare:
     length, as in a training: the model as it is, without fast copies or taps."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        half = getattr(model, "autocast", None) is torch.float16
-        self.scale = SCALE if half else 1.0
+        self.model, self.scale = model, gradient_scale(model)
 
     def gradient(
         self, x: Tensor, loss: Callable[[Tensor], Tensor]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sat.acceleration.folding import fold
+from sat.acceleration.precision import autocast_of
 from sat.attacks.base import Attack, ball_of
 from sat.attacks.determinism import check_repeats
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, under_attack
@@ -38,9 +39,7 @@ class Series(Ensemble):
             with outcomes.attack(k) as left:
                 for images in left.split(self.batch_size) if len(left) else ():
                     rows = images.to(x.device)
-                    attack_model = (
-                        attack_model or fold(model, x[:2], getattr(model, "autocast", None)).net
-                    )
+                    attack_model = attack_model or fold(model, x[:2], autocast_of(model)).net
                     x_adv = attack(attack_model, x[rows], y[rows], own[rows])
                     verdict = under_attack(model, x_adv, x[rows], y[rows], ball)
                     outcomes.decide(images, verdict.right, x_adv, verdict.tied)

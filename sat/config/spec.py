@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sat.arguments import check_unit
+from sat.arguments import check_unit, complete
 from sat.config.groups import CONF, SCALARS, class_of, short, unknown
 from sat.config.schema import build, convert, written
 from sat.errors import Refused, refusing
@@ -30,6 +30,14 @@ from sat.rundir.files import regular
 BESIDE = ("sizes", "report")  # of experiments: what a sweep varies, and what is told of it
 PATHS = "dataset.root dataset.path dataset.extra record.root model.weights model.pretrained".split()
 PARTIAL = ("activation",)  # built once a layer, by the model
+
+
+class ModelOption:
+    """What goes without saying of an option of `model`."""
+
+    def fingerprint(self) -> str | None:
+        """What tells a network of the user's own, which no option here makes, from any other."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,7 @@ class Spec:
     @property
     def brought(self) -> str | None:
         """What tells a network of the user's own, which no option here makes, from any other."""
-        content = getattr(self.parts["model"], "fingerprint", None)
-        return content() if content else None
+        return self.parts["model"].fingerprint()
 
     def bringing(self, **parts: Any) -> "Spec":
         """This run with parts that a config can't hold: a network, images."""
@@ -233,6 +240,7 @@ def check(plain: Mapping[str, Any]) -> Spec:
             told = Settings({**told, **scale}, {*told.usual, *(k for k in scale if not scale[k])})
         settings[section] = told
     _check_dataset(parts["dataset"])
+    complete(parts["model"], ModelOption)
     parts["logger"], config["logger"] = _loggers(plain.get("logger"))
     if plain.get("published") is not None:  # a recipe's, for the end of the run
         config["published"] = plain["published"]

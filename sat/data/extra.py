@@ -184,7 +184,7 @@ class Mixed:
     It is as long as the set alone: an epoch is as many images as that has.
     """
 
-    in_order = False
+    in_order = skips = False
 
     def __init__(self, own: Split, extra: Extra, beside: Beside, device: torch.device):
         """`beside` are the images of `extra`; labels are soft where its are."""

@@ -46,10 +46,14 @@ class Loader:
     seed: int
     views: int = 1
 
-    def check(self, processes: int, skips: bool) -> None:
-        """Raises Refused for what this set's images can't be had for; `skips`: whether those that
-        can't be read are left out."""
-        if self.views > 1 and skips:
+    def check(self, processes: int) -> None:
+        """Raises Refused for what this set's images can't be had for, with so many processes."""
+        if self.data.train.skips and processes > 1:
+            raise Refused(
+                "dataset.skip_unreadable=true: is for one process; repair the images, or remove"
+                " them"
+            )
+        if self.data.train.skips and self.views > 1:
             raise Refused(
                 "dataset.skip_unreadable=true: would part the views that the objective compares;"
                 " repair the images, or remove them"

@@ -25,7 +25,7 @@ from sat.rng import RowRng, sent
 class MemorySplit:
     """Images on the device; a batch costs a gather and no synchronisation with the host."""
 
-    in_order = False
+    in_order = skips = False
 
     def __init__(
         self,

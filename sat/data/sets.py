@@ -24,6 +24,11 @@ class Split(Protocol):
         """Whether its images can be read in their order alone, each once a pass."""
         ...
 
+    @property
+    def skips(self) -> bool:
+        """Whether images that can't be read are left out of a training batch."""
+        ...
+
     def __len__(self) -> int: ...
 
     def digest(self) -> str:

@@ -185,6 +185,11 @@ class StreamSplit:
         return self._source.sequential
 
     @property
+    def skips(self) -> bool:
+        """Whether images that can't be read are left out."""
+        return self._reading.skip_unreadable
+
+    @property
     def workers(self) -> int:
         """Processes that read."""
         return self._reading.workers
@@ -195,7 +200,7 @@ class StreamSplit:
 
     def readable(self, indices: Tensor) -> Tensor:
         """Indices of images that can be read, where others are left out; each is tried once."""
-        if not self._reading.skip_unreadable:
+        if not self.skips:
             return indices
         unknown = indices[self._is_readable[indices] == 0]
         batches = [Batch(part, None) for part in unknown.split(TRIED)] if len(unknown) else []
@@ -265,7 +270,7 @@ class StreamSplit:
 
     def _report(self, unreadable: list[str]) -> None:
         for fault in unreadable:
-            if not self._reading.skip_unreadable:
+            if not self.skips:
                 remedy = "repair it or remove it, which begins another run"
                 if not self._source.sequential:
                     remedy += "; or go on without such images: dataset.skip_unreadable=true"

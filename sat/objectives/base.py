@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sat.acceleration.precision import gradient_scale
 from sat.arguments import check_range
 from sat.attacks.base import Attack, check_fields, resolved
 from sat.config import Spec
@@ -137,10 +138,9 @@ def input_gradient(
     """The logits of images x [B, C, H, W], and the gradient of the summed loss(logits) with respect
     to x, in the shape of x; both can be differentiated. In training mode images share batch norm's
     statistics, and an image's gradient is that of all their losses. Attention is written out: its
-    fused kernels have no second derivative. float16 would round small gradients to 0, so there the
-    loss is scaled up meanwhile."""
+    fused kernels have no second derivative."""
     x = x.detach().requires_grad_()
-    scale = 2.0**10 if getattr(model, "autocast", None) is torch.float16 else 1.0
+    scale = gradient_scale(model)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         logits = model(x)
         (gradient,) = torch.autograd.grad(scale * loss(logits).sum(), x, create_graph=True)

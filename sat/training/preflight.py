@@ -271,10 +271,6 @@ def check_processes(spec: Spec, on_gpu: bool, size: int) -> None:
             "schedule.accumulate=auto: is for one process, since others would not know of its"
             " memory; write a number"
         )
-    if getattr(spec.dataset, "skip_unreadable", False):
-        raise Refused(
-            "dataset.skip_unreadable=true: is for one process; repair the images, or remove them"
-        )
     if schedule.batch_size < 2 * schedule.parts * size:
         raise Refused(
             f"schedule.batch_size={schedule.batch_size}: leaves less than two images for each of"

@@ -53,7 +53,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         preflight.check_batch(spec.schedule, data, room(device) * world.size)
         loader = loader_of(spec, data)
         preflight.check_sampler(loader)
-        loader.check(world.size, getattr(spec.dataset, "skip_unreadable", False))
+        loader.check(world.size)
         preflight.check_augment(loader, spec.choices)
     screen.stage("loading timm and building the network")
     with refusing("model."):
