@@ -192,6 +192,14 @@ def test_what_an_attack_is_stands_in_its_class():
                     if re.search(r"attack|objective|judge|ensemble", of):
                         asked.add((where, function.name))
     assert asked == MAY_ASK
+    plain = r"\b(APGD|FAB|FGSM|PGD|Square|Multi|Free|FastAutoAttack|AutoAttack)\b"
+    for path in SOURCES:
+        where = path.relative_to(SAT).as_posix()
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+                named = re.search(plain, ast.unparse(node.args[1]))
+                # curves are of PGD alone, and so are the loops that a step is compared with
+                assert not named or where in ("attacks/curve.py", "bench/benchmark.py"), where
     for path in SOURCES:
         if part_of(".".join(path.relative_to(ROOT).parts)) in ("attacks", "objectives"):
             assert "runtime_checkable" not in path.read_text(), path
