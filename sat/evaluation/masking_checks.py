@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat.attacks import PGD, Attack
-from sat.attacks.alone import Bare
 from sat.attacks.ball import Ball
 from sat.attacks.base import ball_of, frozen
 from sat.attacks.coarse import ASTRAY, COARSE, leads_astray, repeated
 from sat.attacks.determinism import RANDOM, moved, varies
-from sat.attacks.network import Network
+from sat.attacks.network import Bare, Network
 from sat.attacks.outcomes import is_right, of_logits
 from sat.attacks.pool import Pool, State
 from sat.attacks.square import SquareSearch
