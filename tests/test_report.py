@@ -339,6 +339,8 @@ def test_states_of_runs(report, three):
     lines = [{"epoch": 1.0, "seconds": 10.0, "val/clean": 0.75, "val/robust": 0.5},
              {"epoch": 2.0, "seconds": 30.0, "train/loss": 1.0}]  # fmt: skip
     (running / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (running / "checkpoints").mkdir()
+    (running / "checkpoints/last.pt").touch()
     fresh = three.add("celu", 0, 50)
     (fresh / "result.json").unlink()
     timeless = three.add("mish", 0, 50)
@@ -370,9 +372,11 @@ def test_states_of_runs(report, three):
         "stopped, epoch 2 of 4, held out 75.0% clean 50.0% robust, 30s left"
     )
     assert told[fresh.name] == "stopped, no metrics yet"
-    assert told[timeless.name] == "stopped, epoch 1.5 of 4, ALARM: flat, collapse"
+    assert told[timeless.name] == (
+        "stopped, epoch 1.5 of 4, no checkpoint: begins again, ALARM: flat, collapse"
+    )
     assert told[random.name].endswith("trained in 1m00s, ALARM: random")
-    assert told[early.name] == "stopped, epoch 0.1 of 4"
+    assert told[early.name] == "stopped, epoch 0.1 of 4, no checkpoint: begins again"
     assert "trained in" not in told[untrained.name]
     assert told[failed.name] == "failed, the loss is not finite, ALARM: flat"
     assert told["relu-s0-0"] == "finished, clean 90.0%, pgd20 50.0%, trained in 1m00s"

@@ -607,6 +607,16 @@ def places(node, above=()):
             yield from places(value, (*above, key))
 
 
+def test_an_experiment_of_the_users_own_folder_is_known(folder, write, tmp_path):
+    write("mine")
+    own = (tmp_path / "conf").rename(tmp_path / "own")
+    folder.add("relu", 0, 50, experiments=["mine"])
+    report = tables.read(folder.outputs)
+    assert "--config-dir DIR" in report.notes[0] and report.tables[0].experiment.name != "mine"
+    report = tables.read(folder.outputs, own)
+    assert report.tables[0].experiment.name == "mine" and not report.notes
+
+
 def test_experiments_without_a_readable_file_leave_their_runs_to_others(folder, write, tmp_path):
     folder.add("relu", 0, 50)
     folder.add("silu", 0, 50, experiments=["gone"])
@@ -616,7 +626,7 @@ def test_experiments_without_a_readable_file_leave_their_runs_to_others(folder, 
     old = tmp_path / "conf/experiment/old.yaml"
     old.write_text("report: {rows: [activation], reference: {activatoin: relu}}")
     report = tables.read(folder.outputs)
-    assert any("experiment gone: has no file any more" in note for note in report.notes)
+    assert any("experiment gone: has no file in" in note for note in report.notes)
     wrong = "experiment old: report.reference=activatoin: unknown; did you mean acti"
     assert any(wrong in note for note in report.notes)
     mine, others = report.tables

@@ -26,7 +26,7 @@ from sat.report.status import states
 
 def answer(given: Namespace) -> None:
     """Prints and writes what is asked for. Raises Refused, Fault or OSError where it can't be."""
-    place, others = given.outputs, given.page or given.keep
+    place, others = given.outputs, given.page or given.keep or given.config_dir
     screen.stage("reading the runs")
     if given.status:
         if given.transfer or given.to or others:
@@ -38,7 +38,7 @@ def answer(given: Namespace) -> None:
         from sat.report.transfer import transfer
 
         return say(transfer(place, given.to or place / "report"))
-    report = tables.read(place)
+    report = tables.read(place, given.config_dir)
     say(pages.terminal(pages.markdown(report)))
     alone = place.is_file() or (place / "config.yaml").is_file()
     if folder := given.to or (None if alone else place / "report"):
@@ -75,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--to", type=Path, metavar="FOLDER", help="where to write (OUTPUTS/report)")
     add("--page", type=Path, metavar="FILE.md", help="the Markdown page (FOLDER/report.md)")
     add("--keep", type=Path, metavar="FILE", help="add the runs, without flags, to this file")
+    add(
+        "--config-dir", type=Path, metavar="DIR", help="a folder of your own experiments, as of sat"
+    )
     add("--status", action="store_true", help="list the runs and their state")
     add("--transfer", action="store_true", help="who fools whom, after evaluation=transfer")
     given = parser.parse_args(arguments)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sat.config import CONF, nearest
@@ -56,12 +57,16 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def load(name: str) -> Experiment | None:
-    """None where its file has no `report`. Raises Refused where there is none that can be read."""
-    if name not in {path.stem for path in (CONF / "experiment").glob("*.yaml")}:
-        raise Refused(f"experiment {name}: has no file any more ({CONF / 'experiment'})")
+def load(name: str, own: Path | None = None) -> Experiment | None:
+    """None where its file has no `report`. Raises Refused where there is none that can be read, in
+    our folder of options or in the user's `own`."""
+    folders = [folder / "experiment" for folder in (CONF, own) if folder]
+    files = {path.stem: path for folder in folders[::-1] for path in folder.glob("*.yaml")}
+    if name not in files:
+        said = f"experiment {name}: has no file in {' or '.join(map(str, folders))}"
+        raise Refused(f"{said}; name the folder that has experiment/{name}.yaml: --config-dir DIR")
     try:
-        whole = read_yaml(CONF / "experiment" / f"{name}.yaml", aliases=True)
+        whole = read_yaml(files[name], aliases=True)
         if (node := whole.get("report")) is None:
             return None
         check(node)

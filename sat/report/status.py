@@ -50,6 +50,9 @@ def state_of(run: Path) -> tuple[str, str, list[str]]:
     told = f"epoch {round(epoch, 2):g} of {epochs:g}"
     if held_out := next((row for row in reversed(rows) if "val/robust" in row), None):
         told += f", held out {held_out['val/clean']:.1%} clean {held_out['val/robust']:.1%} robust"
+    kept = [run / "checkpoints" / f"{name}.pt" for name in ("last", "previous")]
+    if state == "stopped" and not any(path.exists() for path in kept):
+        return state, f"{told}, no checkpoint: begins again", alarms
     if seconds and epoch >= 0.05 * epochs:  # a guess before
         told += f", {duration(seconds * (epochs / epoch - 1))} left"
     return state, told, alarms

@@ -58,16 +58,17 @@ class Report:
     runs: Sequence[Measured]  # finished ones
 
 
-def read(outputs: Path) -> Report:
-    """The report of all runs below a folder or in a file. Raises Refused where there is none; what
-    is wrong with single runs and files is said in the report."""
+def read(outputs: Path, own: Path | None = None) -> Report:
+    """The report of all runs below a folder or in a file; `own` is a --config-dir of the user's,
+    whose experiments are known, too. Raises Refused where there is no run; what is wrong with
+    single runs and files is said in the report."""
     finished, left_out = directories.read(outputs)
     trained = [run for run in finished if run.config.get("evaluate") is None]
     notes, tables, placed = [], list[Table](), set[str]()
     for name in sorted({name for run in trained for name in run.experiments}):
         mine = [run for run in trained if name in run.experiments]
         try:
-            if experiment := load(name):
+            if experiment := load(name, own):
                 also = {name, *experiment.also}
                 tables += tables_of(experiment, [r for r in trained if also & {*r.experiments}])
                 placed |= {run.name for run in mine}

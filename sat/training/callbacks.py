@@ -63,6 +63,9 @@ class Callbacks:
             self.load_state_dict(kept["callbacks"])
             self._write_best()  # a run killed after a later `best` must find it anew
             log.info("resumed at step %d of %d", state.step, state.plan.steps)
+        elif self.run.lengths():
+            minutes = f"record.checkpoint_minutes={self.record.checkpoint_minutes:g}"
+            log.warning("an earlier try saved no checkpoint (%s): begins again", minutes)
         self.run.rewind(kept["callbacks"]["lengths"] if kept else {})
 
     def state_dict(self) -> dict[str, Any]:
