@@ -68,9 +68,11 @@ def check_unit(name: str, value: float | str, norm: str = "linf") -> float:
     check_range(name, value, 0, FARTHEST, "is in 1/255, and no image is that large")
     if 0 < value < (SMALLEST_STEP if name == "step" else SMALLEST.get(norm, 1.0)):
         ball = "" if norm == "linf" or name == "step" else f" and the ball is {norm}"
+        meant = f"{value:g} of the pixel range, as RobustBench writes it, is {name}={255 * value:g}"
+        if norm == "l2" and value > 5:  # of Linf, and not of the range
+            meant = f"usual there is {name}=128, 0.5 of the pixel range"
         raise ValueError(
-            f"{name}={value:g}: the unit is 1/255{ball}; {value:g} of the pixel range, as"
-            f" RobustBench writes it, is {name}={255 * value:g}; {value:g} of a 255th is"
+            f"{name}={value:g}: the unit is 1/255{ball}; {meant}; {value:g} of a 255th is"
             f" {name}='{value:g}/255'"
         )
     return float(value)

@@ -104,6 +104,12 @@ def test_missing_files_are_named_and_not_downloaded_unasked(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_root_that_is_the_folder_itself_names_the_one_above(tmp_path):
+    for kind, folder in ((Cifar10, "cifar-10-batches-py"), (FashionMNIST, "FashionMNIST/raw")):
+        with pytest.raises(ValueError, match=f"the folder itself; dataset.root={tmp_path}$"):
+            kind(root=str(tmp_path / folder), download=False)(CPU, 0)
+
+
 def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch):
     def broken(url, root, **_):
         Path(root).mkdir(exist_ok=True)

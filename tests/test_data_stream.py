@@ -374,6 +374,8 @@ def test_folders_that_cannot_be_a_set_are_refused(root, tmp_path):
         assert "\n" not in str(caught.value)
 
     refused("no folder .*train; images belong in train/<class>/ and val/<class>/")
+    with pytest.raises(ValueError, match=f"folder of one part; dataset.root={root}$"):
+        ImageFolder(root=str(root / "val")).fingerprint()
     (tmp_path / "train" / ".hidden").mkdir(parents=True)
     refused("train holds no class folders")
     write_pictures(tmp_path / "train" / "a", 2)

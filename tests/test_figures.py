@@ -203,6 +203,12 @@ def test_the_front_is_a_step_line_through_what_is_not_beaten_and_points_have_num
     assert told == ["1 relu", "2 silu", "3 gelu"]
 
 
+def test_rows_of_one_place_have_their_numbers_beside_it():
+    rows = [row("elu", 0.8, 0.4), row("relu", 0.7, 0.5), row("celu", 0.80001, 0.4)]
+    figure = figures.scatter(dataclasses.replace(table(3), rows=rows), {})
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == [" ", " ", "1, 3", "2"]
+
+
 def test_what_cannot_be_drawn_is_told_in_its_place(tmp_path):
     mine = table(2, figures=[{"kind": "lines", "x": "multiply_adds"}, {"kind": "epochs"},
                              {"kind": "scatter", "x": "none"}, {"kind": "dots"}])  # fmt: skip

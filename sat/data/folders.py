@@ -151,7 +151,10 @@ class FolderSet(StreamedSet, ABC):
 
     def files(self) -> tuple[list[str], Files, Files]:
         """The classes, and the images to train on and to test."""
-        root = Path(self.root)
+        root, above = Path(self.root), Path(os.path.normpath(os.path.join(self.root, "..")))
+        is_part = root.absolute().name in ("train", "val") and (above / "train").is_dir()
+        if is_part and not (root / "train").is_dir():
+            raise ValueError(f"root={root}: is the folder of one part; dataset.root={above}")
         try:
             classes = class_folders(root / "train")
             self.check_classes(classes)

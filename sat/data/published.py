@@ -42,6 +42,11 @@ class PublishedSet(MemorySet):
 
     def _fetch(self, root: Path) -> None:
         """Download into a folder beside, then move: nothing half-written stays or is ever read."""
+        own = Path(self.files).parts
+        for depth in range(1, len(own) + 1):
+            if root.absolute().parts[-depth:] == own[:depth]:
+                above = os.path.normpath(root.joinpath(*[".."] * depth))
+                raise ValueError(f"root={root}: is the folder itself; dataset.root={above}")
         if not self.download:
             raise ValueError(
                 f"root={self.root}: {self.files} is missing there or damaged; put it there, set "

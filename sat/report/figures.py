@@ -188,8 +188,14 @@ def scatter(table: Table, entry: Mapping[str, Any]) -> Figure:
     note = NOTE + "; dashed: what no other row beats in both" * (x == "clean")
     figure = sheet(table, f"robust over {x.replace('_', ' ')}", rows, note, handles=handles)
     axes = figure.subplots()
-    for point in zip(rows, places, robust, numbers, strict=True):
-        mark(axes, *point)
+    spots = [tuple(round(100 * at.mean, 1) if isinstance(at, Number) else at for at in point)
+             for point in zip(places, robust, strict=True)]  # fmt: skip
+    for row, x_at, y_at, spot, number in zip(rows, places, robust, spots, numbers, strict=True):
+        alike = [other for other, place in zip(numbers, spots, strict=True) if place == spot]
+        mark(axes, row, x_at, y_at, number if len(alike) == 1 else " ")
+        if len(alike) > 1 and number == alike[0]:  # in one marker they would hide each other
+            axes.annotate(", ".join(alike), spot, (7, 0), textcoords="offset points", zorder=5,
+                          va="center_baseline", fontsize=7, fontweight="bold")  # fmt: skip
     frame(axes, "y", robust, f"{table.attack} accuracy, %")
     if x != "clean":
         number_axis(axes, places, x)
