@@ -132,6 +132,8 @@ def refuse_words(words: list[str]) -> None:
     parser.error = partial(refuse_option, words)
     given = parser.parse_args([word for word in words if word != "--version"])
     if given.config_dir:
+        if not Path(given.config_dir).is_dir():
+            raise Refused(f"--config-dir: {given.config_dir}: no such folder")
         refuse_hidden(Path(given.config_dir))
     if given.experimental_rerun is not None:
         raise Refused(

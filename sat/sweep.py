@@ -24,7 +24,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sat.config import CONF, options, plugins, refuse_lists
+from sat.config import CONF, options, plugins, refuse_slips
 from sat.config.joint import JOINT, joined, lacking, plain
 from sat.errors import Fault, Refused, on_signals
 from sat.loggers.screen import columns, duration, table
@@ -102,7 +102,7 @@ def at_work() -> Iterator[None]:
 
 def refuse_overrides(words: Sequence[str]) -> None:
     """Raises Refused for words of a command line that Hydra would take, and lose results by."""
-    refuse_lists(words)
+    refuse_slips(words)
     for word in words:
         key, _, value = word.partition("=")
         key = key.strip(" \t+~'\"")

@@ -528,6 +528,18 @@ def test_words_for_hydra_are_refused_before_it_acts(word, sat, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("words, told", [
+    (["dataset.path=my", "data/f.npz"], "data/f.npz: has no =; quote a path with spaces whole"),
+    (["-m", "activation=relu,", "silu"], "no space after a comma: activation=relu,silu"),
+    (["objective=trades", "beta=6"], "beta: no such key; it is objective.beta"),
+    (["dataset=npz", "dataset.root=F"], "dataset.root: no such key; it is dataset.path"),
+    (["--config-dir", "nope"], "--config-dir: nope: no such folder"),
+])  # fmt: skip
+def test_a_slip_of_the_command_line_is_told(words, told, sat):
+    line = one_line(sat(*words, tiny=False))
+    assert line.removeprefix("! ").startswith(told) or line.endswith(told)
+
+
+@pytest.mark.parametrize("words, told", [
     (["seed=${nothing}"], "seed: follows nothing, which is not there"),
     (["evaluate=${nothing}"], "evaluate: follows nothing, which is not there"),
     (["-m", "seed=${nothing}"], "seed: follows nothing, which is not there"),

@@ -34,7 +34,8 @@ def test_a_size_is_in_255ths_or_has_its_unit(value, norm, taken):
     [
         (0.5, "l2", ["eps=0.5:", "eps=127.5", "eps='0.5/255'", "l2", "RobustBench"]),
         (0.03, "linf", ["eps=0.03:", "eps=7.65", "eps='0.03/255'"]),
-        (8, "l2", ["eps=8:", "l2; usual there is eps=128, 0.5 of the"]), (12, "l1", ["eps=12:", "eps=3060", "l1"]),
+        (8, "l2", ["eps=8:", "l2; usual there is eps=128, 0.5 of the"]),
+        (12, "l1", ["eps=12:", "eps=3060", "l1"]),
         (float("nan"), "linf", ["eps=nan", "finite"]), (-1, "linf", ["eps=-1", "0 or above"]),
         ("8/256", "linf", ["eps=8/256", "0.25/255"]), ("8", "linf", ["eps=8", "its unit"]),
         ("x/255", "linf", ["eps=x/255"]), ("nan/1", "linf", ["eps=nan/1", "finite"]),

@@ -6,7 +6,7 @@ from sat.config.composing import (
     followed,
     is_hydras,
     one_line,
-    refuse_lists,
+    refuse_slips,
     resolve,
 )
 from sat.config.groups import CONF, SCALARS, SYNONYMS, meant, nearest, options
@@ -15,6 +15,6 @@ from sat.config.spec import Spec, check
 
 __all__ = [
     "CONF", "SCALARS", "SYNONYMS", "Spec", "build", "check", "compose", "composed", "convert",
-    "followed", "is_hydras", "meant", "nearest", "one_line", "options", "refuse_lists", "resolve",
+    "followed", "is_hydras", "meant", "nearest", "one_line", "options", "refuse_slips", "resolve",
     "target",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sat.config.groups import CONF, SCALARS, instead, nearest, options
-from sat.config.spec import BESIDE, Spec, check
+from sat.config.spec import BESIDE, PATHS, Spec, check
 from sat.errors import Refused, printable
 from sat.identity import SECTIONS
 
@@ -20,11 +20,18 @@ def composed(words: Sequence[str]) -> Spec:
     return check({**resolve(cfg), "choices": choices})
 
 
-def refuse_lists(words: Sequence[str]) -> None:
-    """Raises Refused for several options of a group where a run has one: Hydra would lay the last
-    over those before, whose keys stay."""
-    for word in words:
-        key, _, value = word.partition("=")
+def refuse_slips(words: Sequence[str]) -> None:
+    """Raises Refused for a word that a space has cut off from its value, and for several options of
+    a group where a run has one: Hydra would lay the last over those before, whose keys stay."""
+    for before, word in zip(["", *words], words, strict=False):
+        key, is_override, value = word.partition("=")
+        if not is_override and key[:1] != "~":
+            cut = before.partition("=")[0]
+            if before.endswith(","):
+                raise Refused(f"{before} {word}: no space after a comma: {before}{word}")
+            if cut in (*PATHS, "evaluate"):
+                raise Refused(f"{word}: has no =; quote a path with spaces whole: '{cut}=\"...\"'")
+            raise Refused(f"{word}: is no override; write group=option or key=value")
         group = re.split("[/@]", key.lstrip("+~"))[0]
         if group in options() and group != "logger" and value.lstrip().startswith("["):
             if group == "experiment":
@@ -41,7 +48,7 @@ def compose(words: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
     import hydra
     from hydra.errors import HydraException
 
-    refuse_lists(words)
+    refuse_slips(words)
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra.compose("config", overrides=list(words), return_hydra_config=True)
@@ -96,7 +103,8 @@ def one_line(error: BaseException) -> str:
     if found := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]*)'", text):
         group, name = found.groups()
         known = groups.get(group) or re.findall(r"^\t(\S+)$", text, re.M)
-        return f"{group}={name}: no such option; {nearest(name, known)}"
+        own = "; one of your own: --config-dir DIR"
+        return f"{group}={name}: no such option; {nearest(name, known)}{own}"
     if found := re.search(r"Could not override '([^']*)'", text):
         key = found[1]
         if "No match in the defaults" in text:
@@ -107,10 +115,13 @@ def one_line(error: BaseException) -> str:
         if above in ([], [""]):  # a word of the first level is what nobody knows
             above, siblings = [], [*(siblings or [*SECTIONS, *SCALARS]), "recipe", "experiment"]
         part = key.split(".")[len(above) :] or [key]  # nothing is left: a key of a mapping
-        return f"{key}: no such key; {instead(key, part[0], siblings)}"
+        whole = parent._get_root() if parent is not None else None
+        return f"{key}: no such key; {instead(key, part[0], siblings, whole)}"
     if found := re.search(r"Ambiguous value for argument '([^']*)'", text):
         word = found[1]
         return f"{word}: several values are a sweep; write -m {word} (a list is key=[a,b])"
+    if found := re.search(r"Sweep parameters '(.*)' requires --multirun", text):
+        return f"{found[1]}: several values are a sweep; write -m '{found[1]}'"
     if found := re.search(r"Error parsing override '([^'=]*)'", text):
         return f"{found[1]}: is no override; write group=option or key=value"
     if found := re.search(r"Interpolation key '(sizes[\w.]*)' not found", text):

@@ -64,6 +64,14 @@ def _named(group: str, pattern: str) -> dict[str, str]:
 
 # words that no group has ------------------------------------------------------------------------
 
+# What is looked for where it is not, and where it is.
+ELSEWHERE = {
+    "eps": "dataset.eps (of all attacks) or attack.eps (of the training alone)",
+    "evaluation.eps": "dataset.eps, which all attacks follow",
+    "evaluation.steps": "evaluation.attacks.NAME.steps",
+    "objective.lambda": "objective.beta",
+}
+
 # What others call a key.
 SYNONYMS = {
     "bs": "batch_size", "epoch": "epochs", "epsilon": "eps", "lr": "learning_rate",
@@ -81,10 +89,15 @@ def unknown(given: Mapping[str, Any], allowed: list[str], prefix: str, cls: Any 
             raise Refused(f"{line}; {instead(prefix + str(key), str(key), allowed)}")
 
 
-def instead(key: str, word: str, allowed: list[str]) -> str:
-    """Ends a line about a key that is not there: the key that was meant, or names like the word
-    that nobody knows, and the options that have it."""
-    if (whole := meant(key)) not in (None, key):
+def instead(key: str, word: str, allowed: list[str], config: Any = None) -> str:
+    """Ends a line about a key that is not there: the key that was meant, of those in the composed
+    `config` if it is there, or names like the word that nobody knows, and the options that have it.
+    """
+    if (place := ELSEWHERE.get(SYNONYMS.get(key, key))) is not None:
+        return f"it is {place}"
+    if key == "dataset.root" and "path" in allowed:
+        return "it is dataset.path"
+    if (whole := meant(key, config)) not in (None, key):
         return f"it is {whole}"
     group, _, name = key.partition(".")
     pattern = rf"^{re.escape(name)}:"
@@ -94,14 +107,16 @@ def instead(key: str, word: str, allowed: list[str]) -> str:
     return nearest(word, allowed) + there
 
 
-def meant(word: str) -> str | None:
+def meant(word: str, config: Any = None) -> str | None:
     """The whole key that a word stands for: `schedule.epochs` of `epochs`, `attack.eps` of
-    `epsilon` or `attack.epsilon`; two where two groups have it; None of a word that none has."""
+    `epsilon` or `attack.epsilon`; two where two groups have it, in the composed `config` if any has
+    it there; None of a word that none has."""
     group, _, name = word.rpartition(".")
     name = SYNONYMS.get(name, name)
     if not group and name in (*options(), *SCALARS):
         return name
     places = [g for g in options() if g in SECTIONS and name in _keys(g) and group in ("", g)]
+    places = [g for g in places if name in ((config or {}).get(g) or ())] or places
     places.sort(key=("schedule attack model activation".split() + places).index)
     return " or ".join(f"{place}.{name}" for place in places[:2]) or None
 

@@ -135,7 +135,11 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     """`value` in the annotated type; 1 and 1.0 become the same; raises `Refused`."""
     converted = _convert(value, hint)
     if converted is _MISFIT:
-        raise Refused(f"{where}={short(value)}: must be {_describe(hint)}")
+        line = f"{where}={short(value)}: must be {_describe(hint)}"
+        if several := re.fullmatch(r"(\d{1,9})(?:-|\.\.)(\d{1,9})", str(value)):
+            first, last = map(int, several.groups())
+            line += f"; several are a sweep: -m '{where}=range({first},{last + 1})'"
+        raise Refused(line)
     for number in converted if isinstance(converted, list | tuple) else [converted]:
         if isinstance(number, int | float) and not _is_computed_with(number):
             raise Refused(
