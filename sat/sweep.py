@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -294,29 +295,37 @@ def report() -> None:
 def summary(done: Sequence[dict[str, Any]]) -> str:
     """A row a job, told by what it does not share with all; below, why those failed that did."""
     shared = set.intersection(*(set(job["overrides"]) for job in done))
-    told = {
-        job["job"]: " ".join(o for o in job["overrides"] if o not in shared) or "(as the others)"
-        for job in done
-    }
-    for job in done:
-        told[job["job"]] += "".join(f" (baseline: no {key})" for key in job.get("lacks", ()))
+    own = {job["job"]: [word for word in job["overrides"] if word not in shared] for job in done}
+    short = shortened([word for words in own.values() for word in words])
+    told = {n: " ".join(short[word] for word in words) or "(as the others)"
+            for n, words in own.items()}  # fmt: skip
     first = {job.get("name"): job for job in reversed(done)}
     rows = []
     for job in done:
         numbers = [job.get(key, "-") for key in ("clean", "robust", "alarms")]
         other = first[job.get("name")]
+        remark = "".join(f" (baseline: no {key})" for key in job.get("lacks", ()))
         alike = all(job.get(key, "-") == other.get(key, "-") for key in ("robust", "attack"))
         if job.get("name") and other is not job and alike:
-            numbers = ["the same run", f"as job {other['job']}", ""]
-        rows.append([str(job["job"]), *numbers, told[job["job"]]])
+            numbers, remark = ["", "", ""], f" (the same run as job {other['job']})"
+        rows.append([str(job["job"]), *numbers, told[job["job"]] + remark])
     attacks = {job["attack"] for job in done if job.get("attack")}
     robust = f"{attacks.pop()} %" if len(attacks) == 1 else "robust %"
-    lines = beside(["job", "best: clean %", robust, "alarms"], "of", rows)
+    lines = beside(["job", "best: clean %", robust, "alarms"], "differs in", rows)
     below = one_network(done)
     below += [
         f"! job {job['job']} ({told[job['job']]}): {job['message']}" for job in done if job["code"]
     ]
     return "\n".join([*lines, *([""] if below else []), *below])
+
+
+def shortened(words: Sequence[str]) -> dict[str, str]:
+    """Words without the group of their key, where no other key ends alike: `alpha=2`."""
+    keys = {word.partition("=")[0] for word in words}
+    ends = Counter(key.rpartition(".")[2] for key in keys)
+    plain = [key for key in keys if re.fullmatch(r"\w+(\.\w+)+", key)]
+    cut = {key: key.rpartition(".")[0] + "." for key in plain if ends[key.rpartition(".")[2]] == 1}
+    return {word: word.removeprefix(cut.get(word.partition("=")[0], "")) for word in words}
 
 
 def beside(head: list[str], last: str, rows: list[list[str]]) -> list[str]:

@@ -83,7 +83,7 @@ def test_a_joint_sweep_trains_the_baseline_once_and_says_so(sat):
     table = done.out[done.out.index("best: clean %") :]
     rows = [" ".join(line.split()) for line in table.splitlines()[2:8]]
     assert rows[0].endswith("activation=relu (baseline: no activation.alpha)")
-    assert rows[1].startswith("2 the same run as job 1 ")
+    assert rows[1] == "2 activation=relu (the same run as job 1)"
     assert "jobs 3 and 5 are one network: ELU and CELU at alpha 1 are one function" in table
     baseline = next(run for run in done.runs if "-relu-" in run.name)
     assert '"activation=relu"' in (baseline / "result.json").read_text()

@@ -614,7 +614,7 @@ def test_a_sweep_over_processes(tmp_path):
     results = sorted(tmp_path.glob("outputs/*/result.json"))
     assert [json.loads(r.read_text())["seed"] for r in results] in ([0, 1], [1, 0])
     table = out[out.rindex("job  ") :]
-    assert "seed=1 attack.eps=38" in table and "! job 2 (seed=0 attack.eps=0.1)" in table
+    assert "seed=1 eps=38" in table and "! job 2 (seed=0 eps=0.1)" in table
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 

@@ -1,5 +1,7 @@
 """The learning rate as a function of progress, and what is decayed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from sat.training.decay import Cosine, OneCycle, Step
 from sat.training.optimizer import build_optimizer, decayed, set_momentum, set_rate
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
+from sat.training.summary import training_line
 
 N, B = 1000, 100
 
@@ -137,6 +140,12 @@ def test_epochs_are_told_as_they_will_be(epochs, told):
     schedule = Schedule(epochs=epochs, batch_size=64 if epochs == 1.07 else 100)
     images = 6400 if epochs == 1.07 else 1000
     assert str(Plan(schedule, images, 0, {}).epochs) == told
+
+
+def test_a_batch_of_more_than_all_images_is_told_with_the_epochs_that_it_makes():
+    plan = Plan(Schedule(epochs=4, batch_size=128), 50, 0, {})
+    line = training_line(SimpleNamespace(plan=plan))
+    assert "2 steps of 128 images, 5.12 epochs" in line and "schedule.batch_size=25 or less" in line
 
 
 def test_decay_falls_on_weights_alone():

@@ -402,7 +402,7 @@ def test_a_run_of_two_jobs_is_told_once_unless_they_measured_otherwise():
         {**job, "job": n, "robust": robust} for n, robust in ((1, "50.0"), (2, "50.0"), (3, "41.0"))
     ]
     lines = sweep.summary(jobs).splitlines()
-    assert "the same run" in lines[3] and "as job 1" in lines[3]
+    assert lines[3].split("  ")[-1].strip() == "(as the others) (the same run as job 1)"
     assert "41.0" in lines[4] and "the same run" not in lines[4]
     other = sweep.summary([{**jobs[0], "attack": "pgd"}, {**jobs[1], "attack": "strong"}])
     assert "the same run" not in other
@@ -414,6 +414,15 @@ def test_a_run_of_two_jobs_is_told_once_unless_they_measured_otherwise():
         for job, attack in zip(jobs, attacks, strict=False):
             job["attack"] = attack
         assert f" {head} " in sweep.summary(jobs).splitlines()[0]
+
+
+def test_a_sweeps_table_has_short_keys_where_no_two_end_alike():
+    words = ["activation.alpha=1", "dataset.eps=8", "attack.eps=4", "+attack@evaluation.a.b=pgd"]
+    jobs = [{"job": n, "overrides": words[:n], "code": 0, "message": ""} for n in (1, 4)]
+    lines = [line.split("  ")[-1] for line in sweep.summary(jobs).splitlines()]
+    assert lines[0] == "differs in" and lines[3] == " ".join(words[1:])
+    jobs[0]["overrides"] = []
+    assert " alpha=1 dataset.eps=8 attack.eps=4 +attack@eval" in sweep.summary(jobs)
 
 
 def test_the_rule_of_a_sweeps_table_is_as_wide_as_the_table(monkeypatch):

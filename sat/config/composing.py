@@ -148,6 +148,11 @@ def one_line(error: BaseException) -> str:
     if "Config group override must be" in text:  # Hydra does not say which
         listed = ", ".join(groups)
         return f"a group can't be null or a number; write group=option; groups: {listed}"
+    return _joined(text, error)
+
+
+def _joined(text: str, error: BaseException) -> str:
+    """What Hydra says, without its noise."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     noise = ("full_key:", "object_type", "See http")
     line = " ".join(line for line in lines if not line.startswith(noise)) or type(error).__name__

@@ -57,8 +57,10 @@ class Files:
 def class_folders(folder: Path) -> list[str]:
     """Sorted names of the sub-folders; ValueError if there are fewer than two."""
     if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; images belong in train/<class>/ and val/<class>/ of"
-                         " dataset.root=FOLDER")
+        raise ValueError(
+            f"no folder {folder}; images belong in train/<class>/ and val/<class>/ of"
+            " dataset.root=FOLDER"
+        )
     try:
         names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     except OSError as error:

@@ -50,9 +50,9 @@ class Plan:
     @property
     def epochs(self) -> float:
         """How many the run takes, as they are told: 40, 1.07. As asked for, which the last step
-        rounds, but where one step is more than all of them."""
-        asked, total = self.schedule.epochs, self.epoch(self.steps)
-        told = round(asked if abs(total - asked) < 0.51 * self.epoch(1) else total, 2)
+        rounds, but where a step is more than one of them, or all."""
+        asked, total, one = self.schedule.epochs, self.epoch(self.steps), self.epoch(1)
+        told = round(asked if one <= 1 and abs(total - asked) < 0.51 * one else total, 2)
         return int(told) if told == int(told) else told
 
     def told_epoch(self, step: int) -> float:

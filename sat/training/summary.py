@@ -108,7 +108,12 @@ def training_line(state: TrainState) -> str:
         for key, usual in off.items()
         if (value := getattr(schedule, key)) != usual
     )
-    if plan.steps < FEW:
+    if schedule.batch_size > plan.images:
+        extras += (
+            f" (! a batch is more than all {plan.images:,} training images, which moves the number"
+            f" of epochs; write schedule.batch_size={max(2, plan.images // 2)} or less)"
+        )
+    elif plan.steps < FEW:
         extras += " (so few steps may teach nothing; a smaller schedule.batch_size makes more)"
     return (
         f"training: {plan.steps:,} step{'s' * (plan.steps != 1)} of {schedule.batch_size} images,"
