@@ -44,7 +44,9 @@ if find_spec("omegaconf") is None:  # which tables and states need, too
 __version__ = "0.1.0"
 
 
-def train(*words: str, model: "nn.Module | None" = None, data: Any = None) -> "TrainedRun":
+def train(
+    *words: str, model: "nn.Module | None" = None, data: Any = None, **others: Any
+) -> "TrainedRun":
     """Trains by the words of the command line: see `sat.python.train` for what it takes and gives.
 
     ```python
@@ -55,6 +57,9 @@ def train(*words: str, model: "nn.Module | None" = None, data: Any = None) -> "T
     """
     from sat.python import train
 
+    if others:
+        texts = ", ".join(f'"{key}={value}"' for key, value in others.items())
+        raise TypeError(f"sat.train: write keys as text: sat.train({texts})")
     return train(words, model, data)
 
 

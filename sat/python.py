@@ -76,7 +76,8 @@ def spec_of(words: list[str], model: nn.Module | None = None, data: Any = None) 
     for word in words:
         key, is_override, _ = word.partition("=") if isinstance(word, str) else ("", "", "")
         if not is_override or key.startswith("-") or key.lstrip("+~") == "evaluate":
-            raise Refused(f"{word}: sat.train does one training; write key=value")
+            text = "" if isinstance(word, str) else ' as text: sat.train("activation=gelu")'
+            raise Refused(f"{word}: sat.train does one training; write key=value{text}")
     if data is not None:
         told = [word for word in words if word.startswith(("dataset=", "dataset.path="))]
         if other := [word for word in told if word != NPZ]:

@@ -257,7 +257,7 @@ def test_what_images_are_refused(data, says):
         (["dataset=digits"], {"data": (1, 2)}, "dataset=digits: data are given"),
         (["dataset.path=x"], {"data": (1, 2)}, "dataset.path=x: data are given"),
         ([3], {}, "3: sat.train does one training; write key=value"),
-        ([["seed=1"]], {}, "sat.train does one training; write key=value"),
+        ([{"seed": 1}], {}, "one training; write key=value as text: sat.train"),
         (["hydra.run.dir=here"], {}, "hydra.run.dir: results lie where record.root says"),
         (["record.keep=[]"], {}, r"record.keep=\[\]: sat.train gives the model back"),
         (["activation=[relu,silu]"], {}, "a run has one option of activation"),
@@ -270,6 +270,11 @@ def test_what_is_refused(words, more, says, tmp_path, monkeypatch):
     with pytest.raises(Refused, match=says):
         spec_of(words, **more)
     assert not [*tmp_path.iterdir()]
+
+
+def test_keys_as_arguments_are_answered_with_the_text_to_write():
+    with pytest.raises(TypeError, match=r'as text: sat.train\("activation=gelu", "seed=1"\)'):
+        sat.train(activation="gelu", seed=1)
 
 
 def test_a_folder_that_is_none_is_told_as_such(tmp_path):

@@ -248,6 +248,10 @@ def test_options_that_are_ignored_nowhere(report, wrong, tmp_path, monkeypatch):
     assert code == 2 and out.count("\n") == 1, out
 
 
+def test_a_second_folder_is_answered_with_how_two_are_read(report):
+    assert report("a", "b")[1].startswith("! sat-report: b: one folder is read; --keep FILE")
+
+
 # one file of runs ---------------------------------------------------------------------------------
 
 

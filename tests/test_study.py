@@ -676,11 +676,12 @@ def test_the_command_below_a_table_is_what_was_typed(folder):
     words = ["activation=relu", "schedule.epochs=4"]
     runs = [folder.add("relu", seed, 50, experiments=(), overrides=words) for seed in range(3)]
     assert only(folder).facts["overrides"] == "activation=relu schedule.epochs=4"
-    typed = ["/a/sat/run.py -m seed=0,1", "/a/sat/run.py -m seed=0,1", "/b/bin/sat seed=2"]
+    typed = ["/a/sat/run.py -m seed=0,1", "/a/sat/run.py -m seed=0,1",
+             "/b/bin/sat ++activation.alpha=1,2 a/b"]  # fmt: skip
     for run, command in zip(runs, typed, strict=True):
         change(run / "result.json", environment={"command": command})
     facts = only(folder).facts
-    assert facts["command"] == "python -m sat.run -m seed=0,1, sat seed=2"
+    assert facts["command"] == "python -m sat.run -m seed=0,1; sat activation.alpha=1,2 a/b"
     assert "overrides" not in facts
 
 

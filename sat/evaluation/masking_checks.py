@@ -263,7 +263,7 @@ def random_alarm(logits: Tensor, y: Tensor) -> Alarm | None:
     return Alarm(
         "random",
         f"the network {how} of {images} clean images of {classes} classes, as by chance: no number"
-        " of its robustness means anything. Look at the training, the weights and the labels",
+        " of its robustness would mean anything. Look at the training, the weights and the labels",
         {"clean": right / images, "chance": 1 / classes, "constant": constant, "images": images},
     )
 

@@ -35,6 +35,7 @@ def reevaluated(cfg: Any, choices: dict[str, str], overrides: list[str]) -> Spec
         if place.is_file():
             return of_file(cfg, choices, overrides)
         what = "holds no config.yaml, so it is no run" if place.is_dir() else "no such file or run"
+        what = "no pattern is followed (-m evaluate=A,B)" if "*" in str(place) else what
         raise Refused(f"evaluate={place}: {what}; name a run directory or a file of weights")
     own = read_config(directory)
     if own is None:

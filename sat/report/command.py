@@ -80,7 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("--status", action="store_true", help="list the runs and their state")
     add("--transfer", action="store_true", help="who fools whom, after evaluation=transfer")
-    given = parser.parse_args(arguments)
+    given, more = parser.parse_known_args(arguments)
+    if more:
+        folder = "one folder is read; --keep FILE of each adds up, for sat-report FILE"
+        parser.error(f"{more[0]}: {'no such option' if more[0][:1] == '-' else folder}")
     try:
         answer(given)
         return 0
