@@ -168,6 +168,8 @@ def spoil(kind, run, folder):
     model = package.load(run)
     if kind == "no file":
         return folder / "none.pt", "no such file"
+    if kind == "pattern":
+        return folder / "*relu*", "no pattern is followed (-m evaluate=A,B)"
     if kind == "no run":
         return folder, "no config.yaml"
     if kind == "text":
@@ -195,7 +197,17 @@ def spoil(kind, run, folder):
 
 @pytest.mark.parametrize(
     "kind",
-    ["no file", "no run", "text", "pickle", "torch pickle", "classes", "channels", "image size"],
+    [
+        "no file",
+        "pattern",
+        "no run",
+        "text",
+        "pickle",
+        "torch pickle",
+        "classes",
+        "channels",
+        "image size",
+    ],
 )
 def test_what_can_not_be_evaluated_is_refused_in_one_line(sat, copy, tmp_path, kind):
     place, says = spoil(kind, copy, tmp_path)

@@ -248,7 +248,7 @@ def test_any_optimiser_timm_has(name):
     [
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": -4}, "batch_size=-4"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"learning_rate": 0.0}, "learning_rate=0:"),
         ({"accumulate": 200}, "batch_size=128"),
         ({"ema": 1.0}, "ema=1.0"),
         ({"milestones": (30.0, 60.0)}, "milestones="),

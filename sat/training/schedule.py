@@ -93,7 +93,7 @@ class Schedule:
         check_choices(self)
         for key in ("epochs", "batch_size", "learning_rate", "learning_rate_batch", "accumulate"):
             if not 0 < (self.parts if key == "accumulate" else getattr(self, key)) < math.inf:
-                raise ValueError(f"{key}={getattr(self, key)}: must be finite, above 0")
+                raise ValueError(f"{key}={getattr(self, key):g}: must be finite, above 0")
         if not isinstance(self.updates_per_epoch, str):
             why = "is a number of updates, or auto, or whole"
             check_range("updates_per_epoch", self.updates_per_epoch, 1, MOST_IMAGES, why)
@@ -124,9 +124,8 @@ class Schedule:
             known = ", ".join(FUSED)
             raise ValueError(f"fused=true: {self.optimizer} has no such step, only {known} have")
         if any(not 0 < m < 1 for m in self.milestones):
-            raise ValueError(
-                f"milestones={list(self.milestones)}: are fractions of the training, from 0 to 1"
-            )
+            written = ", ".join(f"{m:g}" for m in self.milestones)
+            raise ValueError(f"milestones=[{written}]: are fractions of the training, from 0 to 1")
         check_optimizer(self.optimizer)
         self._check_optimizer()
 
