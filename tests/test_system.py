@@ -532,6 +532,7 @@ def test_words_for_hydra_are_refused_before_it_acts(word, sat, tmp_path, monkeyp
     (["-m", "activation=relu,", "silu"], "no space after a comma: activation=relu,silu"),
     (["objective=trades", "beta=6"], "beta: no such key; it is objective.beta"),
     (["dataset=npz", "dataset.root=F"], "dataset.root: no such key; it is dataset.path"),
+    (["schedule/decay=step", "schedule.decay=cosine"], "schedule/decay: is schedule.decay by an"),
     (["--config-dir", "nope"], "--config-dir: nope: no such folder"),
 ])  # fmt: skip
 def test_a_slip_of_the_command_line_is_told(words, told, sat):

@@ -21,8 +21,13 @@ def composed(words: Sequence[str]) -> Spec:
 
 
 def refuse_slips(words: Sequence[str]) -> None:
-    """Raises Refused for a word that a space has cut off from its value, and for several options of
-    a group where a run has one: Hydra would lay the last over those before, whose keys stay."""
+    """Raises Refused for a word that a space has cut off from its value, for one key by two names,
+    of which Hydra would drop one, and for several options of a group where a run has one: Hydra
+    would lay the last over those before, whose keys stay."""
+    keys = {word.partition("=")[0].lstrip("+") for word in words}
+    if twice := [key for key in keys if "/" in key and key.replace("/", ".") in keys]:
+        key = twice[0].replace("/", ".")
+        raise Refused(f"{twice[0]}: is {key} by another name, which is there too; drop one")
     for before, word in zip(["", *words], words, strict=False):
         key, is_override, value = word.partition("=")
         if not is_override and key[:1] != "~":
