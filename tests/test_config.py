@@ -110,7 +110,7 @@ def test_the_command_line_wins():
 @pytest.mark.parametrize(
     "override, says",
     [
-        ("activation=gleu", ["activation=gleu", "did you mean gelu?"]),
+        ("activation=gleu", ["activation=gleu", "did you mean gelu?", "own: --config-dir DIR"]),
         ("activtion=gelu", ["activtion", "did you mean activation?"]),
         ("schedule.epohcs=3", ["schedule.epohcs", "did you mean epochs?"]),
         ("+schedule.epohcs=3", ["schedule.epohcs=3", "did you mean epochs?"]),

@@ -373,7 +373,9 @@ def test_folders_that_cannot_be_a_set_are_refused(root, tmp_path):
             option(root=str(tmp_path))(CPU, 0)
         assert "\n" not in str(caught.value)
 
-    refused("no folder .*train; images belong in train/<class>/ and val/<class>/")
+    refused(
+        "no folder .*train; images belong in train/<class>/ and val/<class>/ of dataset.root=FOLDER"
+    )
     with pytest.raises(ValueError, match=f"folder of one part; dataset.root={root}$"):
         ImageFolder(root=str(root / "val")).fingerprint()
     (tmp_path / "train" / ".hidden").mkdir(parents=True)
