@@ -372,7 +372,8 @@ def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str
 
     from sat.config import one_line
 
-    refuse_overrides([word for word in words if word[:1] != "-"])
+    after = zip(["", *words], words, strict=False)
+    refuse_overrides([w for before, w in after if w[:1] != "-" and before != "--config-dir"])
 
     def job(cfg: Any) -> None:
         at = HydraConfig.get()

@@ -417,6 +417,14 @@ def test_a_rate_tells_the_time_without_trying(forecast, monkeypatch):
     assert measured == pytest.approx(more, rel=0.02)
 
 
+def test_options_of_a_folder_of_ones_own_are_forecast(forecast, tmp_path):
+    (tmp_path / "activation").mkdir()
+    (tmp_path / "activation" / "mine.yaml").write_text("_target_: sat.activations.Mish\n")
+    for where in ([f"--config-dir={tmp_path}"], ["--config-dir", str(tmp_path)]):
+        code, out, err = forecast(*where, "activation=mine", "--tflops=1")
+        assert code == 0 and "-mine-pgd1" in out, err
+
+
 @pytest.mark.parametrize("rate", ["0", "nan", "-1,2", "inf", "1,2,3"])
 def test_a_rate_that_is_none_is_refused(forecast, rate):
     with pytest.raises(SystemExit) as end:

@@ -188,8 +188,8 @@ def scatter(table: Table, entry: Mapping[str, Any]) -> Figure:
     note = NOTE + "; dashed: what no other row beats in both" * (x == "clean")
     figure = sheet(table, f"robust over {x.replace('_', ' ')}", rows, note, handles=handles)
     axes = figure.subplots()
-    spots = [tuple(round(100 * at.mean, 1) if isinstance(at, Number) else at for at in point)
-             for point in zip(places, robust, strict=True)]  # fmt: skip
+    xs = [round(100 * at.mean, 1) if isinstance(at, Number) else at for at in places]
+    spots = [(x_at, round(100 * at.mean, 1)) for x_at, at in zip(xs, robust, strict=True)]
     for row, x_at, y_at, spot, number in zip(rows, places, robust, spots, numbers, strict=True):
         alike = [other for other, place in zip(numbers, spots, strict=True) if place == spot]
         mark(axes, row, x_at, y_at, number if len(alike) == 1 else " ")
