@@ -17,7 +17,7 @@ from sat.attacks import PGD, Multi
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import ensemble_of
 from sat.distributed.world import ALONE, World, join, shared
-from sat.evaluation.measure import joined, measure, share
+from sat.evaluation.measure import measure_together
 from sat.evaluation.store import digest_of
 from sat.launch import end, local_rank
 from sat.objectives import Adversarial, Method
@@ -184,13 +184,14 @@ def evaluated(world: World, quick: bool) -> dict[str, Any]:
     y = net(x).argmax(1)
     judge, tallies = ensemble_of(PGD(20, 3), 2, 5, quick), []
     for these in (world, ALONE):
-        own, outcomes = share(these, judge), AttackOutcomes.new(judge.names, 37)
-        seen = []
-        batches = (
-            (seen.extend(i.tolist()) or i, x[i], y[i]) for i in torch.arange(37)[own].split(5)
-        )
-        measure(net, batches, judge, 0, outcomes.part(own))
-        tallies.append(joined(these, outcomes, own))
+        outcomes, seen = AttackOutcomes.new(judge.names, 37), []
+
+        def images(own, seen=seen):
+            for i in torch.arange(37)[own].split(5):
+                seen.extend(i.tolist())
+                yield i, x[i], y[i]
+
+        tallies.append(measure_together(these, net, images, judge, 0, outcomes))
         if these is world:
             measured = sorted(image for each in world.gather(seen) for image in each)
     pairs = [(outcomes.fell, outcomes.passed) for outcomes in tallies]

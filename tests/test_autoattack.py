@@ -1,14 +1,19 @@
 """The trusted ensemble: the package's own verdicts, kept attack by attack, resumable."""
 
+from itertools import product
+
 import pytest
 import torch
 from conftest import trained_on_digits
 from torch import nn
 
+import sat
 from sat.attacks import AutoAttack
 from sat.attacks import autoattack as module
 from sat.attacks.outcomes import STANDS, WRONG, AttackOutcomes
+from sat.errors import Refused
 from sat.rng import RowRng
+from sat.training.preflight import check_sizes
 
 EPS = 25.0  # in 1/255, for the digits
 
@@ -165,6 +170,39 @@ def test_few_classes_have_fewer_targets(digits):
     outcomes = surveyed(attack, few, x, y)
     attack.run(few, x, y, RowRng(0, torch.arange(len(x))), outcomes)
     assert (outcomes.fell >= 0).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_sizes_on_which_its_square_cannot_begin_are_refused_before_anything_runs(norm):
+    """Just those: the package is asked on all of up to 20 pixels a side."""
+    from pyautoattack.square import SquareAttack
+
+    attack, refused = AutoAttack("0.5/1", norm), set()
+    for height, width in product(range(1, 21), repeat=2):
+        try:
+            attack.check_size(height, width)
+        except ValueError as error:
+            refused.add((height, width))
+            assert f"{height}x{width} pixels; take attack='strong'" in str(error)
+        x, y = torch.zeros(1, 1, height, width), torch.zeros(1, dtype=torch.long)
+        kind = {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm]
+        square = SquareAttack(lambda x: torch.tensor([[0.0, 1.0]]), norm=kind, eps=0.5, n_queries=1)
+        square.device = x.device
+        square.init_hyperparam(x)
+        begins = True
+        try:
+            square.attack_single_run(x, y)
+        except (RuntimeError, ZeroDivisionError):
+            begins = False
+        assert begins == ((height, width) not in refused), (height, width)
+    assert (14, 14) in refused and (8, 8) not in refused if norm != "linf" else not refused
+    AutoAttack("0.5/1", norm, "rand").check_size(14, 14)  # without Square
+    with pytest.raises(Refused, match=r"a\.norm=l2: .*14x14"):
+        check_sizes({"a": AutoAttack("0.5/1", "l2")}, 14)
+    if norm != "linf":
+        x, net = torch.rand(2, 1, 14, 14), nn.Sequential(nn.Flatten(), nn.Linear(196, 5))
+        with pytest.raises(ValueError, match=f"norm={norm}: .*14x14"):
+            sat.evaluate(net, x, torch.zeros(2).long(), "0.5/1", norm, "autoattack")
 
 
 @pytest.mark.parametrize(

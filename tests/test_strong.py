@@ -203,6 +203,103 @@ def test_a_killed_evaluation_goes_on_to_the_same_verdicts(digits, names):
     assert torch.equal(outcomes.fell[decided[0] >= 0], decided[0][decided[0] >= 0])
 
 
+class Rippled(nn.Module):
+    """Smooth stairs: a true gradient, that rises and falls, and traps an ascent."""
+
+    def forward(self, x):
+        return x - 3 * torch.sin(20 * math.pi * x) / (20 * math.pi)
+
+
+@pytest.fixture(scope="module")
+def trapped():
+    """A network behind such stairs, trained on digits of 16x16 pixels, and 60 others."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x = (torch.tensor(images).float() / 16).view(-1, 1, 8, 8)
+    x = nn.functional.interpolate(x, size=16, mode="bilinear", align_corners=False)
+    y = torch.tensor(labels)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        Rippled(), nn.Conv2d(1, 8, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(4):
+        for part in torch.randperm(1700).split(128):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+            optimizer.step()
+    return model.eval().requires_grad_(False), x[1700:1760], y[1700:1760]
+
+
+TRAPS = FastAutoAttack(14.0, attacks=("apgd-ce", "fab-t", "square"))
+
+
+def decided(attack, trapped, parts, told=lambda name: None):
+    """The outcomes of a set in `parts`; `told` of each attack that begins."""
+    (model, x, y), rng = trapped, RowRng(5, torch.arange(60))
+    outcomes = attack._survey(model, x, y)
+    outcomes.begin = lambda name, images: told(name)
+    attack = attack.of_set(lambda: (x, rng))
+
+    def go_on():
+        for each in attack.passes(outcomes):
+            for rows in parts:
+                each.run(model, x[rows], y[rows], rng[rows], outcomes.part(rows))
+
+    return outcomes, go_on
+
+
+def test_what_traps_gradients_is_asked_again_in_full(trapped, monkeypatch, caplog):
+    """What stands is then what an endless patience leaves, whatever the parts of the set and their
+    batches, and after a kill."""
+    monkeypatch.setattr(ensemble, "SquareSearch", partial(SquareSearch, iterations=1000))
+    (model, x, y), rng = trapped, RowRng(5, torch.arange(60))
+    known = TRAPS._survey(model, x, y)
+    TRAPS.run(model, x, y, rng, known)
+    endless = replace(TRAPS, patience=None).verdicts(model, x, y, rng) == -1
+    with caplog.at_level("WARNING", "sat"):
+        whole = TRAPS.verdicts(model, x, y, rng)
+    assert f"the {int(known.robust.sum())} that stand are asked again" in caplog.text
+    assert (known.robust & ~endless).sum() > 1 and torch.equal(whole == -1, endless)
+
+    begun, last = [], [*TRAPS.attacks * 2, *TRAPS.attacks[1:] * 2]
+
+    def die(name):
+        begun.append(name)
+        if begun == last:  # the second part's Square, for the second time
+            raise KeyboardInterrupt
+
+    parts = (slice(0, 25), slice(25, 60))
+    outcomes, go_on = decided(replace(TRAPS, batch_size=9), trapped, parts, die)
+    with pytest.raises(KeyboardInterrupt):
+        go_on()
+    left = outcomes.robust.clone()
+    outcomes.begin = lambda name, images: begun.append((name, images))
+    go_on()
+    assert torch.equal(outcomes.fell, whole)
+    assert begun[len(last) :] == [("square", int(left[25:].sum()))]
+    go_on()  # there is nothing left to ask
+    assert len(begun) == len(last) + 1
+
+
+def test_an_honest_network_is_asked_once(digits):
+    model, x, y = digits
+    begun, outcomes = [], TRAPS._survey(model, x, y)
+    outcomes.begin = lambda name, images: begun.append(name)
+    for each in replace(TRAPS, eps=EPS / 2).passes(outcomes):
+        each.run(model, x, y, RowRng(0, torch.arange(len(x))), outcomes)
+    assert begun == [*TRAPS.attacks] and outcomes.robust.any()
+
+
+def test_where_nothing_was_given_up_nothing_is_asked_again(trapped, monkeypatch):
+    monkeypatch.setattr(ensemble, "SquareSearch", partial(SquareSearch, iterations=1000))
+    begun, endless = [], replace(TRAPS, attacks=("apgd-ce", "square"), patience=None)
+    outcomes, go_on = decided(endless, trapped, (slice(0, 60),), begun.append)
+    go_on()
+    assert begun == [*endless.attacks] and (outcomes.fell == 1).sum() > 1
+
+
 class Masked(nn.Module):
     """A model whose gradient is 0 everywhere: its input is rounded."""
 
@@ -299,6 +396,23 @@ class ExactHead(nn.Module):
             features = self.body(x).flatten(1)
             with torch.autocast("cpu", enabled=False):
                 return self.head(features.float())
+
+
+@pytest.mark.parametrize("few", [[5.0, -5.0], [5.0, -5.0, -5.0], [5.0, 4.0, 0.0, -5.0]])
+def test_float32_is_asked_near_a_fall_however_few_the_classes(few):
+    """At the edge of two classes both logits may be near 0, and what is rounded before is not."""
+    head = ExactHead()
+    with torch.no_grad():
+        head.head = nn.Linear(8 * 36, len(few))
+        head.head.weight.zero_()
+        head.head.bias.copy_(torch.tensor(few))
+    x, ball = torch.rand(4, 1, 8, 8), Ball(0.1, "linf")
+    network = Network(head.eval().requires_grad_(False), torch.bfloat16, x, ball).of_set(x)
+    rest = [-5.0] * (len(few) - 2)
+    logits = torch.tensor([[0.01, -0.01, *rest], [5.0, 4.97, *rest], [0.5, -0.5, *rest]])
+    asked = network.may_fall(logits, torch.zeros(3, dtype=torch.long))
+    assert asked.tolist() == [True, True, False]
+    assert not network.in_float32().may_fall(logits, torch.zeros(3, dtype=torch.long)).any()
 
 
 def test_a_part_that_autocast_leaves_alone_is_left_alone_by_the_search():

@@ -79,6 +79,19 @@ class AutoAttack(Ensemble, Attack):
         """How many logits its losses look at."""
         return 4 if "apgd-t" in self.names else 3 if "apgd-dlr" in self.names else 2
 
+    def check_size(self, height: int, width: int) -> None:
+        """In L2 and L1 the package's Square begins with tiles of a fifth of the height, which may
+        be none, or leave the image; those of one pixel are cut."""
+        tile = height // 5
+        if self.norm == "linf" or "square" not in self.names or tile == 1 or tile > width:
+            return
+        first = (height - 5 * tile) // 2
+        if not tile or any(first + n // tile * tile > n for n in (height, width)):
+            raise ValueError(
+                f"norm={self.norm}: Square of the package pyautoattack can't begin on images of"
+                f" {height}x{width} pixels; take attack='strong' (evaluation=strong)"
+            )
+
     def run(
         self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
     ) -> None:
@@ -107,6 +120,7 @@ class AutoAttack(Ensemble, Attack):
     def _package(self, model: nn.Module, x: Tensor, seed: int) -> Any:
         from pyautoattack import AutoAttack as Package
 
+        self.check_size(*x.shape[2:])
         package = Package(
             model, attacks=list(self.attacks) if self.attacks else None, device=x.device,
             eps=self.eps / 255, norm={"linf": "Linf", "l2": "L2", "l1": "L1"}[self.norm],

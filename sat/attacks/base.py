@@ -91,6 +91,10 @@ class Attack(Protocol):
         """How many classes a network must tell apart."""
         return 1
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError, in one line, for images of a size that it can't take."""
+        return None
+
     def gradients(self, classes: int) -> int | None:
         """Input gradients for an image that stands, or what costs as much (a query is half of one),
         of so many classes; None where they have to be counted."""

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -31,14 +31,16 @@ from sat.attacks.network import Network
 from sat.attacks.outcomes import AttackOutcomes, Ensemble, First, margins
 from sat.attacks.pool import Pool, Search
 from sat.attacks.shrinking import ShrinkingAPGDSearch
-from sat.attacks.square import SquareSearch
+from sat.attacks.square import SPARED, SquareSearch
 from sat.attacks.targets import LOOKED_AT, TRIED, Choice, by_malt, ranked
 from sat.rng import Key, RowRng
+from sat.statistics import beyond
 
 log = logging.getLogger("sat")
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 KNOWN = (*ATTACKS, "apgd-pma")
 TARGETED = ("apgd-t", "fab-t")
+AGAIN = ("fab-t", "square")  # where gradients are trapped
 BATCH = 10**9  # multiply-adds of a batch's forward on a CPU: a tenth of a second, or less
 FLAT = 0.5  # of a few images have no gradient
 MORE = 3  # times Square, where logits are coarse
@@ -67,7 +69,9 @@ class FastAutoAttack(Ensemble, Attack):
     decides. Targets and queries that lead nowhere are given up early (see `sat.attacks.pool`), and
     so is Square where a short ascent of the margin came clearly further. With `patience` None all
     have their published length, and nothing is tried again; where the gradient is not the slope of
-    the logits, which is logged, nothing is given up. `eps` is in 1/255.
+    the logits, which is logged, nothing is given up. Where Square fells what attacks by gradients
+    left, by the limit of the alarm `black_box`, all that still stands in the set goes through FAB
+    and Square once more, of their published length. `eps` is in 1/255.
 
     Where the logits are of few values (rounding, quantisation, a saturated softmax), which is
     logged, the searches go by the last layer of real values, if it is in sight; nothing is given up
@@ -84,6 +88,7 @@ class FastAutoAttack(Ensemble, Attack):
     batch_norm: ClassVar[str] = "eval"
     loss: ClassVar[str] = "ce"
     _first: ClassVar[First | None] = None  # else those of each call
+    _second: ClassVar[bool] = False  # what the set is put through a second time
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attacks", tuple(self.attacks))
@@ -124,19 +129,55 @@ class FastAutoAttack(Ensemble, Attack):
             x_adv[images.to(x_adv.device)] = points.to(x_adv.device)
 
         outcomes.fallen = keep
-        self.run(model, x, y, row_rng(rng, x), outcomes)
+        self._decide(model, x, y, row_rng(rng, x), outcomes)
         return x_adv
 
     def verdicts(self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng | None = None) -> Tensor:
         """Verdicts of N images, int16 on the CPU: which of `attacks` felled it, STANDS or WRONG."""
         outcomes = self._survey(model, x, y)
-        self.run(model, x, y, row_rng(rng, x), outcomes)
+        self._decide(model, x, y, row_rng(rng, x), outcomes)
         return outcomes.fell
 
+    def _decide(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
+    ) -> None:
+        """Runs all passes, where these are all images of the set."""
+        for each in self.passes(outcomes) if self._first is None else (self,):
+            each.run(model, x, y, rng, outcomes)
+
     def of_set(self, first: Callable[[], First]) -> "FastAutoAttack":
+        return self._with(_first=first())
+
+    def _with(self, **known: object) -> "FastAutoAttack":
         own = replace(self)
-        object.__setattr__(own, "_first", first())
+        for name, value in ({"_first": self._first} | known).items():
+            object.__setattr__(own, name, value)
         return own
+
+    def passes(self, outcomes: AttackOutcomes) -> Iterator["FastAutoAttack"]:
+        yield self
+        left = int((outcomes.robust & (outcomes.passed < self._last)).sum())
+        at = self.attacks.index("square") if "square" in self.attacks else 0
+        fallen = int((outcomes.fell == at).sum())
+        if at and left and beyond(fallen, len(outcomes.fell), SPARED):
+            log.warning(
+                "strong: Square fells %d images that attacks by gradients leave: these are trapped;"
+                " the %d that stand are asked again, and nothing is given up", fallen, left,
+            )  # fmt: skip
+            yield self._with(_second=True)
+
+    @property
+    def _turns(self) -> list[tuple[int, int]]:
+        """The attacks of this pass, each after its place among those of both."""
+        count = len(self.attacks)
+        if not self._second:
+            return [(k, k) for k in range(count)]
+        return [*enumerate((k for k in range(count) if self.attacks[k] in AGAIN), count)]
+
+    @property
+    def _last(self) -> int:
+        """How many attacks an image has been through that none is left for."""
+        return len(self.attacks) + sum(name in AGAIN for name in self.attacks)
 
     def run(
         self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes
@@ -146,18 +187,19 @@ class FastAutoAttack(Ensemble, Attack):
             first, draws = self._first or (x, rng)
             few = first[:8].to(_device(model))
             check_repeats(model, few)
-            coarse = self._coarse(model, few, draws)
+            coarse = not self._second and self._coarse(model, few, draws)
             patience = self.patience
-            if patience is None or coarse or self._astray(model, few, draws):
+            if patience is None or self._second or coarse or self._astray(model, few, draws):
                 patience = math.inf
-            network = Network(model, self._precision(model), few, self._ball, coarse)
+            network = Network(model, self._precision(model), few, self._ball, coarse).of_set(few)
             size, targets = self._size(x, network), None
-            for k, name in enumerate(self.attacks):
+            for turn, k in self._turns:
+                name = self.attacks[k]
                 own, reached = rng.child(name).to("cpu"), None
                 if name == "square" and self.eps and patience < math.inf:
                     reached = self._reached(k, network, x, y, own, outcomes)
                 search = self._search(name, own.key, coarse, reached)
-                with outcomes.attack(k) as images:
+                with outcomes.attack(k, turn) as images:
                     aims = torch.zeros(len(y), search.rounds, dtype=torch.long)
                     if name in TARGETED:
                         if targets is None:  # of all that any of the targeted attacks will see
@@ -168,6 +210,8 @@ class FastAutoAttack(Ensemble, Attack):
                     pool = Pool(x, y, aims, own, outcomes.leave, size, patience, gives_back=back)
                     if nearly := pool.run(search, network, images.tolist()):
                         self._again(pool, network, nearly)
+            if math.isinf(patience):
+                outcomes.passed[outcomes.robust] = self._last
 
     def _again(self, pool: Pool, network: Network, nearly: dict[int, list[int]]) -> None:
         """Tries the targets that brought images near a fall from further starts, in float32: with

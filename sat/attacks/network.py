@@ -13,10 +13,10 @@ from sat.acceleration.precision import gradient_scale, lay_out
 from sat.attacks.ball import Ball
 from sat.attacks.base import input_gradient
 from sat.attacks.coarse import Tap
-from sat.attacks.outcomes import Verdicts, margins, of_logits, under_attack
+from sat.attacks.outcomes import Verdicts, at_stake, margins, of_logits, under_attack
 
-# How near to a fall a search in bfloat16 has to come, as a share of the largest logit, for float32
-# to be asked: three steps of its 8 bits.
+# How near to a fall a search in bfloat16 has to come, as a share of the logits at stake, for
+# float32 to be asked: three steps of its 8 bits.
 NEAR = 3 * 2.0**-8
 
 
@@ -37,7 +37,7 @@ class Network:
         self.precision = precision if hasattr(model, "autocast") else None
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.fast = self.low = fold(model, x.to(self.device)).net
-        self.near = 0.0
+        self.near, self.usual = 0.0, 0.0
         if self.precision and self.fast is not model and (low := self._lower(model, x)):
             self.near, self.low = NEAR, low
         self.taps = {net: Tap.of(net, x.to(self.device)) if coarse else None
@@ -63,6 +63,14 @@ class Network:
         other = copy.copy(self)
         other.low, other.near = self.fast, 0.0
         return other
+
+    @torch.no_grad()
+    def of_set(self, first: Tensor) -> "Network":
+        """This network, told how large the logits of a set usually are, by its first images [B, C,
+        H, W]: between two classes both may be near 0, where the layers before round as they do."""
+        if len(first):
+            self.usual = float(at_stake(self.fast(first), 3).median())
+        return self
 
     def gradient(
         self, x: Tensor, loss: Callable[[Tensor], Tensor]
@@ -98,7 +106,9 @@ class Network:
     def may_fall(self, logits: Tensor, y: Tensor) -> Tensor:
         """Which images [B] are wrong by these logits of a search, or nearly."""
         wrong = ~of_logits(logits, y).right
-        return wrong | (margins(logits, y) <= self.near * scale(logits)) if self.near else wrong
+        if not self.near:
+            return wrong
+        return wrong | (margins(logits, y) <= self.near * at_stake(logits, 3).clamp(min=self.usual))
 
     def falls(self, points: Tensor, x: Tensor, y: Tensor) -> Verdicts:
         """What the model itself says, in float32, of points [B, C, H, W] around images x."""
@@ -136,8 +146,3 @@ class Bare:
 def constant(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """What each step looks up; made once, since a GPU is waited for to make it."""
     return torch.tensor(numbers, device=device)
-
-
-def scale(logits: Tensor) -> Tensor:
-    """How far an image's largest logit is above the middle one [B]; a few far ones don't matter."""
-    return (logits.amax(1) - logits.median(1).values).nan_to_num_(torch.inf)

@@ -25,7 +25,8 @@ ROUNDING = 1e-5  # of the logits at stake: no more than this moves with the size
 @dataclass
 class AttackOutcomes:
     """What became of each of N images, on the CPU: `fell` int16, the attack that felled it (or
-    STANDS, WRONG), and `passed` int16, how many attacks it has been through. An image falls once.
+    STANDS, WRONG), and `passed` int16, how many attacks it has been through, one that comes a
+    second time included. An image falls once.
 
     `tied` bool: it is wrong, or fell, by a tie that `argmax` takes for right. `seconds` float64
     [attacks] adds up over restarts. `begin(attack, images)` is told of each attack that starts,
@@ -43,6 +44,7 @@ class AttackOutcomes:
     fallen: Callable[[Tensor, Tensor], object] = lambda images, points: None
     _since: float = field(default=0.0, repr=False)
     _attack: int = field(default=0, repr=False)
+    _turn: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         if self.tied is None:
@@ -70,10 +72,11 @@ class AttackOutcomes:
         return AttackOutcomes(self.names, fell, passed, seconds, tied)
 
     @contextmanager
-    def attack(self, k: int) -> Iterator[Tensor]:
-        """Runs attack `k`; yields the images [M] that it still has to decide, ascending."""
-        left = ((self.fell == STANDS) & (self.passed <= k)).nonzero()[:, 0]
-        self._attack, self._since = k, time.monotonic()
+    def attack(self, k: int, turn: int | None = None) -> Iterator[Tensor]:
+        """Runs attack `k`; yields the images [M] that it still has to decide, ascending. `turn`
+        counts what comes before it, where that is not `k`: it comes a second time."""
+        self._attack, self._turn, self._since = k, k if turn is None else turn, time.monotonic()
+        left = ((self.fell == STANDS) & (self.passed <= self._turn)).nonzero()[:, 0]
         if len(left):
             self.begin(self.names[k], len(left))
         yield left
@@ -93,7 +96,7 @@ class AttackOutcomes:
             self.fallen(images[fell.to(images.device)].cpu(), points[fell.to(points.device)])
         images, stand = images.cpu(), stand.cpu()
         self.fell[images[~stand]] = self._attack
-        self.passed[images[stand]] = self._attack + 1
+        self.passed[images[stand]] = self._turn + 1
         if tied is not None:
             self.tied[images] = tied.cpu() & ~stand
         self._tick()
@@ -229,6 +232,11 @@ class Ensemble:
         """The ensemble for parts of one set, whose `first` images tell what holds for the network
         in all of them."""
         return self
+
+    def passes(self, outcomes: AttackOutcomes) -> Iterator["Ensemble"]:
+        """What each part of a set is put through; the next is asked for when all parts have been,
+        with `outcomes` of them all."""
+        yield self
 
     def run(
         self, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng, outcomes: AttackOutcomes

@@ -50,7 +50,7 @@ class Case:
     @cached_property
     def sizes(self) -> Sizes:
         found = sizes_of(self.spec.dataset)
-        check_sizes(self.spec, found.held_out, found.classes)
+        check_sizes(self.spec, found.held_out, found.classes, found.pixels)
         return found
 
     @cached_property

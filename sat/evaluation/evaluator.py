@@ -22,7 +22,7 @@ from sat.errors import Refused
 from sat.evaluation import corruptions
 from sat.evaluation.corruptions import CorruptionStore
 from sat.evaluation.masking_checks import InParts, masking_checks
-from sat.evaluation.measure import by_class, for_all, joined, measure, share
+from sat.evaluation.measure import by_class, for_all, measure_together
 from sat.evaluation.store import Measurement, OutcomeStore, digest_of
 from sat.evaluation.views import Views, views
 from sat.identity import Settings
@@ -147,11 +147,9 @@ class Evaluator:
             attack = for_all(attack, self.data.test, self.indices, self.seed)
             quick = evaluation.search == "fast"
             ensemble = ensemble_of(attack, evaluation.restarts, evaluation.batch_size, quick)
-        own = share(self.world, ensemble)
-        images = chunks(self.data.test, self.indices[own], evaluation.batch_size)
+        images = lambda own: chunks(self.data.test, self.indices[own], evaluation.batch_size)  # noqa: E731
         with float32(self.model), self._begun(of, ensemble.names) as outcomes:
-            measure(self.model, images, ensemble, self.seed, outcomes.part(own))
-            return joined(self.world, outcomes, own)
+            return measure_together(self.world, self.model, images, ensemble, self.seed, outcomes)
 
     def _corrupted_together(self, of: Measurement) -> CorruptionResult:
         root = place_of(str(self.evaluation.corruptions))
@@ -172,8 +170,6 @@ class Evaluator:
             return
         if (left := self.world.on_rank0(lambda: self.store.read_partial(of))) is not None:
             outcomes = AttackOutcomes(names, **left)
-        if not self.world.first:
-            outcomes.seconds.zero_()  # they are added up
         bars, kept = [], time.monotonic()
 
         def begin(member: str, images: int) -> None:

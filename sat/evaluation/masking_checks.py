@@ -17,7 +17,7 @@ from sat.attacks.determinism import RANDOM, moved, varies
 from sat.attacks.network import Bare, Network
 from sat.attacks.outcomes import is_right, of_logits
 from sat.attacks.pool import Pool, State
-from sat.attacks.square import SquareSearch
+from sat.attacks.square import SPARED, SquareSearch
 from sat.evaluation.measure import accuracy
 from sat.loggers.screen import Progress
 from sat.models.foreign import has_gradient
@@ -391,4 +391,4 @@ def square_alarm(names: Sequence[str], counts: Sequence[int], images: int) -> Al
     chance."""
     if "square" not in names or (at := list(names).index("square")) == 0:
         return None
-    return black_box_alarm(counts[at], images, 0.002)
+    return black_box_alarm(counts[at], images, SPARED)

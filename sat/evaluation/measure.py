@@ -1,6 +1,6 @@
 """Puts images through attacks: one verdict for each, whatever its batch and its process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,24 @@ def measure(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor, Tensor]], 
             ensemble.run(model, x, y, draws_of(seed, indices, x), part)
     finally:
         model.train(training)
+    return outcomes
+
+
+Batches = Iterator[tuple[Tensor, Tensor, Tensor]]
+
+
+def measure_together(
+    world: World, model: nn.Module, images: Callable[[slice], Batches], ensemble: Ensemble,
+    seed: int, outcomes: AttackOutcomes,
+) -> AttackOutcomes:  # fmt: skip
+    """`measure`, where each process takes its share of the `images` at some places: each pass of
+    the ensemble by all of them, before the next begins."""
+    own = share(world, ensemble)
+    for each in ensemble.passes(outcomes):
+        if not world.first:
+            outcomes.seconds.zero_()  # they are added up
+        measure(model, images(own), each, seed, outcomes.part(own))
+        joined(world, outcomes, own)
     return outcomes
 
 

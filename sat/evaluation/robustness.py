@@ -22,7 +22,7 @@ from sat.arguments import check_choices
 from sat.attacks import PGD, Attack, AutoAttack, FastAutoAttack
 from sat.attacks.base import is_setting
 from sat.attacks.determinism import RANDOM, varies
-from sat.attacks.outcomes import AttackOutcomes
+from sat.attacks.outcomes import AttackOutcomes, Ensemble
 from sat.attacks.series import ensemble_of
 from sat.config import SYNONYMS, nearest
 from sat.evaluation.inputs import checked
@@ -235,9 +235,9 @@ def evaluate(
                 kept.follow(Path(asked.state), *_identity(net, x, labels, model, attack, settings))
             with _told(kept, name):
                 kept.outcomes.survey(net, x, y, device, size)
-                for rows in _chunks(x):
+                for each, rows in _parts(ensemble, kept.outcomes, x):
                     part, own = kept.outcomes.part(rows), x[rows].to(device)
-                    ensemble.run(net, own, y[rows], rng[rows], part)
+                    each.run(net, own, y[rows], rng[rows], part)
             checks = None
             if every := asked.masking_checks and -(-len(x) // asked.masking_checks):
                 few, stands = x[::every].to(device), kept.outcomes.robust[::every].to(device)
@@ -308,6 +308,7 @@ def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> None
             f"attack: {type(attack).__name__} needs {attack.fewest_classes} classes, and the model"
             f" has {classes}; take attack='strong'"
         )
+    attack.check_size(*x.shape[2:])
     if attack.asks_gradients and not has_gradient(net, few):
         raise ValueError(
             f"{NO_GRADIENT};"
@@ -315,10 +316,14 @@ def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> None
         )
 
 
-def _chunks(x: Tensor) -> Iterator[slice]:
+def _parts(
+    ensemble: Ensemble, outcomes: AttackOutcomes, x: Tensor
+) -> Iterator[tuple[Ensemble, slice]]:
+    """Each pass of the ensemble, with the places of the images that are attacked at once."""
     size = max(1, CHUNK // (x[0].numel() * 4))
-    for start in range(0, len(x), size):
-        yield slice(start, start + size)
+    for each in ensemble.passes(outcomes):
+        for start in range(0, len(x), size):
+            yield each, slice(start, start + size)
 
 
 def _settings(attack: Any, name: str, seed: int) -> dict[str, Any]:

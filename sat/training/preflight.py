@@ -47,11 +47,16 @@ def check_training(spec: Spec) -> Method:
     return method
 
 
-def check_sizes(spec: Spec, held_out: int, classes: int) -> None:
-    """Raises Refused for what can't be had of a set with so many held-out images and classes."""
+def check_sizes(spec: Spec, held_out: int, classes: int, pixels: int) -> None:
+    """Raises Refused for what can't be had of a set with so many held-out images and classes, or of
+    images with so many pixels a side."""
     if spec.evaluate is None:
         check_held_out(spec.evaluation, held_out)
-    check_classes(attacks_of(spec), classes)
+    measured = attacks_of(spec)
+    check_classes(measured, classes)
+    for key, attack in measured.items():
+        with refusing(f"{key}."):
+            attack.check_size(pixels, pixels)
 
 
 def check_objective(attack: Attack, objective: Objective, options: Mapping[str, str]) -> None:

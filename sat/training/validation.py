@@ -13,7 +13,7 @@ from sat.data import chunks
 from sat.data.choice import split_part
 from sat.data.sets import Split
 from sat.distributed import World
-from sat.evaluation.measure import for_all, joined, measure, share
+from sat.evaluation.measure import for_all, measure_together
 from sat.evaluation.settings import Validation
 from sat.rng import seed_of
 from sat.training.overfitting import Probe
@@ -45,14 +45,12 @@ def validate(
     if attack.eps:
         attack = probe = Probe(attack, training_attack, chosen)
     ensemble = ensemble_of(attack, 1, given.batch_size)
-    own = share(world, ensemble)
-    images = chunks(split, chosen[own], given.batch_size)
+    images = lambda own: chunks(split, chosen[own], given.batch_size)  # noqa: E731
     outcomes = AttackOutcomes.new(ensemble.names, len(chosen))
     # An ensemble decides in float32, and its points are decided in it too.
     exact = isinstance(given.attack, Ensemble)
     with float32(model) if exact else nullcontext():
-        measure(model, images, ensemble, seed, outcomes.part(own))
-    flags = joined(world, outcomes, own)
+        flags = measure_together(world, model, images, ensemble, seed, outcomes)
     if probe:
         probe.join(world)
     clean, robust = (float(f.float().mean()) for f in (flags.clean, flags.robust))
