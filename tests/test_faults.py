@@ -626,7 +626,7 @@ def test_memory_that_runs_out_in_the_evaluation_is_one_line(sat, monkeypatch):
     def hungry(*given):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(evaluator, "measure", hungry)
+    monkeypatch.setattr(evaluator, "measure_together", hungry)
     torn = sat("schedule.epochs=1")
     assert torn.code == 1 and "evaluation.batch_size" in torn.err
     assert "Traceback" not in torn.err

@@ -77,7 +77,7 @@ def test_an_option_that_is_added_measures_nothing_again(sat, monkeypatch):
     for later in LATER:
         put(monkeypatch, later)
     monkeypatch.setattr(
-        "sat.evaluation.evaluator.measure", lambda *_: pytest.fail("measured again")
+        "sat.evaluation.evaluator.measure_together", lambda *_: pytest.fail("measured again")
     )
     again = sat("schedule.epochs=0.2", *evaluation)
     same = [

@@ -438,8 +438,8 @@ def test_stopped_and_resumed_equals_never_stopped(sat, tmp_path):
 def test_killed_in_evaluation_keeps_what_was_measured(sat, tmp_path, monkeypatch):
     from sat.evaluation import evaluator
 
-    measured, measure = [], evaluator.measure
-    monkeypatch.setattr(evaluator, "measure", lambda *a: measured.append(1) or measure(*a))
+    measured, measure = [], evaluator.measure_together
+    monkeypatch.setattr(evaluator, "measure_together", lambda *a: measured.append(1) or measure(*a))
     long = ["validation.every=1.5", "schedule.learning_rate=0.1"]
     done = sat(*long, root=tmp_path / "a")
     states = [torch.load(done.run / f"checkpoints/{name}.pt") for name in ("best", "last")]
