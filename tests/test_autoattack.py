@@ -11,6 +11,7 @@ import sat
 from sat.attacks import AutoAttack
 from sat.attacks import autoattack as module
 from sat.attacks.outcomes import STANDS, WRONG, AttackOutcomes
+from sat.config import composed
 from sat.errors import Refused
 from sat.rng import RowRng
 from sat.training.preflight import check_sizes
@@ -197,8 +198,9 @@ def test_sizes_on_which_its_square_cannot_begin_are_refused_before_anything_runs
         assert begins == ((height, width) not in refused), (height, width)
     assert (14, 14) in refused and (8, 8) not in refused if norm != "linf" else not refused
     AutoAttack("0.5/1", norm, "rand").check_size(14, 14)  # without Square
-    with pytest.raises(Refused, match=r"a\.norm=l2: .*14x14"):
-        check_sizes({"a": AutoAttack("0.5/1", "l2")}, 14)
+    asked = composed(["evaluation=autoattack", "evaluation.attacks.autoattack.norm=l2"])
+    with pytest.raises(Refused, match=r"evaluation\.attacks\.autoattack\.norm=l2: .*14x14"):
+        check_sizes(asked, 100, 10, 14)
     if norm != "linf":
         x, net = torch.rand(2, 1, 14, 14), nn.Sequential(nn.Flatten(), nn.Linear(196, 5))
         with pytest.raises(ValueError, match=f"norm={norm}: .*14x14"):

@@ -65,8 +65,8 @@ def test_strict_modules_are_there():
     (strict,) = (each["module"] for each in overrides if each.get("disallow_untyped_defs"))
     for name in strict:
         path = ROOT / name.removesuffix(".*").replace(".", "/")
-        assert path.is_dir() or path.with_suffix(".py").exists(), name
-        assert path.is_dir() == name.endswith(".*"), name
+        whole = name.endswith(".*") and path.is_dir()
+        assert whole or path.with_suffix(".py").exists() or (path / "__init__.py").exists(), name
 
 
 def test_the_citation_is_of_this_version_and_of_the_paper():

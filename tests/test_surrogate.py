@@ -16,7 +16,7 @@ from torch.autograd import gradgradcheck
 import sat as package
 from sat import activations as A
 from sat.activations.surrogate import Smooth, SurrogateReLU, is_flat, phase, phased
-from sat.attacks import PGD
+from sat.attacks import PGD, Attack
 from sat.attacks.base import input_gradient
 from sat.objectives import Adversarial, Method
 from sat.rng import RowRng
@@ -154,7 +154,7 @@ def hand_made(net: nn.Module, smooth: bool) -> nn.Module:
     return twin
 
 
-class Recorded:
+class Recorded(Attack):
     """An attack that keeps the gradient it saw; the images move with its sign."""
 
     def __init__(self):
