@@ -21,7 +21,7 @@ TRAINING = {
     "gradients there, weights not": ("sat.training.state.TrainState.apply", "before", None),
     "updated, not logged": ("sat.training.loop.attempt", "after", None),
     "logged, TensorBoard not": ("sat.rundir.record.Run.write_metrics", "after", None),
-    "validated, not logged": ("sat.training.validation.measure", "after", None),
+    "validated, not logged": ("sat.training.validation.measure_together", "after", None),
     "best.pt there, last.pt not": ("os.replace", "after", "best.pt"),
     "half a checkpoint written": ("torch.save", "half", None),
     "checkpoint written, not renamed": ("os.replace", "before", "last.pt"),
