@@ -30,7 +30,7 @@ TRAINING = {
     "both renamed": ("os.replace", "after", "last.pt"),
 }
 EVALUATION = {
-    "measured, not kept": ("sat.evaluation.evaluator.measure", "after", None),
+    "measured, not kept": ("sat.evaluation.evaluator.measure_together", "after", None),
     "flags written, not renamed": ("os.replace", "before", "*.npz"),
     "result written, not renamed": ("os.replace", "before", "result.json"),
     "result renamed": ("os.replace", "after", "result.json"),
