@@ -15,7 +15,7 @@ from sat.evaluation.masking_checks import masking_checks
 from sat.evaluation.measure import measure
 from sat.evaluation.settings import Evaluation
 from sat.rng import RowRng
-from sat.training.preflight import attacks_of, check_classes, check_packages
+from sat.training.preflight import attacks_of, check_packages, check_sizes
 
 EPS = 25.0  # in 1/255, for the digits
 
@@ -237,6 +237,6 @@ def test_without_adv_lib_one_line_names_it(monkeypatch):
 
 
 def test_a_curve_of_smallest_perturbations_is_had_for_any_number_of_classes():
-    measured = attacks_of(composed(["evaluation=minimal_norm"]))
-    assert "evaluation.curves.minimal_norm.attack" in measured
-    check_classes(measured, 2)
+    asked = composed(["evaluation=minimal_norm"])
+    assert "evaluation.curves.minimal_norm.attack" in attacks_of(asked)
+    check_sizes(asked, held_out=100, classes=2, pixels=8)

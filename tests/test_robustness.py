@@ -3,10 +3,12 @@
 import errno
 import io
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 import threading
+import warnings
 from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
@@ -353,6 +355,42 @@ def test_threads_are_answered_one_after_the_other(digits):
     quick(second, x, y, attack=PGD(EPS, 1))
     thread.join()
     assert met == [False] and came.is_set()
+
+
+def test_a_forked_process_waits_for_no_thread_of_its_parent(digits):
+    """It has none of them, and the one that measures would never be done."""
+    model, x, y = digits
+    began, over = threading.Event(), threading.Event()
+
+    def slow(images):
+        began.set()
+        over.wait(120)
+        return model(images)
+
+    thread = threading.Thread(target=quick, args=(slow, x[:2], y[:2]), kwargs={"attack": PGD(8, 1)})
+    thread.start()
+    assert began.wait(60)
+    child = multiprocessing.get_context("fork").Process(
+        target=quick, args=(model, x[:2], y[:2]), kwargs={"attack": PGD(8, 1)}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        child.start()
+    child.join(60)
+    ended = child.exitcode
+    child.kill()
+    over.set()
+    thread.join()
+    assert ended == 0
+
+
+def test_weights_of_inference_mode_are_refused(digits):
+    model, x, y = digits
+    with torch.inference_mode():
+        made = deepcopy(model)
+    with pytest.raises(ValueError, match="copy.deepcopy"):
+        quick(made, x, y)
+    quick(deepcopy(made), x[:2], y[:2], attack=PGD(EPS, 1))
 
 
 @pytest.mark.parametrize("norm, eps", [("linf", EPS), ("l2", 70), ("l1", "1.2/1")])

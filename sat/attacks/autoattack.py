@@ -80,8 +80,8 @@ class AutoAttack(Ensemble, Attack):
         return 4 if "apgd-t" in self.names else 3 if "apgd-dlr" in self.names else 2
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError where the package's Square can't begin: its first tiles in L2 and L1 are
-        of a fifth of the height, may be none or leave the image; those of one pixel are cut."""
+        """Raises ValueError where the package's Square can't begin: its tiles in L2 and L1 are of a
+        fifth of the height, may be none or leave the image; those of one pixel are cut."""
         tile = height // 5
         if self.norm == "linf" or "square" not in self.names or tile == 1 or tile > width:
             return

@@ -164,7 +164,18 @@ def check_fields(attack: Any) -> None:
         raise ValueError(
             f"{name}: must be called as attack(model, x, y, rng=None, progress=None)"
         ) from None
+    derived = Attack in type(attack).__mro__
+    own = set[str]() if derived else {field.name for field in fields(attack)}
+    if taken := sorted(own & {key for key, usual in vars(Attack).items() if _answers(usual)}):
+        raise ValueError(
+            f"{name}: {taken[0]} is what an attack is asked for (docs/extend.md); call the field"
+            " otherwise, or derive from sat.attacks.Attack"
+        )
     complete(attack, Attack)
+
+
+def _answers(member: Any) -> bool:
+    return isinstance(member, property) or inspect.isfunction(member)
 
 
 def is_setting(attack: Any, key: str) -> bool:

@@ -36,6 +36,9 @@ class Level:
     target: ClassVar[None] = None
     fewest_classes: ClassVar[int] = 1
 
+    def check_size(self, height: int, width: int) -> None:
+        """Takes images of any size."""
+
 
 @dataclass(frozen=True)
 class MinimalNorm(Ensemble):

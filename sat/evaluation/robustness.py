@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,15 @@ NAMED: dict[str, Callable[..., Attack]] = {
     "pgd20": lambda eps, norm: PGD(eps, 20, norm=norm),
 }
 _TURN = threading.RLock()
+
+
+def _own_turn() -> None:
+    """Has a forked process wait for none of its parent's threads, which it lacks."""
+    global _TURN
+    _TURN = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_own_turn)
 
 
 @dataclass(frozen=True, eq=False)
