@@ -105,19 +105,6 @@ class Meeting(Callback):
             os.environ[sweep.FOLDER] = str(folder)
 
 
-def options_first(words: list[str]) -> list[str]:
-    """The words with -m and --config-dir at the front: between overrides argparse refuses them."""
-    first: list[str] = []
-    rest: list[str] = []
-    coming = iter(words)
-    for word in coming:
-        option = word.split("=", 1)[0] in ("-m", "--multirun", "--config-dir")
-        (first if option else rest).append(word)
-        if word == "--config-dir":
-            first += [value for value in [next(coming, None)] if value is not None]
-    return first + rest
-
-
 def refuse_words(words: list[str]) -> None:
     """Raises Refused for an option that is none, and for what Hydra would do with files: unpickle
     the one that `--experimental-rerun` names, shortened or not, and make or enter folders."""
@@ -247,7 +234,7 @@ def main() -> None:
     code = 1
     try:
         with ledger(), sweep.stopping():
-            words = options_first(sys.argv[1:])
+            words = joint.options_first(sys.argv[1:])
             refuse_words(words)
             if not answered(words):
                 if not {word for word in words if word[:1] == "-"} - {"-m", "--multirun"}:

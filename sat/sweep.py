@@ -26,7 +26,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sat.config import CONF, options, plugins, refuse_slips
-from sat.config.joint import JOINT, joined, lacking, plain
+from sat.config.joint import JOINT, joined, lacking, options_first, plain
 from sat.errors import Fault, Refused, on_signals
 from sat.loggers.screen import columns, duration, table
 
@@ -383,7 +383,7 @@ def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str
 
     words, keys = joined(words)
     words = [w for w in words if not w.startswith(("hydra/launcher=", "hydra.launcher."))]
-    words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
+    words = options_first(words)
     changed = ("HYDRA_FULL_ERROR", FOLDER, JOINT, plugins.TYPED)
     own = Singleton._instances  # the caller may be a program of Hydra's itself
     around = {cls: own.pop(cls) for cls in (GlobalHydra, HydraConfig) if cls in own}

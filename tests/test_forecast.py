@@ -421,8 +421,9 @@ def test_options_of_a_folder_of_ones_own_are_forecast(forecast, tmp_path):
     (tmp_path / "activation").mkdir()
     (tmp_path / "activation" / "mine.yaml").write_text("_target_: sat.activations.Mish\n")
     for where in ([f"--config-dir={tmp_path}"], ["--config-dir", str(tmp_path)]):
-        code, out, err = forecast(*where, "activation=mine", "--tflops=1")
-        assert code == 0 and "-mine-pgd1" in out, err
+        for words in ([*where, "activation=mine"], ["-m", "activation=mine", *where, "seed=0"]):
+            code, out, err = forecast(*words, "--tflops=1")
+            assert code == 0 and "-mine-pgd1" in out, err
 
 
 @pytest.mark.parametrize("rate", ["0", "nan", "-1,2", "inf", "1,2,3"])

@@ -69,7 +69,7 @@ ELSEWHERE = {
     "eps": "dataset.eps (of all attacks) or attack.eps (of the training alone)",
     "evaluation.eps": "dataset.eps, which all attacks follow",
     "evaluation.steps": "evaluation.attacks.NAME.steps",
-    "objective.lambda": "objective.beta",
+    "objective.lambda": "objective.beta, where the objective has one",
 }
 
 # What others call a key.

@@ -1,4 +1,5 @@
-"""Keys that some of the options that a sweep goes through have, and others lack."""
+"""The words of a sweep in a form that Hydra composes; and the keys that some of the options that it
+goes through have, and others lack."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,19 @@ import yaml
 from sat.config.groups import CONF, options
 
 JOINT = "SAT_SWEEP_JOINT"  # holds the keys, so that worker processes inherit them
+
+
+def options_first(words: list[str]) -> list[str]:
+    """The words with -m and --config-dir at the front: between overrides argparse refuses them."""
+    first: list[str] = []
+    rest: list[str] = []
+    coming = iter(words)
+    for word in coming:
+        option = word.split("=", 1)[0] in ("-m", "--multirun", "--config-dir")
+        (first if option else rest).append(word)
+        if word == "--config-dir":
+            first += [value for value in [next(coming, None)] if value is not None]
+    return first + rest
 
 
 def joined(words: Sequence[str]) -> tuple[list[str], list[str]]:

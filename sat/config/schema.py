@@ -100,7 +100,7 @@ def _word(built: Any, settings: Settings) -> str | None:
 
 def target(name: Any, path: str) -> Callable[..., Any]:
     """The class that `_target_` names: of this package, or of a package that the user allows (see
-    `sat.plugins`); nothing else is ever imported."""
+    `sat.config.plugins`); nothing else is ever imported."""
     if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
         raise Refused(f"{path}._target_={short(name)}: must name a class, package.module.Class")
     if not name.startswith("sat."):
@@ -136,7 +136,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     converted = _convert(value, hint)
     if converted is _MISFIT:
         line = f"{where}={short(value)}: must be {_describe(hint)}"
-        if several := re.fullmatch(r"(\d{1,9})(?:-|\.\.)(\d{1,9})", str(value)):
+        several = re.fullmatch(r"(\d{1,9})(?:-|\.\.)(\d{1,9})", str(value))
+        if where == "seed" and several:
             first, last = map(int, several.groups())
             line += f"; several are a sweep: -m '{where}=range({first},{last + 1})'"
         raise Refused(line)

@@ -65,7 +65,7 @@ class Callbacks:
             log.info("resumed at step %d of %d", state.step, state.plan.steps)
         elif self.run.lengths():
             minutes = f"record.checkpoint_minutes={self.record.checkpoint_minutes:g}"
-            log.warning("an earlier try saved no checkpoint (%s): begins again", minutes)
+            log.warning("no checkpoint of an earlier try is there (%s): begins again", minutes)
         self.run.rewind(kept["callbacks"]["lengths"] if kept else {})
 
     def state_dict(self) -> dict[str, Any]:
