@@ -106,6 +106,7 @@ def test_missing_files_are_named_and_not_downloaded_unasked(tmp_path):
 
 def test_a_root_that_is_the_folder_itself_names_the_one_above(tmp_path):
     for kind, folder in ((Cifar10, "cifar-10-batches-py"), (FashionMNIST, "FashionMNIST/raw")):
+        (tmp_path / folder).mkdir(parents=True)
         with pytest.raises(ValueError, match=f"the folder itself; dataset.root={tmp_path}$"):
             kind(root=str(tmp_path / folder), download=False)(CPU, 0)
 

@@ -203,10 +203,12 @@ def test_the_front_is_a_step_line_through_what_is_not_beaten_and_points_have_num
     assert told == ["1 relu", "2 silu", "3 gelu"]
 
 
-def test_rows_of_one_place_have_their_numbers_beside_it():
+def test_rows_of_one_place_have_one_number_and_the_legend_says_which():
     rows = [row("elu", 0.8, 0.4), row("relu", 0.7, 0.5), row("celu", 0.80001, 0.4)]
     figure = figures.scatter(dataclasses.replace(table(3), rows=rows), {})
-    assert sorted(text.get_text() for text in figure.axes[0].texts) == [" ", " ", "1, 3", "2"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "1"]
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told == ["1 elu", "2 relu", "3 celu (at 1)"]
 
 
 def test_what_cannot_be_drawn_is_told_in_its_place(tmp_path):

@@ -174,10 +174,8 @@ def test_a_checkpoint_of_the_wrong_shape_gives_way_to_the_one_before(edit, run, 
 def test_a_run_that_was_killed_before_a_checkpoint_says_that_it_begins_again(run, whole, sat):
     shutil.rmtree(run / "checkpoints")
     again = sat(AVERAGED, root=run.parent)
-    assert (
-        again.code == 0
-        and "no checkpoint of an earlier try is there (record.checkpoint_minutes=10)" in again.err
-    )
+    assert again.code == 0
+    assert "no checkpoint of an earlier try is there (record.checkpoint_minutes=10)" in again.err
     same_outcome(again.run, whole)
 
 

@@ -276,12 +276,16 @@ def test_weights_of_files_are_rows_by_themselves(folder, write):
     theirs, nor the figures of runs."""
     for name in ("a.pt", "b.pt"):
         folder.add("relu", 0, 50, evaluate=name)
-    change(folder.add("relu", 0, 55, evaluate="b.pt") / "result.json", hash="87654321")
+    other = folder.add("relu", 0, 55, evaluate="b.pt")
+    change(other / "result.json", hash="87654321", identity={"weights": "of other content"})
+    again = folder.add("relu", 1, 57, evaluate="b.pt")  # attacks drew by another seed
+    change(again / "result.json", identity={"weights": "of other content", "seed": 1})
     folder.add("relu", 0, 60, experiments=())
     found = tables.read(folder.outputs)
     mine, files = sorted(found.tables, key=lambda table: len(table.rows))
     assert files.experiment.title == "Weights of files" and "epochs" not in files.setting
-    assert labels(files) == ["a.pt", "b.pt hash=12345678", "b.pt hash=87654321"]
+    assert [label.split(" hash=")[0] for label in labels(files)] == ["a.pt", "b.pt", "b.pt"]
+    assert sorted(len(row.runs) for row in files.rows) == [1, 1, 2] and files.attack == "pgd20"
     assert labels(mine) == ["ReLU"] and mine.name != files.name and not found.notes
 
 
@@ -470,7 +474,7 @@ def test_collapses_are_compared_between_runs_that_are_alike_in_all_else(folder, 
         change(run / "result.json", alarms=[{"name": "collapse", "message": "fell"}] * (seed > 2))
     (verdict,) = only(folder).verdicts
     assert verdict.answer == "supports", verdict.reason
-    assert "0 of 5 collapsed against 4 of 5 (2 of these runs raised alarms)" in verdict.reason
+    assert "0 of 5 collapsed against 4 of 5 (2 runs of these rows raised alarms)" in verdict.reason
 
 
 def test_a_claim_at_equal_cost_needs_equal_costs(folder, write):

@@ -164,7 +164,7 @@ def check_fields(attack: Any) -> None:
         raise ValueError(
             f"{name}: must be called as attack(model, x, y, rng=None, progress=None)"
         ) from None
-    derived = Attack in type(attack).__mro__
+    derived = Attack in inspect.getmro(type(attack))
     own = set[str]() if derived else {field.name for field in fields(attack)}
     if taken := sorted(own & {key for key, usual in vars(Attack).items() if _answers(usual)}):
         raise ValueError(

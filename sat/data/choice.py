@@ -116,8 +116,8 @@ def split_training(
             found = torch.bincount(labels[chosen[kept]], minlength=len(sizes))
             if not found.all():
                 raise ValueError(
-                    f"holdout_from={place}: class {int(found.argmin())} is not among {part}, as in"
-                    " a set sorted by class; write drawn"
+                    f"holdout_from={place}: class {int(found.argmin())} is not among {part}; write"
+                    " drawn, or a larger holdout where the set isn't sorted by class"
                 )
         return chosen[~held], chosen[held]
     generator = torch.Generator().manual_seed(seed_of(seed, "held-out"))

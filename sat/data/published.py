@@ -44,8 +44,8 @@ class PublishedSet(MemorySet):
         """Download into a folder beside, then move: nothing half-written stays or is ever read."""
         own = Path(self.files).parts
         for depth in range(1, len(own) + 1):
-            if root.absolute().parts[-depth:] == own[:depth]:
-                above = os.path.normpath(root.joinpath(*[".."] * depth))
+            above = Path(os.path.normpath(root.joinpath(*[".."] * depth)))
+            if root.absolute().parts[-depth:] == own[:depth] and (above / self.files).is_dir():
                 raise ValueError(f"root={root}: is the folder itself; dataset.root={above}")
         if not self.download:
             raise ValueError(

@@ -1,6 +1,7 @@
 """What may be concluded from a table: rows against the reference, the verdict on each claim, and
 catastrophic overfitting as a count."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -150,17 +151,20 @@ def difference(a: Number, b: Number) -> Number:
 def collapses(row: Row) -> list[int | None]:
     """The epoch since which each training was collapsed to its end, or else first was, None of one
     that held: after the sixth epoch its robust accuracy on held-out images is below a third of its
-    best so far. Left out: not validated after the sixth, or never better than chance."""
+    best so far. Left out: not validated after the sixth, or never better than chance, and than one
+    answer to all images."""
     found = []
     for run in row.runs:
-        chance = 1 / (run.result.dataset.get("classes") or 1)
+        chance = 1 / (run.result.dataset.get("classes") or math.inf)
         best, since, first, epoch = 0.0, None, None, 0
         for line in run.validations:
             epoch = round(line["epoch"]) or 1  # one comes at the step after
-            best = max(best, robust := line["val/robust"])
-            since = (since or epoch) if chance < best and robust < SHARE * best else None
+            robust = line["val/robust"]
+            if chance < robust < line["val/clean"]:  # equal: one answer to all images
+                best = max(best, robust)
+            since = (since or epoch) if robust < SHARE * best else None
             first = first or (since if epoch > WARM else None)
-        if epoch > WARM and best > chance:
+        if epoch > WARM and best:
             found.append(since or first)
     return found
 
@@ -191,11 +195,13 @@ def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> Answer:
     rest = lambda row: {k: v for k, v in row.keys.items() if k not in asked}  # noqa: E731
     sides = [[r for r in one if rest(r) in map(rest, two)] for one, two in (fits, fits[::-1])]
     if not all(sides):
-        return "says nothing", "no two runs, better than chance, that differ in this alone", None
+        which = "better than chance and watched after epoch 6"
+        return "says nothing", f"no two runs, {which}, that differ in this alone", None
     found = [[epoch for row in side for epoch in collapses(row)] for side in sides]
     (a, held_a), (b, held_b) = counts = [(len(e) - e.count(None), e.count(None)) for e in found]
     answer = "supports" if b / (b + held_b) > a / (a + held_a) else "contradicts"
     alarms = sum(row.alarms for side in sides for row in side)
     reason = f"{a} of {a + held_a} collapsed against {b} of {b + held_b}"
-    reason += f" ({alarms} of these runs raised alarms)" * bool(alarms) + ", Fisher's exact test"
+    reason += f" ({alarms} runs of these rows raised alarms)" * bool(alarms)
+    reason += ", Fisher's exact test"
     return answer, reason, float(fisher_exact(counts).pvalue)

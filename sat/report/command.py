@@ -27,6 +27,8 @@ from sat.report.status import states
 def answer(given: Namespace) -> None:
     """Prints and writes what is asked for. Raises Refused, Fault or OSError where it can't be."""
     place, others = given.outputs, given.page or given.keep or given.config_dir
+    if given.config_dir and not given.config_dir.is_dir():
+        raise Refused(f"--config-dir: {given.config_dir}: no such folder")
     screen.stage("reading the runs")
     if given.status:
         if given.transfer or given.to or others:

@@ -181,21 +181,19 @@ def scatter(table: Table, entry: Mapping[str, Any]) -> Figure:
     rows, places = zip(*drawable(table, x), strict=True)
     robust = [row.numbers["best", table.attack] for row in rows]
     numbers = [str(table.rows.index(row) + 1) for row in rows]
+    spots = [tuple(round(100 * at.mean, 1) if isinstance(at, Number) else at for at in point)
+             for point in zip(places, robust, strict=True)]  # fmt: skip
+    shown = [numbers[spots.index(spot)] for spot in spots]  # of one place the first one's
     handles = [
-        Line2D([], [], **look(row), linestyle="", label=f"{number} {row.label}")
-        for number, row in zip(numbers, rows, strict=True)
+        Line2D([], [], **look(row), linestyle="", label=f"{number} {row.label}" + drawn)
+        for row, number, first in zip(rows, numbers, shown, strict=True)
+        for drawn in [f" (at {first})" * (first != number)]
     ]
     note = NOTE + "; dashed: what no other row beats in both" * (x == "clean")
     figure = sheet(table, f"robust over {x.replace('_', ' ')}", rows, note, handles=handles)
     axes = figure.subplots()
-    xs = [round(100 * at.mean, 1) if isinstance(at, Number) else at for at in places]
-    spots = [(x_at, round(100 * at.mean, 1)) for x_at, at in zip(xs, robust, strict=True)]
-    for row, x_at, y_at, spot, number in zip(rows, places, robust, spots, numbers, strict=True):
-        alike = [other for other, place in zip(numbers, spots, strict=True) if place == spot]
-        mark(axes, row, x_at, y_at, number if len(alike) == 1 else " ")
-        if len(alike) > 1 and number == alike[0]:  # in one marker they would hide each other
-            axes.annotate(", ".join(alike), spot, (7, 0), textcoords="offset points", zorder=5,
-                          va="center_baseline", fontsize=7, fontweight="bold")  # fmt: skip
+    for point in zip(rows, places, robust, shown, strict=True):
+        mark(axes, *point)
     frame(axes, "y", robust, f"{table.attack} accuracy, %")
     if x != "clean":
         number_axis(axes, places, x)

@@ -17,7 +17,7 @@ from sat.report.runs import Measured, key_of
 from sat.report.spec import FILES, OTHERS, Experiment, load
 from sat.rundir.files import read_text
 
-RANKS = {"AutoAttack": 3, "FastAutoAttack": 2, "APGD": 1, "PGD": 1}
+RANKS = {"AutoAttack": 4, "FastAutoAttack": 3, "APGD": 2, "PGD": 1}
 
 
 @dataclass(frozen=True)
@@ -167,12 +167,14 @@ def judge(rows: Sequence[Row]) -> tuple[str, list[str]]:
     set's own eps and norm; and a note of what was passed over for it."""
     runs = [run for row in rows for run in row.runs]
     found: dict[str, tuple[bool, int, tuple[int, ...]]] = {}
-    for which, attack in dict.fromkeys(measure for run in runs for measure in run.entries):
+    measures = dict.fromkeys(measure for run in runs for measure in run.entries)
+    chosen = "best" if any(which == "best" for which, _ in measures) else "last"  # a file's
+    for which, attack in measures:
         measured = [run for run in runs if (which, attack) in run.entries]
         dataset = measured[0].config["dataset"]
         given = measured[0].entries[which, attack].settings or {}
         own = all(dataset.get(k) in (None, given.get(k, dataset.get(k))) for k in ("eps", "norm"))
-        if which == "best" and own and isinstance(given.get("attack"), str):
+        if which == chosen and own and isinstance(given.get("attack"), str):
             everywhere = all((which, attack) in row.numbers for row in rows)
             power = RANKS.get(given["attack"], 0), given.get("steps", 0), given.get("restarts", 0)
             found[attack] = everywhere, len(measured), power
