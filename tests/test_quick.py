@@ -94,6 +94,26 @@ def test_an_image_that_fell_leaves_and_the_next_takes_its_place(robust_digits, m
     assert sum(sizes) < 0.6 * 20 * attacked and set(sizes[:5]) == {50}
 
 
+def test_parts_of_a_set_ask_float32_by_its_first_images(sat, ran, monkeypatch):
+    """Between two classes all logits may be small near a fall, where those of the set are not."""
+    made = []
+
+    class Watched(module.Network):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr(module, "Network", Watched)
+    monkeypatch.setattr(module, "bf16_pays", lambda kind: True)
+    monkeypatch.setattr("sat.data.batches.CHUNK", 1)  # each batch is a part
+    more = ("+attack@evaluation.attacks.more=pgd", "evaluation.batch_size=16")
+    more += ("evaluation.checkpoints=[best]", "evaluation.limit=50", "evaluation.masking_checks=0",
+             "evaluation.attacks.pgd20.steps=3")  # fmt: skip
+    assert sat(f"evaluate={ran.run}", *more, tiny=False).code == 0
+    assert len(made) == 4 and {net.usual for net in made} == {made[0].usual} != {0.0}
+    assert all(net.near for net in made)
+
+
 def test_one_that_was_stopped_goes_on_where_it_was(robust_digits, monkeypatch):
     """What was decided stays, and is not attacked again; the verdicts are those of one call."""
     model, x, y = robust_digits

@@ -143,10 +143,9 @@ class Evaluator:
         evaluation = self.evaluation
         ensemble: Ensemble = Series((), (), evaluation.batch_size)
         if of.attack != CLEAN:
-            attack = evaluation.measured_by[of.attack]
-            attack = for_all(attack, self.data.test, self.indices, self.seed)
-            quick = evaluation.search == "fast"
+            attack, quick = evaluation.measured_by[of.attack], evaluation.search == "fast"
             ensemble = ensemble_of(attack, evaluation.restarts, evaluation.batch_size, quick)
+            ensemble = for_all(ensemble, self.data.test, self.indices, self.seed)
         images = lambda own: chunks(self.data.test, self.indices[own], evaluation.batch_size)  # noqa: E731
         with float32(self.model), self._begun(of, ensemble.names) as outcomes:
             return measure_together(self.world, self.model, images, ensemble, self.seed, outcomes)
