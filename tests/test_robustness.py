@@ -20,7 +20,7 @@ from conftest import small_network, trained_on_digits
 from torch import nn
 
 import sat
-from sat.attacks import PGD, FastAutoAttack
+from sat.attacks import PGD, FastAutoAttack, Square
 from sat.attacks.base import input_gradient
 from sat.attacks.square import SquareSearch
 from sat.evaluation.masking_checks import InParts
@@ -586,11 +586,42 @@ def test_attacks_come_with_the_package():
 def test_a_network_without_gradient_is_measured_by_square_alone(digits):
     model, x, y = digits
     blind = lambda images: model(images).detach()  # noqa: E731
-    with pytest.raises(ValueError, match="^model: .*'square'"):
+    with pytest.raises(ValueError, match=r"^model: .*attack=Square\(eps, .*'square'"):
         quick(blind, x, y)
+    assert not quick(blind, x, y, attack=Square(EPS, 300), masking_checks=0).standing.all()
     found = quick(blind, x, y, attack=FastAutoAttack(EPS, attacks=("square",)), masking_checks=20)
     assert 0 < found.felled["square"]
     assert [alarm.name for alarm in found.alarms if alarm.name != "black_box"] == ["no_gradient"]
+
+
+class ByDefault(nn.Module):
+    """Computes in torch's default dtype, with weights of it."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = copied(net).to(torch.get_default_dtype())
+
+    def forward(self, images):
+        return self.net(images.to(torch.get_default_dtype())) @ torch.eye(10)
+
+
+@pytest.mark.parametrize("in_sight", [True, False])
+def test_a_network_may_go_by_the_default_dtype(digits, in_sight):
+    model, x, y = digits
+    asked = {"eps": EPS, "masking_checks": 4}
+    doubled = copied(model).double()
+    usual = [quick(lambda z: doubled(z.double()), x[:12], y[:12], attack=a, **asked)
+             for a in ("strong", "pgd20")]  # fmt: skip
+    torch.set_default_dtype(torch.float64)
+    try:
+        net = ByDefault(model).eval()
+        given = net if in_sight else lambda images: net(images)
+        found = [quick(given, x[:12], y[:12], attack=a, **asked) for a in ("strong", "pgd20")]
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(usual, found, strict=True):
+        assert torch.equal(one.standing, other.standing)
 
 
 class Unlucky(torch.autograd.Function):

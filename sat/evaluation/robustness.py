@@ -221,7 +221,7 @@ def evaluate(
     Options: `seed`; `batch_size`, which bounds the images of a forward; `masking_checks`, on how
     many images it is asked whether the numbers are to be believed (128; 0: not asked); `progress`
     (bars, also in notebooks); `state`, a file from which a killed evaluation goes on, and a
-    finished one is read.
+    finished one is read (one that ended before `strong` asked twice may go on, too).
 
     Raises ValueError, in one line, for images, labels or a model that it can't take, for a model
     that answers otherwise each time, and a state of something else; TypeError for another option.
@@ -322,7 +322,8 @@ def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> None
     if attack.asks_gradients and not has_gradient(net, few):
         raise ValueError(
             f"{NO_GRADIENT};"
-            " without one only attack=FastAutoAttack(eps, norm, attacks=('square',)) measures it"
+            " without one it is measured by attack=Square(eps, queries, norm), and longer by"
+            " attack=FastAutoAttack(eps, norm, attacks=('square',))"
         )
 
 

@@ -41,9 +41,10 @@ class Foreign(nn.Module):
 
     What stands between the two: images that `function` takes flat, `shape` [F]; a batch of `fixed`
     size, filled up with the first image; `copies`, where it would change the images that it is
-    given; `autocast`, where the search runs in fewer bits. A
-    function that is no module, or whose modes can't be set (an exported or frozen graph), is kept
-    out of sight of what walks through modules, and is shared by copies.
+    given; `autocast`, where the search runs in fewer bits; torch's `default` dtype of the time when
+    this was made, by which the function may go. A function that is no module, or whose modes can't
+    be set (an exported or frozen graph), is kept out of sight of what walks through modules, and is
+    shared by copies.
     """
 
     autocast: torch.dtype | None = None
@@ -53,6 +54,7 @@ class Foreign(nn.Module):
     ):
         super().__init__()
         self.flat, self.fixed, self.copies = len(shape) == 1, 0, False
+        self.default = torch.get_default_dtype()
         self.place = nn.Parameter(torch.zeros(0, device=device), requires_grad=False)
         walked = isinstance(function, nn.Module)
         if isinstance(function, nn.Module):
@@ -87,7 +89,8 @@ class Foreign(nn.Module):
         return torch.cat([self._ask(part) for part in x.split(self.fixed)])[: len(x) - short]
 
     def _ask(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        on = self.autocast is not None
+        with _by_default(self.default), torch.autocast(x.device.type, self.autocast, on):
             logits = self.function(x)
         if not isinstance(logits, Tensor):
             raise NoLogits(logits)
@@ -100,12 +103,25 @@ class Foreign(nn.Module):
         copied = memo[id(self)] = type(self).__new__(type(self))
         nn.Module.__init__(copied)
         if "function" in self.__dict__:
-            own = ("function", "flat", "fixed", "copies", "autocast")
+            own = ("function", "flat", "fixed", "copies", "autocast", "default")
             copied.__dict__ |= {key: getattr(self, key) for key in own}
             copied.place = self.place
             return copied.train(self.training)
         copied.__dict__ = deepcopy(self.__dict__, memo)
         return copied
+
+
+@contextmanager
+def _by_default(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors are of that type, unless they say otherwise, for a time."""
+    if (before := torch.get_default_dtype()) == dtype:
+        yield
+        return
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def adopt(model: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) -> Foreign:
