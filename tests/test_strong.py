@@ -300,6 +300,14 @@ def test_where_nothing_was_given_up_nothing_is_asked_again(trapped, monkeypatch)
     assert begun == [*endless.attacks] and (outcomes.fell == 1).sum() > 1
 
 
+def test_what_square_takes_before_a_gradient_is_no_sign_of_a_trap(trapped, monkeypatch):
+    monkeypatch.setattr(ensemble, "SquareSearch", partial(SquareSearch, iterations=1000))
+    begun, other = [], replace(TRAPS, attacks=("apgd-ce", "square", "fab-t"))
+    outcomes, go_on = decided(other, trapped, (slice(0, 60),), begun.append)
+    go_on()
+    assert begun == [*other.attacks] and (outcomes.fell == 1).sum() > 1
+
+
 class Masked(nn.Module):
     """A model whose gradient is 0 everywhere: its input is rounded."""
 

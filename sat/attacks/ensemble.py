@@ -69,9 +69,10 @@ class FastAutoAttack(Ensemble, Attack):
     decides. Targets and queries that lead nowhere are given up early (see `sat.attacks.pool`), and
     so is Square where a short ascent of the margin came clearly further. With `patience` None all
     have their published length, and nothing is tried again; where the gradient is not the slope of
-    the logits, which is logged, nothing is given up. Where Square fells what attacks by gradients
-    left, by the limit of the alarm `black_box`, all that still stands in the set goes through FAB
-    and Square once more, of their published length. `eps` is in 1/255.
+    the logits, which is logged, nothing is given up. Where Square, as the last one, fells what
+    attacks by gradients left, by the limit of the alarm `black_box`, all that still stands in the
+    set goes through FAB and Square once more, of their published length; not in a validation of a
+    training, which calls it as a plain attack, part by part. `eps` is in 1/255.
 
     Where the logits are of few values (rounding, quantisation, a saturated softmax), which is
     logged, the searches go by the last layer of real values, if it is in sight; nothing is given up
@@ -157,9 +158,9 @@ class FastAutoAttack(Ensemble, Attack):
     def passes(self, outcomes: AttackOutcomes) -> Iterator["FastAutoAttack"]:
         yield self
         left = int((outcomes.robust & (outcomes.passed < self._last)).sum())
-        at = self.attacks.index("square") if "square" in self.attacks else 0
-        fallen = int((outcomes.fell == at).sum())
-        if at and left and beyond(fallen, len(outcomes.fell), SPARED):
+        fallen = int((outcomes.fell == len(self.attacks) - 1).sum())  # to the last
+        after = self.asks_gradients and self.attacks[-1] == "square"
+        if after and left and beyond(fallen, len(outcomes.fell), SPARED):
             log.warning(
                 "strong: Square fells %d images that attacks by gradients leave: these are trapped;"
                 " the %d that stand are asked again, and nothing is given up", fallen, left,
