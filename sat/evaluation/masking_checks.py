@@ -379,8 +379,8 @@ def black_box_alarm(fallen: int, images: int, share: float = 0.01) -> Alarm | No
         "black_box",
         f"of {images} images Square, an attack without gradients, fells {fallen} that attacks by"
         " gradients leave: these had too few starts, or the gradient is masked; the true robust"
-        " accuracy is lower still. Try restarts (evaluation.restarts=10 with PGD); where they fell"
-        " no more, look for rounding, noise or saturation in the network",
+        " accuracy may be lower still. Try restarts (evaluation.restarts=10 with PGD); where they"
+        " fell no more, look for rounding, noise or saturation in the network",
         {"fallen": fallen, "share": fallen / images, "images": images},
     )
 
