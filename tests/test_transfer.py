@@ -172,7 +172,7 @@ def test_a_foreign_network_is_passed_over_or_refused(ran, tmp_path, caplog):
     own, other = ran.run, tmp_path / "outputs" / "foreign"
     shutil.copytree(own, other)
     config = read_yaml(other / "config.yaml")
-    config["model"] = {"_target_": "sat.models.given.Given"}
+    config["model"] = {"_target_": "sat.models.custom.Given"}
     own_hash = RunResult.read(own).hash
     content = (other / "result.json").read_text().replace(own_hash, "0123")
     (other / "result.json").write_text(content)

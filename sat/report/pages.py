@@ -41,8 +41,6 @@ th, td { padding: .3rem .55rem .3rem 0; vertical-align: top; border-bottom: 1px 
   font-variant-numeric: tabular-nums; text-align: left; } td:first-child { min-width: 7rem; }
 [style*="right"] { white-space: nowrap; }
 img { display: block; width: 100%; max-width: 720px; background: #fff; }
-@media (max-width: 900px) { table { font-size: .75rem; }
-  [style*="right"] { white-space: normal; } }
 @media print { img, li, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
