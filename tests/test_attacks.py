@@ -591,6 +591,27 @@ def test_an_attack_says_of_itself_what_goes_not_without_saying():
     assert (derived.gradients(10), derived.reach, derived.random) == (3, 200, True)
 
 
+def test_a_field_that_an_attack_is_asked_for_is_what_that_means():
+    @dataclass(frozen=True)
+    class Counts(Promised):
+        gradients: int = 4
+
+    @dataclass(frozen=True)
+    class Repeats(Promised):
+        replays: int = 3  # its own restarts, say: the training would take each batch so often
+
+    @dataclass(frozen=True)
+    class Steps(Promised):
+        step_size: float = 2.0
+
+    with pytest.raises(ValueError, match="Counts: gradients is what an attack is asked for"):
+        check_fields(Counts())
+    with pytest.raises(ValueError, match="Repeats: replays=3 are updates of the training"):
+        check_fields(Repeats())
+    check_fields(steps := Steps())
+    assert steps.step_size == 2
+
+
 @pytest.mark.parametrize("attack", [Square(8), FastAutoAttack(8, attacks=("square",))])
 def test_what_asks_for_no_gradient_says_so(attack):
     assert not attack.asks_gradients and FastAutoAttack(8).asks_gradients

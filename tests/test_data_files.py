@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sat.data import SVHN, Cifar10, Cifar100, FashionMNIST, Npz, evaluation_batches
+from sat.data import SVHN, Cifar10, Cifar100, FashionMNIST, ImageFolder, Npz, evaluation_batches
+from sat.errors import Refused
+from sat.training.preflight import check_apart
 
 CPU = torch.device("cpu")
 
@@ -213,3 +215,13 @@ def test_what_is_no_npz_is_refused(tmp_path):
             Npz(path=str(tmp_path / name))(CPU, 0)
     with pytest.raises(ValueError, match="^path=null: "):
         Npz()(CPU, 0)
+
+
+def test_who_trains_on_the_test_images_is_refused(tmp_path):
+    """A link of one folder to the other, which serves who measures alone."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").symlink_to("train")
+    with pytest.raises(Refused, match="val is the folder of train"):
+        check_apart(ImageFolder(root=str(tmp_path)))
+    (tmp_path / "val").unlink()
+    check_apart(ImageFolder(root=str(tmp_path)))

@@ -157,25 +157,24 @@ def check_fields(attack: Any) -> None:
         )
     if not is_dataclass(attack):
         raise ValueError(f"{name}: must be a dataclass, whose fields are the attack's settings")
-    call: Any = attack
+    own: Any = attack
     try:
-        inspect.signature(call).bind(None, None, None, None, progress=None)
+        inspect.signature(own).bind(None, None, None, None, progress=None)
     except TypeError:
         raise ValueError(
             f"{name}: must be called as attack(model, x, y, rng=None, progress=None)"
         ) from None
-    derived = Attack in inspect.getmro(type(attack))
-    own = set[str]() if derived else {field.name for field in fields(attack)}
-    if taken := sorted(own & {key for key, usual in vars(Attack).items() if _answers(usual)}):
-        raise ValueError(
-            f"{name}: {taken[0]} is what an attack is asked for (docs/extend.md); call the field"
-            " otherwise, or derive from sat.attacks.Attack"
-        )
     complete(attack, Attack)
-
-
-def _answers(member: Any) -> bool:
-    return isinstance(member, property) or inspect.isfunction(member)
+    for key, usual in vars(Attack).items():
+        if inspect.isfunction(usual) and not callable(getattr(own, key)):
+            raise ValueError(
+                f"{name}: {key} is what an attack is asked for (docs/extend.md); call it otherwise"
+            )
+    if own.replays and type(own).ascend is Attack.ascend:
+        raise ValueError(
+            f"{name}: replays={own.replays} are updates of the training, told to ascend, which"
+            " it lacks (docs/extend.md); call it otherwise"
+        )
 
 
 def is_setting(attack: Any, key: str) -> bool:

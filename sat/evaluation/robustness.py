@@ -319,7 +319,9 @@ def _check_classes(net: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> None
             f" has {classes}; take attack='strong'"
         )
     attack.check_size(*x.shape[2:])
-    if attack.asks_gradients and not has_gradient(net, few):
+    with float32(net):
+        blind = attack.asks_gradients and not has_gradient(net, few)
+    if blind:
         raise ValueError(
             f"{NO_GRADIENT};"
             " without one it is measured by attack=Square(eps, queries, norm), and longer by"

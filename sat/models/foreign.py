@@ -283,7 +283,7 @@ def resting(model: object) -> Iterator[None]:
     """A module in eval mode and without gradients of its own, for a time; the statistics of modules
     that a function holds, or a module out of sight, are put back, whatever mode they are in."""
     net = model if isinstance(model, nn.Module) else nn.Module()
-    if any(weight.is_inference() for weight in net.parameters()):
+    if any(weight.is_inference() and weight.requires_grad for weight in net.parameters()):
         raise ValueError(
             "model: its weights were made in inference_mode; give copy.deepcopy(model), made"
             " outside of it"

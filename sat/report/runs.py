@@ -176,7 +176,7 @@ def kept_of(run: Measured) -> dict[str, Any]:
         if place := config["dataset"].get(key):
             config["dataset"][key] = Path(place).name  # it may be the set's name
     if config.get("evaluate") is not None:
-        config["evaluate"] = run.name
+        config["evaluate"] = run.result.configuration or run.name  # without the seed
     result.pop("lengths", None)  # by names of files that hold the host's
     result["overrides"] = [word for word in result["overrides"] if key_of(word) not in PLACES]
     parts = [result[which] for which in CHECKPOINTS if result.get(which)]

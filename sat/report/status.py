@@ -54,7 +54,8 @@ def state_of(run: Path) -> tuple[str, str, list[str]]:
     if state == "stopped" and not any(path.exists() for path in kept):
         return state, f"{told}, no checkpoint: begins again", alarms
     if result:
-        return state, f"{told}, trained, being measured", alarms
+        done = "being measured" if state == "running" else "an evaluation stopped"
+        return state, f"{told}, {done}", alarms
     if seconds and epoch >= 0.05 * epochs:  # a guess before
         told += f", {duration(seconds * (epochs / epoch - 1))} left"
     return state, told, alarms

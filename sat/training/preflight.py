@@ -1,6 +1,7 @@
 """Is the set-up sound? One batch tells, before hours of training do."""
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from sat.config import Spec
 from sat.data import Data, Loader
 from sat.data.augment import Augment
 from sat.data.corrupted import Corrupted, place_of
+from sat.data.folders import FolderSet
 from sat.distributed import normed_by_attack
 from sat.errors import Refused, refusing
 from sat.evaluation.settings import Evaluation, Validation
@@ -335,6 +337,15 @@ def attacks_of(spec: Spec) -> dict[str, Any]:
     if spec.evaluate is None:
         attacks |= {"attack": spec.attack, "validation.attack": spec.validation.attack}
     return attacks
+
+
+def check_apart(dataset: Any) -> None:
+    """Raises Refused where the folder of test images is that of the training images; who measures
+    alone may have no other."""
+    if isinstance(dataset, FolderSet):
+        parts = {os.path.realpath(os.path.join(dataset.root, part)) for part in ("train", "val")}
+        if len(parts) == 1:
+            raise Refused(f"dataset.root={dataset.root}: val is the folder of train")
 
 
 def check_classes(measured: Mapping[str, Any], classes: int) -> None:

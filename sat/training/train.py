@@ -50,6 +50,7 @@ def set_up(spec: Spec, device: torch.device, world: World) -> tuple[Data, Classi
         data = spec.dataset(device, spec.seed)
     preflight.check_sizes(spec, len(data.held_out), len(data.classes), data.image_size)
     if spec.evaluate is None:
+        preflight.check_apart(spec.dataset)
         preflight.check_batch(spec.schedule, data, room(device) * world.size)
         loader = loader_of(spec, data)
         preflight.check_sampler(loader)
