@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
@@ -393,17 +394,24 @@ def test_weights_of_inference_mode_are_refused(digits):
     quick(deepcopy(made), x[:2], y[:2], attack=PGD(EPS, 1))
 
 
+@contextmanager
+def float64_by_default():
+    """Which what is done within must leave as it is."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("norm, eps", [("linf", EPS), ("l2", 70), ("l1", "1.2/1")])
 def test_another_default_dtype_moves_no_number(digits, norm, eps):
     model, x, y = digits
     asked = {"eps": eps, "norm": norm, "masking_checks": 4}
     usual = [quick(model, x[:12], y[:12], attack=a, **asked) for a in ("strong", "pgd20")]
-    torch.set_default_dtype(torch.float64)
-    try:
+    with float64_by_default():
         found = [quick(model, x[:12], y[:12], attack=a, **asked) for a in ("strong", "pgd20")]
-        assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
     for one, other in zip(usual, found, strict=True):
         assert torch.equal(one.adversarial, other.adversarial)
         checks = [part.masking_checks.as_json() | {"seconds": 0} for part in (one, other)]
@@ -612,14 +620,10 @@ def test_a_network_may_go_by_the_default_dtype(digits, in_sight):
     doubled = copied(model).double()
     usual = [quick(lambda z: doubled(z.double()), x[:12], y[:12], attack=a, **asked)
              for a in ("strong", "pgd20")]  # fmt: skip
-    torch.set_default_dtype(torch.float64)
-    try:
+    with float64_by_default():
         net = ByDefault(model).eval()
         given = net if in_sight else lambda images: net(images)
         found = [quick(given, x[:12], y[:12], attack=a, **asked) for a in ("strong", "pgd20")]
-        assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
     for one, other in zip(usual, found, strict=True):
         assert torch.equal(one.standing, other.standing)
 

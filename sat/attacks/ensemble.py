@@ -41,7 +41,7 @@ ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 KNOWN = (*ATTACKS, "apgd-pma")
 TARGETED = ("apgd-t", "fab-t")
 AGAIN = ("fab-t", "square")  # where gradients are trapped
-# Of what gradients left, fallen to Square: at most 1 % was seen of honest networks, else 7 to 24.
+# Of what gradients left, fallen to Square: seen were some 1 % of honest networks, else 7 to 24.
 TRAPPED = 0.01
 BATCH = 10**9  # multiply-adds of a batch's forward on a CPU: a tenth of a second, or less
 FLAT = 0.5  # of a few images have no gradient
