@@ -106,6 +106,8 @@ def spec_of(**schedule):
         ({"sync_batch_norm": True}, "sync_batch_norm=true: torch has none for a CPU"),
         ({"shard": True, "compile": True}, "shard=true: goes with fp32 and bf16, uncompiled"),
         ({"shard": True, "precision": "fp16"}, "shard=true: goes with fp32 and bf16"),
+        ({"shard": True, "fold": True}, r"fold=true: is for whole weights \(shard=false\)"),
+        ({"shard": True, "fused": True}, r"fused=true: is for whole weights \(shard=false\)"),
         ({"accumulate": "auto"}, "accumulate=auto: is for one process"),
         ({"batch_size": 8, "accumulate": 2}, "batch_size=8: .* 3 processes in each of 2 parts"),
     ],

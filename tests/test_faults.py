@@ -550,7 +550,7 @@ def test_a_batch_that_is_split_is_the_step_in_as_many_parts(most, parts):
                 other.split(parts)
             attempt(each, *batch_of(step))
     assert same(state.state_dict(), other.state_dict())
-    assert state.accumulate == parts and len(state.news) == parts // 2
+    assert state.parts.count == parts and len(state.news) == parts // 2
     assert f"step 2: out of memory; batches come in {parts} parts" in state.news[-1]
 
 
@@ -560,7 +560,7 @@ def test_a_batch_is_not_split_beyond_two_images_nor_unasked():
         state = objective.watch(state_of(objective=objective, accumulate=given))
         with pytest.raises(torch.OutOfMemoryError):
             attempt(state, *batch_of(0))
-        assert state.accumulate == (4 if given == "auto" else given)
+        assert state.parts.count == (4 if given == "auto" else given)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["backward", "clipping"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sat.acceleration import auto, processor
-from sat.acceleration.auto import auto_precision, choose, depthwise
+from sat.acceleration.auto import auto_precision, choose, depthwise, unsettled
 from sat.acceleration.precision import channels_last_pays, lay_out
 from sat.models import EfficientNet, ResNet
 from sat.training.schedule import Schedule
@@ -85,3 +85,21 @@ def test_a_layout_is_that_of_weights_and_images():
 def test_verdicts_have_channels_last_but_on_a_gpu():
     assert channels_last_pays("cpu", "fp32") and channels_last_pays("cuda", "bf16")
     assert not channels_last_pays("cuda", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("has", "channels", "kernel", "on"),
+    [
+        ({"avx2"}, 4, 1, False),
+        ({"avx2"}, 8, 1, True),
+        ({"avx2"}, 4, 3, True),
+        ({"avx2", "avx512f"}, 4, 1, True),
+        (set(), 4, 1, True),
+    ],
+)
+def test_a_kernel_that_writes_beyond_its_memory_is_left(has, channels, kernel, on, monkeypatch):
+    monkeypatch.setattr(processor, "flags", lambda: frozenset(has))
+    with unsettled():
+        torch.backends.mkldnn.enabled = True
+        processor.leave_onednn(torch.nn.Sequential(torch.nn.Conv2d(channels, 8, kernel)))
+        assert torch.backends.mkldnn.enabled == on

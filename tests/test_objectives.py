@@ -109,7 +109,7 @@ def test_statistics_begin_with_the_first_step_that_is_taken(skipped):
     again.load_state_dict(state.state_dict())
     for each in (state, again):
         update(each, x.float(), y)
-        assert each.model[1].momentum == 0.1 and not each.norms_begin
+        assert each.model[1].momentum == 0.1 and not each.norm_start.waits
     assert torch.equal(state.model[1].running_mean, again.model[1].running_mean)
 
 

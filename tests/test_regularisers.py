@@ -208,7 +208,7 @@ def weights(state: TrainState):
 
 def learned(state: TrainState) -> list[torch.Tensor]:
     """Weights, and what was learned beside them."""
-    return [weights(state), *(v for part in state.learning for v in part.state_dict().values())]
+    return [weights(state), *(v for part in state.learners.all for v in part.state_dict().values())]
 
 
 MAKE = {

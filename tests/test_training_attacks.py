@@ -393,7 +393,7 @@ def test_what_an_attack_counts_is_summed_over_processes(batch):
     state.attack(state.model, x, batch[1], rng())
     stood, images = state.attack.counted.tolist()
     state.world = SimpleNamespace(add_=lambda tensors: [tensor.mul_(3) for tensor in tensors])
-    state.learn(torch.tensor(False))
+    state.learners.learn(state.sums, torch.tensor(False))
     assert images == ROWS and 0 < stood < ROWS
     assert state.attack.state_dict()["counts"].sum(0).tolist() == [3 * stood, 3 * ROWS]
 

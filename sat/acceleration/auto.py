@@ -105,16 +105,15 @@ def _captured(schedule: Asked, device: torch.device, images: int, image_cost: in
     possible = possible and not schedule.grad_checkpointing  # torch asks for a state of chance
     if device.type != "cuda" or not possible or schedule.compile == "reduce-overhead":
         return False
-    alone = not schedule.shard and processes()[1] == 1
     waits = image_cost * schedule.batch_size / schedule.parts < GRAPH_PAYS_BELOW
-    return alone and waits and schedule.steps(images) >= GRAPH_PAYS_FROM
+    return waits and schedule.steps(images) >= GRAPH_PAYS_FROM
 
 
 def _compiled(
     schedule: Asked, device: torch.device, images: int, image_cost: int, graph: bool
 ) -> bool:
     """Whether a run is long enough for its compilation, where there is a compiler."""
-    if schedule.compile != "auto" or schedule.shard or processes()[1] > 1:
+    if schedule.compile != "auto":
         return False
     work = 3 * image_cost * images * schedule.epochs
     if device.type != "cuda":
@@ -132,22 +131,25 @@ def choose(
     """What `auto` stands for in this run: chosen once, kept in its checkpoint.
 
     `image_cost` is in multiply-adds. A step too small to share among cores runs on one: its
-    threads would wait for each other more than they compute, above all on a busy machine.
+    threads would wait for each other more than they compute, above all on a busy machine. One of
+    several processes compiles and captures nothing; without whole weights it folds none either.
     """
+    whole = not schedule.shard
+    alone = whole and processes()[1] == 1
     precision, on_gpu = schedule.precision, device.type == "cuda"
     small = is_small(image_cost * schedule.batch_size)
     if precision == "auto":
         precision = auto_precision(device.type, scattered, small)
     given = lambda asked, usual: usual if asked == "auto" else asked  # noqa: E731
     run = (schedule, device, images, image_cost)
-    graph = given(schedule.graph, _captured(*run))
+    graph = given(schedule.graph, alone and _captured(*run))
     return {
         "precision": precision,
         "channels_last": given(schedule.channels_last, channels_last_pays(device.type, precision)),
-        "compile": given(schedule.compile, _compiled(*run, graph)),
+        "compile": given(schedule.compile, alone and _compiled(*run, graph)),
         "graph": graph,
-        "fold": given(schedule.fold, precision != "fp16"),
-        "fused": given(schedule.fused, schedule.optimizer in FUSED and not schedule.shard),
+        "fold": given(schedule.fold, whole and precision != "fp16"),
+        "fused": given(schedule.fused, whole and schedule.optimizer in FUSED),
         "tf32": given(schedule.tf32, on_gpu),
         "threads": 1 if small else THREADS,
         "accumulate": schedule.parts,
@@ -164,7 +166,8 @@ def settle(choices: Mapping[str, Any]) -> None:
 def unsettled() -> Iterator[None]:
     """On leaving, the process has its own threads, TF32 and leniency of the compiler again, and
     what it does where a child ends."""
-    threads, compiler = torch.get_num_threads(), "torch._dynamo"  # imported where it is used
+    threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
+    compiler = "torch._dynamo"  # imported where it is used
     lenient = compiler in sys.modules and torch._dynamo.config.suppress_errors
     child = signal.getsignal(signal.SIGCHLD)
     try:
@@ -172,6 +175,7 @@ def unsettled() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+        torch.backends.mkldnn.enabled = onednn
         if compiler in sys.modules:
             torch._dynamo.config.suppress_errors = lenient
         if child is not None and threading.current_thread() is threading.main_thread():

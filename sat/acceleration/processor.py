@@ -4,6 +4,9 @@ import os
 from functools import cache
 from pathlib import Path
 
+import torch
+from torch import nn
+
 # Flags of processors whose bfloat16 products were seen to be 3 to 10 times as fast as float32's.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 # Instruction sets by which oneDNN's products of bfloat16 are as fast as the processor's.
@@ -36,3 +39,16 @@ def _capped() -> bool:
     aten = os.environ.get("ATEN_CPU_CAPABILITY", "").lower()
     allowed = cap in ("ALL", "DEFAULT") or any(part in cap for part in _BF16_SETS)
     return not allowed or aten in ("default", "avx2")
+
+
+def leave_onednn(model: nn.Module) -> None:
+    """Has a CPU train `model` without oneDNN where that would write beyond its memory.
+
+    Its kernel for a processor of AVX2 alone, `jit_avx2_1x1_convolution_bwd_weights`, does so in the
+    gradient of 1x1 convolutions whose channels are no multiple of eight: seen with valgrind, torch
+    2.14.1; the process dies some steps later.
+    """
+    narrow = (m.in_channels % 8 or m.out_channels % 8 for m in model.modules()
+              if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1))  # fmt: skip
+    if "avx2" in flags() and "avx512f" not in flags() and any(narrow):
+        torch.backends.mkldnn.enabled = False

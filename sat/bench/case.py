@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sat.acceleration.auto import choose
 from sat.acceleration.device import find_device
+from sat.acceleration.processor import leave_onednn
 from sat.attacks import Attack, Clean
 from sat.bench.costs import Cost, build, cost_of
 from sat.config import Spec, composed
@@ -82,7 +83,9 @@ class Case:
     def model(self) -> Classifier:
         """The network, with the same weights each time."""
         torch.manual_seed(self.spec.seed)
-        return build(self.spec, self.sizes, "cpu").to(self.device)
+        net = build(self.spec, self.sizes, "cpu").to(self.device)
+        leave_onednn(net)
+        return net
 
     def images(self, count: int | None = None) -> tuple[Tensor, Tensor]:
         """A batch x [B, C, H, W] in [0, 1] and y [B], on the device, the same each time."""

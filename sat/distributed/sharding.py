@@ -15,7 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from sat.distributed.world import Replicas, World
+from sat.distributed.replicas import Replicas
+from sat.distributed.world import World
 
 BLOCKS = 16  # a gathered block is at most this part of the network, where its modules allow it
 
@@ -53,12 +54,11 @@ class Shards(Replicas):
     def whole(self, state: Any) -> Any:
         return put_together(state)
 
-    def share(self, state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
-        like = model.state_dict()
+    def share(self, state: Mapping[str, Any], of: nn.Module | Optimizer) -> dict[str, Any]:
+        if isinstance(of, Optimizer):
+            return share_out_optimizer(state, of)
+        like = of.state_dict()
         return {key: share_out(value, like[key]) for key, value in state.items()}
-
-    def share_optimizer(self, state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-        return share_out_optimizer(state, optimizer)
 
 
 def shard_(model: nn.Module) -> None:
@@ -101,7 +101,7 @@ def share_out(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def share_out_optimizer(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+def share_out_optimizer(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """An optimiser's whole state dict, shared out as its parameters are."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     shared = {

@@ -8,7 +8,7 @@ save, when to stop, what a file holds) goes through a second group, which asks n
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
 
 from sat.errors import Fault, Lost, Refused, is_out_of_memory
 from sat.launch import local_rank, processes
@@ -228,49 +227,3 @@ def shared(model: nn.Module, sync_batch_norm: bool | None, attack: Any, world: W
 
         return convert_sync_batchnorm(model)
     return model
-
-
-class Replicas:
-    """The weights of a training, of which each process holds all.
-
-    What a training asks of them; where they are shared out, `sharding.Shards` answers.
-    """
-
-    def __init__(self, world: World):
-        self.world = world
-
-    def place(self, model: nn.Module) -> nn.Module:
-        """`model` as it is trained."""
-        return model
-
-    def measured(self, model: nn.Module) -> nn.Module:
-        """One that was placed, as it is measured: whole. All processes must ask for it."""
-        return model
-
-    def images(self, own: int, batch: int) -> float:
-        """How many images the loss is to be a mean over, in a process that has its `own` of all."""
-        return own
-
-    def local(self, tensors: list[Tensor]) -> list[Tensor]:
-        """What this process holds of each."""
-        return tensors
-
-    def reduce_(self, gradients: list[Tensor], statistics: list[Tensor], sums: Tensor) -> None:
-        """Makes means over the batch of means over this process's images, and sums of sums."""
-        if self.world.size > 1:
-            self.world.mean_([*gradients, *statistics], sums)
-
-    def agree_(self, found: Tensor) -> None:
-        """A flag of 0 or 1 becomes 1 where it is 1 in any process."""
-
-    def whole(self, state: Any) -> Any:
-        """Nested dicts and lists of tensors as one process would write them."""
-        return state
-
-    def share(self, state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
-        """A state dict of a whole model, as `load_state_dict` of this one takes it."""
-        return state
-
-    def share_optimizer(self, state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-        """A whole optimiser's state dict, as `load_state_dict` of this one takes it."""
-        return state

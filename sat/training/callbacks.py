@@ -144,7 +144,7 @@ class Callbacks:
             if not is_out_of_memory(error):
                 raise
             if state.updating:
-                fault = starved(state.plan.schedule.batch_size, state.accumulate)
+                fault = starved(state.plan.schedule.batch_size, state.parts.count)
             elif self.owed is not None:
                 size = self.validation.batch_size // 2 or 1
                 fault = Fault(f"out of memory in validation; try validation.batch_size={size}")

@@ -22,8 +22,8 @@ def attempt(state: TrainState, x: Tensor, y: Tensor) -> None:
             state.put_back(generators)
             if not (is_out_of_memory(error) and may_split(state)):
                 raise
-        state.split(2 * state.accumulate)
-        said = f"step {state.step}: out of memory; batches come in {state.accumulate} parts from"
+        state.split(2 * state.parts.count)
+        said = f"step {state.step}: out of memory; batches come in {state.parts.count} parts from"
         state.news.append(f"{said} here on (schedule.accumulate=auto)")
         if state.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -34,7 +34,7 @@ def may_split(state: TrainState) -> bool:
     """Whether memory that runs out splits batches further; a part has two images at least. Of
     several processes the others would not know."""
     schedule, alone = state.plan.schedule, state.world.size == 1
-    return alone and schedule.accumulate == "auto" and schedule.batch_size >= 4 * state.accumulate
+    return alone and schedule.accumulate == "auto" and schedule.batch_size >= 4 * state.parts.count
 
 
 def starved(batch: int, accumulate: int) -> Fault:

@@ -271,6 +271,9 @@ def check_processes(spec: Spec, on_gpu: bool, size: int) -> None:
             "schedule.shard=true: goes with fp32 and bf16, uncompiled; see schedule.precision and"
             " schedule.compile"
         )
+    for key in ("fold", "fused"):
+        if schedule.shard and getattr(schedule, key) is True:
+            raise Refused(f"schedule.{key}=true: is for whole weights (shard=false); write auto")
     if size == 1:
         return
     if schedule.accumulate == "auto":

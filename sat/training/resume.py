@@ -16,9 +16,9 @@ from sat.models.weights import shape_of
 from sat.objectives import Method
 from sat.rundir import checkpoint
 from sat.rundir.untrusted import misfit
+from sat.training.learning import Stateful
 from sat.training.optimizer import build_optimizer, load_optimizer
 from sat.training.schedule import Schedule
-from sat.training.state import Stateful
 
 _NUMBER, _NONE = int | float, type(None)
 FACTS = {"hash": str, "dataset": {"name": str, "*": str | int}, "shape?": dict}

@@ -1,25 +1,27 @@
 """What a training holds: the network and all that a checkpoint must keep of it."""
 
 import copy
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sat.acceleration.auto import DTYPES
 from sat.acceleration.compilation import Warmup, compiled
 from sat.acceleration.folding import Folded, Unfolded, fold
 from sat.acceleration.graph import Graph
 from sat.acceleration.precision import lay_out
+from sat.acceleration.processor import leave_onednn
 from sat.activations.surrogate import phased
 from sat.distributed import ALONE, Replicas, World, local_statistics, normed_by_attack
 from sat.errors import Diverged
 from sat.objectives import Method
-from sat.rng import RowRng, StepKey, generator_states, seed_of, set_generators
+from sat.rng import StepKey, generator_states, seed_of, set_generators
 from sat.training.average import Average
+from sat.training.learning import Learners, Stateful
 from sat.training.metrics import Metrics, Totals
+from sat.training.norm_start import NormStart
 from sat.training.optimizer import (
     build_optimizer,
     load_optimizer,
@@ -27,42 +29,10 @@ from sat.training.optimizer import (
     set_rate,
     skips_on_device,
 )
+from sat.training.parts import Parts
 from sat.training.perturbation import Perturbation
 from sat.training.plan import Plan
 from sat.training.skips import REMEDY, Skips, Statistics
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """What has a memory; it lies on the device, and in the checkpoint."""
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
-
-
-@runtime_checkable
-class Learning(Stateful, Protocol):
-    """What learns from the training's steps, in place and on the device."""
-
-    def settle(self, x: Tensor, batch: int) -> None:
-        """Makes room before a step on a batch of so many images like x; changes nothing later."""
-        ...
-
-    def learn(self, sums: Tensor, broken: Tensor) -> None:
-        """Told of a step, of all processes: loss, right answers, the regulariser's error and
-        images, summed up; and whether it was skipped. What it reads in a step it changes here
-        alone, so that parts and processes agree."""
-        ...
-
-
-@runtime_checkable
-class Counting(Protocol):
-    """What counts in its own calls; of all processes when it is to learn of the step."""
-
-    @property
-    def counted(self) -> Tensor:
-        """Sums over this process's rows since the step began."""
-        ...
 
 
 class TrainState:
@@ -84,29 +54,24 @@ class TrainState:
         method = copy.deepcopy(method)  # a memory belongs to one training
         self.attack, self.objective = method.attack, method.objective
         self.regulariser, self.weight_attack = method.regulariser, method.weight_attack
-        parts = self.attack, self.objective, self.regulariser, self.weight_attack
+        members = self.attack, self.objective, self.regulariser, self.weight_attack
+        self.learners = Learners(members, world)
         self.replayed = self.attack if self.attack.replays else None
-        self.learning = [part for part in parts if isinstance(part, Learning)]
-        self.counting = [part for part in self.learning if isinstance(part, Counting)]
         self.metrics = metrics or Metrics()
         self.device = device = next(model.parameters()).device
         model.autocast = DTYPES[choices["precision"]]
         lay_out(model, choices["channels_last"])
+        leave_onednn(model)
         self.average = Average(model, plan.averaging) if plan.averaging else None
-        self.replicas = Replicas(world)
-        shards = schedule.shard and world.size > 1
-        if shards:
-            from sat.distributed.sharding import Shards  # takes a second to import
-
-            self.replicas = Shards(world, model)
+        self.replicas = _replicas(world, model, schedule.shard)
         self.model = model = self.replicas.place(model)
         if self.average:
             self.average.module = self.replicas.place(self.average.module)
         self.net = self._compiled(model)
-        self._folds = bool(choices.get("fold")) and not shards
+        self._folds = bool(choices.get("fold"))
         self._folded: Folded | Unfolded | None = None  # what the attack asks, see `attack_model`
         self.phased = phased(model)
-        self.optimizer = build_optimizer(model, schedule, bool(choices.get("fused")) and not shards)
+        self.optimizer = build_optimizer(model, schedule, bool(choices.get("fused")))
         self.skips_on_device = skips_on_device(self.optimizer)
         self.scaler = self._new_scaler()
         self.step, self.updating, self.applying = 0, False, False
@@ -125,54 +90,29 @@ class TrainState:
         # Lists, because a walk through the modules costs as much as all of the rest.
         self.parameters, buffers = [*model.parameters()], [*model.buffers()]
         self.statistics = Statistics(buffers)
-        self.norms = _momenta(model) if schedule.norm_start == "batch" else []
-        self.norms_begin = bool(self.norms)  # no update has moved them yet
+        self.norm_start = NormStart(model, schedule.norm_start)
         self.perturbation = Perturbation(self.weight_attack, model)
         self.local_statistics = local_statistics(model)  # of batch norms that see own images alone
         self.recomputed = buffers if getattr(model, "recomputes", False) else []
-        self._split()
+        self.parts = Parts(schedule, choices, self.objective.views, world, device)
 
     # what a step asks -----------------------------------------------------------------------------
 
     def begin(self, x: Tensor) -> None:
         """Writes what the host says of the step to come, on x, into memory of the device."""
         self.statistics.kept = False
-        for part in self.learning:
-            part.settle(x, self.objective.views * self.plan.schedule.batch_size)
+        self.learners.settle(x, self.parts.images)
         set_rate(self.optimizer, self.plan.rate(self.step))
         if self.plan.schedule.cycles_momentum:
             set_momentum(self.optimizer, self.plan.momentum(self.step))
         self.progress.fill_(self.step / self.plan.steps)
         self.number.fill_(self.step)
         self.key.set(seed_of(self.plan.seed, "attack", self.step))
-        if self.norms_begin:
-            self._begin_norms()
+        if self.norm_start.waits and self.norm_start.look(self.skips):
+            if self.step > 1 or self.replays > 1:
+                self.graph.forget()  # it may hold the momentum of skipped steps
         if not self.model.training:  # half a millisecond on a CPU
             self.model.train()
-
-    def _begin_norms(self) -> None:
-        """Batch norms take the statistics of the first update, which is the first step that was not
-        skipped: until then the host looks at each."""
-        self.norms_begin = self.skips.all_skipped()
-        for norm, momentum in self.norms:
-            norm.momentum = 1.0 if self.norms_begin else momentum
-        if not self.norms_begin and (self.step > 1 or self.replays > 1):
-            self.graph.forget()  # it may hold the momentum of skipped steps
-
-    def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, RowRng]]:
-        """Images, labels and random numbers of each accumulation part of this process's share of a
-        batch; of several views each part has all of its images, first views first."""
-        views, rows, done = self.objective.views, self.rows, 0
-        x, y = (tensor.unflatten(0, (views, len(tensor) // views)) for tensor in (x, y))
-        if x.shape[1] != sum(map(len, rows)):  # some could not be read
-            count = max(1, min(len(rows), x.shape[1] // 2))  # batch norm takes no part of one image
-            rows = torch.cat(rows)[: x.shape[1]].tensor_split(count)
-        for part in rows:
-            if len(part):
-                own = slice(done, done := done + len(part))
-                size = self.plan.schedule.batch_size
-                of_views = torch.cat([part + view * size for view in range(views)])
-                yield x[:, own].flatten(0, 1), y[:, own].flatten(0, 1), RowRng(self.key, of_views)
 
     def attack_model(self, x: Tensor) -> nn.Module:
         """The network that the attack on x asks, with the weights of this moment: folded for eval
@@ -197,13 +137,6 @@ class TrainState:
     def replays(self) -> int:
         """How often a step takes its batch."""
         return self.replayed.replays if self.replayed else 1
-
-    def learn(self, broken: Tensor) -> None:
-        """Lets all that learns know of the step."""
-        if self.counting:
-            self.world.add_([part.counted for part in self.counting])
-        for part in self.learning:
-            part.learn(self.sums, broken)
 
     def weight(self, own: int, batch: int) -> float:
         """What the loss of `own` images counts among those of this process's part of a batch."""
@@ -243,18 +176,9 @@ class TrainState:
 
     # memory ---------------------------------------------------------------------------------------
 
-    @property
-    def accumulate(self) -> int:
-        """Into how many parts a batch is split."""
-        return self.plan.choices.get("accumulate", self.plan.schedule.parts)
-
-    def split(self, parts: int) -> None:
-        self.plan.choices["accumulate"] = parts
-        self._split()
-
-    def _split(self) -> None:
-        rows = self.world.rows(self.plan.schedule.batch_size, self.accumulate)
-        self.rows = [part.to(self.device) for part in rows]
+    def split(self, count: int) -> None:
+        """Splits batches into so many parts from here on."""
+        self.parts.split(count)
         self.graph.forget()
 
     def put_back(self, generators: Mapping[str, Tensor]) -> None:
@@ -346,8 +270,7 @@ class TrainState:
         self.step = state["step"]
         self.progress.fill_(max(self.step - 1, 0) / self.plan.steps)  # of the step before
         self.model.load_state_dict(self.replicas.share(state["model"], self.model))
-        optimizer = self.replicas.share_optimizer(state["optimizer"], self.optimizer)
-        load_optimizer(self.optimizer, optimizer)
+        load_optimizer(self.optimizer, self.replicas.share(state["optimizer"], self.optimizer))
         for name, part in self._stateful.items():
             kept = state[name]
             if part is self.average:
@@ -362,6 +285,10 @@ class TrainState:
         return compiled(net, self.plan.choices["compile"], by_itself)
 
 
-def _momenta(model: nn.Module) -> list[tuple[Any, float | None]]:
-    """Batch norms with their momentum."""
-    return [(norm, norm.momentum) for norm in model.modules() if isinstance(norm, _BatchNorm)]
+def _replicas(world: World, model: nn.Module, shard: bool) -> Replicas:
+    """Who holds the weights of `model`: each process all of them, or, if `shard`, its part."""
+    if not shard or world.size == 1:
+        return Replicas(world)
+    from sat.distributed.sharding import Shards  # takes a second to import
+
+    return Shards(world, model)

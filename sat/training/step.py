@@ -32,7 +32,7 @@ def advance(state: TrainState, x: Tensor, y: Tensor) -> None:
     nothing of it asks the host, unless attack or optimiser do, or it can't be told to skip."""
     state.statistics.keep()
     batch = []
-    for images, labels, rng in state.parts(x, y):
+    for images, labels, rng in state.parts.of(x, y, state.key):
         with phase(state.phased, "inner"):
             x_adv = state.attack(state.attack_model(images), images, labels, rng, state.progress)
         batch.append((images, x_adv.requires_grad_(bool(state.replayed)), labels, rng))
@@ -50,7 +50,7 @@ def advance(state: TrainState, x: Tensor, y: Tensor) -> None:
     state.apply(broken)
     state.perturbation.end(broken)
     state.statistics.put_back(broken)
-    state.learn(broken)
+    state.learners.learn(state.sums, broken)
     if state.average:
         state.average.update(state.model, state.number, broken, state.replicas.local)
     state.skips.count(broken)

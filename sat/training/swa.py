@@ -22,7 +22,7 @@ def estimate(state: TrainState, train: Split) -> None:
     if average is None or average.averaging.decay or state.step <= average.averaging.copies:
         return
     own = len(train) // world.size
-    size = min(own, max(2, plan.schedule.batch_size // (state.accumulate * world.size)))
+    size = min(own, max(2, plan.schedule.batch_size // (state.parts.count * world.size)))
     chosen = torch.arange(len(train))[world.own][: own // size * size]  # whole batches, of all
     net, attack = average.module, copy.deepcopy(state.attack)  # it may have a memory
     for buffer, now in zip(net.buffers(), state.model.buffers(), strict=True):

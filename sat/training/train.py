@@ -95,7 +95,7 @@ def train(spec: Spec, run: Run, model: Classifier, data: Data, world: World) -> 
     model = shared(model, spec.schedule.sync_batch_norm, spec.attack, world)
     state = TrainState(model, Method.of(spec), plan, world, spec.metrics)
     callbacks.resume(state, kept)
-    rows, loader = torch.cat(state.rows).cpu(), loader_of(spec, data)
+    rows, loader = torch.cat(state.parts.rows).cpu(), loader_of(spec, data)
 
     def stream(step: int) -> Iterator[tuple[Tensor, Tensor]]:
         return loader.stream(rows, step, plan.steps, state.graph_of_batches())
@@ -153,6 +153,8 @@ def plan_of(
         choices = {**choices, "threads": THREADS}  # these have another share of the cores
     if kept and (device.type != "cuda" or world.size > 1 or schedule.graph is False):
         choices = {**choices, "graph": False}  # begun by one process on a GPU, which this is not
+    if schedule.shard:
+        choices = {**choices, "fold": False, "fused": False}  # begun with whole weights
     settle(choices)
     if choices["compile"]:
         forget()
