@@ -24,13 +24,13 @@ class Parts:
         self.split(choices.get("accumulate", schedule.parts))
 
     def split(self, count: int) -> None:
-        """Into so many, from here on: what is chosen, as a checkpoint keeps it."""
+        """Splits into so many from here on: what is chosen, as a checkpoint keeps it."""
         self.count = self._choices["accumulate"] = count
         self.rows = [rows.to(self._device) for rows in self._world.rows(self._batch, count)]
 
     @property
     def images(self) -> int:
-        """Of an update of all processes, in all views."""
+        """How many an update of all processes takes, in all views."""
         return self._views * self._batch
 
     def of(self, x: Tensor, y: Tensor, key: StepKey) -> Iterator[tuple[Tensor, Tensor, RowRng]]:
