@@ -23,7 +23,7 @@ from sat.attacks import (
     Square,
     losses,
 )  # fmt: skip
-from sat.attacks.ball import Ball
+from sat.attacks.ball import Ball, without_infinities
 from sat.attacks.base import Attack, check_fields, resolved
 from sat.errors import Refused
 from sat.evaluation.settings import Evaluation
@@ -615,3 +615,20 @@ def test_a_field_that_an_attack_is_asked_for_is_what_that_means():
 @pytest.mark.parametrize("attack", [Square(8), FastAutoAttack(8, attacks=("square",))])
 def test_what_asks_for_no_gradient_says_so(attack):
     assert not attack.asks_gradients and FastAutoAttack(8).asks_gradients
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_an_infinite_entry_takes_no_more_than_the_largest_other_one(norm):
+    top = torch.finfo(torch.float32).max
+    gradient = torch.tensor([top, 1.0, -2.0, 0.5, -top, 0.25, 0.1, 0.1, 0.1]).view(1, 1, 3, 3)
+    step = Ball(100.0, norm).steepest(gradient, *([torch.tensor([3])] if norm == "l1" else []))
+    assert step[0, 0, 0, 2] == -step[0, 0, 0, 0] == step[0, 0, 1, 1] != 0
+    plain = torch.tensor([[[[1.0, -2.0]]], [[[0.0, 0.0]]]])
+    assert torch.equal(without_infinities(plain), plain)
+
+
+def test_a_target_is_no_masked_class():
+    logits = torch.tensor([[3.0, 1.0, -torch.inf, 2.0, -torch.inf]])
+    found = [int(losses.likely_wrong(lambda x: logits, x, y, k)) for k in (1, 2, 3, 4)
+             for x, y in [(torch.zeros(1), torch.tensor([0]))]]  # fmt: skip
+    assert found == [3, 1, 1, 1]

@@ -42,6 +42,8 @@ def test_weights_begin_normal_by_fan_out():
         for conv in large:
             expected = math.sqrt(2 / (conv.kernel_size[0] ** 2 * conv.out_channels))
             assert conv.weight.std().item() == pytest.approx(expected, rel=0.05)
+        head = net.get_classifier().weight  # of a Wide ResNet a 1x1 convolution
+        assert head.std().item() == pytest.approx(1 / math.sqrt(3 * head.shape[1]), rel=0.1)
         biases = [module.bias for name, module in net.named_modules()
                   if isinstance(module, nn.Linear) or name == "head.fc"]  # fmt: skip
         assert biases and all(bool((bias == 0).all()) is zero for bias in biases)

@@ -51,6 +51,7 @@ class Ball:
         step carries out of [0, 1]: it is the sign of the largest `entries` [B] of each image."""
         if self.norm == "linf":
             return gradient.sign()
+        gradient = without_infinities(gradient)
         if self.norm == "l2":
             # Where a softmax saturates its gradient's squares are 0; a power of two moves no bit.
             largest = gradient.flatten(1).abs().amax(1).clamp_min_(torch.finfo(gradient.dtype).tiny)
@@ -121,3 +122,12 @@ def onto_l1(d: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
     left = size - cut.to(size.dtype)
     left = torch.where(left > 1e-6 * size, left, 0.0)  # gone but for rounding is gone
     return d.sign() * torch.minimum(left, room).view_as(d)
+
+
+def without_infinities(gradient: Tensor) -> Tensor:
+    """A gradient [B, ...] whose infinite entries are as large as the largest other one of their
+    image: such an entry, of a square root at a black pixel, must not take the whole step."""
+    limit = torch.finfo(gradient.dtype).max
+    size = gradient.abs()
+    largest = size.where(size < limit, 0.0).flatten(1).amax(1).view(-1, *[1] * (gradient.ndim - 1))
+    return gradient.where(size < limit, gradient.sign() * largest.where(largest > 0, 1.0))

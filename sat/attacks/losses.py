@@ -171,13 +171,15 @@ def aimed(attack: Aim, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Loss, Te
 
 @torch.no_grad()
 def likely_wrong(model: nn.Module, x: Tensor, y: Tensor, rank: int) -> Tensor:
-    """The class [B] of that rank, from 1, among those but the label's, by the clean images. Raises
-    Refused where there are fewer."""
+    """The class [B] of that rank, from 1, among those but the label's, by the clean images; the
+    last one that is not masked (a logit of -inf). Raises Refused where there are fewer."""
     logits = model(x)
     if rank >= logits.shape[1]:
         raise Refused(f"attack.target={rank}: there are {logits.shape[1] - 1} wrong classes")
     others = logits.scatter(1, one_label(y)[:, None], -torch.inf)
-    return others.topk(rank, dim=1).indices[:, -1]
+    found = others.topk(rank, dim=1)
+    last = (found.values > -torch.inf).sum(1, keepdim=True).clamp(min=1) - 1  # not masked
+    return found.indices.gather(1, last)[:, 0]
 
 
 @torch.no_grad()

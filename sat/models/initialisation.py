@@ -18,10 +18,12 @@ def initialise(net: nn.Module, init: Init, zero_bias: bool = False) -> nn.Module
         nn.init.zeros_(net.get_classifier().bias)
     if init in ("timm", "goyal"):
         return net
+    classifier = net.get_classifier() if hasattr(net, "get_classifier") else None
     for module in net.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-        if init == "fan_out" and isinstance(module, nn.Conv2d):
+        # A classifier that is a 1x1 convolution (timm's ResNetV2) begins as a linear one does.
+        if init == "fan_out" and isinstance(module, nn.Conv2d) and module is not classifier:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if init == "fan_out" and isinstance(module, nn.Linear | nn.Conv2d) and zero_bias:
             if module.bias is not None:

@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sat.arguments import check_unit
 from sat.errors import Refused
 from sat.identity import data_name
 from sat.loggers.screen import duration
@@ -171,7 +173,9 @@ def judge(rows: Sequence[Row]) -> tuple[str, list[str]]:
     chosen = "best" if any(which == "best" for which, _ in measures) else "last"  # a file's
     for which, attack in measures:
         measured = [run for run in runs if (which, attack) in run.entries]
-        dataset = measured[0].config["dataset"]
+        dataset = dict(measured[0].config["dataset"])
+        with suppress(ValueError):  # it may be written: 0.5/255
+            dataset["eps"] = check_unit("eps", dataset.get("eps"), dataset.get("norm") or "linf")
         given = measured[0].entries[which, attack].settings or {}
         own = all(dataset.get(k) in (None, given.get(k, dataset.get(k))) for k in ("eps", "norm"))
         if which == chosen and own and isinstance(given.get("attack"), str):
