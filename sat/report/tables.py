@@ -174,8 +174,8 @@ def judge(rows: Sequence[Row]) -> tuple[str, list[str]]:
     for which, attack in measures:
         measured = [run for run in runs if (which, attack) in run.entries]
         dataset = dict(measured[0].config["dataset"])
-        with suppress(ValueError):  # it may be written: 0.5/255
-            dataset["eps"] = check_unit("eps", dataset.get("eps"), dataset.get("norm") or "linf")
+        with suppress(KeyError, ValueError):  # it may be written: 0.5/255
+            dataset["eps"] = check_unit("eps", dataset["eps"], dataset.get("norm") or "linf")
         given = measured[0].entries[which, attack].settings or {}
         own = all(dataset.get(k) in (None, given.get(k, dataset.get(k))) for k in ("eps", "norm"))
         if which == chosen and own and isinstance(given.get("attack"), str):
