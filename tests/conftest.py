@@ -40,6 +40,14 @@ def pytest_runtestloop():
     gc.enable()
 
 
+@pytest.fixture(autouse=True)
+def onednn():
+    """Whether it computes, as before: a test's own training leaves it on some processors."""
+    kept = torch.backends.mkldnn.enabled
+    yield
+    torch.backends.mkldnn.enabled = kept
+
+
 @pytest.fixture(scope="session", autouse=True)
 def hasty_disk():
     """No test cuts the power: a file is written and renamed, and none is waited for."""

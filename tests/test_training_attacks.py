@@ -392,7 +392,9 @@ def test_what_an_attack_counts_is_summed_over_processes(batch):
     state.begin(x)
     state.attack(state.model, x, batch[1], rng())
     stood, images = state.attack.counted.tolist()
-    state.learners.world = SimpleNamespace(add_=lambda tensors: [tensor.mul_(3) for tensor in tensors])
+    state.learners.world = SimpleNamespace(
+        add_=lambda tensors: [tensor.mul_(3) for tensor in tensors]
+    )
     state.learners.learn(state.sums, torch.tensor(False))
     assert images == ROWS and 0 < stood < ROWS
     assert state.attack.state_dict()["counts"].sum(0).tolist() == [3 * stood, 3 * ROWS]
