@@ -42,10 +42,8 @@ def pytest_runtestloop():
 
 @pytest.fixture(autouse=True)
 def onednn():
-    """Whether it computes, as before: a test's own training leaves it on some processors."""
-    kept = torch.backends.mkldnn.enabled
-    yield
-    torch.backends.mkldnn.enabled = kept
+    """On at the start of each test: a training outside a run leaves it on some processors."""
+    torch.backends.mkldnn.enabled = True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -254,7 +254,8 @@ def test_statistics_are_of_images_that_can_be_read(monkeypatch):
     the training, gradients of surrogates among it."""
     net = nn.Sequential(nn.BatchNorm2d(1), SurrogateReLU())
     state, seen = SimpleNamespace(
-        plan=Plan(Schedule(epochs=1, batch_size=8, swa_start=0.5), 8, 0, {}), step=9, parts=SimpleNamespace(count=1),
+        plan=Plan(Schedule(epochs=1, batch_size=8, swa_start=0.5), 8, 0, {}), step=9,
+        parts=SimpleNamespace(count=1),
         world=SimpleNamespace(size=1, own=slice(None), mean_=lambda means, sums: None),
         average=Average(net, Averaging(0.0)), model=net, progress=None,
         attack=lambda net, x, y, rng, _: seen.append(
