@@ -312,7 +312,9 @@ def test_stopped_killed_and_resumed_by_other_numbers_of_processes(sat, tmp_path)
     begun = time.monotonic()
     code, out, err = finished(process)
     assert code and time.monotonic() - begun < 60 and RESUMED in out
-    assert "! another process of this run has ended" in err, err
+    # torchrun may ask the other one to stop before it misses the one that was killed
+    told = "! another process of this run has ended", "! stopped; the same command goes on"
+    assert any(line in err for line in told), err
 
     done = sat(*words, tiny=False)
     assert done.code == 0 and done.run == run, done.err
