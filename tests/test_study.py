@@ -359,7 +359,7 @@ def test_a_claim_may_name_the_lowest_and_the_highest(folder, write):
     table = only(folder)
     assert table.verdicts[0].answer == "not run"  # elu has no run at the table's highest alpha
     assert "no row activation=elu, activation.alpha=9.0" in table.verdicts[0].reason
-    assert table.verdicts[1].answer == "not run" and "fits 3 rows" in table.verdicts[1].reason
+    assert table.verdicts[1].answer == "not run" and "3 rows fit (ELU" in table.verdicts[1].reason
     assert table.reference == "ELU alpha=1"
     for seed in range(3):
         folder.add("elu", seed, 40 + seed, alpha=9.0)
@@ -377,7 +377,7 @@ def test_a_selector_may_name_words_and_several_values(folder, write):
     table = only(folder)
     assert table.reference == "b0"
     first, second, third = (v.reason for v in table.verdicts)
-    assert "+20.0 points" in first and "+10.0 points" in second and "fits 2 rows" in third
+    assert "+20.0 points" in first and "+10.0 points" in second and "2 rows fit (b1, b2)" in third
 
 
 def curve(run, *robust: float) -> None:
@@ -474,7 +474,7 @@ def test_collapses_are_compared_between_runs_that_are_alike_in_all_else(folder, 
         change(run / "result.json", alarms=[{"name": "collapse", "message": "fell"}] * (seed > 2))
     (verdict,) = only(folder).verdicts
     assert verdict.answer == "supports", verdict.reason
-    assert "0 of 5 collapsed against 4 of 5 (2 runs of these rows raised alarms)" in verdict.reason
+    assert "0 of 5 collapsed against 4 of 5 (2 of their runs raised alarms)" in verdict.reason
 
 
 def test_a_claim_at_equal_cost_needs_equal_costs(folder, write):

@@ -7,6 +7,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -16,10 +17,11 @@ from markdown_it import MarkdownIt
 from sat.errors import printable
 from sat.loggers import screen
 from sat.report.claims import LEVEL, count_of
-from sat.report.rows import COSTS, Number, Row, label_of, name_of, shown_as
+from sat.report.rows import COSTS, Row, label_of, name_of, shown_as
 from sat.report.runs import Measure
 from sat.report.spec import COLLAPSE, OTHERS, Experiment
 from sat.report.tables import Report, Table
+from sat.statistics import Estimate
 
 LEGEND = """Accuracies are of the checkpoint that held-out training images chose (best), or of the
 last one. ±: 95 % interval of the mean over seeds (Student's t), on the same test images. [low,
@@ -48,23 +50,23 @@ img { display: block; width: 100%; max-width: 720px; background: #fff; }
 def markdown(report: Report, figures: Sequence[Any] = (), page: Path = Path("report.md")) -> str:
     """The report as a Markdown file at `page`, from where its links start."""
     parts = [report.preface.strip() or "# Results", paragraph(LEGEND)]
-    claims = glance(report.tables)
-    parts += ["## The claims at a glance", paragraph(RULE), claims] if claims else []
-    before = None
-    for table in report.tables:
-        if (experiment := table.experiment) != before:
-            code = f" (`{experiment.name}`)" * experiment.is_asked_for
-            parts += [f"## {plain(experiment.title)}{code}", paragraph(experiment.question)]
-            before = experiment
-        parts += [f"### {plain(table.place)}", paragraph(f"{table.setting}.")]
-        parts += [grid(*cells_of(table))]
-        for figure in (figure for figure in figures if figure.table == table.name):
-            link = quote(os.path.relpath(figure.png, page.parent)) if figure.png else ""
-            parts += [f"![{plain(figure.text)}]({link})" if link else paragraph(figure.text)]
-        verdicts = [f"**{v.answer}**: {plain(f'{v.text} ({v.reason})')}" for v in table.verdicts]
-        facts = "; ".join(f"{name}: {fact}" for name, fact in (table.facts or {}).items())
-        parts += [items(verdicts), paragraph(published(experiment)), paragraph(f"{facts}.")]
-        parts += [items(map(plain, table.notes))]
+    if claims := glance(report.tables):
+        parts += ["## The claims at a glance", paragraph(RULE), claims]
+    for experiment, tables in groupby(report.tables, lambda table: table.experiment):
+        code = f" (`{experiment.name}`)" * experiment.is_asked_for
+        parts += [f"## {plain(experiment.title)}{code}", paragraph(experiment.question)]
+        for table in tables:
+            parts += [f"### {plain(table.place)}", paragraph(f"{table.setting}.")]
+            parts += [grid(*cells_of(table))]
+            for figure in (figure for figure in figures if figure.table == table.name):
+                link = quote(os.path.relpath(figure.png, page.parent)) if figure.png else ""
+                parts += [f"![{plain(figure.text)}]({link})" if link else paragraph(figure.text)]
+            verdicts = [
+                f"**{v.answer}**: {plain(f'{v.text} ({v.reason})')}" for v in table.verdicts
+            ]
+            facts = "; ".join(f"{name}: {fact}" for name, fact in (table.facts or {}).items())
+            parts += [items(verdicts), paragraph(published(experiment)), paragraph(f"{facts}.")]
+            parts += [items(map(plain, table.notes))]
     parts += [] if report.tables else ["No finished run."]
     parts += ["## In no table", items(map(plain, report.notes))] if report.notes else []
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -201,7 +203,7 @@ def number(row: Row, measure: Measure) -> str:
     return f"{mean:.1f} ± {high - mean:.1f}{some}"
 
 
-def difference(found: Number | None) -> str:
+def difference(found: Estimate | None) -> str:
     """`+1.3 (-6.6 to +9.3) *`, in points."""
     if found is None:
         return "-"
