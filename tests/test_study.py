@@ -12,6 +12,7 @@ import yaml
 from written import CLAIM, Folder, change
 
 from sat.evaluation.measure import accuracy
+from sat.loggers.markdown import terminal
 from sat.report import pages, spec, tables
 from sat.report.claims import LEVEL
 
@@ -518,7 +519,7 @@ def test_alarms_and_what_auto_chose_are_told(folder, write):
     assert table.facts["precision"] == "bf16, fp32"
     assert "1 of their runs raised alarms" in table.verdicts[0].reason
     page = pages.markdown(report)
-    for text in (page, pages.terminal(page)):
+    for text in (page, terminal(page)):
         assert "SiLU (!)" in text and "(!): runs of this row raised alarms" in text
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sat.errors import Fault, Refused
 from sat.loggers import screen
+from sat.loggers.markdown import html, terminal
 from sat.loggers.screen import refuse, say
 from sat.loggers.usage import Parser
 from sat.report import pages, tables
@@ -41,7 +42,7 @@ def answer(given: Namespace) -> None:
 
         return say(transfer(place, given.to or place / "report"))
     report = tables.read(place, given.config_dir)
-    say(pages.terminal(pages.markdown(report)))
+    say(terminal(pages.markdown(report)))
     alone = place.is_file() or (place / "config.yaml").is_file()
     if folder := given.to or (None if alone else place / "report"):
         say(f"written: {write(report, folder, given.page or folder / 'report.md')}")
@@ -64,7 +65,7 @@ def write(report: tables.Report, folder: Path, page: Path) -> Path:
         (folder / f"{table.name}.csv").write_text(pages.csv_of(table))
     text = pages.markdown(report, figures, page)
     page.write_text(text)
-    page.with_suffix(".html").write_text(pages.html(text, page))
+    page.with_suffix(".html").write_text(html(text, page))
     return page
 
 
