@@ -218,10 +218,7 @@ def facts_of(runs: Sequence[Measured], attack: str) -> dict[str, str]:
     def sizes(names: Iterable[str]) -> str:
         return listed(f"{e.eps:g}/255 {e.norm}" for name, e in entries if name in names and e.eps)
 
-    commands = {re.sub(r"^\S*/", "", str(each.get("command") or "")) for each in told}
-    commands = {re.sub(r"(?<=[ '])\+\+(?=\w)", "", each) for each in commands}  # of `joined`
-    commands = {re.sub(r"^run\.py(?= |$)", "python -m sat.run", each) for each in commands}
-    command = "; ".join(sorted(commands - {""}))
+    command = "; ".join(sorted({str(each.get("command") or "") for each in told} - {""}))
     versions = ("python", "torch", "timm", "precision", "compile")
     facts = {
         "command": command,
