@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sat.arguments import is_number
 from sat.errors import Refused
 from sat.report.rows import Row
 from sat.report.runs import Measure
-from sat.report.spec import BEHIND, COLLAPSE, EXTREMES, TUNED, is_number
+from sat.report.spec import COLLAPSE, EXTREMES, MEASURES, TUNED
 from sat.statistics import Estimate, holm
 
 LEVEL = 0.05
@@ -42,11 +43,10 @@ def judged(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], attack: str
 
 def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Answer:
     """What the rows say of one claim by itself."""
-    measure = claim["measure"]
-    name = "clean" if measure.endswith("clean") else attack
-    which = BEHIND if measure == BEHIND else "last" if measure.startswith("last") else "best"
+    places, name = MEASURES[claim["measure"]], "clean" if "clean" in claim["measure"] else attack
+    which = " behind ".join(places)
     try:
-        if measure == COLLAPSE:
+        if claim["measure"] == COLLAPSE:
             return fewer_collapses(rows, claim)
         better, than = only(rows, claim["better"]), only(rows, claim["than"])
         if better is than:
@@ -54,7 +54,7 @@ def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Answ
         if claim.get("equal") and better.gradients != than.gradients:
             costs = f"{better.gradients:g} and {than.gradients:g} gradient computations an image"
             raise Refused(f"the cost is not equal: {costs}")
-        found = number_of(better, which, name) - number_of(than, which, name)
+        found = number_of(better, places, name) - number_of(than, places, name)
     except Refused as error:
         return "not run", str(error), None
     sides = f"{better.label} against {than.label}{alarmed([better, than])}"
@@ -76,14 +76,14 @@ def alarmed(rows: Sequence[Row]) -> str:
     return f" ({alarms} of their runs raised alarms)" * bool(alarms)
 
 
-def number_of(row: Row, which: str, name: str) -> Estimate:
-    """An accuracy of a row, or by how much its `last` is behind (below 0) its `best`. Raises
-    Refused where it was not measured."""
-    places = ("last", "best") if which == BEHIND else (which,)
+def number_of(row: Row, places: Sequence[str], name: str) -> Estimate:
+    """An accuracy of a row, or by how much that of the first checkpoint is behind (below 0) that of
+    the second. Raises Refused where it was not measured."""
     found = [row.numbers[place, name] for place in places if (place, name) in row.numbers]
     if len(found) < len(places):
-        raise Refused(f"{row.label} was not measured: {name or 'robust'}, {which}")
-    return found[0] - found[1] if which == BEHIND else found[0]
+        missing = f"{name or 'robust'}, {' behind '.join(places)}"
+        raise Refused(f"{row.label} was not measured: {missing}")
+    return found[0] - found[1] if len(found) > 1 else found[0]
 
 
 def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:

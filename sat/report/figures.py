@@ -16,10 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
+from sat.arguments import is_number
 from sat.errors import Refused
 from sat.report.rows import COSTS, Row, label_of
 from sat.report.runs import Measured
-from sat.report.spec import is_number
 from sat.report.tables import Table
 from sat.statistics import Estimate
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from sat.arguments import is_number
 from sat.identity import NEUTRAL
 from sat.report.runs import Measure, Measured
-from sat.report.spec import Experiment, is_number
+from sat.report.spec import Experiment
 from sat.statistics import Estimate, over_seeds
 
 # Activations as the literature writes them, in the order of rows.

@@ -10,8 +10,11 @@ from sat.errors import Refused
 from sat.rundir.untrusted import misfit, read_yaml
 
 KINDS = ("scatter", "dots", "lines", "epochs")
-BEHIND, COLLAPSE = "last behind best", "collapse"
-MEASURES = ("robust", "clean", "last robust", "last clean", BEHIND, COLLAPSE)
+COLLAPSE = "collapse"
+MEASURES = {  # the checkpoint whose accuracy counts, or how far the first is behind the second
+    "robust": ("best",), "last robust": ("last",), "last behind best": ("last", "best"),
+    "clean": ("best",), "last clean": ("last",), COLLAPSE: (),
+}  # fmt: skip
 EXTREMES = {"lowest": min, "highest": max}
 TUNED = "tuned"  # stands for the value whose runs are the most robust on held-out images
 OTHERS = "other_runs"  # stands for an experiment, of runs that were asked for under none
@@ -51,10 +54,6 @@ class Experiment:
     def is_asked_for(self) -> bool:
         """Whether its runs were begun by its name."""
         return self.name not in (OTHERS, FILES)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def load(name: str, own: Path | None = None) -> Experiment | None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sat.arguments import is_number
 from sat.config import key_of
 from sat.errors import Refused
 from sat.identity import data_name
 from sat.loggers.screen import duration
 from sat.report import runs as directories
 from sat.report.claims import Verdict, compared, judged, only
-from sat.report.rows import Row, is_number, name_of, rows_of, shown_as, split
+from sat.report.rows import Row, name_of, rows_of, shown_as, split
 from sat.report.runs import Measured
 from sat.report.spec import FILES, OTHERS, Experiment, load
 from sat.rundir.files import read_text
