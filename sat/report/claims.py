@@ -145,7 +145,7 @@ def collapses(rows: Sequence[Row]) -> tuple[list[int], int]:
     many trainings: robust accuracy on held-out images is, after the sixth epoch, below a third of
     its best so far. Left out are those not validated after the sixth, or never better than chance,
     and than one answer to all images."""
-    epochs, counted = [], 0
+    epochs, counted = list[int](), 0
     for run in (run for row in rows for run in row.runs):
         chance = 1 / (run.result.dataset.get("classes") or math.inf)
         best, since, first, epoch = 0.0, None, None, 0

@@ -1,6 +1,6 @@
 """What an experiment's file says of its report: the `report` node, checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def check(node: Any) -> None:
         raise Refused(wrong)
     if not (rows := node["rows"]):
         raise Refused("report.rows: must name at least one group or key that tells rows apart")
-    names: list[tuple[str, Any, Sequence[str]]]
+    names: list[tuple[str, Any, Collection[str]]]
     names = [("report", node, [key.rstrip("?") for key in NODE])]
     names += [(f"report.{key}", node.get(key, ()), rows) for key in ("reference", "labels")]
     for k, figure in enumerate(node.get("figures", ())):
