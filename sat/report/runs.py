@@ -11,6 +11,7 @@ from typing import Any
 from sat.config import key_of
 from sat.errors import Refused, first_line
 from sat.identity import NEUTRAL, SECTIONS, digest
+from sat.report.spec import FILES
 from sat.rundir import untrusted
 from sat.rundir.checkpoint import write_whole
 from sat.rundir.files import read_text
@@ -111,6 +112,7 @@ def measured(
     decided = {key: value for key, value in told.identity.items() if key != "seed"}
     if (weights := config.get("evaluate")) is not None:  # a file's: no training has a part in it
         decided = {"evaluate": weights, "hash": digest(decided)}  # of what the file holds
+        experiments = [FILES]
     needed = dict.fromkeys(("epoch", "val/clean", "val/robust"), float | int)
     rows = [row for row in rows if not untrusted.misfit(row, needed, "")]
     rows = [{key: row[key] for key in VALIDATION if key in row} for row in rows]
