@@ -177,6 +177,11 @@ def _parts(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is one, and not true or false."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _listed(hint: Any) -> list[Any]:
     """All choices that an annotation lists."""
     return [
@@ -188,7 +193,7 @@ def _fits(value: Any, part: Any) -> bool:
     if get_origin(part) is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(part))
     if part is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number(value)
     if part in _PLAIN:
         return type(value) is part
     return True  # a class, or a generic: not ours to judge

@@ -73,8 +73,10 @@ def refusing(prefix: str, **keys: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong in code that is not ours, in a few words; of TorchScript its last line, which
-    says it."""
+    """What a refusal of ours says; what went wrong in code that is not ours, in a few words; of
+    TorchScript its last line, which says it."""
+    if isinstance(error, Refused):
+        return str(error)
     lines = str(error).strip().splitlines() or [""]
     line = lines[-1 if "TorchScript interpreter" in lines[0] else 0]
     kind = type(error).__name__

@@ -144,7 +144,7 @@ def overridden(plain: Mapping[str, Any], overrides: list[str]) -> list[str]:
     those that move no number of the training."""
     changed = []
     for word in overrides:
-        key = word.split("=", 1)[0].lstrip("+~")
+        key = config.key_of(word)
         key = key.partition("@")[2] or key  # of an option that is put elsewhere
         group, _, name = key.partition(".")
         node = plain.get(group)

@@ -5,7 +5,7 @@ Every interval is at 95 %. SciPy is imported where it is needed: it takes half a
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,51 +27,55 @@ def beyond(count: int, images: int, share: float) -> bool:
     return count > 1 and wilson(count, images)[0] > share
 
 
-def over_seeds(values: Sequence[float], resolution: float = 0.0) -> dict[str, Any]:
-    """`{"mean", "sd", "n", "ci95"}` of one number a seed.
+@dataclass(frozen=True)
+class Estimate:
+    """An accuracy over seeds, or the difference of two, as a fraction, with its 95 % interval: over
+    several seeds Student's (1908) of the mean, over the seeds that might have been drawn, on these
+    same images."""
 
-    `sd` is the sample's (ddof 1); `ci95` is Student's (1908) interval of the mean, over the seeds
-    that might have been drawn, on these same images. One seed says nothing of either: None.
+    mean: float
+    low: float
+    high: float
+    seeds: Mapping[int, float] = field(default_factory=dict)
+    images: int = 0  # of the test set, for each seed; 0: values come in no steps that are known
+    p: float = 1.0  # of the mean being 0 by Student's test, two-sided, or what is said of it
 
-    `resolution` is the step in which values come: an accuracy over N images has steps of 1/N.
-    Values that are all equal are known to a step alone, so they count as if one of them were a step
-    off; else two seeds that agree by chance would be exact.
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        """The difference of two configurations, paired by seed, over those that both have. Of less
+        than two seeds it may be anything, with p = 1."""
+        shared = sorted(self.seeds.keys() & other.seeds.keys())
+        seeds = {seed: self.seeds[seed] - other.seeds[seed] for seed in shared}
+        return over_seeds(seeds, self.images, (-1.0, 1.0), -1.0)
+
+
+def over_seeds(
+    seeds: Mapping[int, float], images: int = 0,
+    alone: tuple[float, float] = (0.0, 1.0), least: float = 0.0,
+) -> Estimate:  # fmt: skip
+    """The mean of one number a seed, from `least` to 1; `alone` is the interval of less than two.
+
+    An accuracy over N images has steps of 1/N. Values that are all equal are known to a step alone,
+    so they count as if one of them were a step off; else two seeds that agree by chance would be
+    exact, and two whose differences do would prove anything. Raises ValueError for a number that is
+    not finite.
     """
-    given = np.asarray(values, dtype=np.float64)
-    if given.ndim != 1 or len(given) == 0 or not np.isfinite(given).all():
-        raise ValueError(f"values={values}: must be one finite number a seed, at least one")
-    n, mean = len(given), float(given.mean())
-    if n == 1:
-        return {"mean": mean, "sd": None, "n": 1, "ci95": None}
+    n, given = len(seeds), np.array([*seeds.values()], dtype=np.float64)
+    if not np.isfinite(given).all():
+        raise ValueError(f"seeds={seeds}: must be one finite number a seed")
+    if n < 2:
+        mean = float(given.sum())
+        return Estimate(mean, min(alone[0], mean), max(alone[1], mean), seeds, images)
     from scipy.stats import t
 
-    sd = max(float(given.std(ddof=1)), resolution / math.sqrt(n))
+    mean, step = float(given.mean()), 1 / images if images else 0.0
+    sd = max(float(given.std(ddof=1)), step / math.sqrt(n))
     half = float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
-    return {"mean": mean, "sd": sd, "n": n, "ci95": [mean - half, mean + half]}
-
-
-def paired_seeds(
-    a: Mapping[int, float], b: Mapping[int, float], resolution: float = 0.0
-) -> dict[str, Any]:
-    """Two configurations over seeds: `{"mean", "sd", "n", "ci95", "p"}` of `a` minus `b`, of the
-    seeds that both have; `p` is of Student's paired test, two-sided.
-
-    `resolution` is that of `over_seeds`: two seeds whose differences agree by chance would else
-    prove anything. Raises ValueError where fewer than two seeds are shared.
-    """
-    shared = sorted(a.keys() & b.keys())
-    if len(shared) < 2:
-        raise ValueError(f"seeds={shared}: are shared; a paired test needs at least two")
-    from scipy.stats import t
-
-    found = over_seeds([a[seed] - b[seed] for seed in shared], resolution)
-    n, mean = found["n"], found["mean"]
-    error = found["sd"] / math.sqrt(n)
-    if error <= 1e-12:  # equal but for rounding, and of no known resolution
+    error = sd / math.sqrt(n)
+    if error <= 1e-12:  # equal but for rounding, and of no known steps
         p = float(abs(mean) <= 1e-12)
     else:
         p = float(2 * t.sf(abs(mean) / error, n - 1))
-    return {**found, "p": p}
+    return Estimate(mean, max(mean - half, least), min(mean + half, 1.0), seeds, images, p)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sat.report.export import main  # noqa: E402
+from sat.models.command import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -52,8 +52,9 @@ def files() -> dict[str, list[str]]:
 def test_every_class_is_an_option_and_every_option_is_a_class(package):
     """So a new member is a class and a file that names it, in whichever module; a file that is lost
     is missed."""
-    exported = vars(importlib.import_module(f"sat.{package}"))
-    members = {name for name in exported["__all__"] if inspect.isclass(exported[name])}
+    module = importlib.import_module(f"sat.{package}")
+    exported = {name: getattr(module, name) for name in module.__all__}
+    members = {name for name, one in exported.items() if inspect.isclass(one)}
     members -= {name for name in members if getattr(exported[name], "_is_protocol", False)}
     files = [file for group in PACKAGES[package] for file in (CONF / group).glob("*.yaml")]
     text = "\n".join(file.read_text() for file in files)

@@ -663,7 +663,7 @@ def test_the_real_wheel(tmp_path):
 
 
 def test_a_run_has_a_card_of_its_form(ran, monkeypatch, capsys):
-    from sat.report.export import main
+    from sat.models.command import main
 
     assert main([str(ran.run), "--card"]) == 2 and "is of digits" in capsys.readouterr().err
     monkeypatch.setitem(card.IMAGES, "digits", 50)

@@ -298,6 +298,20 @@ def test_the_script_on_a_real_run(ran, tmp_path, capfd, monkeypatch):
     assert "no run with a 'best' checkpoint" in capfd.readouterr().err
 
 
+def test_help_and_a_wrong_folder_wait_for_no_torch(tmp_path):
+    code = """if True:
+        import sys
+        sys.modules |= dict.fromkeys(("torch", "timm"))  # not to be had
+        from sat.models.command import main
+        assert main(["nowhere"]) == 2
+        main(["--help"])
+        """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                          env={"PYTHONPATH": str(ROOT), "PATH": ""})  # fmt: skip
+    assert done.returncode == 0 and "--card" in done.stdout, done.stderr
+    assert done.stderr == "! nowhere: no such folder; name the directory of a run\n"
+
+
 # RobustBench
 
 

@@ -14,10 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from written import config
 
 from sat.report import figures
-from sat.report.rows import Number, Row
+from sat.report.rows import Row
 from sat.report.runs import Measured
 from sat.report.spec import Experiment
 from sat.report.tables import Table
+from sat.statistics import Estimate
 
 LABELS = ["relu", "silu", "gelu", "elu alpha=1", "elu alpha=2", "celu alpha=2", "softplus",
           "parametric_softplus alpha=10", "smoothrelu", "mish", "leaky_relu", "pssilu"]  # fmt: skip
@@ -35,11 +36,11 @@ def style(monkeypatch):
         yield
 
 
-def number(mean: float, seeds: int = 3, spread: float = 0.01) -> Number:
+def number(mean: float, seeds: int = 3, spread: float = 0.01) -> Estimate:
     shares = np.clip(mean + spread * np.linspace(-1, 1, seeds) * (seeds > 1), 0, 1)
     half = 0.02 if seeds == 1 else 3 * spread
     low, high = max(mean - half, 0), min(mean + half, 1)
-    return Number(mean, low, high, dict(enumerate(shares.tolist())))
+    return Estimate(mean, low, high, dict(enumerate(shares.tolist())))
 
 
 def run(seed: int, epochs: int) -> Measured:

@@ -17,9 +17,9 @@ from conftest import ROOT
 from written import CLAIM, Folder, change
 
 from sat.loggers import screen
-from sat.report import figures, pages, runs, tables
+from sat.loggers.markdown import grid, html, terminal
+from sat.report import figures, runs, tables
 from sat.report.command import main
-from sat.report.pages import html
 
 
 @pytest.fixture
@@ -180,10 +180,10 @@ def test_the_terminal_shows_the_page_without_escapes_and_its_tables_in_columns(m
     """What finds no room goes on below, with the keys of the rows."""
     head = ["activation", "steps", *(f"attack {k}, %" for k in range(9))]
     rows = [["ReLU", "1", *("[41, 43]",) * 9], ["a | b", "10", *("[1, 2]",) * 9]]
-    whole = pages.grid(head, rows, keys=2)
-    text = pages.grid(["experiment", "claim", "digits"], [["x", "It is.", "supports"]], keys=3)
+    whole = grid(head, rows, keys=2)
+    text = grid(["experiment", "claim", "digits"], [["x", "It is.", "supports"]], keys=3)
     page = f"# A *title*\n\n{whole}\n\nlong\nlines\n\n- an item\n  goes on\n- another\n\n{text}\n"
-    lines = pages.terminal(page).split("\n")
+    lines = terminal(page).split("\n")
     assert lines[:3] == ["# A *title*", "", "activation  steps  " + "  ".join(head[2:])]
     assert lines[4].split() == ["ReLU", "1", *("[41,", "43]") * 9]
     assert lines[5].startswith("a | b       10   ") and lines[5].endswith("      [1, 2]")
@@ -191,7 +191,7 @@ def test_the_terminal_shows_the_page_without_escapes_and_its_tables_in_columns(m
                          "- x: It is. (digits supports)"]  # fmt: skip
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
-    screen.say(pages.terminal(page))
+    screen.say(terminal(page))
     shown = capsys.readouterr().out
     assert max(map(len, shown.split("\n"))) <= 60 and shown.count("[41, 43]") == 9
     assert [*dict.fromkeys(re.findall(r"attack \d", shown))] == [f"attack {k}" for k in range(9)]

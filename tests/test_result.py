@@ -1,6 +1,7 @@
 """`result.json` as it is described, and what an evaluation finds still to be done in it."""
 
 import json
+import shlex
 from dataclasses import fields, is_dataclass, replace
 
 import pytest
@@ -10,6 +11,7 @@ from sat.errors import Refused
 from sat.evaluation import telling
 from sat.evaluation.settings import Evaluation
 from sat.evaluation.todo import MASKING_CHECKS, todo
+from sat.rundir.environment import typed
 from sat.rundir.record import Run
 from sat.rundir.result import (
     CLEAN,
@@ -416,6 +418,15 @@ def test_an_alarm_that_the_screen_has_shown_is_named_alone(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "epoch 2.00: collapse, as told above", f"epoch 2.00: {one.message}",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("given, told", [
+    ("/a/sat/run.py -m seed=0,1", "python -m sat.run -m seed=0,1"),
+    ("/b/bin/sat ++activation.alpha=1,2 a/b", "sat activation.alpha=1,2 a/b"),
+    ("sat.py 'dataset.root=my sets'", "sat.py 'dataset.root=my sets'"),
+])  # fmt: skip
+def test_the_command_is_what_was_typed_whichever_way_the_program_was_started(given, told):
+    assert typed(*shlex.split(given)) == told
 
 
 def test_a_machine_without_git_has_no_commit(monkeypatch, tmp_path):

@@ -9,28 +9,32 @@ import pytest
 from scipy import stats
 
 from sat import statistics
-from sat.statistics import holm, over_seeds, paired_seeds, wilson
+from sat.statistics import Estimate, holm, over_seeds, wilson
+
+
+def over(*values: float, images: int = 0) -> Estimate:
+    return over_seeds(dict(enumerate(values)), images)
 
 
 def test_over_seeds():
     """By hand: mean 0.78, deviations -0.02, 0, 0.02; t of 2 degrees of freedom is 4.302653."""
-    found = over_seeds([0.76, 0.80, 0.78])
-    assert (found["mean"], found["sd"], found["n"]) == (pytest.approx(0.78), pytest.approx(0.02), 3)
+    found = over(0.76, 0.80, 0.78)
     half = 4.302653 * 0.02 / 3**0.5
-    assert found["ci95"] == pytest.approx([0.78 - half, 0.78 + half], abs=1e-7)
-    low, high = over_seeds([0.47, 0.47], 0.01)["ci95"]
-    assert high - low == pytest.approx(2 * 12.706 * 0.01 / 2, rel=1e-3)
-    assert over_seeds([0.5]) == {"mean": 0.5, "sd": None, "n": 1, "ci95": None}
-    for wrong in ([], [0.5, float("nan")]):
-        with pytest.raises(ValueError, match="a seed"):
-            over_seeds(wrong)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.78, 0.78 - half, 0.78 + half))
+    alike = over(0.47, 0.47, images=100)
+    assert alike.high - alike.low == pytest.approx(2 * 12.706 * 0.01 / 2, rel=1e-3)
+    alone = over_seeds({3: 0.5}, 100, (0.4, 0.6))
+    assert alone == Estimate(0.5, 0.4, 0.6, {3: 0.5}, 100, 1.0)
+    assert over_seeds({3: 1.0}, 100, (0.96, 0.999)).high == 1  # Wilson's ends are rounded
+    assert over(0.99, 1.0).high == 1
+    with pytest.raises(ValueError, match="a seed"):
+        over(0.5, float("nan"))
 
 
 def test_students_interval_covers_as_often_as_it_says():
     drawn = np.random.default_rng(1).normal(0.7, 0.02, size=(2000, 3))
-    intervals = np.array([over_seeds(values)["ci95"] for values in drawn])
-    inside = (intervals[:, 0] <= 0.7) & (0.7 <= intervals[:, 1])
-    assert 0.935 < inside.mean() < 0.965  # standard error 0.005; the normal's 1.96 gives 0.81
+    inside = [found.low <= 0.7 <= found.high for found in (over(*values) for values in drawn)]
+    assert 0.935 < np.mean(inside) < 0.965  # standard error 0.005; the normal's 1.96 gives 0.81
 
 
 def test_wilson_covers_as_often_as_it_says():
@@ -45,30 +49,37 @@ def test_scipy_is_not_loaded_for_an_interval():
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_paired_seeds_gives_what_scipy_gives():
-    a = {0: 0.61, 1: 0.58, 2: 0.66, 7: 0.60, 9: 0.1}
-    b = {0: 0.60, 1: 0.55, 2: 0.61, 7: 0.61, 8: 0.9}  # 8 and 9 have no partner
-    found = paired_seeds(a, b)
-    scipys = stats.ttest_rel([a[s] for s in (0, 1, 2, 7)], [b[s] for s in (0, 1, 2, 7)])
-    assert found["n"] == 4 and found["p"] == pytest.approx(scipys.pvalue)
-    assert found["ci95"] == pytest.approx(list(scipys.confidence_interval(0.95)))
-    assert paired_seeds(b, a)["mean"] == -found["mean"] == pytest.approx(-0.02)
-    assert paired_seeds(a, b, resolution=0.001) == found
-    with pytest.raises(ValueError, match=r"seeds=\[0\]: are shared"):
-        paired_seeds({0: 0.5, 1: 0.5}, {0: 0.5, 2: 0.5})
+def test_a_difference_is_what_scipy_gives():
+    a = over_seeds({0: 0.61, 1: 0.58, 2: 0.66, 7: 0.60, 9: 0.1})
+    b = over_seeds({0: 0.60, 1: 0.55, 2: 0.61, 7: 0.61, 8: 0.9})  # 8 and 9 have no partner
+    found = a - b
+    pairs = [(a.seeds[seed], b.seeds[seed]) for seed in (0, 1, 2, 7)]
+    scipys = stats.ttest_rel(*zip(*pairs, strict=True))
+    assert len(found.seeds) == 4 and found.p == pytest.approx(scipys.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(scipys.confidence_interval(0.95)))
+    assert (b - a).mean == -found.mean == pytest.approx(-0.02)
+    finely = over_seeds(a.seeds, 1000) - b
+    assert (finely.low, finely.high, finely.p) == (found.low, found.high, found.p)
+
+
+def test_a_difference_of_less_than_two_seeds_may_be_anything():
+    one = over_seeds({0: 0.5, 1: 0.5}) - over_seeds({0: 0.25, 2: 0.5})
+    assert one == Estimate(0.25, -1, 1, {0: 0.25}, 0, 1.0)
+    none = over_seeds({1: 0.5}) - over_seeds({2: 0.5})
+    assert (none.low, none.high, none.seeds, none.p) == (-1, 1, {}, 1)
 
 
 def test_equal_differences_are_known_to_a_step_of_the_values():
     """By hand: of two seeds, 0.01 / sqrt(2) is the deviation, its error 0.005, t 12.7062."""
-    same = paired_seeds({0: 0.7, 1: 0.8, 2: 0.9}, {0: 0.7, 1: 0.8, 2: 0.9})
-    assert (same["mean"], same["ci95"], same["p"]) == (0, [0, 0], 1)
-    above = paired_seeds({0: 0.7, 1: 0.8}, {0: 0.6, 1: 0.7})  # equal but for rounding
-    assert above["p"] == 0 and above["ci95"] == pytest.approx([0.1, 0.1])
-    known = paired_seeds({0: 0.7, 1: 0.8}, {0: 0.6, 1: 0.7}, resolution=0.01)
-    assert known["ci95"] == pytest.approx([0.1 - 0.063531, 0.1 + 0.063531], abs=1e-6)
-    assert known["p"] == pytest.approx(2 * stats.t.sf(20, 1))
-    one_off = paired_seeds({0: 0.7, 1: 0.8}, {0: 0.6, 1: 0.71})
-    assert known["sd"] == pytest.approx(one_off["sd"])
+    same = over(0.7, 0.8, 0.9) - over(0.7, 0.8, 0.9)
+    assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
+    above = over(0.7, 0.8) - over(0.6, 0.7)  # equal but for rounding
+    assert above.p == 0 and (above.low, above.high) == pytest.approx((0.1, 0.1))
+    known = over(0.7, 0.8, images=100) - over(0.6, 0.7, images=100)
+    assert (known.low, known.high) == pytest.approx((0.1 - 0.063531, 0.1 + 0.063531), abs=1e-6)
+    assert known.p == pytest.approx(2 * stats.t.sf(20, 1))
+    one_off = over(0.7, 0.8) - over(0.6, 0.71)
+    assert known.high - known.low == pytest.approx(one_off.high - one_off.low)
 
 
 def test_holm():

@@ -12,6 +12,7 @@ import yaml
 from written import CLAIM, Folder, change
 
 from sat.evaluation.measure import accuracy
+from sat.loggers.markdown import terminal
 from sat.report import pages, spec, tables
 from sat.report.claims import LEVEL
 
@@ -359,7 +360,7 @@ def test_a_claim_may_name_the_lowest_and_the_highest(folder, write):
     table = only(folder)
     assert table.verdicts[0].answer == "not run"  # elu has no run at the table's highest alpha
     assert "no row activation=elu, activation.alpha=9.0" in table.verdicts[0].reason
-    assert table.verdicts[1].answer == "not run" and "fits 3 rows" in table.verdicts[1].reason
+    assert table.verdicts[1].answer == "not run" and "3 rows fit (ELU" in table.verdicts[1].reason
     assert table.reference == "ELU alpha=1"
     for seed in range(3):
         folder.add("elu", seed, 40 + seed, alpha=9.0)
@@ -377,7 +378,7 @@ def test_a_selector_may_name_words_and_several_values(folder, write):
     table = only(folder)
     assert table.reference == "b0"
     first, second, third = (v.reason for v in table.verdicts)
-    assert "+20.0 points" in first and "+10.0 points" in second and "fits 2 rows" in third
+    assert "+20.0 points" in first and "+10.0 points" in second and "2 rows fit (b1, b2)" in third
 
 
 def curve(run, *robust: float) -> None:
@@ -474,7 +475,7 @@ def test_collapses_are_compared_between_runs_that_are_alike_in_all_else(folder, 
         change(run / "result.json", alarms=[{"name": "collapse", "message": "fell"}] * (seed > 2))
     (verdict,) = only(folder).verdicts
     assert verdict.answer == "supports", verdict.reason
-    assert "0 of 5 collapsed against 4 of 5 (2 runs of these rows raised alarms)" in verdict.reason
+    assert "0 of 5 collapsed against 4 of 5 (2 of their runs raised alarms)" in verdict.reason
 
 
 def test_a_claim_at_equal_cost_needs_equal_costs(folder, write):
@@ -518,7 +519,7 @@ def test_alarms_and_what_auto_chose_are_told(folder, write):
     assert table.facts["precision"] == "bf16, fp32"
     assert "1 of their runs raised alarms" in table.verdicts[0].reason
     page = pages.markdown(report)
-    for text in (page, pages.terminal(page)):
+    for text in (page, terminal(page)):
         assert "SiLU (!)" in text and "(!): runs of this row raised alarms" in text
 
 
@@ -676,16 +677,15 @@ def test_tables_and_states_need_no_torch(folder):
 
 
 def test_the_command_below_a_table_is_what_was_typed(folder):
-    """Each once, whichever way the program was started; of kept runs what their commands share."""
+    """Each once; of kept runs what their commands share."""
     words = ["activation=relu", "schedule.epochs=4"]
     runs = [folder.add("relu", seed, 50, experiments=(), overrides=words) for seed in range(3)]
     assert only(folder).facts["overrides"] == "activation=relu schedule.epochs=4"
-    typed = ["/a/sat/run.py -m seed=0,1", "/a/sat/run.py -m seed=0,1",
-             "/b/bin/sat ++activation.alpha=1,2 a/b"]  # fmt: skip
+    typed = ["sat -m seed=0,1", "sat -m seed=0,1", "python -m sat.run activation.alpha=1,2"]
     for run, command in zip(runs, typed, strict=True):
         change(run / "result.json", environment={"command": command})
     facts = only(folder).facts
-    assert facts["command"] == "python -m sat.run -m seed=0,1; sat activation.alpha=1,2 a/b"
+    assert facts["command"] == "python -m sat.run activation.alpha=1,2; sat -m seed=0,1"
     assert "overrides" not in facts
 
 

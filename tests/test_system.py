@@ -398,12 +398,12 @@ def test_streams_that_are_closed_are_nobodys_files(how, tmp_path):
     assert int((tmp_path / "own").read_text()) > 2
 
 
-@pytest.mark.parametrize("command", ["bench.benchmark", "report.export", "report.command"])
+@pytest.mark.parametrize("command", ["bench.benchmark", "models.command", "report.command"])
 def test_the_other_commands_have_a_lasting_screen_too(command, tmp_path, monkeypatch):
     main = importlib.import_module(f"sat.{command}").main
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Broken(errno.EPIPE))
-    words = {"bench.benchmark": ["--nothing"], "report.export": [str(tmp_path)],
+    words = {"bench.benchmark": ["--nothing"], "models.command": [str(tmp_path)],
              "report.command": [str(tmp_path)]}  # fmt: skip
     try:
         code = main(words[command])

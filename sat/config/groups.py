@@ -18,6 +18,11 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / 
 SCALARS = {"seed": int, "device": str, "evaluate": str | None}
 
 
+def key_of(override: str) -> str:
+    """`attack.steps` of `+attack.steps=3`."""
+    return override.split("=", 1)[0].lstrip("+~")
+
+
 @cache
 def options() -> dict[str, list[str]]:
     """The groups of the config folder and the names of their options."""

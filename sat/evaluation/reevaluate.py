@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sat import config
-from sat.config import SCALARS, Spec
+from sat.config import SCALARS, Spec, key_of
 from sat.errors import Refused
 from sat.evaluation import external
 from sat.identity import NEUTRAL, SECTIONS, class_name, data_name, silent
@@ -123,11 +123,6 @@ def composed(cfg: Any, own: dict[str, Any], choices: dict[str, str], overrides: 
         under["dataset"] = {**under["dataset"], "name": data_name(own["dataset"])}
     chosen = {**NEUTRAL, **own.get("choices", {}), "evaluation": choices["evaluation"]}
     return {**config.resolve(cfg, under), "choices": chosen}
-
-
-def key_of(override: str) -> str:
-    """`attack.steps` of `+attack.steps=3`."""
-    return override.split("=", 1)[0].lstrip("+~")
 
 
 def refuse_changes(overrides: list[str], place: Path, more: set[str]) -> None:

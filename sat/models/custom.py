@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sat.config import key_of
 from sat.errors import Refused
 from sat.identity import START
 from sat.models.foreign import adopt
@@ -66,6 +67,6 @@ def described(model: Mapping[str, Any], name: str) -> dict[str, Any]:
 def refuse_other_words(overrides: Iterable[str], groups: Collection[str], whose: str) -> None:
     """Raises Refused for a word of one of these groups: the network of `whose` is what it is."""
     for word in overrides:
-        key = word.split("=", 1)[0].lstrip("+~")
+        key = key_of(word)
         if key.split(".")[0] in groups and key not in (left := [f"model.{k}" for k in START]):
             raise Refused(f"{word}: {whose} is what it is; of model there are {', '.join(left)}")

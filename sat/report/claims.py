@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sat.arguments import is_number
 from sat.errors import Refused
-from sat.report.rows import Number, Row
+from sat.report.rows import Row
 from sat.report.runs import Measure
-from sat.report.spec import BEHIND, COLLAPSE, EXTREMES, TUNED, is_number
-from sat.statistics import holm, paired_seeds
+from sat.report.spec import COLLAPSE, EXTREMES, MEASURES, TUNED
+from sat.statistics import Estimate, holm
 
 LEVEL = 0.05
 Answer = tuple[str, str, float | None]  # to a claim, why, and p where it rests on one test
@@ -42,11 +43,10 @@ def judged(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]], attack: str
 
 def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Answer:
     """What the rows say of one claim by itself."""
-    measure = claim["measure"]
-    name = "clean" if measure.endswith("clean") else attack
-    which = BEHIND if measure == BEHIND else "last" if measure.startswith("last") else "best"
+    places, name = MEASURES[claim["measure"]], "clean" if "clean" in claim["measure"] else attack
+    which = " behind ".join(places)
     try:
-        if measure == COLLAPSE:
+        if claim["measure"] == COLLAPSE:
             return fewer_collapses(rows, claim)
         better, than = only(rows, claim["better"]), only(rows, claim["than"])
         if better is than:
@@ -54,12 +54,10 @@ def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Answ
         if claim.get("equal") and better.gradients != than.gradients:
             costs = f"{better.gradients:g} and {than.gradients:g} gradient computations an image"
             raise Refused(f"the cost is not equal: {costs}")
-        a, b = (number_of(row, which, name) for row in (better, than))
+        found = number_of(better, places, name) - number_of(than, places, name)
     except Refused as error:
         return "not run", str(error), None
-    alarms = f" ({better.alarms + than.alarms} of their runs raised alarms)"
-    sides = f"{better.label} against {than.label}" + alarms * bool(better.alarms + than.alarms)
-    found = difference(a, b)
+    sides = f"{better.label} against {than.label}{alarmed([better, than])}"
     points = f"{100 * found.mean:+.1f} points"
     if (count := len(found.seeds)) < 2:
         few = f"{points}, {name}, {which}; one seed is" if count else "no seed is"
@@ -73,44 +71,48 @@ def examined(rows: Sequence[Row], claim: Mapping[str, Any], attack: str) -> Answ
     return "supports" if found.mean > 0 else "contradicts", reason, found.p
 
 
-def number_of(row: Row, which: str, name: str) -> Number:
-    """An accuracy of a row, or by how much its `last` is behind (below 0) its `best`. Raises
-    Refused where it was not measured."""
-    places = ("last", "best") if which == BEHIND else (which,)
+def alarmed(rows: Sequence[Row]) -> str:
+    alarms = sum(row.alarms for row in rows)
+    return f" ({alarms} of their runs raised alarms)" * bool(alarms)
+
+
+def number_of(row: Row, places: Sequence[str], name: str) -> Estimate:
+    """An accuracy of a row, or by how much that of the first checkpoint is behind (below 0) that of
+    the second. Raises Refused where it was not measured."""
     found = [row.numbers[place, name] for place in places if (place, name) in row.numbers]
     if len(found) < len(places):
-        raise Refused(f"{row.label} was not measured: {name or 'robust'}, {which}")
-    return difference(*found) if which == BEHIND else found[0]
+        missing = f"{name or 'robust'}, {' behind '.join(places)}"
+        raise Refused(f"{row.label} was not measured: {missing}")
+    return found[0] - found[1] if len(found) > 1 else found[0]
 
 
 def only(rows: Sequence[Row], selector: Mapping[str, Any]) -> Row:
     """The one row that fits a selector. `tuned` in it is the value whose runs are the most robust
     on held-out images, with all else as asked. Raises Refused where none fits or several do."""
     tuned = [key for key, value in selector.items() if value == TUNED]
-    asked = {key: value for key, value in selector.items() if key not in tuned}
-    found, named = fitting(rows, asked)
+    found = fitting(rows, {key: value for key, value in selector.items() if key not in tuned})
     if tuned and len({tuple(row.keys[key] for key in tuned) for row in found}) == len(found):
         found = sorted(found, key=held_out)[-1:]
     if len(found) > 1:
         labels = ", ".join(row.label for row in found)
-        raise Refused(f"{named} fits {len(found)} rows ({labels}); name more keys")
-    if not found:
-        raise Refused(f"no row {named}")
+        raise Refused(f"{len(found)} rows fit ({labels}); name more keys")
     return found[0]
 
 
-def fitting(rows: Sequence[Row], selector: Mapping[str, Any]) -> tuple[list[Row], str]:
-    """The rows of these values, and the values in words; a list allows any of its own. `lowest` and
-    `highest` stand for the smallest and largest number, or the first and last word, that any row of
-    the table has: so both sides of a claim mean the same value, and an absent row is missed."""
+def fitting(rows: Sequence[Row], selector: Mapping[str, Any]) -> list[Row]:
+    """The rows of these values; a list allows any of its own. `lowest` and `highest` stand for the
+    smallest and largest number, or the first and last word, that any row of the table has: so both
+    sides of a claim mean the same value, and an absent row is missed: raises Refused for none."""
     wanted = {}
     for key, value in selector.items():
         if extreme := EXTREMES.get(str(value)):
             found = [row.keys[key] for row in rows if row.keys.get(key) is not None]
             value = extreme([each for each in found if is_number(each)] or found, default=value)
         wanted[key] = value if isinstance(value, list) else [value]
+    if fit := [row for row in rows if all(row.keys.get(k) in v for k, v in wanted.items())]:
+        return fit
     named = ", ".join(f"{key}={' or '.join(map(str, v))}" for key, v in wanted.items())
-    return [row for row in rows if all(row.keys.get(k) in v for k, v in wanted.items())], named
+    raise Refused(f"no row {named}")
 
 
 def held_out(row: Row) -> float:
@@ -124,10 +126,10 @@ def held_out(row: Row) -> float:
 
 def compared(rows: Sequence[Row], reference: Row) -> list[Row]:
     """Rows with their differences to the reference."""
-    told: dict[str, dict[Measure, Number]] = {row.label: {} for row in rows}
+    told: dict[str, dict[Measure, Estimate]] = {row.label: {} for row in rows}
     for measure, base in reference.numbers.items():
         others = [row for row in rows if row is not reference and measure in row.numbers]
-        found = [(row.label, difference(row.numbers[measure], base)) for row in others]
+        found = [(row.label, row.numbers[measure] - base) for row in others]
         paired = [(label, each) for label, each in found if len(each.seeds) > 1]
         adjusted = holm([each.p for _, each in paired])
         for (label, each), p in zip(paired, adjusted, strict=True):
@@ -135,26 +137,16 @@ def compared(rows: Sequence[Row], reference: Row) -> list[Row]:
     return [replace(row, differences=told[row.label]) for row in rows]
 
 
-def difference(a: Number, b: Number) -> Number:
-    """`a` minus `b` over the seeds that both have, p not corrected; any of less than two."""
-    seeds = {seed: a.seeds[seed] - b.seeds[seed] for seed in a.seeds.keys() & b.seeds.keys()}
-    if len(seeds) < 2:
-        return Number(sum(seeds.values()), -1.0, 1.0, seeds, a.images)
-    found = paired_seeds(a.seeds, b.seeds, 1 / max(1, a.images))
-    low, high = found["ci95"]
-    return Number(found["mean"], max(low, -1.0), min(high, 1.0), seeds, a.images, found["p"])
-
-
 # collapses ----------------------------------------------------------------------------------------
 
 
-def collapses(row: Row) -> list[int | None]:
-    """The epoch since which each training was collapsed to its end, or else first was, None of one
-    that held: after the sixth epoch its robust accuracy on held-out images is below a third of its
-    best so far. Left out: not validated after the sixth, or never better than chance, and than one
-    answer to all images."""
-    found = []
-    for run in row.runs:
+def collapses(rows: Sequence[Row]) -> tuple[list[int], int]:
+    """The epochs since which trainings were collapsed to their end, or else first were, and of how
+    many trainings: robust accuracy on held-out images is, after the sixth epoch, below a third of
+    its best so far. Left out are those not validated after the sixth, or never better than chance,
+    and than one answer to all images."""
+    epochs, counted = list[int](), 0
+    for run in (run for row in rows for run in row.runs):
         chance = 1 / (run.result.dataset.get("classes") or math.inf)
         best, since, first, epoch = 0.0, None, None, 0
         # one answer to all images is as good under attack
@@ -167,16 +159,17 @@ def collapses(row: Row) -> list[int | None]:
             since = (since or epoch) if robust < SHARE * best else None
             first = first or (since if epoch > WARM else None)
         if epoch > WARM and best:
-            found.append(since or first)
-    return found
+            counted += 1
+            epochs += filter(None, [since or first])
+    return sorted(epochs), counted
 
 
 def count_of(row: Row) -> str:
     """`2 of 3 (epochs 45, 53), 1 left out`."""
-    found = collapses(row)
-    epochs, out = sorted(filter(None, found)), len(row.runs) - len(found)
-    when = f" (epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))})"
-    return f"{len(epochs)} of {len(found)}" + when * bool(epochs) + f", {out} left out" * bool(out)
+    epochs, counted = collapses([row])
+    when = f" (epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))})" if epochs else ""
+    out = f", {len(row.runs) - counted} left out" if counted < len(row.runs) else ""
+    return f"{len(epochs)} of {counted}{when}{out}"
 
 
 def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> Answer:
@@ -185,25 +178,20 @@ def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> Answer:
     their shares, two-sided. Raises Refused where a side has no row, or both have one in common."""
     from scipy.stats import fisher_exact
 
-    fits = []
-    for side in ("better", "than"):
-        fit, named = fitting(rows, claim[side])
-        if not fit:
-            raise Refused(f"no row {named}")
-        fits.append([row for row in fit if collapses(row)])
-    if {row.label for row in fits[0]} & {row.label for row in fits[1]}:
+    sides = [fitting(rows, claim[side]) for side in ("better", "than")]
+    better, than = ([row for row in side if collapses([row])[1]] for side in sides)
+    if {row.label for row in better} & {row.label for row in than}:
         raise Refused("both sides have runs in common")
     asked = {*claim["better"], *claim["than"]}
     rest = lambda row: {k: v for k, v in row.keys.items() if k not in asked}  # noqa: E731
-    sides = [[r for r in one if rest(r) in map(rest, two)] for one, two in (fits, fits[::-1])]
-    if not all(sides):
+    better = [row for row in better if rest(row) in map(rest, than)]
+    than = [row for row in than if rest(row) in map(rest, better)]
+    if not than:
         which = "better than chance and watched after epoch 6"
         return "says nothing", f"no two runs, {which}, that differ in this alone", None
-    found = [[epoch for row in side for epoch in collapses(row)] for side in sides]
-    (a, held_a), (b, held_b) = counts = [(len(e) - e.count(None), e.count(None)) for e in found]
-    answer = "supports" if b / (b + held_b) > a / (a + held_a) else "contradicts"
-    alarms = sum(row.alarms for side in sides for row in side)
-    reason = f"{a} of {a + held_a} collapsed against {b} of {b + held_b}"
-    reason += f" ({alarms} runs of these rows raised alarms)" * bool(alarms)
-    reason += ", Fisher's exact test"
-    return answer, reason, float(fisher_exact(counts).pvalue)
+    (fell, of), (others, of_others) = collapses(better), collapses(than)
+    a, b = len(fell), len(others)
+    answer = "supports" if b / of_others > a / of else "contradicts"
+    reason = f"{a} of {of} collapsed against {b} of {of_others}{alarmed(better + than)}"
+    p = fisher_exact([(a, of - a), (b, of_others - b)]).pvalue
+    return answer, f"{reason}, Fisher's exact test", float(p)

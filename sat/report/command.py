@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sat.errors import Fault, Refused
 from sat.loggers import screen
+from sat.loggers.markdown import html, terminal
 from sat.loggers.screen import refuse, say
 from sat.loggers.usage import Parser
 from sat.report import pages, tables
@@ -29,19 +30,19 @@ def answer(given: Namespace) -> None:
     place, others = given.outputs, given.page or given.keep or given.config_dir
     if given.config_dir and not given.config_dir.is_dir():
         raise Refused(f"--config-dir: {given.config_dir}: no such folder")
+    if given.status and (given.transfer or given.to or others) or given.transfer and others:
+        raise Refused(
+            "--status writes nothing, and --transfer into --to alone; leave the rest away"
+        )
     screen.stage("reading the runs")
     if given.status:
-        if given.transfer or given.to or others:
-            raise Refused("--status: writes nothing; leave the other options away")
         return say(states(place))
     if given.transfer:
-        if others:
-            raise Refused("--transfer: takes --to alone; leave the other options away")
         from sat.report.transfer import transfer
 
         return say(transfer(place, given.to or place / "report"))
     report = tables.read(place, given.config_dir)
-    say(pages.terminal(pages.markdown(report)))
+    say(terminal(pages.markdown(report)))
     alone = place.is_file() or (place / "config.yaml").is_file()
     if folder := given.to or (None if alone else place / "report"):
         say(f"written: {write(report, folder, given.page or folder / 'report.md')}")
@@ -64,7 +65,7 @@ def write(report: tables.Report, folder: Path, page: Path) -> Path:
         (folder / f"{table.name}.csv").write_text(pages.csv_of(table))
     text = pages.markdown(report, figures, page)
     page.write_text(text)
-    page.with_suffix(".html").write_text(pages.html(text, page))
+    page.with_suffix(".html").write_text(html(text, page))
     return page
 
 
@@ -77,9 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--to", type=Path, metavar="FOLDER", help="where to write (OUTPUTS/report)")
     add("--page", type=Path, metavar="FILE.md", help="the Markdown page (FOLDER/report.md)")
     add("--keep", type=Path, metavar="FILE", help="add the runs, without flags, to this file")
-    add(
-        "--config-dir", type=Path, metavar="DIR", help="a folder of your own experiments, as of sat"
-    )
+    add("--config-dir", type=Path, metavar="DIR", help="your own experiments, as of sat")
     add("--status", action="store_true", help="list the runs and their state")
     add("--transfer", action="store_true", help="who fools whom, after evaluation=transfer")
     given, more = parser.parse_known_args(arguments)

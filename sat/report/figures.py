@@ -16,11 +16,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
+from sat.arguments import is_number
 from sat.errors import Refused
-from sat.report.rows import COSTS, Number, Row, label_of
+from sat.report.rows import COSTS, Row, label_of
 from sat.report.runs import Measured
-from sat.report.spec import is_number
 from sat.report.tables import Table
+from sat.statistics import Estimate
 
 # Okabe and Ito's colours, told apart by the colour-blind, for those that papers compare most.
 COLOURS = {
@@ -133,16 +134,16 @@ def panels(figure: Figure, table: Table, **shared: Any) -> Iterator[tuple[Any, t
         yield axes, ("best", name)
 
 
-def mark(axes: Any, row: Row, x: float | Number, y: float | Number, text: str = "") -> None:
+def mark(axes: Any, row: Row, x: float | Estimate, y: float | Estimate, text: str = "") -> None:
     """A row's marker, in which a text may stand; where a coordinate is an accuracy, with the bar of
     its interval and a small point for each seed."""
-    style, measured = look(row), [at for at in (x, y) if isinstance(at, Number)]
+    style, measured = look(row), [at for at in (x, y) if isinstance(at, Estimate)]
     place = [100 * at.mean if at in measured else at for at in (x, y)]
     reach = {bar: [[100 * (at.mean - at.low)], [100 * (at.high - at.mean)]]
              for bar, at in (("xerr", x), ("yerr", y)) if at in measured}  # fmt: skip
     axes.errorbar(*place, **reach, color=style["color"], linewidth=1, alpha=0.6)
     if len(shared := sorted(set.intersection(*({*at.seeds} for at in measured)))) > 1:
-        dots = [[100 * at.seeds[seed] if isinstance(at, Number) else at for seed in shared]
+        dots = [[100 * at.seeds[seed] if isinstance(at, Estimate) else at for seed in shared]
                 for at in (x, y)]  # fmt: skip
         axes.plot(*dots, ".", color=style["color"], alpha=0.4, markersize=5, markeredgewidth=0)
     axes.plot(*place, **style, markersize=11 if text else 6, zorder=4, clip_on=False)
@@ -150,7 +151,7 @@ def mark(axes: Any, row: Row, x: float | Number, y: float | Number, text: str = 
                   color=style["color"] if row.alarms else "white", zorder=5)  # fmt: skip
 
 
-def frame(axes: Any, side: str, numbers: Iterable[Number], label: str = "accuracy, %") -> None:
+def frame(axes: Any, side: str, numbers: Iterable[Estimate], label: str = "accuracy, %") -> None:
     """The limits of an axis, x or y, in percent: what holds means and seeds, with some room; the
     bars of few seeds may go on, for Student's interval of two would hide all else."""
     shares = [100 * share for each in numbers for share in (each.mean, *each.seeds.values())]
@@ -167,7 +168,7 @@ def drawable(table: Table, x: str) -> list[tuple[Row, Any]]:
         value = row.keys.get(x) if x not in COSTS else getattr(row, x) or None
         value = row.numbers.get(("best", "clean")) if x == "clean" else value
         measured = {("best", "clean"), ("best", table.attack)} <= row.numbers.keys()
-        if measured and (is_number(value) or isinstance(value, Number)):
+        if measured and (is_number(value) or isinstance(value, Estimate)):
             found.append((row, value))
     if not found:
         raise Refused(f"no row has {x}, and accuracy under an attack that all rows have")
@@ -181,7 +182,7 @@ def scatter(table: Table, entry: Mapping[str, Any]) -> Figure:
     rows, places = zip(*drawable(table, x), strict=True)
     robust = [row.numbers["best", table.attack] for row in rows]
     numbers = [str(table.rows.index(row) + 1) for row in rows]
-    spots = [tuple(round(100 * at.mean, 1) if isinstance(at, Number) else at for at in point)
+    spots = [tuple(round(100 * at.mean, 1) if isinstance(at, Estimate) else at for at in point)
              for point in zip(places, robust, strict=True)]  # fmt: skip
     shown = [numbers[spots.index(spot)] for spot in spots]  # of one place the first one's
     handles = [

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from sat.arguments import is_number
 from sat.identity import NEUTRAL
 from sat.report.runs import Measure, Measured
-from sat.report.spec import Experiment, is_number
-from sat.statistics import over_seeds
+from sat.report.spec import Experiment
+from sat.statistics import Estimate, over_seeds
 
 # Activations as the literature writes them, in the order of rows.
 NAMES = {"relu": "ReLU", "parametric_softplus": "Parametric Softplus", "softplus": "Softplus",
@@ -21,27 +22,14 @@ COSTS = ("parameters", "multiply_adds", "gradients")  # of a Row
 
 
 @dataclass(frozen=True)
-class Number:
-    """An accuracy over seeds, or the difference of two, paired by seed: as a fraction, with a 95 %
-    interval, which is Student's over several seeds, and Wilson's over the test images of one."""
-
-    mean: float
-    low: float
-    high: float
-    seeds: Mapping[int, float] = field(default_factory=dict)
-    images: int = 0  # of the test set, for each seed
-    p: float = 1.0  # of a difference: Student's paired test, or what is said of it
-
-
-@dataclass(frozen=True)
 class Row:
     """Runs of a table that differ in the seed alone."""
 
     label: str  # `ELU alpha=1.2`
     keys: Mapping[str, Any]  # the value of each of the experiment's `rows`
     runs: Sequence[Measured]  # in the order of their seeds
-    numbers: Mapping[Measure, Number]
-    differences: Mapping[Measure, Number] = field(default_factory=dict)  # to the reference
+    numbers: Mapping[Measure, Estimate]
+    differences: Mapping[Measure, Estimate] = field(default_factory=dict)  # to the reference
     beside: str = ""  # the end of the label that tells it from rows of the same keys
     gradients: float = 0  # gradient computations of the training, per training image
     parameters: int | None = None  # None: of a network that shows none
@@ -80,7 +68,8 @@ def split(run: Measured, experiment: Experiment) -> tuple[str, str]:
     table: dict[str, Any] = {}
     row = {key: run.value(key) for key in experiment.rows}
     varying = experiment.varying or experiment.rows
-    for key, value in {**run.decided, "test images": run.images}.items():
+    images = str(run.result.dataset.get("test_content") or "unknown")  # a digest
+    for key, value in {**run.decided, "test images": images}.items():
         mine = any(f"{key}.".startswith(f"{part}.") for part in varying)
         data = key == "test images" and any(part.split(".")[0] == "dataset" for part in varying)
         (row if mine or data else table)[key] = value
@@ -125,15 +114,13 @@ def row_of(experiment: Experiment, runs: Sequence[Measured]) -> Row:
     )
 
 
-def number(runs: Sequence[Measured], measure: Measure) -> Number:
-    """An accuracy over the seeds that have it, one at least."""
+def number(runs: Sequence[Measured], measure: Measure) -> Estimate:
+    """An accuracy over the seeds that have it, one at least; of one with Wilson's interval over the
+    test images."""
     entries = {run.seed: run.entries[measure] for run in runs if measure in run.entries}
     seeds = {seed: float(entry.accuracy) for seed, entry in entries.items()}
     entry = next(iter(entries.values()))
-    found = over_seeds(list(seeds.values()), 1 / max(1, entry.images))
-    mean, (low, high) = found["mean"], found["ci95"] or entry.ci95
-    low, high = max(0.0, min(low, mean)), min(1.0, max(high, mean))  # Wilson's ends are rounded
-    return Number(mean, low, high, seeds, entry.images)
+    return over_seeds(seeds, entry.images, entry.ci95)
 
 
 # how rows are called ------------------------------------------------------------------------------

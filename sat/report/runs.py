@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sat.config import key_of
 from sat.errors import Refused, first_line
 from sat.identity import NEUTRAL, SECTIONS, digest
+from sat.report.spec import FILES
 from sat.rundir import untrusted
 from sat.rundir.checkpoint import write_whole
 from sat.rundir.files import read_text
@@ -50,11 +52,6 @@ class Measured:
     def seed(self) -> int:
         return self.config["seed"]
 
-    @property
-    def images(self) -> str:
-        """A digest of the test images."""
-        return str(self.result.dataset.get("test_content") or "unknown")
-
     def is_checked(self, attack: str) -> bool:
         """Whether its accuracy was checked for masked gradients, or was to be: of a kept run its
         config alone tells."""
@@ -88,16 +85,12 @@ def read(place: Path) -> tuple[list[Measured], dict[str, str]]:
             else:
                 left[name] = ": ".join([state, *filter(None, [result.get("error")])])
         except Exception as error:  # of any kind: anybody may have written to these files
-            left[name] = one_line(error).replace(f"{path}/", "")
+            left[name] = first_line(error).replace(f"{path}/", "")
     return found, left
 
 
 def finished(place: Path) -> list[Measured]:
     return read(place)[0]
-
-
-def one_line(error: BaseException) -> str:
-    return str(error) if isinstance(error, Refused) else first_line(error)
 
 
 def measured(
@@ -119,6 +112,7 @@ def measured(
     decided = {key: value for key, value in told.identity.items() if key != "seed"}
     if (weights := config.get("evaluate")) is not None:  # a file's: no training has a part in it
         decided = {"evaluate": weights, "hash": digest(decided)}  # of what the file holds
+        experiments = [FILES]
     needed = dict.fromkeys(("epoch", "val/clean", "val/robust"), float | int)
     rows = [row for row in rows if not untrusted.misfit(row, needed, "")]
     rows = [{key: row[key] for key in VALIDATION if key in row} for row in rows]
@@ -142,7 +136,7 @@ def kept_in(file: Path) -> tuple[list[Measured], dict[str, str]]:
     try:
         text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{file}: can't be read ({one_line(error)})") from None
+        raise Refused(f"{file}: can't be read ({first_line(error)})") from None
     found, left = list[Measured](), dict[str, str]()
     for number, line in enumerate(text.splitlines(), 1):
         try:
@@ -151,7 +145,7 @@ def kept_in(file: Path) -> tuple[list[Measured], dict[str, str]]:
             name, config, result = str(run["name"]), run["config"], run["result"]
             found.append(measured(name, [*names], config, result, rows))
         except Exception as error:
-            left[f"{file.name}:{number}"] = one_line(error)
+            left[f"{file.name}:{number}"] = first_line(error)
     return found, left
 
 
@@ -186,7 +180,3 @@ def kept_of(run: Measured) -> dict[str, Any]:
             each.pop(key, None)
     return {"name": run.name, "experiments": list(run.experiments), "config": config,
             "result": result, "validations": run.validations}  # fmt: skip
-
-
-def key_of(override: str) -> str:
-    return str(override).split("=", 1)[0].lstrip("+~")

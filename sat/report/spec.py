@@ -1,6 +1,6 @@
 """What an experiment's file says of its report: the `report` node, checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,11 @@ from sat.errors import Refused
 from sat.rundir.untrusted import misfit, read_yaml
 
 KINDS = ("scatter", "dots", "lines", "epochs")
-BEHIND, COLLAPSE = "last behind best", "collapse"
-MEASURES = ("robust", "clean", "last robust", "last clean", BEHIND, COLLAPSE)
+COLLAPSE = "collapse"
+MEASURES = {  # the checkpoint whose accuracy counts, or how far the first is behind the second
+    "robust": ("best",), "last robust": ("last",), "last behind best": ("last", "best"),
+    "clean": ("best",), "last clean": ("last",), COLLAPSE: (),
+}  # fmt: skip
 EXTREMES = {"lowest": min, "highest": max}
 TUNED = "tuned"  # stands for the value whose runs are the most robust on held-out images
 OTHERS = "other_runs"  # stands for an experiment, of runs that were asked for under none
@@ -53,13 +56,11 @@ class Experiment:
         return self.name not in (OTHERS, FILES)
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def load(name: str, own: Path | None = None) -> Experiment | None:
     """None where its file has no `report`. Raises Refused where there is none that can be read, in
     our folder of options or in the user's `own`."""
+    if name == FILES:
+        return Experiment(FILES, ["evaluate"], ["evaluate", "hash"], "Weights of files")
     folders = [folder / "experiment" for folder in (CONF, own) if folder]
     files = {path.stem: path for folder in folders[::-1] for path in folder.glob("*.yaml")}
     if name not in files:
@@ -81,7 +82,7 @@ def check(node: Any) -> None:
         raise Refused(wrong)
     if not (rows := node["rows"]):
         raise Refused("report.rows: must name at least one group or key that tells rows apart")
-    names: list[tuple[str, Any, Sequence[str]]]
+    names: list[tuple[str, Any, Collection[str]]]
     names = [("report", node, [key.rstrip("?") for key in NODE])]
     names += [(f"report.{key}", node.get(key, ()), rows) for key in ("reference", "labels")]
     for k, figure in enumerate(node.get("figures", ())):

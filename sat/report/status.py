@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from sat.errors import first_line
 from sat.loggers.screen import cut, duration
-from sat.report.runs import one_line
 from sat.rundir.reading import metrics, runs_in, status
 from sat.rundir.result import RunResult
 from sat.rundir.untrusted import read_yaml
@@ -17,7 +17,7 @@ def states(root: Path) -> str:
         try:
             state, told, alarms = state_of(run)
         except Exception as error:  # of any kind: anybody may have written to these files
-            state, told, alarms = "damaged", one_line(error), []
+            state, told, alarms = "damaged", first_line(error), []
         found.append(state)
         raised = f", ALARM: {', '.join(dict.fromkeys(alarms))}" if alarms else ""
         lines += [name, f"    {state}, {told}{raised}"]

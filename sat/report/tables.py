@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sat.arguments import check_unit
+from sat.arguments import check_unit, is_number
+from sat.config import key_of
 from sat.errors import Refused
 from sat.identity import data_name
 from sat.loggers.screen import duration
 from sat.report import runs as directories
 from sat.report.claims import Verdict, compared, judged, only
-from sat.report.rows import Row, is_number, name_of, rows_of, shown_as, split
-from sat.report.runs import Measured, key_of
+from sat.report.rows import Row, name_of, rows_of, shown_as, split
+from sat.report.runs import Measured
 from sat.report.spec import FILES, OTHERS, Experiment, load
 from sat.rundir.files import read_text
 
@@ -65,20 +66,19 @@ def read(outputs: Path, own: Path | None = None) -> Report:
     whose experiments are known, too. Raises Refused where there is no run; what is wrong with
     single runs and files is said in the report."""
     finished, left_out = directories.read(outputs)
-    trained = [run for run in finished if run.config.get("evaluate") is None]
     notes, tables, placed = [], list[Table](), set[str]()
-    for name in sorted({name for run in trained for name in run.experiments}):
-        mine = [run for run in trained if name in run.experiments]
+    for name in sorted({name for run in finished for name in run.experiments}):
+        mine = [run for run in finished if name in run.experiments]
         try:
             if experiment := load(name, own):
                 also = {name, *experiment.also}
-                tables += tables_of(experiment, [r for r in trained if also & {*r.experiments}])
+                tables += tables_of(experiment, [r for r in finished if also & {*r.experiments}])
                 placed |= {run.name for run in mine}
         except Refused as error:
             notes.append(f"{error}; its {len(mine)} finished runs are in no table of it")
-    left: dict[tuple[str, bool], list[Measured]] = {}
+    left: dict[str, list[Measured]] = {}
     for run in (run for run in finished if run.name not in placed):
-        left.setdefault((set_of(run), run.config.get("evaluate") is None), []).append(run)
+        left.setdefault(set_of(run), []).append(run)
     for runs in left.values():
         tables += tables_of(others(runs), runs)
     # last: networks that no run trained, and digits, a test of the program
@@ -101,8 +101,6 @@ def set_of(run: Measured) -> str:
 def others(runs: Sequence[Measured]) -> Experiment:
     """Stands for the experiment of runs on one data set that have none: rows are told apart by what
     was typed and is not the same in all of them, then by the groups that are not."""
-    if runs[0].config.get("evaluate") is not None:
-        return Experiment(FILES, ["evaluate"], ["evaluate", "hash"], "Weights of files")
     decided = sorted({key for run in runs for key in run.decided})
     varying = [k for k in decided if len({json.dumps(run.decided.get(k)) for run in runs}) > 1]
     keys = [key_of(word) for run in runs for word in run.result.overrides]
@@ -221,10 +219,7 @@ def facts_of(runs: Sequence[Measured], attack: str) -> dict[str, str]:
     def sizes(names: Iterable[str]) -> str:
         return listed(f"{e.eps:g}/255 {e.norm}" for name, e in entries if name in names and e.eps)
 
-    commands = {re.sub(r"^\S*/", "", str(each.get("command") or "")) for each in told}
-    commands = {re.sub(r"(?<=[ '])\+\+(?=\w)", "", each) for each in commands}  # of `joined`
-    commands = {re.sub(r"^run\.py(?= |$)", "python -m sat.run", each) for each in commands}
-    command = "; ".join(sorted(commands - {""}))
+    command = "; ".join(sorted({str(each.get("command") or "") for each in told} - {""}))
     versions = ("python", "torch", "timm", "precision", "compile")
     facts = {
         "command": command,

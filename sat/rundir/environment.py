@@ -42,9 +42,17 @@ def environment(device: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": processes()[1],
         "host": socket.gethostname(),
-        "command": shlex.join(sys.argv),
+        "command": typed(*sys.argv),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def typed(program: str, *words: str) -> str:
+    """A command line to be typed again, whichever way the program was started: without the folder
+    that it lay in, and without the ++ that `sat.config.joint` puts before a word."""
+    name = Path(program).name
+    command = ["python", "-m", "sat.run"] if name == "run.py" else [name]
+    return shlex.join([*command, *(word.removeprefix("++") for word in words)])
 
 
 def _commit() -> str | None:
