@@ -12,7 +12,7 @@ from torch import Tensor
 from sat.acceleration.auto import choose
 from sat.acceleration.device import find_device
 from sat.attacks import Attack, Clean
-from sat.bench.costs import Cost, build, cost_of
+from sat.bench.counting import Cost, build, cost_of
 from sat.config import Spec, composed
 from sat.data.sizes import Sizes, is_known, sizes_of
 from sat.errors import Refused, refusing
@@ -75,8 +75,7 @@ class Case:
     def choices(self) -> dict[str, Any]:
         """What `auto` stands for in such a run, uncompiled, and of several parts of a batch one."""
         schedule = replace(self.spec.schedule, compile=False, accumulate=1)
-        cost = self.cost
-        images = self.sizes.train
+        cost, images = self.cost, self.sizes.train
         return choose(schedule, self.device, images, cost.multiply_adds, cost.depthwise)
 
     def model(self) -> Classifier:
