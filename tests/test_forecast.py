@@ -30,7 +30,7 @@ from sat.attacks import (
     Transfer,
 )
 from sat.attacks.base import frozen, input_gradient
-from sat.bench import budget, counting, work
+from sat.bench import budget, work
 from sat.bench.case import Case
 from sat.bench.counting import step_cost
 from sat.bench.stopwatch import Timed
@@ -375,8 +375,8 @@ def test_a_surrogate_gradient_keeps_what_its_update_needs():
 def test_the_largest_networks_of_the_study_need_no_memory(monkeypatch):
     case = case_of("dataset=imagenet", "model=efficientnet", "model.variant=l1",
                    "dataset.image_size=600")  # fmt: skip
-    build, built = counting.build, []
-    monkeypatch.setattr(counting, "build", lambda *a: built.append(build(*a)) or built[0])
+    build, built = Case.network, []
+    monkeypatch.setattr(Case, "network", lambda *a: built.append(build(*a)) or built[0])
     cost = case.cost
     assert all(t.is_meta for t in [*built[0].parameters(), *built[0].buffers()])
     assert cost.parameters == 272_630_564 and 160e9 < cost.multiply_adds < 164e9

@@ -1,10 +1,8 @@
-"""What a network and a method of training compute, move and keep, counted operation by operation as
-torch does it: nothing here is timed, and tensors may have no memory at all (`meta`)."""
+"""What a piece of work computes, moves and keeps, counted operation by operation as torch does it:
+nothing here is timed, and tensors may have no memory at all (`meta`)."""
 
 import weakref
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,23 +12,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sat.acceleration.auto import depthwise, multiply_adds
-from sat.acceleration.recomputation import recompute
-from sat.activations.surrogate import phase, phased
-from sat.activations.swap import swap_activations
-from sat.config import Spec, check
-from sat.data.sizes import Sizes
-from sat.errors import Refused, refusing
-from sat.models import Classifier
-from sat.models.weights import without_weights
 from sat.objectives import Method
-from sat.training.optimizer import build_optimizer
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 from sat.training.state import TrainState
 from sat.training.step import update
 
-IMAGES = 64  # of the batch whose memory is counted: beside it weights count little
 FEW, WIDTH = 4, 16  # of the batch and the network on which a method's work is counted
 
 
@@ -115,78 +102,3 @@ def step_cost(method: Method) -> float:
                 net(x[:FEW])
         _UNITS[told] = round(step.flop / forward.flop, 1)
     return _UNITS[told]
-
-
-# a network --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One network on such images: what counting tells of it."""
-
-    parameters: int
-    multiply_adds: int  # of one image's forward
-    depthwise: bool  # whether it has such convolutions
-    state: int | None  # bytes of weights, gradients, optimiser and average
-    saved: float  # bytes an image that autograd keeps for an update, in float32
-    most: float  # bytes an image that are alive at once in an update, in float32
-
-
-def build(spec: Spec, sizes: Sizes, device: str) -> Classifier:
-    """The spec's network, its activations swapped without the proof, and no given weights loaded.
-    On `meta` it has shapes and no memory."""
-    family = check({**spec.config, "model": without_weights(spec.config["model"])}).model
-    with refusing("model."), torch.device(device):
-        backbone = family(sizes.channels, sizes.classes, sizes.pixels)
-        swap_activations(backbone, spec.activation)
-        net = Classifier(backbone, [0.5] * sizes.channels, [0.25] * sizes.channels)
-    if spec.schedule.grad_checkpointing:
-        with refusing("schedule."):
-            recompute(net)
-    return net
-
-
-_COSTS: dict[str, Cost] = {}
-
-
-def cost_of(spec: Spec, sizes: Sizes) -> Cost:
-    """Counted once for all runs of a sweep that share network, activation, images and optimiser."""
-    config, schedule = spec.config, spec.schedule
-    rest = config["model"], config["activation"], schedule.optimizer, schedule.averages
-    key = str((*rest, schedule.grad_checkpointing, sizes.classes, sizes.shape))
-    if key not in _COSTS:
-        model = build(spec, sizes, "meta")
-        with refusing("schedule."):
-            optimizer = build_optimizer(model, schedule)
-        try:
-            _COSTS[key] = _count(model, optimizer, schedule, sizes.shape)
-        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise Refused(
-                f"dataset.image_size={sizes.pixels}: the network fails on such images ({reason});"
-                " choose another size or another model"
-            ) from error
-    return _COSTS[key]
-
-
-def _count(
-    model: Classifier, optimizer: torch.optim.Optimizer, schedule: Any, shape: tuple[int, int, int]
-) -> Cost:
-    """The cost of a model on `meta`, its memory that of an update of a large batch. No state of
-    optimisers that look at numbers before they make theirs."""
-    multiplied, x = multiply_adds(model, shape), torch.zeros(IMAGES, *shape, device="meta")
-    parameters, state = [*model.parameters()], None
-    weights = [*parameters, *model.buffers()]
-    with Counted([*weights, x]) as live, phase(phased(model), "outer"):
-        loss = model.train()(x).sum()
-        saved = live.now
-        loss.backward()
-        most = live.most
-        del loss
-        with suppress(RuntimeError):
-            optimizer.step()
-            state = live.now + size_of(weights) * (2 if schedule.averages else 1)
-    if state and schedule.optimizer.startswith("lookahead_"):
-        state += size_of(parameters)  # the slow weights, made later
-    count = sum(p.numel() for p in parameters)
-    return Cost(count, multiplied, depthwise(model), state, saved / IMAGES, most / IMAGES)
