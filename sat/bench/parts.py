@@ -3,9 +3,9 @@ method, and of several seeds at once."""
 
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import Any
 
@@ -155,23 +155,22 @@ def activations(case: Case, own: Namespace, watch: Stopwatch) -> Measurements:
     relative to the same network with ReLU in the same round. Saved: what autograd keeps of an
     update's forward in float32.
     """
-    names = [*FIRST, *sorted({*options()["activation"]} - {*FIRST})]
-    cases = {name: case_of([*case.without("activation"), f"activation={name}"]) for name in names}
+    with_activation = lambda name: case_of([*case.without("activation"), f"activation={name}"])  # noqa: E731
     for compiled in own.compilations:
-        relu = step_calls(cases["relu"], 1, compiled)
-        for name, each in cases.items():
+        relu = cache(partial(step_calls, with_activation("relu"), 1, compiled))
+        for name in [*FIRST, *sorted({*options()["activation"]} - {*FIRST})]:
             key = f"{name}{', compiled' * compiled}"
-            yield key, 1, partial(beside_relu, key, each, compiled, relu, watch)
+            yield key, 1, partial(beside_relu, key, with_activation(name), compiled, relu, watch)
 
 
 def beside_relu(
-    key: str, case: Case, compiled: bool, relu: Mapping[str, Timed], watch: Stopwatch
+    key: str, case: Case, compiled: bool, relu: Callable[[], dict[str, Timed]], watch: Stopwatch
 ) -> list[Row]:
-    mine = step_calls(case, 1, compiled)
-    calls = {"attack": mine["attack gradient"], "update": mine["gradients"],
-             "relu's attack": relu["attack gradient"],
-             "relu's update": relu["gradients"]}  # fmt: skip
-    times = watch.times(calls)
+    mine, base = step_calls(case, 1, compiled), relu()
+    times = watch.times({
+        "attack": mine["attack gradient"], "relu's attack": base["attack gradient"],
+        "update": mine["gradients"], "relu's update": base["gradients"],
+    })  # fmt: skip
     ratios = {part: spread(times[part] / times[f"relu's {part}"]) for part in ("attack", "update")}
     return [{"name": key, **ratios, "saved, MiB an image": case.cost.saved / 2**20}]
 
