@@ -88,7 +88,7 @@ class Case:
             with refusing("schedule."):
                 optimizer = build_optimizer(model, schedule)
             try:
-                _COSTS[key] = counted(model, optimizer, schedule, sizes.shape)
+                _COSTS[key] = cost_of(model, optimizer, schedule, sizes.shape)
             except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise Refused(
@@ -176,7 +176,7 @@ def case_of(words: Sequence[str]) -> Case:
     return Case(composed(words), tuple(words))
 
 
-def counted(
+def cost_of(
     model: Classifier, optimizer: torch.optim.Optimizer, schedule: Any, shape: tuple[int, int, int]
 ) -> Cost:
     """The cost of a model on `meta`, its memory that of an update of a large batch. No state of
