@@ -86,12 +86,13 @@ def draw(rows: Sequence[Row], title: str, folder: Path) -> None:
     axes = figure.subplots()
     for name in dict.fromkeys(row["name"] for row in rows):
         mine = [row for row in rows if row["name"] == name]
-        ks, ms = [row["k"] for row in mine], [row["ms"] for row in mine]
+        ks = [row["k"] for row in mine]
         if "binds" in mine[0]:
-            axes.plot(ks, ms, "--", label=name)
-        else:
-            middle, low, high = np.array([[m["median"], m["low"], m["high"]] for m in ms]).T
-            axes.errorbar(ks, middle, [middle - low, high - middle], marker="o", label=name)
+            axes.plot(ks, [row["ms"] for row in mine], "--", label=name)
+            continue
+        middle, low, high = ([row["ms"][q] for row in mine] for q in ("median", "low", "high"))
+        (line,) = axes.plot(ks, middle, marker="o", label=name)
+        axes.vlines(ks, low, high, color=line.get_color())
     axes.set(yscale="log", xlabel="attack steps k", ylabel="ms a step (logarithmic)")
     axes.set_xticks(sorted({row["k"] for row in rows}))
     figure.suptitle(textwrap.fill(title, 88), fontsize=9, x=0.01, ha="left")
