@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sat.acceleration import auto
 from sat.acceleration.graph import Graph
-from sat.bench import benchmark, book, counting, loops, stages, stopwatch, variants
+from sat.bench import benchmark, book, counting, parts, steps, stopwatch
 from sat.bench.case import case_of, units
 from sat.errors import Refused
 from sat.loggers.usage import seconds_of
@@ -101,7 +101,7 @@ def seen(loop, case, k: int):
 def plain(*words: str):
     """Ours without a trick, and the case."""
     case = case_of([*FIXED, *words])
-    return loops.ours(case, "ours", precision="fp32", **dict.fromkeys(loops.TRICKS, False)), case
+    return steps.ours(case, "ours", precision="fp32", **dict.fromkeys(steps.TRICKS, False)), case
 
 
 def assert_same(one, other):
@@ -115,21 +115,21 @@ def assert_same(one, other):
 @pytest.mark.parametrize("k", [0, 1, 3])
 def test_the_published_loop_does_what_ours_does(k):
     ours, case = plain("attack.batch_norm=train")
-    published = loops.published(case)
+    published = steps.published(case)
     assert_same(seen(ours, case, k), seen(published, case, k))
 
 
 @pytest.mark.parametrize("k", [0, 1, 3])
 def test_torchattacks_does_what_ours_does(torchattacks, k):
     ours, case = plain()
-    assert_same(seen(ours, case, k), seen(loops.torchattacks(case), case, k))
+    assert_same(seen(ours, case, k), seen(steps.torchattacks(case), case, k))
 
 
 def test_another_attack_is_seen():
     """The comparison can fail: other statistics, and another number of steps."""
     ours, case = plain()
     with pytest.raises(AssertionError):
-        assert_same(seen(ours, case, 3), seen(loops.published(case), case, 3))
+        assert_same(seen(ours, case, 3), seen(steps.published(case), case, 3))
     with pytest.raises(AssertionError):
         assert_same(seen(ours, case, 1), seen(ours, case, 2))
 
@@ -144,9 +144,10 @@ def test_work_is_counted_as_torch_counts_it(torchattacks):
     assert unit == 2 * case.cost.multiply_adds * case.batch
     for k in (0, 1, 2):
         counted = {}
-        for loop in (ours, loops.published(case), loops.torchattacks(case)):
-            call = stopwatch.Timed(partial(loop.step, k, *images))
-            counted[loop.name] = counting.counted(call).flop
+        for loop in (ours, steps.published(case), steps.torchattacks(case)):
+            with counting.Counted() as found:
+                loop.step(k, *images)
+            counted[loop.name] = found.flop
         assert units(k) == 2 * k + 3
         assert counted["ours"] == counted["torchattacks"] == units(k) * unit - first
         assert counted["published"] == (3 * k + 3) * unit - first
@@ -154,20 +155,20 @@ def test_work_is_counted_as_torch_counts_it(torchattacks):
 
 def test_what_can_be_compared_here(torchattacks, monkeypatch):
     case = case_of(TINY)
-    monkeypatch.setattr(loops, "try_out", lambda loop, case: None)  # compiles nothing
+    monkeypatch.setattr(steps, "try_out", lambda loop, case: None)  # compiles nothing
     names = ["sat", "sat, compiled", "sat, no trick", "published", "torchattacks"]
-    found, notes = loops.loops_of(case, compiled=True)
+    found, notes = steps.loops_of(case, compiled=True)
     assert [loop.name for loop in found] == names and not notes
     assert [loop.choices["compile"] for loop in found] == [name == names[1] for name in names]
     assert found[0].choices["precision"] == case.choices["precision"]
     monkeypatch.setitem(sys.modules, "torchattacks", None)
-    found, (note,) = loops.loops_of(case, compiled=False)
+    found, (note,) = steps.loops_of(case, compiled=False)
     assert "torchattacks is left out" in note and len(found) == 3
 
 
 def test_a_loop_that_fails_is_told_and_memory_that_runs_out_is_not_hidden():
     assert book.left_out("graphs", RuntimeError("no capture\nsecond line")) == (
-        "graphs is left out: it failed (no capture)"
+        "graphs is left out: it failed (RuntimeError: no capture)"
     )
     with pytest.raises(torch.OutOfMemoryError):
         book.left_out("graphs", torch.OutOfMemoryError("CUDA out of memory"))
@@ -182,7 +183,7 @@ def test_a_compilation_that_fails_does_not_pass_for_one(monkeypatch):
 
     monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", broken)
     monkeypatch.setitem(sys.modules, "torchattacks", None)
-    found, (told, _) = loops.loops_of(case, compiled=True)
+    found, (told, _) = steps.loops_of(case, compiled=True)
     assert told.startswith("sat, compiled ")
     assert [loop.name for loop in found] == ["sat", "sat, no trick", "published"]
 
@@ -191,13 +192,13 @@ def test_a_graph_that_gave_up_does_not_pass_for_one():
     """On a CPU none can be captured: the steps would go on eagerly."""
     case = case_of(TINY)
     with pytest.raises(RuntimeError, match="a step is no CUDA graph"):
-        loops.try_out(loops.ours(case, "sat, one graph", graph=True), case)
+        steps.try_out(steps.ours(case, "sat, one graph", graph=True), case)
 
 
 def test_an_attack_of_its_own_begins_a_graph_anew(monkeypatch):
     forgotten = []
-    monkeypatch.setattr(loops, "update", lambda state, x, y: None)
-    loop = loops.ours(case_of(TINY), "sat")
+    monkeypatch.setattr(steps, "update", lambda state, x, y: None)
+    loop = steps.ours(case_of(TINY), "sat")
     monkeypatch.setattr(Graph, "forget", lambda self: forgotten.append(self))
     for k in (1, 1, 2, 1):
         loop.step(k, None, None)
@@ -287,15 +288,13 @@ def test_a_call_has_the_settings_of_its_loop(tf32):
 def test_a_product_has_2n3_operations(quick):
     device = torch.device("cpu")
     tops = stopwatch.ceilings(device)
-    copy, bytes_of = tops.pop(stopwatch.COPY)
-    for product, work in tops.values():
-        ((flop, moved),) = counting.counted(product).each
-        assert flop == work == 2 * 16**3
+    copy = tops.pop(stopwatch.COPY)
+    for product in tops.values():
+        ((flop, moved),) = product.counted().each
+        assert flop == product.work == 2 * 16**3
         assert moved in (4 * 4 * 16**2, 2 * 4 * 16**2)  # two factors, a result and its place
-    assert counting.counted(copy).each == [
-        (0, 3 * 2**8 // 2)
-    ]  # as torch tells it, the target twice
-    assert bytes_of == 2**8
+    assert copy.counted().each == [(0, 3 * 2**8 // 2)]  # as torch tells it, the target twice
+    assert copy.work == 2**8
 
 
 def test_the_peak_is_the_fastest_product_of_the_same_rounds():
@@ -307,7 +306,7 @@ def test_the_peak_is_the_fastest_product_of_the_same_rounds():
 def test_operations_and_bytes_are_counted_and_the_slower_binds():
     a, b, layer = torch.ones(8, 4), torch.ones(8, 4), nn.Linear(4, 2)
     calls = lambda: layer(a + b).t().relu_()  # noqa: E731  # a view moves nothing
-    added, multiplied, cut = counting.counted(stopwatch.Timed(calls)).each
+    added, multiplied, cut = stopwatch.Timed(calls).counted().each
     assert added == (0, 3 * 4 * 32) and cut == (0, 2 * 4 * 16)
     assert multiplied == (2 * 8 * 4 * 2, 4 * (32 + 8 + 2 + 16))
     work = [(100, 10), (0, 30), (10, 40)]
@@ -320,11 +319,11 @@ def test_operations_and_bytes_are_counted_and_the_slower_binds():
 def test_a_fused_step_moves_what_its_products_do_and_ours_moves_more():
     """Batch norms, activations and the update are the rest; more steps of the attack are more."""
     case = case_of(TINY)
-    loop = loops.ours(case, "sat")
+    loop = steps.ours(case, "sat")
     loop.step(1, *case.images())  # folds for the first time, which is tried
     found = {}
     for k in (1, 2):
-        work = counting.counted(stopwatch.Timed(partial(loop.step, k, *case.images()))).each
+        work = stopwatch.Timed(partial(loop.step, k, *case.images())).counted().each
         limit = counting.limits(work, 1e12, 1e9)
         found[k] = limit["limit"][0], limit["limit, fused"][0]
         assert limit["limit"][0] > 2 * limit["limit, fused"][0] > 0
@@ -337,7 +336,7 @@ def test_stages_add_up_to_the_step():
     times = {call: 1.7**k for k, call in enumerate(calls)}
     for k in (0, 1, 3):
         times["attack"] = 1.7**2 if k else 0.0
-        for found in (stages.stages_of(k, times), stages.stages_of(k, stages.units_of(k))):
+        for found in (parts.stages_of(k, times), parts.stages_of(k, parts.units_of(k))):
             whole = found.pop("all")
             assert sum(found.values()) == pytest.approx(whole)
         assert whole == units(k) and min(found.values()) == 0
@@ -356,7 +355,7 @@ def test_memory_that_is_known():
         del b, c
         torch.ones(500_000)
 
-    assert counting.counted(stopwatch.Timed(three_megabytes)).most == 3_000_000
+    assert stopwatch.Timed(three_megabytes).counted().most == 3_000_000
     held = torch.ones(250_000)
     with counting.Counted([held]) as live:
         three_megabytes()
@@ -373,8 +372,8 @@ def bench(quick, tmp_path, monkeypatch, capfd):
     """`bench("--steps", "0,1")` in this process, on tiny networks: code, output, errors."""
     monkeypatch.chdir(tmp_path)
     few = lambda: {"activation": ["gelu", "relu"]}  # noqa: E731
-    monkeypatch.setattr(variants, "options", few)
-    monkeypatch.setattr(variants, "FIRST", ("relu",))
+    monkeypatch.setattr(parts, "options", few)
+    monkeypatch.setattr(parts, "FIRST", ("relu",))
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
@@ -493,7 +492,7 @@ def test_a_budget_ends_between_rows_and_says_what_is_left(tmp_path, monkeypatch,
     short = book.Book(tmp_path, {}, time.monotonic() + 0.15)
     short.measure("count", "", counting_rows(log, seconds=0.1))
     assert log == ["a"] and short.left == ["count b", "count c"]
-    monkeypatch.setattr(stages, "stages", named("stages", lambda *_: counting_rows(log, 0.1)))
+    monkeypatch.setattr(parts, "stages", named("stages", lambda *_: counting_rows(log, 0.1)))
     assert benchmark.main([*TINY, "--parts", "stages", "--budget", "0.001s", "--out", "o"]) == 143
     assert capsys.readouterr().out.endswith("same command again: stages a, stages b, stages c\n")
     assert benchmark.main([*TINY, "--parts", "stages", "--out", "o"]) == 0
@@ -551,16 +550,16 @@ def test_a_folder_is_read_beside_the_step(bench, tmp_path, photographs):
 def test_readers_end_with_the_call_that_fails(photographs, monkeypatch):
     case = case_of([*photographs, "schedule.batch_size=4"])
     clock = iter([1.0])
-    monkeypatch.setattr(stages.time, "perf_counter", lambda: next(clock))  # it stops
+    monkeypatch.setattr(parts.time, "perf_counter", lambda: next(clock))  # it stops
     with pytest.raises(StopIteration):
-        stages.files(case, stopwatch.Stopwatch(case.device, 1))
+        parts.files(case, stopwatch.Stopwatch(case.device, 1))
     assert not active_children()
 
 
 def test_images_that_are_not_here_are_not_read():
     case = case_of(["dataset=imagenet", "dataset.image_size=16", *TINY[1:]])
-    own = types.SimpleNamespace(steps=(1,), compile=False)
-    assert [key for key, *_ in stages.stages(case, own, None)] == ["PGD-1"]
+    own = types.SimpleNamespace(steps=(1,), compilations=(False,))
+    assert [key for key, *_ in parts.stages(case, own, None)] == ["PGD-1"]
 
 
 def test_a_compiler_that_fails_costs_no_eager_number(bench, tmp_path, monkeypatch):
@@ -609,7 +608,7 @@ def test_memory_that_runs_out_is_told_in_a_line(bench, monkeypatch):
     def greedy(*_) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(stages, "measure", greedy)
+    monkeypatch.setattr(parts, "each_stage", greedy)
     code, out, err = bench(*TINY, "--parts", "stages")
     assert (code, err) == (1, "! out of memory at batch 8; --batch takes fewer images\n")
 
@@ -629,7 +628,7 @@ def test_only_what_can_be_timed_is_a_case():
 def test_methods_are_told_in_units_and_in_time(quick, monkeypatch, tmp_path, capfd):
     """Of what the command line says of methods nothing is left."""
     chosen = ("attack.steps=2", "objective=trades attack.steps=2", "attack=free attack.replays=4")
-    monkeypatch.setattr(variants, "METHODS", chosen)
+    monkeypatch.setattr(parts, "METHODS", chosen)
     given = [*FIXED, "regulariser=elle", "--parts=methods", "--rounds=1", f"--out={tmp_path}"]
     assert benchmark.main(given) == 0, capfd.readouterr().err
     rows = json.loads((tmp_path / "benchmark.json").read_text())["methods"]

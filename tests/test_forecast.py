@@ -30,9 +30,10 @@ from sat.attacks import (
     Transfer,
 )
 from sat.attacks.base import frozen, input_gradient
-from sat.bench import budget, costs, work
+from sat.bench import budget, work
 from sat.bench.case import Case
 from sat.bench.counting import step_cost
+from sat.bench.stopwatch import Timed
 from sat.config import composed
 from sat.data import sizes
 from sat.errors import Refused
@@ -306,17 +307,14 @@ def real_update(model, x, y) -> None:
 
 def test_memory_that_is_told_is_that_of_a_real_update_and_recomputation_needs_less():
     """Counted on shapes, beside tensors that are there: an SGD step's forward and backward."""
-    from sat.bench.counting import Timed, counted
-
     most = {}
     for less in ("false", "true"):
         case = case_of("model=resnet", "model.depth=18", "dataset.image_size=32",
                        "model.width=0.25", f"schedule.grad_checkpointing={less}")  # fmt: skip
         call = partial(real_update, case.model().train(), *case.images(128))
         call()  # gradients are there from here on, and belong to the state
-        most[less] = case.cost.beside(128, "fp32")
-        assert most[less] == pytest.approx(counted(Timed(call)).most, rel=0.02)
-        assert case.cost.beside(128, "bf16") == most[less] / 2
+        most[less] = 128 * case.cost.most
+        assert most[less] == pytest.approx(Timed(call).counted().most, rel=0.02)
     assert most["true"] < 0.7 * most["false"]
 
 
@@ -377,8 +375,8 @@ def test_a_surrogate_gradient_keeps_what_its_update_needs():
 def test_the_largest_networks_of_the_study_need_no_memory(monkeypatch):
     case = case_of("dataset=imagenet", "model=efficientnet", "model.variant=l1",
                    "dataset.image_size=600")  # fmt: skip
-    build, built = costs.build, []
-    monkeypatch.setattr(costs, "build", lambda *a: built.append(build(*a)) or built[0])
+    build, built = Case.network, []
+    monkeypatch.setattr(Case, "network", lambda *a: built.append(build(*a)) or built[0])
     cost = case.cost
     assert all(t.is_meta for t in [*built[0].parameters(), *built[0].buffers()])
     assert cost.parameters == 272_630_564 and 160e9 < cost.multiply_adds < 164e9
@@ -546,31 +544,9 @@ def test_another_launcher_is_not_asked(forecast, monkeypatch):
     assert code == 0 and "2 runs, 2 distinct" in out
 
 
-def test_a_benchmark_gives_the_rates(forecast, tmp_path):
-    code, _, err = forecast("--measured", str(tmp_path))
-    assert code == 2 and err.startswith(f"! --measured {tmp_path}: holds no benchmark of steps")
-    rows = [
-        {"name": name, "k": k, "TFLOP/s": rate,
-         "about": {"choices": {"precision": "fp32" if "no trick" in name else "bf16"}}}
-        for name, k, rate in (
-            ("sat", 1, 150.0), ("sat, compiled", 1, 212.34), ("sat, compiled", 10, 999.0),
-            ("sat, no trick", 1, 38.0), ("published", 1, 500.0),
-        )
-    ]  # fmt: skip
-    rows += [{"name": "bf16 product", "k": 1, "TFLOP/s": 1e3}, {"note": "a line"}]
-    (tmp_path / "benchmark.json").write_text(json.dumps({"steps": rows}))
-    assert module.measured(tmp_path) == pytest.approx((212.34, 38.0))
-    out = forecast("--measured", str(tmp_path))[1]
-    assert "at 212.34 TFLOP/s sustained in training and 38 in the evaluation" in out
-
-
 def test_masking_checks_stand_beside_the_total():
-    two = [module.Job([], columns={"run": name}, seconds=(12.0, 4.0, 19.0)) for name in "ab"]
-    assert module.totals(two, 1) == "2 runs, 2 distinct: 32s, and masking checks 38s at most"
-
-
-def test_runs_are_shared_out_to_the_gpu_that_is_free_first():
-    assert module.shared_out([3, 1, 1, 1, 2], 2) == 5 and module.shared_out([3, 1], 8) == 3
+    two = [module.Job(None, {"run": name}, (12.0, 4.0, 19.0), "") for name in "ab"]
+    assert module.totals(two, 0) == "2 runs, 2 distinct: 32s, and masking checks 38s at most"
 
 
 def test_numbers_are_for_people():

@@ -57,6 +57,7 @@ def arguments(given: Sequence[str] | None = None) -> Namespace:
             parser.error(f"--parts: {part}: is none of {', '.join(PARTS)}")
     own.words += [f"schedule.batch_size={own.batch}"] if own.batch else []
     own.until = time.monotonic() + own.budget
+    own.compilations = (False, True)[: 1 + own.compile]
     return own
 
 
@@ -80,10 +81,9 @@ def about(case: Any, rounds: int) -> dict[str, Any]:
 def measure(case: Any, own: Namespace) -> int:
     """The parts that were asked for, one after the other; the exit code."""
     from sat.bench.book import Book
-    from sat.bench.stages import stages
+    from sat.bench.parts import activations, methods, seeds, stages
     from sat.bench.steps import draw, steps
     from sat.bench.stopwatch import Stopwatch
-    from sat.bench.variants import activations, methods, seeds
 
     machine = about(case, own.rounds)
     book, watch = Book(own.out, machine, own.until), Stopwatch(case.device, own.rounds, own.until)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sat.errors import is_out_of_memory
+from sat.errors import first_line, is_out_of_memory
 from sat.loggers.screen import say, stage
 
 Row = dict[str, Any]
@@ -107,8 +107,7 @@ def left_out(what: str, error: Exception) -> str:
     """A line of what can't be timed; memory that runs out is raised again."""
     if is_out_of_memory(error):
         raise error
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return f"{what} is left out: it failed ({reason})"
+    return f"{what} is left out: it failed ({first_line(error)})"
 
 
 def cell(value: Any) -> str:

@@ -81,7 +81,7 @@ def spread_of(place: Path, dataset: str) -> tuple[float, str] | None:
     """How robust accuracy varies over seeds, in points: the standard deviation pooled over finished
     runs on a data set that differ in the seed alone, and what runs these are. None of those whose
     network answers at random: no number of theirs means anything."""
-    kinds: dict[tuple[str, ...], tuple[float, list[float]]] = {}
+    groups, lengths = dict[tuple[str, ...], np.ndarray](), set[float]()
     with nullcontext() if place.is_file() else suppress(Refused):  # no run may be there yet
         told = [(row, each.attack) for each in read(place).tables for row in each.rows]
         for row, attack in told:
@@ -89,17 +89,17 @@ def spread_of(place: Path, dataset: str) -> tuple[float, str] | None:
             random = any(a.name == "random" for run in row.runs for a in run.result.alarms)
             mine = config["choices"].get("dataset") == dataset and not random
             if mine and number and len(number.seeds) > 1:
-                values = [100 * share for share in number.seeds.values()]
+                points = 100 * np.array([*number.seeds.values()])
                 names = tuple(run.name for run in row.runs)  # it may stand in several tables
-                kinds[names] = config["schedule"]["epochs"], values
-    if not kinds:
+                groups[names] = points - points.mean()
+                lengths.add(config["schedule"]["epochs"])
+    if not groups:
         return None
-    groups = [values for _, values in kinds.values()]
-    count = sum(map(len, groups))
-    squares = sum(len(values) * np.var(values) for values in groups)
-    lengths = " and ".join(f"{each:g}" for each in sorted({each for each, _ in kinds.values()}))
-    several = f"{count} runs of {lengths} epochs, {len(groups)} kind{'s' * (len(groups) > 1)}"
-    return float(squares / (count - len(groups))) ** 0.5, f"{several}, in {place}"
+    off = np.concatenate([*groups.values()])
+    sd = (float(off @ off) / (len(off) - len(groups))) ** 0.5
+    epochs = " and ".join(f"{each:g}" for each in sorted(lengths))
+    kinds = f"{len(groups)} kind{'s' * (len(groups) > 1)}"
+    return sd, f"{len(off)} runs of {epochs} epochs, {kinds}, in {place}"
 
 
 def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
@@ -113,14 +113,22 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
         while not plans(jobs, least)[1]:
             least = math.ceil(1.05 * least)
         written = f"{least}s" if least < 100 else f"{math.ceil(least / 60)}m"
+        smaller = "a smaller network (model.depth, model.width)" + " or fewer runs" * (count > 1)
         return (
             f"{runs}; too little of them fits {duration(own.budget)}: the least that tells anything"
-            f" is --budget {written}; give that, or a smaller network (model.depth, model.width)"
-            + " or fewer runs" * (count > 1)
-            + "."
+            f" is --budget {written}; give that, or {smaller}."
         )
     place, dataset = own.spread or Path(spec.record.root), spec.config["choices"]["dataset"]
-    spread = spread_of(place, dataset)
+    shown = (
+        f"What seeds show isn't known: no two finished runs of {dataset} in {place} differ in the"
+        " seed alone (those that answer at random don't count)."
+    )
+    if spread := spread_of(place, dataset):
+        shown = (
+            f"Over seeds the robust accuracy varies by {spread[0]:.2g} points (sd; {spread[1]}): to"
+            f" see {POINTS:g} points you need about {seeds_needed(spread[0], POINTS)} seeds (paired"
+            " test at 0.05, power 0.8)."
+        )
     rows = []
     for plan in found:
         epochs = f"{plan.epochs:g}" if plan.epochs else "as asked"
@@ -128,17 +136,6 @@ def answer(jobs: Sequence[Any], words: Sequence[str], own: Namespace) -> str:
         counts = (str(plan.seeds), epochs, str(plan.images), str(plan.tested))
         rows.append([*counts, duration(plan.seconds), shows or "-"])
     head = ["seeds", "epochs", "images", "test images", "time", "shows a difference of"]
-    if spread:
-        shown = (
-            f"Over seeds the robust accuracy varies by {spread[0]:.2g} points (sd; {spread[1]}): to"
-            f" see {POINTS:g} points you need about {seeds_needed(spread[0], POINTS)} seeds (paired"
-            " test at 0.05, power 0.8)."
-        )
-    else:
-        shown = (
-            f"What seeds show isn't known: no two finished runs of {dataset} in {place} differ in"
-            " the seed alone (those that answer at random don't count)."
-        )
     uncut = [plan for plan in found if plan[1:3] == asked[1:3] and plan.seeds >= 3]
     changes = (uncut or [plan for plan in found if plan.seeds <= 3])[-1].words(asked)
     keys = {word.split("=")[0] for word in changes}

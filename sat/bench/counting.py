@@ -1,7 +1,6 @@
 """What a piece of work computes, moves and keeps, counted operation by operation as torch does it:
 nothing here is timed, and tensors may have no memory at all (`meta`)."""
 
-import math
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,16 +12,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sat.attacks import Attack
-from sat.bench.stopwatch import Timed
 from sat.objectives import Method
-from sat.rng import RowRng
 from sat.training.plan import Plan
 from sat.training.schedule import Schedule
 from sat.training.state import TrainState
 from sat.training.step import update
 
-IMAGES, WIDTH = 4, 16  # of the batch and the network on which a method's work is counted
+FEW, WIDTH = 4, 16  # of the batch and the network on which a method's work is counted
 
 
 class Counted(TorchDispatchMode):
@@ -61,13 +57,6 @@ class Counted(TorchDispatchMode):
         self.most = max(self.most, self.now)
 
 
-def counted(call: Timed) -> Counted:
-    """Counts one call, which must run eagerly."""
-    with call.entered(), Counted() as found:
-        call.run()
-    return found
-
-
 def size_of(found: Any) -> int:
     """Bytes of the tensors in it, each once; what is expanded is as large as it lies in memory."""
     tensors = {id(t): t for t in tree_leaves(found) if isinstance(t, Tensor)}.values()
@@ -88,41 +77,28 @@ def limits(
     return found
 
 
-_COUNTED: dict[str, float] = {}
+_UNITS: dict[str, float] = {}
 
 
 def step_cost(method: Method) -> float:
     """Units that a step of a method takes for an image of a batch, in all views and replays of it:
     a forward, an input gradient and a weight gradient are one each. Counted on a network of matrix
     products, once for each method."""
-    if (told := repr(method)) not in _COUNTED:
-        views = method.objective.views
+    if (told := repr(method)) not in _UNITS:
         choices = {"precision": "fp32", "channels_last": False, "compile": False}
-        plan = Plan(Schedule(batch_size=IMAGES, epochs=9.0), IMAGES, 0, choices)
+        plan = Plan(Schedule(batch_size=FEW, epochs=9.0), FEW, 0, choices)
+        images = FEW * method.objective.views
         with torch.random.fork_rng(devices=[]):
-            net = products()
+            # what comes before the products has parameters, so an update has their gradients
+            net = nn.Sequential(
+                nn.Flatten(), nn.AdaptiveAvgPool1d(WIDTH), nn.LayerNorm(WIDTH),
+                nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 10),
+            )  # fmt: skip
             state = TrainState(net, method, plan)
-            x, y = torch.rand(views * IMAGES, 3, 8, 8), torch.arange(views * IMAGES) % IMAGES
-            step = counted(Timed(lambda: update(state, x, y)))
-            forward = counted(Timed(lambda: net(x[:IMAGES])))
-        _COUNTED[told] = round(step.flop / forward.flop, 1)
-    return _COUNTED[told]
-
-
-def attack_cost(attack: Attack) -> int:
-    """Input gradients that an attack takes for an image, with the forwards before them: two units
-    each. Counted as `step_cost` is."""
-    if (told := repr(attack)) not in _COUNTED:
-        with torch.random.fork_rng(devices=[]):
-            net, x, y = products().eval(), torch.rand(IMAGES, 3, 8, 8), torch.arange(IMAGES)
-            whole = counted(Timed(lambda: attack(net, x, y, RowRng(0, y))))
-            forward = counted(Timed(lambda: net(x)))
-        _COUNTED[told] = whole.flop / forward.flop / 2
-    return math.ceil(_COUNTED[told])
-
-
-def products() -> nn.Module:
-    """A network of matrix products; what comes before them has parameters, so that an update has
-    their gradients."""
-    first = nn.Flatten(), nn.AdaptiveAvgPool1d(WIDTH), nn.LayerNorm(WIDTH)
-    return nn.Sequential(*first, nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 10))
+            x, y = torch.rand(images, 3, 8, 8), torch.arange(images) % FEW
+            with Counted() as step:
+                update(state, x, y)
+            with Counted() as forward:
+                net(x[:FEW])
+        _UNITS[told] = round(step.flop / forward.flop, 1)
+    return _UNITS[told]

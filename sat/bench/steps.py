@@ -1,18 +1,29 @@
-"""Whole steps of every loop over the number of attack steps."""
+"""One step of adversarial training as different people write it, timed side by side over the number
+of attack steps."""
 
 import textwrap
 from argparse import Namespace
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from sat.bench.book import Measurements, Row
-from sat.bench.case import Case, units
-from sat.bench.counting import counted, limits
-from sat.bench.loops import PEERS, Loop, loops_of
-from sat.bench.stopwatch import COPY, Stopwatch, Timed, peak, row_of, spread
+from sat.acceleration.auto import GRAPH_PAYS_BELOW, settle
+from sat.attacks import Clean
+from sat.bench.book import Measurements, Row, left_out
+from sat.bench.case import RATE, Case, units
+from sat.bench.counting import limits
+from sat.bench.stopwatch import COPY, Stopwatch, Timed, peak, plain, row_of, spread
+from sat.training.step import update
+
+PEERS = ("published", "torchattacks")
+TRICKS = ("channels_last", "fold", "fused", "tf32")
 
 
 def steps(case: Case, own: Namespace, watch: Stopwatch) -> Measurements:
@@ -34,26 +45,28 @@ def steps(case: Case, own: Namespace, watch: Stopwatch) -> Measurements:
         yield f"k={k}", cost, partial(measure, case, loops, k, watch, k == order[0])
 
 
-def measure(case: Case, loops: Sequence[Loop], k: int, watch: Stopwatch, first: bool) -> list[Row]:
+def measure(
+    case: Case, loops: Sequence["Loop"], k: int, watch: Stopwatch, first: bool
+) -> list[Row]:
     """A step of each loop, and the machine's limits and ceilings, round by round."""
     images = case.images()
     calls = {c.name: Timed(partial(c.step, k, *images), choices=c.choices) for c in loops}
     times, rates = watch.beside_ceilings(calls)
     best, copy = peak(rates), rates[COPY]
-    bounds = limits(counted(calls["sat"]).each, float(np.median(best)), float(np.median(copy)))
+    bounds = limits(calls["sat"].counted().each, float(np.median(best)), float(np.median(copy)))
     rows: list[Row] = []
-    for loop in loops:
-        mine = times[loop.name]
-        row = row_of(loop.name, case.batch, mine) | {"k": k}
+    for name, call in calls.items():
+        mine, choices = times[name], call.choices
         rate = units(k) * case.unit / mine
+        row = row_of(name, case.batch, mine) | {"k": k}
         row |= {"TFLOP/s": float(np.median(rate)) / 1e12, "% of peak": spread(100 * rate / best),
                 "% of limit": 100 * bounds["limit, fused"][0] / float(np.median(mine))}  # fmt: skip
-        if (share := watch.busy(calls[loop.name])) is not None:
+        if (share := watch.busy(call)) is not None:
             row["busy, %"] = share
         row |= {f"times {peer}": spread(times[peer] / mine) for peer in PEERS if peer in times}
-        if first and not (loop.choices["compile"] or loop.choices["graph"]):
-            row["MiB an image"] = counted(calls[loop.name]).most / case.batch / 2**20
-        rows.append(row | {"about": {"choices": loop.choices, "seconds": mine.tolist()}})
+        if first and not (choices["compile"] or choices["graph"]):
+            row["MiB an image"] = call.counted().most / case.batch / 2**20
+        rows.append(row | {"about": {"choices": choices, "seconds": mine.tolist()}})
     for name, (seconds, memory) in bounds.items():
         binds = f"memory, {memory:.0%}" if memory > 0.5 else f"product, {1 - memory:.0%}"
         rate = case.batch / seconds
@@ -85,3 +98,110 @@ def draw(rows: Sequence[Row], title: str, folder: Path) -> None:
     figure.suptitle(textwrap.fill(title, 88), fontsize=9, x=0.01, ha="left")
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     figure.savefig(folder / "steps.png", dpi=200)
+
+
+# the loops --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`step(k, x, y)` takes one step of PGD-k on a model of the loop's own."""
+
+    name: str
+    step: Callable[[int, Tensor, Tensor], object]
+    choices: dict[str, Any]  # precision, layout, compilation, threads
+
+
+def loops_of(case: Case, compiled: bool) -> tuple[list[Loop], list[str]]:
+    """All that can be compared here, and a line for each that can't: not every network can be
+    compiled or captured as a CUDA graph."""
+    kinds: dict[str, dict[str, Any]] = {"sat": {}}
+    if compiled:
+        kinds["sat, compiled"] = {"compile": True}
+    if case.device.type == "cuda" and case.cost.multiply_adds * case.batch < GRAPH_PAYS_BELOW:
+        kinds |= {f"{name}, one graph": {**kind, "graph": True} for name, kind in kinds.items()}
+    kinds["sat, no trick"] = {"precision": "fp32", **dict.fromkeys(TRICKS, False)}
+    found, notes = [], []
+    for name, kind in kinds.items():
+        loop = ours(case, name, **kind)
+        try:
+            if "compile" in kind or "graph" in kind:
+                try_out(loop, case)
+            found.append(loop)
+        except Exception as error:  # torch's compiler raises many kinds
+            notes.append(left_out(name, error))
+    found.append(published(case))
+    try:
+        found.append(torchattacks(case))
+    except ImportError as error:
+        notes.append(f"torchattacks is left out: it can't be imported ({error})")
+    return found, notes
+
+
+def try_out(loop: Loop, case: Case) -> None:
+    """Takes a few steps, by the fourth of which a graph is captured; raises whatever they raise."""
+    settle(loop.choices)  # what is compiled is for these
+    for k in (1, 1, 1, 1, 2):
+        loop.step(k, *case.images())
+
+
+def ours(case: Case, name: str, **choices: Any) -> Loop:
+    """This program's trainer, with what `auto` chooses unless it is given here."""
+    state, pgd = case.state(Clean(), **choices), cache(case.pgd)
+
+    def step(k: int, x: Tensor, y: Tensor) -> None:
+        if state.attack is not pgd(k):
+            state.attack = pgd(k)
+            state.graph.forget()
+        update(state, x, y)
+        if state.plan.choices["graph"] and not state.graph.on:
+            raise RuntimeError(state.news[-1])  # it says why none could be captured
+
+    return Loop(name, step, state.plan.choices)
+
+
+def theirs(case: Case, name: str, attack: Callable[[nn.Module, int, Tensor, Tensor], Any]) -> Loop:
+    """A plain float32 loop around `attack(model, k, x, y) -> x_adv`."""
+    model = case.model().train()
+    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=5e-4)
+
+    def step(k: int, x: Tensor, y: Tensor) -> None:
+        x_adv = attack(model, k, x, y) if k else x
+        optimizer.zero_grad()
+        F.cross_entropy(model(x_adv), y).backward()
+        optimizer.step()
+
+    return Loop(name, step, {"precision": "fp32", "compile": False, "graph": False, **plain()})
+
+
+def published(case: Case) -> Loop:
+    """float32, NCHW; the attack calls `loss.backward()`, which computes the gradients of the
+    weights and throws them away, and the network stays in training mode: what most published code
+    does (Madry's, TRADES', fast adversarial training's)."""
+    eps, start = case.spec.attack.eps / 255, case.spec.attack.start == "uniform"
+
+    def attack(model: nn.Module, k: int, x: Tensor, y: Tensor) -> Tensor:
+        step_size, x_adv = case.pgd(k).step_size / 255, x
+        if start:
+            x_adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+        for _ in range(k):
+            x_adv = x_adv.detach().requires_grad_()
+            F.cross_entropy(model(x_adv), y).backward()
+            moved = x_adv.detach() + step_size * x_adv.grad.sign()
+            x_adv = torch.min(torch.max(moved, x - eps), x + eps).clamp(0, 1)
+        return x_adv.detach()
+
+    return theirs(case, "published", attack)
+
+
+def torchattacks(case: Case) -> Loop:
+    """`torchattacks.PGD` in a plain float32 loop. Raises ImportError where it isn't installed."""
+    from torchattacks import PGD
+
+    @cache
+    def pgd(model: nn.Module, k: int) -> Any:
+        own = case.pgd(k)
+        sizes = {"eps": own.eps / 255, "alpha": own.step_size / 255}
+        return PGD(model, **sizes, steps=k, random_start=own.start == "uniform")
+
+    return theirs(case, "torchattacks", lambda model, k, x, y: pgd(model, k)(x, y))

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sat.acceleration import auto
 from sat.acceleration.auto import bf16_pays, settle
+from sat.bench.counting import Counted
 
 WARMING = {"cpu": 1, "cuda": 5}  # calls; a step becomes a CUDA graph in the fourth
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the peak
@@ -34,11 +35,13 @@ def plain() -> dict[str, Any]:
 @dataclass(frozen=True)
 class Timed:
     """A call, what it runs within, and the threads and TF32 that it has (None: torch's): all that
-    is entered before the clock starts."""
+    is entered before the clock starts. `work` is what a call does, in FLOP or bytes, of those that
+    are there for their rate."""
 
     run: Callable[[], object]
     within: tuple[Callable[[], AbstractContextManager[Any]], ...] = ()
     choices: Mapping[str, Any] = field(default_factory=plain)
+    work: int = 0
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -47,6 +50,12 @@ class Timed:
             for enter in self.within:
                 stack.enter_context(enter())
             yield
+
+    def counted(self) -> Counted:
+        """What one call computes, moves and keeps; it must run eagerly."""
+        with self.entered(), Counted() as found:
+            self.run()
+        return found
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,8 @@ class Stopwatch:
         profiler; None on a CPU."""
         if self.device.type != "cuda":
             return None
-        with call.entered(), profile(activities=[ProfilerActivity.CUDA]) as found:
-            seconds = timeit.Timer(call.run, timer=self.clock).timeit(20)
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            _, seconds = self.clocked(call, 20)
         each = [e for e in found.key_averages() if e.device_type == DeviceType.CUDA]
         return 1e-4 * sum(e.self_device_time_total for e in each) / seconds
 
@@ -101,14 +110,13 @@ class Stopwatch:
     ) -> tuple[dict[str, Rounds], dict[str, Rounds]]:
         """Seconds of the calls and, of the same rounds, the rates of the machine's ceilings."""
         tops = ceilings(self.device)
-        times = self.times({**calls, **{name: call for name, (call, _) in tops.items()}})
-        return times, {name: work / times.pop(name) for name, (_, work) in tops.items()}
+        times = self.times({**calls, **tops})
+        return times, {name: top.work / times.pop(name) for name, top in tops.items()}
 
 
-def ceilings(device: torch.device) -> dict[str, tuple[Timed, int]]:
+def ceilings(device: torch.device) -> dict[str, Timed]:
     """What the machine can do at best. Products in float32, as its settings have it, and in bf16
-    where it is fast here, with their FLOP; and a large copy, with the bytes that it reads and
-    writes."""
+    where it is fast here; and a large copy, whose work is the bytes that it reads and writes."""
     side, moved = SIDE[device.type], COPIED[device.type]
     types = {"float32 product": torch.float32}
     if bf16_pays(device.type):
@@ -117,9 +125,9 @@ def ceilings(device: torch.device) -> dict[str, tuple[Timed, int]]:
     for name, dtype in types.items():
         # random numbers: a GPU draws less power, and clocks higher, on zeros
         a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
-        found[name] = Timed(partial(torch.mm, a, b, out=out)), 2 * side**3
+        found[name] = Timed(partial(torch.mm, a, b, out=out), work=2 * side**3)
     source, target = torch.randn(2, moved // 8, device=device)
-    return {**found, COPY: (Timed(partial(target.copy_, source)), moved)}
+    return {**found, COPY: Timed(partial(target.copy_, source), work=moved)}
 
 
 def peak(rates: Mapping[str, Rounds]) -> Rounds:

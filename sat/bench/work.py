@@ -1,7 +1,7 @@
 """What a run has to compute, counted before it, and the rates at which this machine does it, by
 trying the very network for about two seconds."""
 
-import json
+import math
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ from sat.acceleration.folding import fold
 from sat.acceleration.precision import float32
 from sat.attacks import PGD, Attack, Clean, Transfer
 from sat.bench.case import Case
-from sat.bench.counting import attack_cost, step_cost
+from sat.bench.counting import step_cost
 from sat.bench.stopwatch import Stopwatch, Timed
 from sat.data.corrupted import SEVERITIES, TYPES
 from sat.errors import is_out_of_memory
-from sat.objectives import Method
+from sat.objectives import Adversarial, Method
 from sat.training.plan import Plan
 from sat.training.step import update
 
@@ -78,10 +78,10 @@ def validations(schedule: Any, images: int, every: float) -> int:
 
 def gradients_of(attack: Any, classes: int) -> int:
     """Input gradients for an image that stands, or what costs as much: as the attack tells of
-    itself, or else counted."""
+    itself, or else counted, in a step that trains under it, beside the update's three units."""
     attack = attack.method if isinstance(attack, Transfer) else attack
     known = attack.gradients(classes)
-    return attack_cost(attack) if known is None else known
+    return math.ceil(step_cost(Method(attack, Adversarial())) / 2 - 1.5) if known is None else known
 
 
 # time -------------------------------------------------------------------------------------------
@@ -96,16 +96,16 @@ def tried(case: Case) -> tuple[float, float]:
     Raises ValueError, saying why, for what can't be tried.
     """
     spec, schedule, kind = case.spec, case.spec.schedule, case.device.type
-    multiplied, images = case.cost.multiply_adds, spec.evaluation.limit or case.sizes.test
+    multiplied = max(1, case.cost.multiply_adds)
     if 2 * multiplied > LARGEST[kind]:
         raise ValueError("not timed: too many multiply-adds to be tried on this machine")
-    most = max(2, int(TRIED[kind] / max(multiplied, 1)))
+    most = max(2, int(TRIED[kind] / multiplied))
     batch = max(2, min(-(-schedule.batch_size // schedule.parts), most))
-    evaluated = min(spec.evaluation.batch_size, images, most)
+    evaluated = min(spec.evaluation.batch_size, spec.evaluation.limit or case.sizes.test, most)
     schedule = replace(schedule, epochs=1.0, batch_size=batch, accumulate=1)
     parts = "model", "activation", "objective", "regulariser", "weight_attack"
-    about = [*(spec.config[part] for part in parts), spec.attack.eps > 0, evaluated, str(schedule)]
-    key = json.dumps([*about, case.sizes.classes, *case.sizes.shape, str(case.device)])
+    about = [*(spec.config[part] for part in parts), spec.attack.eps > 0, evaluated, schedule]
+    key = str([*about, case.sizes.classes, case.sizes.shape, case.device])
     try:
         if key not in _TRIED:
             _TRIED[key] = try_out(Case(spec.bringing(schedule=schedule)), evaluated)
@@ -124,8 +124,8 @@ def try_out(case: Case, evaluated: int) -> tuple[float, float]:
     state, watch = case.state(attack, graph=case.choices["graph"]), Stopwatch(case.device, ROUNDS)
     images = case.images(state.objective.views * case.batch)
     net = fold(state.model.eval(), images[0][:2]).net
-    timed = partial(Timed, choices=state.plan.choices)
     search = partial(pgd, net, *case.images(evaluated))
+    timed = partial(Timed, choices=state.plan.choices)
     calls = {"step": timed(partial(update, state, *images)),
              "pgd": timed(search, (partial(float32, net),))}  # fmt: skip
     step, exact = (float(np.median(rounds)) for rounds in watch.times(calls).values())
