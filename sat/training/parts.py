@@ -20,13 +20,21 @@ class Parts:
         device: torch.device,
     ):  # fmt: skip
         self._batch, self._views, self._world = schedule.batch_size, views, world
-        self._device, self._choices = device, choices
-        self.split(choices.get("accumulate", schedule.parts))
+        self._device, self._choices, self._asked = device, choices, schedule.parts
+        self.rows = self._shares()
+
+    @property
+    def count(self) -> int:
+        """What is chosen, as a checkpoint keeps it."""
+        return int(self._choices.get("accumulate", self._asked))
 
     def split(self, count: int) -> None:
-        """Splits into so many from here on: what is chosen, as a checkpoint keeps it."""
-        self.count = self._choices["accumulate"] = count
-        self.rows = [rows.to(self._device) for rows in self._world.rows(self._batch, count)]
+        """Splits into so many from here on."""
+        self._choices["accumulate"] = count
+        self.rows = self._shares()
+
+    def _shares(self) -> list[Tensor]:
+        return [rows.to(self._device) for rows in self._world.rows(self._batch, self.count)]
 
     @property
     def images(self) -> int:
