@@ -134,6 +134,29 @@ def test_averages_come_first_and_the_log_says_so(keys, theirs, tmp_path, caplog)
     assert torch.equal(logits(mine), logits(theirs)) and repr(average) in caplog.text
 
 
+@pytest.mark.parametrize("name", ["schema", "swapped", "swag_mean", "teacher"])
+def test_two_networks_of_which_none_is_an_average_are_refused(name, theirs, tmp_path):
+    state = {"model": theirs.state_dict(), name: classifier(3).state_dict()}
+    torch.save(state, tmp_path / "w.pt")
+    assert f"two networks of this kind with other values, 'model' and '{name}'" in refusal(
+        classifier(2), tmp_path / "w.pt"
+    )
+    state = {"model": theirs.state_dict(), name: copied(theirs.state_dict(), "module.")}
+    torch.save(state, tmp_path / "w.pt")
+    mine = classifier(2)
+    load_weights(mine, str(tmp_path / "w.pt"))
+    assert torch.equal(logits(mine), logits(theirs))
+
+
+def test_what_an_optimiser_keeps_for_each_weight_is_no_network(theirs, tmp_path):
+    beside = classifier(3).state_dict()
+    state = {"exp_avg": beside, "model": theirs.state_dict(), "optimizer": {"ema": beside}}
+    torch.save(state, tmp_path / "w.pt")
+    mine = classifier(2)
+    load_weights(mine, str(tmp_path / "w.pt"))
+    assert torch.equal(logits(mine), logits(theirs))
+
+
 def test_an_average_without_counters_comes_first(theirs, tmp_path):
     average = FILES["no counters"](theirs.backbone.state_dict())
     torch.save({"model": classifier(3).state_dict(), "swa": average}, tmp_path / "w.pt")

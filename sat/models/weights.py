@@ -28,7 +28,8 @@ Tensors = Mapping[str, Tensor]
 # Counters of updates: no output of a trained model depends on them.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _HELPER = re.compile(r"(^|\.)(criterion|loss\w*|metrics?|attacker|optimizer)\.")
-_AVERAGE = re.compile("average|avg|ema|swa")
+_AVERAGE = re.compile(r"(?<![a-z])(averaged?|avg|ema|swa)(?![a-z])")  # `model_ema`, not `schema`
+_OPTIMIZER = re.compile(r"(^|\.)(optim\w*|exp_avg\w*|momentum\w*)(\.|$)")
 _MEAN = re.compile(r"(?!running).*(mean|(^|_)mu($|_))")
 _STD = re.compile(r"(?!running).*(std|sigma)")
 
@@ -171,9 +172,11 @@ def load_evaluated(model: Classifier, spec: Any, image_size: int) -> None:
 
 def _find(state: Any, own: Tensors) -> tuple[str, str, Tensors]:
     """The state dict within `state` that has most of the network's keys, with its name and the
-    prefix of those keys. Of several that have as many, averages come first."""
+    prefix of those keys. Of several that have as many, averages come first; raises ValueError where
+    that leaves several with other values."""
     wanted = {key for key in own if not key.endswith(_COUNTERS)}
-    found = [(name, *_prefix(held, wanted), held) for name, held in state_dicts(state)]
+    found = [(name, *_prefix(held, wanted), held) for name, held in state_dicts(state)
+             if not _OPTIMIZER.search(name)]  # fmt: skip
     most = max((count for _, count, *_ in found), default=0)
     if not most:
         there = _listed([key for *_, held in found for key in held]) or type(state).__name__
@@ -181,7 +184,18 @@ def _find(state: Any, own: Tensors) -> tuple[str, str, Tensors]:
             f"holds none of this network's weights; there: {there}; here: {_listed(own)}"
         )
     fitting = [(name, prefix, held) for name, count, prefix, held in found if count == most]
-    return min(fitting, key=lambda fit: not _AVERAGE.search(fit[0].lower()))
+    averages = [fit for fit in fitting if _AVERAGE.search(fit[0].lower())]
+    (name, prefix, held), *others = averages or fitting
+    for other, before, there in others:
+        keys = [key for key in wanted if prefix + key in held and before + key in there]
+        if len(keys) < most or not all(
+            torch.equal(held[prefix + key], there[before + key]) for key in keys
+        ):
+            raise ValueError(
+                f"holds two networks of this kind with other values, {name!r} and {other!r}; save"
+                " the one that is meant"
+            )
+    return name, prefix, held
 
 
 def _prefix(names: Iterable[str], wanted: Collection[str]) -> tuple[int, str]:
