@@ -197,6 +197,23 @@ def test_a_restart_begins_elsewhere(honest):
     assert torch.equal(fell[0], fell[1]) and not torch.equal(fell[0], fell[2])
 
 
+class Rooted(nn.Module):
+    """Right by a margin that no attack takes away; its gradient is no number at black pixels."""
+
+    def forward(self, x):
+        root = torch.where(x == 0, 0, x.sqrt()).mean((1, 2, 3))
+        return torch.stack([-root, root + 5], 1)
+
+
+def test_a_gradient_that_is_no_number_fells_nothing():
+    x = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    x[:, :, 0] = 0
+    short = PGD(50, 5, norm="l2", start="none")
+    effort = Effort(Rooted(), x, torch.ones(8).long(), short, RowRng(0, torch.arange(8)), print)
+    (_, stands) = effort.by_gradients(torch.ones(8).bool())
+    assert stands.all()
+
+
 def test_flags_of_the_evaluation_are_taken(honest):
     model, x, y = honest
     right = model(x).argmax(1) == y

@@ -199,8 +199,9 @@ def test_apgd_of_more_steps_than_pgd_judges(folder, write):
     assert only(folder).attack == "apgd"
 
 
-def test_an_attack_of_another_size_does_not_judge(folder, write):
-    own = {"eps": 8.0, "norm": "linf"}
+@pytest.mark.parametrize("eps", [8.0, "8/255"])
+def test_an_attack_of_another_size_does_not_judge(eps, folder, write):
+    own = {"eps": eps, "norm": "linf"}
     for name in ("relu", "silu"):
         folder.add(name, 0, {"pgd20": 50, "weak": 60}, dataset=own)
     assert only(folder).attack == "pgd20"

@@ -126,7 +126,8 @@ def onto_l1(d: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
 
 def without_infinities(gradient: Tensor) -> Tensor:
     """A gradient [B, ...] whose infinite entries are as large as the largest other one of their
-    image: such an entry, of a square root at a black pixel, must not take the whole step."""
+    image, and 0 where they are no number: no such entry, of a square root at a black pixel, may
+    take the whole step."""
     limit = torch.finfo(gradient.dtype).max
     size = gradient.abs()
     largest = size.where(size < limit, 0.0).flatten(1).amax(1).view(-1, *[1] * (gradient.ndim - 1))

@@ -202,7 +202,7 @@ class Effort:
             fell[left[~stays]] = step
             point, left = point[stays], left[stays]
             point = self.ball.project(
-                point + length * self.ball.steepest(gradient[stays].nan_to_num(0.0)), self.x[left]
+                point + length * self.ball.steepest(gradient[stays]), self.x[left]
             )
         return fell
 

@@ -251,7 +251,7 @@ FAULTS = [
           "device, seed = self.rows.device, self.key & 0x7FFFFFFF",
           "tests/test_draws.py"),
     Fault("seeds that agree by chance prove anything", "statistics.py",
-          "sd = max(float(given.std(ddof=1)), resolution / math.sqrt(n))",
+          "sd = max(float(given.std(ddof=1)), step / math.sqrt(n))",
           "sd = float(given.std(ddof=1))",
           "tests/test_statistics.py -k step", "73a7f3c"),
 ]  # fmt: skip
