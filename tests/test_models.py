@@ -348,6 +348,11 @@ HIDDEN = {
     "F.prelu": lambda x: F.prelu(x, torch.tensor([0.1])),
     "torch.tanh": torch.tanh,
     "x * sigmoid(x)": lambda x: x * x.sigmoid(),
+    "-(-x).clamp(max=0)": lambda x: -(-x).clamp(max=0),
+    "torch.clamp_max": lambda x: -torch.clamp_max(-x, 0),
+    "torch.minimum": lambda x: -torch.minimum(-x, torch.zeros(())),
+    "x * sigmoid(1.702 * x)": lambda x: x * torch.sigmoid(1.702 * x),
+    "torch.mul": lambda x: torch.mul(input=x, other=torch.sigmoid(x)),
     "x * hardsigmoid(x)": lambda x: x * F.hardsigmoid(x),
     "x.mul_": lambda x: x.mul_(torch.sigmoid(input=x)),
     "GELU by hand": lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5)),
@@ -362,10 +367,32 @@ def test_hidden_activation_is_refused_by_its_place(function):
         assembled(Hidden(function), size=8)
 
 
+def silu(x):
+    return x * torch.sigmoid(x)
+
+
+COMPILED = {
+    "a scripted function": lambda: torch.jit.script(silu),
+    "a scripted module": lambda: torch.jit.script(nn.Sequential(nn.ReLU())),
+    "a traced module": lambda: torch.jit.trace(nn.Sequential(nn.ReLU()), torch.rand(1)),
+    "an operation": lambda: torch.ops.aten.relu.default,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("made", COMPILED.values(), ids=COMPILED.keys())
+def test_an_activation_in_what_is_no_python_is_refused(made):
+    with pytest.raises(ValueError, match=r"^name=Hidden: calls aten\.(mul|relu)\S* in block"):
+        assembled(Hidden(made()), size=8)
+
+
 HARMLESS = {
     "guard of a variance": lambda x: (x * x - 0).clamp(0),
     "guard of a norm": lambda x: x / x.norm(dim=1, keepdim=True).clamp_min(1e-6),
-    "upper bound": lambda x: x.clamp(max=0),
+    "upper bound": lambda x: x.clamp(max=0.1),
+    "guard of what is never above 0": lambda x: (-x * x).clamp(max=0),
+    "smaller of two": lambda x: torch.minimum(x, x.flip(1)),
+    "scaled twice": lambda x: 2 * x * (x.mean(1, keepdim=True) * 3),
     "hard sigmoid": lambda x: x * (x + 0.5).clamp(0, 1),
     "positions": lambda x: x + (torch.arange(x.shape[-1]) - 2).clamp(min=0),
     "reduction": lambda x: x - x.max(1, keepdim=True).values,

@@ -7,17 +7,20 @@ A ReLU that is there for what it cuts off is one, too: the kernel of a linear at
 divides by the sum of what comes out of it, and the ReLU6 of which a hard sigmoid is made.
 
 The swap works on modules. Some networks call activations as functions, which no swap of modules can
-reach, so the proof runs one forward and watches every torch function that is called.
+reach, so the proof runs one forward and watches every torch function that is called, and every
+operation of what is compiled from Python (TorchScript).
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sat.activations.functions import Keep
 
@@ -43,6 +46,9 @@ _ACTIVATION_CALLS = frozenset(
 )
 _SIGMOID_CALLS = frozenset({"sigmoid", "special_expit", "hardsigmoid"})
 _GATE_CALLS = _SIGMOID_CALLS | {"log_sigmoid", "glu", "softmax", "log_softmax"}
+_PRODUCTS = frozenset({"mul", "multiply", "rmul", "imul"})
+_PAIRS = frozenset({"maximum", "max", "fmax", "minimum", "min", "fmin"})  # of two tensors
+_CUTS = _PAIRS | {"clamp", "clip", "clamp_min", "clamp_max"}
 
 
 @dataclass(frozen=True)
@@ -110,12 +116,12 @@ def prove_swap(net: nn.Module, x: Tensor, report: SwapReport) -> SwapReport:
     The forward is in eval mode without gradients; modes and batch-norm statistics are as before.
     Returns the report with `called` and with the gates that are called as functions. What is not
     seen: branches that run in training alone, activations within a fused operator (an LSTM's), and
-    nonlinearities written out by hand, but for x * sigmoid(x), hard or not, erf and comparison with
-    zero (clamp, maximum).
+    nonlinearities written out by hand, but for x * sigmoid(x), hard, scaled or not, erf and
+    comparison with zero (clamp, maximum, minimum).
     """
     watch = _Watch(net, report)
     try:
-        with in_eval_mode(net), torch.no_grad(), watch:
+        with in_eval_mode(net), torch.no_grad(), watch, _Operations(watch):
             net(x)
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         size = "x".join(map(str, x.shape[1:]))
@@ -163,10 +169,14 @@ class _Watch(TorchFunctionMode):
         self.missed: dict[tuple[str, str], None] = {}  # (function, place), in order
         self.gates: list[str] = []
         self.called: set[nn.Module] = set()
-        self._running: list[tuple[str, nn.Module]] = []
+        self.watching = 0  # calls of functions that are under way
+        self._running: list[tuple[str, nn.Module]] = [("", net)]
         self._sigmoids: dict[int, tuple[object, object]] = {}  # id of output: (output, input)
+        self._scaled: dict[int, tuple[object, object]] = {}  # likewise, of products with a number
         self._hooks = []
         for name, module in net.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # it has no hooks, and can hold no module of ours
             self._hooks.append(module.register_forward_pre_hook(self._enter(name)))
             self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
 
@@ -188,32 +198,46 @@ class _Watch(TorchFunctionMode):
             hook.remove()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        self.watching += 1
+        try:
+            return self.call(func, resolve_name(func), args, kwargs or {})
+        finally:
+            self.watching -= 1
+
+    def call(self, func: Callable, known_as: str | None, args: tuple, kwargs: dict) -> Any:
+        """Calls a function, and remembers what it is."""
         if any(module in self.own for _, module in self._running):
             return func(*args, **kwargs)
-        name = getattr(func, "__name__", "").strip("_")
-        given = (kwargs["input"], *args) if "input" in kwargs else args
+        name = getattr(func, "__name__", "").partition(".")[0].strip("_")
+        given = [kwargs[key] for key in ("input",) if key in kwargs]
+        given += [*args, *(kwargs[key] for key in ("other",) if key in kwargs)]
         if self._is_activation(name, given, kwargs):  # asked first: the call may be in place
-            self.missed[resolve_name(func) or name, self._place()] = None
+            self.missed[known_as or name, self._place()] = None
         output = func(*args, **kwargs)
         if name in _GATE_CALLS:
             self.gates.append(f"{self._place()}: {name}()")
         if name in _SIGMOID_CALLS:
             self._sigmoids[id(output)] = (output, given[0])
+        if name in _PRODUCTS and len(given) == 2:
+            for x, factor in (given, given[::-1]):
+                if not isinstance(factor, Tensor):
+                    self._scaled[id(output)] = (output, x)
         return output
 
-    def _is_activation(self, name: str, args: tuple, kwargs: dict) -> bool:
+    def _is_activation(self, name: str, given: list, kwargs: dict) -> bool:
         if name in _ACTIVATION_CALLS:
             return True
-        if name in ("clamp", "clip", "clamp_min", "maximum", "max", "fmax"):
-            return _cuts_at_zero(name, args, kwargs)
-        if name in ("mul", "multiply", "rmul", "imul") and len(args) == 2:
-            a, b = args
+        if name in _CUTS:
+            return _cuts_at_zero(name, given, kwargs)
+        if name in _PRODUCTS and len(given) == 2:
+            a, b = given
             return self._is_sigmoid_of(a, b) or self._is_sigmoid_of(b, a)  # x * sigmoid(x): SiLU
         return False
 
     def _is_sigmoid_of(self, y: object, x: object) -> bool:
-        return id(y) in self._sigmoids and self._sigmoids[id(y)][1] is x
+        """Whether y is the sigmoid of x, or of x times a number."""
+        output, of = self._sigmoids.get(id(y), (None, None))
+        return output is y and (of is x or self._scaled.get(id(of), (None, None))[1] is x)
 
     def _place(self) -> str:
         name, module = self._running[-1]
@@ -225,32 +249,49 @@ class _Watch(TorchFunctionMode):
         return f"calls {function} in {place}{more} outside any module that can be swapped"
 
 
-def _cuts_at_zero(name: str, args: tuple, kwargs: dict) -> bool:
-    """Whether a clamp or a maximum is a ReLU: a lower bound of 0 on floats some of which it cuts.
+class _Operations(TorchDispatchMode):
+    """Shows a watch the operations that no function of torch asks for: those of TorchScript."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.watch.watching:
+            return func(*args, **kwargs or {})
+        return self.watch.call(func, str(func), args, kwargs or {})
+
+
+def _cuts_at_zero(name: str, given: list, kwargs: dict) -> bool:
+    """Whether a clamp, a maximum or a minimum is a ReLU: a bound of 0 on floats some of which it
+    cuts.
 
     Without that last condition, guards such as `variance.clamp(0)` would count. An input of zeros
     alone (a branch whose last scale starts at 0) says nothing, and counts. A clamp to [0, 1] is a
     hard sigmoid, a gate.
     """
-    x, low, high = (*args, None, None)[:3]
-    low = kwargs.get("min", kwargs.get("other", low))
-    high = kwargs.get("max", high)
-    if low is None or not torch.is_floating_point(x):
+    x, *bounds = given
+    if not torch.is_floating_point(x):
         return False
-    if (
-        name in ("clamp", "clip")
-        and high is not None
-        and not isinstance(high, Tensor)
-        and high == 1
-    ):
-        return False
-    if name in ("maximum", "max", "fmax"):
-        if not isinstance(low, Tensor):  # a reduction over dimension `low`
+    if name in _PAIRS:
+        if not bounds or not isinstance(bounds[0], Tensor):  # a reduction
             return False
-        x, low = (low, x) if not x.any() else (x, low)
-    if torch.as_tensor(low).any():
+        x, bound = (bounds[0], x) if not x.any() else (x, bounds[0])
+        return _cuts_off(x, bound, from_above=name in ("minimum", "min", "fmin"))
+    if name == "clamp_max":
+        low, high = None, kwargs.get("max", *bounds)
+    else:
+        low, high = ([*bounds, None, None])[:2]
+        low, high = kwargs.get("min", low), kwargs.get("max", high)
+    if low is not None and not isinstance(high, Tensor) and high == 1:
         return False
-    return bool((x < 0).any() or not x.any())
+    return _cuts_off(x, low) or _cuts_off(x, high, from_above=True)
+
+
+def _cuts_off(x: Tensor, bound: Any, from_above: bool = False) -> bool:
+    if bound is None or torch.as_tensor(bound).any():
+        return False
+    return bool(((x > 0) if from_above else (x < 0)).any() or not x.any())
 
 
 @cache
