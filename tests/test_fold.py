@@ -18,7 +18,7 @@ from sat.attacks.base import input_gradient
 from sat.attacks.outcomes import AttackOutcomes
 from sat.attacks.series import Series
 from sat.models.backbones import EfficientNet, PreActResNet, ResNet, WideResNet
-from sat.models.classifier import assemble
+from sat.models.classifier import Classifier, assemble
 from sat.objectives import Adversarial, Method
 from sat.rng import RowRng
 from sat.training.optimizer import load_optimizer
@@ -114,6 +114,33 @@ def test_weights_are_cast_once_to_what_autocast_computes_in():
     ours, plain = (input_gradient(net, x, y).sign() for net in (folded.net, model))
     assert (ours == plain).float().mean() > 0.9
     assert folded.net(x).dtype == torch.float32
+
+
+class CarefulHead(nn.Module):
+    """Its head, and a convolution before it, compute in float32 whatever the rest does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.norm(self.last(x.float())).mean((2, 3))
+            return self.head(x) + F.linear(x, self.head.weight)
+
+
+def test_a_layer_that_is_kept_out_of_autocast_keeps_its_precision():
+    torch.manual_seed(0)
+    model = Classifier(CarefulHead(), [0.5] * 3, [0.25] * 3).eval()
+    model.autocast = torch.bfloat16
+    folded = fold(model, images(2), torch.bfloat16)
+    net = folded.net.backbone
+    assert isinstance(net.norm, nn.Identity)
+    assert {net.last.weight.dtype, net.head.weight.dtype} == {torch.float32}
+    assert net.first.weight.dtype == torch.bfloat16
+    assert torch.allclose(folded.net(images(4)), model(images(4)), atol=1e-5)
 
 
 def test_float16_is_cast_and_not_merged():

@@ -88,18 +88,27 @@ def test_verdicts_have_channels_last_but_on_a_gpu():
 
 
 @pytest.mark.parametrize(
-    ("has", "channels", "kernel", "on"),
+    ("has", "cap", "channels", "kernel", "stride", "on"),
     [
-        ({"avx2"}, 4, 1, False),
-        ({"avx2"}, 8, 1, True),
-        ({"avx2"}, 4, 3, True),
-        ({"avx2", "avx512f"}, 4, 1, True),
-        (set(), 4, 1, True),
+        ({"avx2"}, "", 4, 1, 2, False),
+        ({"avx2", "avx512f"}, "AVX2", 4, 1, 2, False),
+        ({"avx2", "avx512f"}, "AVX512_CORE", 4, 1, 2, True),
+        ({"avx2", "avx512f"}, "", 4, 1, 2, True),
+        ({"avx2"}, "", 8, 1, 2, True),
+        ({"avx2"}, "", 4, 1, 1, True),
+        ({"avx2"}, "", 4, 3, 2, True),
+        (set(), "", 4, 1, 2, True),
     ],
 )
-def test_a_kernel_that_writes_beyond_its_memory_is_left(has, channels, kernel, on, monkeypatch):
+def test_a_kernel_that_writes_beyond_its_memory_is_left(
+    has, cap, channels, kernel, stride, on, monkeypatch
+):
     monkeypatch.setattr(processor, "flags", lambda: frozenset(has))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
     with unsettled():
         torch.backends.mkldnn.enabled = True
-        processor.leave_onednn(torch.nn.Sequential(torch.nn.Conv2d(channels, 8, kernel)))
+        net = torch.nn.Sequential(torch.nn.Conv2d(channels, 8, kernel, stride))
+        processor.leave_onednn(net.to("meta"))  # not on a CPU
+        assert torch.backends.mkldnn.enabled
+        processor.leave_onednn(net.to_empty(device="cpu"))
         assert torch.backends.mkldnn.enabled == on

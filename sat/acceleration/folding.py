@@ -4,8 +4,9 @@ since in eval mode they are linear, and every weight frozen and cast once."""
 import copy
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,17 +35,22 @@ class Folded:
     It holds the model's own parameters, without gradients, and buffers; but for folded
     convolutions, whose weights `follow` computes from the model's. With a `dtype`, that of the
     model's autocast, it has weights of convolutions and linear layers in that, which autocast
-    would cast in each forward, since they are frozen. Build it with `fold`.
+    would cast in each forward, since they are frozen: of those that the model calls in autocast,
+    given the images `x`. Build it with `fold`.
     """
 
-    def __init__(self, model: nn.Module, pairs: Pairs, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, model: nn.Module, pairs: Pairs, dtype: torch.dtype | None, x: Tensor
+    ) -> None:
         shared = {id(p): _frozen(p.detach()) for p in model.parameters()}
         shared |= {id(buffer): buffer for buffer in model.buffers()}
         self.net = copy.deepcopy(model, shared)
         self.net.eval()  # returns nothing in some of timm's networks
         self.net.at_rest = True
-        self._folds = [self._merge(model, *names, dtype) for names in pairs]
-        self._casts = [] if dtype is None else self._cast(model, dict(pairs), dtype)
+        cast = set() if dtype is None else _in_autocast(self.net, x)
+        self._folds = [self._merge(model, *names, dtype if names[0] in cast else None)
+                       for names in pairs]  # fmt: skip
+        self._casts = self._cast(model, cast - {*dict(pairs)}, dtype)
         # Some networks keep in eval mode what follows from their weights, until they train again.
         self._keeping = [m for m in self.net.modules() if type(m).train is not nn.Module.train]
         self.follow()
@@ -57,14 +63,14 @@ class Folded:
         self.net.set_submodule(norm, _without_norm(after))
         return layer.weight, layer.bias, model.get_submodule(convolution), model.get_submodule(norm)
 
-    def _cast(self, model: nn.Module, merged: dict[str, str], dtype: torch.dtype):
-        """Gives the other layers weights in `dtype`; returns each with what it follows."""
+    def _cast(self, model: nn.Module, names: Collection[str], dtype: torch.dtype | None):
+        """Gives these layers weights in `dtype`; returns each with what it follows."""
         casts = []
-        for name, layer in self.net.named_modules():
-            if type(layer) in (nn.Conv2d, nn.Linear) and name not in merged:
-                for key, source in [*model.get_submodule(name).named_parameters(recurse=False)]:
-                    setattr(layer, key, _frozen(torch.empty_like(source, dtype=dtype)))
-                    casts.append((getattr(layer, key), source))
+        for name in sorted(names):
+            layer = self.net.get_submodule(name)
+            for key, source in [*model.get_submodule(name).named_parameters(recurse=False)]:
+                setattr(layer, key, _frozen(torch.empty_like(source, dtype=dtype)))
+                casts.append((getattr(layer, key), source))
         return casts
 
     @torch.no_grad()
@@ -108,7 +114,7 @@ def fold(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Folde
             _TRIED[model] = None
     if (pairs := _TRIED[model]) is None:
         return Unfolded(model)
-    return Folded(model, [] if dtype is torch.float16 else pairs, dtype)
+    return Folded(model, [] if dtype is torch.float16 else pairs, dtype, x)
 
 
 _TRIED: WeakKeyDictionary[nn.Module, Pairs | None] = WeakKeyDictionary()
@@ -125,10 +131,30 @@ def _tried(model: nn.Module, x: Tensor) -> Pairs:
         trial.train()  # what it keeps in eval mode is of that graph now, and can't be copied
         trial.eval()
         with torch.no_grad():
-            after = Folded(trial, pairs, None).net(x)
+            after = Folded(trial, pairs, None, x).net(x)
             size = before.abs().max()
             same = size > 0 and (after - before).abs().max() <= 1e-4 * size
     return pairs if same else []
+
+
+@torch.no_grad()
+def _in_autocast(net: nn.Module, x: Tensor) -> set[str]:
+    """The layers that a network always calls in autocast: not a head that it keeps in float32."""
+    calls: dict[str, bool] = {}
+
+    def called(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls[name] = calls.get(name, True) and torch.is_autocast_enabled(x.device.type)
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(called(name)) for name, module in net.named_modules()
+             if type(module) in (nn.Conv2d, nn.Linear)]  # fmt: skip
+    with torch.autocast(x.device.type, torch.bfloat16):
+        net(x)
+    for hook in hooks:
+        hook.remove()
+    return {name for name, always in calls.items() if always}
 
 
 @torch.no_grad()

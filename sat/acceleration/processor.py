@@ -32,12 +32,16 @@ def flags() -> frozenset[str]:
     return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
+def _cap() -> str:
+    """The instruction set that the environment holds oneDNN to; ALL where it names none."""
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+    return next((os.environ[name].upper() for name in names if os.environ.get(name)), "ALL")
+
+
 def _capped() -> bool:
     """Whether the environment forbids the sets that the flags promise."""
-    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-    cap = next((os.environ[name].upper() for name in names if os.environ.get(name)), "ALL")
     aten = os.environ.get("ATEN_CPU_CAPABILITY", "").lower()
-    allowed = cap in ("ALL", "DEFAULT") or any(part in cap for part in _BF16_SETS)
+    allowed = _cap() in ("ALL", "DEFAULT") or any(part in _cap() for part in _BF16_SETS)
     return not allowed or aten in ("default", "avx2")
 
 
@@ -45,10 +49,12 @@ def leave_onednn(model: nn.Module) -> None:
     """Has a CPU train `model` without oneDNN where that would write beyond its memory.
 
     Its kernel for a processor of AVX2 alone, `jit_avx2_1x1_convolution_bwd_weights`, does so in the
-    gradient of 1x1 convolutions whose channels are no multiple of eight: seen with valgrind, torch
-    2.14.1; the process dies some steps later.
+    gradient of 1x1 convolutions with a stride, on channels that are no multiple of eight: seen with
+    valgrind on four of them, torch 2.14.1; the process dies some steps later.
     """
-    narrow = (m.in_channels % 8 or m.out_channels % 8 for m in model.modules()
+    avx2 = "avx2" in flags() and ("avx512f" not in flags() or _cap().startswith("AVX2"))
+    on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
+    narrow = (m.in_channels % 8 and max(m.stride) > 1 for m in model.modules()
               if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1))  # fmt: skip
-    if "avx2" in flags() and "avx512f" not in flags() and any(narrow):
+    if avx2 and on_cpu and any(narrow):
         torch.backends.mkldnn.enabled = False

@@ -179,18 +179,17 @@ def _find(state: Any, own: Tensors) -> tuple[str, str, Tensors]:
              if not _OPTIMIZER.search(name)]  # fmt: skip
     most = max((count for _, count, *_ in found), default=0)
     if not most:
-        there = _listed([key for *_, held in found for key in held]) or type(state).__name__
+        there = _listed([key for *_, other in found for key in other]) or type(state).__name__
         raise ValueError(
             f"holds none of this network's weights; there: {there}; here: {_listed(own)}"
         )
-    fitting = [(name, prefix, held) for name, count, prefix, held in found if count == most]
+    fitting = [(fit[0], fit[2], fit[3]) for fit in found if fit[1] == most]
     averages = [fit for fit in fitting if _AVERAGE.search(fit[0].lower())]
     (name, prefix, held), *others = averages or fitting
-    for other, before, there in others:
-        keys = [key for key in wanted if prefix + key in held and before + key in there]
-        if len(keys) < most or not all(
-            torch.equal(held[prefix + key], there[before + key]) for key in keys
-        ):
+    for other, before, its in others:
+        keys = [key for key in wanted if prefix + key in held and before + key in its]
+        alike = (torch.equal(held[prefix + key], its[before + key]) for key in keys)
+        if len(keys) < most or not all(alike):
             raise ValueError(
                 f"holds two networks of this kind with other values, {name!r} and {other!r}; save"
                 " the one that is meant"
