@@ -47,12 +47,28 @@ def _folder() -> Path:
 
 
 def note(job: dict[str, Any]) -> None:
-    """Writes down where a job stands; a file each, so that machines do not mix their lines."""
+    """Writes down where a job stands; a file each, so that machines do not mix their lines. Raises
+    Fault where that can't be written."""
     path = _folder() / f"job-{job['job']}.json"
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with suppress(FileNotFoundError):  # the command line of the sweep is gone, and waits no more
+    try:
         temporary.write_text(json.dumps({**job, "worker": os.getpid() if is_worker() else None}))
         os.replace(temporary, path)
+    except FileNotFoundError:
+        if not is_worker():  # else the command line is gone, and waits no more, or tells of it
+            refuse_lost_folder()
+    except OSError as error:
+        raise Fault(
+            f"TMPDIR: {_folder()} can't be written ({error.strerror}); the same command goes on"
+        ) from error
+
+
+def refuse_lost_folder() -> None:
+    """Raises Fault where somebody has deleted what the jobs of this command line noted."""
+    if not _folder().is_dir():
+        raise Fault(
+            f"TMPDIR: {_folder()} is gone, with what became of each job; the same command goes on"
+        )
 
 
 def jobs() -> list[dict[str, Any]]:
@@ -214,7 +230,8 @@ def run(app: Callable[[], Any]) -> None:
     """Passes over the sweep until no job is left: those that another command line was running were
     put off, and those that a dead worker process has torn down go on.
 
-    Raises Fault when no job ended since a worker process died.
+    Raises Fault when no job ended since a worker process died, and when nobody knows what became of
+    the jobs.
     """
     ended = -1
     while True:
@@ -226,6 +243,7 @@ def run(app: Callable[[], Any]) -> None:
                 raise Fault(f"{KILLED}, twice without a job's end between") from None
             log.warning("%s; going on with the jobs that did not end", KILLED)
         else:
+            refuse_lost_folder()
             if not any(job["message"] == PUT_OFF for job in jobs()):
                 return
 

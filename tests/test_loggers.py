@@ -21,6 +21,7 @@ from sat.evaluation.views import Views, views
 from sat.loggers import About, Logger, Loggers, compared, screen
 from sat.loggers.pictures import sheet
 from sat.loggers.tensorboard import TensorBoard, shown
+from sat.rundir.record import Run
 from sat.training.callbacks import Callbacks
 
 CONFIG = {
@@ -321,6 +322,19 @@ class Broken(Logger):
         self.points += 1
         if self.points == 2:
             raise ConnectionError("no route to host")
+
+
+def test_files_of_one_name_in_two_folders_are_each_cut_to_its_own_length(tmp_path):
+    run = Run(tmp_path)
+    run.growing.append("*/points.txt")
+    for count, folder in enumerate("ab", 1):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "points.txt").write_text(count * "x")
+    lengths = run.lengths()
+    for folder in "ab":
+        (tmp_path / folder / "points.txt").write_text("xxx")
+    run.rewind(lengths)
+    assert [(tmp_path / folder / "points.txt").read_text() for folder in "ab"] == ["x", "xx"]
 
 
 def test_what_a_remote_tracker_was_told_it_is_not_told_again(tmp_path):

@@ -63,6 +63,20 @@ def test_another_evaluation_is_added_to_a_run_and_nothing_else_touched(sat, copy
     assert after == before
 
 
+def test_the_files_of_other_trackers_stay_known(sat, copy):
+    """They were told of by a command that had them, and the next one with them cuts to that."""
+    result = result_of(copy)
+    result["lengths"]["mine/points.txt"] = 3
+    (copy / "result.json").write_text(json.dumps(result))
+    another = "+evaluation.attacks.two={_target_: sat.attacks.PGD, steps: 2}"
+    words = another, "evaluation.attacks.pgd20=null", "evaluation.limit=30"
+    done = sat(f"evaluate={copy}", *words, tiny=False, root=copy.parent)
+    assert done.code == 0, done.err
+    lengths = result_of(copy)["lengths"]
+    assert lengths["mine/points.txt"] == 3
+    assert lengths["metrics.jsonl"] == (copy / "metrics.jsonl").stat().st_size
+
+
 def test_the_runs_own_set_is_followed_not_the_default(sat, tmp_path):
     run = sat("dataset.eps=20", "dataset.norm=l2", "model.depth=14").run
     done = sat(f"evaluate={run}", "evaluation.attacks.again.steps=2", "evaluation.limit=20",

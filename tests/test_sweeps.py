@@ -1,8 +1,10 @@
 """Sweeps over processes and machines: who takes which GPU, what is shared, what a kill costs."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from test_run import metrics, same_outcome
 
 from sat import sweep
 from sat.acceleration.device import find_device
-from sat.errors import Busy, Stopped
+from sat.errors import Busy, Fault, Stopped
 from sat.evaluation import results
 from sat.loggers import screen
 from sat.rundir import lock, record
@@ -209,6 +211,33 @@ def test_a_sweep_goes_on_after_a_killed_worker_for_as_long_as_jobs_end(ledger, c
     with pytest.raises(sweep.Fault, match="was killed .* twice without a job's end between"):
         sweep.run(app)
     assert len(passes) == 3  # two jobs ended; the third did not
+
+
+@pytest.mark.parametrize("at", ["begins", "ends"])
+def test_a_sweep_whose_notes_are_gone_is_no_success(at, sat, monkeypatch):
+    """Somebody tidies the folder of temporary files: a job that failed may be among the lost."""
+    notes = []
+
+    def note(job, real=sweep.note):
+        notes.append(job)
+        if at == "begins" and len(notes) == 2:
+            shutil.rmtree(sweep._folder())
+        real(job)
+        if at == "ends" and job["job"] == 2 and sweep.has_ended(job):
+            shutil.rmtree(sweep._folder())
+
+    monkeypatch.setattr(sweep, "note", note)
+    done = sat("-m", "seed=0,1", "attack.eps=-1")
+    assert done.code == 1 and "is gone, with what became of each job" in done.err.splitlines()[-1]
+
+
+def test_a_note_that_finds_no_room_is_told(ledger, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(Fault, match=r"^TMPDIR: \S+ can't be written \(No space left on device\)"):
+        sweep.note({"job": 1})
 
 
 def test_what_has_ended_is_not_asked_again(ledger):

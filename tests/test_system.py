@@ -119,6 +119,13 @@ def test_a_run_is_not_begun_where_a_file_of_its_own_is_none(name, kind, tmp_path
     assert other.read_text() == "precious"
 
 
+def test_a_run_that_ended_by_an_error_of_several_lines_has_failed(tmp_path):
+    mine = record.Record(root=str(tmp_path))
+    with pytest.raises(RuntimeError), record.claim(mine, "run", ""):
+        raise RuntimeError("one line\nand more")
+    assert status(tmp_path / "run") == ("failed", {"error": r"one line\nand more (resumable)"})
+
+
 def test_a_link_that_comes_meanwhile_is_not_written_through(tmp_path, monkeypatch):
     (other := tmp_path / "other").write_text("precious")
     (tmp_path / "log.txt").symlink_to(other)

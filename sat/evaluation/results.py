@@ -123,7 +123,8 @@ def conclude(
     views = evaluator.views()
     evaluator.dismiss()
     show(spec, run, before, result, views)
-    result = replace(result, status="finished", lengths=run.lengths())
+    lengths = {**result.lengths, **run.lengths()}  # other trackers' files may be there, too
+    result = replace(result, status="finished", lengths=lengths)
     run.write_result(result)
     run.drop_checkpoints(spec.record.keep)
     screen.stage()

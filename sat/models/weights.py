@@ -172,8 +172,8 @@ def load_evaluated(model: Classifier, spec: Any, image_size: int) -> None:
 
 def _find(state: Any, own: Tensors) -> tuple[str, str, Tensors]:
     """The state dict within `state` that has most of the network's keys, with its name and the
-    prefix of those keys. Of several that have as many, averages come first; raises ValueError where
-    that leaves several with other values."""
+    prefix of those keys. Of several that have as many, averages come first, then those that are
+    nested the least; raises ValueError where that leaves several with other values."""
     wanted = {key for key in own if not key.endswith(_COUNTERS)}
     found = [(name, *_prefix(held, wanted), held) for name, held in state_dicts(state)
              if not _OPTIMIZER.search(name)]  # fmt: skip
@@ -185,11 +185,13 @@ def _find(state: Any, own: Tensors) -> tuple[str, str, Tensors]:
         )
     fitting = [(fit[0], fit[2], fit[3]) for fit in found if fit[1] == most]
     averages = [fit for fit in fitting if _AVERAGE.search(fit[0].lower())]
-    (name, prefix, held), *others = averages or fitting
+    depth = min(fit[0].count(".") for fit in averages or fitting)
+    alike = [fit for fit in averages or fitting if fit[0].count(".") == depth]
+    (name, prefix, held), *others = alike
     for other, before, its in others:
         keys = [key for key in wanted if prefix + key in held and before + key in its]
-        alike = (torch.equal(held[prefix + key], its[before + key]) for key in keys)
-        if len(keys) < most or not all(alike):
+        same = (torch.equal(held[prefix + key], its[before + key]) for key in keys)
+        if len(keys) < most or not all(same):
             raise ValueError(
                 f"holds two networks of this kind with other values, {name!r} and {other!r}; save"
                 " the one that is meant"

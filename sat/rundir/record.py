@@ -14,7 +14,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from sat.errors import Fault, Refused, Stopped
+from sat.errors import Fault, Refused, Stopped, printable
 from sat.rundir import checkpoint
 from sat.rundir.files import read_text, regular
 from sat.rundir.lock import take
@@ -77,20 +77,21 @@ class Run:
 
     def lengths(self) -> dict[str, int]:
         """The bytes of every file that grows; `rewind` cuts them back to these."""
-        return {path.name: path.stat().st_size for path in self._growing()}
+        return {name: path.stat().st_size for name, path in self._growing().items()}
 
     def rewind(self, lengths: dict[str, int]) -> None:
         """Forgets what was written after a checkpoint, so that no step is recorded twice."""
-        for path in self._growing():
-            if not (length := lengths.get(path.name, 0)):
+        for name, path in self._growing().items():
+            if not (length := lengths.get(name, 0)):
                 path.unlink()
             elif path.stat().st_size > length:  # a shorter one would be filled up with zeros
                 with checkpoint.naming(path), open(path, "r+b", opener=regular) as file:
                     file.truncate(length)
 
-    def _growing(self) -> list[Path]:
+    def _growing(self) -> dict[str, Path]:
         found = {path for pattern in self.growing for path in self.directory.glob(pattern)}
-        return sorted(path for path in found if path.is_file())
+        return {str(path.relative_to(self.directory)): path
+                for path in sorted(found) if path.is_file()}  # fmt: skip
 
     # checkpoints --------------------------------------------------------------------------------
 
@@ -187,7 +188,8 @@ def claim(record: Record, name: str, config: str, wait: bool = True) -> Iterator
                 yield run
         except Exception as error:  # the screen is told by who catches it
             level = logging.INFO if isinstance(error, Stopped) else logging.ERROR
-            handler.handle(log.makeRecord("sat", level, __file__, 0, "%s", (error,), None))
+            told = printable(str(error) or type(error).__name__)  # in one line
+            handler.handle(log.makeRecord("sat", level, __file__, 0, "%s", (told,), None))
             raise
 
 
