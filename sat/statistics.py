@@ -88,6 +88,22 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def fisher(strata: Sequence[tuple[int, int, int, int]]) -> tuple[float, float]:
+    """Whether a share is the same on two sides in every stratum: by how many counts that of the
+    first side is above what is expected then, and p of Fisher's exact test (1935), two-sided,
+    conditional on the margins of every stratum (of several: the exact test of Mantel and Haenszel's
+    sum). A stratum is `(count, of, count of the other side, of)`, of runs alike but for the side.
+    """
+    from scipy.stats import hypergeom
+
+    chances, above = np.ones(1), 0.0
+    for a, of, b, of_others in strata:
+        drawn = hypergeom(of + of_others, a + b, of).pmf(np.arange(of + 1))
+        chances, above = np.convolve(chances, drawn), above + a - (a + b) * of / (of + of_others)
+    seen = chances[sum(a for a, *_ in strata)]
+    return above, min(1.0, float(chances[chances <= seen * (1 + 1e-7)].sum()))
+
+
 def detectable(sd: float, seeds: int) -> float:
     """The difference of two configurations that Student's paired test over so many seeds (two and
     more) shows at 0.05 with a probability of 0.8; `sd` is of one configuration over its seeds, and

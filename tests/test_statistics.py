@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from sat import statistics
-from sat.statistics import Estimate, holm, over_seeds, wilson
+from sat.statistics import Estimate, fisher, holm, over_seeds, wilson
 
 
 def over(*values: float, images: int = 0) -> Estimate:
@@ -112,3 +112,25 @@ def test_seeds_that_are_needed_are_the_fewest(difference):
     seeds = statistics.seeds_needed(1.0, difference)
     assert statistics.detectable(1.0, seeds) <= difference
     assert seeds == 2 or statistics.detectable(1.0, seeds - 1) > difference
+
+
+@pytest.mark.parametrize("counts", [(0, 10, 4, 5), (3, 5, 3, 5), (7, 9, 1, 12), (0, 3, 0, 4)])
+def test_of_one_stratum_it_is_fishers_exact_test(counts):
+    a, of, b, others = counts
+    above, p = fisher([counts])
+    assert p == pytest.approx(stats.fisher_exact([(a, of - a), (b, others - b)]).pvalue)
+    assert above == pytest.approx(a - of * (a + b) / (of + others))
+
+
+def test_strata_of_unequal_size_decide_each_by_itself():
+    """Simpson's paradox: no stratum shows what all together seem to show."""
+    strata = [(8, 10, 1, 1), (0, 1, 1, 10)]
+    assert stats.fisher_exact([(8, 3), (2, 9)]).pvalue < 0.05
+    assert fisher(strata)[1] > 0.9
+    brute = {}  # every way in which the counts of the first side may fall, given the margins
+    for one in range(11):
+        for two in range(2):
+            chance = stats.hypergeom(11, 9, 10).pmf(one) * stats.hypergeom(11, 1, 1).pmf(two)
+            brute[one + two] = brute.get(one + two, 0) + chance
+    expected = sum(chance for chance in brute.values() if chance <= brute[8] * (1 + 1e-7))
+    assert fisher(strata)[1] == pytest.approx(expected)

@@ -11,7 +11,7 @@ from sat.errors import Refused
 from sat.report.rows import Row
 from sat.report.runs import Measure
 from sat.report.spec import COLLAPSE, EXTREMES, MEASURES, TUNED
-from sat.statistics import Estimate, holm
+from sat.statistics import Estimate, fisher, holm
 
 LEVEL = 0.05
 Answer = tuple[str, str, float | None]  # to a claim, why, and p where it rests on one test
@@ -174,24 +174,29 @@ def count_of(row: Row) -> str:
 
 def fewer_collapses(rows: Sequence[Row], claim: Mapping[str, Any]) -> Answer:
     """Whether fewer of the trainings of one side collapse, over all its rows whose other keys a row
-    of the other side has, too: the answer, both counts, and p by Fisher's exact test (1935) of
-    their shares, two-sided. Raises Refused where a side has no row, or both have one in common."""
-    from scipy.stats import fisher_exact
-
+    of the other side has, too: the answer, both counts, and p by Fisher's exact test of the shares
+    within equal other keys. Raises Refused where a side has no row, or both have one in common."""
     sides = [fitting(rows, claim[side]) for side in ("better", "than")]
     better, than = ([row for row in side if collapses([row])[1]] for side in sides)
     if {row.label for row in better} & {row.label for row in than}:
         raise Refused("both sides have runs in common")
     asked = {*claim["better"], *claim["than"]}
-    rest = lambda row: {k: v for k, v in row.keys.items() if k not in asked}  # noqa: E731
-    better = [row for row in better if rest(row) in map(rest, than)]
-    than = [row for row in than if rest(row) in map(rest, better)]
-    if not than:
+    strata: dict[str, tuple[list[Row], list[Row]]] = {}
+    for side, mine in enumerate((better, than)):
+        for row in mine:
+            rest = str(sorted((k, v) for k, v in row.keys.items() if k not in asked))
+            strata.setdefault(rest, ([], []))[side].append(row)
+    both = [pair for pair in strata.values() if all(pair)]
+    if not both:
         which = "better than chance and watched after epoch 6"
         return "says nothing", f"no two runs, {which}, that differ in this alone", None
-    (fell, of), (others, of_others) = collapses(better), collapses(than)
-    a, b = len(fell), len(others)
-    answer = "supports" if b / of_others > a / of else "contradicts"
-    reason = f"{a} of {of} collapsed against {b} of {of_others}{alarmed(better + than)}"
-    p = fisher_exact([(a, of - a), (b, of_others - b)]).pvalue
-    return answer, f"{reason}, Fisher's exact test", float(p)
+    counts = []
+    for pair in both:
+        (fell, of), (others, of_others) = map(collapses, pair)
+        counts.append((len(fell), of, len(others), of_others))
+    above, p = fisher(counts)
+    a, of, b, of_others = map(sum, zip(*counts, strict=True))
+    reason = f"{a} of {of} collapsed against {b} of {of_others}"
+    reason += alarmed([row for pair in both for side in pair for row in side])
+    within = f" within {len(both)} settings" * (len(both) > 1)
+    return "supports" if above < 0 else "contradicts", f"{reason}, Fisher's exact test{within}", p

@@ -27,7 +27,8 @@ in doubt. gradients: computed in a training for each image, k + 1 an epoch with 
 images' stands their checksum: where it differs, so do the images."""
 RULE = """Verdicts are by the paired difference of two rows over seeds (Student's t). It supports a
 claim, or contradicts it, where p < 0.05 after Holm's correction over the claims of its table, and
-else says nothing; a claim of equality is supported where the 95 % interval lies within its bounds.
+else says nothing; a claim of equality is supported where the 95 % interval lies within its bounds,
+and contradicted where it lies beyond them. Collapses are compared by Fisher's exact test.
 Each interval in brackets is of 95 % for itself. Not run: a row is missing."""
 
 
