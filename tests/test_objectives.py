@@ -240,6 +240,7 @@ def test_what_makes_no_sense_together_is_refused(sat):
         (["objective=gradient_norm"], "objective=gradient_norm: looks at no adversarial image"),
         (["objective=gradient_norm", "attack=none", "schedule.compile=true"], "schedule.compile"),
         (["objective=consistency", "objective.temperature=0"], "objective.temperature=0"),
+        (["objective=consistency", "augment=none"], "which are all alike with augment=none"),
         (["objective=mart", "augment=cutmix"], "objective=mart: weighs an image by"),
         (["objective=mart", "objective.label_smoothing=-1"], "objective.label_smoothing=-1"),
         (["objective=trades", "attack=fgsm"], "attack.loss=kl: has no gradient"),

@@ -16,7 +16,7 @@ from sat.attacks.base import Attack, check_attack, check_fields, is_setting
 from sat.attacks.minimal_norm import adv_lib
 from sat.config import Spec
 from sat.data import Data, Loader
-from sat.data.augment import Augment
+from sat.data.augment import Augment, Unchanged
 from sat.data.corrupted import Corrupted, place_of
 from sat.data.folders import FolderSet
 from sat.distributed import normed_by_attack
@@ -159,7 +159,13 @@ def check_memory(schedule: Schedule, model: nn.Module, x: Tensor, room: int) -> 
 
 
 def check_labels(objective: Objective, augment: Augment, options: Mapping[str, str]) -> None:
-    """Raises Refused for mixed images where an objective is about one label of each."""
+    """Raises Refused for mixed images where an objective is about one label of each, and for views
+    that are all alike where it compares them."""
+    if objective.views > 1 and isinstance(augment, Unchanged):
+        raise Refused(
+            f"{named(options, 'objective')}: compares augmentations of an image, which are all"
+            f" alike with {named(options, 'augment')}; write augment=standard, or another"
+        )
     if objective.one_label and augment.partners:
         raise Refused(
             f"{named(options, 'objective')}: weighs an image by the answer to its one label, and"
