@@ -195,6 +195,8 @@ def test_yaml_is_data_and_can_not_unfold(tmp_path):
         "laughs": laughs, "ring": "a: &a [*a]\n", "deep": "a: " + "[" * 10000, "list": "[1]",
         "python": f"a: !!python/object/apply:os.mkdir ['{mark}']\n", "nul": "a: '\0'\n",
         "long": "a: " + "x" * 2**21, "digits": "a: " + "9" * 5000,
+        "base 60": "a: " + "1:" * 10**5 + "1", "asked for": f"a: !!int '{'1:' * 10**5}1'",
+        "float": "a: 1:30.5", "bytes": "a: !!binary aGk=", "half": r'a: "\uD800"',
     }  # fmt: skip
     for name, text in texts.items():
         (path := tmp_path / name).write_text(text)
@@ -202,6 +204,9 @@ def test_yaml_is_data_and_can_not_unfold(tmp_path):
         with pytest.raises(Refused, match=str(path)) as refusal:
             untrusted.read_yaml(path)
         assert time.process_time() - begun < 5 and len(str(refusal.value)) < 400
+    (tmp_path / "dates").write_text("a: 2024-01-01\n2024-01-02: !!timestamp 2024-01-03\n")
+    dates = {"a": "2024-01-01", "2024-01-02": "2024-01-03"}
+    assert untrusted.read_yaml(tmp_path / "dates") == dates
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(Refused, match="pipe"):
         untrusted.read_yaml(tmp_path / "pipe")
@@ -248,6 +253,16 @@ def test_a_run_stays_in_its_folder_whatever_it_is_called(name, run, tmp_path):
 def test_a_network_is_one_that_timm_has(name, sat):
     done = sat("model=timm", f"model.name={name}", "dataset.limit=100", tiny=False)
     refused_in_a_line(done, "model.name=", "no such model in timm")
+
+
+def test_half_a_character_ends_no_report(run, capfd):
+    from sat.report.command import main
+
+    result = json.loads((run / "result.json").read_text())
+    result["overrides"] = ["a=\ud800"]
+    (run / "result.json").write_text(json.dumps(result))
+    assert main([str(run.parent)]) == 0
+    assert "result.json: is damaged ('utf-8' codec can't encode" in capfd.readouterr().out
 
 
 def test_reports_stay_in_their_folder(run, capfd):

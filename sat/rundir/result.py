@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self, Union, get_args, get_origin, get_type_h
 
 from sat.errors import Refused
 from sat.rundir.files import read_text
-from sat.rundir.untrusted import misfit
+from sat.rundir.untrusted import check_plain, misfit
 
 Share = Annotated[float, "share"]  # from 0 to 1
 Count = Annotated[int, "count"]  # from 0 on
@@ -344,7 +344,7 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     for what is none."""
     path = directory / "result.json"
     try:
-        plain = json.loads(read_text(path))
+        check_plain(plain := json.loads(read_text(path)))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except RecursionError:

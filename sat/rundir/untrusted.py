@@ -20,7 +20,28 @@ from sat.rundir.files import read_text, regular
 
 MOST_PARTS = 10**6  # tensors, numbers and texts; a checkpoint of a large network has 10,000
 LARGEST = 2**20  # bytes of a config; they have about 2,000
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
+
+_Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
+
+
+class _Loader(_Fast):
+    """YAML's numbers, words, lists and mappings."""
+
+
+def _base_ten(loader: Any, node: yaml.ScalarNode) -> Any:
+    if ":" in node.value:  # to YAML a number of base 60, of any length
+        raise ValueError(f"{node.value[:20]}: is no number of base ten")
+    float_like = node.tag.endswith("float")
+    return (loader.construct_yaml_float if float_like else loader.construct_yaml_int)(node)
+
+
+def _as_written(loader: Any, node: yaml.ScalarNode) -> str:
+    return str(node.value)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _base_ten)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _as_written)
 
 
 def read_yaml(path: Path, aliases: bool = False) -> dict[str, Any]:
@@ -35,12 +56,28 @@ def read_yaml(path: Path, aliases: bool = False) -> dict[str, Any]:
         if any(isinstance(token, yaml.AliasToken) for token in tokens):
             raise ValueError("has aliases; write what they stand for")
         found = yaml.load(text, _Loader)
+        check_plain(found)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise Refused(f"{path}: can't be read ({reason[:200]})") from None
     if not isinstance(found, dict):
         raise Refused(f"{path}: is none of this program's")
     return found
+
+
+def check_plain(value: Any) -> None:
+    """Raises ValueError for what is no plain data, or no text that can be written again."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += [*value, *value.values()]
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, str):
+            value.encode()
+        elif not isinstance(value, int | float | None):
+            raise ValueError(f"holds a value of type {type(value).__name__}")
 
 
 def read_sections(path: Path, sections: list[str]) -> dict[str, Any]:
