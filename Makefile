@@ -6,7 +6,7 @@ ARGS ?=
 TORCH ?=
 WORKERS ?= 2
 
-.PHONY: help setup run test test-trackers check bench soak report results status docs clean
+.PHONY: help setup again run test test-trackers check bench soak report results status docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -14,7 +14,8 @@ help: ## list the targets
 
 setup: $(VENV)/ready ## make .venv with all that runs and tests need: make setup TORCH=2.11.*
 
-$(VENV)/ready: pyproject.toml
+# with another TORCH than that of before it is made again
+$(VENV)/ready: pyproject.toml $(if $(TORCH),$(if $(filter $(TORCH),$(shell cat $(VENV)/ready 2>&1)),,again))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "sat needs Python 3.11 or newer; name one: make PYTHON=python3.12 setup"; exit 2; }
 	@echo "installing into $(VENV), once: torch and the rest, 6 GB with CUDA, some minutes;"
@@ -22,7 +23,9 @@ $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade --disable-pip-version-check pip || true  # a newer one shows progress
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[sweep,optuna,dev]' $(if $(TORCH),'torch==$(TORCH)')
-	@touch $@
+	@echo '$(TORCH)' > $@
+
+again:
 
 run: setup ## train, attack and record a run: make run ARGS="activation=gelu attack.steps=2"
 	@$(BIN)/python -m sat.run $(ARGS)

@@ -29,7 +29,6 @@ from sat.loggers.usage import Parser  # noqa: E402
 from sat.report.runs import finished, keep  # noqa: E402
 
 SAVING = 120.0  # seconds that a line has to end when it is stopped: a sweep gives its runs 60
-STOPPED = 130, 143, -15, -9  # exit codes by SIGINT, SIGTERM and SIGKILL
 LIST = Path(__file__).with_suffix(".txt")
 
 
@@ -43,11 +42,12 @@ def arguments(given: list[str] | None = None) -> Namespace:
     add("--minutes", type=float, default=float("inf"), metavar="M", help="then stop")
     add("--seeds", default="0,1,2", metavar="S,S", help="one after the other (0,1,2)")
     add("--dry-run", action="store_true", help="print the lines, do nothing")
-    own, line = parser.parse_args(given), ""
-    own.plan = {}
+    own, line = parser.parse_args(given, Namespace(plan={})), ""
+    for place in (own.data, own.out):
+        if shlex.quote(str(place)) != str(place) or place.is_file():
+            parser.error(f"{place}: stands in command lines; name a folder without odd signs")
     try:
-        lines = own.list.read_text().splitlines()
-        lines = [each for each in lines if each.partition("#")[0].strip()]
+        lines = [each for each in own.list.read_text().splitlines() if each.split("#")[0].strip()]
         for seed, line in product(own.seeds.split(","), lines):
             minutes, _, words = line.partition(":")
             command = words.strip().format(data=own.data, out=own.out, seed=seed)
@@ -55,9 +55,8 @@ def arguments(given: list[str] | None = None) -> Namespace:
             if not shlex.split(command):  # a quote may be open
                 raise ValueError("no words")
     except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
-        told = f"`{line}`: {error}" if line else str(error)
-        wanted = "write `minutes: words`, with {data} {out} {seed}"
-        parser.error(f"--plan {own.list}: {told}; {wanted}")
+        wanted = f"{error}; write `minutes: words`, with {{data}} {{out}} {{seed}}"
+        parser.error(f"--plan {own.list}: " + f"`{line}`: " * bool(line) + wanted)
     return own
 
 
@@ -69,24 +68,26 @@ def attend(command: str, log: Path, seconds: float) -> str:
         running = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
         )
+    told = True
     try:
         with suppress(subprocess.TimeoutExpired):
-            running.wait(seconds)
+            told = running.wait(seconds) is None
     finally:  # a signal ends this command, and the line with it; one that has ended hears nothing
         running.terminate()
         with suppress(subprocess.TimeoutExpired):
             running.wait(SAVING)
         running.kill()
-    code = running.wait()
-    return "done" if code == 0 else "stopped" if code in STOPPED else "failed"
+    code = running.wait()  # -9 of itself: the memory was full, say, and would be again
+    stopped = code in (130, 143, -15) or told and code == -9
+    return "done" if code == 0 else "stopped" if stopped else "failed"
 
 
 def carry_on(plan: dict[str, float], ledger: Path, seconds: float) -> list[str]:
     """One line after the other until the time is over; the state of each, which the ledger, a file,
     keeps."""
     states, end = dict[str, str](), time.monotonic() + seconds
-    with suppress(OSError, ValueError):
-        states = json.loads(ledger.read_text())
+    with suppress(OSError, ValueError, TypeError):
+        states = dict(json.loads(ledger.read_text()))
     ledger.parent.mkdir(parents=True, exist_ok=True)
     for command in sorted(plan, key=lambda command: states.get(command) == "failed"):
         left = end - time.monotonic()
@@ -109,8 +110,7 @@ def main(given: list[str] | None = None) -> int:
         print(*(f"python {command}" for command in own.plan), sep="\n")
         return 0
     on_signals(lambda number, _: sys.exit(128 + number))
-    ledger = own.out / f"{own.list.stem}.json"
-    states = carry_on(own.plan, ledger, 60 * own.minutes)
+    states = carry_on(own.plan, ledger := own.out / f"{own.list.stem}.json", 60 * own.minutes)
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("done", "stopped", "failed", "left"))
     print(f"{counts}; what they said: {ledger.with_suffix('.log')}")
     return 1 if "failed" in states else 0 if {*states} <= {"done"} else 143

@@ -182,8 +182,9 @@ def test_when_the_time_is_over_a_line_saves_itself_and_goes_on_next_time(
 def test_what_is_done_starts_no_process_and_a_changed_line_does(go, tmp_path):
     go({does("a"): 1, does("b"): 1})
     assert go({does("a"): 2, does("B"): 1}) == ["done", "done"] and go.went() == ["a", "b", "B"]
-    (tmp_path / "out/plan.json").write_text("{")  # damaged: once more, at worst
-    assert go({does("a"): 1}) == ["done"] and go.went()[-1] == "a"
+    for damaged in ("{", "[1]"):  # once more, at worst
+        (tmp_path / "out/plan.json").write_text(damaged)
+        assert go({does("a"): 1}) == ["done"] and go.went()[-1] == "a"
 
 
 def test_a_line_that_fails_keeps_no_other_waiting(go, tmp_path):
@@ -198,6 +199,22 @@ def test_a_line_that_does_not_stop_is_killed(go, monkeypatch):
     monkeypatch.setattr(plan, "SAVING", 0.1)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     assert go({deaf: 0.005}) == ["stopped"]
+
+
+def test_a_line_that_others_kill_has_failed(go):
+    """The memory was full, say: to go on with it would end there again, and never end."""
+    assert go({"import os; os.kill(os.getpid(), 9)": 1}) == ["failed"]
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["my images"], "my images: stands in command lines"),
+    ([".", "--out", "a;b"], "a;b: stands in command lines"),
+    ([".", "--out", str(SCRIPT)], f"{SCRIPT}: stands in command lines; name a folder"),
+])  # fmt: skip
+def test_places_that_are_no_words_are_refused(words, told, capsys):
+    with pytest.raises(SystemExit):
+        plan.main([*words, "--dry-run"])
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
