@@ -32,7 +32,8 @@ WIDE = 0.2  # of an image's entries share the first step of a measurement in L1
 @dataclass(frozen=True)
 class APGD(Attack):
     """Ascends `loss` for `steps` steps, and gives the point of the highest loss; that of the last
-    step is looked at too, so that it takes one forward more than PGD. `eps` is in 1/255.
+    step is looked at too, so that it takes one forward more than PGD. In a measurement it gives a
+    misclassified one where it saw any, as published. `eps` is in 1/255.
 
     `start` is where it begins: `uniform` at a random point at distance eps, `none` at the image, as
     trainings with few steps do (Croce and Hein 2022). In a training, eps rises from 0 during the
@@ -79,7 +80,8 @@ class APGD(Attack):
         ball = Ball(float(self.eps) / 255 * risen(progress, self.eps_warmup), self.norm)
         share = WIDE if progress is None else SPARSE
         search = search_in(ball, self.steps, self.start == "uniform", share)
-        return ascended(self, ([search], None), model, x, y, row_rng(rng, x))[0]
+        how = Searches([search], measures=progress is None)
+        return ascended(self, how, model, x, y, row_rng(rng, x))[0]
 
 
 class Ascending(Aim, Protocol):
@@ -91,35 +93,55 @@ class Ascending(Aim, Protocol):
     def batch_norm(self) -> str: ...
 
 
-# Searches in several balls, and the number [1] of that which is chosen.
-Among = tuple[Sequence["APGDSearch"], Tensor | None]
+@dataclass(frozen=True)
+class Searches:
+    """Searches in several balls, and the number [1] of the one that is `chosen`. Where this
+    `measures`, an image that fell on the way has fallen."""
+
+    all: Sequence["APGDSearch"]
+    chosen: Tensor | None = None
+    measures: bool = False
 
 
 def ascended(
-    attack: Ascending, among: Among, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng
+    attack: Ascending, searches: Searches, model: nn.Module, x: Tensor, y: Tensor, rng: RowRng
 ) -> tuple[Tensor, Tensor]:
-    """The points of highest loss in one of several balls, and which images [B] stood at every point
-    on the way.
+    """The points of highest loss, in a measurement of those where an image fell if there are any;
+    and which images [B] stood at every point on the way.
 
     All are searched in lock-step, each as if the network had been asked at its own point, which is
     true of the chosen one; so the choice costs no second pass, and the host learns nothing of it.
     """
-    (searches, chosen), label = among, one_label(y)
+    chosen, label = searches.chosen, one_label(y)
     stood = torch.ones_like(label, dtype=torch.bool)
     with frozen(model, attack.batch_norm):
         network, (loss, compared) = Bare(model), aimed(attack, model, x, y)
-        states = [{"x": x, "y": label, **search.begin(x, label, label, rng)} for search in searches]
+        states = [{"x": x, "y": label, **search.begin(x, label, label, rng)}
+                  for search in searches.all]  # fmt: skip
+        fallen = {"best": x, "best_loss": torch.full(label.shape, -torch.inf, device=x.device)}
+
+        def look(point: Tensor, logits: Tensor, losses: Tensor) -> None:
+            right = logits.argmax(1) == label
+            stood.logical_and_(right)
+            if searches.measures:
+                state = {**fallen, "point": point}
+                APGDSearch.note(state, losses.where(~right, -torch.inf))
+                fallen.update(state)
+
         for _ in range(attack.steps):
             point = _of_chosen(states, "point", chosen)
             logits, losses, gradient = network.gradient(point, lambda z: loss(z, compared))
-            stood &= logits.argmax(1) == label
-            for search, state in zip(searches, states, strict=True):
+            look(point, logits, losses)
+            for search, state in zip(searches.all, states, strict=True):
                 search.advance(state, losses, gradient)
-        logits, _ = network.logits(_of_chosen(states, "point", chosen))
-        stood &= logits.argmax(1) == label
+        point = _of_chosen(states, "point", chosen)
+        logits, _ = network.logits(point)
+        losses = loss(logits, compared)
+        look(point, logits, losses)
         for state in states:
-            APGDSearch.note(state, loss(logits, compared))
-    return _of_chosen(states, "best", chosen), stood
+            APGDSearch.note(state, losses)
+    best = _of_chosen(states, "best", chosen)
+    return where_rows(fallen["best_loss"] > -torch.inf, fallen["best"], best), stood
 
 
 def _of_chosen(states: Sequence[dict[str, Tensor]], key: str, chosen: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sat.arguments import check_ball, check_choices
-from sat.attacks.apgd import APGD, ascended, search_in
+from sat.attacks.apgd import APGD, Searches, ascended, search_in
 from sat.attacks.ball import SPARSE, Ball, Norm
 from sat.attacks.base import Attack, Mode, risen, row_rng
 from sat.attacks.losses import LossName
@@ -90,7 +90,7 @@ class Multi(Attack):
             search_in(Ball(ball.eps * rise, ball.norm), self.steps, self.start == "uniform", SPARSE)
             for ball in self.balls
         ]
-        x_adv, stood = ascended(self, (searches, self._chosen), model, x, y, rng)
+        x_adv, stood = ascended(self, Searches(searches, self._chosen), model, x, y, rng)
         self.counted[0] += stood.sum()
         self.counted[1] += len(x)
         return x_adv
