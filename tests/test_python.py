@@ -196,6 +196,7 @@ def channels_first(x):
 FORMS = {
     "a mapping": lambda a, b, c, d: {"x_train": a, "y_train": b, "x_test": c, "y_test": d},
     "tensors": lambda a, b, c, d: (channels_first(a), torch.tensor(b), channels_first(c), d),
+    "a mirrored view": lambda a, b, c, d: (mirrored(a), b, mirrored(c), d),
     "datasets": lambda a, b, c, d: [[*zip(map(channels_last, x), y, strict=True)] for x, y in
                                     ((a, b), (c, d))],
 }  # fmt: skip
@@ -213,6 +214,11 @@ class Torn:
 
 def channels_last(x):
     return x[:, :, None]
+
+
+def mirrored(x):
+    """The same images, as numpy sees them in a copy that lies the other way round."""
+    return x[:, ::-1].copy()[:, ::-1, :, None]
 
 
 @pytest.mark.parametrize("form", FORMS)

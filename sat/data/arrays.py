@@ -166,4 +166,4 @@ def _pixels(key: str, x: NDArray) -> NDArray:
         x = whole.astype(np.uint8)
     if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] not in (1, 3):
         x = x.transpose(0, 2, 3, 1)
-    return x[..., 0] if x.ndim == 4 and x.shape[3] == 1 else np.ascontiguousarray(x)
+    return np.ascontiguousarray(x[..., 0] if x.ndim == 4 and x.shape[3] == 1 else x)
