@@ -23,6 +23,7 @@ from sat.attacks.losses import (
     targeted_dlr,
 )
 from sat.attacks.network import Bare, Network, constant
+from sat.attacks.outcomes import of_logits
 from sat.attacks.patience import by_halvings
 from sat.rng import RowRng
 
@@ -121,7 +122,7 @@ def ascended(
         fallen = {"best": x, "best_loss": torch.full(label.shape, -torch.inf, device=x.device)}
 
         def look(point: Tensor, logits: Tensor, losses: Tensor) -> None:
-            right = logits.argmax(1) == label
+            right = of_logits(logits, label).right  # a tie is wrong
             stood.logical_and_(right)
             if searches.measures:
                 state = {**fallen, "point": point}

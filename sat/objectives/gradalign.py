@@ -20,7 +20,8 @@ class GradAlign(Regulariser):
     """Adds `weight` times the mean of 1 - cos(g(x), g(x + u)), where g is the gradient of the
     cross-entropy by the image and u uniform within +-eps; only the second is differentiated. Then
     the loss stays linear within the ball, and training with one step does not collapse. The mean is
-    over images where both gradients are above 0, as published; of none it is 0.
+    over images where both gradients are above 0, as published, of each part of a batch by itself;
+    of none it is 0.
 
     Published weights grow with eps: exp(eps ln(10) / 8 + ln(0.02)), that is 0.063 at 4/255, 0.2 at
     8/255 and 2 at 16/255. `eps` is in 1/255. Its two forwards are in training mode and move the
