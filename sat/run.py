@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -119,6 +120,8 @@ def refuse_words(words: list[str]) -> None:
     parser.error = partial(refuse_option, words)
     given = parser.parse_args([word for word in words if word != "--version"])
     if given.config_dir:
+        if sum(re.match(r"(--config-dir|-cd)(=|$)", word) is not None for word in words) > 1:
+            raise Refused("--config-dir: is there more than once; Hydra reads one folder")
         if not Path(given.config_dir).is_dir():
             raise Refused(f"--config-dir: {given.config_dir}: no such folder")
         refuse_hidden(Path(given.config_dir))

@@ -496,6 +496,11 @@ def test_a_file_of_the_users_that_would_not_be_read_is_told(name, sat, tmp_path)
     assert "seed=-1" in one_line(sat(*words))
 
 
+def test_a_second_folder_of_options_is_told(sat, tmp_path):
+    words = [f"--config-dir={tmp_path}", "--config-dir", str(tmp_path), "seed=-1"]
+    assert "--config-dir: is there more than once" in one_line(sat(*words))
+
+
 @pytest.mark.parametrize("key", ["record.root", "dataset.name", "model.weights", "evaluate"])
 def test_a_name_that_is_no_utf8_is_told(key, sat):
     line = one_line(sat(f"{key}=caf\udce9"))
