@@ -10,7 +10,7 @@ from typing import Any
 
 from sat import config, identity, sweep
 from sat.config import Spec, joint
-from sat.errors import Busy, Diverged, Fault, Lost, Refused, Stopped
+from sat.errors import Busy, Diverged, Fault, Lost, Refused, Stopped, is_of_the_compiler
 from sat.identity import SECTIONS, digest
 from sat.loggers import screen
 
@@ -73,7 +73,7 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
         log.error("%s", error)
     except Exception as error:
         outcome["message"] = f"{type(error).__name__}: {error}"
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        if is_of_the_compiler(error):
             told_of_the_compiler(error)
         else:
             log.exception("%s", outcome["message"])

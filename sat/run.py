@@ -33,6 +33,7 @@ from sat.loggers import screen, usage
 log = logging.getLogger("sat")
 
 
+@plugins.blaming()
 def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, Any]:
     """Does what is not done yet of one run, from a checked config to the headline of its result.
 
@@ -237,7 +238,7 @@ def main() -> None:
             words = joint.options_first(sys.argv[1:])
             refuse_words(words)
             if not answered(words):
-                if not {word for word in words if word[:1] == "-"} - {"-m", "--multirun"}:
+                if not {word for word in words if word[:1] == "-"} - {"-m"}:
                     screen.stage("starting")  # and no word of Hydra's own, which prints itself
                 sys.argv[1:], keys = joint.joined(place_keys_added(words))
                 os.environ[sweep.JOINT] = ",".join(keys)
