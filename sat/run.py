@@ -33,7 +33,6 @@ from sat.loggers import screen, usage
 log = logging.getLogger("sat")
 
 
-@plugins.blaming()
 def execute(spec: Spec, overrides: list[str], wait: bool = True) -> dict[str, Any]:
     """Does what is not done yet of one run, from a checked config to the headline of its result.
 

@@ -117,9 +117,6 @@ def test_the_command_line_wins():
         ("+schedule.epohcs=3", ["schedule.epohcs=3", "did you mean epochs?"]),
         ("sched.epochs=3", ["sched", "schedule"]),
         ("+sched.epochs=3", ["sched", "did you mean schedule?"]),
-        ("+choices.x=1", ["+choices.x=1: no such key"]),
-        ("~choices", ["~choices: no such key"]),
-        ("+report=1", ["+report=1: no such key"]),
         ("seeed=3", ["seeed", "did you mean seed?"]),
         ("schedule.epochs=many", ["schedule.epochs=many", "a number"]),
         ("attack.steps=1.5", ["attack.steps=1.5", "a whole number"]),
@@ -200,6 +197,12 @@ def test_bad_input_is_one_line_that_names_key_and_remedy(override, says):
     assert "\n" not in line and len(line) < 400
     for word in says:
         assert word in line, line
+
+
+@pytest.mark.parametrize("word", ["+choices.x=1", "++choices=1", "+report=1", "~report"])
+def test_what_a_config_has_beside_its_keys_is_no_key(word):
+    with pytest.raises(Refused, match=f"^{re.escape(word)}: no such key; .*allowed: dataset, "):
+        config.composed([word])
 
 
 def test_a_name_tells_what_experiments_vary():

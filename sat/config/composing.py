@@ -25,8 +25,9 @@ def composed(words: Sequence[str]) -> Spec:
 
 def refuse_slips(words: Sequence[str]) -> None:
     """Raises Refused for a word that a space has cut off from its value, for one key by two names,
-    of which Hydra would drop one, and for several options of a group where a run has one: Hydra
-    would lay the last over those before, whose keys stay."""
+    of which Hydra would drop one, for several options of a group where a run has one (Hydra would
+    lay the last over those before, whose keys stay), and for what is no key, though a config has
+    it."""
     keys = {word.partition("=")[0].lstrip("+") for word in words}
     if twice := [key for key in keys if "/" in key and key.replace("/", ".") in keys]:
         key = twice[0].replace("/", ".")
