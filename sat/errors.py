@@ -72,6 +72,12 @@ def refusing(prefix: str, **keys: str) -> Iterator[None]:
         raise Refused(f"{prefix}{keys.get(key, key)}{equals}{rest}") from error
 
 
+def is_signal(error: BaseException) -> bool:
+    """Whether a signal asks the program to end, and not code that calls sys.exit."""
+    code = getattr(error, "code", None)
+    return isinstance(error, SystemExit) and isinstance(code, int) and code > 128
+
+
 def first_line(error: BaseException) -> str:
     """What a refusal of ours says; what went wrong in code that is not ours, in a few words; of
     TorchScript its last line, which says it."""
@@ -87,6 +93,11 @@ def printable(text: str, kept: str = "") -> str:
     """Text as a terminal may show it: signs that move a cursor, or have no place in UTF-8, are
     written out (`\\x1b`), but for those that are `kept`. Names of files and classes hold any."""
     return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
+
+
+def is_of_the_compiler(error: BaseException) -> bool:
+    """Whether a network could not be compiled."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sat import config, identity, sweep
-from sat.config import Spec, joint
-from sat.errors import Busy, Diverged, Fault, Lost, Refused, Stopped
+from sat.config import Spec, joint, plugins
+from sat.errors import Busy, Diverged, Fault, Lost, Refused, Stopped, is_of_the_compiler
 from sat.identity import SECTIONS, digest
 from sat.loggers import screen
 
@@ -45,7 +45,8 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
         sweep.note(outcome := {**outcome, "name": place, "network": network_of(spec)})
         # A sweep takes what no other command line is at; what is left it waits for.
         wait = not sweeping or before is not None and before["message"] == sweep.PUT_OFF
-        outcome |= {"code": 0, "message": "", **execute(spec, overrides, wait)}
+        with plugins.blaming():
+            outcome |= {"code": 0, "message": "", **execute(spec, overrides, wait)}
     except Busy as error:
         outcome |= {"code": 0, "message": sweep.PUT_OFF}
         log.info("%s; put off to the end of the sweep", error)
@@ -73,16 +74,17 @@ def attempt(cfg: Any, at: Any, execute: Execute) -> dict[str, Any]:
         log.error("%s", error)
     except Exception as error:
         outcome["message"] = f"{type(error).__name__}: {error}"
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            told_of_the_compiler(error)
-        else:
-            log.exception("%s", outcome["message"])
+        tell_of(error)
     sweep.note({**outcome, "seconds": time.time() - outcome["began"]})
     return outcome
 
 
-def told_of_the_compiler(error: Exception) -> None:
-    """Says what to do where a network could not be compiled."""
+def tell_of(error: Exception) -> None:
+    """Says what nobody foresaw, with its traceback; what to do where a network could not be
+    compiled."""
+    if not is_of_the_compiler(error):
+        log.exception("%s: %s", type(error).__name__, error)
+        return
     from sat.acceleration.compilation import drop_library
 
     lines = [line for line in str(error).splitlines() if line]

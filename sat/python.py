@@ -75,7 +75,7 @@ def spec_of(words: list[str], model: nn.Module | None = None, data: Any = None) 
     """The checked run that the words ask for, of a network and images that its caller brings."""
     for word in words:
         key, is_override, _ = word.partition("=") if isinstance(word, str) else ("", "", "")
-        if not is_override or key.startswith("-") or key.lstrip("+~") == "evaluate":
+        if not is_override or key.startswith("-") or key.lstrip("+~") in ("evaluate", "hydra.mode"):
             text = "" if isinstance(word, str) else ' as text: sat.train("activation=gelu")'
             raise Refused(f"{word}: sat.train does one training; write key=value{text}")
     if data is not None:

@@ -240,7 +240,7 @@ def main() -> None:
             words = joint.options_first(sys.argv[1:])
             refuse_words(words)
             if not answered(words):
-                if not {word for word in words if word[:1] == "-"} - {"-m", "--multirun"}:
+                if not {word for word in words if word[:1] == "-"} - {"-m"}:
                     screen.stage("starting")  # and no word of Hydra's own, which prints itself
                 sys.argv[1:], keys = joint.joined(place_keys_added(words))
                 os.environ[sweep.JOINT] = ",".join(keys)

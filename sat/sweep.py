@@ -129,6 +129,8 @@ def refuse_overrides(words: Sequence[str]) -> None:
             continue
         if key == "hydra.sweeper.params" or key.startswith("hydra.sweeper.params."):
             raise Refused(f"{key}: is written as a sweep: -m seed=0,1,2")
+        if key == "hydra.mode" and value != "RUN":
+            raise Refused(f"{word}: a sweep is asked for with -m")
         if not f"{key}=".startswith(tuple(HYDRAS)):
             moves = re.match(r"hydra\.(job\.chdir|run|sweep|output_subdir)\b", key)
             own = "is Hydra's own; of its keys hydra/launcher, hydra.launcher.*, hydra/sweeper,"
@@ -390,6 +392,7 @@ def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str
 
     from sat.config import one_line
 
+    words = options_first(words)
     after = zip(["", *words], words, strict=False)
     refuse_overrides([w for before, w in after if w[:1] != "-" and before != "--config-dir"])
 
@@ -401,7 +404,6 @@ def each_job(words: Sequence[str], look: Callable[[Any, dict[str, str], list[str
 
     words, keys = joined(words)
     words = [w for w in words if not w.startswith(("hydra/launcher=", "hydra.launcher."))]
-    words = options_first(words)
     changed = ("HYDRA_FULL_ERROR", FOLDER, JOINT, plugins.TYPED)
     own = Singleton._instances  # the caller may be a program of Hydra's itself
     around = {cls: own.pop(cls) for cls in (GlobalHydra, HydraConfig) if cls in own}

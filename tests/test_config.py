@@ -199,6 +199,12 @@ def test_bad_input_is_one_line_that_names_key_and_remedy(override, says):
         assert word in line, line
 
 
+@pytest.mark.parametrize("word", ["+choices.x=1", "++choices=1", "+report=1", "~report"])
+def test_what_a_config_has_beside_its_keys_is_no_key(word):
+    with pytest.raises(Refused, match=f"^{re.escape(word)}: no such key; .*allowed: dataset, "):
+        config.composed([word])
+
+
 def test_a_name_tells_what_experiments_vary():
     def name(*overrides: str) -> str:
         return spec(*overrides).name.rpartition("-")[0]

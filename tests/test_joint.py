@@ -4,6 +4,7 @@ import pytest
 
 from sat import sweep
 from sat.config import composed, joint
+from sat.errors import Refused
 from sat.job import network_of
 
 WORDS = ["-m", "activation=relu,elu,celu", "activation.alpha=1,2"]
@@ -19,7 +20,7 @@ WORDS = ["-m", "activation=relu,elu,celu", "activation.alpha=1,2"]
         (["-m", "activation=elu,celu", "activation.alpha=1,2"], []),
         (["-m", "activation=relu,mine", "activation.alpha=1,2"], []),  # what it has, who knows
         (["-m", "attack=fgsm,pgd", "attack.steps=1,3"], ["attack.steps"]),
-        (["--multirun", "dataset=cifar100,imagenet", "dataset.crop=2"], ["dataset.crop"]),
+        (["-m", "dataset=cifar100,imagenet", "dataset.crop=2"], ["dataset.crop"]),
         (["-m", "activation=relu,elu", "activation.alhpa=1"], []),
         (["-m", "seed=1,2", "alpha=1", "x.y.z=1", "nothing.alpha=1", "--config-dir", "a=b"], []),
     ],
@@ -30,6 +31,19 @@ def test_keys_that_some_options_have_are_found(words, keys):
     marked = [word for word in told if word.startswith("++")]
     assert [word[2:].split("=")[0] for word in marked] == keys
     assert [word.removeprefix("++") for word in told] == words
+
+
+@pytest.mark.parametrize("word", ["--m", "--multi", "--multirun", "hydra.mode=MULTIRUN"])
+def test_whatever_asks_for_a_sweep_is_m(word):
+    words = joint.options_first([WORDS[1], word, "--config-dir", "mine", WORDS[2]])
+    assert words == ["-m", "--config-dir", "mine", *WORDS[1:]]
+    assert looked_at([word, *WORDS[1:], "seed=1"])[0][0] == ["activation=relu", "seed=1"]
+
+
+@pytest.mark.parametrize("word", ["hydra.mode=2", "hydra.mode='MULTIRUN'", "hydra.mode=null"])
+def test_a_mode_by_another_name_is_refused(word):
+    with pytest.raises(Refused, match="a sweep is asked for with -m"):
+        looked_at([*WORDS[1:], word])
 
 
 def looked_at(words):

@@ -351,6 +351,36 @@ def test_what_a_remote_tracker_was_told_it_is_not_told_again(tmp_path):
     assert Remote.told.count(("alarms", 64)) == Remote.told.count(("val/clean", 64)) == 1
 
 
+class Exiting(Logger):
+    """Asks the program to end, when it is told and when it is closed."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def scalars(self, values, images):
+        raise SystemExit(self.code)
+
+    def close(self, code=0):
+        raise SystemExit(self.code)
+
+
+@pytest.mark.parametrize("code", [None, 0, 3, "no licence"])
+def test_a_tracker_that_asks_the_program_to_end_ends_alone(code, tmp_path, caplog):
+    loggers = tracked(tmp_path, exiting=Exiting(code), whole=Remote())
+    Remote.told = []
+    for images in range(2):
+        loggers.scalars({"train/loss": 1.0}, images)
+    loggers.close()
+    assert len(Remote.told) == 2
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("logger=exiting: fails (SystemExit: ")
+
+
+def test_a_signal_that_finds_a_tracker_at_work_ends_the_run(tmp_path):
+    with pytest.raises(SystemExit):
+        tracked(tmp_path, exiting=Exiting(143)).scalars({"train/loss": 1.0}, 1)
+
+
 def test_a_tracker_that_fails_is_said_once_and_told_nothing_more(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(logging.getLogger("sat"), "warning", lambda *w: said.append(w[0] % w[1:]))

@@ -404,3 +404,118 @@ def test_an_attack_that_breaks_the_contract_is_refused_before_training(sat, mine
     assert done.code == 2 and not done.runs
     (line,) = done.err.strip().splitlines()
     assert line.startswith("! attack") and SAYS[fault] in line
+
+
+# mistakes in a class ------------------------------------------------------------------------------
+
+HEAD = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from torch import nn
+from sat.objectives import Objective
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+"""
+GATE = """
+class Broken(nn.Module):
+    def __init__(self, inplace: bool = False, slope: float = 1.0):
+        super().__init__()
+        self.slope = slope
+    def forward(self, x):
+        return x * (self.slope * x).sigmoid()
+"""
+NET = """
+class Part(nn.Module):
+    def __init__(self):
+        self.width = 4
+class Broken:
+    def __call__(self, channels, classes, size):
+        return """
+LOSS = """
+class Broken(Objective):
+    def __call__(self, model, x, x_adv, y, epoch=None):
+        """
+TRACKER = """
+class Broken:
+    files = """
+
+
+def gate(before: str, after: str) -> tuple[str, str]:
+    """A group, and a class of it: that of an activation with a mistake."""
+    assert before in GATE
+    return "activation", GATE.replace(before, after)
+
+
+def failing(error: str) -> tuple[str, str]:
+    return gate("super().__init__()", f"raise {error}  # here")
+
+
+SET_UP = "no torch.nn.Module, or it, or a module in it, lacks super().__init__() in its __init__"
+BY_NAME = "can't be given by name, as keys are; write each out, without *, ** and /"
+UNREAD = "arguments can't be read (NameError: name 'Sequence' is not defined); import what"
+# What the line says; of a fault in the code, where it is as well.
+MISTAKES = [
+    (gate("super().__init__()", "pass"), f"activation: Broken is {SET_UP}"),
+    (gate("(nn.Module)", ""), f"activation: Broken is {SET_UP}"),
+    (gate("1.0)", "1.0, **o: int)"), f"activation._target_=Broken: its argument **o {BY_NAME}"),
+    (gate("inplace: bool = False", "*o"), f"activation._target_=Broken: its argument *o {BY_NAME}"),
+    (gate("1.0)", "1.0, /)"), f"activation._target_=Broken: its argument inplace {BY_NAME}"),
+    (gate(": float", ": Sequence"), f"activation._target_=Broken: its {UNREAD}"),
+    (gate("bool = False, slope: float = 1.0", "bool"), "activation.inplace: is missing"),
+    (gate(": float = 1.0", "=nn.ReLU"), "must be a number, a word, a list or a mapping"),
+    (gate("= slope", "= nowhere  # here"), "NameError: name 'nowhere' is not defined"),
+    (failing("RuntimeError('boom')"), "RuntimeError: boom"),
+    (failing("TypeError('boom')"), "TypeError: boom"),
+    (failing("OSError('boom')"), "OSError: boom"),
+    (failing("SystemExit(0)"), "SystemExit: 0"),
+    (("model", NET + "Part()"), f"model: Part is {SET_UP}"),
+    (("model", NET + "nn.Sequential(nn.ReLU(), Part())"), f"model: Sequential is {SET_UP}"),
+    (("model", NET + "nn.ReLU"), f"model: ReLU is {SET_UP}"),
+    (("model", NET + "self.layers  # here"), "AttributeError: 'Broken' object has no attribute"),
+    (("objective", LOSS + "raise ValueError('boom')  # here"), "ValueError: boom"),
+    (("objective", LOSS + "raise SystemExit  # here"), "SystemExit"),
+    (("logger", TRACKER + "'a.txt'"), "logger.mine: files=a.txt: must be a tuple of patterns"),
+    (("logger", TRACKER + "('/a.txt',)"), "logger.mine: files=('/a.txt',): must be a tuple of pa"),
+]
+
+
+def option(mine: Path, group: str, code: str) -> list[str]:
+    """The words of a command line that take the class Broken of this code."""
+    (mine / "mypackage" / "__init__.py").write_text(HEAD + code)
+    text = "_target_: mypackage.Broken\n"
+    text += "weights: null\nmean: null\nstd: null\n" if group == "model" else ""
+    text = "mine:\n  " + text if group == "logger" else text
+    (mine / "conf" / group / "mine.yaml").write_text(text)
+    return [
+        "--config-dir",
+        str(mine / "conf"),
+        f"{group}={'[mine]' if group == 'logger' else 'mine'}",
+    ]
+
+
+@pytest.mark.parametrize("part, says", MISTAKES)
+def test_a_mistake_in_a_class_is_one_line(sat, mine, part, says):
+    size = [word for word in TINY if part[0] != "model" or not word.startswith("model.width")]
+    done = sat(*size, *option(mine, *part), tiny=False)
+    (line,) = done.err.strip().splitlines()
+    lines = (HEAD + part[1]).splitlines()
+    here = [number for number, text in enumerate(lines, 1) if text.endswith("# here")]
+    place = "".join(f"mypackage, line {number}: " for number in here)
+    assert line.startswith(f"! {place}") and says in line, line
+    assert done.code == (1 if here else 2)
+
+
+def test_an_argument_without_a_type_is_taken_as_it_is(sat, mine):
+    code = GATE.replace(": float = 1.0", "=(1.0,)").replace("= slope", "= slope[0]")
+    words = [*option(mine, "activation", code), "+activation.slope=[2]", "schedule.epochs=0.2"]
+    done = sat(*words)
+    assert done.code == 0, done.err
+    assert "slope:\n  - 2\n" in (done.run / "config.yaml").read_text()
+
+
+def test_a_tracker_that_says_little_need_not_derive_from_ours(sat, mine):
+    """A method that it lacks shows nothing."""
+    code = "class Broken:\n    def scalars(self, values, images):\n        print('told', images)"
+    done = sat(*option(mine, "logger", code))
+    assert done.code == 0 and "told 384" in done.out and not done.err, done.err

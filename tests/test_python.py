@@ -255,6 +255,7 @@ def test_what_images_are_refused(data, says):
     "words, more, says",
     [
         (["-m", "seed=1,2"], {}, "-m: sat.train does one training"),
+        (["hydra.mode=MULTIRUN"], {}, "hydra.mode=MULTIRUN: sat.train does one training"),
         (["evaluate=x.pt"], {}, "evaluate=x.pt: sat.train does one training"),
         (["++evaluate=x:y"], {}, "evaluate=x:y: sat.train does one training"),
         (["atack=pgd"], {}, "atack: no such"),

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sat.activations.functions import Keep
+from sat.errors import Refused
 
 # ReLU6 is a Hardtanh to torch.
 _ACTIVATIONS = (
@@ -91,11 +92,24 @@ def swap_activations(net: nn.Module, activation: Callable[[], nn.Module]) -> Swa
                 found.append((parent, key, name))
     kept = getattr(activation, "func", activation) is Keep
     for parent, key, _ in found if not kept else ():
-        new, old = activation().train(parent.training), getattr(parent, key)
+        new, old = activation(), getattr(parent, key)
+        check_module(new, "activation")
+        new.train(parent.training)
         if isinstance(new, _READ_OUTPUT):
             new.inplace = getattr(old, "inplace", False)
         setattr(parent, key, new)
     return SwapReport(tuple(name for *_, name in found), tuple(left), kept=kept)
+
+
+def check_module(made: Any, what: str) -> None:
+    """Raises Refused for what is no module, or was not set up as one, itself or a part of it."""
+    try:
+        [*made.modules()]
+    except (AttributeError, TypeError) as error:
+        raise Refused(
+            f"{what}: {getattr(made, '__name__', type(made).__name__)} is no torch.nn.Module, or"
+            " it, or a module in it, lacks super().__init__() in its __init__"
+        ) from error
 
 
 def _cuts(parent: nn.Module, key: str, child: nn.Module) -> bool:

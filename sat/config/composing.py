@@ -13,6 +13,9 @@ from sat.config.spec import BESIDE, PATHS, Spec, check
 from sat.errors import Refused, printable
 from sat.identity import SECTIONS
 
+# What a config has beside its keys: the options that were chosen, and what a report tells.
+UNGIVEN = ("choices", "report")
+
 
 def composed(words: Sequence[str]) -> Spec:
     """The checked run of a command line, as a single job; raises `Refused`."""
@@ -22,8 +25,9 @@ def composed(words: Sequence[str]) -> Spec:
 
 def refuse_slips(words: Sequence[str]) -> None:
     """Raises Refused for a word that a space has cut off from its value, for one key by two names,
-    of which Hydra would drop one, and for several options of a group where a run has one: Hydra
-    would lay the last over those before, whose keys stay."""
+    of which Hydra would drop one, for several options of a group where a run has one (Hydra would
+    lay the last over those before, whose keys stay), and for what is no key, though a config has
+    it."""
     keys = {word.partition("=")[0].lstrip("+") for word in words}
     if twice := [key for key in keys if "/" in key and key.replace("/", ".") in keys]:
         key = twice[0].replace("/", ".")
@@ -38,6 +42,9 @@ def refuse_slips(words: Sequence[str]) -> None:
                 raise Refused(f"{word}: has no =; quote a path with spaces whole: '{cut}=\"...\"'")
             raise Refused(f"{word}: is no override; write group=option or key=value")
         group = re.split("[/@]", key.lstrip("+~"))[0]
+        if group.split(".")[0] in UNGIVEN:
+            known = [*SECTIONS, *SCALARS, "logger", "recipe", "experiment"]
+            raise Refused(f"{word}: no such key; {nearest(group, known)}")
         if group in options() and group != "logger" and value.lstrip().startswith("["):
             if group == "experiment":
                 raise Refused(f"{word}: are several; name one experiment a command line")

@@ -13,13 +13,17 @@ from sat.config.groups import CONF, options
 JOINT = "SAT_SWEEP_JOINT"  # holds the keys, so that worker processes inherit them
 
 
-def options_first(words: list[str]) -> list[str]:
-    """The words with -m and --config-dir at the front: between overrides argparse refuses them."""
+def options_first(words: Sequence[str]) -> list[str]:
+    """The words with -m and --config-dir at the front: between overrides argparse refuses them.
+    What else asks for a sweep (`--multi`, `hydra.mode=MULTIRUN`) is written as -m."""
     first: list[str] = []
     rest: list[str] = []
     coming = iter(words)
     for word in coming:
-        option = word.split("=", 1)[0] in ("-m", "--multirun", "--config-dir")
+        shortened = len(word) > 2 and "--multirun".startswith(word)
+        if shortened or word.lstrip("+") == "hydra.mode=MULTIRUN":
+            word = "-m"
+        option = word.split("=", 1)[0] in ("-m", "--config-dir")
         (first if option else rest).append(word)
         if word == "--config-dir":
             first += [value for value in [next(coming, None)] if value is not None]
@@ -34,7 +38,7 @@ def joined(words: Sequence[str]) -> tuple[list[str], list[str]]:
     such key are the baseline: one run, however many values there are. A single run is refused as
     ever, and so is a sweep of which no option has the key.
     """
-    if not {"-m", "--multirun"} & {*words}:
+    if "-m" not in words:
         return list(words), []
     pairs = dict(word.split("=", 1) for word in words if "=" in word)
     keys = [key for key in pairs if key.count(".") == 1 and _some_have(key, pairs)]

@@ -8,11 +8,21 @@ module runs its code. So a package is imported only where it stands in the varia
 import importlib
 import inspect
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any
 
-from sat.errors import first_line
+from sat.errors import (
+    Busy,
+    Fault,
+    Refused,
+    Stopped,
+    first_line,
+    is_of_the_compiler,
+    is_signal,
+)
 
 VARIABLE = "SAT_PLUGINS"
 GROUP = "sat.plugins"
@@ -35,6 +45,26 @@ def is_typed() -> bool:
     """Whether who runs the program typed `evaluate=`: in the words of a job it may stand by the
     `hydra.sweeper.params` of a config, too."""
     return os.environ.get(TYPED) == "1"
+
+
+@contextmanager
+def blaming() -> Iterator[None]:
+    """Raises Fault, in one line that names the place, for what goes wrong in code of such packages,
+    or ends the program from there."""
+    try:
+        yield
+    except (Busy, Fault, Refused, Stopped):
+        raise
+    except (Exception, SystemExit) as error:
+        own = allowed()
+        passed = [
+            f"{frame.f_globals['__name__']}, line {line}"
+            for frame, line in traceback.walk_tb(error.__traceback__)
+            if frame.f_globals.get("__name__", "").split(".")[0] in own
+        ]
+        if not passed or is_signal(error) or is_of_the_compiler(error):
+            raise
+        raise Fault(f"{passed[-1]}: {first_line(error)}") from error
 
 
 def load(name: str) -> type:

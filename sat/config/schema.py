@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from sat.arguments import Written
 from sat.config.groups import is_group, short, targets, unknown
 from sat.config.plugins import load
-from sat.errors import Refused, refusing
+from sat.errors import Refused, first_line, refusing
 from sat.identity import Settings, defaults, settle
 
 
@@ -34,18 +34,17 @@ def build(node: Any, path: str, partial_: bool = False) -> Built:
     """The object that a config node describes. Raises Refused."""
     node = dict(node)
     cls: Any = target(node.pop("_target_", None), path)
-    hints = get_type_hints(cls.__init__)
-    allowed = [name for name in inspect.signature(cls).parameters if name != "inplace"]
-    unknown(node, allowed, path + ".", cls)
+    hints = _arguments(cls, path)
+    unknown(node, [*hints], path + ".", cls)
     if inspect.isabstract(cls):
         raise Refused(
             f"{path}._target_={cls.__name__}: is what several options share, and no option"
         )
     usual, values = defaults(cls), {}
-    for key in allowed:
+    for key, hint in hints.items():
         if key not in node and key not in usual:
             raise Refused(f"{path}.{key}: is missing; write {path}.{key}=...")
-        values[key] = _value(node.get(key, usual.get(key)), hints[key], f"{path}.{key}")
+        values[key] = _value(node.get(key, usual.get(key)), hint, f"{path}.{key}")
     given = {key: value.part for key, value in values.items()}
     with refusing(f"{path}."):
         built = cls(**given)
@@ -57,6 +56,28 @@ def build(node: Any, path: str, partial_: bool = False) -> Built:
         if isinstance(value.part, str) and isinstance(kept, float | str if size else float):
             typed[key] = told[key] = written(kept)  # 8 is 8/255
     return Built(partial(cls, **given) if partial_ else built, typed, settle(cls, told))
+
+
+def _arguments(cls: Any, path: str) -> dict[str, Any]:
+    """The arguments of a class that a config may give, and their types: Any where none is written.
+    Raises Refused for one that can't be given by name, and for a type that is not there."""
+    if getattr(cls.__init__, "__module__", "") == "typing":  # of a Protocol: there is none
+        return {}
+    try:
+        hints, parameters = get_type_hints(cls.__init__), inspect.signature(cls).parameters
+    except Exception as error:  # of any kind: annotations are code
+        raise Refused(
+            f"{path}._target_={cls.__name__}: its arguments can't be read ({first_line(error)});"
+            " import what their annotations name, and not under TYPE_CHECKING alone"
+        ) from error
+    for one in parameters.values():
+        if one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+            raise Refused(
+                f"{path}._target_={cls.__name__}: its argument {str(one).split(':')[0]} can't be"
+                " given by name, as keys are; write each out, without *, ** and /"
+            )
+    told = (k for k, one in parameters.items() if k != "inplace" or one.default is one.empty)
+    return {key: hints.get(key, Any) for key in told}
 
 
 def written(size: float | str) -> float | str:
@@ -160,7 +181,7 @@ def _is_computed_with(number: float) -> bool:
 def _convert(value: Any, hint: Any) -> Any:
     origin, options = get_origin(hint), get_args(hint)
     if hint is Any:
-        return value
+        return value if _is_plain(value) else _MISFIT
     if origin in (Union, types.UnionType):
         tried = (_convert(value, option) for option in options)
         return next((fit for fit in tried if fit is not _MISFIT), _MISFIT)
@@ -172,6 +193,15 @@ def _convert(value: Any, hint: Any) -> Any:
         items = [_convert(item, options[0]) for item in value]
         return _MISFIT if _MISFIT in items else origin(items)
     return _SCALARS.get(hint, lambda _: _MISFIT)(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether config.yaml can hold it."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    return type(value) in _SCALARS
 
 
 def _number(value: Any) -> bool:
@@ -188,7 +218,7 @@ _SCALARS: dict[Any, Callable[[Any], Any]] = {
     type(None): lambda v: None if v is None else _MISFIT,
 }
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
-          type(None): "null"}  # fmt: skip
+          type(None): "null", Any: "a number, a word, a list or a mapping"}  # fmt: skip
 
 
 def _describe(hint: Any) -> str:

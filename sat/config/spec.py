@@ -12,6 +12,7 @@ import yaml
 
 from sat.arguments import check_unit, complete
 from sat.config.groups import CONF, SCALARS, class_of, short, unknown
+from sat.config.plugins import blaming
 from sat.config.schema import build, convert, written
 from sat.errors import Refused, refusing
 from sat.identity import (
@@ -25,6 +26,7 @@ from sat.identity import (
     readable,
     refuse_moved,
 )
+from sat.loggers.base import Logger
 from sat.rundir.files import regular
 
 BESIDE = ("sizes", "report")  # of experiments: what a sweep varies, and what is told of it
@@ -204,8 +206,10 @@ def _file_digest(weights: str, key: str = "model.weights") -> str:
         raise Refused(f"{key}={weights}: {error.strerror or error}") from error
 
 
+@blaming()
 def check(plain: Mapping[str, Any]) -> Spec:
-    """Builds every part of a resolved config and names the run; raises `Refused`."""
+    """Builds every part of a resolved config and names the run; raises Refused, and Fault for what
+    fails in a class of the user's."""
     plain = dict(plain)
     choices = dict(plain.pop("choices", {}))
     for group in NEUTRAL.keys() - plain.keys():  # a run from before there was the group
@@ -273,8 +277,17 @@ def _loggers(nodes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     for name, node in (nodes or {}).items():
         if not isinstance(node, Mapping):
             raise Refused(f"logger.{name}={short(node)}: is no option; write 'logger=[{name}]'")
-        parts[name], typed[name], _ = build(node, f"logger.{name}")
+        tracker, typed[name], _ = build(node, f"logger.{name}")
+        complete(tracker, Logger)
+        if not isinstance(own := tracker.files, tuple | list) or not all(map(_is_pattern, own)):
+            text = "must be a tuple of patterns, such as ('points-*.txt',), of the run directory"
+            raise Refused(f"logger.{name}: files={short(own)}: {text}")
+        parts[name] = tracker
     return parts, typed
+
+
+def _is_pattern(text: Any) -> bool:
+    return isinstance(text, str) and text[:1] not in ("", "/")
 
 
 def _check_normalisation(model: Mapping[str, Any]) -> None:

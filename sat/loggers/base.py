@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sat.errors import Refused
+from sat.errors import Refused, is_signal
 from sat.rundir.files import read_text, regular
 
 log = logging.getLogger("sat")
@@ -165,12 +165,15 @@ class Loggers:
         """What fails in here ends this member, and nothing else."""
         try:
             yield
-        except Exception as error:
-            member = self.members.pop(name)
+        except (Exception, SystemExit) as error:
+            if is_signal(error):
+                raise
+            if (member := self.members.pop(name, None)) is None:  # it closes
+                return
             reason = str(error).strip().splitlines() or [""]
             text = f"{type(error).__name__}: {reason[0]}"[:300]
             log.warning("logger=%s: fails (%s); the run goes on without it", name, text)
-            with suppress(Exception):
+            with self._dropping(name):
                 member.close()
 
     def _new(self, tags: Any, images: int) -> Iterator[tuple[str, list[str]]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from sat.activations.swap import SwapReport, prove_swap, swap_activations, title
+from sat.activations.swap import SwapReport, check_module, prove_swap, swap_activations, title
 from sat.models.receptive_field import REFUSED, seen
 
 log = logging.getLogger("sat")
@@ -55,6 +55,7 @@ def assemble(
     the proof fails. The report is its `swap`; what it sees of such images, as one input gradient
     tells, is its `sight`.
     """
+    check_module(backbone, "model")
     report = swap_activations(backbone, activation)
     device = next(backbone.parameters()).device
     image = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
