@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -38,6 +39,15 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop():
     gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def level():
+    """What a command of this process shows is no matter of the next test's."""
+    log = logging.getLogger("sat")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 @pytest.fixture(autouse=True)

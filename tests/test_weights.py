@@ -118,7 +118,10 @@ def test_mean_and_std_set_by_hand_stay(theirs, tmp_path, caplog):
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
-@pytest.mark.parametrize("keys", [("model", "ema"), ("state_dict", "state_dict_ema")])
+@pytest.mark.parametrize("keys", [
+    ("model", "ema"), ("state_dict", "state_dict_ema"), ("model", "modelEMA"), ("net", "emaModel"),
+    ("net", "netema"), ("net", "EMANet"), ("net", "averaged_net"), ("model", "model_avg"),
+])  # fmt: skip
 def test_averages_come_first_and_the_log_says_so(keys, theirs, tmp_path, caplog):
     plain, average = keys
     other = classifier(3)
@@ -134,15 +137,18 @@ def test_averages_come_first_and_the_log_says_so(keys, theirs, tmp_path, caplog)
     assert torch.equal(logits(mine), logits(theirs)) and repr(average) in caplog.text
 
 
-@pytest.mark.parametrize("name", ["schema", "swapped", "swag_mean", "teacher"])
+@pytest.mark.parametrize("name", ["schema", "swapped", "swag_mean", "teacher", "momentum_encoder"])
 def test_two_networks_of_which_none_is_an_average_are_refused(name, theirs, tmp_path):
     state = {"model": theirs.state_dict(), name: classifier(3).state_dict()}
     torch.save(state, tmp_path / "w.pt")
     assert f"two networks of this kind with other values, 'model' and '{name}'" in refusal(
         classifier(2), tmp_path / "w.pt"
     )
-    state = {"model": theirs.state_dict(), name: copied(theirs.state_dict(), "module.")}
-    torch.save(state, tmp_path / "w.pt")
+    equal, half = copied(theirs.state_dict(), "module."), copied(theirs.state_dict())
+    half = {key: value.half() for key, value in half.items() if value.is_floating_point()}
+    fewer = classifier(3, classes=4).state_dict()  # of other shapes
+    torch.save({"model": theirs.state_dict(), name: equal, "half": half, "other": fewer},
+               tmp_path / "w.pt")  # fmt: skip
     mine = classifier(2)
     load_weights(mine, str(tmp_path / "w.pt"))
     assert torch.equal(logits(mine), logits(theirs))

@@ -47,6 +47,7 @@ _ACTIVATION_CALLS = frozenset(
 )
 _SIGMOID_CALLS = frozenset({"sigmoid", "special_expit", "hardsigmoid"})
 _GATE_CALLS = _SIGMOID_CALLS | {"log_sigmoid", "glu", "softmax", "log_softmax"}
+_FAILS = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 _PRODUCTS = frozenset({"mul", "multiply", "rmul", "imul"})
 _PAIRS = frozenset({"maximum", "max", "fmax", "minimum", "min", "fmin"})  # of two tensors
 _CUTS = _PAIRS | {"clamp", "clip", "clamp_min", "clamp_max"}
@@ -137,7 +138,7 @@ def prove_swap(net: nn.Module, x: Tensor, report: SwapReport) -> SwapReport:
     try:
         with in_eval_mode(net), torch.no_grad(), watch, _Operations(watch):
             net(x)
-    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except _FAILS as error:
         size = "x".join(map(str, x.shape[1:]))
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -305,7 +306,7 @@ def _cuts_at_zero(name: str, given: list, kwargs: dict) -> bool:
 def _cuts_off(x: Tensor, bound: Any, from_above: bool = False) -> bool:
     if bound is None or torch.as_tensor(bound).any():
         return False
-    return bool(((x > 0) if from_above else (x < 0)).any() or not x.any())
+    return bool((x > 0).any() if from_above else (x < 0).any() or not x.any())
 
 
 @cache

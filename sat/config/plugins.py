@@ -21,6 +21,7 @@ from sat.errors import (
     Stopped,
     first_line,
     is_of_the_compiler,
+    is_out_of_memory,
     is_signal,
 )
 
@@ -62,7 +63,8 @@ def blaming() -> Iterator[None]:
             for frame, line in traceback.walk_tb(error.__traceback__)
             if frame.f_globals.get("__name__", "").split(".")[0] in own
         ]
-        if not passed or is_signal(error) or is_of_the_compiler(error):
+        system = getattr(error, "errno", None) is not None or is_out_of_memory(error)
+        if not passed or system or is_signal(error) or is_of_the_compiler(error):
             raise
         raise Fault(f"{passed[-1]}: {first_line(error)}") from error
 

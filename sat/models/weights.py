@@ -28,8 +28,11 @@ Tensors = Mapping[str, Tensor]
 # Counters of updates: no output of a trained model depends on them.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _HELPER = re.compile(r"(^|\.)(criterion|loss\w*|metrics?|attacker|optimizer)\.")
-_AVERAGE = re.compile(r"(?<![a-z])(averaged?|avg|ema|swa)(?![a-z])")  # `model_ema`, not `schema`
-_OPTIMIZER = re.compile(r"(^|\.)(optim\w*|exp_avg\w*|momentum\w*)(\.|$)")
+# `model_ema`, `modelEMA`, `netema`; and neither `schema` nor `swapped`
+_AVERAGE = re.compile(r"averag|(?<![a-z])(avg|ema|swa)(?![a-z])|(?<!sch)ema(?![a-z])")
+_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_OPTIMIZER = re.compile(r"(^|\.)(optim(i[sz]ers?)?(_state(_dict)?)?|exp_avg(_sq)?"
+                        r"|momentum_buffer)(\.|$)")  # fmt: skip
 _MEAN = re.compile(r"(?!running).*(mean|(^|_)mu($|_))")
 _STD = re.compile(r"(?!running).*(std|sigma)")
 
@@ -184,19 +187,34 @@ def _find(state: Any, own: Tensors) -> tuple[str, str, Tensors]:
             f"holds none of this network's weights; there: {there}; here: {_listed(own)}"
         )
     fitting = [(fit[0], fit[2], fit[3]) for fit in found if fit[1] == most]
-    averages = [fit for fit in fitting if _AVERAGE.search(fit[0].lower())]
-    depth = min(fit[0].count(".") for fit in averages or fitting)
-    alike = [fit for fit in averages or fitting if fit[0].count(".") == depth]
-    (name, prefix, held), *others = alike
+    shaped = [fit for fit in fitting if _has_shapes(fit[2], fit[1], own)]
+    averages = [fit for fit in shaped or fitting if _is_average(fit[0])]
+    left = averages or shaped or fitting
+    depth = min(fit[0].count(".") for fit in left)
+    (name, prefix, held), *others = [fit for fit in left if fit[0].count(".") == depth]
     for other, before, its in others:
         keys = [key for key in wanted if prefix + key in held and before + key in its]
-        same = (torch.equal(held[prefix + key], its[before + key]) for key in keys)
+        same = (_alike(held[prefix + key], its[before + key]) for key in keys)
         if len(keys) < most or not all(same):
             raise ValueError(
                 f"holds two networks of this kind with other values, {name!r} and {other!r}; save"
                 " the one that is meant"
             )
     return name, prefix, held
+
+
+def _is_average(name: str) -> bool:
+    return _AVERAGE.search(_WORDS.sub("_", name).lower()) is not None
+
+
+def _has_shapes(held: Tensors, prefix: str, own: Tensors) -> bool:
+    return all(held[prefix + k].shape == t.shape for k, t in own.items() if prefix + k in held)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal in the narrower of their types."""
+    narrow = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(one.to(narrow).nan_to_num(), other.to(narrow).nan_to_num())
 
 
 def _prefix(names: Iterable[str], wanted: Collection[str]) -> tuple[int, str]:
