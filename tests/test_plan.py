@@ -139,7 +139,7 @@ def stop(*_):
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
 open("ready", "w").close()
-time.sleep(60)
+for _ in range(600): time.sleep(0.1)  # a signal just before a sleep waits for its end
 """  # the first time it waits to be stopped, and saves; the second time it ends
 
 
@@ -219,7 +219,7 @@ def test_places_that_are_no_words_are_refused(words, told, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_the_line_and_the_command(tmp_path, number, code):
-    asks = SAVES.replace("time.sleep", f"os.kill(os.getppid(), {int(number)}); time.sleep")
+    asks = SAVES.replace("for _", f"os.kill(os.getppid(), {int(number)})\nfor _")
     (tmp_path / "asks.py").write_text(asks)
     (tmp_path / "list.txt").write_text("1: asks.py\n1: -c pass\n")
     done = subprocess.run([sys.executable, SCRIPT, ".", "--plan", "list.txt"], cwd=tmp_path,
