@@ -204,6 +204,8 @@ def test_yaml_is_data_and_can_not_unfold(tmp_path):
         with pytest.raises(Refused, match=str(path)) as refusal:
             untrusted.read_yaml(path)
         assert time.process_time() - begun < 5 and len(str(refusal.value)) < 400
+    (tmp_path / "ours").write_text("a: &a [1, *a]\n")  # a file of ours may hold aliases
+    assert untrusted.read_yaml(tmp_path / "ours", aliases=True)["a"][0] == 1
     (tmp_path / "dates").write_text("a: 2024-01-01\n2024-01-02: !!timestamp 2024-01-03\n")
     dates = {"a": "2024-01-01", "2024-01-02": "2024-01-03"}
     assert untrusted.read_yaml(tmp_path / "dates") == dates
