@@ -122,12 +122,13 @@ def ascended(
         fallen = {"best": x, "best_loss": torch.full(label.shape, -torch.inf, device=x.device)}
 
         def look(point: Tensor, logits: Tensor, losses: Tensor) -> None:
-            right = of_logits(logits, label).right  # a tie is wrong
-            stood.logical_and_(right)
-            if searches.measures:
+            right = logits.argmax(1) == label
+            if searches.measures:  # where a tie is wrong
+                right = of_logits(logits, label).right
                 state = {**fallen, "point": point}
                 APGDSearch.note(state, losses.where(~right, -torch.inf))
                 fallen.update(state)
+            stood.logical_and_(right)
 
         for _ in range(attack.steps):
             point = _of_chosen(states, "point", chosen)
